@@ -1,0 +1,2 @@
+//! Guests to run.
+#![forbid(unsafe_code)]

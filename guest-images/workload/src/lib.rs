@@ -1,0 +1,3 @@
+//! What the built-in guest and its clients must agree on.
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,60 @@
+//! The arbiter: who may run alone.
+//!
+//! It hands out generations, each once (R4). Neither the primary nor the backup can decide alone
+//! that the other is gone: the first that claims the generation after the one both know gets it, the
+//! other is refused and stops.
+
+use crate::ids::Generation;
+
+/// What a claimant asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// To start the guest from nothing. Granted only if no holder is alive.
+    Start,
+    /// To own the guest after generation `0`, which is the one the claimant knows: a primary that goes
+    /// on alone, or a backup that is promoted. Granted only if nobody was granted a later one.
+    After(Generation),
+}
+
+/// The arbiter's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The claimant holds this generation now.
+    Granted(Generation),
+    /// Somebody else holds the guest.
+    Refused {
+        /// The generation in force.
+        current: Generation,
+        /// Who holds it, in words for a person.
+        holder: String,
+    },
+}
+
+/// Why an arbiter gave no answer. The claimant holds nothing; it may ask again.
+#[derive(Debug, thiserror::Error)]
+#[error("arbiter {arbiter}: {what}")]
+pub struct ArbiterError {
+    /// The arbiter, for example the path of its file.
+    pub arbiter: String,
+    /// What was attempted.
+    pub what: String,
+    /// The cause.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Hands out generations. Calls may block for as long as storage or network take.
+pub trait Arbiter: Send + Sync + 'static {
+    /// Claims a generation, atomically. A repeated claim by the holder itself, made because the first
+    /// answer got lost, is granted again with the same generation.
+    ///
+    /// # Errors
+    /// If the arbiter cannot be asked; the claimant then knows nothing.
+    fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError>;
+
+    /// The generation in force and its holder.
+    ///
+    /// # Errors
+    /// As [`Arbiter::claim`].
+    fn current(&self) -> Result<(Generation, String), ArbiterError>;
+}

@@ -1,0 +1,130 @@
+//! What the two sides say to each other over the logging channel.
+//!
+//! Every message travels in one transport frame, whose header carries the sender's generation and,
+//! where it belongs to one, the epoch.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::{Difference, Fingerprint};
+use crate::ids::{EpochId, Generation};
+use crate::page_set::MemoryLayout;
+use crate::ports::SealedOutput;
+
+/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncPages` while the
+/// guest runs; then for each epoch `EpochPages`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered
+/// by `Ack`. `Heartbeat` at any time after `Welcome`; `Bye` last.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// Primary introduces itself and its machine.
+    Hello(Hello),
+    /// Backup accepts.
+    Welcome(Welcome),
+    /// Backup does not accept.
+    Refuse(Refusal),
+    /// Pages of the initial synchronisation; applied at once, as there is no committed state yet.
+    SyncPages(Bytes),
+    /// Pages of an epoch, encoded by the page codec.
+    EpochPages {
+        /// The epoch.
+        epoch: EpochId,
+        /// A batch of the page codec.
+        batch: Bytes,
+    },
+    /// Machine state at the end of an epoch.
+    EpochState {
+        /// The epoch.
+        epoch: EpochId,
+        /// As [`PausedMachine::save`](crate::ports::PausedMachine::save) wrote it.
+        state: Bytes,
+    },
+    /// The output sealed under an epoch (bounded), for repetition after a failover.
+    EpochOutput {
+        /// The epoch.
+        epoch: EpochId,
+        /// The output.
+        output: SealedOutput,
+    },
+    /// An epoch is complete.
+    EpochEnd {
+        /// The epoch.
+        epoch: EpochId,
+        /// What it consisted of, to be verified.
+        summary: EpochSummary,
+    },
+    /// Backup has the epoch whole and verified and can always commit it (step ⑧).
+    Ack {
+        /// The epoch.
+        epoch: EpochId,
+    },
+    /// A sign of life.
+    Heartbeat,
+    /// The sender leaves on purpose.
+    Bye(Bye),
+}
+
+/// The primary's introduction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Name of the virtual machine; both sides must be configured for the same.
+    pub vm: String,
+    /// The primary's name, for messages to people.
+    pub node: String,
+    /// The primary's machine.
+    pub fingerprint: Fingerprint,
+    /// The primary's guest memory.
+    pub layout: MemoryLayout,
+}
+
+/// The backup's acceptance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The backup's name, for messages to people.
+    pub node: String,
+}
+
+/// The backup's refusal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Configured for another virtual machine.
+    OtherVm {
+        /// The backup's.
+        vm: String,
+    },
+    /// The machines differ.
+    Differs(Vec<Difference>),
+    /// The backup knows of a later generation.
+    Stale {
+        /// The one it knows.
+        current: Generation,
+    },
+    /// The backup is protecting against another primary's failure, or has been promoted.
+    Busy(String),
+}
+
+/// What an epoch consisted of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochSummary {
+    /// Pages shipped.
+    pub pages: u64,
+    /// `EpochPages` messages shipped.
+    pub batches: u32,
+    /// CRC32 over the bodies of all the epoch's messages before `EpochEnd`, in order.
+    pub digest: u32,
+}
+
+/// Why a side leaves on purpose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Bye {
+    /// The guest ended (powered off) or the operator stopped the primary: nothing to take over.
+    GuestStopped,
+    /// The backup goes away; the primary should look for another one.
+    BackupStopped,
+    /// The sender holds an older generation, or learnt that the other does.
+    Fenced {
+        /// The generation in force.
+        current: Generation,
+    },
+    /// The sender could not accept what it received.
+    Protocol(String),
+}

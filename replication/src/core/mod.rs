@@ -1,0 +1,7 @@
+//! The sans-IO core: decides what primary and backup do. No sockets, threads, clocks or KVM here;
+//! time comes in as a [`Duration`](std::time::Duration) since an arbitrary origin. The simulator in
+//! `replication/tests` runs exactly this code.
+
+pub mod backup;
+pub mod message;
+pub mod primary;

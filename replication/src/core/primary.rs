@@ -1,0 +1,124 @@
+//! The primary's state machine.
+
+use std::time::Duration;
+
+use super::message::Message;
+use crate::arbiter::Verdict;
+use crate::ids::{EpochId, Generation};
+
+/// When epochs end, and when a silent backup counts as lost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// An epoch ends at the latest after this. Default 25 ms.
+    pub epoch_interval: Duration,
+    /// No epoch is shorter than this. Default 2 ms.
+    pub epoch_interval_min: Duration,
+    /// Sync on output: with output waiting, the epoch ends once no output came for this long.
+    /// `None`: only the timer counts. Default 1 ms.
+    pub output_quiet: Option<Duration>,
+    /// A sign of life is sent at least this often. Default 20 ms.
+    pub heartbeat_interval: Duration,
+    /// No sign of life on any path, or no acknowledgement of a shipped epoch, for this long: the peer
+    /// counts as lost. Default 150 ms.
+    pub heartbeat_timeout: Duration,
+    /// How long to wait before asking an arbiter again that gave no answer. Default 100 ms.
+    pub arbiter_retry: Duration,
+    /// Pre-copy ends when a round leaves at most this many dirty pages. Default 4096.
+    pub sync_pages_left: u64,
+    /// Pre-copy ends after this many rounds in any case. Default 8.
+    pub sync_rounds_max: u32,
+}
+
+/// What happens to the primary.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PrimaryInput {
+    /// A new link to a backup is up.
+    LinkUp,
+    /// A message came over the link.
+    Received {
+        /// The sender's generation, from the frame header.
+        generation: Generation,
+        /// The message.
+        message: Message,
+    },
+    /// The link is gone: closed, reset, or broken by a malformed frame.
+    LinkDown {
+        /// Why, for people.
+        cause: String,
+    },
+    /// A heartbeat came on the separate path.
+    HeartbeatHeard {
+        /// The sender's generation.
+        generation: Generation,
+    },
+    /// A pre-copy round has been shipped.
+    SyncRoundShipped {
+        /// Pages dirtied meanwhile, not shipped yet.
+        pages_left: u64,
+    },
+    /// The guest was paused and the epoch's pages, state and output captured and sealed; it runs again.
+    Captured {
+        /// The epoch.
+        epoch: EpochId,
+    },
+    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given back.
+    CaptureFailed {
+        /// The epoch.
+        epoch: EpochId,
+        /// Why.
+        error: String,
+    },
+    /// The last message of the epoch has been handed to the link.
+    Shipped {
+        /// The epoch.
+        epoch: EpochId,
+    },
+    /// The gate holds fresh output.
+    OutputWaiting,
+    /// End the epoch as soon as possible: the gate or the dirty-page pool is nearly full, or somebody
+    /// asked for a checkpoint.
+    CheckpointWanted,
+    /// The arbiter's answer to [`PrimaryEffect::Claim`] or [`PrimaryEffect::Confirm`].
+    Verdict(Verdict),
+    /// The arbiter could not be asked.
+    ArbiterUnavailable,
+    /// The guest ended, or the operator stops it.
+    GuestStopped,
+    /// Time passed; look at the timers.
+    Tick,
+}
+
+/// What the primary's runtime must do, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PrimaryEffect {
+    /// Send a message over the link.
+    Send(Message),
+    /// Start dirty tracking and ship all of memory, then report `SyncRoundShipped`.
+    StartSync,
+    /// Ship what was dirtied since the last round, then report `SyncRoundShipped`.
+    SyncRound,
+    /// Pause, capture, hold output from now on, seal, resume, ship; report `Captured`, `Shipped`.
+    Capture(EpochId),
+    /// Let output through this epoch go. Emitted nowhere but for acked epochs (R1).
+    Release(EpochId),
+    /// Close the link to the backup; drop what is still queued for it.
+    CloseLink,
+    /// Ask the arbiter for the generation after this one.
+    Claim(Generation),
+    /// Ask the arbiter whether this generation is still in force, before anything is released: this
+    /// process was stalled for so long that the backup may have been promoted.
+    Confirm(Generation),
+    /// Run alone under the new generation: open the gate, stop dirty tracking, raise an alarm, look for
+    /// a new backup.
+    GoAlone {
+        /// The generation granted.
+        generation: Generation,
+        /// Why the backup is lost.
+        cause: String,
+    },
+    /// Somebody else owns the guest: shut the gate, stop the guest, end with this reason.
+    Fenced {
+        /// For a person: who holds the guest and since which generation.
+        reason: String,
+    },
+}

@@ -1,0 +1,218 @@
+//! The small traits an embedding VMM implements.
+//!
+//! [`Machine`] is the VM as replication sees it, [`PausedMachine`] the same VM while its vCPUs stand
+//! still and no device touches memory, [`PageMemory`] its RAM, [`OutputGate`] everything it says to
+//! the outside. Nothing here knows KVM.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+use crate::ids::{EpochId, Page, PageIndex};
+use crate::page_set::{MemoryLayout, PageSet};
+
+/// What went wrong in the embedding VMM. The text must name the thing.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct MachineError {
+    /// What was attempted, on what.
+    pub what: String,
+    /// The cause.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl MachineError {
+    /// An error without a further cause.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            source: None,
+        }
+    }
+
+    /// An error with its cause.
+    pub fn caused(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            what: what.into(),
+            source: Some(source.into()),
+        }
+    }
+}
+
+/// Guest RAM, page by page. Safe to use from several threads; that a page read while the guest runs
+/// may be torn is the caller's business (such a page is dirty again and will be sent again).
+pub trait PageMemory: Send + Sync {
+    /// The regions of guest RAM. Never changes.
+    fn layout(&self) -> &MemoryLayout;
+
+    /// Copies a page out.
+    ///
+    /// # Errors
+    /// If the page is not guest RAM.
+    fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError>;
+
+    /// Overwrites a page. Does not mark it dirty.
+    ///
+    /// # Errors
+    /// If the page is not guest RAM.
+    fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError>;
+
+    /// Makes all of memory zero, as in a fresh VM.
+    ///
+    /// # Errors
+    /// If the host cannot.
+    fn clear(&self) -> Result<(), MachineError>;
+}
+
+/// Output of one epoch, sealed at its end, in the order the guest sent it per device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedOutput {
+    /// Network frames. May be a bounded suffix of what the epoch sent: they are sent once more after
+    /// a failover to spare the clients a retransmission timeout, and networks may lose frames.
+    pub frames: Vec<NetworkFrame>,
+    /// Console bytes. Always complete.
+    pub console: Vec<ConsoleOutput>,
+}
+
+/// One Ethernet frame that the guest sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkFrame {
+    /// Number of the network device, in configuration order.
+    pub device: u16,
+    /// The frame, from the destination address on.
+    pub bytes: Bytes,
+}
+
+/// Bytes that the guest wrote to a console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleOutput {
+    /// Number of the console device, in configuration order.
+    pub device: u16,
+    /// How many bytes the guest had written to this console before these.
+    pub position: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Everything the guest says to the outside passes here (step ⑨).
+///
+/// A gate starts *open* (output passes at once). `hold` closes it: output collects in the current
+/// bucket. `seal` ends the bucket and names it by its epoch. `release` lets sealed buckets go, in
+/// order. The gate is bounded: when it is full the devices stop taking output from the guest, nothing
+/// is dropped, and the listener is told.
+pub trait OutputGate: Send + Sync {
+    /// From now on, output is held. Called while the guest is paused.
+    fn hold(&self);
+
+    /// Ends the current bucket as `epoch`'s and returns a copy for the backup. Called while the guest
+    /// is paused and the gate holds.
+    fn seal(&self, epoch: EpochId) -> SealedOutput;
+
+    /// Lets the output of all epochs up to and including `through` go.
+    fn release(&self, through: EpochId);
+
+    /// Lets everything go and opens the gate: the arbiter granted this side to run alone.
+    fn open(&self);
+
+    /// Drops everything held and lets nothing out any more, for good: another side owns the guest.
+    fn shut(&self);
+
+    /// Sends `output` of the last committed epoch once more, after a promotion and before the guest
+    /// runs. Console bytes that the console already has are left out.
+    fn repeat(&self, output: &SealedOutput);
+
+    /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
+    /// nearly full.
+    fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>);
+}
+
+/// What an [`OutputGate`] tells its listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputEvent {
+    /// The current bucket has just got (more) output.
+    Waiting,
+    /// The gate is so full that the guest's output is being slowed.
+    Full,
+}
+
+/// A virtual machine that can be protected, or that can take over another one's state.
+pub trait Machine: Send + 'static {
+    /// What must be equal on both hosts.
+    fn fingerprint(&self) -> Fingerprint;
+
+    /// Guest RAM.
+    fn memory(&self) -> Arc<dyn PageMemory>;
+
+    /// The machine's output gate.
+    fn gate(&self) -> Arc<dyn OutputGate>;
+
+    /// Starts to track dirty pages, the guest running. Every page written from now on is dirty; all
+    /// others count as clean.
+    ///
+    /// # Errors
+    /// If the host cannot.
+    fn start_tracking(&mut self) -> Result<(), MachineError>;
+
+    /// Stops to track dirty pages.
+    ///
+    /// # Errors
+    /// If the host cannot.
+    fn stop_tracking(&mut self) -> Result<(), MachineError>;
+
+    /// Adds the pages dirtied since the last harvest to `into` and forgets them, the guest running.
+    ///
+    /// # Errors
+    /// If the host cannot; then no bit is lost: what was read is in `into`, the rest still tracked.
+    fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+
+    /// Stops vCPUs and devices at a point where the whole state can be saved. The guest resumes when
+    /// the returned guard is dropped (R7).
+    ///
+    /// # Errors
+    /// If it cannot be paused; it then runs on.
+    fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError>;
+
+    /// Loads state saved by [`PausedMachine::save`] into this machine, which has never run or is
+    /// stopped. Memory has been written already.
+    ///
+    /// # Errors
+    /// If the state is malformed or does not fit; the machine must then not be run.
+    fn restore(&mut self, state: &[u8]) -> Result<(), MachineError>;
+
+    /// Tells the network where the guest is now (gratuitous ARP, RARP), past the gate.
+    fn announce(&mut self);
+
+    /// Runs the guest: for the first time, or after [`Machine::restore`].
+    ///
+    /// # Errors
+    /// If the vCPUs cannot be started.
+    fn run(&mut self) -> Result<(), MachineError>;
+
+    /// Stops the guest for good.
+    fn stop(&mut self);
+}
+
+/// A machine that stands still; see [`Machine::pause`]. Dropping it lets the guest run on.
+pub trait PausedMachine {
+    /// Adds the pages dirtied since the last harvest to `into` and forgets them.
+    ///
+    /// # Errors
+    /// As [`Machine::harvest_running`].
+    fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+
+    /// Appends the state of devices, VM and vCPUs to `into`. Does not write guest memory.
+    ///
+    /// # Errors
+    /// If some state cannot be read.
+    fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError>;
+
+    /// Leaves the guest stopped instead of resuming it when the guard is dropped: its state has been
+    /// handed over, or another side owns it.
+    fn stay_stopped(&mut self);
+}
