@@ -4,6 +4,10 @@
 //! that the other is gone: the first that claims the generation after the one both know gets it, the
 //! other is refused and stops.
 
+pub mod file;
+
+pub use file::FileArbiter;
+
 use crate::ids::Generation;
 
 /// What a claimant asks for.
