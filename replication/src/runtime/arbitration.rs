@@ -1,0 +1,58 @@
+//! Asks the arbiter without blocking the driver: each call runs on a thread of its own, because
+//! storage that hangs must not hang heartbeats.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
+use crate::ids::Generation;
+
+/// A question to the arbiter.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question {
+    /// May I have the generation after this one?
+    Claim(Generation),
+    /// Is this generation, which I hold, still in force?
+    Confirm(Generation),
+}
+
+/// Asks `question`; the answer is sent through `answers`. The core asks one question at a time, so
+/// the channel holds at most one answer.
+pub(super) fn ask(
+    arbiter: &Arc<dyn Arbiter>,
+    claimant: &str,
+    question: Question,
+    answers: &UnboundedSender<Result<Verdict, ArbiterError>>,
+) {
+    let (arbiter, claimant) = (Arc::clone(arbiter), claimant.to_owned());
+    let to_driver = answers.clone();
+    let asking = move || {
+        // A driver that has ended needs no answer.
+        let _ = to_driver.send(answer(arbiter.as_ref(), &claimant, question));
+    };
+    if let Err(error) = std::thread::Builder::new().name("arbiter".into()).spawn(asking) {
+        let _ = answers.send(Err(ArbiterError {
+            arbiter: "any".into(),
+            what: "cannot start a thread to ask".into(),
+            source: Some(error.into()),
+        }));
+    }
+}
+
+fn answer(
+    arbiter: &dyn Arbiter,
+    claimant: &str,
+    question: Question,
+) -> Result<Verdict, ArbiterError> {
+    match question {
+        Question::Claim(known) => arbiter.claim(Claim::After(known), claimant),
+        Question::Confirm(mine) => arbiter.current().map(|(current, holder)| {
+            if current == mine {
+                Verdict::Granted(mine)
+            } else {
+                Verdict::Refused { current, holder }
+            }
+        }),
+    }
+}

@@ -1,0 +1,344 @@
+//! Steps ② to ⑤ on the primary: the thread that owns the machine. It harvests dirty pages, captures
+//! them while the guest is paused, encodes and ships them while it runs again.
+//!
+//! A dirty bit lives in `dirty` from its harvest until its epoch has been handed to the link (R3):
+//! whatever fails in between, the next capture finds it there. The pause is a guard: whatever fails,
+//! the guest runs on (R7).
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::UnboundedSender;
+use understudy_transport::{Frame, LinkError, SendQueue};
+
+use super::Limits;
+use super::metrics::Metrics;
+use crate::core::codec::{BatchWriter, CodecStats, Encoder};
+use crate::core::message::{EpochSummary, Message};
+use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
+use crate::page_set::PageSet;
+use crate::ports::{Machine, MachineError, OutputGate, PageMemory, SealedOutput};
+
+/// What the driver asks of this thread, done in order.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// A backup is connected; ship to it.
+    Attach(Target),
+    /// Start dirty tracking, ship all of memory.
+    StartSync,
+    /// Ship what was dirtied since.
+    SyncRound,
+    /// Capture and ship one epoch.
+    Capture(EpochId),
+    /// The backup is gone: stop tracking.
+    Detach,
+    /// The arbiter allows to run alone: let output go.
+    OpenGate,
+    /// Stop the guest and end.
+    Stop,
+}
+
+/// What this thread tells the driver.
+#[derive(Debug)]
+pub(super) enum Event {
+    SyncRoundShipped { pages_left: u64 },
+    Captured { epoch: EpochId },
+    CaptureFailed { epoch: EpochId, error: String },
+    Shipped { epoch: EpochId },
+    /// The session cannot go on, although the link may still be up.
+    SessionFailed { error: String },
+}
+
+/// Where to ship to.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) queue: SendQueue,
+    pub(super) generation: Generation,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ShipError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error("the logging channel failed: {0}")]
+    Link(#[from] LinkError),
+}
+
+/// The messages of one epoch on their way to the link, and what has to be said at its end.
+struct Shipment<'a> {
+    target: &'a Target,
+    epoch: EpochId,
+    batch: BatchWriter,
+    pages: u64,
+    batches: u32,
+    digest: crc32fast::Hasher,
+    wire_bytes: u64,
+}
+
+pub(super) struct Capturer<M: Machine> {
+    machine: M,
+    memory: Arc<dyn PageMemory>,
+    gate: Arc<dyn OutputGate>,
+    events: UnboundedSender<Event>,
+    metrics: Metrics,
+    limits: Limits,
+    target: Option<Target>,
+    encoder: Encoder,
+    /// Harvested and not yet shipped (R3).
+    dirty: PageSet,
+    /// Spare frames, allocated on first use, at most `limits.capture_pages_max`.
+    spare: Vec<Box<Page>>,
+    captured: Vec<(PageIndex, Box<Page>)>,
+    tracking: bool,
+}
+
+impl<M: Machine> Capturer<M> {
+    pub(super) fn new(
+        machine: M,
+        limits: Limits,
+        events: UnboundedSender<Event>,
+        metrics: Metrics,
+    ) -> Self {
+        let memory = machine.memory();
+        Self {
+            gate: machine.gate(),
+            dirty: PageSet::empty(memory.layout()),
+            encoder: Encoder::new(limits.cache_pages_max),
+            machine,
+            memory,
+            events,
+            metrics,
+            limits,
+            target: None,
+            spare: Vec::new(),
+            captured: Vec::new(),
+            tracking: false,
+        }
+    }
+
+    /// Obeys until told to stop, or until the driver is gone; the guest is stopped then. Returns the
+    /// machine.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) -> M {
+        while let Ok(command) = commands.recv() {
+            let outcome = match command {
+                Command::Attach(target) => {
+                    self.target = Some(target);
+                    self.encoder.forget();
+                    Ok(())
+                }
+                Command::StartSync => self.start_sync(),
+                Command::SyncRound => self.sync_round(false),
+                Command::Capture(epoch) => self.epoch(epoch),
+                Command::Detach => {
+                    self.target = None;
+                    self.encoder.forget();
+                    self.metrics.session_ended();
+                    self.stop_tracking()
+                }
+                Command::OpenGate => {
+                    self.gate.open();
+                    Ok(())
+                }
+                Command::Stop => break,
+            };
+            if let Err(error) = outcome {
+                self.tell(Event::SessionFailed { error: error.to_string() });
+            }
+        }
+        self.machine.stop();
+        self.machine
+    }
+
+    fn tell(&self, event: Event) {
+        // Without a driver, `commands` ends too: `run` returns.
+        let _ = self.events.send(event);
+    }
+
+    fn start_sync(&mut self) -> Result<(), ShipError> {
+        self.machine.start_tracking()?;
+        self.tracking = true;
+        self.dirty = PageSet::full(self.memory.layout());
+        self.sync_round(true)
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), ShipError> {
+        if std::mem::take(&mut self.tracking) {
+            self.machine.stop_tracking()?;
+        }
+        Ok(())
+    }
+
+    /// One pre-copy round. Pages may be torn by the running guest; then they are dirty again. The
+    /// backup's memory starts as zero, so the first round leaves zero pages out.
+    fn sync_round(&mut self, first: bool) -> Result<(), ShipError> {
+        let Some(target) = self.target.clone() else { return Ok(()) };
+        // Not the epochs' encoder: these pages would only crowd its cache.
+        let mut encoder = Encoder::new(0);
+        let mut batch = BatchWriter::new();
+        let mut wire_bytes = 0;
+        let mut frame = self.spare.pop().unwrap_or_else(new_frame);
+        let mut send = |batch: &mut BatchWriter| -> Result<(), LinkError> {
+            let body = batch.finish();
+            wire_bytes += body.len() as u64;
+            send(&target, &Message::SyncPages(body)).map(drop)
+        };
+        for page in self.dirty.iter() {
+            self.memory.read_page(page, &mut frame)?;
+            if first && frame.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            frame = encoder.encode(page, frame, &mut batch).unwrap_or_else(new_frame);
+            if batch.is_full() {
+                send(&mut batch)?;
+            }
+        }
+        if !batch.is_empty() {
+            send(&mut batch)?;
+        }
+        self.spare.push(frame);
+        self.metrics.synchronised(wire_bytes);
+        self.dirty.clear();
+        self.machine.harvest_running(&mut self.dirty)?;
+        self.tell(Event::SyncRoundShipped { pages_left: self.dirty.len() });
+        Ok(())
+    }
+
+    fn epoch(&mut self, epoch: EpochId) -> Result<(), ShipError> {
+        let Some(target) = self.target.clone() else { return Ok(()) };
+        let mut shipment = Shipment::new(&target, epoch);
+        let (state, output) = match self.capture(epoch, &mut shipment) {
+            Ok(captured) => captured,
+            // Nothing left this host: the bits wait in `dirty` for the next capture.
+            Err(ShipError::Machine(error)) if shipment.wire_bytes == 0 => {
+                while let Some((_, frame)) = self.captured.pop() {
+                    self.spare.push(frame);
+                }
+                self.tell(Event::CaptureFailed { epoch, error: error.to_string() });
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.tell(Event::Captured { epoch });
+        self.encode_captured(&mut shipment)?;
+        let wire_bytes = shipment.end(state, output)?;
+        self.dirty.clear();
+        self.metrics.shipped(&self.encoder.take_stats(), wire_bytes);
+        self.tell(Event::Shipped { epoch });
+        Ok(())
+    }
+
+    /// Step ③. The guest stands still from `pause` to the end of the guard's life, and nothing is
+    /// allocated or sent in between unless the dirty set outgrows the pool.
+    fn capture(
+        &mut self,
+        epoch: EpochId,
+        shipment: &mut Shipment<'_>,
+    ) -> Result<(Vec<u8>, SealedOutput), ShipError> {
+        let mut state = Vec::with_capacity(64 * 1024);
+        let began = Instant::now();
+        let mut paused = self.machine.pause()?;
+        paused.harvest(&mut self.dirty)?;
+        let mut pages = 0;
+        for page in self.dirty.iter() {
+            if self.captured.len() == self.limits.capture_pages_max {
+                // Bounded (R5): what does not fit is encoded while the guest waits.
+                encode(&mut self.captured, &mut self.spare, &mut self.encoder, shipment)?;
+            }
+            let mut frame = self.spare.pop().unwrap_or_else(new_frame);
+            self.memory.read_page(page, &mut frame)?;
+            self.captured.push((page, frame));
+            pages += 1;
+        }
+        paused.save(&mut state)?;
+        // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
+        self.gate.hold();
+        let output = self.gate.seal(epoch);
+        drop(paused);
+        self.metrics.captured(epoch, began, began.elapsed(), pages);
+        Ok((state, output))
+    }
+
+    /// Step ④.
+    fn encode_captured(&mut self, shipment: &mut Shipment<'_>) -> Result<(), ShipError> {
+        encode(&mut self.captured, &mut self.spare, &mut self.encoder, shipment)?;
+        self.spare.truncate(self.limits.capture_pages_max);
+        Ok(())
+    }
+}
+
+fn encode(
+    captured: &mut Vec<(PageIndex, Box<Page>)>,
+    spare: &mut Vec<Box<Page>>,
+    encoder: &mut Encoder,
+    shipment: &mut Shipment<'_>,
+) -> Result<(), ShipError> {
+    for (page, frame) in captured.drain(..) {
+        shipment.pages += 1;
+        spare.extend(encoder.encode(page, frame, &mut shipment.batch));
+        if shipment.batch.is_full() {
+            shipment.send_batch()?;
+        }
+    }
+    Ok(())
+}
+
+impl<'a> Shipment<'a> {
+    fn new(target: &'a Target, epoch: EpochId) -> Self {
+        Self {
+            target,
+            epoch,
+            batch: BatchWriter::new(),
+            pages: 0,
+            batches: 0,
+            digest: crc32fast::Hasher::new(),
+            wire_bytes: 0,
+        }
+    }
+
+    fn send_batch(&mut self) -> Result<(), LinkError> {
+        self.batches += 1;
+        let batch = self.batch.finish();
+        self.send(&Message::EpochPages { epoch: self.epoch, batch })
+    }
+
+    fn send(&mut self, message: &Message) -> Result<(), LinkError> {
+        let body = send(self.target, message)?;
+        self.digest.update(&body);
+        self.wire_bytes += body.len() as u64;
+        Ok(())
+    }
+
+    /// Ships the rest of the epoch; returns its bytes on the wire.
+    fn end(mut self, state: Vec<u8>, output: SealedOutput) -> Result<u64, LinkError> {
+        if !self.batch.is_empty() {
+            self.send_batch()?;
+        }
+        self.send(&Message::EpochState { epoch: self.epoch, state: state.into() })?;
+        self.send(&Message::EpochOutput { epoch: self.epoch, output })?;
+        let summary = EpochSummary {
+            pages: self.pages,
+            batches: self.batches,
+            digest: self.digest.clone().finalize(),
+        };
+        self.send(&Message::EpochEnd { epoch: self.epoch, summary })?;
+        Ok(self.wire_bytes)
+    }
+}
+
+/// Hands a message to the link, waiting while its queue is full (R5). Returns the body sent.
+fn send(target: &Target, message: &Message) -> Result<Bytes, LinkError> {
+    let (kind, epoch, body) = message.encode();
+    target.queue.blocking_send(Frame {
+        kind,
+        generation: target.generation.0,
+        epoch,
+        body: body.clone(),
+    })?;
+    Ok(body)
+}
+
+fn new_frame() -> Box<Page> {
+    Box::new([0; PAGE_BYTES])
+}

@@ -1,0 +1,187 @@
+//! Counts and times what the runtime does; [`Status`] is taken from here. Names carry the numbers of
+//! the way of the data: ③ pause, ④ encode, ⑤ ship, ⑧ ack.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use super::status::{FailoverFigures, Percentiles, Role, Status};
+use crate::core::codec::CodecStats;
+use crate::ids::{EpochId, Generation};
+
+/// Epochs whose capture time is remembered for their ack.
+const PENDING_EPOCHS_MAX: usize = 64;
+
+/// Shared by the runtime's threads.
+#[derive(Debug, Clone)]
+pub(super) struct Metrics(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    pause_us: Histogram<u64>,
+    ack_us: Histogram<u64>,
+    dirty_pages: Histogram<u64>,
+    captured: VecDeque<(EpochId, Instant)>,
+    failed_at: Option<Instant>,
+}
+
+impl Metrics {
+    pub(super) fn new(role: Role, vm: &str, node: &str) -> Self {
+        let histogram = || Histogram::new(3).expect("three significant digits are valid");
+        Self(Arc::new(Mutex::new(Inner {
+            status: Status {
+                role,
+                vm: vm.into(),
+                node: node.into(),
+                phase: "starting".into(),
+                generation: 0,
+                epoch: 0,
+                protected: false,
+                peer: None,
+                epochs: 0,
+                pause_us: Percentiles::default(),
+                ack_us: Percentiles::default(),
+                dirty_pages: Percentiles::default(),
+                dirty_pages_total: 0,
+                raw_dirty_bytes: 0,
+                wire_bytes: 0,
+                encoded: super::status::Encoded::default(),
+                sync_bytes: 0,
+                failover: None,
+                alarm: None,
+            },
+            pause_us: histogram(),
+            ack_us: histogram(),
+            dirty_pages: histogram(),
+            captured: VecDeque::new(),
+            failed_at: None,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let inner = self.lock();
+        let mut status = inner.status.clone();
+        status.pause_us = percentiles(&inner.pause_us);
+        status.ack_us = percentiles(&inner.ack_us);
+        status.dirty_pages = percentiles(&inner.dirty_pages);
+        status
+    }
+
+    pub(super) fn set_phase(
+        &self,
+        phase: &str,
+        generation: Generation,
+        epoch: EpochId,
+        protected: bool,
+    ) {
+        let mut inner = self.lock();
+        let status = &mut inner.status;
+        if status.phase != phase {
+            phase.clone_into(&mut status.phase);
+        }
+        status.generation = generation.0;
+        status.epoch = epoch.0;
+        status.protected = protected;
+        if protected
+            && let Some(failed_at) = inner.failed_at.take()
+            && let Some(failover) = &mut inner.status.failover
+        {
+            let repair_ms = milliseconds(failed_at.elapsed());
+            failover.repair_ms = Some(repair_ms);
+            tracing::info!(repair_ms, "protected again");
+        }
+    }
+
+    pub(super) fn set_peer(&self, peer: Option<String>) {
+        self.lock().status.peer = peer;
+    }
+
+    pub(super) fn alarm(&self, text: String) {
+        self.lock().status.alarm = Some(text);
+    }
+
+    /// ③: one epoch was captured.
+    pub(super) fn captured(&self, epoch: EpochId, began: Instant, pause: Duration, pages: u64) {
+        let mut inner = self.lock();
+        inner.pause_us.saturating_record(microseconds(pause));
+        inner.dirty_pages.saturating_record(pages);
+        inner.status.dirty_pages_total += pages;
+        if inner.captured.len() == PENDING_EPOCHS_MAX {
+            inner.captured.pop_front();
+        }
+        inner.captured.push_back((epoch, began));
+    }
+
+    /// ⑤: one epoch was shipped.
+    pub(super) fn shipped(&self, stats: &CodecStats, wire_bytes: u64) {
+        let mut inner = self.lock();
+        let status = &mut inner.status;
+        status.raw_dirty_bytes += stats.raw_bytes;
+        status.wire_bytes += wire_bytes;
+        status.encoded.zero += stats.zero;
+        status.encoded.unchanged += stats.unchanged;
+        status.encoded.delta += stats.delta;
+        status.encoded.compressed += stats.compressed;
+        status.encoded.raw += stats.raw;
+    }
+
+    pub(super) fn synchronised(&self, wire_bytes: u64) {
+        self.lock().status.sync_bytes += wire_bytes;
+    }
+
+    /// ⑧ on the primary: epochs through `epoch` were acknowledged and released.
+    pub(super) fn acked(&self, epoch: EpochId) {
+        let mut inner = self.lock();
+        while inner.captured.front().is_some_and(|(captured, _)| *captured <= epoch) {
+            if let Some((captured, began)) = inner.captured.pop_front()
+                && captured == epoch
+            {
+                inner.ack_us.saturating_record(microseconds(began.elapsed()));
+            }
+            inner.status.epochs += 1;
+        }
+    }
+
+    /// The pending epochs of a session that ended will never be acknowledged.
+    pub(super) fn session_ended(&self) {
+        let mut inner = self.lock();
+        inner.captured.clear();
+        inner.status.peer = None;
+    }
+
+    /// ⑦ on the standby.
+    pub(super) fn committed(&self) {
+        self.lock().status.epochs += 1;
+    }
+
+    pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
+        let mut inner = self.lock();
+        inner.status.failover = Some(figures);
+        inner.failed_at = failed_at;
+    }
+}
+
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
+    Percentiles {
+        count: histogram.len(),
+        p50: histogram.value_at_quantile(0.5),
+        p90: histogram.value_at_quantile(0.9),
+        p99: histogram.value_at_quantile(0.99),
+        max: histogram.max(),
+    }
+}

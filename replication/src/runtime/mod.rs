@@ -1,0 +1,135 @@
+//! The runtime: drives the [`core`](crate::core) with real threads, links and clocks. It decides
+//! nothing; what it does is in the effects.
+//!
+//! Threads of a primary: the *driver* (one thread, a tokio current-thread runtime) owns the core, the
+//! link and the timers; the *capture* thread owns the machine and does steps ② to ⑤. Threads of a
+//! standby: the driver alone does ⑥ to ⑧. Calls to the arbiter may block and get a thread each.
+
+mod arbitration;
+mod capture;
+mod metrics;
+mod primary;
+mod session;
+mod standby;
+mod status;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use understudy_transport::LinkError;
+
+use crate::arbiter::ArbiterError;
+use crate::ports::MachineError;
+
+pub use primary::{Ended, Primary, PrimaryBuilder, Protection, ProtectionHandle};
+pub use standby::{Outcome, Promoted, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
+pub use status::{Encoded, FailoverFigures, Percentiles, Role, Status};
+
+/// Where UDP heartbeats come from and go to: a path of its own beside the logging channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeartbeatPath {
+    /// Local address to bind.
+    pub listen: SocketAddr,
+    /// The other side's address.
+    pub peer: SocketAddr,
+}
+
+/// Limits of the runtime's buffers (R5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Captured pages not encoded yet. An epoch that dirties more is encoded while the guest is paused.
+    /// Default 32,768 (128 MiB).
+    pub capture_pages_max: usize,
+    /// Last shipped versions of pages kept for delta encoding. Default 32,768 (128 MiB).
+    pub cache_pages_max: usize,
+    /// Bytes handed to the link and not written yet. Default 16 MiB.
+    pub send_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { capture_pages_max: 32_768, cache_pages_max: 32_768, send_bytes_max: 16 << 20 }
+    }
+}
+
+/// Why protection could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The embedding VMM failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The arbiter gave no answer.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    /// Another side owns the guest.
+    #[error(
+        "the guest is owned by {holder} ({generation}) and that process is alive; stop it first, or \
+         start this side as its standby"
+    )]
+    Owned {
+        /// Who holds the guest.
+        holder: String,
+        /// Since which generation.
+        generation: crate::Generation,
+    },
+    /// The logging channel or the heartbeat socket could not be set up.
+    #[error("{what}")]
+    Link {
+        /// What was attempted.
+        what: String,
+        /// The cause.
+        #[source]
+        source: LinkError,
+    },
+    /// A setting is missing or contradictory.
+    #[error("{0}")]
+    Setting(String),
+    /// An operating system resource could not be had.
+    #[error("cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread of the runtime ended by a panic; that is a defect of this program.
+    #[error("the {0} thread panicked; see its message above")]
+    Panicked(&'static str),
+}
+
+/// Time as the core wants it: since this process' start of the runtime.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    origin: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { origin: Instant::now() }
+    }
+
+    fn now(self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn instant(self, at: Duration) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.origin + at)
+    }
+}
+
+fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| RuntimeError::System { what: "start the asynchronous runtime", source })
+}
+
+/// Nanoseconds of the system's monotonic clock, which all processes of a host share: lets an observer
+/// on the same host relate our moments to its own.
+fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000
+            + u64::try_from(time.tv_nsec()).unwrap_or(0)
+    })
+}

@@ -1,0 +1,265 @@
+//! Runs and protects a guest: the public face of the primary side. The loop itself is in
+//! [`driver`].
+
+mod driver;
+mod output_signal;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc;
+use understudy_transport::Endpoint;
+
+use self::driver::Driver;
+use super::capture::{Capturer, Command};
+use super::metrics::Metrics;
+use super::standby::Promoted;
+use super::status::{Role, Status};
+use super::{HeartbeatPath, Limits, RuntimeError};
+use crate::arbiter::{Arbiter, Claim, Verdict};
+use crate::core::primary::Policy;
+use crate::ids::Generation;
+use crate::ports::Machine;
+
+/// Requests of people wait in a queue of this length.
+const REQUESTS_MAX: usize = 64;
+
+/// Entry to the primary side; see [`Primary::builder`].
+#[derive(Debug)]
+pub struct Primary;
+
+/// Collects what a primary needs.
+pub struct PrimaryBuilder<M: Machine> {
+    machine: M,
+    vm: String,
+    node: String,
+    backup: Option<Endpoint>,
+    heartbeat: Option<HeartbeatPath>,
+    arbiter: Option<Arc<dyn Arbiter>>,
+    policy: Policy,
+    limits: Limits,
+    promoted: Option<(Generation, Metrics, String)>,
+}
+
+/// A guest that runs, protected whenever there is a backup.
+pub struct Protection<M: Machine> {
+    handle: ProtectionHandle,
+    driver: JoinHandle<Result<Ended, RuntimeError>>,
+    capturer: JoinHandle<M>,
+    commands: std::sync::mpsc::SyncSender<Command>,
+}
+
+/// Looks at a [`Protection`] and makes requests, from any thread.
+#[derive(Clone)]
+pub struct ProtectionHandle {
+    requests: mpsc::Sender<Request>,
+    metrics: Metrics,
+}
+
+/// How protection ended. The guest is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest ended by itself, or was stopped on request; the backup was told so.
+    GuestStopped,
+    /// Another side owns the guest (R4). Held output was dropped.
+    Fenced {
+        /// For a person.
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Request {
+    Checkpoint,
+    GuestStopped,
+}
+
+impl Primary {
+    /// Starts to describe a primary for `machine`, which has not run yet.
+    pub fn builder<M: Machine>(machine: M) -> PrimaryBuilder<M> {
+        PrimaryBuilder {
+            machine,
+            vm: "vm".into(),
+            node: "primary".into(),
+            backup: None,
+            heartbeat: None,
+            arbiter: None,
+            policy: Policy::default(),
+            limits: Limits::default(),
+            promoted: None,
+        }
+    }
+
+    /// Starts to describe a primary for a machine that was promoted and runs already.
+    pub fn promoted<M: Machine>(promoted: Promoted<M>) -> PrimaryBuilder<M> {
+        PrimaryBuilder {
+            promoted: Some((promoted.generation, promoted.metrics, promoted.claimant)),
+            ..Self::builder(promoted.machine)
+        }
+    }
+}
+
+impl<M: Machine> PrimaryBuilder<M> {
+    /// Name of the virtual machine: equal on both sides. Default `vm`.
+    #[must_use]
+    pub fn vm(mut self, name: impl Into<String>) -> Self {
+        self.vm = name.into();
+        self
+    }
+
+    /// This side's name, for people. Default `primary`.
+    #[must_use]
+    pub fn node(mut self, name: impl Into<String>) -> Self {
+        self.node = name.into();
+        self
+    }
+
+    /// Where a standby listens. Without it the guest runs unprotected.
+    #[must_use]
+    pub fn backup(mut self, endpoint: Endpoint) -> Self {
+        self.backup = Some(endpoint);
+        self
+    }
+
+    /// A separate path for heartbeats.
+    #[must_use]
+    pub fn heartbeat(mut self, path: HeartbeatPath) -> Self {
+        self.heartbeat = Some(path);
+        self
+    }
+
+    /// Who decides who may run alone. Required.
+    #[must_use]
+    pub fn arbiter(mut self, arbiter: Arc<dyn Arbiter>) -> Self {
+        self.arbiter = Some(arbiter);
+        self
+    }
+
+    /// When epochs end and when a silent backup is lost.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Bounds of buffers.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Claims the guest, runs it, and protects it: initial synchronisation, then epochs. Returns as
+    /// soon as the guest runs.
+    ///
+    /// # Errors
+    /// If the arbiter refuses or cannot be asked, or the guest cannot be run.
+    pub fn protect(self) -> Result<Protection<M>, RuntimeError> {
+        let arbiter = self
+            .arbiter
+            .ok_or_else(|| RuntimeError::Setting("a primary needs an arbiter".into()))?;
+        let mut machine = self.machine;
+        let (generation, metrics, claimant) = match self.promoted {
+            Some(promoted) => promoted,
+            None => {
+                let claimant = super::claimant(&self.node);
+                let generation = match arbiter.claim(Claim::Start, &claimant)? {
+                    Verdict::Granted(generation) => generation,
+                    Verdict::Refused { current, holder } => {
+                        return Err(RuntimeError::Owned { holder, generation: current });
+                    }
+                };
+                machine.run()?;
+                (generation, Metrics::new(Role::Primary, &self.vm, &self.node), claimant)
+            }
+        };
+        let (requests, requested) = mpsc::channel(REQUESTS_MAX);
+        // The core has one capture under way at a time: a handful of commands is all that can wait.
+        let (commands, commanded) = std::sync::mpsc::sync_channel(64);
+        // Answers to commands: bounded by the commands.
+        let (events, happened) = mpsc::unbounded_channel();
+        let driver = Driver::new(
+            driver::Setup {
+                vm: self.vm,
+                node: self.node,
+                claimant,
+                backup: self.backup,
+                heartbeat: self.heartbeat,
+                arbiter,
+                policy: self.policy,
+                limits: self.limits.clone(),
+                generation,
+                fingerprint: machine.fingerprint(),
+                layout: machine.memory().layout().clone(),
+                gate: machine.gate(),
+            },
+            requested,
+            commands.clone(),
+            happened,
+            metrics.clone(),
+        )?;
+        let capturer = Capturer::new(machine, self.limits, events, metrics.clone());
+        let capturer = spawn("capture", move || capturer.run(&commanded))?;
+        let driver = spawn("driver", move || driver.run())?;
+        Ok(Protection {
+            handle: ProtectionHandle { requests, metrics },
+            driver,
+            capturer,
+            commands,
+        })
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, RuntimeError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(|source| RuntimeError::System { what: "start a thread", source })
+}
+
+impl<M: Machine> Protection<M> {
+    /// A handle for other threads.
+    #[must_use]
+    pub fn handle(&self) -> ProtectionHandle {
+        self.handle.clone()
+    }
+
+    /// Waits until protection ends; the guest is stopped then.
+    ///
+    /// # Errors
+    /// If the runtime failed; the guest is stopped in that case too.
+    pub fn wait(self) -> Result<Ended, RuntimeError> {
+        let ended = self.driver.join().map_err(|_| RuntimeError::Panicked("driver"));
+        // Also after a panic of the driver: a guest that nobody watches must not speak.
+        let _ = self.commands.send(Command::Stop);
+        drop(self.commands);
+        let machine = self.capturer.join().map_err(|_| RuntimeError::Panicked("capture"))?;
+        drop(machine);
+        ended?
+    }
+}
+
+impl ProtectionHandle {
+    /// How things stand.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.metrics.status()
+    }
+
+    /// Asks for a checkpoint as soon as possible.
+    pub fn checkpoint(&self) {
+        // A full queue means that requests for checkpoints already wait.
+        let _ = self.requests.try_send(Request::Checkpoint);
+    }
+
+    /// The guest ended by itself, or is to be stopped: tells the backup that there is nothing to take
+    /// over, and ends. Waits while the queue of requests is full; must not be called from within an
+    /// asynchronous runtime.
+    pub fn guest_stopped(&self) {
+        // No receiver: protection has ended already.
+        let _ = self.requests.blocking_send(Request::GuestStopped);
+    }
+}

@@ -1,0 +1,394 @@
+//! The primary's loop: waits for one thing, hands it to the core, does what the core says. No
+//! decision is made here, and no state changes across an `.await`.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+use understudy_transport::heartbeat::HeartbeatSocket;
+use understudy_transport::{ConnectError, Endpoint, Link, connect};
+
+use super::output_signal::OutputSignal;
+use super::{Ended, Request};
+use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::core::message::{Bye, Message};
+use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput};
+use crate::fingerprint::Fingerprint;
+use crate::ids::Generation;
+use crate::page_set::MemoryLayout;
+use crate::ports::OutputGate;
+use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::capture::{Command, Event, Target};
+use crate::runtime::metrics::Metrics;
+use crate::runtime::session::{Session, SessionError};
+use crate::runtime::{Clock, HeartbeatPath, Limits, RuntimeError, tokio_runtime};
+
+/// Pause between two attempts to reach a standby.
+const CONNECT_RETRY: Duration = Duration::from_millis(250);
+/// The same after a standby refused: a person has to change something.
+const REFUSED_RETRY: Duration = Duration::from_secs(5);
+
+pub(super) struct Setup {
+    pub(super) vm: String,
+    pub(super) node: String,
+    pub(super) claimant: String,
+    pub(super) backup: Option<Endpoint>,
+    pub(super) heartbeat: Option<HeartbeatPath>,
+    pub(super) arbiter: Arc<dyn Arbiter>,
+    pub(super) policy: Policy,
+    pub(super) limits: Limits,
+    pub(super) generation: Generation,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) layout: MemoryLayout,
+    pub(super) gate: Arc<dyn OutputGate>,
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
+
+pub(super) struct Driver {
+    setup: Setup,
+    requests: Receiver<Request>,
+    commands: SyncSender<Command>,
+    events: UnboundedReceiver<Event>,
+    answers: (
+        UnboundedSender<Result<Verdict, ArbiterError>>,
+        UnboundedReceiver<Result<Verdict, ArbiterError>>,
+    ),
+    metrics: Metrics,
+    clock: Clock,
+    core: PrimaryCore,
+    session: Option<Session>,
+    heartbeat: Option<HeartbeatSocket>,
+    output: Arc<OutputSignal>,
+    connect_at: Instant,
+    /// The last reason why no standby could be had; repeated reasons are not logged again.
+    connect_failure: Option<String>,
+    ended: Option<Ended>,
+}
+
+/// What the loop waits for.
+enum Happened {
+    Connected(Result<Link, ConnectError>),
+    Received(Result<(Generation, Message), SessionError>),
+    Worked(Option<Event>),
+    Requested(Option<Request>),
+    Answered(Result<Verdict, ArbiterError>),
+    Heard(Generation),
+    Output,
+    Heartbeat,
+    Timer,
+}
+
+impl Driver {
+    pub(super) fn new(
+        setup: Setup,
+        requests: Receiver<Request>,
+        commands: SyncSender<Command>,
+        events: UnboundedReceiver<Event>,
+        metrics: Metrics,
+    ) -> Result<Self, RuntimeError> {
+        let clock = Clock::start();
+        let output = Arc::new(OutputSignal::default());
+        setup.gate.set_listener(output.listener());
+        let core = PrimaryCore::new(
+            setup.policy.clone(),
+            setup.hello(),
+            setup.generation,
+            clock.now(),
+        );
+        Ok(Self {
+            setup,
+            requests,
+            commands,
+            events,
+            answers: unbounded_channel(),
+            metrics,
+            clock,
+            core,
+            session: None,
+            heartbeat: None,
+            output,
+            connect_at: Instant::now(),
+            connect_failure: None,
+            ended: None,
+        })
+    }
+
+    pub(super) fn run(mut self) -> Result<Ended, RuntimeError> {
+        let result = tokio_runtime().and_then(|runtime| runtime.block_on(self.drive()));
+        if result.is_err() {
+            self.setup.gate.shut();
+        }
+        // The capture thread stops the guest. It may be waiting for the link: that is closed already.
+        drop(self.session.take());
+        let _ = self.commands.send(Command::Stop);
+        result
+    }
+
+    async fn drive(&mut self) -> Result<Ended, RuntimeError> {
+        if let Some(path) = self.setup.heartbeat {
+            let socket = HeartbeatSocket::bind(path.listen, Some(path.peer), &self.setup.vm)
+                .await
+                .map_err(|source| RuntimeError::Link {
+                    what: format!("cannot send heartbeats from {}", path.listen),
+                    source,
+                })?;
+            self.heartbeat = Some(socket);
+        }
+        let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut connecting: Option<Connecting> = None;
+        loop {
+            self.publish();
+            if let Some(ended) = self.ended.take() {
+                if let Some(session) = self.session.take() {
+                    session.close().await;
+                }
+                return Ok(ended);
+            }
+            let happened = self.wait(&mut connecting, &mut beat).await;
+            let mut inputs = VecDeque::new();
+            self.translate(happened, &mut inputs);
+            for input in inputs {
+                let effects = self.core.handle(self.clock.now(), input);
+                for effect in effects {
+                    self.perform(effect).await;
+                }
+            }
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        connecting: &mut Option<Connecting>,
+        beat: &mut tokio::time::Interval,
+    ) -> Happened {
+        if self.session.is_none()
+            && connecting.is_none()
+            && let Some(endpoint) = self.setup.backup.clone()
+        {
+            let at = self.connect_at;
+            *connecting = Some(Box::pin(async move {
+                tokio::time::sleep_until(at).await;
+                connect(&endpoint, understudy_transport::Limits::default()).await
+            }));
+        }
+        let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
+        let happened = tokio::select! {
+            biased;
+            received = async { match &mut self.session {
+                Some(session) => session.recv().await,
+                None => std::future::pending().await,
+            } } => Happened::Received(received),
+            event = self.events.recv() => Happened::Worked(event),
+            Some(answer) = self.answers.1.recv() => Happened::Answered(answer),
+            request = self.requests.recv() => Happened::Requested(request),
+            () = async { match timer {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            } } => Happened::Timer,
+            _ = beat.tick() => Happened::Heartbeat,
+            heard = async { match &mut self.heartbeat {
+                Some(socket) => socket.recv().await,
+                None => std::future::pending().await,
+            } } => Happened::Heard(Generation(heard.generation)),
+            () = self.output.wait() => Happened::Output,
+            link = async { match connecting {
+                Some(connecting) => connecting.await,
+                None => std::future::pending().await,
+            } } => Happened::Connected(link),
+        };
+        if matches!(happened, Happened::Connected(_)) {
+            *connecting = None;
+        }
+        happened
+    }
+
+    /// What the core must hear of what happened, in order.
+    fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
+        match happened {
+            Happened::Connected(Ok(link)) => {
+                let session = Session::start(link, self.setup.limits.send_bytes_max);
+                tracing::info!(peer = session.peer, "connected to a standby");
+                self.session = Some(session);
+                inputs.push_back(PrimaryInput::LinkUp);
+            }
+            Happened::Connected(Err(error)) => self.not_connected(&error.to_string(), CONNECT_RETRY),
+            Happened::Received(received) => self.drain(received, inputs),
+            Happened::Worked(Some(event)) => inputs.push_back(worked(event)),
+            Happened::Worked(None) => inputs.push_back(PrimaryInput::GuestStopped),
+            Happened::Requested(Some(Request::Checkpoint)) => {
+                inputs.push_back(PrimaryInput::CheckpointWanted);
+            }
+            Happened::Requested(Some(Request::GuestStopped) | None) => {
+                inputs.push_back(PrimaryInput::GuestStopped);
+            }
+            Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
+            Happened::Answered(Err(error)) => {
+                self.raise(format!("{} gives no answer: {error}", "the arbiter"));
+                inputs.push_back(PrimaryInput::ArbiterUnavailable);
+            }
+            Happened::Heard(generation) => {
+                inputs.push_back(PrimaryInput::HeartbeatHeard { generation });
+            }
+            Happened::Output => {
+                if self.output.take_full() {
+                    inputs.push_back(PrimaryInput::CheckpointWanted);
+                }
+                // `fresh` stays set: further output makes no noise until the next timer looks.
+                if self.output.is_fresh() {
+                    inputs.push_back(PrimaryInput::OutputWaiting);
+                }
+            }
+            Happened::Heartbeat => {
+                if let Some(socket) = &mut self.heartbeat {
+                    socket.send(self.core.generation().0);
+                }
+            }
+            Happened::Timer => {
+                if self.output.take_fresh() {
+                    inputs.push_back(PrimaryInput::OutputWaiting);
+                }
+                inputs.push_back(PrimaryInput::Tick);
+            }
+        }
+    }
+
+    /// Looks at all that has arrived before anything of it is acted on: if the peer has closed the
+    /// link, it may have been promoted, and acknowledgements from before must release nothing now.
+    fn drain(
+        &mut self,
+        first: Result<(Generation, Message), SessionError>,
+        inputs: &mut VecDeque<PrimaryInput>,
+    ) {
+        let Some(session) = &mut self.session else { return };
+        let mut next = first.map(Some);
+        loop {
+            match next {
+                Ok(Some((generation, message))) => {
+                    inputs.push_back(PrimaryInput::Received { generation, message });
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    inputs.retain(|input| !matches!(
+                        input,
+                        PrimaryInput::Received { message: Message::Ack { .. }, .. }
+                    ));
+                    inputs.push_back(PrimaryInput::LinkDown { cause: error.to_string() });
+                    return;
+                }
+            }
+            next = session.try_recv();
+        }
+    }
+
+    async fn perform(&mut self, effect: PrimaryEffect) {
+        match effect {
+            PrimaryEffect::Send(message) => {
+                if let Some(session) = &self.session {
+                    session.send(self.core.generation(), &message);
+                }
+            }
+            PrimaryEffect::StartSync => {
+                let Some(session) = &self.session else { return };
+                let target =
+                    Target { queue: session.queue(), generation: self.core.generation() };
+                self.connect_failure = None;
+                self.command(Command::Attach(target));
+                self.command(Command::StartSync);
+            }
+            PrimaryEffect::SyncRound => self.command(Command::SyncRound),
+            PrimaryEffect::Capture(epoch) => self.command(Command::Capture(epoch)),
+            PrimaryEffect::Release(epoch) => {
+                self.setup.gate.release(epoch);
+                self.metrics.acked(epoch);
+            }
+            PrimaryEffect::CloseLink => {
+                if let Some(session) = self.session.take() {
+                    session.close().await;
+                }
+                self.connect_at = Instant::now() + CONNECT_RETRY;
+                self.command(Command::Detach);
+            }
+            PrimaryEffect::Claim(generation) => self.ask(Question::Claim(generation)),
+            PrimaryEffect::Confirm(generation) => self.ask(Question::Confirm(generation)),
+            PrimaryEffect::GoAlone { generation, cause } => {
+                self.raise(format!(
+                    "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
+                ));
+                self.command(Command::OpenGate);
+            }
+            PrimaryEffect::Refused(reason) => {
+                self.not_connected(&format!("the standby refused: {reason}"), REFUSED_RETRY);
+            }
+            PrimaryEffect::Fenced { reason } => {
+                self.setup.gate.shut();
+                self.raise(reason.clone());
+                self.ended = Some(Ended::Fenced { reason });
+            }
+            PrimaryEffect::Stopped => self.ended = Some(Ended::GuestStopped),
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // The capture thread outlives this one, unless it panicked; then `events` ends too.
+        let _ = self.commands.send(command);
+    }
+
+    fn ask(&self, question: Question) {
+        ask(&self.setup.arbiter, &self.setup.claimant, question, &self.answers.0);
+    }
+
+    fn raise(&self, text: String) {
+        tracing::warn!("{text}");
+        self.metrics.alarm(text);
+    }
+
+    fn not_connected(&mut self, why: &str, retry: Duration) {
+        self.connect_at = Instant::now() + retry;
+        if self.connect_failure.as_deref() != Some(why) {
+            self.raise(format!("no standby, the guest runs unprotected: {why}"));
+            self.connect_failure = Some(why.to_owned());
+        }
+    }
+
+    fn publish(&self) {
+        let core = &self.core;
+        self.metrics.set_phase(
+            core.phase_name(),
+            core.generation(),
+            core.last_acked(),
+            core.is_protected(),
+        );
+        self.metrics.set_peer(core.backup_node().map(str::to_owned));
+    }
+}
+
+fn worked(event: Event) -> PrimaryInput {
+    match event {
+        Event::SyncRoundShipped { pages_left } => PrimaryInput::SyncRoundShipped { pages_left },
+        Event::Captured { epoch } => PrimaryInput::Captured { epoch },
+        Event::CaptureFailed { epoch, error } => PrimaryInput::CaptureFailed { epoch, error },
+        Event::Shipped { epoch } => PrimaryInput::Shipped { epoch },
+        Event::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
+    }
+}
+
+impl Setup {
+    fn hello(&self) -> crate::core::message::Hello {
+        crate::core::message::Hello {
+            vm: self.vm.clone(),
+            node: self.node.clone(),
+            fingerprint: self.fingerprint.clone(),
+            layout: self.layout.clone(),
+        }
+    }
+}
+
+#[allow(dead_code)]
+fn _unused(_: Bye) {}

@@ -1,0 +1,53 @@
+//! Carries "output waits" from device threads to the driver, at most once per look of the driver: a
+//! guest that streams must not wake the driver for each frame.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::ports::OutputEvent;
+
+#[derive(Debug, Default)]
+pub(super) struct OutputSignal {
+    /// Output came since the driver last looked.
+    fresh: AtomicBool,
+    /// The gate is nearly full.
+    full: AtomicBool,
+    notify: Notify,
+}
+
+impl OutputSignal {
+    pub(super) fn listener(self: &Arc<Self>) -> Arc<dyn Fn(OutputEvent) + Send + Sync> {
+        let signal = Arc::clone(self);
+        Arc::new(move |event| {
+            let flag = match event {
+                OutputEvent::Waiting => &signal.fresh,
+                OutputEvent::Full => &signal.full,
+            };
+            if !flag.swap(true, Ordering::AcqRel) {
+                signal.notify.notify_one();
+            }
+        })
+    }
+
+    /// Waits for the first output since the last [`OutputSignal::take`].
+    pub(super) async fn wait(&self) {
+        self.notify.notified().await;
+    }
+
+    /// Whether output came since the last call.
+    pub(super) fn take_fresh(&self) -> bool {
+        self.fresh.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether the gate filled up since the last call.
+    pub(super) fn take_full(&self) -> bool {
+        self.full.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether output came that was not taken yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh.load(Ordering::Acquire)
+    }
+}

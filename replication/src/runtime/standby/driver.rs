@@ -1,0 +1,343 @@
+//! The standby's loop: waits for one thing, hands it to the core, does what the core says. Steps ⑥
+//! to ⑧ happen inside the core's `handle`; the promotion is done here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use understudy_transport::heartbeat::HeartbeatSocket;
+use understudy_transport::{Endpoint, Link, LinkError, Listener};
+
+use super::{Outcome, Promoted, Request};
+use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::core::backup::{BackupCore, BackupEffect, BackupInput};
+use crate::core::message::{Bye, Message, Refusal};
+use crate::core::primary::Policy;
+use crate::ids::{EpochId, Generation};
+use crate::ports::{Machine, PageMemory};
+use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::metrics::{Metrics, milliseconds};
+use crate::runtime::session::{Session, SessionError};
+use crate::runtime::{
+    Clock, FailoverFigures, HeartbeatPath, Limits, RuntimeError, monotonic_ns, tokio_runtime,
+};
+
+pub(super) struct Setup {
+    pub(super) vm: String,
+    pub(super) node: String,
+    pub(super) claimant: String,
+    pub(super) listen: Endpoint,
+    pub(super) heartbeat: Option<HeartbeatPath>,
+    pub(super) arbiter: Arc<dyn Arbiter>,
+    pub(super) policy: Policy,
+    pub(super) limits: Limits,
+    pub(super) known: Generation,
+}
+
+pub(super) struct Driver<M: Machine> {
+    setup: Setup,
+    machine: M,
+    memory: Arc<dyn PageMemory>,
+    requests: Receiver<Request>,
+    answers: (
+        UnboundedSender<Result<Verdict, ArbiterError>>,
+        UnboundedReceiver<Result<Verdict, ArbiterError>>,
+    ),
+    metrics: Metrics,
+    clock: Clock,
+    core: BackupCore,
+    session: Option<Session>,
+    heartbeat: Option<HeartbeatSocket>,
+    /// Last sign of life of the primary, on any path.
+    last_contact: Instant,
+    /// When the primary counted as lost.
+    detected: Option<(Instant, u64)>,
+    ended: Option<Ended>,
+}
+
+/// What the loop waits for.
+enum Happened {
+    Accepted(Result<Link, LinkError>),
+    Received(Result<(Generation, Message), SessionError>),
+    Requested(Option<Request>),
+    Answered(Result<Verdict, ArbiterError>),
+    Heard(Generation),
+    Heartbeat,
+    Timer,
+}
+
+enum Ended {
+    Promoted { generation: Generation, epoch: EpochId, cause: String },
+    Stopped,
+}
+
+impl<M: Machine> Driver<M> {
+    pub(super) fn new(
+        setup: Setup,
+        machine: M,
+        requests: Receiver<Request>,
+        metrics: Metrics,
+    ) -> Self {
+        let clock = Clock::start();
+        let memory = machine.memory();
+        let core = BackupCore::new(
+            setup.policy.clone(),
+            crate::core::message::Hello {
+                vm: setup.vm.clone(),
+                node: setup.node.clone(),
+                fingerprint: machine.fingerprint(),
+                layout: memory.layout().clone(),
+            },
+            setup.known,
+            clock.now(),
+        );
+        Self {
+            setup,
+            machine,
+            memory,
+            requests,
+            answers: unbounded_channel(),
+            metrics,
+            clock,
+            core,
+            session: None,
+            heartbeat: None,
+            last_contact: Instant::now(),
+            detected: None,
+            ended: None,
+        }
+    }
+
+    pub(super) fn run(mut self, ready: &SyncSender<Endpoint>) -> Result<Outcome<M>, RuntimeError> {
+        let runtime = tokio_runtime()?;
+        let ended = runtime.block_on(self.drive(ready))?;
+        match ended {
+            Ended::Stopped => {
+                self.machine.stop();
+                Ok(Outcome::Stopped)
+            }
+            Ended::Promoted { generation, epoch, cause } => {
+                self.promote(generation, epoch, cause)
+            }
+        }
+    }
+
+    async fn drive(&mut self, ready: &SyncSender<Endpoint>) -> Result<Ended, RuntimeError> {
+        let limits = understudy_transport::Limits::default();
+        let listener = Listener::bind(&self.setup.listen, limits).await.map_err(|source| {
+            RuntimeError::Connect { what: format!("cannot listen on {}", self.setup.listen), source }
+        })?;
+        if let Some(path) = self.setup.heartbeat {
+            let socket = HeartbeatSocket::bind(path.listen, Some(path.peer), &self.setup.vm)
+                .await
+                .map_err(|source| RuntimeError::System {
+                    what: "bind the heartbeat socket",
+                    source,
+                })?;
+            self.heartbeat = Some(socket);
+        }
+        // The builder waits for this; it cannot be gone.
+        let _ = ready.send(listener.local_endpoint().clone());
+        let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.publish();
+            if let Some(ended) = self.ended.take() {
+                if let Some(session) = self.session.take() {
+                    session.close().await;
+                }
+                return Ok(ended);
+            }
+            let happened = self.wait(&listener, &mut beat).await;
+            let mut inputs = VecDeque::new();
+            self.translate(happened, &mut inputs);
+            for input in inputs {
+                let memory = Arc::clone(&self.memory);
+                for effect in self.core.handle(self.clock.now(), input, memory.as_ref()) {
+                    self.perform(effect).await?;
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self, listener: &Listener, beat: &mut tokio::time::Interval) -> Happened {
+        let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
+        tokio::select! {
+            biased;
+            received = async { match &mut self.session {
+                Some(session) => session.recv().await,
+                None => std::future::pending().await,
+            } } => Happened::Received(received),
+            Some(answer) = self.answers.1.recv() => Happened::Answered(answer),
+            request = self.requests.recv() => Happened::Requested(request),
+            heard = async { match &mut self.heartbeat {
+                Some(socket) => socket.recv().await,
+                None => std::future::pending().await,
+            } } => Happened::Heard(Generation(heard.generation)),
+            () = async { match timer {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            } } => Happened::Timer,
+            _ = beat.tick() => Happened::Heartbeat,
+            accepted = listener.accept() => Happened::Accepted(accepted),
+        }
+    }
+
+    fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
+        match happened {
+            Happened::Accepted(Ok(link)) => self.accept(link, inputs),
+            Happened::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
+            Happened::Received(Ok((generation, message))) => {
+                self.last_contact = Instant::now();
+                inputs.push_back(BackupInput::Received { generation, message });
+            }
+            Happened::Received(Err(error)) => {
+                inputs.push_back(if error.is_peer_gone() {
+                    BackupInput::LinkClosed
+                } else {
+                    BackupInput::LinkBroken { cause: error.to_string() }
+                });
+            }
+            Happened::Requested(Some(Request::Promote)) => {
+                inputs.push_back(BackupInput::PromotionWanted);
+            }
+            Happened::Requested(Some(Request::Stop) | None) => {
+                if let Some(session) = &mut self.session {
+                    session.send(self.core.generation(), &Message::Bye(Bye::BackupStopped));
+                }
+                self.ended = Some(Ended::Stopped);
+            }
+            Happened::Answered(Ok(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
+            Happened::Answered(Err(error)) => {
+                self.raise(format!("no answer, so no promotion: {error}"));
+                inputs.push_back(BackupInput::ArbiterUnavailable);
+            }
+            Happened::Heard(generation) => {
+                self.last_contact = Instant::now();
+                inputs.push_back(BackupInput::HeartbeatHeard { generation });
+            }
+            Happened::Heartbeat => {
+                if let Some(socket) = &mut self.heartbeat {
+                    socket.send(self.core.generation().0);
+                }
+            }
+            Happened::Timer => inputs.push_back(BackupInput::Tick),
+        }
+    }
+
+    /// One primary at a time: another one is told so and hears nothing else.
+    fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
+        let mut session = Session::start(link, self.setup.limits.send_bytes_max);
+        if let Some(current) = &self.session {
+            tracing::warn!(peer = session.peer, "refused a second primary");
+            let why = format!("it serves {}", current.peer);
+            session.send(self.core.generation(), &Message::Refuse(Refusal::Busy(why)));
+            tokio::spawn(session.close());
+            return;
+        }
+        tracing::info!(peer = session.peer, "a primary connected");
+        self.session = Some(session);
+        self.last_contact = Instant::now();
+        inputs.push_back(BackupInput::LinkUp);
+    }
+
+    async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
+        match effect {
+            BackupEffect::Send(message) => {
+                if let Some(session) = &mut self.session {
+                    session.send(self.core.generation(), &message);
+                }
+            }
+            BackupEffect::CloseLink => {
+                if let Some(session) = self.session.take() {
+                    session.close().await;
+                }
+            }
+            BackupEffect::Committed(_) => self.metrics.committed(),
+            BackupEffect::Discarded { epoch, why } => {
+                self.raise(format!("discarded {epoch} whole: {why}"));
+            }
+            BackupEffect::Claim(generation) => {
+                self.detected.get_or_insert_with(|| (Instant::now(), monotonic_ns()));
+                ask(
+                    &self.setup.arbiter,
+                    &self.setup.claimant,
+                    Question::Claim(generation),
+                    &self.answers.0,
+                );
+            }
+            BackupEffect::Promote { generation, epoch, cause } => {
+                self.ended = Some(Ended::Promoted { generation, epoch, cause });
+            }
+            BackupEffect::Reset { reason } => {
+                self.raise(format!("the copy is given up: {reason}; waiting for a primary"));
+                self.detected = None;
+                self.memory.clear()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest is ours: finish what is committed, say where it is, run it. The frames of the last
+    /// epoch follow the announcement, so that switches already know the new port.
+    fn promote(
+        mut self,
+        generation: Generation,
+        epoch: EpochId,
+        cause: String,
+    ) -> Result<Outcome<M>, RuntimeError> {
+        self.machine.restore(self.core.committed_state())?;
+        self.machine.announce();
+        self.machine.gate().repeat(self.core.committed_output());
+        self.machine.run()?;
+        let (running, running_ns) = (Instant::now(), monotonic_ns());
+        let (detected, detected_ns) = self.detected.unwrap_or((running, running_ns));
+        let figures = FailoverFigures {
+            cause,
+            generation: generation.0,
+            epoch: epoch.0,
+            reaction_ms: milliseconds(detected.duration_since(self.last_contact)),
+            recovery_ms: milliseconds(running.duration_since(detected)),
+            outage_ms: milliseconds(running.duration_since(self.last_contact)),
+            repair_ms: None,
+            detected_monotonic_ns: detected_ns,
+            running_monotonic_ns: running_ns,
+        };
+        tracing::warn!(
+            cause = figures.cause,
+            generation = figures.generation,
+            epoch = figures.epoch,
+            reaction_ms = figures.reaction_ms,
+            recovery_ms = figures.recovery_ms,
+            outage_ms = figures.outage_ms,
+            "failover: this side runs the guest now"
+        );
+        self.metrics.promoted(figures, Some(self.last_contact));
+        self.metrics.set_phase("promoted", generation, epoch, false);
+        Ok(Outcome::Promoted(Promoted {
+            machine: self.machine,
+            generation,
+            epoch,
+            metrics: self.metrics,
+            claimant: self.setup.claimant,
+        }))
+    }
+
+    fn raise(&self, text: String) {
+        tracing::warn!("{text}");
+        self.metrics.alarm(text);
+    }
+
+    fn publish(&self) {
+        let core = &self.core;
+        self.metrics.set_phase(
+            core.phase_name(),
+            core.generation(),
+            core.committed_epoch(),
+            core.is_in_sync(),
+        );
+        self.metrics.set_peer(core.primary_node().map(str::to_owned));
+    }
+}

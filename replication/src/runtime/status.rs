@@ -1,0 +1,109 @@
+//! What `vmm status` shows, as plain data.
+
+use serde::{Deserialize, Serialize};
+
+/// Which side this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Runs the guest.
+    Primary,
+    /// Keeps the second copy.
+    Standby,
+}
+
+/// Percentiles of a distribution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Percentiles {
+    /// Number of samples.
+    pub count: u64,
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+/// How pages of epochs were encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encoded {
+    /// All-zero pages.
+    pub zero: u64,
+    /// Pages equal to their last shipped version.
+    pub unchanged: u64,
+    /// Pages sent as a difference to their last shipped version.
+    pub delta: u64,
+    /// Pages sent compressed.
+    pub compressed: u64,
+    /// Pages sent as they are.
+    pub raw: u64,
+}
+
+/// The times of one failover, as seen by the promoted side, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailoverFigures {
+    /// Why the primary counted as lost.
+    pub cause: String,
+    /// The generation granted.
+    pub generation: u64,
+    /// The epoch the guest continued from.
+    pub epoch: u64,
+    /// From the last sign of life of the primary to the decision that it is lost.
+    pub reaction_ms: f64,
+    /// From that decision to the guest running here.
+    pub recovery_ms: f64,
+    /// Both together.
+    pub outage_ms: f64,
+    /// From the last sign of life to being protected again, once that has happened.
+    pub repair_ms: Option<f64>,
+    /// System monotonic clock at the decision, in nanoseconds.
+    pub detected_monotonic_ns: u64,
+    /// System monotonic clock when the guest ran, in nanoseconds.
+    pub running_monotonic_ns: u64,
+}
+
+/// One side's state at a moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Which side this is.
+    pub role: Role,
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// This side's name.
+    pub node: String,
+    /// The state machine's phase.
+    pub phase: String,
+    /// Generation in force, as far as this side knows.
+    pub generation: u64,
+    /// Last epoch acknowledged (primary) or committed (standby).
+    pub epoch: u64,
+    /// Whether the loss of a host would be survived now.
+    pub protected: bool,
+    /// The other side's name, when there is one.
+    pub peer: Option<String>,
+    /// Epochs acknowledged (primary) or committed (standby) by this process.
+    pub epochs: u64,
+    /// Time the guest stood still per epoch, in microseconds.
+    pub pause_us: Percentiles,
+    /// From the pause to the acknowledgement, in microseconds.
+    pub ack_us: Percentiles,
+    /// Dirty pages per epoch.
+    pub dirty_pages: Percentiles,
+    /// Dirty pages of all epochs.
+    pub dirty_pages_total: u64,
+    /// Their size before encoding, in bytes.
+    pub raw_dirty_bytes: u64,
+    /// Bytes of all epochs on the logging channel.
+    pub wire_bytes: u64,
+    /// How the pages were encoded.
+    pub encoded: Encoded,
+    /// Bytes shipped by initial synchronisations.
+    pub sync_bytes: u64,
+    /// The failover that made this side the primary, if one did.
+    pub failover: Option<FailoverFigures>,
+    /// The last thing that went wrong.
+    pub alarm: Option<String>,
+}
