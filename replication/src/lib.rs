@@ -13,6 +13,7 @@ pub mod fingerprint;
 pub mod ids;
 pub mod page_set;
 pub mod ports;
+pub mod runtime;
 
 pub use fingerprint::Fingerprint;
 pub use ids::{EpochId, Generation, PAGE_BYTES, PageIndex};

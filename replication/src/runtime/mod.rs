@@ -7,6 +7,7 @@
 
 mod arbitration;
 mod capture;
+mod heartbeats;
 mod metrics;
 mod primary;
 mod session;
@@ -16,7 +17,7 @@ mod status;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use understudy_transport::LinkError;
+use understudy_transport::ConnectError;
 
 use crate::arbiter::ArbiterError;
 use crate::ports::MachineError;
@@ -43,7 +44,7 @@ pub struct Limits {
     /// Last shipped versions of pages kept for delta encoding. Default 32,768 (128 MiB).
     pub cache_pages_max: usize,
     /// Bytes handed to the link and not written yet. Default 16 MiB.
-    pub send_bytes_max: usize,
+    pub send_bytes_max: u32,
 }
 
 impl Default for Limits {
@@ -72,14 +73,17 @@ pub enum RuntimeError {
         /// Since which generation.
         generation: crate::Generation,
     },
-    /// The logging channel or the heartbeat socket could not be set up.
-    #[error("{what}")]
-    Link {
-        /// What was attempted.
-        what: String,
+    /// The logging channel could not be set up.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The heartbeat socket could not be set up.
+    #[error("cannot bind UDP {listen} for heartbeats; is the address this host's, and free?")]
+    Heartbeat {
+        /// The local address.
+        listen: SocketAddr,
         /// The cause.
         #[source]
-        source: LinkError,
+        source: std::io::Error,
     },
     /// A setting is missing or contradictory.
     #[error("{0}")]
@@ -132,4 +136,10 @@ fn monotonic_ns() -> u64 {
         u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000
             + u64::try_from(time.tv_nsec()).unwrap_or(0)
     })
+}
+
+/// A claimant's name for the arbiter: unique to this process, so that a restarted one is not taken
+/// for its predecessor.
+fn claimant(node: &str) -> String {
+    format!("{node} (pid {}, {:x})", std::process::id(), monotonic_ns())
 }

@@ -1,9 +1,17 @@
 //! One connection between the two sides: frames in, messages out, and back.
 
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
 use understudy_transport::{Frame, Link, LinkError, LinkReader, SendQueue};
 
 use crate::core::message::{Message, MessageError};
 use crate::ids::Generation;
+
+/// How long a `Bye` may take to leave before the link is closed all the same.
+const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -24,22 +32,19 @@ impl SessionError {
 pub(super) struct Session {
     reader: LinkReader,
     queue: SendQueue,
-    writer: tokio::task::JoinHandle<()>,
+    writer: tokio::task::JoinHandle<Result<(), LinkError>>,
     pub(super) peer: String,
+    /// A `Bye` or `Refuse` is on its way: worth a moment's wait at the end.
+    farewell: bool,
 }
 
 impl Session {
     /// Takes a connected link; its writing side runs as a task of the current runtime.
-    pub(super) fn start(link: Link, send_bytes_max: usize) -> Self {
-        let peer = link.peer().to_owned();
+    pub(super) fn start(link: Link, send_bytes_max: u32) -> Self {
+        let peer = link.peer.clone();
         let (reader, writer) = link.split();
-        let (queue, drain) = SendQueue::new(writer, send_bytes_max);
-        let writer = tokio::spawn(async move {
-            if let Err(error) = drain.run().await {
-                tracing::debug!(%error, "the logging channel's writing side ended");
-            }
-        });
-        Self { reader, queue, writer, peer }
+        let (queue, task) = SendQueue::new(writer, send_bytes_max);
+        Self { reader, queue, writer: tokio::spawn(task.run()), peer, farewell: false }
     }
 
     pub(super) fn queue(&self) -> SendQueue {
@@ -56,30 +61,35 @@ impl Session {
         self.reader.try_recv()?.map(decode).transpose()
     }
 
-    /// Queues a message without waiting. A full queue means that the peer reads slowly or not at all:
-    /// a heartbeat behind it would be no sign of life, so it is left out.
-    pub(super) fn send(&self, generation: Generation, message: &Message) {
+    /// Queues a message without waiting. If the queue is full the peer reads slowly or not at all: a
+    /// heartbeat behind so much would be no sign of life and is left out; for anything else, which
+    /// must not get lost, the link is broken.
+    pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame { kind, generation: generation.0, epoch, body };
-        if let Err(error) = self.queue.try_send(frame) {
-            tracing::debug!(%error, "a message was not queued");
+        let mut sending = std::pin::pin!(self.queue.send(frame));
+        match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => tracing::debug!(%error, "a message was not queued"),
+            Poll::Pending if matches!(message, Message::Heartbeat) => {}
+            Poll::Pending => self.queue.fail(LinkError::Closed),
         }
+        self.farewell |= matches!(message, Message::Bye(_) | Message::Refuse(_));
     }
 
-    /// Ends the session after giving what is queued (a `Bye`) a moment to leave.
+    /// Closes the link: at once, or after a queued farewell has left.
     pub(super) async fn close(self) {
-        let Self { reader, queue, writer, peer: _ } = self;
-        drop(queue);
-        let abort = writer.abort_handle();
-        if tokio::time::timeout(std::time::Duration::from_millis(50), writer).await.is_err() {
-            abort.abort();
+        let deadline = Instant::now() + FAREWELL;
+        while self.farewell
+            && !self.writer.is_finished()
+            && self.queue.queued_bytes() > 0
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        drop(reader);
-    }
-
-    /// Ends the session at once.
-    pub(super) fn abort(self) {
-        self.writer.abort();
+        // Others hold clones of the queue: end the task instead of waiting for them.
+        self.queue.fail(LinkError::Closed);
+        let _ = self.writer.await;
     }
 }
 

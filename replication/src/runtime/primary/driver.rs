@@ -10,19 +10,20 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
-use understudy_transport::heartbeat::HeartbeatSocket;
+use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::{Ended, Request};
 use crate::arbiter::{Arbiter, ArbiterError, Verdict};
-use crate::core::message::{Bye, Message};
+use crate::core::message::Message;
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput};
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::OutputGate;
 use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::capture::{Command, Event, Target};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
@@ -63,7 +64,6 @@ pub(super) struct Driver {
     clock: Clock,
     core: PrimaryCore,
     session: Option<Session>,
-    heartbeat: Option<HeartbeatSocket>,
     output: Arc<OutputSignal>,
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
@@ -111,7 +111,6 @@ impl Driver {
             clock,
             core,
             session: None,
-            heartbeat: None,
             output,
             connect_at: Instant::now(),
             connect_failure: None,
@@ -131,15 +130,8 @@ impl Driver {
     }
 
     async fn drive(&mut self) -> Result<Ended, RuntimeError> {
-        if let Some(path) = self.setup.heartbeat {
-            let socket = HeartbeatSocket::bind(path.listen, Some(path.peer), &self.setup.vm)
-                .await
-                .map_err(|source| RuntimeError::Link {
-                    what: format!("cannot send heartbeats from {}", path.listen),
-                    source,
-                })?;
-            self.heartbeat = Some(socket);
-        }
+        let mut heartbeats =
+            Heartbeats::open(self.setup.heartbeat, Sender::Primary, &self.setup.vm).await?;
         let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut connecting: Option<Connecting> = None;
@@ -151,7 +143,11 @@ impl Driver {
                 }
                 return Ok(ended);
             }
-            let happened = self.wait(&mut connecting, &mut beat).await;
+            let happened = self.wait(&mut connecting, &mut beat, &mut heartbeats).await;
+            if matches!(happened, Happened::Heartbeat) {
+                heartbeats.send(self.core.generation()).await;
+                continue;
+            }
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
@@ -167,6 +163,7 @@ impl Driver {
         &mut self,
         connecting: &mut Option<Connecting>,
         beat: &mut tokio::time::Interval,
+        heartbeats: &mut Heartbeats,
     ) -> Happened {
         if self.session.is_none()
             && connecting.is_none()
@@ -193,10 +190,7 @@ impl Driver {
                 None => std::future::pending().await,
             } } => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
-            heard = async { match &mut self.heartbeat {
-                Some(socket) => socket.recv().await,
-                None => std::future::pending().await,
-            } } => Happened::Heard(Generation(heard.generation)),
+            generation = heartbeats.recv() => Happened::Heard(generation),
             () = self.output.wait() => Happened::Output,
             link = async { match connecting {
                 Some(connecting) => connecting.await,
@@ -245,11 +239,7 @@ impl Driver {
                     inputs.push_back(PrimaryInput::OutputWaiting);
                 }
             }
-            Happened::Heartbeat => {
-                if let Some(socket) = &mut self.heartbeat {
-                    socket.send(self.core.generation().0);
-                }
-            }
+            Happened::Heartbeat => {}
             Happened::Timer => {
                 if self.output.take_fresh() {
                     inputs.push_back(PrimaryInput::OutputWaiting);
@@ -290,7 +280,7 @@ impl Driver {
     async fn perform(&mut self, effect: PrimaryEffect) {
         match effect {
             PrimaryEffect::Send(message) => {
-                if let Some(session) = &self.session {
+                if let Some(session) = &mut self.session {
                     session.send(self.core.generation(), &message);
                 }
             }
@@ -389,6 +379,3 @@ impl Setup {
         }
     }
 }
-
-#[allow(dead_code)]
-fn _unused(_: Bye) {}

@@ -7,8 +7,8 @@ use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
-use understudy_transport::heartbeat::HeartbeatSocket;
-use understudy_transport::{Endpoint, Link, LinkError, Listener};
+use understudy_transport::heartbeat::Sender;
+use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::{Outcome, Promoted, Request};
 use crate::arbiter::{Arbiter, ArbiterError, Verdict};
@@ -18,6 +18,7 @@ use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
 use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::{
@@ -49,7 +50,6 @@ pub(super) struct Driver<M: Machine> {
     clock: Clock,
     core: BackupCore,
     session: Option<Session>,
-    heartbeat: Option<HeartbeatSocket>,
     /// Last sign of life of the primary, on any path.
     last_contact: Instant,
     /// When the primary counted as lost.
@@ -59,7 +59,7 @@ pub(super) struct Driver<M: Machine> {
 
 /// What the loop waits for.
 enum Happened {
-    Accepted(Result<Link, LinkError>),
+    Accepted(Result<Link, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
     Requested(Option<Request>),
     Answered(Result<Verdict, ArbiterError>),
@@ -103,7 +103,6 @@ impl<M: Machine> Driver<M> {
             clock,
             core,
             session: None,
-            heartbeat: None,
             last_contact: Instant::now(),
             detected: None,
             ended: None,
@@ -126,18 +125,9 @@ impl<M: Machine> Driver<M> {
 
     async fn drive(&mut self, ready: &SyncSender<Endpoint>) -> Result<Ended, RuntimeError> {
         let limits = understudy_transport::Limits::default();
-        let listener = Listener::bind(&self.setup.listen, limits).await.map_err(|source| {
-            RuntimeError::Connect { what: format!("cannot listen on {}", self.setup.listen), source }
-        })?;
-        if let Some(path) = self.setup.heartbeat {
-            let socket = HeartbeatSocket::bind(path.listen, Some(path.peer), &self.setup.vm)
-                .await
-                .map_err(|source| RuntimeError::System {
-                    what: "bind the heartbeat socket",
-                    source,
-                })?;
-            self.heartbeat = Some(socket);
-        }
+        let listener = Listener::bind(&self.setup.listen, limits).await?;
+        let mut heartbeats =
+            Heartbeats::open(self.setup.heartbeat, Sender::Backup, &self.setup.vm).await?;
         // The builder waits for this; it cannot be gone.
         let _ = ready.send(listener.local_endpoint().clone());
         let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
@@ -150,7 +140,11 @@ impl<M: Machine> Driver<M> {
                 }
                 return Ok(ended);
             }
-            let happened = self.wait(&listener, &mut beat).await;
+            let happened = self.wait(&listener, &mut beat, &mut heartbeats).await;
+            if matches!(happened, Happened::Heartbeat) {
+                heartbeats.send(self.core.generation()).await;
+                continue;
+            }
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
@@ -162,7 +156,12 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    async fn wait(&mut self, listener: &Listener, beat: &mut tokio::time::Interval) -> Happened {
+    async fn wait(
+        &mut self,
+        listener: &Listener,
+        beat: &mut tokio::time::Interval,
+        heartbeats: &mut Heartbeats,
+    ) -> Happened {
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
         tokio::select! {
             biased;
@@ -172,10 +171,7 @@ impl<M: Machine> Driver<M> {
             } } => Happened::Received(received),
             Some(answer) = self.answers.1.recv() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
-            heard = async { match &mut self.heartbeat {
-                Some(socket) => socket.recv().await,
-                None => std::future::pending().await,
-            } } => Happened::Heard(Generation(heard.generation)),
+            generation = heartbeats.recv() => Happened::Heard(generation),
             () = async { match timer {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
@@ -218,11 +214,7 @@ impl<M: Machine> Driver<M> {
                 self.last_contact = Instant::now();
                 inputs.push_back(BackupInput::HeartbeatHeard { generation });
             }
-            Happened::Heartbeat => {
-                if let Some(socket) = &mut self.heartbeat {
-                    socket.send(self.core.generation().0);
-                }
-            }
+            Happened::Heartbeat => {}
             Happened::Timer => inputs.push_back(BackupInput::Tick),
         }
     }
