@@ -1,0 +1,331 @@
+//! The command line: what can be said, and what `--help` teaches. Flags are merged with the
+//! configuration file here, low level, into one [`Config`]; what it means is decided elsewhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use understudy_vmm::config::{Config, ConfigError, Entropy, HeartbeatSection, NetworkInterface};
+
+const AFTER_HELP: &str = "\
+Try it (needs only /dev/kvm):
+  vmm demo
+
+Protect a guest on two hosts that both see /shared:
+  host-b$ vmm standby --net tap=tap0 --listen 0.0.0.0:7000 --arbiter /shared/web.arbiter
+  host-a$ vmm primary --net tap=tap0 --backup host-b:7000 --arbiter /shared/web.arbiter
+
+Look at it:
+  vmm status --control /run/understudy.sock
+
+Logs go to standard error; UNDERSTUDY_LOG sets the level (error, warn, info, debug, trace).
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced (another host owns the guest now).";
+
+/// Runs virtual machines that survive the loss of their host.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Log messages as JSON, one object a line.
+    #[arg(long, global = true)]
+    pub(crate) log_json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a guest, unprotected.
+    Run(VmArgs),
+    /// Run a guest and protect it by a standby on another host.
+    ///
+    /// The guest starts at once. As soon as the standby can be reached all of memory is copied to it
+    /// while the guest runs; from then on its state follows epoch by epoch, and the guest's output
+    /// leaves only after the standby has the state behind it. If the standby is lost the guest goes
+    /// on unprotected (with the arbiter's consent) and looks for a standby again.
+    Primary(ReplicatedArgs),
+    /// Keep a second copy of a guest and take over when its host dies.
+    ///
+    /// Needs the same VM settings (memory, vCPUs, devices) as the primary; what differs is named when
+    /// the primary connects. After a takeover it acts as a primary, protected by --backup if given.
+    Standby(ReplicatedArgs),
+    /// Show how a running primary or standby is doing.
+    Status(StatusArgs),
+    /// Promote a standby now. The old primary is fenced.
+    Failover(ControlArgs),
+    /// Stop a running primary (with its guest) or a standby cleanly.
+    Stop(ControlArgs),
+    /// Say what this host can and cannot do, and what to do about it.
+    Check(CheckArgs),
+    /// Show a failover: protect a guest, kill its primary, check every byte its clients get.
+    Demo(DemoArgs),
+}
+
+/// What the virtual machine is made of.
+#[derive(Debug, Args)]
+pub(crate) struct VmArgs {
+    /// JSON file with Firecracker's field names plus a `replication` section; flags override it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// ELF image to boot, or `builtin` for the guest inside this program [default: builtin].
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The guest's command line [default for the built-in guest: workload=stream,counter,echo].
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Number of vCPUs [default: 1].
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u8>,
+    /// Memory in MiB [default: 256].
+    #[arg(long, value_name = "MIB")]
+    memory_mib: Option<u64>,
+    /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
+    /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
+    #[arg(long, value_name = "SPEC")]
+    net: Vec<String>,
+    /// Give the guest a virtio entropy device.
+    #[arg(long)]
+    rng: bool,
+    /// Where the guest's console goes: `stdout`, `none`, or a file to append to [default: stdout].
+    #[arg(long, value_name = "WHERE")]
+    console: Option<String>,
+    /// Unix socket for `vmm status`, `failover` and `stop`.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
+/// A VM and its other copy.
+#[derive(Debug, Args)]
+pub(crate) struct ReplicatedArgs {
+    #[command(flatten)]
+    pub(crate) vm: VmArgs,
+    /// Name of the VM, equal on both hosts [default: vm].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// This host's name in messages [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Where the (next) standby listens: HOST:PORT or unix:PATH.
+    #[arg(long, value_name = "ENDPOINT")]
+    backup: Option<String>,
+    /// Where this standby listens: ADDRESS:PORT or unix:PATH.
+    #[arg(long, value_name = "ENDPOINT")]
+    listen: Option<String>,
+    /// The arbiter's file, on storage that both hosts see. It decides who may run alone.
+    #[arg(long, value_name = "FILE")]
+    arbiter: Option<PathBuf>,
+    /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
+    #[arg(long, value_name = "LOCAL=PEER")]
+    heartbeat: Option<String>,
+    /// Longest epoch, in milliseconds [default: 25].
+    #[arg(long, value_name = "MS")]
+    epoch_ms: Option<u64>,
+    /// Shortest epoch when output waits, in milliseconds.
+    #[arg(long, value_name = "MS")]
+    epoch_min_ms: Option<u64>,
+    /// Pause between heartbeats, in milliseconds [default: 20].
+    #[arg(long, value_name = "MS")]
+    heartbeat_ms: Option<u64>,
+    /// Silence after which the other side counts as lost, in milliseconds [default: 150].
+    #[arg(long, value_name = "MS")]
+    timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    /// The control socket of the running vmm (its --control).
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print again every second until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What happens to the primary in the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fault {
+    /// SIGKILL: as if its host lost power; the logging channel closes at once.
+    Kill,
+    /// SIGSTOP, and SIGCONT after the promotion: silence, then an old primary that wakes up.
+    Freeze,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Clients that stream; a quarter as many (at least one) count with INCR.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) clients: u16,
+    /// How long the clients stream; the fault comes half-way.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub(crate) seconds: u64,
+    /// Memory of the guest in MiB.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(64..=16_384))]
+    pub(crate) memory_mib: u64,
+    /// What happens to the primary.
+    #[arg(long, value_enum, default_value_t = Fault::Kill)]
+    pub(crate) fault: Fault,
+    /// Print one JSON object at the end, and nothing else on standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Keep the logs and consoles of both hosts in this directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+}
+
+/// Takes `flag` if it was given.
+fn over<T>(to: &mut Option<T>, flag: Option<T>) {
+    if flag.is_some() {
+        *to = flag;
+    }
+}
+
+impl VmArgs {
+    /// The configuration file, if any, overridden by flags.
+    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        over(&mut config.boot_source.kernel_image_path, self.kernel);
+        over(&mut config.boot_source.boot_args, self.cmdline);
+        over(&mut config.machine_config.vcpu_count, self.vcpus);
+        over(&mut config.machine_config.mem_size_mib, self.memory_mib);
+        over(&mut config.serial.output, self.console);
+        over(&mut config.replication.control_socket, self.control);
+        if self.rng {
+            config.entropy = Some(Entropy {});
+        }
+        if !self.net.is_empty() {
+            config.network_interfaces = self
+                .net
+                .iter()
+                .enumerate()
+                .map(|(number, spec)| network_interface(number, spec))
+                .collect::<Result<_, _>>()?;
+        }
+        Ok(config)
+    }
+}
+
+impl ReplicatedArgs {
+    /// As [`VmArgs::merge`].
+    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
+        let mut config = self.vm.merge()?;
+        let replication = &mut config.replication;
+        over(&mut replication.vm, self.name);
+        over(&mut replication.node, self.node);
+        over(&mut replication.backup, self.backup);
+        over(&mut replication.listen, self.listen);
+        over(&mut replication.arbiter, self.arbiter);
+        over(&mut replication.epoch_ms, self.epoch_ms);
+        over(&mut replication.epoch_min_ms, self.epoch_min_ms);
+        over(&mut replication.heartbeat_ms, self.heartbeat_ms);
+        over(&mut replication.timeout_ms, self.timeout_ms);
+        if let Some(text) = &self.heartbeat {
+            replication.heartbeat = Some(heartbeat(text)?);
+        }
+        Ok(config)
+    }
+}
+
+fn wrong(key: &str, why: impl std::fmt::Display) -> ConfigError {
+    ConfigError::Value { key: key.into(), why: why.to_string() }
+}
+
+fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, ConfigError> {
+    let mut interface = NetworkInterface {
+        iface_id: format!("net{number}"),
+        host_dev_name: None,
+        socket_path: None,
+        guest_mac: None,
+    };
+    for part in spec.split(',') {
+        match part.split_once('=') {
+            Some(("tap", name)) => interface.host_dev_name = Some(name.into()),
+            Some(("socket", path)) => interface.socket_path = Some(path.into()),
+            Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
+            Some(("id", id)) => interface.iface_id = id.into(),
+            _ => {
+                let why = format!("{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME");
+                return Err(wrong("--net", why));
+            }
+        }
+    }
+    Ok(interface)
+}
+
+fn heartbeat(text: &str) -> Result<HeartbeatSection, ConfigError> {
+    let expected = "expected LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT";
+    let (listen, peer) = text
+        .split_once('=')
+        .ok_or_else(|| wrong("--heartbeat", format!("{text:?}: {expected}")))?;
+    let address = |text: &str| {
+        text.parse().map_err(|error| wrong("--heartbeat", format!("{text:?}: {error}; {expected}")))
+    };
+    Ok(HeartbeatSection { listen: address(listen)?, peer: address(peer)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    fn merged(arguments: &[&str]) -> Result<Config, ConfigError> {
+        let all = ["vmm", "primary"].iter().chain(arguments);
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Primary(arguments) => arguments.merge(),
+            other => panic!("parsed {other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.json");
+        let text = r#"{"machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
+                       "replication": {"epoch_ms": 50}}"#;
+        std::fs::write(&path, text).unwrap();
+        let config =
+            merged(&["--config", path.to_str().unwrap(), "--memory-mib", "128"]).unwrap();
+        assert_eq!(config.machine_config.vcpu_count, Some(2));
+        assert_eq!(config.machine_config.mem_size_mib, Some(128));
+        assert_eq!(config.replication.epoch_ms, Some(50));
+    }
+
+    #[test]
+    fn interfaces_and_heartbeats_are_parsed_or_explained() {
+        let config = merged(&[
+            "--net",
+            "tap=tap0,mac=52:54:00:00:00:01",
+            "--heartbeat",
+            "10.0.0.1:7001=10.0.0.2:7001",
+        ])
+        .unwrap();
+        assert_eq!(config.network_interfaces[0].host_dev_name.as_deref(), Some("tap0"));
+        assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
+        let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
+        assert!(error.contains("tap=NAME"), "{error}");
+        let error = merged(&["--heartbeat", "7001"]).unwrap_err().to_string();
+        assert!(error.contains("LOCAL_ADDRESS"), "{error}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Configuration files: JSON with Firecracker's names where the meaning is the same, plus a
+//! `replication` section. Unknown keys are errors. Nothing is opened or checked against the host
+//! here; that is the machine builder's business.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use understudy_replication::core::primary::Policy;
+use understudy_transport::Endpoint;
+
+#[cfg(test)]
+mod tests;
+
+/// Longest configuration file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A whole configuration file. Every section may be missing; flags fill or override it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Config {
+    /// What to boot.
+    pub boot_source: BootSource,
+    /// CPUs and memory.
+    pub machine_config: MachineSection,
+    /// Disks. This version has none: a non-empty list is refused.
+    pub drives: Vec<serde_json::Value>,
+    /// Network interfaces.
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// A virtio entropy device, if present.
+    pub entropy: Option<Entropy>,
+    /// The first serial port.
+    pub serial: Serial,
+    /// Replication.
+    pub replication: Replication,
+}
+
+/// `boot-source`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BootSource {
+    /// Path of an ELF image, or `builtin` (default) for the guest inside this program.
+    pub kernel_image_path: Option<PathBuf>,
+    /// Command line.
+    pub boot_args: Option<String>,
+}
+
+/// `machine-config`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MachineSection {
+    /// Number of vCPUs. Default 1.
+    pub vcpu_count: Option<u8>,
+    /// Memory in MiB. Default 256.
+    pub mem_size_mib: Option<u64>,
+}
+
+/// One of `network-interfaces`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Name of the interface, equal on both hosts.
+    pub iface_id: String,
+    /// A tap device of this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_dev_name: Option<String>,
+    /// A Unix stream socket with the framing of QEMU and passt (not in Firecracker).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_path: Option<PathBuf>,
+    /// MAC address, equal on both hosts. Default: made from the VM's name and the interface's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<String>,
+}
+
+/// `entropy`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {}
+
+/// `serial`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Serial {
+    /// `stdout` (default), `none`, or the path of a file to append to.
+    pub output: Option<String>,
+}
+
+/// `replication`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replication {
+    /// Name of the virtual machine, equal on both hosts. Default `vm`.
+    pub vm: Option<String>,
+    /// This host's name in messages. Default: the host name.
+    pub node: Option<String>,
+    /// Where the standby listens, as the primary reaches it.
+    pub backup: Option<String>,
+    /// Where this standby listens.
+    pub listen: Option<String>,
+    /// The arbiter's file, on storage that both hosts see.
+    pub arbiter: Option<PathBuf>,
+    /// Separate path for heartbeats.
+    pub heartbeat: Option<HeartbeatSection>,
+    /// Longest epoch, in milliseconds. Default 25.
+    pub epoch_ms: Option<u64>,
+    /// Shortest epoch when output waits, in milliseconds.
+    pub epoch_min_ms: Option<u64>,
+    /// Pause between heartbeats, in milliseconds. Default 20.
+    pub heartbeat_ms: Option<u64>,
+    /// Silence after which the other side counts as lost, in milliseconds. Default 150.
+    pub timeout_ms: Option<u64>,
+    /// Unix socket for `vmm status` and `vmm failover`.
+    pub control_socket: Option<PathBuf>,
+}
+
+/// `replication.heartbeat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeartbeatSection {
+    /// Local UDP address.
+    pub listen: SocketAddr,
+    /// The other host's UDP address.
+    pub peer: SocketAddr,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("the configuration {} has {bytes} bytes; at most {FILE_BYTES_MAX} are read", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The file is not JSON of the expected shape.
+    #[error("the configuration {} is malformed: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Key, line and column.
+        source: serde_json::Error,
+    },
+    /// A value is out of its range, or two contradict each other.
+    #[error("{key}: {why}")]
+    Value {
+        /// The key, as in the file.
+        key: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+}
+
+impl ConfigError {
+    pub(crate) fn value(key: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self::Value { key: key.into(), why: why.to_string() }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is too large, or has a key or value that means nothing.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.into(), source };
+        let bytes = std::fs::metadata(path).map_err(read)?.len();
+        if bytes > FILE_BYTES_MAX {
+            return Err(ConfigError::TooLarge { path: path.into(), bytes });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path: path.into(), source })?;
+        if !config.drives.is_empty() {
+            return Err(ConfigError::value("drives", "this version has no disks; remove the entries"));
+        }
+        Ok(config)
+    }
+}
+
+impl Replication {
+    /// Epochs and time-outs.
+    ///
+    /// # Errors
+    /// If they make no sense together.
+    pub fn policy(&self) -> Result<Policy, ConfigError> {
+        let mut policy = Policy::default();
+        let set = |to: &mut Duration, value: Option<u64>, key: &str, range: std::ops::RangeInclusive<u64>| {
+            let Some(value) = value else { return Ok(()) };
+            if !range.contains(&value) {
+                let why = format!("{value} is not in {}..={} ms", range.start(), range.end());
+                return Err(ConfigError::value(format!("replication.{key}"), why));
+            }
+            *to = Duration::from_millis(value);
+            Ok(())
+        };
+        set(&mut policy.epoch_interval, self.epoch_ms, "epoch_ms", 1..=10_000)?;
+        set(&mut policy.epoch_interval_min, self.epoch_min_ms, "epoch_min_ms", 1..=10_000)?;
+        set(&mut policy.heartbeat_interval, self.heartbeat_ms, "heartbeat_ms", 1..=10_000)?;
+        set(&mut policy.heartbeat_timeout, self.timeout_ms, "timeout_ms", 10..=600_000)?;
+        policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
+        if policy.heartbeat_timeout < 3 * policy.heartbeat_interval {
+            let why = format!(
+                "{} ms is less than three heartbeats of {} ms: one late packet would be a failover",
+                policy.heartbeat_timeout.as_millis(),
+                policy.heartbeat_interval.as_millis()
+            );
+            return Err(ConfigError::value("replication.timeout_ms", why));
+        }
+        Ok(policy)
+    }
+
+    /// Where the standby listens, as seen from the primary.
+    ///
+    /// # Errors
+    /// If it is not an endpoint.
+    pub fn backup_endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
+        endpoint("replication.backup", self.backup.as_deref())
+    }
+
+    /// Where this standby listens.
+    ///
+    /// # Errors
+    /// If it is not an endpoint.
+    pub fn listen_endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
+        endpoint("replication.listen", self.listen.as_deref())
+    }
+
+    /// The VM's name.
+    #[must_use]
+    pub fn vm_name(&self) -> String {
+        self.vm.clone().unwrap_or_else(|| "vm".into())
+    }
+
+    /// This host's name.
+    #[must_use]
+    pub fn node_name(&self) -> String {
+        self.node.clone().unwrap_or_else(|| {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let name = name.trim();
+            if name.is_empty() { "host".into() } else { name.into() }
+        })
+    }
+}
+
+fn endpoint(key: &str, text: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
+    text.map(|text| text.parse().map_err(|error| ConfigError::value(key, error))).transpose()
+}

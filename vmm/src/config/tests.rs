@@ -1,0 +1,61 @@
+use super::*;
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.json");
+    std::fs::write(&path, text).unwrap();
+    Config::read(&path)
+}
+
+#[test]
+fn firecracker_names_and_the_replication_section_are_read() {
+    let config = read(
+        r#"{
+            "boot-source": {"kernel_image_path": "/boot/guest", "boot_args": "workload=idle"},
+            "machine-config": {"vcpu_count": 2, "mem_size_mib": 512},
+            "drives": [],
+            "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
+            "entropy": {},
+            "replication": {"vm": "web", "backup": "tcp:10.0.0.2:7000", "epoch_ms": 10}
+        }"#,
+    )
+    .unwrap();
+    assert_eq!(config.machine_config.vcpu_count, Some(2));
+    assert_eq!(config.network_interfaces[0].host_dev_name.as_deref(), Some("tap0"));
+    assert_eq!(config.replication.policy().unwrap().epoch_interval, Duration::from_millis(10));
+    assert!(config.replication.backup_endpoint().unwrap().is_some());
+}
+
+#[test]
+fn unknown_keys_are_named() {
+    for text in [
+        r#"{"machine-config": {"vcpus": 2}}"#,
+        r#"{"replicatoin": {}}"#,
+        r#"{"replication": {"epochms": 2}}"#,
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains("unknown field"), "{error}");
+    }
+}
+
+#[test]
+fn drives_are_refused_until_there_are_disks() {
+    let error = read(r#"{"drives": [{"drive_id": "root"}]}"#).unwrap_err().to_string();
+    assert!(error.starts_with("drives:"), "{error}");
+}
+
+#[test]
+fn values_out_of_range_name_key_and_range() {
+    let config = read(r#"{"replication": {"epoch_ms": 0}}"#).unwrap();
+    let error = config.replication.policy().unwrap_err().to_string();
+    assert_eq!(error, "replication.epoch_ms: 0 is not in 1..=10000 ms");
+    let config = read(r#"{"replication": {"timeout_ms": 30}}"#).unwrap();
+    let error = config.replication.policy().unwrap_err().to_string();
+    assert!(error.contains("three heartbeats"), "{error}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::read(Path::new("/nonexistent/vm.json")).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/vm.json"), "{error}");
+}
