@@ -1,2 +1,52 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks: `cargo xtask <task>`.
+
+mod check;
+mod demos;
+mod test;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask <task>
+
+  test         all tests; installs the Debian packages they need when run as root, names them otherwise
+  check        format, lints and documentation, warnings denied
+  demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
+";
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["test", rest @ ..] => test::run(rest),
+        ["check"] => check::run(),
+        ["demos", times] => demos::run(times.parse()?),
+        ["help" | "--help" | "-h"] | [] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => bail!("unknown task {:?}\n\n{HELP}", arguments.join(" ")),
+    }
+}
+
+/// Runs a command and fails with its line if it does.
+fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let line = format!("{program} {}", arguments.join(" "));
+    eprintln!("+ {line}");
+    let status = std::process::Command::new(program)
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .status()
+        .map_err(|error| anyhow::anyhow!("cannot run {program}: {error}"))?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// The repository.
+fn root() -> std::path::PathBuf {
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}

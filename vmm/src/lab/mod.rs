@@ -3,10 +3,44 @@
 //! the end-to-end tests and the benchmarks are made of it. Nothing of it runs in production.
 
 mod clients;
+mod hosts;
 mod network;
+mod pair;
 mod stack;
 mod switch;
 
 pub use clients::{ClientError, Figures, Load};
-pub use network::{LabError, Network};
+pub use hosts::Host;
+pub use network::{GUEST, Network};
+pub use pair::{Pair, PairOptions};
 pub use switch::{PortCounts, Switch};
+
+/// Why a lab cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The operating system refused something.
+    #[error("cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The clients could not connect.
+    #[error("the clients cannot connect: {0}")]
+    Connect(String),
+    /// The network's thread has ended.
+    #[error("the lab's network thread has ended; see its message above")]
+    Ended,
+    /// A host did not do what it should.
+    #[error("host {name}: {what}; the end of its log:\n{log}")]
+    Host {
+        /// The host.
+        name: String,
+        /// What it did or did not do.
+        what: String,
+        /// The last lines of its log.
+        log: String,
+    },
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smoltcp::wire::Ipv4Address;
 
+use super::LabError;
 use super::clients::{Figures, Load};
 use super::stack::Stack;
 use super::switch::{PortCounts, Switch};
@@ -18,26 +19,6 @@ use super::switch::{PortCounts, Switch};
 pub const GUEST: Ipv4Address = Ipv4Address::new(10, 77, 0, 2);
 const CLIENTS: Ipv4Address = Ipv4Address::new(10, 77, 0, 1);
 const PREFIX_BITS: u8 = 24;
-
-/// Why a lab cannot work.
-#[derive(Debug, thiserror::Error)]
-pub enum LabError {
-    /// The operating system refused something.
-    #[error("cannot {what}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The clients could not connect.
-    #[error("the clients cannot connect: {0}")]
-    Connect(String),
-    /// The thread has ended.
-    #[error("the lab's network thread has ended; see its message above")]
-    Ended,
-}
 
 /// Switch and clients at work. Dropping it ends them.
 pub struct Network {
@@ -56,7 +37,7 @@ struct Shared {
 
 enum Command {
     Connect { streams: usize, counters: usize },
-    /// Counts clients' gaps from now on.
+    /// Publish figures and counts.
     Look(Sender<()>),
     End,
 }

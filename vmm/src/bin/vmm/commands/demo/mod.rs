@@ -1,0 +1,202 @@
+//! `vmm demo`: the main job, end to end, on this machine alone. Two `vmm` processes are the hosts;
+//! switch and clients live in this process.
+
+mod report;
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use understudy_replication::runtime::Status;
+use understudy_vmm::lab::{Figures, Pair, PairOptions};
+
+use self::report::Report;
+use crate::args::{DemoArgs, Fault};
+
+/// Longest wait for things that normally take less than a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+const WORKLOAD: &str =
+    "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
+
+pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
+    let temporary = tempfile::Builder::new().prefix("understudy-demo-").tempdir()?;
+    let directory: PathBuf = match &arguments.keep {
+        Some(directory) => {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+            directory.clone()
+        }
+        None => temporary.path().into(),
+    };
+    let report = Demo::new(arguments, &directory)?.run()?;
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", report.render());
+    }
+    if !report.ok {
+        bail!("the run was not exact: {}", report.faults.join("; "));
+    }
+    Ok(())
+}
+
+struct Demo<'a> {
+    arguments: &'a DemoArgs,
+    counters: usize,
+    pair: Pair,
+    progress: ProgressBar,
+}
+
+impl<'a> Demo<'a> {
+    fn new(arguments: &'a DemoArgs, directory: &Path) -> Result<Self> {
+        let progress = if arguments.json || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::new_spinner()
+        };
+        progress.set_style(ProgressStyle::with_template("{spinner} {elapsed} {msg}")?);
+        let say = |text: &str| {
+            progress.set_message(text.to_owned());
+            if !arguments.json && progress.is_hidden() {
+                eprintln!("{text}");
+            }
+        };
+        say("starting two hosts, booting the guest, copying it to the standby");
+        let options = PairOptions {
+            binary: std::env::current_exe().context("cannot find this program")?,
+            memory_mib: arguments.memory_mib,
+            vcpus: 1,
+            workload: WORKLOAD.into(),
+            arguments: Vec::new(),
+        };
+        let pair = Pair::start(directory, &options)?;
+        say("the guest is protected; connecting clients");
+        let counters = usize::from(arguments.clients).div_ceil(4);
+        pair.network.connect(usize::from(arguments.clients), counters)?;
+        Ok(Self { arguments, counters, pair, progress })
+    }
+
+    fn run(mut self) -> Result<Report> {
+        self.await_clients()?;
+        let half = Duration::from_millis(self.arguments.seconds * 500);
+        self.watch(half, "primary", |pair| pair.primary.status())?;
+        let before = self.pair.primary.status().context("the primary gives no status")?;
+        self.say(match self.arguments.fault {
+            Fault::Kill => "killing the primary (SIGKILL)",
+            Fault::Freeze => "freezing the primary (SIGSTOP)",
+        });
+        let failed_ns = monotonic_ns();
+        match self.arguments.fault {
+            Fault::Kill => self.pair.primary.kill()?,
+            Fault::Freeze => self.pair.primary.freeze()?,
+        }
+        let after = self.pair.await_promotion(PATIENCE)?;
+        let fenced = match self.arguments.fault {
+            Fault::Kill => None,
+            Fault::Freeze => Some(self.thaw()?),
+        };
+        self.watch(half, "promoted standby", |pair| pair.standby.status())?;
+        let figures = self.pair.network.figures()?;
+        self.progress.finish_and_clear();
+        Ok(Report::new(self.arguments, self.clients(), failed_ns, &before, &after, &figures, fenced))
+    }
+
+    fn clients(&self) -> usize {
+        usize::from(self.arguments.clients) + self.counters
+    }
+
+    fn say(&self, text: &str) {
+        self.progress.set_message(text.to_owned());
+        if !self.arguments.json && self.progress.is_hidden() {
+            eprintln!("{text}");
+        }
+    }
+
+    fn await_clients(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let figures = self.pair.network.figures()?;
+            if figures.clients_served == self.clients() {
+                return Ok(());
+            }
+            if let Some(error) = figures.errors.first() {
+                bail!("{error}");
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "{} of {} clients were served within {PATIENCE:?}; run again with --keep DIR and \
+                     look at the consoles there",
+                    figures.clients_served,
+                    self.clients()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Shows one side's work for a while.
+    fn watch(
+        &self,
+        time: Duration,
+        side: &str,
+        status: impl Fn(&Pair) -> Option<Status>,
+    ) -> Result<()> {
+        let end = Instant::now() + time;
+        let mut last: Option<(Instant, u64, u64)> = None;
+        loop {
+            let figures = self.pair.network.figures()?;
+            if let Some(status) = status(&self.pair) {
+                let now = (Instant::now(), status.epochs, figures.bytes_checked);
+                if let Some(last) = last.replace(now) {
+                    self.progress.set_message(live_line(side, &status, &figures, last, now));
+                }
+            }
+            let Some(rest) = end.checked_duration_since(Instant::now()) else { return Ok(()) };
+            std::thread::sleep(rest.min(Duration::from_millis(250)));
+        }
+    }
+
+    /// The old primary wakes up after the promotion: it must release nothing, and end with a reason.
+    fn thaw(&mut self) -> Result<report::Fenced> {
+        let frames_before = self.pair.network.counts()?[0].frames_in;
+        self.say("continuing the old primary (SIGCONT)");
+        self.pair.primary.thaw()?;
+        let exit = self.pair.primary.await_exit(PATIENCE)?;
+        let frames_after = self.pair.network.counts()?[0].frames_in;
+        let log = self.pair.primary.log();
+        Ok(report::Fenced {
+            exit_code: exit.code(),
+            frames_released: frames_after - frames_before,
+            reason: log.lines().rev().find(|line| line.contains("fenced")).map(str::to_owned),
+        })
+    }
+}
+
+fn live_line(
+    side: &str,
+    status: &Status,
+    figures: &Figures,
+    last: (Instant, u64, u64),
+    now: (Instant, u64, u64),
+) -> String {
+    let seconds = now.0.duration_since(last.0).as_secs_f64();
+    let rate = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
+    format!(
+        "{side}: {:.0} epochs/s, pause {:.2} ms, acked in {:.2} ms, clients get {:.1} MB/s, {} INCRs, \
+         longest gap {:.0} ms",
+        rate(last.1, now.1),
+        status.pause_us.p50 as f64 / 1e3,
+        status.ack_us.p50 as f64 / 1e3,
+        rate(last.2, now.2) / 1e6,
+        figures.acked_writes,
+        figures.longest_gap_ms,
+    )
+}
+
+fn monotonic_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
+}

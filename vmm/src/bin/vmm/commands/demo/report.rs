@@ -1,0 +1,187 @@
+//! What the demo found: the figures, and whether all was exact.
+
+use serde::Serialize;
+use understudy_replication::runtime::Status;
+use understudy_vmm::lab::Figures;
+
+use crate::args::{DemoArgs, Fault};
+use crate::exit::FENCED;
+
+/// What became of a frozen primary that was continued after the promotion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Fenced {
+    /// Its exit code.
+    pub(super) exit_code: Option<i32>,
+    /// Frames it let out after it was continued.
+    pub(super) frames_released: u64,
+    /// What it said.
+    pub(super) reason: Option<String>,
+}
+
+/// The object that `--json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Report {
+    fault: &'static str,
+    clients: usize,
+    bytes_checked: u64,
+    bytes_lost: u64,
+    bytes_repeated: u64,
+    acked_writes: u64,
+    acked_writes_missing: u64,
+    outage_ms: f64,
+    reaction_ms: f64,
+    recovery_ms: f64,
+    longest_client_gap_ms: f64,
+    answer_us_p50: u64,
+    answer_us_p99: u64,
+    epochs: u64,
+    pause_us_p50: u64,
+    pause_us_p99: u64,
+    ack_us_p50: u64,
+    ack_us_p99: u64,
+    dirty_pages: u64,
+    raw_dirty_bytes: u64,
+    wire_bytes: u64,
+    old_primary: Option<Fenced>,
+    /// Why `ok` is false.
+    pub(super) faults: Vec<String>,
+    pub(super) ok: bool,
+}
+
+impl Report {
+    pub(super) fn new(
+        arguments: &DemoArgs,
+        clients: usize,
+        failed_ns: u64,
+        before: &Status,
+        after: &Status,
+        figures: &Figures,
+        old_primary: Option<Fenced>,
+    ) -> Self {
+        // Both processes and this one read the same clock, so the times start at the fault itself.
+        let since = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+        let (detected_ns, running_ns) = after.failover.as_ref().map_or((0, 0), |failover| {
+            (failover.detected_monotonic_ns, failover.running_monotonic_ns)
+        });
+        let mut report = Self {
+            fault: match arguments.fault {
+                Fault::Kill => "kill",
+                Fault::Freeze => "freeze",
+            },
+            clients: usize::from(arguments.clients),
+            bytes_checked: figures.bytes_checked,
+            bytes_lost: figures.bytes_lost,
+            bytes_repeated: figures.bytes_repeated,
+            acked_writes: figures.acked_writes,
+            acked_writes_missing: figures.acked_writes_missing,
+            outage_ms: since(failed_ns, running_ns),
+            reaction_ms: since(failed_ns, detected_ns),
+            recovery_ms: since(detected_ns, running_ns),
+            longest_client_gap_ms: figures.longest_gap_ms,
+            answer_us_p50: figures.answer_us_p50,
+            answer_us_p99: figures.answer_us_p99,
+            epochs: before.epochs,
+            pause_us_p50: before.pause_us.p50,
+            pause_us_p99: before.pause_us.p99,
+            ack_us_p50: before.ack_us.p50,
+            ack_us_p99: before.ack_us.p99,
+            dirty_pages: before.dirty_pages.p50,
+            raw_dirty_bytes: before.raw_dirty_bytes,
+            wire_bytes: before.wire_bytes,
+            old_primary,
+            faults: Vec::new(),
+            ok: false,
+        };
+        report.judge(clients, figures);
+        report
+    }
+
+    fn judge(&mut self, clients: usize, figures: &Figures) {
+        let mut require = |holds: bool, fault: String| {
+            if !holds {
+                self.faults.push(fault);
+            }
+        };
+        let served = figures.clients_served;
+        require(served == clients, format!("{served} of {clients} clients were served"));
+        require(self.bytes_checked > 0, "no byte was checked".into());
+        require(self.bytes_lost == 0, format!("{} bytes lost", self.bytes_lost));
+        require(self.bytes_repeated == 0, format!("{} bytes repeated", self.bytes_repeated));
+        require(self.acked_writes > 0, "no write was acknowledged".into());
+        require(
+            self.acked_writes_missing == 0,
+            format!("{} acknowledged writes missing", self.acked_writes_missing),
+        );
+        for error in &figures.errors {
+            require(false, error.to_string());
+        }
+        if let Some(old) = &self.old_primary {
+            let released = old.frames_released;
+            require(released == 0, format!("the old primary released {released} frames"));
+            require(
+                old.exit_code == Some(i32::from(FENCED)),
+                format!("the old primary ended with {:?}, not as fenced", old.exit_code),
+            );
+            require(old.reason.is_some(), "the old primary did not say why it stopped".into());
+        }
+        self.ok = self.faults.is_empty();
+    }
+
+    /// For a person.
+    pub(super) fn render(&self) -> String {
+        let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+        let ms = |us: u64| us as f64 / 1e3;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            text.push_str(&format!("  {name:<22}{value}\n"));
+        };
+        line("fault", self.fault.into());
+        line(
+            "outage",
+            format!(
+                "{:.1} ms (reaction {:.1} ms, recovery {:.1} ms)",
+                self.outage_ms, self.reaction_ms, self.recovery_ms
+            ),
+        );
+        line("longest client gap", format!("{:.1} ms", self.longest_client_gap_ms));
+        line(
+            "INCR answered in",
+            format!("p50 {:.1} ms, p99 {:.1} ms", ms(self.answer_us_p50), ms(self.answer_us_p99)),
+        );
+        line("epochs before", self.epochs.to_string());
+        line(
+            "pause per epoch",
+            format!("p50 {:.2} ms, p99 {:.2} ms", ms(self.pause_us_p50), ms(self.pause_us_p99)),
+        );
+        line(
+            "acknowledged after",
+            format!("p50 {:.2} ms, p99 {:.2} ms", ms(self.ack_us_p50), ms(self.ack_us_p99)),
+        );
+        line("dirty pages per epoch", format!("p50 {}", self.dirty_pages));
+        line(
+            "sent",
+            format!(
+                "{:.1} MiB for {:.1} MiB of dirty pages",
+                mib(self.wire_bytes),
+                mib(self.raw_dirty_bytes)
+            ),
+        );
+        if let Some(old) = &self.old_primary {
+            let reason = old.reason.as_deref().unwrap_or("nothing");
+            line("old primary", format!("released {} frames, said: {reason}", old.frames_released));
+        }
+        line(
+            "clients",
+            format!("{} streams, {} INCRs acknowledged", self.clients, self.acked_writes),
+        );
+        line(
+            "bytes checked",
+            format!(
+                "{}: {} lost, {} repeated; {} acknowledged writes missing",
+                self.bytes_checked, self.bytes_lost, self.bytes_repeated, self.acked_writes_missing
+            ),
+        );
+        line("result", if self.ok { "exact".into() } else { self.faults.join("; ") });
+        text
+    }
+}

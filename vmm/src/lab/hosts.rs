@@ -1,0 +1,168 @@
+//! `vmm` processes as hosts: started, killed, frozen and thawed by their process id.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use understudy_replication::runtime::Status;
+
+use super::LabError;
+use crate::control;
+
+/// Pause between two looks at something that changes by itself.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A `vmm` process. Dropping it kills the process.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    child: Child,
+    control: PathBuf,
+    log: PathBuf,
+}
+
+impl Host {
+    /// Starts `binary` with `arguments` and `--control`; standard error goes to `NAME.log` and standard
+    /// output to `NAME.console` in `directory`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start(
+        binary: &Path,
+        name: &str,
+        directory: &Path,
+        arguments: &[String],
+    ) -> Result<Self, LabError> {
+        let system = |what| move |source| LabError::System { what, source };
+        let log = directory.join(format!("{name}.log"));
+        let control = directory.join(format!("{name}.control"));
+        let errors = File::create(&log).map_err(system("create a log file"))?;
+        let console = File::create(directory.join(format!("{name}.console")))
+            .map_err(system("create a console file"))?;
+        let child = Command::new(binary)
+            .args(arguments)
+            .arg("--control")
+            .arg(&control)
+            .stdin(Stdio::null())
+            .stdout(console)
+            .stderr(errors)
+            .spawn()
+            .map_err(system("start a vmm process"))?;
+        Ok(Self { name: name.into(), child, control, log })
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Its status, if it answers.
+    #[must_use]
+    pub fn status(&self) -> Option<Status> {
+        let value = control::ask(&self.control, control::Command::Status).ok()?;
+        serde_json::from_value(value).ok()
+    }
+
+    /// Waits until its status is as `wanted`.
+    ///
+    /// # Errors
+    /// If it ends, or is not so within `patience`; with the end of its log.
+    pub fn await_status(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status, LabError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.status()
+                && wanted(&status)
+            {
+                return Ok(status);
+            }
+            if let Ok(Some(exit)) = self.child.try_wait() {
+                return Err(self.failure(format!("ended ({exit}) before {what}")));
+            }
+            if Instant::now() > deadline {
+                return Err(self.failure(format!("not {what} within {patience:?}")));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until the process has ended.
+    ///
+    /// # Errors
+    /// If it has not within `patience`.
+    pub fn await_exit(&mut self, patience: Duration) -> Result<ExitStatus, LabError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(exit)) => return Ok(exit),
+                Ok(None) if Instant::now() > deadline => {
+                    return Err(self.failure(format!("still running after {patience:?}")));
+                }
+                Ok(None) => std::thread::sleep(LOOK),
+                Err(source) => {
+                    return Err(LabError::System { what: "wait for a vmm process", source });
+                }
+            }
+        }
+    }
+
+    /// SIGKILL: the host loses power.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn kill(&mut self) -> Result<(), LabError> {
+        self.signal(Signal::SIGKILL)?;
+        self.await_exit(Duration::from_secs(10)).map(drop)
+    }
+
+    /// SIGSTOP: the host hangs.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn freeze(&self) -> Result<(), LabError> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT: the host goes on as if nothing had been.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn thaw(&self) -> Result<(), LabError> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), LabError> {
+        // Our own child, not waited for yet: the number cannot have been given to another process.
+        kill(Pid::from_raw(self.child.id() as i32), signal)
+            .map_err(|error| LabError::System { what: "signal a vmm process", source: error.into() })
+    }
+
+    fn failure(&self, what: String) -> LabError {
+        let log = self.log();
+        let mut tail: Vec<&str> = log.lines().rev().take(12).collect();
+        tail.reverse();
+        LabError::Host { name: self.name.clone(), what, log: tail.join("\n") }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

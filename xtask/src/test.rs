@@ -1,0 +1,69 @@
+//! `cargo xtask test`: makes sure that what the tests need is there, then runs them all.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// Programs the tests call, and the Debian package each is in.
+const NEEDED: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nft", "nftables"),
+    ("curl", "curl"),
+    ("cc", "gcc"),
+];
+
+pub(crate) fn run(further: &[&str]) -> Result<()> {
+    provide()?;
+    let mut arguments = vec!["test", "--workspace", "--locked"];
+    arguments.extend(further);
+    run("cargo", &arguments, &[])
+}
+
+fn provide() -> Result<()> {
+    if !Path::new("/dev/kvm").exists() {
+        bail!(
+            "/dev/kvm is missing: the tests run real guests. On a physical host enable \
+             virtualisation in the firmware and `modprobe kvm_intel` or `kvm_amd`; on a virtual one \
+             ask for nested virtualisation"
+        );
+    }
+    let root = is_root();
+    if !root {
+        bail!(
+            "the tests make network namespaces and tap devices: run them as root \
+             (`sudo env PATH=\"$PATH\" cargo xtask test`)"
+        );
+    }
+    let mut packages: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| !on_path(program))
+        .map(|(_, package)| *package)
+        .collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    if !on_path("apt-get") {
+        bail!("missing programs: install what your distribution calls {}", packages.join(", "));
+    }
+    run("apt-get", &["update", "-q"], &[])?;
+    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
+    arguments.extend(packages);
+    run("apt-get", &arguments, &[("DEBIAN_FRONTEND", "noninteractive")])
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|directory| directory.join(program).exists())
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output();
+    output.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
+}
