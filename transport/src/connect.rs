@@ -209,30 +209,31 @@ async fn make_way(path: &Path, endpoint: &Endpoint) -> Result<(), ConnectError> 
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    identity: (u64, u64),
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        let found = std::fs::symlink_metadata(path)?;
         Ok(Self {
             path: path.to_owned(),
-            device: found.dev(),
-            inode: found.ino(),
+            identity: file_identity(path)?,
         })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let still_ours = Self::of(&self.path)
-            .is_ok_and(|found| (found.device, found.inode) == (self.device, self.inode));
-        if still_ours {
+        if file_identity(&self.path).is_ok_and(|found| found == self.identity) {
             // What cannot be removed is replaced by the next listener as stale.
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Device and inode.
+fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 fn tcp_link(stream: TcpStream, limits: Limits) -> io::Result<Link> {

@@ -142,3 +142,96 @@ impl FrameDecoder {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Feeds through the zero-copy path what a reader would, `step` bytes at most at a time.
+    fn read_in(decoder: &mut FrameDecoder, bytes: &mut &[u8], step: usize) {
+        let mut target = decoder.read_target();
+        let len = step.min(target.remaining_mut()).min(bytes.len());
+        target.put_slice(&bytes[..len]);
+        bytes.advance(len);
+    }
+
+    #[test]
+    fn large_body_is_read_to_its_end_and_not_beyond() {
+        let frame = Frame {
+            body: vec![7; 3 * READ_BYTES].into(),
+            ..Frame::default()
+        };
+        let header = frame.encode_header(0, Limits::default()).unwrap();
+        let mut decoder = FrameDecoder::new(Limits::default());
+        decoder.feed(&header);
+        assert_eq!(decoder.next_frame().unwrap(), None);
+        assert_eq!(decoder.read_target().remaining_mut(), frame.body.len());
+        let collected = decoder.buffer.as_ptr();
+        read_in(&mut decoder, &mut &frame.body[..], usize::MAX);
+        let body = decoder.next_frame().unwrap().unwrap().body;
+        assert_eq!(body, frame.body);
+        assert_eq!(body.as_ptr(), collected, "the body was copied");
+    }
+
+    #[test]
+    fn small_body_does_not_hold_the_read_buffer() {
+        let frame = Frame {
+            body: vec![7; COPY_BYTES_MAX].into(),
+            ..Frame::default()
+        };
+        let header = frame.encode_header(0, Limits::default()).unwrap();
+        let mut decoder = FrameDecoder::new(Limits::default());
+        read_in(&mut decoder, &mut &header[..], usize::MAX);
+        read_in(&mut decoder, &mut &frame.body[..], usize::MAX);
+        let buffer = decoder.buffer.as_ptr_range();
+        let body = decoder.next_frame().unwrap().unwrap().body;
+        assert!(!buffer.contains(&body.as_ptr()));
+    }
+
+    proptest! {
+        /// Whatever the peer sends, what is reserved stays within a read buffer and a body.
+        #[test]
+        fn buffer_stays_bounded(
+            len in any::<u32>(),
+            limit in 0u32..(1 << 20),
+            bodies in prop::collection::vec(0usize..100_000, 0..6),
+        ) {
+            let limits = Limits { body_bytes_max: limit };
+            let bound = 2 * (READ_BYTES + limit as usize + HEADER_BYTES);
+            let mut decoder = FrameDecoder::new(limits);
+            let mut stream = Vec::new();
+            let kept = bodies.iter().filter(|len| **len <= limit as usize);
+            for (sequence, len) in kept.enumerate() {
+                let frame = Frame { body: vec![1; *len].into(), ..Frame::default() };
+                stream.extend(frame.encode_header(sequence as u64, limits).unwrap());
+                stream.extend(&frame.body);
+            }
+            let mut bytes = &stream[..];
+            let mut sequence = 0;
+            while !bytes.is_empty() {
+                read_in(&mut decoder, &mut bytes, 60_000);
+                prop_assert!(decoder.buffer.capacity() <= bound);
+                while decoder.next_frame().unwrap().is_some() {
+                    sequence += 1;
+                }
+            }
+            // A well-formed header that announces any length.
+            let liar = Header {
+                magic: crate::frame::MAGIC, version: crate::frame::PROTOCOL_VERSION, kind: 0,
+                generation: 0, epoch: 0, sequence, body_len: len, body_crc: 0, reserved: 0,
+                header_crc: 0,
+            };
+            decoder.feed(&liar.encode());
+            match decoder.next_frame() {
+                Err(LinkError::TooLarge { len: got, limit: told, .. }) => {
+                    prop_assert!(got == len && told == limit && len > limit);
+                }
+                Ok(_) | Err(LinkError::BodyChecksum { .. }) => prop_assert!(len <= limit),
+                Err(other) => prop_assert!(false, "{other}"),
+            }
+            prop_assert!(decoder.read_target().remaining_mut() <= bound);
+            prop_assert!(decoder.buffer.capacity() <= bound);
+        }
+    }
+}

@@ -231,3 +231,61 @@ pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out.copy_from_slice(&bytes[at..at + N]);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made by hand from `docs/PROTOCOL.md` with another CRC32. If this test must change, so must
+    /// [`PROTOCOL_VERSION`].
+    #[test]
+    fn header_has_its_golden_bytes() {
+        let frame = Frame {
+            kind: 0x0102,
+            generation: 0x1112_1314_1516_1718,
+            epoch: 0x2122_2324_2526_2728,
+            body: Bytes::from_static(b"dirty pages"),
+        };
+        #[rustfmt::skip]
+        let golden: [u8; HEADER_BYTES] = [
+            0x55, 0x53, 0x54, 0x59, 0x01, 0x00, 0x02, 0x01,
+            0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11,
+            0x28, 0x27, 0x26, 0x25, 0x24, 0x23, 0x22, 0x21,
+            0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+            0x0b, 0x00, 0x00, 0x00, 0x73, 0x8d, 0x3d, 0xc8,
+            0x00, 0x00, 0x00, 0x00, 0xba, 0x4f, 0xe0, 0x62,
+        ];
+        let header = frame.encode_header(0, Limits::default()).unwrap();
+        assert_eq!(header, golden);
+        let parsed = Header::decode(&golden, 0, Limits::default()).unwrap();
+        assert_eq!(
+            (
+                parsed.kind,
+                parsed.generation,
+                parsed.epoch,
+                parsed.body_len
+            ),
+            (frame.kind, frame.generation, frame.epoch, 11)
+        );
+    }
+
+    #[test]
+    fn oversize_body_is_refused_with_both_numbers() {
+        let frame = Frame {
+            body: Bytes::from_static(&[0; 101]),
+            ..Frame::default()
+        };
+        let limits = Limits {
+            body_bytes_max: 100,
+        };
+        let error = frame.encode_header(0, limits).unwrap_err();
+        assert!(matches!(
+            error,
+            LinkError::OversizeSend {
+                len: 101,
+                limit: 100
+            }
+        ));
+        assert!(!error.is_protocol() && !error.is_peer_gone());
+    }
+}

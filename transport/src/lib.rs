@@ -2,7 +2,7 @@
 //!
 //! Steps ⑤ (ship), ⑥ (stage) and ⑧ (ack) of the way of the data travel here as [`Frame`]s over a
 //! [`Link`]: TCP, a Unix socket, any other pair of byte streams, or, for tests, an in-memory pair with
-//! seeded faults. Signs of life also travel beside the link as UDP packets
+//! seeded faults ([`memory`]). Signs of life also travel beside the link as UDP packets
 //! ([`heartbeat`]). `docs/PROTOCOL.md` specifies the bytes field by field.
 //!
 //! Architecture invariant: this crate knows nothing of guests, epochs' meaning or roles' rights. It
@@ -32,6 +32,7 @@ pub mod frame;
 pub mod heartbeat;
 mod link;
 
+pub mod memory;
 mod metrics;
 mod queue;
 mod source;
