@@ -1,10 +1,42 @@
-//! The backup's state machine.
+//! The backup's state machine: what comes in and what is to be done. The deciding is in [`machine`].
+//!
+//! ```text
+//!               Hello, Welcome           epoch 1 committed         epoch n committed
+//!   Listening ─────────────────► Syncing ─────────────────► Standby ◄───────┐
+//!       ▲ ▲                         │                        │ │  └─────────┘
+//!       │ │◄────────────────────────┘                        │ │ primary lost, or promotion wanted:
+//!       │ │  primary lost: Reset, never a claim              │ │ close the link, discard, ask
+//!       │ │◄─────────────────────────────────────────────────┘ ▼
+//!       │    guest stopped, other generation: Reset         Claiming ──┐ no answer: ask again
+//!       │                                                    │  │ ▲    │
+//!       └────────────────────────────────────────────────────┘  │ └────┘
+//!                            refused: Reset                     └──────────► Promoted
+//!                                                                 granted
+//! ```
+//!
+//! | what happens in Standby | then |
+//! | --- | --- |
+//! | the link is closed or reset | the primary's process is dead: claim at once |
+//! | a malformed frame, a protocol violation | the link is cut; the primary likely lives and will claim itself: claim only after silence on every path |
+//! | silence on link and heartbeats for the timeout | claim |
+//! | silence on the link only | wait: the primary gets no acks, it decides |
+//!
+//! An epoch that is whole is acked at once and committed at the next call of `handle`, which
+//! `next_wakeup` asks for without delay: the ack does not wait for the pages to be copied. Whatever
+//! comes in, a whole epoch is committed before it is looked at.
+
+pub mod machine;
+
+pub use machine::{BackupCore, BackupIdentity, BackupPhase};
 
 use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
 
 /// What happens to the backup.
+///
+/// After [`BackupEffect::CloseLink`], [`BackupInput::LinkClosed`] or [`BackupInput::LinkBroken`], no
+/// message of that link may come in any more.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackupInput {
     /// A primary connected.
@@ -43,7 +75,7 @@ pub enum BackupInput {
 pub enum BackupEffect {
     /// Send a message over the link.
     Send(Message),
-    /// Close the link.
+    /// Close the link; a `Bye` or `Refuse` just before still goes out.
     CloseLink,
     /// A staged epoch was committed to memory; state and output are to be had from the core.
     Committed(EpochId),

@@ -1,7 +1,11 @@
 //! What the two sides say to each other over the logging channel.
 //!
 //! Every message travels in one transport frame, whose header carries the sender's generation and,
-//! where it belongs to one, the epoch.
+//! where it belongs to one, the epoch. This file has the words; [`wire`] turns them into bytes and
+//! back, field by field as `docs/PROTOCOL.md` says. No decisions here: what a message means for a
+//! side is in [`primary`](super::primary) and [`backup`](super::backup).
+
+pub mod wire;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -10,6 +14,8 @@ use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
 use crate::ports::SealedOutput;
+
+pub use wire::{EpochTally, MessageError};
 
 /// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncPages` while the
 /// guest runs; then for each epoch `EpochPages`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered
@@ -127,4 +133,51 @@ pub enum Bye {
     },
     /// The sender could not accept what it received.
     Protocol(String),
+}
+
+impl Message {
+    /// The message's name, for people.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hello(_) => "Hello",
+            Self::Welcome(_) => "Welcome",
+            Self::Refuse(_) => "Refuse",
+            Self::SyncPages(_) => "SyncPages",
+            Self::EpochPages { .. } => "EpochPages",
+            Self::EpochState { .. } => "EpochState",
+            Self::EpochOutput { .. } => "EpochOutput",
+            Self::EpochEnd { .. } => "EpochEnd",
+            Self::Ack { .. } => "Ack",
+            Self::Heartbeat => "Heartbeat",
+            Self::Bye(_) => "Bye",
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OtherVm { vm } => write!(f, "the backup is configured for {vm:?}"),
+            Self::Differs(differences) => {
+                write!(f, "the machines differ")?;
+                differences
+                    .iter()
+                    .try_for_each(|difference| write!(f, "; {difference}"))
+            }
+            Self::Stale { current } => write!(f, "the backup knows of {current}"),
+            Self::Busy(why) => write!(f, "the backup is busy: {why}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Bye {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::GuestStopped => write!(f, "the guest stopped"),
+            Self::BackupStopped => write!(f, "the backup stopped"),
+            Self::Fenced { current } => write!(f, "{current} is in force"),
+            Self::Protocol(what) => write!(f, "the peer could not accept what it got: {what}"),
+        }
+    }
 }

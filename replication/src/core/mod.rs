@@ -3,5 +3,8 @@
 //! `replication/tests` runs exactly this code.
 
 pub mod backup;
+pub mod codec;
 pub mod message;
 pub mod primary;
+pub mod staging;
+pub mod violation;

@@ -1,10 +1,40 @@
-//! The primary's state machine.
+//! The primary's state machine: what comes in and what is to be done. The deciding is in [`machine`],
+//! the rhythm of epochs in [`epochs`].
+//!
+//! ```text
+//!            LinkUp               Welcome             synced: Capture(1)         ack 1, 2, 3 …
+//!   Alone ───────────► Handshaking ──────► Syncing ─────────────────► Protected ◄────┐
+//!     ▲                     │                 │  ▲                      │  │  └──────┘
+//!     │◄────────────────────┴─────────────────┘  └──────────────────────┘  │ backup lost: hold, ask
+//!     │      backup lost: same generation           capture of epoch 1     ▼
+//!     │                                             failed             Claiming ──┐ no answer:
+//!     └────────────────────────────────────────────────────────────────────┘ ▲    │ ask again
+//!                     granted: GoAlone under the next generation             └────┘
+//!
+//!   any but Stopped ── a later generation seen, or the arbiter refuses ──► Fenced
+//!   any but Fenced ─── the guest stopped ────────────────────────────────► Stopped
+//! ```
+//!
+//! | phase | output | losing the backup |
+//! | --- | --- | --- |
+//! | Alone, Handshaking, Syncing | flows: nothing was ever committed elsewhere | back to Alone, same generation |
+//! | Protected | held; released epoch by epoch as acks come (R1) | a grant is needed, as the end of epoch 1 may have left |
+//! | Claiming | held | – |
+//! | Fenced, Stopped | dropped | – |
+//!
+//! While Protected, a jump of time (the process was stalled) raises a doubt: acks are remembered, but
+//! nothing is released before the arbiter has confirmed the generation.
+
+pub mod epochs;
+pub mod machine;
 
 use std::time::Duration;
 
 use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
+
+pub use machine::{PrimaryCore, PrimaryPhase};
 
 /// When epochs end, and when a silent backup counts as lost.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +59,25 @@ pub struct Policy {
     pub sync_rounds_max: u32,
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            epoch_interval: Duration::from_millis(25),
+            epoch_interval_min: Duration::from_millis(2),
+            output_quiet: Some(Duration::from_millis(1)),
+            heartbeat_interval: Duration::from_millis(20),
+            heartbeat_timeout: Duration::from_millis(150),
+            arbiter_retry: Duration::from_millis(100),
+            sync_pages_left: 4096,
+            sync_rounds_max: 8,
+        }
+    }
+}
+
 /// What happens to the primary.
+///
+/// After [`PrimaryEffect::CloseLink`] or `LinkDown`, nothing of that link may come in any more:
+/// neither messages nor reports about captures and rounds made for it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PrimaryInput {
     /// A new link to a backup is up.
@@ -61,7 +109,8 @@ pub enum PrimaryInput {
         /// The epoch.
         epoch: EpochId,
     },
-    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given back.
+    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given back,
+    /// and output that it was to seal is still held and will be sealed under the next attempt.
     CaptureFailed {
         /// The epoch.
         epoch: EpochId,
@@ -101,17 +150,17 @@ pub enum PrimaryEffect {
     Capture(EpochId),
     /// Let output through this epoch go. Emitted nowhere but for acked epochs (R1).
     Release(EpochId),
-    /// Close the link to the backup; drop what is still queued for it.
+    /// Close the link to the backup; drop what is still queued for it, but for a `Bye` just before.
     CloseLink,
     /// Ask the arbiter for the generation after this one.
     Claim(Generation),
     /// Ask the arbiter whether this generation is still in force, before anything is released: this
     /// process was stalled for so long that the backup may have been promoted.
     Confirm(Generation),
-    /// Run alone under the new generation: open the gate, stop dirty tracking, raise an alarm, look for
-    /// a new backup.
+    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup.
     GoAlone {
-        /// The generation granted.
+        /// The generation to run under: the one just granted, or the one held before if the backup was
+        /// lost before epoch 1 could be complete (the gate was never closed then).
         generation: Generation,
         /// Why the backup is lost.
         cause: String,

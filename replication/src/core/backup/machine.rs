@@ -1,0 +1,606 @@
+//! The deciding half of the backup. The transition table is drawn in the module above.
+//!
+//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said; and
+//! promoting without the arbiter's grant.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{BackupEffect as Effect, BackupInput as Input};
+use crate::arbiter::Verdict;
+use crate::core::codec::CodecStats;
+use crate::core::message::{Bye, Hello, Message, Refusal, Welcome};
+use crate::core::primary::Policy;
+use crate::core::staging::{Committed, Staging};
+use crate::core::violation::ProtocolViolation;
+use crate::fingerprint::{Difference, Fingerprint};
+use crate::ids::{EpochId, Generation};
+use crate::page_set::MemoryLayout;
+use crate::ports::{PageMemory, SealedOutput};
+
+/// A peer that connects gets so many heartbeat timeouts to introduce itself.
+const HANDSHAKE_TIMEOUTS: u32 = 10;
+
+/// Where the backup stands, for people and status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupPhase {
+    /// Waits for a primary.
+    Listening,
+    /// Receives memory for the first time.
+    Syncing,
+    /// Has a committed epoch and could take over.
+    Standby,
+    /// The primary is lost; the arbiter is being asked.
+    Claiming,
+    /// Owns the guest now.
+    Promoted,
+}
+
+impl BackupPhase {
+    /// The phase in one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Listening => "listening",
+            Self::Syncing => "syncing",
+            Self::Standby => "standby",
+            Self::Claiming => "claiming",
+            Self::Promoted => "promoted",
+        }
+    }
+}
+
+/// Who this backup is and what it can take over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupIdentity {
+    /// The virtual machine it is configured for.
+    pub vm: String,
+    /// Its name, for messages to people.
+    pub node: String,
+    /// Its machine.
+    pub fingerprint: Fingerprint,
+    /// Its guest memory.
+    pub layout: MemoryLayout,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Listening,
+    Syncing,
+    Standby {
+        /// Why the link was cut, if it was.
+        cut: Option<String>,
+    },
+    Claiming {
+        cause: String,
+        /// When to ask (again); `None` while an answer is awaited.
+        ask_at: Option<Duration>,
+    },
+    Promoted,
+}
+
+/// The link to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// Up; the peer has not introduced itself yet.
+    Stranger {
+        since: Duration,
+    },
+    /// The primary's.
+    Welcomed,
+}
+
+/// The backup of one virtual machine, over as many primaries and generations as come.
+#[derive(Debug)]
+pub struct BackupCore {
+    policy: Policy,
+    identity: BackupIdentity,
+    generation: Generation,
+    now: Duration,
+    phase: Phase,
+    link: Link,
+    staging: Staging,
+    committed: Option<Committed>,
+    nothing: (Bytes, SealedOutput),
+    primary_node: Option<String>,
+    /// The generation that an open question to the arbiter was about.
+    question: Option<Generation>,
+    /// Last sign of life of the primary on any path.
+    heard_at: Duration,
+    beat_sent_at: Duration,
+}
+
+impl BackupCore {
+    /// A backup that waits for a primary of at least `generation`, the last one it knows of.
+    #[must_use]
+    pub fn new(
+        policy: Policy,
+        identity: BackupIdentity,
+        generation: Generation,
+        now: Duration,
+    ) -> Self {
+        let staging = Staging::new(&identity.layout);
+        Self {
+            policy,
+            identity,
+            generation,
+            now,
+            phase: Phase::Listening,
+            link: Link::Down,
+            staging,
+            committed: None,
+            nothing: Default::default(),
+            primary_node: None,
+            question: None,
+            heard_at: now,
+            beat_sent_at: now,
+        }
+    }
+
+    /// Takes in what happened at time `now` and says what is to be done, in order. Writes `memory`: the
+    /// pages of the initial synchronisation, and whole epochs. Must be called with
+    /// [`BackupInput::Tick`](super::BackupInput::Tick) at [`BackupCore::next_wakeup`] at the latest.
+    #[must_use = "effects are to be carried out"]
+    pub fn handle(&mut self, now: Duration, input: Input, memory: &dyn PageMemory) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.advance(now);
+        self.commit(memory, &mut out);
+        self.apply(input, memory, &mut out);
+        self.look_at_timers(&mut out);
+        out
+    }
+
+    /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        if self.staging.is_whole() {
+            return Some(self.now);
+        }
+        let stranger_at = match self.link {
+            Link::Stranger { since } => Some(self.handshake_ends_at(since)),
+            _ => None,
+        };
+        let beat_at = (self.link == Link::Welcomed)
+            .then_some(self.beat_sent_at + self.policy.heartbeat_interval);
+        let phase_at = match &self.phase {
+            Phase::Listening | Phase::Promoted => None,
+            Phase::Syncing | Phase::Standby { .. } => Some(self.silent_at()),
+            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.question.is_none()),
+        };
+        [stranger_at, beat_at, phase_at].into_iter().flatten().min()
+    }
+
+    /// Where this backup stands.
+    #[must_use]
+    pub fn phase(&self) -> BackupPhase {
+        match &self.phase {
+            Phase::Listening => BackupPhase::Listening,
+            Phase::Syncing => BackupPhase::Syncing,
+            Phase::Standby { .. } => BackupPhase::Standby,
+            Phase::Claiming { .. } => BackupPhase::Claiming,
+            Phase::Promoted => BackupPhase::Promoted,
+        }
+    }
+
+    /// The generation this side knows: its primary's, or after a promotion its own. Goes into the
+    /// header of everything this side sends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The epoch that memory is at.
+    #[must_use]
+    pub fn committed_epoch(&self) -> Option<EpochId> {
+        self.committed.as_ref().map(|committed| committed.epoch)
+    }
+
+    /// Machine state at the end of the committed epoch; empty if there is none.
+    #[must_use]
+    pub fn committed_state(&self) -> &Bytes {
+        self.committed
+            .as_ref()
+            .map_or(&self.nothing.0, |committed| &committed.state)
+    }
+
+    /// Output sealed under the committed epoch; empty if there is none.
+    #[must_use]
+    pub fn committed_output(&self) -> &SealedOutput {
+        self.committed
+            .as_ref()
+            .map_or(&self.nothing.1, |committed| &committed.output)
+    }
+
+    /// The primary's name, from its introduction until it is lost.
+    #[must_use]
+    pub fn primary_node(&self) -> Option<&str> {
+        self.primary_node.as_deref()
+    }
+
+    /// Pages and bytes received since this backup was made.
+    #[must_use]
+    pub fn stats(&self) -> CodecStats {
+        self.staging.stats()
+    }
+
+    // --- time ---
+
+    fn advance(&mut self, now: Duration) {
+        let jump = now.saturating_sub(self.now);
+        self.now = self.now.max(now);
+        if jump > self.policy.heartbeat_timeout / 2 {
+            // This side slept, so silence says nothing about the other: what it sent meanwhile is
+            // still to be read.
+            self.heard_at += jump;
+        }
+    }
+
+    fn silent_at(&self) -> Duration {
+        self.heard_at + self.policy.heartbeat_timeout
+    }
+
+    fn handshake_ends_at(&self, since: Duration) -> Duration {
+        since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
+    }
+
+    fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
+        if let Link::Stranger { since } = self.link
+            && self.now >= self.handshake_ends_at(since)
+        {
+            self.close_link(out);
+        }
+        // A whole epoch is committed before silence is judged.
+        if self.now >= self.silent_at() && !self.staging.is_whole() {
+            let silence = self.policy.heartbeat_timeout;
+            let silent = format!("no sign of life for {silence:?}");
+            match &self.phase {
+                Phase::Syncing => self.reset(silent, out),
+                Phase::Standby { cut: None } => self.claim(silent, out),
+                Phase::Standby { cut: Some(cut) } => {
+                    let cause = format!("{cut}, then {silent}");
+                    self.claim(cause, out);
+                }
+                _ => {}
+            }
+        }
+        if self.link == Link::Welcomed
+            && self.now >= self.beat_sent_at + self.policy.heartbeat_interval
+        {
+            self.beat_sent_at = self.now;
+            out.push(Effect::Send(Message::Heartbeat));
+        }
+        if let Phase::Claiming { ask_at, .. } = &mut self.phase
+            && self.question.is_none()
+            && ask_at.is_some_and(|at| at <= self.now)
+        {
+            *ask_at = None;
+            self.question = Some(self.generation);
+            out.push(Effect::Claim(self.generation));
+        }
+    }
+
+    /// Commits the epoch that is whole, if one is: step ⑦.
+    fn commit(&mut self, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
+        match self.staging.commit(memory) {
+            Ok(None) => {}
+            Ok(Some(committed)) => {
+                out.push(Effect::Committed(committed.epoch));
+                self.committed = Some(committed);
+                if matches!(self.phase, Phase::Syncing) {
+                    self.phase = Phase::Standby { cut: None };
+                }
+            }
+            Err(error) => {
+                let why = format!("this standby is unusable: {error}");
+                out.push(Effect::Discarded {
+                    epoch: self.staging.epoch(),
+                    why: why.clone(),
+                });
+                self.staging.restart(EpochId(1));
+                if self.link == Link::Welcomed {
+                    out.push(Effect::Send(Message::Bye(Bye::BackupStopped)));
+                }
+                self.reset(why, out);
+            }
+        }
+    }
+
+    // --- inputs ---
+
+    fn apply(&mut self, input: Input, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
+        match input {
+            Input::LinkUp => self.link_up(out),
+            Input::Received {
+                generation,
+                message,
+            } => self.received(generation, message, memory, out),
+            Input::LinkClosed => self.link_closed(out),
+            Input::LinkBroken { cause } => self.cut_off(cause, true, out),
+            Input::HeartbeatHeard { generation } => {
+                // Another generation's heartbeat is no sign of life of our primary; if it is a later
+                // one, ours falls silent and the arbiter tells us so.
+                if generation == self.generation {
+                    self.heard_at = self.now;
+                }
+            }
+            Input::PromotionWanted => {
+                if matches!(self.phase, Phase::Standby { .. }) {
+                    self.claim("promotion was asked for".into(), out);
+                }
+            }
+            Input::Verdict(verdict) => self.verdict(verdict, out),
+            Input::ArbiterUnavailable => {
+                if self.question.take().is_some()
+                    && let Phase::Claiming { ask_at, .. } = &mut self.phase
+                {
+                    *ask_at = Some(self.now + self.policy.arbiter_retry);
+                }
+            }
+            Input::Tick => {}
+        }
+    }
+
+    fn link_up(&mut self, out: &mut Vec<Effect>) {
+        match (&self.phase, self.link) {
+            (Phase::Listening | Phase::Standby { .. }, Link::Down) => {
+                self.link = Link::Stranger { since: self.now };
+            }
+            (Phase::Claiming { .. } | Phase::Promoted, _) => out.push(Effect::CloseLink),
+            _ => self.violated(&ProtocolViolation::SecondLink, out),
+        }
+    }
+
+    fn link_closed(&mut self, out: &mut Vec<Effect>) {
+        let link = self.link;
+        self.close_link(out);
+        if link == Link::Welcomed {
+            let cause = String::from("the primary closed the link");
+            match self.phase {
+                Phase::Syncing => self.reset(cause, out),
+                Phase::Standby { .. } => self.claim(cause, out),
+                _ => {}
+            }
+        }
+    }
+
+    fn received(
+        &mut self,
+        generation: Generation,
+        message: Message,
+        memory: &dyn PageMemory,
+        out: &mut Vec<Effect>,
+    ) {
+        match (self.link, message) {
+            (Link::Down, _) => {}
+            (Link::Stranger { .. }, Message::Hello(hello)) => {
+                self.introduced(generation, hello, out);
+            }
+            (Link::Welcomed, _) if generation < self.generation => {
+                let current = self.generation;
+                out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+            }
+            (Link::Welcomed, _) if generation > self.generation => {
+                let violation = ProtocolViolation::LaterGeneration {
+                    found: generation,
+                    session: self.generation,
+                };
+                self.violated(&violation, out);
+            }
+            (Link::Welcomed, message) => {
+                self.heard_at = self.now;
+                if let Err(violation) = self.session(message, memory, out) {
+                    self.violated(&violation, out);
+                }
+            }
+            (Link::Stranger { .. }, message) => {
+                let violation = ProtocolViolation::Unexpected {
+                    message: message.name(),
+                    phase: "waiting for an introduction",
+                };
+                self.violated(&violation, out);
+            }
+        }
+    }
+
+    fn introduced(&mut self, generation: Generation, hello: Hello, out: &mut Vec<Effect>) {
+        if generation.0 == 0 {
+            return self.violated(&ProtocolViolation::NoGeneration, out);
+        }
+        if let Some(refusal) = self.objection(generation, &hello) {
+            out.push(Effect::Send(Message::Refuse(refusal)));
+            return self.close_link(out);
+        }
+        let link = std::mem::replace(&mut self.link, Link::Down);
+        if self.committed.is_some() {
+            // A later generation goes on: what is committed here is of the past.
+            self.reset(
+                format!("{} introduced itself: {generation}", hello.node),
+                out,
+            );
+        }
+        debug_assert!(matches!(link, Link::Stranger { .. }));
+        self.link = Link::Welcomed;
+        self.generation = generation;
+        self.phase = Phase::Syncing;
+        self.staging.restart(EpochId(1));
+        self.primary_node = Some(hello.node);
+        self.heard_at = self.now;
+        self.beat_sent_at = self.now;
+        out.push(Effect::Send(Message::Welcome(Welcome {
+            node: self.identity.node.clone(),
+        })));
+    }
+
+    fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {
+        let mine = &self.identity;
+        if hello.vm != mine.vm {
+            return Some(Refusal::OtherVm {
+                vm: mine.vm.clone(),
+            });
+        }
+        let mut differences = hello.fingerprint.differences(&mine.fingerprint);
+        if hello.layout != mine.layout {
+            differences.push(Difference {
+                key: "memory.layout".into(),
+                primary: Some(format!("{:?}", hello.layout.regions())),
+                backup: Some(format!("{:?}", mine.layout.regions())),
+            });
+        }
+        if !differences.is_empty() {
+            return Some(Refusal::Differs(differences));
+        }
+        let current = self.generation;
+        if generation < current {
+            return Some(Refusal::Stale { current });
+        }
+        (generation == current && self.committed.is_some()).then(|| {
+            Refusal::Busy(format!(
+                "holds a committed epoch of {current}; who goes on needs the next generation"
+            ))
+        })
+    }
+
+    fn session(
+        &mut self,
+        message: Message,
+        memory: &dyn PageMemory,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), ProtocolViolation> {
+        match message {
+            Message::SyncPages(batch) => self.staging.sync(&batch, memory)?,
+            Message::EpochPages { epoch, batch } => self.staging.pages(epoch, &batch, memory)?,
+            Message::EpochState { epoch, state } => self.staging.state(epoch, state)?,
+            Message::EpochOutput { epoch, output } => self.staging.output(epoch, output)?,
+            Message::EpochEnd { epoch, summary } => {
+                self.staging.end(epoch, summary)?;
+                // Step ⑧: whole and verified. It is committed before anything else is looked at.
+                out.push(Effect::Send(Message::Ack { epoch }));
+            }
+            Message::Heartbeat => {}
+            Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
+            Message::Bye(Bye::Fenced { current }) if current > self.generation => {
+                let reason = format!("{current} is in force, says the primary");
+                self.generation = current;
+                self.reset(reason, out);
+            }
+            Message::Bye(bye @ Bye::Protocol(_)) => self.cut_off(bye.to_string(), false, out),
+            message => {
+                return Err(ProtocolViolation::Unexpected {
+                    message: message.name(),
+                    phase: self.phase().name(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
+        let asked = self.question.take();
+        let Phase::Claiming { cause, .. } = &mut self.phase else {
+            return;
+        };
+        if asked != Some(self.generation) {
+            return;
+        }
+        match verdict {
+            Verdict::Granted(granted) if granted > self.generation => {
+                let cause = std::mem::take(cause);
+                self.generation = granted;
+                self.phase = Phase::Promoted;
+                if let Some(epoch) = self.committed_epoch() {
+                    out.push(Effect::Promote {
+                        generation: granted,
+                        epoch,
+                        cause,
+                    });
+                }
+            }
+            Verdict::Granted(granted) => {
+                let reason = format!(
+                    "the arbiter granted {granted} after {}, which cannot be",
+                    self.generation
+                );
+                self.reset(reason, out);
+            }
+            Verdict::Refused { current, holder } => {
+                self.generation = self.generation.max(current);
+                self.reset(format!("the arbiter names {holder}, {current}"), out);
+            }
+        }
+    }
+
+    // --- endings ---
+
+    fn close_link(&mut self, out: &mut Vec<Effect>) {
+        if self.link != Link::Down {
+            self.link = Link::Down;
+            out.push(Effect::CloseLink);
+        }
+    }
+
+    /// R2: what is staged and not whole is dropped whole, and named.
+    fn discard(&mut self, why: &str, out: &mut Vec<Effect>) {
+        if self.staging.has_begun() {
+            out.push(Effect::Discarded {
+                epoch: self.staging.epoch(),
+                why: why.to_owned(),
+            });
+        }
+        self.staging.restart(self.staging.epoch());
+    }
+
+    fn violated(&mut self, violation: &ProtocolViolation, out: &mut Vec<Effect>) {
+        self.cut_off(violation.to_string(), true, out);
+    }
+
+    /// The link is of no use any more, but the primary likely lives.
+    fn cut_off(&mut self, cause: String, tell: bool, out: &mut Vec<Effect>) {
+        let link = self.link;
+        if link == Link::Down {
+            return;
+        }
+        if tell {
+            out.push(Effect::Send(Message::Bye(Bye::Protocol(cause.clone()))));
+        }
+        self.close_link(out);
+        if link != Link::Welcomed {
+            return;
+        }
+        self.heard_at = self.now;
+        self.discard(&cause, out);
+        match &mut self.phase {
+            Phase::Syncing => self.reset(cause, out),
+            Phase::Standby { cut } => *cut = Some(cause),
+            _ => {}
+        }
+    }
+
+    /// Asks to be promoted. The link is closed before: a primary that was only stalled then finds the
+    /// end of the link right behind the acks it has not read yet.
+    fn claim(&mut self, cause: String, out: &mut Vec<Effect>) {
+        self.close_link(out);
+        self.discard(
+            &format!("incomplete when the primary was lost: {cause}"),
+            out,
+        );
+        self.phase = Phase::Claiming {
+            cause,
+            ask_at: Some(self.now),
+        };
+    }
+
+    fn reset(&mut self, reason: String, out: &mut Vec<Effect>) {
+        self.close_link(out);
+        self.discard(&reason, out);
+        self.staging.restart(EpochId(1));
+        self.committed = None;
+        self.primary_node = None;
+        self.phase = Phase::Listening;
+        out.push(Effect::Reset { reason });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,253 @@
+//! Messages as bytes: `(kind, epoch, body)`, the three things a transport frame carries for us beside
+//! the sender's generation. Pages and machine state travel raw, everything small as postcard.
+//!
+//! Must not be done here: trusting a length. Every body has a limit that is checked before anything is
+//! decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the state
+//! machines).
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{EpochSummary, Message};
+use crate::core::codec;
+use crate::ids::EpochId;
+use crate::ports::SealedOutput;
+
+/// Largest body of `Hello`, `Welcome`, `Refuse`, `EpochEnd` and `Bye`, in bytes.
+pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+/// Largest body of `EpochState`, in bytes.
+pub const STATE_BYTES_MAX: usize = 8 << 20;
+/// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
+pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
+
+/// Kinds of message on the wire. The numbers are the protocol: they are never used again for
+/// something else.
+pub mod kind {
+    /// [`Message::Hello`](super::Message::Hello).
+    pub const HELLO: u16 = 1;
+    /// [`Message::Welcome`](super::Message::Welcome).
+    pub const WELCOME: u16 = 2;
+    /// [`Message::Refuse`](super::Message::Refuse).
+    pub const REFUSE: u16 = 3;
+    /// [`Message::SyncPages`](super::Message::SyncPages).
+    pub const SYNC_PAGES: u16 = 4;
+    /// [`Message::EpochPages`](super::Message::EpochPages).
+    pub const EPOCH_PAGES: u16 = 5;
+    /// [`Message::EpochState`](super::Message::EpochState).
+    pub const EPOCH_STATE: u16 = 6;
+    /// [`Message::EpochOutput`](super::Message::EpochOutput).
+    pub const EPOCH_OUTPUT: u16 = 7;
+    /// [`Message::EpochEnd`](super::Message::EpochEnd).
+    pub const EPOCH_END: u16 = 8;
+    /// [`Message::Ack`](super::Message::Ack).
+    pub const ACK: u16 = 9;
+    /// [`Message::Heartbeat`](super::Message::Heartbeat).
+    pub const HEARTBEAT: u16 = 10;
+    /// [`Message::Bye`](super::Message::Bye).
+    pub const BYE: u16 = 11;
+}
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// No message has this number.
+    #[error("message kind {0} is unknown")]
+    UnknownKind(u16),
+    /// The body is longer than this kind of message may be.
+    #[error("{kind}: body of {bytes} bytes, limit {limit}")]
+    TooLong {
+        /// The kind's name.
+        kind: &'static str,
+        /// Bytes received.
+        bytes: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The body does not decode.
+    #[error("{kind}: malformed body of {bytes} bytes: {why}")]
+    Malformed {
+        /// The kind's name.
+        kind: &'static str,
+        /// Bytes received.
+        bytes: usize,
+        /// What the decoder says.
+        why: String,
+    },
+    /// The body decodes, and then there is more.
+    #[error("{kind}: {bytes} bytes left over after the message")]
+    LeftOver {
+        /// The kind's name.
+        kind: &'static str,
+        /// Bytes too many.
+        bytes: usize,
+    },
+    /// An epoch number where none belongs.
+    #[error("{kind}: carries {epoch}, but belongs to no epoch")]
+    UnexpectedEpoch {
+        /// The kind's name.
+        kind: &'static str,
+        /// The number received.
+        epoch: EpochId,
+    },
+    /// No epoch number where one belongs.
+    #[error("{kind}: carries no epoch number")]
+    MissingEpoch {
+        /// The kind's name.
+        kind: &'static str,
+    },
+}
+
+/// Name, whether it belongs to an epoch, largest body in bytes.
+fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
+    Some(match kind {
+        kind::HELLO => ("Hello", false, SMALL_BODY_BYTES_MAX),
+        kind::WELCOME => ("Welcome", false, SMALL_BODY_BYTES_MAX),
+        kind::REFUSE => ("Refuse", false, SMALL_BODY_BYTES_MAX),
+        kind::SYNC_PAGES => ("SyncPages", false, codec::BATCH_BYTES_MAX),
+        kind::EPOCH_PAGES => ("EpochPages", true, codec::BATCH_BYTES_MAX),
+        kind::EPOCH_STATE => ("EpochState", true, STATE_BYTES_MAX),
+        kind::EPOCH_OUTPUT => ("EpochOutput", true, OUTPUT_BYTES_MAX),
+        kind::EPOCH_END => ("EpochEnd", true, SMALL_BODY_BYTES_MAX),
+        kind::ACK => ("Ack", true, 0),
+        kind::HEARTBEAT => ("Heartbeat", false, 0),
+        kind::BYE => ("Bye", false, SMALL_BODY_BYTES_MAX),
+        _ => return None,
+    })
+}
+
+/// Serialises a small body. Our own types have no way to fail: no maps of unknown length, no floats.
+fn small(value: &impl Serialize) -> Bytes {
+    postcard::to_stdvec(value)
+        .expect("messages of this crate always serialise")
+        .into()
+}
+
+fn parse<T: DeserializeOwned>(kind: &'static str, body: &Bytes) -> Result<T, MessageError> {
+    let (value, rest) =
+        postcard::take_from_bytes(body).map_err(|error| MessageError::Malformed {
+            kind,
+            bytes: body.len(),
+            why: error.to_string(),
+        })?;
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(MessageError::LeftOver {
+            kind,
+            bytes: rest.len(),
+        })
+    }
+}
+
+impl Message {
+    /// The message as `(kind, epoch, body)`. Epoch is 0 where the message belongs to none. Page
+    /// batches and state are not copied.
+    #[must_use]
+    pub fn encode(&self) -> (u16, u64, Bytes) {
+        match self {
+            Self::Hello(hello) => (kind::HELLO, 0, small(hello)),
+            Self::Welcome(welcome) => (kind::WELCOME, 0, small(welcome)),
+            Self::Refuse(refusal) => (kind::REFUSE, 0, small(refusal)),
+            Self::SyncPages(batch) => (kind::SYNC_PAGES, 0, batch.clone()),
+            Self::EpochPages { epoch, batch } => (kind::EPOCH_PAGES, epoch.0, batch.clone()),
+            Self::EpochState { epoch, state } => (kind::EPOCH_STATE, epoch.0, state.clone()),
+            Self::EpochOutput { epoch, output } => (kind::EPOCH_OUTPUT, epoch.0, small(output)),
+            Self::EpochEnd { epoch, summary } => (kind::EPOCH_END, epoch.0, small(summary)),
+            Self::Ack { epoch } => (kind::ACK, epoch.0, Bytes::new()),
+            Self::Heartbeat => (kind::HEARTBEAT, 0, Bytes::new()),
+            Self::Bye(bye) => (kind::BYE, 0, small(bye)),
+        }
+    }
+
+    /// The message that `kind`, `epoch` and `body` of a frame make.
+    ///
+    /// # Errors
+    /// If the kind is unknown, the epoch number missing or out of place, the body longer than the kind
+    /// allows, malformed, or followed by more bytes. Batches and state are only measured here; the
+    /// page codec and the machine judge them.
+    pub fn decode(kind: u16, epoch: u64, body: Bytes) -> Result<Self, MessageError> {
+        let (name, has_epoch, limit) = properties(kind).ok_or(MessageError::UnknownKind(kind))?;
+        let epoch = EpochId(epoch);
+        if has_epoch && epoch.0 == 0 {
+            return Err(MessageError::MissingEpoch { kind: name });
+        }
+        if !has_epoch && epoch.0 != 0 {
+            return Err(MessageError::UnexpectedEpoch { kind: name, epoch });
+        }
+        if body.len() > limit {
+            return Err(MessageError::TooLong {
+                kind: name,
+                bytes: body.len(),
+                limit,
+            });
+        }
+        Ok(match kind {
+            kind::HELLO => Self::Hello(parse(name, &body)?),
+            kind::WELCOME => Self::Welcome(parse(name, &body)?),
+            kind::REFUSE => Self::Refuse(parse(name, &body)?),
+            kind::SYNC_PAGES => Self::SyncPages(body),
+            kind::EPOCH_PAGES => Self::EpochPages { epoch, batch: body },
+            kind::EPOCH_STATE => Self::EpochState { epoch, state: body },
+            kind::EPOCH_OUTPUT => Self::EpochOutput {
+                epoch,
+                output: parse(name, &body)?,
+            },
+            kind::EPOCH_END => Self::EpochEnd {
+                epoch,
+                summary: parse(name, &body)?,
+            },
+            kind::ACK => Self::Ack { epoch },
+            kind::HEARTBEAT => Self::Heartbeat,
+            kind::BYE => Self::Bye(parse(name, &body)?),
+            _ => return Err(MessageError::UnknownKind(kind)),
+        })
+    }
+}
+
+/// Counts what an epoch consists of, the same way on both sides: the primary while it ships, the
+/// backup while it stages. The sums are compared in `EpochEnd`.
+#[derive(Debug, Clone, Default)]
+pub struct EpochTally {
+    pages: u64,
+    batches: u32,
+    digest: crc32fast::Hasher,
+}
+
+impl EpochTally {
+    /// An empty epoch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts an `EpochPages` body that holds `pages` pages.
+    pub fn batch(&mut self, batch: &[u8], pages: u32) {
+        self.pages += u64::from(pages);
+        self.batches = self.batches.saturating_add(1);
+        self.digest.update(batch);
+    }
+
+    /// Counts an `EpochState` body.
+    pub fn state(&mut self, state: &[u8]) {
+        self.digest.update(state);
+    }
+
+    /// Counts an `EpochOutput` message.
+    pub fn output(&mut self, output: &SealedOutput) {
+        self.digest.update(&small(output));
+    }
+
+    /// What `EpochEnd` says.
+    #[must_use]
+    pub fn summary(&self) -> EpochSummary {
+        EpochSummary {
+            pages: self.pages,
+            batches: self.batches,
+            digest: self.digest.clone().finalize(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

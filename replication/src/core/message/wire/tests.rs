@@ -1,0 +1,253 @@
+//! Golden bytes, round trips, and everything that must be refused.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::message::{Bye, Hello, Refusal, Welcome};
+use crate::fingerprint::Fingerprint;
+use crate::ids::{Generation, PageIndex};
+use crate::page_set::{MemoryLayout, Region};
+use crate::ports::{ConsoleOutput, NetworkFrame};
+
+fn hello() -> Hello {
+    let mut fingerprint = Fingerprint::new();
+    fingerprint.set("cpu", 7);
+    Hello {
+        vm: "vm0".into(),
+        node: "a".into(),
+        fingerprint,
+        layout: MemoryLayout::new(vec![Region {
+            first: PageIndex(0),
+            pages: 300,
+        }]),
+    }
+}
+
+fn output() -> SealedOutput {
+    SealedOutput {
+        frames: vec![NetworkFrame {
+            device: 1,
+            bytes: Bytes::from_static(&[0xaa, 0xbb]),
+        }],
+        console: vec![ConsoleOutput {
+            device: 0,
+            position: 200,
+            bytes: Bytes::from_static(b"hi"),
+        }],
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Every kind of message with its number, epoch and body as they are on the wire. A change here is
+/// a change of the protocol version.
+fn golden() -> Vec<(Message, u16, u64, &'static str)> {
+    let epoch = EpochId(9);
+    vec![
+        (
+            Message::Hello(hello()),
+            1,
+            0,
+            "03766d300161010363707501370100ac02",
+        ),
+        (Message::Welcome(Welcome { node: "b".into() }), 2, 0, "0162"),
+        (
+            Message::Refuse(Refusal::OtherVm { vm: "x".into() }),
+            3,
+            0,
+            "000178",
+        ),
+        (
+            Message::SyncPages(Bytes::from_static(&[1, 2, 3])),
+            4,
+            0,
+            "010203",
+        ),
+        (
+            Message::EpochPages {
+                epoch,
+                batch: Bytes::from_static(&[4, 5]),
+            },
+            5,
+            9,
+            "0405",
+        ),
+        (
+            Message::EpochState {
+                epoch,
+                state: Bytes::from_static(&[6]),
+            },
+            6,
+            9,
+            "06",
+        ),
+        (
+            Message::EpochOutput {
+                epoch,
+                output: output(),
+            },
+            7,
+            9,
+            "010102aabb0100c801026869",
+        ),
+        (
+            Message::EpochEnd {
+                epoch,
+                summary: EpochSummary {
+                    pages: 300,
+                    batches: 2,
+                    digest: 0x0102_0304,
+                },
+            },
+            8,
+            9,
+            "ac020284868808",
+        ),
+        (Message::Ack { epoch }, 9, 9, ""),
+        (Message::Heartbeat, 10, 0, ""),
+        (
+            Message::Bye(Bye::Fenced {
+                current: Generation(5),
+            }),
+            11,
+            0,
+            "0205",
+        ),
+    ]
+}
+
+#[test]
+fn every_kind_has_its_golden_bytes_and_comes_back() {
+    for (message, kind, epoch, body) in golden() {
+        let encoded = message.encode();
+        assert_eq!(
+            (encoded.0, encoded.1, hex(&encoded.2)),
+            (kind, epoch, body.to_owned()),
+            "{message:?}"
+        );
+        assert_eq!(
+            Message::decode(encoded.0, encoded.1, encoded.2).expect("decodes"),
+            message
+        );
+    }
+}
+
+#[test]
+fn a_byte_too_many_is_an_error_wherever_the_length_is_known() {
+    for (message, kind, epoch, _) in golden() {
+        let raw = matches!(
+            kind,
+            kind::SYNC_PAGES | kind::EPOCH_PAGES | kind::EPOCH_STATE
+        );
+        let mut body = message.encode().2.to_vec();
+        body.push(0);
+        let decoded = Message::decode(kind, epoch, body.into());
+        assert_eq!(decoded.is_ok(), raw, "{message:?}: {decoded:?}");
+    }
+}
+
+#[test]
+fn a_byte_too_few_is_an_error_wherever_the_length_is_known() {
+    for (message, kind, epoch, _) in golden() {
+        let raw = matches!(
+            kind,
+            kind::SYNC_PAGES | kind::EPOCH_PAGES | kind::EPOCH_STATE
+        );
+        let mut body = message.encode().2.to_vec();
+        if raw || body.pop().is_none() {
+            continue;
+        }
+        assert!(
+            matches!(
+                Message::decode(kind, epoch, body.into()),
+                Err(MessageError::Malformed { .. })
+            ),
+            "{message:?}"
+        );
+    }
+}
+
+#[test]
+fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
+    for (message, kind, epoch, _) in golden() {
+        let body = message.encode().2;
+        let other = if epoch == 0 { 3 } else { 0 };
+        let error = Message::decode(kind, other, body).expect_err("wrong epoch");
+        let expected = if epoch == 0 {
+            matches!(error, MessageError::UnexpectedEpoch { .. })
+        } else {
+            matches!(error, MessageError::MissingEpoch { .. })
+        };
+        assert!(expected, "{message:?}: {error}");
+    }
+}
+
+#[test]
+fn unknown_kinds_and_oversized_bodies_are_named() {
+    for kind in [0, 12, 0xffff] {
+        assert_eq!(
+            Message::decode(kind, 0, Bytes::new()),
+            Err(MessageError::UnknownKind(kind))
+        );
+    }
+    for kind in 1..=11 {
+        let (name, has_epoch, limit) = properties(kind).expect("known");
+        let body = Bytes::from(vec![0; limit + 1]);
+        assert_eq!(
+            Message::decode(kind, u64::from(has_epoch), body),
+            Err(MessageError::TooLong {
+                kind: name,
+                bytes: limit + 1,
+                limit
+            })
+        );
+    }
+}
+
+#[test]
+fn batches_and_state_are_not_copied() {
+    let state = Bytes::from(vec![7; 1000]);
+    let message = Message::EpochState {
+        epoch: EpochId(1),
+        state: state.clone(),
+    };
+    assert_eq!(message.encode().2.as_ptr(), state.as_ptr());
+    let decoded = Message::decode(kind::EPOCH_STATE, 1, state.clone()).expect("decodes");
+    assert!(
+        matches!(decoded, Message::EpochState { state: got, .. } if got.as_ptr() == state.as_ptr())
+    );
+}
+
+#[test]
+fn tally_depends_on_every_byte_and_count() {
+    let whole = |batch: &[u8], pages, state: &[u8], output: &SealedOutput| {
+        let mut tally = EpochTally::new();
+        tally.batch(batch, pages);
+        tally.state(state);
+        tally.output(output);
+        tally.summary()
+    };
+    let reference = whole(&[1, 2], 1, &[3], &output());
+    assert_eq!(reference, whole(&[1, 2], 1, &[3], &output()));
+    assert_ne!(reference, whole(&[1, 0], 1, &[3], &output()));
+    assert_ne!(reference, whole(&[1, 2], 2, &[3], &output()));
+    assert_ne!(reference, whole(&[1, 2], 1, &[4], &output()));
+    assert_ne!(reference, whole(&[1, 2], 1, &[3], &SealedOutput::default()));
+}
+
+proptest! {
+    /// Whatever a peer sends, decoding ends with a message or an error, and a message means exactly
+    /// the bytes it came from or shorter ones (postcard accepts long-winded numbers).
+    #[test]
+    fn arbitrary_bytes_never_panic(kind in 0u16..13, epoch in 0u64..3, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let length = body.len();
+        if let Ok(message) = Message::decode(kind, epoch, body.into()) {
+            let (kind_again, epoch_again, body_again) = message.encode();
+            prop_assert_eq!((kind_again, epoch_again), (kind, epoch));
+            prop_assert!(body_again.len() <= length);
+            prop_assert_eq!(Message::decode(kind, epoch, body_again).expect("own bytes"), message);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The rhythm of epochs on the primary: when the running epoch ends, which one is in flight, which
+//! is acked. Knows neither links nor the arbiter.
+
+use std::time::Duration;
+
+use super::Policy;
+use crate::core::violation::ProtocolViolation;
+use crate::ids::EpochId;
+
+/// Epochs of one session with one backup. One runs; at most one is being captured or in flight.
+#[derive(Debug)]
+pub(super) struct Epochs {
+    /// The last one acked; 0 before epoch 1 is.
+    acked: EpochId,
+    /// The last one whose output was let go.
+    released: EpochId,
+    boundary: Boundary,
+    /// When the running epoch began.
+    began: Duration,
+    /// When output last began to wait in the running epoch.
+    output_at: Option<Duration>,
+    wanted: bool,
+    failures: u32,
+}
+
+/// Where the last ended epoch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boundary {
+    /// Acked, or none has ended.
+    Passed,
+    /// Being captured.
+    Capturing(EpochId),
+    /// Captured, on its way to the backup.
+    InFlight {
+        epoch: EpochId,
+        since: Duration,
+        shipped: bool,
+        /// The ack overtook the report that the epoch is shipped.
+        acked: bool,
+    },
+}
+
+/// The runtime reported something that it was not asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} of {epoch} was reported out of order")]
+pub(super) struct OutOfOrder {
+    what: &'static str,
+    epoch: EpochId,
+}
+
+impl Epochs {
+    /// Before epoch 1, which ends now, after so many attempts at it.
+    pub(super) fn new(now: Duration, failures: u32) -> Self {
+        Self {
+            acked: EpochId(0),
+            released: EpochId(0),
+            boundary: Boundary::Passed,
+            began: now,
+            output_at: None,
+            wanted: true,
+            failures,
+        }
+    }
+
+    /// The epoch that the guest runs in.
+    pub(super) fn running(&self) -> EpochId {
+        match self.boundary {
+            Boundary::Passed => self.acked.next(),
+            Boundary::Capturing(epoch) => epoch,
+            Boundary::InFlight { epoch, .. } => epoch.next(),
+        }
+    }
+
+    pub(super) fn acked(&self) -> EpochId {
+        self.acked
+    }
+
+    pub(super) fn in_flight(&self) -> Option<EpochId> {
+        match self.boundary {
+            Boundary::InFlight { epoch, .. } => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Since when an epoch has been on its way.
+    pub(super) fn in_flight_since(&self) -> Option<Duration> {
+        match self.boundary {
+            Boundary::InFlight { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing of epoch 1 can have left.
+    pub(super) fn before_first(&self) -> bool {
+        self.acked.0 == 0 && self.boundary == Boundary::Passed
+    }
+
+    /// When the running epoch ends; `None` while the one before is not acked.
+    pub(super) fn ends_at(&self, policy: &Policy) -> Option<Duration> {
+        if self.boundary != Boundary::Passed {
+            return None;
+        }
+        if self.wanted {
+            return Some(self.began);
+        }
+        let timer = self.began + policy.epoch_interval;
+        let quiet = self
+            .output_at
+            .zip(policy.output_quiet)
+            .map_or(timer, |(last, quiet)| last + quiet);
+        Some(timer.min(quiet).max(self.began + policy.epoch_interval_min))
+    }
+
+    /// Ends the running epoch: returns it, to be captured.
+    pub(super) fn end(&mut self) -> EpochId {
+        let epoch = self.running();
+        self.boundary = Boundary::Capturing(epoch);
+        self.wanted = false;
+        // Output that begins to wait from now on may be sealed under this epoch or the next one. It
+        // is counted for the next: at worst that one ends early.
+        self.output_at = None;
+        epoch
+    }
+
+    pub(super) fn captured(&mut self, epoch: EpochId, now: Duration) -> Result<(), OutOfOrder> {
+        if self.boundary != Boundary::Capturing(epoch) {
+            return Err(OutOfOrder {
+                what: "capture",
+                epoch,
+            });
+        }
+        self.boundary = Boundary::InFlight {
+            epoch,
+            since: now,
+            shipped: false,
+            acked: false,
+        };
+        self.began = now;
+        self.failures = 0;
+        Ok(())
+    }
+
+    /// The capture is to be tried again; returns how many in a row have failed.
+    pub(super) fn capture_failed(
+        &mut self,
+        epoch: EpochId,
+        now: Duration,
+    ) -> Result<u32, OutOfOrder> {
+        if self.boundary != Boundary::Capturing(epoch) {
+            return Err(OutOfOrder {
+                what: "failed capture",
+                epoch,
+            });
+        }
+        self.boundary = Boundary::Passed;
+        self.began = now;
+        self.failures += 1;
+        Ok(self.failures)
+    }
+
+    pub(super) fn shipped(&mut self, reported: EpochId) -> Result<(), OutOfOrder> {
+        match &mut self.boundary {
+            Boundary::InFlight { epoch, shipped, .. } if *epoch == reported && !*shipped => {
+                *shipped = true;
+                self.settle();
+                Ok(())
+            }
+            _ => Err(OutOfOrder {
+                what: "shipping",
+                epoch: reported,
+            }),
+        }
+    }
+
+    pub(super) fn ack(&mut self, received: EpochId) -> Result<(), ProtocolViolation> {
+        let in_flight = self.in_flight();
+        match &mut self.boundary {
+            Boundary::InFlight { epoch, acked, .. } if *epoch == received && !*acked => {
+                *acked = true;
+                self.settle();
+                Ok(())
+            }
+            _ => Err(ProtocolViolation::Ack {
+                acked: received,
+                in_flight,
+            }),
+        }
+    }
+
+    /// An epoch counts as acked once it is both shipped and acknowledged, in whichever order the
+    /// two came to be known.
+    fn settle(&mut self) {
+        if let Boundary::InFlight {
+            epoch,
+            shipped: true,
+            acked: true,
+            ..
+        } = self.boundary
+        {
+            self.acked = epoch;
+            self.boundary = Boundary::Passed;
+        }
+    }
+
+    /// The epoch through which output may go now, if that is news.
+    pub(super) fn release(&mut self) -> Option<EpochId> {
+        (self.released < self.acked).then(|| {
+            self.released = self.acked;
+            self.acked
+        })
+    }
+
+    pub(super) fn output_waiting(&mut self, now: Duration) {
+        self.output_at = Some(now);
+    }
+
+    pub(super) fn want_checkpoint(&mut self) {
+        self.wanted = true;
+    }
+}

@@ -1,0 +1,641 @@
+//! The deciding half of the primary. The transition table is drawn in the module above.
+//!
+//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said.
+
+use std::time::Duration;
+
+use super::epochs::Epochs;
+use super::{Policy, PrimaryEffect as Effect, PrimaryInput as Input};
+use crate::arbiter::Verdict;
+use crate::core::message::{Bye, Hello, Message, Refusal};
+use crate::core::violation::ProtocolViolation;
+use crate::ids::{EpochId, Generation};
+
+/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its
+/// memory ready first.
+const HANDSHAKE_TIMEOUTS: u32 = 10;
+/// After so many failed captures in a row protection is given up: held output must not wait forever.
+const CAPTURE_FAILURES_MAX: u32 = 5;
+
+/// Where the primary stands, for people and status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrimaryPhase {
+    /// Runs without a backup; output flows.
+    Alone,
+    /// A link is up; the backup has not answered yet.
+    Handshaking,
+    /// Memory is being sent for the first time, up to the acknowledgement of epoch 1.
+    Syncing,
+    /// Epoch 1 is acked: the backup could take over.
+    Protected,
+    /// The backup is lost; output is held until the arbiter has decided.
+    Claiming,
+    /// Another side owns the guest.
+    Fenced,
+    /// The guest ended.
+    Stopped,
+}
+
+impl PrimaryPhase {
+    /// The phase in one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Handshaking => "handshaking",
+            Self::Syncing => "syncing",
+            Self::Protected => "protected",
+            Self::Claiming => "claiming",
+            Self::Fenced => "fenced",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Alone,
+    Handshaking,
+    Syncing {
+        rounds: u32,
+        /// When to try epoch 1 again whose capture failed.
+        capture_at: Option<Duration>,
+        failures: u32,
+    },
+    Protected(Epochs),
+    Claiming {
+        cause: String,
+        /// When to ask (again); `None` while an answer is awaited.
+        ask_at: Option<Duration>,
+    },
+    Fenced,
+    Stopped,
+}
+
+/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry no
+/// mark of their question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    Claim,
+    Confirm,
+}
+
+/// This process was stalled: is the generation still in force?
+#[derive(Debug)]
+struct Doubt {
+    /// When to ask (again). Set while an answer is awaited: that answer is older than the doubt.
+    ask_at: Option<Duration>,
+}
+
+/// The primary of one virtual machine, over as many backups and generations as come.
+#[derive(Debug)]
+pub struct PrimaryCore {
+    policy: Policy,
+    introduction: Hello,
+    generation: Generation,
+    now: Duration,
+    phase: Phase,
+    question: Option<Question>,
+    doubt: Option<Doubt>,
+    backup_node: Option<String>,
+    /// When the link came up.
+    link_up_at: Duration,
+    /// When something last came over the link.
+    link_heard_at: Duration,
+    /// When a heartbeat last came on the separate path.
+    beat_heard_at: Duration,
+    /// When a heartbeat was last sent over the link.
+    beat_sent_at: Duration,
+}
+
+impl PrimaryCore {
+    /// A primary that holds `generation`, runs alone, and introduces itself to backups with
+    /// `introduction`.
+    #[must_use]
+    pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
+        Self {
+            policy,
+            introduction,
+            generation,
+            now,
+            phase: Phase::Alone,
+            question: None,
+            doubt: None,
+            backup_node: None,
+            link_up_at: now,
+            link_heard_at: now,
+            beat_heard_at: now,
+            beat_sent_at: now,
+        }
+    }
+
+    /// Takes in what happened at time `now` and says what is to be done, in order. Must be called with
+    /// [`PrimaryInput::Tick`](super::PrimaryInput::Tick) at [`PrimaryCore::next_wakeup`] at the latest.
+    #[must_use = "effects are to be carried out"]
+    pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+        let mut out = Vec::new();
+        self.advance(now);
+        self.apply(input, &mut out);
+        self.look_at_timers(&mut out);
+        self.release(&mut out);
+        out
+    }
+
+    /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        let policy = &self.policy;
+        let doubt_at = self
+            .doubt
+            .as_ref()
+            .filter(|_| self.question.is_none())
+            .and_then(|doubt| doubt.ask_at);
+        let beat_at = self.beat_sent_at + policy.heartbeat_interval;
+        match &self.phase {
+            Phase::Alone | Phase::Fenced | Phase::Stopped => None,
+            Phase::Handshaking => Some(self.handshake_ends_at()),
+            Phase::Syncing { capture_at, .. } => {
+                let silence_at = self.silent_at();
+                [Some(beat_at), Some(silence_at), *capture_at]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            }
+            Phase::Protected(epochs) => [
+                Some(beat_at),
+                Some(self.silent_at()),
+                self.unacked_at(epochs),
+                epochs.ends_at(policy),
+                doubt_at,
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
+            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.question.is_none()),
+        }
+    }
+
+    /// Where this primary stands.
+    #[must_use]
+    pub fn phase(&self) -> PrimaryPhase {
+        match &self.phase {
+            Phase::Alone => PrimaryPhase::Alone,
+            Phase::Handshaking => PrimaryPhase::Handshaking,
+            Phase::Syncing { .. } => PrimaryPhase::Syncing,
+            Phase::Protected(epochs) if epochs.acked().0 == 0 => PrimaryPhase::Syncing,
+            Phase::Protected(_) => PrimaryPhase::Protected,
+            Phase::Claiming { .. } => PrimaryPhase::Claiming,
+            Phase::Fenced => PrimaryPhase::Fenced,
+            Phase::Stopped => PrimaryPhase::Stopped,
+        }
+    }
+
+    /// The generation held. Goes into the header of everything this side sends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The epoch that the guest runs in; `None` unless epochs are being made.
+    #[must_use]
+    pub fn running(&self) -> Option<EpochId> {
+        self.epochs().map(Epochs::running)
+    }
+
+    /// The last epoch that the backup acked in this session.
+    #[must_use]
+    pub fn acked(&self) -> Option<EpochId> {
+        self.epochs().map(Epochs::acked).filter(|epoch| epoch.0 > 0)
+    }
+
+    /// The epoch that was captured and is not acked yet.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<EpochId> {
+        self.epochs().and_then(Epochs::in_flight)
+    }
+
+    /// The backup's name, from its welcome until it is lost.
+    #[must_use]
+    pub fn backup_node(&self) -> Option<&str> {
+        self.backup_node.as_deref()
+    }
+
+    /// Whether releases wait for the arbiter to confirm the generation.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    fn epochs(&self) -> Option<&Epochs> {
+        match &self.phase {
+            Phase::Protected(epochs) => Some(epochs),
+            _ => None,
+        }
+    }
+
+    // --- time ---
+
+    fn advance(&mut self, now: Duration) {
+        let jump = now.saturating_sub(self.now);
+        self.now = self.now.max(now);
+        if jump <= self.policy.heartbeat_timeout / 2 {
+            return;
+        }
+        // This side slept, so silence says nothing about the other: what it sent meanwhile is still
+        // to be read.
+        self.link_heard_at += jump;
+        self.beat_heard_at += jump;
+        self.link_up_at += jump;
+        if matches!(self.phase, Phase::Protected(_)) {
+            self.doubt = Some(Doubt { ask_at: Some(now) });
+        }
+    }
+
+    fn silent_at(&self) -> Duration {
+        self.link_heard_at.max(self.beat_heard_at) + self.policy.heartbeat_timeout
+    }
+
+    fn unacked_at(&self, epochs: &Epochs) -> Option<Duration> {
+        let since = epochs.in_flight_since()?;
+        Some(self.link_heard_at.max(since) + self.policy.heartbeat_timeout)
+    }
+
+    fn handshake_ends_at(&self) -> Duration {
+        self.link_up_at + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
+    }
+
+    fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
+        match &self.phase {
+            Phase::Handshaking if self.now >= self.handshake_ends_at() => {
+                self.lose_backup("no answer to the introduction".into(), out);
+            }
+            Phase::Syncing { .. } | Phase::Protected(_) => self.look_at_session_timers(out),
+            _ => {}
+        }
+        self.ask_arbiter(out);
+    }
+
+    fn look_at_session_timers(&mut self, out: &mut Vec<Effect>) {
+        let now = self.now;
+        if now >= self.silent_at() {
+            let silence = self.policy.heartbeat_timeout;
+            return self.lose_backup(format!("no sign of life for {silence:?}"), out);
+        }
+        if let Some(epoch) = self.epochs().and_then(|epochs| {
+            let late = now >= self.unacked_at(epochs)?;
+            epochs.in_flight().filter(|_| late)
+        }) {
+            return self.lose_backup(format!("{epoch} not acknowledged, link silent"), out);
+        }
+        if now >= self.beat_sent_at + self.policy.heartbeat_interval {
+            self.beat_sent_at = now;
+            out.push(Effect::Send(Message::Heartbeat));
+        }
+        match &mut self.phase {
+            Phase::Syncing {
+                capture_at: Some(at),
+                failures,
+                ..
+            } if *at <= now => {
+                let failures = *failures;
+                self.capture_first(failures, out);
+            }
+            Phase::Protected(epochs) => {
+                if epochs.ends_at(&self.policy).is_some_and(|at| at <= now) {
+                    out.push(Effect::Capture(epochs.end()));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts the question that is due, if none is open.
+    fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+        if self.question.is_some() {
+            return;
+        }
+        let (ask_at, question) = match (&mut self.phase, &mut self.doubt) {
+            (Phase::Claiming { ask_at, .. }, _) => (ask_at, Question::Claim),
+            (Phase::Protected(_), Some(doubt)) => (&mut doubt.ask_at, Question::Confirm),
+            _ => return,
+        };
+        if ask_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        *ask_at = None;
+        self.question = Some(question);
+        out.push(match question {
+            Question::Claim => Effect::Claim(self.generation),
+            Question::Confirm => Effect::Confirm(self.generation),
+        });
+    }
+
+    /// R1: the only place where output of an epoch is let go.
+    fn release(&mut self, out: &mut Vec<Effect>) {
+        if self.doubt.is_none()
+            && let Phase::Protected(epochs) = &mut self.phase
+            && let Some(through) = epochs.release()
+        {
+            out.push(Effect::Release(through));
+        }
+    }
+
+    // --- inputs ---
+
+    fn apply(&mut self, input: Input, out: &mut Vec<Effect>) {
+        match input {
+            Input::LinkUp => self.link_up(out),
+            Input::LinkDown { cause } => self.lose_backup(cause, out),
+            Input::Received {
+                generation,
+                message,
+            } => self.received(generation, message, out),
+            Input::HeartbeatHeard { generation } => {
+                if generation > self.generation {
+                    self.fence(generation, "heard its heartbeat".into(), out);
+                } else if generation == self.generation {
+                    self.beat_heard_at = self.now;
+                }
+            }
+            Input::SyncRoundShipped { pages_left } => self.round_shipped(pages_left, out),
+            Input::Captured { epoch } => {
+                let now = self.now;
+                self.report(|epochs| epochs.captured(epoch, now), out);
+            }
+            Input::Shipped { epoch } => self.report(|epochs| epochs.shipped(epoch), out),
+            Input::CaptureFailed { epoch, error } => self.capture_failed(epoch, &error, out),
+            Input::OutputWaiting => {
+                if let Phase::Protected(epochs) = &mut self.phase {
+                    epochs.output_waiting(self.now);
+                }
+            }
+            Input::CheckpointWanted => {
+                if let Phase::Protected(epochs) = &mut self.phase {
+                    epochs.want_checkpoint();
+                }
+            }
+            Input::Verdict(verdict) => self.verdict(verdict, out),
+            Input::ArbiterUnavailable => self.arbiter_unavailable(),
+            Input::GuestStopped => self.guest_stopped(out),
+            Input::Tick => {}
+        }
+    }
+
+    fn link_up(&mut self, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Alone => {
+                self.phase = Phase::Handshaking;
+                self.link_up_at = self.now;
+                self.link_heard_at = self.now;
+                self.beat_sent_at = self.now;
+                out.push(Effect::Send(Message::Hello(self.introduction.clone())));
+            }
+            Phase::Handshaking | Phase::Syncing { .. } | Phase::Protected(_) => {
+                self.violated(&ProtocolViolation::SecondLink, out);
+            }
+            Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => out.push(Effect::CloseLink),
+        }
+    }
+
+    fn received(&mut self, generation: Generation, message: Message, out: &mut Vec<Effect>) {
+        // A refusal may come from a backup of another virtual machine, whose generation means nothing.
+        if let (Phase::Handshaking, Message::Refuse(refusal)) = (&self.phase, &message) {
+            return match refusal {
+                Refusal::Stale { current } if *current > self.generation => {
+                    self.fence(*current, "the backup refused".into(), out);
+                }
+                _ => self.lose_backup(format!("refused: {refusal}"), out),
+            };
+        }
+        if generation > self.generation {
+            return self.fence(generation, format!("received its {}", message.name()), out);
+        }
+        if !self.has_link() {
+            return;
+        }
+        if generation < self.generation {
+            let current = self.generation;
+            return out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+        }
+        self.link_heard_at = self.now;
+        match (&mut self.phase, message) {
+            (Phase::Handshaking, Message::Welcome(welcome)) => {
+                self.backup_node = Some(welcome.node);
+                self.phase = Phase::Syncing {
+                    rounds: 0,
+                    capture_at: None,
+                    failures: 0,
+                };
+                out.push(Effect::StartSync);
+            }
+            (Phase::Syncing { .. } | Phase::Protected(_), Message::Heartbeat) => {}
+            (Phase::Protected(epochs), Message::Ack { epoch }) => {
+                if let Err(violation) = epochs.ack(epoch) {
+                    self.violated(&violation, out);
+                }
+            }
+            (_, Message::Bye(Bye::Fenced { current })) if current > self.generation => {
+                self.fence(current, "the backup says so".into(), out);
+            }
+            (_, Message::Bye(bye @ (Bye::BackupStopped | Bye::Protocol(_)))) => {
+                self.lose_backup(bye.to_string(), out);
+            }
+            (_, message) => {
+                let violation = ProtocolViolation::Unexpected {
+                    message: message.name(),
+                    phase: self.phase().name(),
+                };
+                self.violated(&violation, out);
+            }
+        }
+    }
+
+    fn round_shipped(&mut self, pages_left: u64, out: &mut Vec<Effect>) {
+        let Phase::Syncing {
+            rounds, capture_at, ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        *rounds += 1;
+        if capture_at.is_some() {
+            return;
+        }
+        if pages_left <= self.policy.sync_pages_left || *rounds >= self.policy.sync_rounds_max {
+            self.capture_first(0, out);
+        } else {
+            out.push(Effect::SyncRound);
+        }
+    }
+
+    /// From here on, losing the backup needs a grant: the end of epoch 1 may be on its way before
+    /// the runtime's report is read.
+    fn capture_first(&mut self, failures: u32, out: &mut Vec<Effect>) {
+        let mut epochs = Epochs::new(self.now, failures);
+        out.push(Effect::Capture(epochs.end()));
+        self.phase = Phase::Protected(epochs);
+    }
+
+    fn report<E: std::fmt::Display>(
+        &mut self,
+        apply: impl FnOnce(&mut Epochs) -> Result<(), E>,
+        out: &mut Vec<Effect>,
+    ) {
+        // Reports on a session that has ended meanwhile are of no interest.
+        if let Phase::Protected(epochs) = &mut self.phase
+            && let Err(error) = apply(epochs)
+        {
+            self.lose_backup(error.to_string(), out);
+        }
+    }
+
+    fn capture_failed(&mut self, epoch: EpochId, error: &str, out: &mut Vec<Effect>) {
+        let retry_at = self.now + self.policy.epoch_interval;
+        let Phase::Protected(epochs) = &mut self.phase else {
+            return;
+        };
+        match epochs.capture_failed(epoch, self.now) {
+            Err(out_of_order) => self.lose_backup(out_of_order.to_string(), out),
+            Ok(failures) if failures >= CAPTURE_FAILURES_MAX => {
+                if epochs.before_first() {
+                    self.phase = syncing_again(retry_at, failures);
+                }
+                let cause = format!("capture failed {failures} times in a row: {error}");
+                self.lose_backup(cause, out);
+            }
+            Ok(failures) => {
+                if epochs.before_first() {
+                    self.phase = syncing_again(retry_at, failures);
+                }
+            }
+        }
+    }
+
+    fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Some(question) = self.question.take() else {
+            return;
+        };
+        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            return;
+        }
+        match (question, verdict) {
+            (_, Verdict::Refused { current, holder }) => {
+                self.fence(current, format!("the arbiter names {holder}"), out);
+            }
+            (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
+                self.generation = granted;
+                if let Phase::Claiming { cause, .. } =
+                    std::mem::replace(&mut self.phase, Phase::Alone)
+                {
+                    out.push(Effect::GoAlone {
+                        generation: granted,
+                        cause,
+                    });
+                }
+            }
+            (Question::Confirm, Verdict::Granted(granted)) if granted == self.generation => {
+                // An answer to a question put before the last stall says nothing about now.
+                if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
+                    self.doubt = None;
+                }
+            }
+            (_, Verdict::Granted(granted)) => {
+                let why = format!("the arbiter granted it to {question:?}, which cannot be");
+                self.fence(granted, why, out);
+            }
+        }
+    }
+
+    fn arbiter_unavailable(&mut self) {
+        let retry_at = self.now + self.policy.arbiter_retry;
+        match (self.question.take(), &mut self.phase) {
+            (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
+            (Some(Question::Confirm), Phase::Protected(_)) => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.ask_at = Some(retry_at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn guest_stopped(&mut self, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            return;
+        }
+        if self.has_link() {
+            out.push(Effect::Send(Message::Bye(Bye::GuestStopped)));
+            out.push(Effect::CloseLink);
+        }
+        self.end_session(Phase::Stopped);
+    }
+
+    // --- endings ---
+
+    fn has_link(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Handshaking | Phase::Syncing { .. } | Phase::Protected(_)
+        )
+    }
+
+    fn end_session(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.doubt = None;
+        self.backup_node = None;
+    }
+
+    fn violated(&mut self, violation: &ProtocolViolation, out: &mut Vec<Effect>) {
+        let text = violation.to_string();
+        out.push(Effect::Send(Message::Bye(Bye::Protocol(text.clone()))));
+        self.lose_backup(text, out);
+    }
+
+    fn lose_backup(&mut self, cause: String, out: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Handshaking | Phase::Syncing { .. } => {
+                out.push(Effect::CloseLink);
+                out.push(Effect::GoAlone {
+                    generation: self.generation,
+                    cause,
+                });
+                self.end_session(Phase::Alone);
+            }
+            Phase::Protected(_) => {
+                out.push(Effect::CloseLink);
+                let ask_at = Some(self.now);
+                self.end_session(Phase::Claiming { cause, ask_at });
+            }
+            Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {}
+        }
+    }
+
+    /// R4: somebody holds a later generation.
+    fn fence(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            return;
+        }
+        if self.has_link() {
+            out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+            out.push(Effect::CloseLink);
+        }
+        out.push(Effect::Fenced {
+            reason: format!(
+                "{current} is in force, this side holds {}: {how}",
+                self.generation
+            ),
+        });
+        self.end_session(Phase::Fenced);
+    }
+}
+
+fn syncing_again(capture_at: Duration, failures: u32) -> Phase {
+    Phase::Syncing {
+        rounds: 0,
+        capture_at: Some(capture_at),
+        failures,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! Staging (steps ⑥ and ⑦): the backup collects a whole epoch aside, verifies it, and only then it
+//! may be committed. R2 lives here: nothing of an epoch touches committed memory before all of it is
+//! here and verified, and then all of it does.
+//!
+//! Must not be done here: deciding what to do about a bad epoch (that is the backup's state machine).
+
+use bytes::Bytes;
+
+use super::codec::{CodecError, CodecStats, Decoder, PageSink};
+use super::message::{EpochSummary, EpochTally};
+use crate::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
+use crate::page_set::{MemoryLayout, PageSet};
+use crate::ports::{MachineError, PageMemory, SealedOutput};
+
+/// So many frames are kept for the next epoch (64 MiB); what a larger epoch needed is given back.
+const POOL_PAGES_MAX: usize = 16 << 10;
+
+/// Why an epoch cannot be committed. Always names it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StagingError {
+    /// A message of another epoch than the one being staged.
+    #[error("{what} of {found} while {expected} is being staged")]
+    WrongEpoch {
+        /// The message.
+        what: &'static str,
+        /// Its epoch.
+        found: EpochId,
+        /// The epoch being staged.
+        expected: EpochId,
+    },
+    /// A message that has no place here.
+    #[error("{epoch}: {what} out of order")]
+    OutOfOrder {
+        /// The epoch.
+        epoch: EpochId,
+        /// The message.
+        what: &'static str,
+    },
+    /// A batch of pages is corrupt.
+    #[error("{epoch}: batch {batch}: {error}")]
+    Batch {
+        /// The epoch.
+        epoch: EpochId,
+        /// Number of the batch in the epoch, from 0.
+        batch: u32,
+        /// What is wrong with it.
+        #[source]
+        error: CodecError,
+    },
+    /// A batch of the initial synchronisation is corrupt.
+    #[error("initial synchronisation: {0}")]
+    Sync(#[source] CodecError),
+    /// Memory could not be written during the initial synchronisation.
+    #[error("initial synchronisation: {page}: {why}")]
+    SyncWrite {
+        /// The page.
+        page: PageIndex,
+        /// Why.
+        why: String,
+    },
+    /// What arrived is not what was sent.
+    #[error("{epoch}: {found:?} arrived, {sent:?} was sent")]
+    SummaryDiffers {
+        /// The epoch.
+        epoch: EpochId,
+        /// The primary's summary.
+        sent: EpochSummary,
+        /// The backup's own.
+        found: EpochSummary,
+    },
+}
+
+/// An epoch that has been committed: what beside memory makes the state to continue from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The epoch.
+    pub epoch: EpochId,
+    /// Machine state at its end.
+    pub state: Bytes,
+    /// Output sealed under it.
+    pub output: SealedOutput,
+    /// Pages it changed.
+    pub pages: u64,
+}
+
+/// Frames of an epoch and those to be used again.
+#[derive(Debug)]
+struct Frames {
+    seen: PageSet,
+    staged: Vec<(PageIndex, Box<Page>)>,
+    pool: Vec<Box<Page>>,
+}
+
+impl PageSink for Frames {
+    fn frame(&mut self, page: PageIndex) -> Result<&mut Page, CodecError> {
+        if self.seen.contains(page) || !self.seen.insert(page) {
+            return Err(CodecError::Duplicate { page });
+        }
+        let frame = self.pool.pop().unwrap_or_else(|| Box::new([0; PAGE_BYTES]));
+        self.staged.push((page, frame));
+        let (_, frame) = self.staged.last_mut().expect("pushed just now");
+        Ok(frame)
+    }
+}
+
+impl Frames {
+    fn clear(&mut self) {
+        for (page, frame) in self.staged.drain(..) {
+            self.seen.remove(page);
+            if self.pool.len() < POOL_PAGES_MAX {
+                self.pool.push(frame);
+            }
+        }
+    }
+
+    fn write(&mut self, memory: &dyn PageMemory) -> Result<(), (PageIndex, MachineError)> {
+        for (page, frame) in &self.staged {
+            memory
+                .write_page(*page, frame)
+                .map_err(|error| (*page, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// One epoch being collected. Bounded: a page occurs once, so there are at most the guest's pages;
+/// one state and one output, each bounded by its message.
+#[derive(Debug)]
+pub struct Staging {
+    epoch: EpochId,
+    frames: Frames,
+    decoder: Decoder,
+    batches: u32,
+    tally: EpochTally,
+    state: Option<Bytes>,
+    output: Option<SealedOutput>,
+    whole: bool,
+}
+
+impl Staging {
+    /// Staging for a machine of this layout, waiting for epoch 1.
+    #[must_use]
+    pub fn new(layout: &MemoryLayout) -> Self {
+        Self {
+            epoch: EpochId(1),
+            frames: Frames {
+                seen: PageSet::empty(layout),
+                staged: Vec::new(),
+                pool: Vec::new(),
+            },
+            decoder: Decoder::new(),
+            batches: 0,
+            tally: EpochTally::new(),
+            state: None,
+            output: None,
+            whole: false,
+        }
+    }
+
+    /// The epoch being staged.
+    #[must_use]
+    pub fn epoch(&self) -> EpochId {
+        self.epoch
+    }
+
+    /// Whether anything of the epoch has arrived.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.batches > 0 || self.state.is_some() || self.output.is_some()
+    }
+
+    /// Whether the epoch is whole and verified, so that it can be committed.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// What was decoded since this was made.
+    #[must_use]
+    pub fn stats(&self) -> CodecStats {
+        self.decoder.stats()
+    }
+
+    /// Drops whatever has arrived and waits for `epoch`.
+    pub fn restart(&mut self, epoch: EpochId) {
+        self.epoch = epoch;
+        self.frames.clear();
+        self.batches = 0;
+        self.tally = EpochTally::new();
+        self.state = None;
+        self.output = None;
+        self.whole = false;
+    }
+
+    /// Applies a batch of the initial synchronisation to memory at once.
+    ///
+    /// # Errors
+    /// If it is corrupt, or comes after the first message of epoch 1. Memory is then of no use.
+    pub fn sync(&mut self, batch: &[u8], memory: &dyn PageMemory) -> Result<(), StagingError> {
+        if self.has_begun() || self.epoch != EpochId(1) {
+            return Err(StagingError::OutOfOrder {
+                epoch: self.epoch,
+                what: "page of the initial synchronisation",
+            });
+        }
+        let decoded = self
+            .decoder
+            .decode(batch, memory, &mut self.frames)
+            .map_err(StagingError::Sync);
+        let written = decoded.and_then(|_| {
+            self.frames
+                .write(memory)
+                .map_err(|(page, error)| StagingError::SyncWrite {
+                    page,
+                    why: error.to_string(),
+                })
+        });
+        self.frames.clear();
+        written
+    }
+
+    /// Stages a batch of pages. `base` is committed memory; it is only read.
+    ///
+    /// # Errors
+    /// If it belongs to another epoch, comes after the state, or is corrupt.
+    pub fn pages(
+        &mut self,
+        epoch: EpochId,
+        batch: &[u8],
+        base: &dyn PageMemory,
+    ) -> Result<(), StagingError> {
+        self.expect("pages", epoch, self.state.is_none())?;
+        let pages = self
+            .decoder
+            .decode(batch, base, &mut self.frames)
+            .map_err(|error| StagingError::Batch {
+                epoch,
+                batch: self.batches,
+                error,
+            })?;
+        self.batches += 1;
+        self.tally.batch(batch, pages);
+        Ok(())
+    }
+
+    /// Stages the machine state.
+    ///
+    /// # Errors
+    /// If it belongs to another epoch or is out of order.
+    pub fn state(&mut self, epoch: EpochId, state: Bytes) -> Result<(), StagingError> {
+        self.expect("state", epoch, self.state.is_none())?;
+        self.tally.state(&state);
+        self.state = Some(state);
+        Ok(())
+    }
+
+    /// Stages the sealed output.
+    ///
+    /// # Errors
+    /// If it belongs to another epoch or is out of order.
+    pub fn output(&mut self, epoch: EpochId, output: SealedOutput) -> Result<(), StagingError> {
+        let in_order = self.state.is_some() && self.output.is_none();
+        self.expect("output", epoch, in_order)?;
+        self.tally.output(&output);
+        self.output = Some(output);
+        Ok(())
+    }
+
+    /// Verifies that the epoch is whole. From then on it can always be committed.
+    ///
+    /// # Errors
+    /// If it belongs to another epoch, something is missing, or the summary differs.
+    pub fn end(&mut self, epoch: EpochId, sent: EpochSummary) -> Result<(), StagingError> {
+        self.expect("end", epoch, self.output.is_some())?;
+        let found = self.tally.summary();
+        if found != sent {
+            return Err(StagingError::SummaryDiffers { epoch, sent, found });
+        }
+        self.whole = true;
+        Ok(())
+    }
+
+    fn expect(
+        &self,
+        what: &'static str,
+        found: EpochId,
+        in_order: bool,
+    ) -> Result<(), StagingError> {
+        if found != self.epoch {
+            return Err(StagingError::WrongEpoch {
+                what,
+                found,
+                expected: self.epoch,
+            });
+        }
+        if !in_order || self.whole {
+            return Err(StagingError::OutOfOrder { epoch: found, what });
+        }
+        Ok(())
+    }
+
+    /// Commits the whole epoch to memory and waits for the next one; `None` if it is not whole.
+    ///
+    /// # Errors
+    /// If memory cannot be written although every page was checked against its layout. Memory is then
+    /// of no epoch any more: this standby must never be promoted.
+    pub fn commit(&mut self, memory: &dyn PageMemory) -> Result<Option<Committed>, MachineError> {
+        if !self.whole {
+            return Ok(None);
+        }
+        let (Some(state), Some(output)) = (self.state.take(), self.output.take()) else {
+            return Ok(None);
+        };
+        let committed = Committed {
+            epoch: self.epoch,
+            state,
+            output,
+            pages: self.frames.staged.len() as u64,
+        };
+        self.frames.write(memory).map_err(|(page, error)| {
+            MachineError::caused(format!("commit {}: {page}", committed.epoch), error)
+        })?;
+        self.restart(committed.epoch.next());
+        Ok(Some(committed))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! What a peer must not do. A violation ends the link, never the process.
+
+use super::message::MessageError;
+use super::staging::StagingError;
+use crate::ids::{EpochId, Generation};
+
+/// How a peer broke the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolViolation {
+    /// A message that has no place in this phase.
+    #[error("{message} has no place while {phase}")]
+    Unexpected {
+        /// The message's name.
+        message: &'static str,
+        /// The receiver's phase.
+        phase: &'static str,
+    },
+    /// An acknowledgement of something else than the epoch in flight.
+    #[error("acknowledgement of {acked}, in flight is {in_flight:?}")]
+    Ack {
+        /// The epoch acknowledged.
+        acked: EpochId,
+        /// The epoch in flight.
+        in_flight: Option<EpochId>,
+    },
+    /// A message of a later generation than the session's.
+    #[error("message of {found} in a session of {session}")]
+    LaterGeneration {
+        /// The message's.
+        found: Generation,
+        /// The session's.
+        session: Generation,
+    },
+    /// A primary that holds no generation.
+    #[error("a primary without a generation")]
+    NoGeneration,
+    /// A second link while the first is in use.
+    #[error("a second link while the first is in use")]
+    SecondLink,
+    /// An epoch that cannot be staged.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    /// Bytes that are no message.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
