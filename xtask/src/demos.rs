@@ -5,13 +5,17 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{root, run};
+use crate::root;
 
 const CLIENTS: &str = "20";
 const SECONDS: &str = "4";
 
 pub(crate) fn run(times: usize) -> Result<()> {
-    run("cargo", &["build", "--release", "--locked", "--bin", "vmm"], &[])?;
+    crate::run(
+        "cargo",
+        &["build", "--release", "--locked", "--bin", "vmm"],
+        &[],
+    )?;
     for fault in ["kill", "freeze"] {
         series(fault, times)?;
     }
@@ -52,11 +56,23 @@ fn series(fault: &str, times: usize) -> Result<()> {
 
 fn demo(fault: &str) -> Result<Value> {
     let output = Command::new(root().join("target/release/vmm"))
-        .args(["demo", "--json", "--clients", CLIENTS, "--seconds", SECONDS, "--fault", fault])
+        .args([
+            "demo",
+            "--json",
+            "--clients",
+            CLIENTS,
+            "--seconds",
+            SECONDS,
+            "--fault",
+            fault,
+        ])
         .output()
         .context("cannot run the demo")?;
     serde_json::from_slice(&output.stdout).with_context(|| {
-        format!("the demo printed no report: {}", String::from_utf8_lossy(&output.stderr))
+        format!(
+            "the demo printed no report: {}",
+            String::from_utf8_lossy(&output.stderr)
+        )
     })
 }
 

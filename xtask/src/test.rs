@@ -5,8 +5,6 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::run;
-
 /// Programs the tests call, and the Debian package each is in.
 const NEEDED: [(&str, &str); 5] = [
     ("ip", "iproute2"),
@@ -20,7 +18,7 @@ pub(crate) fn run(further: &[&str]) -> Result<()> {
     provide()?;
     let mut arguments = vec!["test", "--workspace", "--locked"];
     arguments.extend(further);
-    run("cargo", &arguments, &[])
+    crate::run("cargo", &arguments, &[])
 }
 
 fn provide() -> Result<()> {
@@ -48,12 +46,19 @@ fn provide() -> Result<()> {
         return Ok(());
     }
     if !on_path("apt-get") {
-        bail!("missing programs: install what your distribution calls {}", packages.join(", "));
+        bail!(
+            "missing programs: install what your distribution calls {}",
+            packages.join(", ")
+        );
     }
-    run("apt-get", &["update", "-q"], &[])?;
+    crate::run("apt-get", &["update", "-q"], &[])?;
     let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
     arguments.extend(packages);
-    run("apt-get", &arguments, &[("DEBIAN_FRONTEND", "noninteractive")])
+    crate::run(
+        "apt-get",
+        &arguments,
+        &[("DEBIAN_FRONTEND", "noninteractive")],
+    )
 }
 
 fn on_path(program: &str) -> bool {

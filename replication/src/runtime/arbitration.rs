@@ -31,7 +31,10 @@ pub(super) fn ask(
         // A driver that has ended needs no answer.
         let _ = to_driver.send(answer(arbiter.as_ref(), &claimant, question));
     };
-    if let Err(error) = std::thread::Builder::new().name("arbiter".into()).spawn(asking) {
+    if let Err(error) = std::thread::Builder::new()
+        .name("arbiter".into())
+        .spawn(asking)
+    {
         let _ = answers.send(Err(ArbiterError {
             arbiter: "any".into(),
             what: "cannot start a thread to ask".into(),

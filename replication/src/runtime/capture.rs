@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedSender;
 use understudy_transport::{Frame, LinkError, SendQueue};
 
 use super::Limits;
 use super::metrics::Metrics;
-use crate::core::codec::{BatchWriter, CodecStats, Encoder};
-use crate::core::message::{EpochSummary, Message};
+use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
+use crate::core::message::{EpochTally, Message};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::PageSet;
 use crate::ports::{Machine, MachineError, OutputGate, PageMemory, SealedOutput};
@@ -40,20 +39,40 @@ pub(super) enum Command {
     Stop,
 }
 
-/// What this thread tells the driver.
+/// What this thread tells the driver, and of which session: what it says of a session that has ended
+/// meanwhile means nothing any more.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) session: u64,
+    pub(super) event: Event,
+}
+
 #[derive(Debug)]
 pub(super) enum Event {
-    SyncRoundShipped { pages_left: u64 },
-    Captured { epoch: EpochId },
-    CaptureFailed { epoch: EpochId, error: String },
-    Shipped { epoch: EpochId },
+    SyncRoundShipped {
+        pages_left: u64,
+    },
+    Captured {
+        epoch: EpochId,
+    },
+    CaptureFailed {
+        epoch: EpochId,
+        error: String,
+    },
+    Shipped {
+        epoch: EpochId,
+    },
     /// The session cannot go on, although the link may still be up.
-    SessionFailed { error: String },
+    SessionFailed {
+        error: String,
+    },
 }
 
 /// Where to ship to.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
+    /// Number of the session, for reports.
+    pub(super) session: u64,
     pub(super) queue: SendQueue,
     pub(super) generation: Generation,
 }
@@ -71,9 +90,7 @@ struct Shipment<'a> {
     target: &'a Target,
     epoch: EpochId,
     batch: BatchWriter,
-    pages: u64,
-    batches: u32,
-    digest: crc32fast::Hasher,
+    tally: EpochTally,
     wire_bytes: u64,
 }
 
@@ -81,10 +98,11 @@ pub(super) struct Capturer<M: Machine> {
     machine: M,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<Report>,
     metrics: Metrics,
     limits: Limits,
     target: Option<Target>,
+    session: u64,
     encoder: Encoder,
     /// Harvested and not yet shipped (R3).
     dirty: PageSet,
@@ -98,7 +116,7 @@ impl<M: Machine> Capturer<M> {
     pub(super) fn new(
         machine: M,
         limits: Limits,
-        events: UnboundedSender<Event>,
+        events: UnboundedSender<Report>,
         metrics: Metrics,
     ) -> Self {
         let memory = machine.memory();
@@ -112,6 +130,7 @@ impl<M: Machine> Capturer<M> {
             metrics,
             limits,
             target: None,
+            session: 0,
             spare: Vec::new(),
             captured: Vec::new(),
             tracking: false,
@@ -124,6 +143,7 @@ impl<M: Machine> Capturer<M> {
         while let Ok(command) = commands.recv() {
             let outcome = match command {
                 Command::Attach(target) => {
+                    self.session = target.session;
                     self.target = Some(target);
                     self.encoder.forget();
                     Ok(())
@@ -144,7 +164,9 @@ impl<M: Machine> Capturer<M> {
                 Command::Stop => break,
             };
             if let Err(error) = outcome {
-                self.tell(Event::SessionFailed { error: error.to_string() });
+                self.tell(Event::SessionFailed {
+                    error: error.to_string(),
+                });
             }
         }
         self.machine.stop();
@@ -152,8 +174,9 @@ impl<M: Machine> Capturer<M> {
     }
 
     fn tell(&self, event: Event) {
+        let session = self.session;
         // Without a driver, `commands` ends too: `run` returns.
-        let _ = self.events.send(event);
+        let _ = self.events.send(Report { session, event });
     }
 
     fn start_sync(&mut self) -> Result<(), ShipError> {
@@ -173,40 +196,48 @@ impl<M: Machine> Capturer<M> {
     /// One pre-copy round. Pages may be torn by the running guest; then they are dirty again. The
     /// backup's memory starts as zero, so the first round leaves zero pages out.
     fn sync_round(&mut self, first: bool) -> Result<(), ShipError> {
-        let Some(target) = self.target.clone() else { return Ok(()) };
+        let Some(target) = self.target.clone() else {
+            return Ok(());
+        };
         // Not the epochs' encoder: these pages would only crowd its cache.
         let mut encoder = Encoder::new(0);
-        let mut batch = BatchWriter::new();
+        let mut batch = BatchWriter::new(BATCH_BYTES_DEFAULT);
         let mut wire_bytes = 0;
         let mut frame = self.spare.pop().unwrap_or_else(new_frame);
-        let mut send = |batch: &mut BatchWriter| -> Result<(), LinkError> {
-            let body = batch.finish();
-            wire_bytes += body.len() as u64;
-            send(&target, &Message::SyncPages(body)).map(drop)
+        let mut send_batch = |batch: &mut BatchWriter| -> Result<(), LinkError> {
+            let Some(full) = batch.finish() else {
+                return Ok(());
+            };
+            wire_bytes += full.body.len() as u64;
+            send(&target, &Message::SyncPages(full.body))
         };
         for page in self.dirty.iter() {
             self.memory.read_page(page, &mut frame)?;
             if first && frame.iter().all(|byte| *byte == 0) {
                 continue;
             }
-            frame = encoder.encode(page, frame, &mut batch).unwrap_or_else(new_frame);
+            frame = encoder
+                .encode(page, frame, &mut batch)
+                .unwrap_or_else(new_frame);
             if batch.is_full() {
-                send(&mut batch)?;
+                send_batch(&mut batch)?;
             }
         }
-        if !batch.is_empty() {
-            send(&mut batch)?;
-        }
+        send_batch(&mut batch)?;
         self.spare.push(frame);
         self.metrics.synchronised(wire_bytes);
         self.dirty.clear();
         self.machine.harvest_running(&mut self.dirty)?;
-        self.tell(Event::SyncRoundShipped { pages_left: self.dirty.len() });
+        self.tell(Event::SyncRoundShipped {
+            pages_left: self.dirty.len(),
+        });
         Ok(())
     }
 
     fn epoch(&mut self, epoch: EpochId) -> Result<(), ShipError> {
-        let Some(target) = self.target.clone() else { return Ok(()) };
+        let Some(target) = self.target.clone() else {
+            return Ok(());
+        };
         let mut shipment = Shipment::new(&target, epoch);
         let (state, output) = match self.capture(epoch, &mut shipment) {
             Ok(captured) => captured,
@@ -215,7 +246,10 @@ impl<M: Machine> Capturer<M> {
                 while let Some((_, frame)) = self.captured.pop() {
                     self.spare.push(frame);
                 }
-                self.tell(Event::CaptureFailed { epoch, error: error.to_string() });
+                self.tell(Event::CaptureFailed {
+                    epoch,
+                    error: error.to_string(),
+                });
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -224,7 +258,7 @@ impl<M: Machine> Capturer<M> {
         self.encode_captured(&mut shipment)?;
         let wire_bytes = shipment.end(state, output)?;
         self.dirty.clear();
-        self.metrics.shipped(&self.encoder.take_stats(), wire_bytes);
+        self.metrics.shipped(self.encoder.stats(), wire_bytes);
         self.tell(Event::Shipped { epoch });
         Ok(())
     }
@@ -244,7 +278,12 @@ impl<M: Machine> Capturer<M> {
         for page in self.dirty.iter() {
             if self.captured.len() == self.limits.capture_pages_max {
                 // Bounded (R5): what does not fit is encoded while the guest waits.
-                encode(&mut self.captured, &mut self.spare, &mut self.encoder, shipment)?;
+                encode(
+                    &mut self.captured,
+                    &mut self.spare,
+                    &mut self.encoder,
+                    shipment,
+                )?;
             }
             let mut frame = self.spare.pop().unwrap_or_else(new_frame);
             self.memory.read_page(page, &mut frame)?;
@@ -262,7 +301,12 @@ impl<M: Machine> Capturer<M> {
 
     /// Step ④.
     fn encode_captured(&mut self, shipment: &mut Shipment<'_>) -> Result<(), ShipError> {
-        encode(&mut self.captured, &mut self.spare, &mut self.encoder, shipment)?;
+        encode(
+            &mut self.captured,
+            &mut self.spare,
+            &mut self.encoder,
+            shipment,
+        )?;
         self.spare.truncate(self.limits.capture_pages_max);
         Ok(())
     }
@@ -275,7 +319,6 @@ fn encode(
     shipment: &mut Shipment<'_>,
 ) -> Result<(), ShipError> {
     for (page, frame) in captured.drain(..) {
-        shipment.pages += 1;
         spare.extend(encoder.encode(page, frame, &mut shipment.batch));
         if shipment.batch.is_full() {
             shipment.send_batch()?;
@@ -289,54 +332,67 @@ impl<'a> Shipment<'a> {
         Self {
             target,
             epoch,
-            batch: BatchWriter::new(),
-            pages: 0,
-            batches: 0,
-            digest: crc32fast::Hasher::new(),
+            batch: BatchWriter::new(BATCH_BYTES_DEFAULT),
+            tally: EpochTally::new(),
             wire_bytes: 0,
         }
     }
 
     fn send_batch(&mut self) -> Result<(), LinkError> {
-        self.batches += 1;
-        let batch = self.batch.finish();
-        self.send(&Message::EpochPages { epoch: self.epoch, batch })
-    }
-
-    fn send(&mut self, message: &Message) -> Result<(), LinkError> {
-        let body = send(self.target, message)?;
-        self.digest.update(&body);
-        self.wire_bytes += body.len() as u64;
-        Ok(())
+        let Some(batch) = self.batch.finish() else {
+            return Ok(());
+        };
+        self.tally.batch(&batch.body, batch.pages);
+        self.wire_bytes += batch.body.len() as u64;
+        send(
+            self.target,
+            &Message::EpochPages {
+                epoch: self.epoch,
+                batch: batch.body,
+            },
+        )
     }
 
     /// Ships the rest of the epoch; returns its bytes on the wire.
     fn end(mut self, state: Vec<u8>, output: SealedOutput) -> Result<u64, LinkError> {
-        if !self.batch.is_empty() {
-            self.send_batch()?;
-        }
-        self.send(&Message::EpochState { epoch: self.epoch, state: state.into() })?;
-        self.send(&Message::EpochOutput { epoch: self.epoch, output })?;
-        let summary = EpochSummary {
-            pages: self.pages,
-            batches: self.batches,
-            digest: self.digest.clone().finalize(),
-        };
-        self.send(&Message::EpochEnd { epoch: self.epoch, summary })?;
+        self.send_batch()?;
+        let epoch = self.epoch;
+        self.tally.state(&state);
+        self.tally.output(&output);
+        self.wire_bytes += state.len() as u64;
+        send(
+            self.target,
+            &Message::EpochState {
+                epoch,
+                state: state.into(),
+            },
+        )?;
+        self.wire_bytes += output
+            .frames
+            .iter()
+            .map(|frame| frame.bytes.len() as u64)
+            .sum::<u64>();
+        send(self.target, &Message::EpochOutput { epoch, output })?;
+        send(
+            self.target,
+            &Message::EpochEnd {
+                epoch,
+                summary: self.tally.summary(),
+            },
+        )?;
         Ok(self.wire_bytes)
     }
 }
 
-/// Hands a message to the link, waiting while its queue is full (R5). Returns the body sent.
-fn send(target: &Target, message: &Message) -> Result<Bytes, LinkError> {
+/// Hands a message to the link, waiting while its queue is full (R5).
+fn send(target: &Target, message: &Message) -> Result<(), LinkError> {
     let (kind, epoch, body) = message.encode();
     target.queue.blocking_send(Frame {
         kind,
         generation: target.generation.0,
         epoch,
-        body: body.clone(),
-    })?;
-    Ok(body)
+        body,
+    })
 }
 
 fn new_frame() -> Box<Page> {

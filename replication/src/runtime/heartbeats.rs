@@ -22,16 +22,25 @@ impl Heartbeats {
         let socket = match path {
             None => None,
             Some(path) => Some(
-                HeartbeatSocket::bind(path.listen, Some(path.peer), vm).await.map_err(|source| {
-                    RuntimeError::Heartbeat { listen: path.listen, source }
-                })?,
+                HeartbeatSocket::bind(path.listen, Some(path.peer), vm)
+                    .await
+                    .map_err(|source| RuntimeError::Heartbeat {
+                        listen: path.listen,
+                        source,
+                    })?,
             ),
         };
-        Ok(Self { socket, sender, failing: false })
+        Ok(Self {
+            socket,
+            sender,
+            failing: false,
+        })
     }
 
     pub(super) async fn send(&mut self, generation: Generation) {
-        let Some(socket) = &mut self.socket else { return };
+        let Some(socket) = &mut self.socket else {
+            return;
+        };
         let sent = socket.send(self.sender, generation.0).await;
         if let Err(error) = &sent
             && !self.failing
@@ -44,7 +53,9 @@ impl Heartbeats {
     /// Waits for the other side's next heartbeat; for ever if there is no such path. Cancel safe.
     pub(super) async fn recv(&mut self) -> Generation {
         loop {
-            let Some(socket) = &mut self.socket else { return std::future::pending().await };
+            let Some(socket) = &mut self.socket else {
+                return std::future::pending().await;
+            };
             match socket.recv().await {
                 Ok(heartbeat) if heartbeat.sender != self.sender => {
                     return Generation(heartbeat.generation);

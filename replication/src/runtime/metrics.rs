@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::status::{FailoverFigures, Percentiles, Role, Status};
+use super::status::{Encoded, FailoverFigures, Percentiles, Role, Status};
 use crate::core::codec::CodecStats;
-use crate::ids::{EpochId, Generation};
+use crate::ids::{EpochId, Generation, PAGE_BYTES};
 
 /// Epochs whose capture time is remembered for their ack.
 const PENDING_EPOCHS_MAX: usize = 64;
@@ -48,7 +48,7 @@ impl Metrics {
                 dirty_pages_total: 0,
                 raw_dirty_bytes: 0,
                 wire_bytes: 0,
-                encoded: super::status::Encoded::default(),
+                encoded: Encoded::default(),
                 sync_bytes: 0,
                 failover: None,
                 alarm: None,
@@ -113,6 +113,7 @@ impl Metrics {
         inner.pause_us.saturating_record(microseconds(pause));
         inner.dirty_pages.saturating_record(pages);
         inner.status.dirty_pages_total += pages;
+        inner.status.raw_dirty_bytes += pages * PAGE_BYTES as u64;
         if inner.captured.len() == PENDING_EPOCHS_MAX {
             inner.captured.pop_front();
         }
@@ -120,16 +121,18 @@ impl Metrics {
     }
 
     /// ⑤: one epoch was shipped.
-    pub(super) fn shipped(&self, stats: &CodecStats, wire_bytes: u64) {
+    /// `stats` counts all epochs.
+    pub(super) fn shipped(&self, stats: CodecStats, wire_bytes: u64) {
         let mut inner = self.lock();
         let status = &mut inner.status;
-        status.raw_dirty_bytes += stats.raw_bytes;
         status.wire_bytes += wire_bytes;
-        status.encoded.zero += stats.zero;
-        status.encoded.unchanged += stats.unchanged;
-        status.encoded.delta += stats.delta;
-        status.encoded.compressed += stats.compressed;
-        status.encoded.raw += stats.raw;
+        status.encoded = Encoded {
+            zero: stats.zero_pages,
+            unchanged: stats.unchanged_pages,
+            delta: stats.delta_pages,
+            compressed: stats.lz4_pages,
+            raw: stats.raw_pages,
+        };
     }
 
     pub(super) fn synchronised(&self, wire_bytes: u64) {
@@ -139,11 +142,17 @@ impl Metrics {
     /// ⑧ on the primary: epochs through `epoch` were acknowledged and released.
     pub(super) fn acked(&self, epoch: EpochId) {
         let mut inner = self.lock();
-        while inner.captured.front().is_some_and(|(captured, _)| *captured <= epoch) {
+        while inner
+            .captured
+            .front()
+            .is_some_and(|(captured, _)| *captured <= epoch)
+        {
             if let Some((captured, began)) = inner.captured.pop_front()
                 && captured == epoch
             {
-                inner.ack_us.saturating_record(microseconds(began.elapsed()));
+                inner
+                    .ack_us
+                    .saturating_record(microseconds(began.elapsed()));
             }
             inner.status.epochs += 1;
         }

@@ -49,7 +49,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { capture_pages_max: 32_768, cache_pages_max: 32_768, send_bytes_max: 16 << 20 }
+        Self {
+            capture_pages_max: 32_768,
+            cache_pages_max: 32_768,
+            send_bytes_max: 16 << 20,
+        }
     }
 }
 
@@ -110,7 +114,9 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Self { origin: Instant::now() }
+        Self {
+            origin: Instant::now(),
+        }
     }
 
     fn now(self) -> Duration {
@@ -126,7 +132,10 @@ fn tokio_runtime() -> Result<tokio::runtime::Runtime, RuntimeError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| RuntimeError::System { what: "start the asynchronous runtime", source })
+        .map_err(|source| RuntimeError::System {
+            what: "start the asynchronous runtime",
+            source,
+        })
 }
 
 /// Nanoseconds of the system's monotonic clock, which all processes of a host share: lets an observer

@@ -166,11 +166,18 @@ impl<M: Machine> PrimaryBuilder<M> {
                 let generation = match arbiter.claim(Claim::Start, &claimant)? {
                     Verdict::Granted(generation) => generation,
                     Verdict::Refused { current, holder } => {
-                        return Err(RuntimeError::Owned { holder, generation: current });
+                        return Err(RuntimeError::Owned {
+                            holder,
+                            generation: current,
+                        });
                     }
                 };
                 machine.run()?;
-                (generation, Metrics::new(Role::Primary, &self.vm, &self.node), claimant)
+                (
+                    generation,
+                    Metrics::new(Role::Primary, &self.vm, &self.node),
+                    claimant,
+                )
             }
         };
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
@@ -217,7 +224,10 @@ fn spawn<T: Send + 'static>(
     std::thread::Builder::new()
         .name(name.into())
         .spawn(body)
-        .map_err(|source| RuntimeError::System { what: "start a thread", source })
+        .map_err(|source| RuntimeError::System {
+            what: "start a thread",
+            source,
+        })
 }
 
 impl<M: Machine> Protection<M> {
@@ -232,11 +242,17 @@ impl<M: Machine> Protection<M> {
     /// # Errors
     /// If the runtime failed; the guest is stopped in that case too.
     pub fn wait(self) -> Result<Ended, RuntimeError> {
-        let ended = self.driver.join().map_err(|_| RuntimeError::Panicked("driver"));
+        let ended = self
+            .driver
+            .join()
+            .map_err(|_| RuntimeError::Panicked("driver"));
         // Also after a panic of the driver: a guest that nobody watches must not speak.
         let _ = self.commands.send(Command::Stop);
         drop(self.commands);
-        let machine = self.capturer.join().map_err(|_| RuntimeError::Panicked("capture"))?;
+        let machine = self
+            .capturer
+            .join()
+            .map_err(|_| RuntimeError::Panicked("capture"))?;
         drop(machine);
         ended?
     }

@@ -44,7 +44,13 @@ impl Session {
         let peer = link.peer.clone();
         let (reader, writer) = link.split();
         let (queue, task) = SendQueue::new(writer, send_bytes_max);
-        Self { reader, queue, writer: tokio::spawn(task.run()), peer, farewell: false }
+        Self {
+            reader,
+            queue,
+            writer: tokio::spawn(task.run()),
+            peer,
+            farewell: false,
+        }
     }
 
     pub(super) fn queue(&self) -> SendQueue {
@@ -66,9 +72,17 @@ impl Session {
     /// must not get lost, the link is broken.
     pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
-        let frame = Frame { kind, generation: generation.0, epoch, body };
+        let frame = Frame {
+            kind,
+            generation: generation.0,
+            epoch,
+            body,
+        };
         let mut sending = std::pin::pin!(self.queue.send(frame));
-        match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        match sending
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => tracing::debug!(%error, "a message was not queued"),
             Poll::Pending if matches!(message, Message::Heartbeat) => {}

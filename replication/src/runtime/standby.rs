@@ -151,7 +151,9 @@ impl<M: Machine> StandbyBuilder<M> {
     pub fn start(self) -> Result<StandbyRun<M>, RuntimeError> {
         let missing = |what: &str| RuntimeError::Setting(format!("a standby needs {what}"));
         let arbiter = self.arbiter.ok_or_else(|| missing("an arbiter"))?;
-        let listen = self.listen.ok_or_else(|| missing("an endpoint to listen on"))?;
+        let listen = self
+            .listen
+            .ok_or_else(|| missing("an endpoint to listen on"))?;
         let (known, _) = arbiter.current()?;
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let metrics = Metrics::new(Role::Standby, &self.vm, &self.node);
@@ -175,10 +177,17 @@ impl<M: Machine> StandbyBuilder<M> {
         let driver = std::thread::Builder::new()
             .name("driver".into())
             .spawn(move || driver.run(&ready))
-            .map_err(|source| RuntimeError::System { what: "start a thread", source })?;
+            .map_err(|source| RuntimeError::System {
+                what: "start a thread",
+                source,
+            })?;
         let handle = StandbyHandle { requests, metrics };
         match listening.recv() {
-            Ok(endpoint) => Ok(StandbyRun { handle, endpoint, driver }),
+            Ok(endpoint) => Ok(StandbyRun {
+                handle,
+                endpoint,
+                driver,
+            }),
             // The driver ended before it listened: its error says why.
             Err(_) => match driver.join() {
                 Ok(Err(error)) => Err(error),
@@ -206,7 +215,9 @@ impl<M: Machine> StandbyRun<M> {
     /// # Errors
     /// If the standby cannot do its work any more.
     pub fn await_promotion(self) -> Result<Outcome<M>, RuntimeError> {
-        self.driver.join().map_err(|_| RuntimeError::Panicked("driver"))?
+        self.driver
+            .join()
+            .map_err(|_| RuntimeError::Panicked("driver"))?
     }
 }
 

@@ -17,14 +17,14 @@ use super::output_signal::OutputSignal;
 use super::{Ended, Request};
 use crate::arbiter::{Arbiter, ArbiterError, Verdict};
 use crate::core::message::Message;
-use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput};
+use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::OutputGate;
 use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::capture::{Command, Event, Report, Target};
 use crate::runtime::heartbeats::Heartbeats;
-use crate::runtime::capture::{Command, Event, Target};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::{Clock, HeartbeatPath, Limits, RuntimeError, tokio_runtime};
@@ -55,7 +55,7 @@ pub(super) struct Driver {
     setup: Setup,
     requests: Receiver<Request>,
     commands: SyncSender<Command>,
-    events: UnboundedReceiver<Event>,
+    events: UnboundedReceiver<Report>,
     answers: (
         UnboundedSender<Result<Verdict, ArbiterError>>,
         UnboundedReceiver<Result<Verdict, ArbiterError>>,
@@ -64,6 +64,8 @@ pub(super) struct Driver {
     clock: Clock,
     core: PrimaryCore,
     session: Option<Session>,
+    /// Number of the current session, or of the last one.
+    session_number: u64,
     output: Arc<OutputSignal>,
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
@@ -75,7 +77,7 @@ pub(super) struct Driver {
 enum Happened {
     Connected(Result<Link, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
-    Worked(Option<Event>),
+    Worked(Option<Report>),
     Requested(Option<Request>),
     Answered(Result<Verdict, ArbiterError>),
     Heard(Generation),
@@ -89,7 +91,7 @@ impl Driver {
         setup: Setup,
         requests: Receiver<Request>,
         commands: SyncSender<Command>,
-        events: UnboundedReceiver<Event>,
+        events: UnboundedReceiver<Report>,
         metrics: Metrics,
     ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
@@ -111,6 +113,7 @@ impl Driver {
             clock,
             core,
             session: None,
+            session_number: 0,
             output,
             connect_at: Instant::now(),
             connect_failure: None,
@@ -151,10 +154,17 @@ impl Driver {
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
+                let link_down = matches!(input, PrimaryInput::LinkDown { .. });
                 let effects = self.core.handle(self.clock.now(), input);
                 for effect in effects {
                     self.perform(effect).await;
                 }
+                if link_down {
+                    self.close_session().await;
+                }
+            }
+            if self.core.phase() == PrimaryPhase::Stopped {
+                self.ended = Some(Ended::GuestStopped);
             }
         }
     }
@@ -210,11 +220,18 @@ impl Driver {
                 let session = Session::start(link, self.setup.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
+                self.session_number += 1;
                 inputs.push_back(PrimaryInput::LinkUp);
             }
-            Happened::Connected(Err(error)) => self.not_connected(&error.to_string(), CONNECT_RETRY),
+            Happened::Connected(Err(error)) => {
+                self.not_connected(&error.to_string(), CONNECT_RETRY)
+            }
             Happened::Received(received) => self.drain(received, inputs),
-            Happened::Worked(Some(event)) => inputs.push_back(worked(event)),
+            Happened::Worked(Some(report)) => {
+                if self.session.is_some() && report.session == self.session_number {
+                    inputs.push_back(worked(report.event));
+                }
+            }
             Happened::Worked(None) => inputs.push_back(PrimaryInput::GuestStopped),
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
@@ -256,25 +273,42 @@ impl Driver {
         first: Result<(Generation, Message), SessionError>,
         inputs: &mut VecDeque<PrimaryInput>,
     ) {
-        let Some(session) = &mut self.session else { return };
         let mut next = first.map(Some);
         loop {
             match next {
                 Ok(Some((generation, message))) => {
-                    inputs.push_back(PrimaryInput::Received { generation, message });
+                    if let Message::Refuse(refusal) = &message {
+                        self.not_connected(&format!("refused: {refusal}"), REFUSED_RETRY);
+                    }
+                    inputs.push_back(PrimaryInput::Received {
+                        generation,
+                        message,
+                    });
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    inputs.retain(|input| !matches!(
-                        input,
-                        PrimaryInput::Received { message: Message::Ack { .. }, .. }
-                    ));
-                    inputs.push_back(PrimaryInput::LinkDown { cause: error.to_string() });
+                    inputs.retain(|input| !is_ack(input));
+                    inputs.push_back(PrimaryInput::LinkDown {
+                        cause: error.to_string(),
+                    });
                     return;
                 }
             }
+            let Some(session) = &mut self.session else {
+                return;
+            };
             next = session.try_recv();
         }
+    }
+
+    /// Ends the session, if there is one.
+    async fn close_session(&mut self) {
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        session.close().await;
+        self.connect_at = self.connect_at.max(Instant::now() + CONNECT_RETRY);
+        self.command(Command::Detach);
     }
 
     async fn perform(&mut self, effect: PrimaryEffect) {
@@ -286,8 +320,11 @@ impl Driver {
             }
             PrimaryEffect::StartSync => {
                 let Some(session) = &self.session else { return };
-                let target =
-                    Target { queue: session.queue(), generation: self.core.generation() };
+                let target = Target {
+                    session: self.session_number,
+                    queue: session.queue(),
+                    generation: self.core.generation(),
+                };
                 self.connect_failure = None;
                 self.command(Command::Attach(target));
                 self.command(Command::StartSync);
@@ -299,11 +336,7 @@ impl Driver {
                 self.metrics.acked(epoch);
             }
             PrimaryEffect::CloseLink => {
-                if let Some(session) = self.session.take() {
-                    session.close().await;
-                }
-                self.connect_at = Instant::now() + CONNECT_RETRY;
-                self.command(Command::Detach);
+                self.close_session().await;
             }
             PrimaryEffect::Claim(generation) => self.ask(Question::Claim(generation)),
             PrimaryEffect::Confirm(generation) => self.ask(Question::Confirm(generation)),
@@ -313,15 +346,11 @@ impl Driver {
                 ));
                 self.command(Command::OpenGate);
             }
-            PrimaryEffect::Refused(reason) => {
-                self.not_connected(&format!("the standby refused: {reason}"), REFUSED_RETRY);
-            }
             PrimaryEffect::Fenced { reason } => {
                 self.setup.gate.shut();
                 self.raise(reason.clone());
                 self.ended = Some(Ended::Fenced { reason });
             }
-            PrimaryEffect::Stopped => self.ended = Some(Ended::GuestStopped),
         }
     }
 
@@ -331,7 +360,12 @@ impl Driver {
     }
 
     fn ask(&self, question: Question) {
-        ask(&self.setup.arbiter, &self.setup.claimant, question, &self.answers.0);
+        ask(
+            &self.setup.arbiter,
+            &self.setup.claimant,
+            question,
+            &self.answers.0,
+        );
     }
 
     fn raise(&self, text: String) {
@@ -350,13 +384,23 @@ impl Driver {
     fn publish(&self) {
         let core = &self.core;
         self.metrics.set_phase(
-            core.phase_name(),
+            core.phase().name(),
             core.generation(),
-            core.last_acked(),
-            core.is_protected(),
+            core.acked().unwrap_or_default(),
+            core.phase() == PrimaryPhase::Protected && core.acked().is_some(),
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
     }
+}
+
+fn is_ack(input: &PrimaryInput) -> bool {
+    matches!(
+        input,
+        PrimaryInput::Received {
+            message: Message::Ack { .. },
+            ..
+        }
+    )
 }
 
 fn worked(event: Event) -> PrimaryInput {

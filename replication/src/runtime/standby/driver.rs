@@ -12,7 +12,7 @@ use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::{Outcome, Promoted, Request};
 use crate::arbiter::{Arbiter, ArbiterError, Verdict};
-use crate::core::backup::{BackupCore, BackupEffect, BackupInput};
+use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
@@ -69,7 +69,11 @@ enum Happened {
 }
 
 enum Ended {
-    Promoted { generation: Generation, epoch: EpochId, cause: String },
+    Promoted {
+        generation: Generation,
+        epoch: EpochId,
+        cause: String,
+    },
     Stopped,
 }
 
@@ -84,7 +88,7 @@ impl<M: Machine> Driver<M> {
         let memory = machine.memory();
         let core = BackupCore::new(
             setup.policy.clone(),
-            crate::core::message::Hello {
+            BackupIdentity {
                 vm: setup.vm.clone(),
                 node: setup.node.clone(),
                 fingerprint: machine.fingerprint(),
@@ -117,9 +121,11 @@ impl<M: Machine> Driver<M> {
                 self.machine.stop();
                 Ok(Outcome::Stopped)
             }
-            Ended::Promoted { generation, epoch, cause } => {
-                self.promote(generation, epoch, cause)
-            }
+            Ended::Promoted {
+                generation,
+                epoch,
+                cause,
+            } => self.promote(generation, epoch, cause),
         }
     }
 
@@ -148,6 +154,15 @@ impl<M: Machine> Driver<M> {
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
+                let link_down = matches!(
+                    input,
+                    BackupInput::LinkClosed | BackupInput::LinkBroken { .. }
+                );
+                // A link that is down is closed before anything is asked of the arbiter, so that a
+                // primary that was only stalled sees it behind the acknowledgements sent before.
+                if link_down && let Some(session) = self.session.take() {
+                    session.close().await;
+                }
                 let memory = Arc::clone(&self.memory);
                 for effect in self.core.handle(self.clock.now(), input, memory.as_ref()) {
                     self.perform(effect).await?;
@@ -187,13 +202,18 @@ impl<M: Machine> Driver<M> {
             Happened::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
             Happened::Received(Ok((generation, message))) => {
                 self.last_contact = Instant::now();
-                inputs.push_back(BackupInput::Received { generation, message });
+                inputs.push_back(BackupInput::Received {
+                    generation,
+                    message,
+                });
             }
             Happened::Received(Err(error)) => {
                 inputs.push_back(if error.is_peer_gone() {
                     BackupInput::LinkClosed
                 } else {
-                    BackupInput::LinkBroken { cause: error.to_string() }
+                    BackupInput::LinkBroken {
+                        cause: error.to_string(),
+                    }
                 });
             }
             Happened::Requested(Some(Request::Promote)) => {
@@ -252,7 +272,8 @@ impl<M: Machine> Driver<M> {
                 self.raise(format!("discarded {epoch} whole: {why}"));
             }
             BackupEffect::Claim(generation) => {
-                self.detected.get_or_insert_with(|| (Instant::now(), monotonic_ns()));
+                self.detected
+                    .get_or_insert_with(|| (Instant::now(), monotonic_ns()));
                 ask(
                     &self.setup.arbiter,
                     &self.setup.claimant,
@@ -260,11 +281,21 @@ impl<M: Machine> Driver<M> {
                     &self.answers.0,
                 );
             }
-            BackupEffect::Promote { generation, epoch, cause } => {
-                self.ended = Some(Ended::Promoted { generation, epoch, cause });
+            BackupEffect::Promote {
+                generation,
+                epoch,
+                cause,
+            } => {
+                self.ended = Some(Ended::Promoted {
+                    generation,
+                    epoch,
+                    cause,
+                });
             }
             BackupEffect::Reset { reason } => {
-                self.raise(format!("the copy is given up: {reason}; waiting for a primary"));
+                self.raise(format!(
+                    "the copy is given up: {reason}; waiting for a primary"
+                ));
                 self.detected = None;
                 self.memory.clear()?;
             }
@@ -325,11 +356,12 @@ impl<M: Machine> Driver<M> {
     fn publish(&self) {
         let core = &self.core;
         self.metrics.set_phase(
-            core.phase_name(),
+            core.phase().name(),
             core.generation(),
-            core.committed_epoch(),
-            core.is_in_sync(),
+            core.committed_epoch().unwrap_or_default(),
+            core.phase() == BackupPhase::Standby,
         );
-        self.metrics.set_peer(core.primary_node().map(str::to_owned));
+        self.metrics
+            .set_peer(core.primary_node().map(str::to_owned));
     }
 }
