@@ -1,0 +1,325 @@
+//! A machine without KVM: a thread that writes pages and says numbers, some pages, a gate in memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use understudy_replication::ids::Page;
+use understudy_replication::ports::{
+    ConsoleOutput, Machine, MachineError, OutputEvent, OutputGate, PageMemory, PausedMachine,
+    SealedOutput,
+};
+use understudy_replication::{
+    EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
+};
+
+pub(crate) const PAGES: u64 = 128;
+
+/// What the guest computes: page `n % PAGES` gets `n`, then `n` is said.
+#[derive(Default)]
+struct Guest {
+    steps: u64,
+}
+
+pub(crate) struct Memory {
+    layout: MemoryLayout,
+    pages: Mutex<Vec<Box<Page>>>,
+    dirty: Mutex<PageSet>,
+}
+
+impl PageMemory for Memory {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
+        let pages = self.pages.lock().unwrap();
+        let page = pages.get(page.0 as usize).ok_or_else(|| MachineError::new("no such page"))?;
+        into.copy_from_slice(page.as_slice());
+        Ok(())
+    }
+
+    fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
+        let mut pages = self.pages.lock().unwrap();
+        let page =
+            pages.get_mut(page.0 as usize).ok_or_else(|| MachineError::new("no such page"))?;
+        page.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), MachineError> {
+        self.pages.lock().unwrap().iter_mut().for_each(|page| page.fill(0));
+        Ok(())
+    }
+}
+
+/// Everything that left, in order.
+#[derive(Default)]
+pub(crate) struct Gate {
+    inner: Mutex<GateInner>,
+}
+
+#[derive(Default)]
+struct GateInner {
+    holding: bool,
+    shut: bool,
+    open_bucket: Vec<u64>,
+    sealed: BTreeMap<EpochId, Vec<u64>>,
+    out: Vec<u64>,
+    listener: Option<Arc<dyn Fn(OutputEvent) + Send + Sync>>,
+}
+
+impl Gate {
+    fn say(&self, number: u64) {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.shut {
+            return;
+        }
+        if !inner.holding {
+            inner.out.push(number);
+            return;
+        }
+        inner.open_bucket.push(number);
+        let listener = inner.listener.clone();
+        drop(inner);
+        if let Some(listener) = listener {
+            listener(OutputEvent::Waiting);
+        }
+    }
+
+    pub(crate) fn out(&self) -> Vec<u64> {
+        self.inner.lock().unwrap().out.clone()
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.inner.lock().unwrap().shut
+    }
+
+    pub(crate) fn is_holding(&self) -> bool {
+        self.inner.lock().unwrap().holding
+    }
+}
+
+impl OutputGate for Gate {
+    fn hold(&self) {
+        self.inner.lock().unwrap().holding = true;
+    }
+
+    fn seal(&self, epoch: EpochId) -> SealedOutput {
+        let mut inner = self.inner.lock().unwrap();
+        let bucket = std::mem::take(&mut inner.open_bucket);
+        let console = bucket
+            .iter()
+            .map(|number| ConsoleOutput {
+                device: 0,
+                position: *number,
+                bytes: number.to_le_bytes().to_vec().into(),
+            })
+            .collect();
+        inner.sealed.insert(epoch, bucket);
+        SealedOutput { frames: Vec::new(), console }
+    }
+
+    fn release(&self, through: EpochId) {
+        let mut inner = self.inner.lock().unwrap();
+        let later = inner.sealed.split_off(&through.next());
+        let released = std::mem::replace(&mut inner.sealed, later);
+        inner.out.extend(released.into_values().flatten());
+    }
+
+    fn open(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.holding = false;
+        let sealed = std::mem::take(&mut inner.sealed);
+        inner.out.extend(sealed.into_values().flatten());
+        let bucket = std::mem::take(&mut inner.open_bucket);
+        inner.out.extend(bucket);
+    }
+
+    fn shut(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.shut = true;
+        inner.sealed.clear();
+        inner.open_bucket.clear();
+    }
+
+    fn repeat(&self, output: &SealedOutput) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.out.extend(output.console.iter().map(|console| console.position));
+    }
+
+    fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>) {
+        self.inner.lock().unwrap().listener = Some(listener);
+    }
+}
+
+pub(crate) struct Fake {
+    memory: Arc<Memory>,
+    gate: Arc<Gate>,
+    guest: Arc<Mutex<Guest>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    fingerprint: Fingerprint,
+    /// While positive, saving state fails and this counts down.
+    pub(crate) save_failures: Arc<AtomicU64>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        let layout = MemoryLayout::new(vec![Region { first: PageIndex(0), pages: PAGES }]);
+        let mut fingerprint = Fingerprint::new();
+        fingerprint.set("memory.pages", PAGES);
+        Self {
+            memory: Arc::new(Memory {
+                pages: Mutex::new((0..PAGES).map(|_| Box::new([0; PAGE_BYTES])).collect()),
+                dirty: Mutex::new(PageSet::empty(&layout)),
+                layout,
+            }),
+            gate: Arc::default(),
+            guest: Arc::default(),
+            stop: Arc::default(),
+            thread: None,
+            fingerprint,
+            save_failures: Arc::default(),
+        }
+    }
+
+    pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
+        self.fingerprint.set(key, value);
+        self
+    }
+
+    pub(crate) fn gate_handle(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Panics unless memory is what the guest's number of steps makes it.
+    pub(crate) fn assert_consistent(&self) {
+        let guest = self.guest.lock().unwrap();
+        let pages = self.memory.pages.lock().unwrap();
+        let steps = guest.steps;
+        assert!(steps > 0, "the guest never ran");
+        for (number, page) in pages.iter().enumerate() {
+            let number = number as u64;
+            let last = (number < steps).then(|| steps - 1 - (steps - 1 - number) % PAGES);
+            let expected = last.map_or(0, |step| step + 1);
+            let got = u64::from_le_bytes(page[..8].try_into().unwrap());
+            assert_eq!(got, expected, "page {number} after {steps} steps");
+        }
+    }
+}
+
+fn run(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        {
+            let mut guest = guest.lock().unwrap();
+            let page = PageIndex(guest.steps % PAGES);
+            guest.steps += 1;
+            let mut content = [0; PAGE_BYTES];
+            content[..8].copy_from_slice(&guest.steps.to_le_bytes());
+            memory.write_page(page, &content).unwrap();
+            memory.dirty.lock().unwrap().insert(page);
+            gate.say(guest.steps);
+        }
+        // The pace of the guest, not a wait for something.
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    }
+}
+
+impl Machine for Fake {
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint.clone()
+    }
+
+    fn memory(&self) -> Arc<dyn PageMemory> {
+        self.memory.clone()
+    }
+
+    fn gate(&self) -> Arc<dyn OutputGate> {
+        self.gate.clone()
+    }
+
+    fn start_tracking(&mut self) -> Result<(), MachineError> {
+        self.memory.dirty.lock().unwrap().clear();
+        Ok(())
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        let mut dirty = self.memory.dirty.lock().unwrap();
+        into.union(&dirty);
+        dirty.clear();
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError> {
+        Ok(Box::new(Paused {
+            guest: self.guest.lock().unwrap(),
+            memory: &self.memory,
+            stop: &self.stop,
+            save_failures: &self.save_failures,
+        }))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        let steps = state.try_into().map_err(|_| MachineError::new("state of a wrong size"))?;
+        self.guest.lock().unwrap().steps = u64::from_le_bytes(steps);
+        Ok(())
+    }
+
+    fn announce(&mut self) {}
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
+        let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
+        self.thread = Some(std::thread::spawn(move || run(&guest, &memory, &gate, &stop)));
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Paused<'a> {
+    guest: MutexGuard<'a, Guest>,
+    memory: &'a Memory,
+    stop: &'a AtomicBool,
+    save_failures: &'a AtomicU64,
+}
+
+impl PausedMachine for Paused<'_> {
+    fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        let mut dirty = self.memory.dirty.lock().unwrap();
+        into.union(&dirty);
+        dirty.clear();
+        Ok(())
+    }
+
+    fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError> {
+        let failing = self.save_failures.load(Ordering::Acquire);
+        if failing > 0 {
+            self.save_failures.store(failing - 1, Ordering::Release);
+            return Err(MachineError::new("this save fails on purpose"));
+        }
+        into.extend(self.guest.steps.to_le_bytes());
+        Ok(())
+    }
+
+    fn stay_stopped(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,201 @@
+//! Both runtimes in one process, over a real socket, a real arbiter's file and a machine without KVM.
+
+mod fake;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fake::{Fake, Gate};
+use understudy_replication::arbiter::{Arbiter, Claim, FileArbiter};
+use understudy_replication::ports::Machine;
+use understudy_replication::runtime::{
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, Standby,
+    StandbyBuilder, StandbyRun, Status,
+};
+use understudy_transport::Endpoint;
+
+/// Only a failure waits that long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn arbiter(directory: &Path) -> Arc<dyn Arbiter> {
+    Arc::new(FileArbiter::open(directory.join("arbiter")).unwrap())
+}
+
+fn endpoint(directory: &Path) -> Endpoint {
+    Endpoint::Unix(directory.join("channel"))
+}
+
+fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
+    Standby::builder(machine).arbiter(arbiter(directory)).listen(endpoint(directory)).node("b")
+}
+
+fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
+    Primary::builder(machine).arbiter(arbiter(directory)).backup(endpoint(directory)).node("a")
+}
+
+fn wait_for(what: &str, mut status: impl FnMut() -> Status, wanted: impl Fn(&Status) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = status();
+        if wanted(&now) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not {what} within {PATIENCE:?}: {now:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Pair {
+    primary: Protection<Fake>,
+    standby: StandbyRun<Fake>,
+    primary_gate: Arc<Gate>,
+    standby_gate: Arc<Gate>,
+}
+
+fn pair(directory: &Path) -> Pair {
+    let (a, b) = (Fake::new(), Fake::new());
+    let (primary_gate, standby_gate) = (a.gate_handle(), b.gate_handle());
+    let standby = standby(directory, b).start().unwrap();
+    let primary = primary(directory, a).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), |status| status.protected && status.epochs >= 5);
+    Pair { primary, standby, primary_gate, standby_gate }
+}
+
+fn promoted(standby: StandbyRun<Fake>) -> Promoted<Fake> {
+    match standby.await_promotion().unwrap() {
+        Outcome::Promoted(promoted) => promoted,
+        Outcome::Stopped => panic!("the standby was stopped"),
+    }
+}
+
+/// 1, 2, 3 … without a hole.
+fn assert_counts_up(numbers: &[u64]) {
+    for pair in numbers.windows(2) {
+        assert_eq!(pair[1], pair[0] + 1, "output lost, repeated or out of order");
+    }
+    assert_eq!(numbers.first(), Some(&1));
+}
+
+#[test]
+fn a_promoted_standby_goes_on_where_the_clients_are_and_the_old_primary_is_fenced() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = pair(directory.path());
+    assert!(pair.standby.handle().promote());
+    let mut promoted = promoted(pair.standby);
+    let ended = pair.primary.wait().unwrap();
+    assert!(matches!(ended, Ended::Fenced { .. }), "{ended:?}");
+    assert!(pair.primary_gate.is_shut());
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+    // What a client sees: all that the old primary let out, then what the new one says. The output of
+    // the last committed epoch may come twice, as positions tell.
+    let mut seen = pair.primary_gate.out();
+    let last = *seen.last().unwrap();
+    let fresh = pair.standby_gate.out();
+    let first_fresh = *fresh.first().unwrap();
+    assert!(first_fresh <= last + 1, "numbers {last}..{first_fresh} were lost");
+    seen.extend(fresh.into_iter().filter(|number| *number > last));
+    assert_counts_up(&seen);
+}
+
+#[test]
+fn a_primary_that_loses_its_standby_goes_on_alone_under_a_new_generation() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = pair(directory.path());
+    assert!(pair.primary_gate.is_holding());
+    pair.standby.handle().stop();
+    assert!(matches!(pair.standby.await_promotion().unwrap(), Outcome::Stopped));
+    let handle = pair.primary.handle();
+    wait_for("alone", || handle.status(), |status| status.generation == 2 && !status.protected);
+    wait_for("open", || handle.status(), |_| !pair.primary_gate.is_holding());
+    // A new standby is found without being asked for.
+    let again = standby(directory.path(), Fake::new()).start().unwrap();
+    wait_for("protected again", || handle.status(), |status| status.protected);
+    handle.guest_stopped();
+    assert_eq!(pair.primary.wait().unwrap(), Ended::GuestStopped);
+    assert_counts_up(&pair.primary_gate.out());
+    let handle = again.handle();
+    wait_for("reset", || handle.status(), |status| !status.protected);
+    handle.stop();
+    assert!(matches!(again.await_promotion().unwrap(), Outcome::Stopped));
+}
+
+#[test]
+fn pages_of_an_epoch_that_could_not_be_captured_travel_with_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (Fake::new(), Fake::new());
+    let failures = Arc::clone(&a.save_failures);
+    let standby = standby(directory.path(), b).start().unwrap();
+    let primary = primary(directory.path(), a).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), |status| status.protected && status.epochs >= 3);
+    failures.store(3, Ordering::Release);
+    wait_for("past failures", || handle.status(), |_| failures.load(Ordering::Acquire) == 0);
+    let epochs = handle.status().epochs;
+    wait_for("going on", || handle.status(), |status| status.epochs >= epochs + 2);
+    assert!(standby.handle().promote());
+    let mut promoted = promoted(standby);
+    assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_standby_that_differs_is_refused_by_name_and_the_guest_runs_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let standby = standby(directory.path(), Fake::new().with("device.net1", "virtio-net"));
+    let standby = standby.start().unwrap();
+    let a = Fake::new();
+    let gate = a.gate_handle();
+    let primary = primary(directory.path(), a).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("refused", || handle.status(), |status| {
+        status.alarm.as_ref().is_some_and(|alarm| {
+            alarm.contains("device.net1: primary has nothing, backup has virtio-net")
+        })
+    });
+    let said = gate.out().len();
+    wait_for("running", || handle.status(), |_| gate.out().len() > said);
+    handle.guest_stopped();
+    assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
+    standby.handle().stop();
+    assert!(matches!(standby.await_promotion().unwrap(), Outcome::Stopped));
+}
+
+#[test]
+fn a_guest_is_not_started_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = arbiter(directory.path());
+    other.claim(Claim::Start, "somebody").unwrap();
+    let Err(error) = primary(directory.path(), Fake::new()).protect() else {
+        panic!("a second owner was let in");
+    };
+    assert!(matches!(&error, RuntimeError::Owned { holder, .. } if holder == "somebody"));
+}
+
+#[test]
+fn a_promoted_machine_is_protected_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = pair(directory.path());
+    assert!(pair.standby.handle().promote());
+    let promoted = promoted(pair.standby);
+    assert!(matches!(pair.primary.wait().unwrap(), Ended::Fenced { .. }));
+    let next = standby(directory.path(), Fake::new()).start().unwrap();
+    let primary = Primary::promoted(promoted)
+        .arbiter(arbiter(directory.path()))
+        .backup(endpoint(directory.path()))
+        .protect()
+        .unwrap();
+    let handle = primary.handle();
+    wait_for("protected again", || handle.status(), |status| status.protected);
+    let failover = handle.status().failover.unwrap();
+    assert!(failover.repair_ms.is_some_and(|repair| repair >= failover.outage_ms));
+    assert!(next.handle().promote());
+    let mut promoted = self::promoted(next);
+    assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
