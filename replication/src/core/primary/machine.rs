@@ -136,8 +136,8 @@ impl PrimaryCore {
         let mut out = Vec::new();
         self.advance(now);
         self.apply(input, &mut out);
-        self.look_at_timers(&mut out);
         self.release(&mut out);
+        self.look_at_timers(&mut out);
         out
     }
 
