@@ -19,11 +19,10 @@ use crate::source::{TcpSource, UnixSource};
 /// earlier; these bounds only see to it that the kernel forgets dead connections.
 const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 /// Time between two probes.
-const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// Unanswered probes after which the connection fails.
-const TCP_KEEPALIVE_PROBES: u32 = 5;
-/// Unacknowledged data fails the connection after this long.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Unanswered probes or data fail the connection after this long; so does a peer that answers but does
+/// not take a byte of what waits for it.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Buffer asked for on Unix sockets, whose default of 208 KiB makes both sides switch to and fro for
 /// one batch of pages. The kernel caps it at `net.core.wmem_max`. TCP buffers are left alone: setting
@@ -245,8 +244,7 @@ fn tcp_link(stream: TcpStream, limits: Limits) -> io::Result<Link> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(TCP_KEEPALIVE_IDLE)
-            .with_interval(TCP_KEEPALIVE_INTERVAL)
-            .with_retries(TCP_KEEPALIVE_PROBES),
+            .with_interval(TCP_KEEPALIVE_INTERVAL),
     )?;
     let (reader, writer) = stream.into_split();
     let source = Box::new(TcpSource(reader));

@@ -121,7 +121,7 @@ impl LinkError {
     }
 
     /// The other end of the link is gone: closed, reset, or cut off within a frame. Its process has
-    /// most likely ended.
+    /// most likely ended. (A peer that merely fell silent for long shows as [`Self::Io`].)
     #[must_use]
     pub fn is_peer_gone(&self) -> bool {
         matches!(self, Self::Closed | Self::Reset | Self::Truncated { .. })

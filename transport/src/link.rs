@@ -107,7 +107,7 @@ impl LinkReader {
             if let Some(frame) = self.take_frame()? {
                 return Ok(frame);
             }
-            match self.source.read_buf(&mut self.decoder.read_target()).await {
+            match self.source.read_buf(self.decoder.read_target()).await {
                 Ok(0) => self.ended = Some(self.decoder.end_of_stream()),
                 Ok(bytes) => self.counters.count_in(bytes),
                 Err(error) => self.ended = Some(LinkError::from_io("receiving", error)),

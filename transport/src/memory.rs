@@ -174,12 +174,11 @@ enum Ending {
 struct Direction {
     faults: Faults,
     luck: StdRng,
-    /// What was written and not yet read, with its time of arrival.
+    /// What was written and not yet read, with its time of arrival. Only the first is looked at, so that
+    /// nothing arrives before what was written before it.
     in_flight: VecDeque<(Instant, Bytes)>,
     in_flight_bytes: usize,
     written_bytes: u64,
-    /// Nothing arrives before what was written before it.
-    last_arrival: Option<Instant>,
     /// Offset of the next byte to be changed at random.
     corrupt_next: Option<u64>,
     ending: Option<Ending>,
@@ -196,7 +195,6 @@ impl Direction {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             written_bytes: 0,
-            last_arrival: None,
             corrupt_next: None,
             ending: None,
             reader_gone: false,
@@ -242,8 +240,6 @@ impl Direction {
             let piece = self.corrupt(&bytes[..len]);
             let (min, max) = (self.faults.delay_min, self.faults.delay_max);
             let arrival = Instant::now() + draw_duration(&mut self.luck, min, max);
-            let arrival = self.last_arrival.map_or(arrival, |last| last.max(arrival));
-            self.last_arrival = Some(arrival);
             self.in_flight.push_back((arrival, piece));
             self.in_flight_bytes += len;
             self.written_bytes += len as u64;

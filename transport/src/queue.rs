@@ -145,7 +145,8 @@ impl std::fmt::Debug for SendQueue {
     }
 }
 
-/// Empties a [`SendQueue`] into its link. Dropping it breaks the queue.
+/// Empties a [`SendQueue`] into its link. Dropping it breaks the queue: the room its frames held goes
+/// to the waiting senders, which then find the channel closed.
 pub struct SendTask {
     writer: LinkWriter,
     queued: mpsc::UnboundedReceiver<Queued>,
@@ -194,12 +195,6 @@ impl SendTask {
             self.writer.send_all(&frames).await?;
         }
         self.writer.shutdown().await
-    }
-}
-
-impl Drop for SendTask {
-    fn drop(&mut self) {
-        self.shared.fail(LinkError::Closed);
     }
 }
 

@@ -4,25 +4,17 @@
     reason = "clippy does not know helpers of tests as tests"
 )]
 
-use std::future::Future;
-use std::time::Duration;
+mod common;
 
 use bytes::Bytes;
+use common::soon;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use understudy_transport::memory::{Faults, pair_with};
 use understudy_transport::{
     ConnectError, Endpoint, Frame, Limits, Link, LinkError, Listener, connect,
 };
-
-/// Far beyond what anything here takes; only a hang reaches it.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-async fn soon<T>(event: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, event)
-        .await
-        .expect("the event did not come")
-}
 
 fn frame(epoch: u64, body_bytes: usize) -> Frame {
     Frame {
@@ -324,6 +316,27 @@ async fn living_listener_is_not_replaced() {
         let near = connect(first.local_endpoint(), Limits::default()).await;
         assert!(near.is_ok(), "the first listener still answers");
     }
+}
+
+/// A listener too busy to take one more connection is alive all the same.
+#[tokio::test]
+async fn busy_listener_is_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let endpoint = unix_endpoint(&directory);
+    let Endpoint::Unix(path) = &endpoint else {
+        unreachable!()
+    };
+    let address = SockAddr::unix(path).unwrap();
+    let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    busy.bind(&address).unwrap();
+    busy.listen(0).unwrap();
+    let waiting = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    waiting.connect(&address).unwrap();
+    let error = Listener::bind(&endpoint, Limits::default())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::InUse { .. }), "{error}");
+    assert!(path.exists());
 }
 
 #[tokio::test]

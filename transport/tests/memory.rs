@@ -1,7 +1,10 @@
 //! The faulty links themselves: each fault does what it says, and a seed replays a run.
 
+mod common;
+
 use std::time::Duration;
 
+use common::soon;
 use tokio::time::Instant;
 use understudy_transport::memory::{Faults, FaultyNetwork, pair, pair_with};
 use understudy_transport::{Frame, Limits, Link, LinkError};
@@ -30,7 +33,7 @@ async fn run((near, mut far): (Link, Link)) -> Trace {
     });
     let mut trace = Vec::new();
     loop {
-        let seen = far.reader.recv().await.map(|frame| frame.epoch);
+        let seen = soon(far.reader.recv()).await.map(|frame| frame.epoch);
         let ended = seen.is_err();
         trace.push((began.elapsed(), seen.map_err(|error| error.to_string())));
         if ended {
@@ -84,7 +87,7 @@ async fn delay_stays_in_its_range() {
         let began = Instant::now();
         near.writer.send(&frame(epoch, 10)).await.unwrap();
         assert_eq!(far.reader.try_recv().unwrap(), None);
-        far.reader.recv().await.unwrap();
+        soon(far.reader.recv()).await.unwrap();
         let took = began.elapsed();
         // Header and body are two pieces, the later of which counts.
         assert!(
@@ -109,10 +112,16 @@ async fn lost_connection_delivers_what_came_before_and_hits_both_directions() {
             .await
             .is_err()
     );
-    assert_eq!(far_reader.recv().await.unwrap().epoch, 0);
-    assert_eq!(far_reader.recv().await.unwrap().epoch, 1);
-    assert!(matches!(far_reader.recv().await, Err(LinkError::Reset)));
-    assert!(matches!(near_reader.recv().await, Err(LinkError::Reset)));
+    assert_eq!(soon(far_reader.recv()).await.unwrap().epoch, 0);
+    assert_eq!(soon(far_reader.recv()).await.unwrap().epoch, 1);
+    assert!(matches!(
+        soon(far_reader.recv()).await,
+        Err(LinkError::Reset)
+    ));
+    assert!(matches!(
+        soon(near_reader.recv()).await,
+        Err(LinkError::Reset)
+    ));
     assert!(
         far_writer
             .send(&frame(0, 0))
@@ -135,8 +144,8 @@ async fn truncated_stream_ends_within_a_frame() {
             .await
             .is_err()
     );
-    assert_eq!(far.reader.recv().await.unwrap().epoch, 0);
-    let end = far.reader.recv().await.unwrap_err();
+    assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, 0);
+    let end = soon(far.reader.recv()).await.unwrap_err();
     assert!(
         matches!(
             end,
@@ -167,8 +176,8 @@ async fn chosen_byte_is_corrupted() {
             .send_all(&[frame(0, 500), frame(1, 500)])
             .await
             .unwrap();
-        assert_eq!(far.reader.recv().await.unwrap(), frame(0, 500));
-        let error = far.reader.recv().await.unwrap_err();
+        assert_eq!(soon(far.reader.recv()).await.unwrap(), frame(0, 500));
+        let error = soon(far.reader.recv()).await.unwrap_err();
         assert!(
             error.is_protocol() && error.to_string().contains(expected),
             "{error}"
@@ -203,11 +212,23 @@ async fn cut_link_is_reset_at_both_ends_and_the_others_live() {
     near.writer.send(&frame(1, 10)).await.unwrap();
     other_near.writer.send(&frame(2, 10)).await.unwrap();
     // The reader already waits for what is on its way.
-    let waiting = tokio::spawn(async move { far.reader.recv().await });
+    let waiting = tokio::spawn(async move { soon(far.reader.recv()).await });
     tokio::task::yield_now().await;
+    let cut = Instant::now();
     network.cut(0);
     network.cut(7);
-    assert!(matches!(waiting.await.unwrap(), Err(LinkError::Reset)));
-    assert!(matches!(near.reader.recv().await, Err(LinkError::Reset)));
-    assert_eq!(other_far.reader.recv().await.unwrap().epoch, 2);
+    assert!(matches!(
+        soon(waiting).await.unwrap(),
+        Err(LinkError::Reset)
+    ));
+    assert_eq!(
+        cut.elapsed(),
+        Duration::ZERO,
+        "not when it would have arrived"
+    );
+    assert!(matches!(
+        soon(near.reader.recv()).await,
+        Err(LinkError::Reset)
+    ));
+    assert_eq!(soon(other_far.reader.recv()).await.unwrap().epoch, 2);
 }

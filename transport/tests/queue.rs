@@ -3,10 +3,13 @@
 //! Under the paused clock, `stuck` expires exactly when every task waits for something else: that is
 //! how a test knows that a sender is blocked, without waiting and guessing.
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use common::soon;
 use understudy_transport::memory::{Faults, pair_with};
 use understudy_transport::{Frame, HEADER_BYTES, Limits, Link, LinkError, SendQueue};
 
@@ -72,12 +75,15 @@ async fn stuck_reader_bounds_what_is_queued_and_blocks_the_sender() {
         }
     });
     for epoch in 0..taken + 200 {
-        assert_eq!(far.reader.recv().await.unwrap(), frame(epoch, 1024));
+        assert_eq!(soon(far.reader.recv()).await.unwrap(), frame(epoch, 1024));
     }
-    sending.await.unwrap();
+    soon(sending).await.unwrap();
     drop(queue);
-    assert!(matches!(far.reader.recv().await, Err(LinkError::Closed)));
-    running.await.unwrap().unwrap();
+    assert!(matches!(
+        soon(far.reader.recv()).await,
+        Err(LinkError::Closed)
+    ));
+    soon(running).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -85,7 +91,8 @@ async fn frame_larger_than_the_queue_goes_through_alone() {
     let (near, mut far) = ends();
     let (queue, task) = SendQueue::new(near.writer, 1000);
     tokio::spawn(task.run());
-    let (sent, got) = tokio::join!(queue.send(frame(1, 300_000)), far.reader.recv());
+    let sending = queue.send(frame(1, 300_000));
+    let (sent, got) = soon(async { tokio::join!(sending, far.reader.recv()) }).await;
     sent.unwrap();
     assert_eq!(got.unwrap().body.len(), 300_000);
 }
@@ -112,16 +119,19 @@ fn blocking_sender_waits_for_room_on_its_own_thread() {
             }
         });
         for epoch in 0..FRAMES {
-            // Before each receipt the sender can be ahead by what fits on the way and no more.
-            let ahead_bytes =
-                (sent.load(Ordering::SeqCst) - epoch as usize) * (1024 + HEADER_BYTES);
-            // The reader's own buffer may hold what fitted in flight once more.
+            // The sender is ahead by what fits on the way and into the reader's hands, and no more.
+            // (A frame may be here before its sender has counted it.)
+            let ahead = sent.load(Ordering::SeqCst).saturating_sub(epoch as usize);
+            let ahead_bytes = ahead * (1024 + HEADER_BYTES);
             assert!(ahead_bytes <= 20_000 + 2 * IN_FLIGHT_BYTES + 1024 + HEADER_BYTES);
-            assert_eq!(far.reader.recv().await.unwrap().epoch, epoch);
+            assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, epoch);
         }
         encoder.join().unwrap();
-        assert!(matches!(far.reader.recv().await, Err(LinkError::Closed)));
-        running.await.unwrap().unwrap();
+        assert!(matches!(
+            soon(far.reader.recv()).await,
+            Err(LinkError::Closed)
+        ));
+        soon(running).await.unwrap().unwrap();
     });
 }
 
@@ -143,7 +153,7 @@ async fn control_frame_overtakes_nothing_and_is_not_starved() {
     }
     drop(queue);
     let mut order = Vec::new();
-    while let Ok(frame) = far.reader.recv().await {
+    while let Ok(frame) = soon(far.reader.recv()).await {
         order.push(frame.epoch);
     }
     let expected: Vec<u64> = (0..queued).chain(1000..1021).collect();
@@ -165,8 +175,14 @@ async fn broken_link_fails_waiting_and_later_sends() {
     });
     tokio::task::yield_now().await;
     drop(far);
-    assert!(matches!(waiting.await.unwrap(), Err(LinkError::Reset)));
-    assert!(matches!(running.await.unwrap(), Err(LinkError::Reset)));
+    assert!(matches!(
+        soon(waiting).await.unwrap(),
+        Err(LinkError::Reset)
+    ));
+    assert!(matches!(
+        soon(running).await.unwrap(),
+        Err(LinkError::Reset)
+    ));
     let later = queue.send(frame(0, 0)).await.unwrap_err();
     assert!(later.is_peer_gone(), "{later}");
 }
@@ -182,7 +198,7 @@ async fn reason_learned_by_the_reader_ends_a_write_that_hangs() {
         got: 6,
     };
     queue.fail(reason);
-    for outcome in [running.await.unwrap(), queue.send(frame(0, 0)).await] {
+    for outcome in [soon(running).await.unwrap(), queue.send(frame(0, 0)).await] {
         assert!(matches!(
             outcome,
             Err(LinkError::Sequence {
@@ -191,6 +207,52 @@ async fn reason_learned_by_the_reader_ends_a_write_that_hangs() {
             })
         ));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reason_learned_by_the_reader_fails_sends_before_the_task_notices() {
+    let (near, _far) = ends();
+    // Not run, so that nothing but the queue itself can tell the senders.
+    let (queue, _task) = SendQueue::new(near.writer, 2000);
+    assert_eq!(send_until_stuck(&queue).await, 1);
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.send(frame(0, 1024)).await }
+    });
+    tokio::task::yield_now().await;
+    queue.fail(LinkError::Reset);
+    queue.fail(LinkError::Closed);
+    for outcome in [soon(waiting).await.unwrap(), queue.send(frame(0, 0)).await] {
+        assert!(
+            matches!(outcome, Err(LinkError::Reset)),
+            "the first reason stays"
+        );
+    }
+}
+
+/// Also over a stream whose writing half does not close it when dropped.
+#[tokio::test(start_paused = true)]
+async fn dropped_queue_is_written_out_and_closes_the_direction() {
+    let (near, far) = tokio::io::duplex(1000);
+    let (near_reader, near_writer) = tokio::io::split(near);
+    let (far_reader, far_writer) = tokio::io::split(far);
+    let near = Link::new(near_reader, near_writer, "duplex", Limits::default());
+    let mut far = Link::new(far_reader, far_writer, "duplex", Limits::default());
+    let (_near_reader, near_writer) = near.split();
+    let (queue, task) = SendQueue::new(near_writer, 20_000);
+    for epoch in 0..10 {
+        soon(queue.send(frame(epoch, 1024))).await.unwrap();
+    }
+    drop(queue);
+    let running = tokio::spawn(task.run());
+    for epoch in 0..10 {
+        assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, epoch);
+    }
+    assert!(matches!(
+        soon(far.reader.recv()).await,
+        Err(LinkError::Closed)
+    ));
+    soon(running).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,5 +291,5 @@ async fn oversize_frame_is_refused_before_it_waits() {
         "{error}"
     );
     queue.send(frame(2, 100)).await.unwrap();
-    assert_eq!(far.reader.recv().await.unwrap().epoch, 2);
+    assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, 2);
 }

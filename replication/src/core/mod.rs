@@ -8,3 +8,6 @@ pub mod message;
 pub mod primary;
 pub mod staging;
 pub mod violation;
+
+#[cfg(test)]
+mod testing;

@@ -82,7 +82,7 @@ impl Delta {
             }
             let (head, tail) = rest
                 .split_first_chunk::<8>()
-                .ok_or(DeltaError::Missing(8 - rest.len()))?;
+                .ok_or_else(|| DeltaError::Missing(8 - rest.len()))?;
             *bitmap = u64::from_le_bytes(*head);
             if *bitmap == 0 {
                 return Err(DeltaError::Malformed("a changed group without a word"));
@@ -105,7 +105,7 @@ impl Delta {
         for offset in self.changed_offsets() {
             let (head, tail) = rest
                 .split_first_chunk::<WORD_BYTES>()
-                .ok_or(DeltaError::Missing(WORD_BYTES - rest.len()))?;
+                .ok_or_else(|| DeltaError::Missing(WORD_BYTES - rest.len()))?;
             let changed = u64::from_le_bytes(*head);
             if changed == 0 {
                 return Err(DeltaError::Malformed("a changed word that did not change"));

@@ -1,56 +1,13 @@
 //! Round trips over a model of the backup, exact sizes of each encoding, and corrupt batches.
 
-use std::sync::Mutex;
-
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::testing::TestMemory;
 use crate::ids::{PAGE_BYTES, Page};
-use crate::page_set::{MemoryLayout, Region};
-use crate::ports::{MachineError, PageMemory};
+use crate::ports::PageMemory;
 
 const PAGES: u64 = 8;
-
-/// Memory of a few pages.
-struct Memory {
-    layout: MemoryLayout,
-    pages: Mutex<Vec<Page>>,
-}
-
-impl Memory {
-    fn new() -> Self {
-        let layout = MemoryLayout::new(vec![Region {
-            first: PageIndex(100),
-            pages: PAGES,
-        }]);
-        Self {
-            layout,
-            pages: Mutex::new(vec![[0; PAGE_BYTES]; PAGES as usize]),
-        }
-    }
-
-    fn slot(&self, page: PageIndex) -> usize {
-        self.layout.locate(page).expect("in layout").1 as usize
-    }
-}
-
-impl PageMemory for Memory {
-    fn layout(&self) -> &MemoryLayout {
-        &self.layout
-    }
-    fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
-        *into = self.pages.lock().unwrap()[self.slot(page)];
-        Ok(())
-    }
-    fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
-        self.pages.lock().unwrap()[self.slot(page)] = *from;
-        Ok(())
-    }
-    fn clear(&self) -> Result<(), MachineError> {
-        self.pages.lock().unwrap().fill([0; PAGE_BYTES]);
-        Ok(())
-    }
-}
 
 /// Collects what is decoded.
 #[derive(Default)]
@@ -87,7 +44,7 @@ fn encode(encoder: &mut Encoder, pages: &[(u64, Box<Page>)]) -> Batch {
 }
 
 /// Decodes and writes to memory, as a committed epoch would.
-fn commit(batch: &Batch, memory: &Memory) {
+fn commit(batch: &Batch, memory: &TestMemory) {
     let mut sink = Sink::default();
     let pages = Decoder::new()
         .decode(&batch.body, memory, &mut sink)
@@ -100,7 +57,7 @@ fn commit(batch: &Batch, memory: &Memory) {
 
 #[test]
 fn every_encoding_is_used_for_what_it_is_least_for() {
-    let memory = Memory::new();
+    let memory = TestMemory::new(PAGES);
     let mut encoder = Encoder::new(16);
     let mut text = Box::new([b'a'; PAGE_BYTES]);
     text[7] = b'b';
@@ -124,14 +81,14 @@ fn every_encoding_is_used_for_what_it_is_least_for() {
     commit(&batch, &memory);
     assert_eq!(encoder.stats().unchanged_pages, 1);
     assert_eq!(encoder.stats().delta_pages, 1);
-    assert_eq!(memory.pages.lock().unwrap()[1], *text);
-    assert_eq!(memory.pages.lock().unwrap()[2], *word);
+    assert_eq!(memory.content()[1], *text);
+    assert_eq!(memory.content()[2], *word);
 
     // All words changed, by noise: a delta would be longer than the page.
     let batch = encode(&mut encoder, &[(102, noise(2))]);
     assert_eq!(batch.body.len(), 4 + 8 + PAGE_BYTES);
     commit(&batch, &memory);
-    assert_eq!(memory.pages.lock().unwrap()[2], *noise(2));
+    assert_eq!(memory.content()[2], *noise(2));
     assert_eq!(encoder.stats().pages(), 6);
     assert_eq!(encoder.stats().raw_bytes(), 6 * 4096);
 }
@@ -173,7 +130,7 @@ fn forgetting_makes_batches_independent_of_what_was_sent_before() {
     let lost = encode(&mut encoder, &[(100, page.clone())]);
     // The batch never arrived: a mark for "unchanged" must be refused by the other side …
     let unchanged = encode(&mut encoder, &[(100, page.clone())]);
-    let memory = Memory::new();
+    let memory = TestMemory::new(PAGES);
     let error = Decoder::new()
         .decode(&unchanged.body, &memory, &mut Sink::default())
         .expect_err("base differs");
@@ -190,11 +147,11 @@ fn a_delta_over_another_base_is_refused() {
     let mut page = noise(5);
     commit(
         &encode(&mut encoder, &[(100, page.clone())]),
-        &Memory::new(),
+        &TestMemory::new(PAGES),
     );
     page[0] ^= 1;
     let batch = encode(&mut encoder, &[(100, page)]);
-    let diverged = Memory::new();
+    let diverged = TestMemory::new(PAGES);
     diverged
         .write_page(PageIndex(100), &noise(6))
         .expect("writes");
@@ -253,7 +210,7 @@ fn record(page: u64, kind: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn decode(batch: &[u8]) -> Result<u32, CodecError> {
-    Decoder::new().decode(batch, &Memory::new(), &mut Sink::default())
+    Decoder::new().decode(batch, &TestMemory::new(PAGES), &mut Sink::default())
 }
 
 #[test]
@@ -352,7 +309,7 @@ proptest! {
         forget_at in 0usize..12,
     ) {
         let mut guest: Vec<Box<Page>> = vec![Box::new([0; PAGE_BYTES]); PAGES as usize];
-        let backup = Memory::new();
+        let backup = TestMemory::new(PAGES);
         let mut encoder = Encoder::new(cache);
         for (number, epoch) in epochs.iter().enumerate() {
             if number == forget_at {
@@ -374,7 +331,7 @@ proptest! {
             }
             commit(&encode(&mut encoder, &dirty), &backup);
             for (page, expected) in guest.iter().enumerate() {
-                prop_assert!(backup.pages.lock().unwrap()[page] == **expected, "page {}", page);
+                prop_assert!(backup.content()[page] == **expected, "page {}", page);
             }
         }
     }
@@ -387,7 +344,7 @@ proptest! {
         write in writes(),
     ) {
         let mut encoder = Encoder::new(8);
-        let memory = Memory::new();
+        let memory = TestMemory::new(PAGES);
         let base: Vec<_> = (100..104).map(|page| (page, noise(page))).collect();
         commit(&encode(&mut encoder, &base), &memory);
         let mut changed = base.clone();

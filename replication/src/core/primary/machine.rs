@@ -136,8 +136,8 @@ impl PrimaryCore {
         let mut out = Vec::new();
         self.advance(now);
         self.apply(input, &mut out);
-        self.look_at_timers(&mut out);
         self.release(&mut out);
+        self.look_at_timers(&mut out);
         out
     }
 
@@ -300,10 +300,10 @@ impl PrimaryCore {
                 let failures = *failures;
                 self.capture_first(failures, out);
             }
-            Phase::Protected(epochs) => {
-                if epochs.ends_at(&self.policy).is_some_and(|at| at <= now) {
-                    out.push(Effect::Capture(epochs.end()));
-                }
+            Phase::Protected(epochs)
+                if epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
+            {
+                out.push(Effect::Capture(epochs.end()));
             }
             _ => {}
         }

@@ -1,1 +1,194 @@
+//! R2 on the backup: whole epochs or nothing.
 
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::core::codec::{BatchWriter, Encoder};
+use crate::core::testing::TestMemory;
+
+const STATE: Bytes = Bytes::from_static(b"state");
+
+fn batch(pages: &[(u64, u8)]) -> (Bytes, u32) {
+    let mut encoder = Encoder::new(0);
+    let mut writer = BatchWriter::new(1 << 20);
+    for (page, fill) in pages {
+        let _ = encoder.encode(PageIndex(*page), Box::new([*fill; PAGE_BYTES]), &mut writer);
+    }
+    let batch = writer.finish().expect("some page");
+    (batch.body, batch.pages)
+}
+
+fn summary(batches: &[(Bytes, u32)]) -> EpochSummary {
+    let mut tally = EpochTally::new();
+    for (body, pages) in batches {
+        tally.batch(body, *pages);
+    }
+    tally.state(&STATE);
+    tally.output(&SealedOutput::default());
+    tally.summary()
+}
+
+fn fills(memory: &TestMemory) -> Vec<u8> {
+    memory.content().iter().map(|page| page[17]).collect()
+}
+
+fn stage_all(staging: &mut Staging, epoch: EpochId, batches: &[(Bytes, u32)], memory: &TestMemory) {
+    for (body, _) in batches {
+        staging.pages(epoch, body, memory).expect("pages");
+    }
+    staging.state(epoch, STATE).expect("state");
+    staging
+        .output(epoch, SealedOutput::default())
+        .expect("output");
+}
+
+#[test]
+fn nothing_is_written_before_the_commit_and_everything_by_it() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let epoch = EpochId(1);
+    let batches = [batch(&[(100, 1), (103, 2)]), batch(&[(101, 3)])];
+    stage_all(&mut staging, epoch, &batches, &memory);
+    assert_eq!(staging.commit(&memory).expect("not yet"), None);
+    staging.end(epoch, summary(&batches)).expect("whole");
+    assert_eq!(fills(&memory), [0, 0, 0, 0]);
+    let committed = staging.commit(&memory).expect("commits").expect("whole");
+    assert_eq!(
+        committed,
+        Committed {
+            epoch,
+            state: STATE,
+            output: SealedOutput::default(),
+            pages: 3
+        }
+    );
+    assert_eq!(fills(&memory), [1, 3, 0, 2]);
+    assert_eq!(staging.epoch(), EpochId(2));
+    assert_eq!(staging.commit(&memory).expect("once"), None);
+}
+
+#[test]
+fn a_restart_drops_everything_and_the_pages_may_come_again() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let torn = [batch(&[(100, 9)])];
+    stage_all(&mut staging, EpochId(1), &torn, &memory);
+    staging.restart(EpochId(1));
+    assert!(!staging.has_begun());
+    let batches = [batch(&[(100, 1), (101, 1)])];
+    stage_all(&mut staging, EpochId(1), &batches, &memory);
+    staging
+        .end(EpochId(1), summary(&batches))
+        .expect("only what came after counts");
+    staging.commit(&memory).expect("commits").expect("whole");
+    assert_eq!(fills(&memory), [1, 1, 0, 0]);
+}
+
+#[test]
+fn a_different_summary_is_refused() {
+    let memory = TestMemory::new(4);
+    let batches = [batch(&[(100, 1)])];
+    let sent = summary(&batches);
+    let wrong = [
+        EpochSummary { pages: 2, ..sent },
+        EpochSummary { batches: 2, ..sent },
+        EpochSummary {
+            digest: sent.digest ^ 1,
+            ..sent
+        },
+    ];
+    for wrong in wrong {
+        let mut staging = Staging::new(memory.layout());
+        stage_all(&mut staging, EpochId(1), &batches, &memory);
+        let error = staging.end(EpochId(1), wrong).expect_err("differs");
+        assert!(error.to_string().starts_with("epoch 1: "), "{error}");
+        assert!(!staging.is_whole());
+        assert_eq!(staging.commit(&memory).expect("nothing"), None);
+    }
+    assert_eq!(fills(&memory), [0, 0, 0, 0]);
+}
+
+#[test]
+fn messages_out_of_order_or_of_other_epochs_are_refused_by_name() {
+    let memory = TestMemory::new(4);
+    let (body, _) = batch(&[(100, 1)]);
+    let one = EpochId(1);
+    let fresh = || Staging::new(memory.layout());
+
+    let late = fresh().pages(EpochId(2), &body, &memory);
+    assert!(matches!(
+        late,
+        Err(StagingError::WrongEpoch {
+            found: EpochId(2),
+            ..
+        })
+    ));
+    assert!(fresh().output(one, SealedOutput::default()).is_err());
+    let end = fresh().end(one, EpochTally::new().summary());
+    assert!(matches!(
+        end,
+        Err(StagingError::OutOfOrder { what: "end", .. })
+    ));
+
+    let mut staging = fresh();
+    staging.state(one, STATE).expect("first state");
+    assert!(staging.state(one, STATE).is_err(), "a second state");
+    assert!(
+        staging.pages(one, &body, &memory).is_err(),
+        "pages after it"
+    );
+    staging
+        .output(one, SealedOutput::default())
+        .expect("first output");
+    assert!(staging.output(one, SealedOutput::default()).is_err());
+    staging.end(one, summary(&[])).expect("an empty epoch");
+    assert!(staging.end(one, summary(&[])).is_err(), "a second end");
+}
+
+#[test]
+fn a_page_twice_in_an_epoch_is_refused_also_across_batches() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    staging
+        .pages(EpochId(1), &batch(&[(100, 1)]).0, &memory)
+        .expect("first");
+    let error = staging.pages(EpochId(1), &batch(&[(101, 1), (100, 1)]).0, &memory);
+    let page = PageIndex(100);
+    assert_eq!(
+        error,
+        Err(StagingError::Batch {
+            epoch: EpochId(1),
+            batch: 1,
+            error: CodecError::Duplicate { page }
+        })
+    );
+}
+
+#[test]
+fn initial_pages_are_applied_at_once_and_only_before_epoch_1_begins() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let (first, _) = batch(&[(100, 1), (101, 1)]);
+    let (again, _) = batch(&[(101, 2)]);
+    staging.sync(&first, &memory).expect("round 1");
+    staging.sync(&again, &memory).expect("round 2");
+    assert_eq!(fills(&memory), [1, 2, 0, 0]);
+    let (body, _) = batch(&[(102, 3)]);
+    staging.pages(EpochId(1), &body, &memory).expect("epoch 1");
+    assert!(matches!(
+        staging.sync(&again, &memory),
+        Err(StagingError::OutOfOrder { .. })
+    ));
+}
+
+#[test]
+fn memory_that_cannot_be_written_is_reported() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let batches = [batch(&[(100, 1)])];
+    stage_all(&mut staging, EpochId(1), &batches, &memory);
+    staging.end(EpochId(1), summary(&batches)).expect("whole");
+    memory.broken.store(true, Ordering::Relaxed);
+    let error = staging.commit(&memory).expect_err("cannot write");
+    assert!(error.to_string().contains("epoch 1"), "{error}");
+}
