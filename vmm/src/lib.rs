@@ -1,1 +1,6 @@
 //! A small rust-vmm based VMM whose guests survive the loss of their host.
+
+pub mod boot;
+pub mod dirty;
+pub mod kvm;
+pub mod memory;

@@ -1,0 +1,122 @@
+//! One vCPU's file descriptor together with the byte by which other threads call it out of the guest.
+//!
+//! What must not be done here: run loops, states or formats; they are `vcpu`'s.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{kvm_xsave, kvm_xsave2};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::KvmError;
+use crate::memory::GuestRam;
+
+/// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1, `KVM_RUN`
+/// completes what is pending and returns `EINTR` without entering the guest.
+///
+/// Setting it *before* the signal closes the gap between a vCPU thread's look at its orders and its
+/// entering `KVM_RUN`: either the signal meets it inside, or the byte stops it at the door.
+#[derive(Debug)]
+pub struct ExitPage {
+    byte: NonNull<u8>,
+}
+
+// SAFETY: the pointer leads to one byte that is only accessed atomically, and it stays mapped as long as
+// the `ExitPage` exists: see `VcpuHandle`, which never lets one outlive its mapping.
+unsafe impl Send for ExitPage {}
+// SAFETY: as above; all access is through an atomic.
+unsafe impl Sync for ExitPage {}
+
+impl ExitPage {
+    fn byte(&self) -> &AtomicU8 {
+        // SAFETY: `byte` points into the vCPU's mapped `kvm_run`, aligned trivially. The mapping is owned
+        // by the `VcpuFd`, and the `ExitPage` holds no reference of its own; `VcpuHandle` keeps both in
+        // one `Arc`, so the mapping lives at least as long as `&self`. The kernel only reads the byte, and
+        // no code of ours accesses it other than through this atomic (`set_kvm_immediate_exit` is never
+        // called).
+        unsafe { AtomicU8::from_ptr(self.byte.as_ptr()) }
+    }
+
+    /// Lets the next (or current, once signalled) `KVM_RUN` return without entering the guest.
+    pub fn request(&self) {
+        self.byte().store(1, Ordering::SeqCst);
+    }
+
+    /// Lets `KVM_RUN` enter the guest again.
+    pub fn clear(&self) {
+        self.byte().store(0, Ordering::SeqCst);
+    }
+}
+
+/// One vCPU: its descriptor behind a lock (held by its thread while it runs), and its exit byte beside.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    // Fields drop in this order: nobody can use the pointer, nor can the guest run on, when what they
+    // point into goes away.
+    exit: ExitPage,
+    fd: std::sync::Mutex<VcpuFd>,
+    id: u8,
+    _ram: GuestRam,
+}
+
+impl VcpuHandle {
+    /// Creates vCPU number `id` of `vm`. The handle keeps `ram` mapped: a guest can only write to it
+    /// through a vCPU, so it stays mapped as long as the guest can run.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new(vm: &VmFd, id: u8, ram: GuestRam) -> Result<Arc<Self>, KvmError> {
+        let mut fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(KvmError::call(format!("create vCPU {id}")))?;
+        let byte = NonNull::from(&mut fd.get_kvm_run().immediate_exit);
+        Ok(Arc::new(Self {
+            exit: ExitPage { byte },
+            fd: std::sync::Mutex::new(fd),
+            id,
+            _ram: ram,
+        }))
+    }
+
+    /// The vCPU's number.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// The byte that keeps the vCPU out of the guest.
+    #[must_use]
+    pub fn exit(&self) -> &ExitPage {
+        &self.exit
+    }
+
+    /// The descriptor. Blocks while the vCPU runs: stop it first.
+    ///
+    /// # Panics
+    /// If its thread panicked while it held the lock: its state is then unknown.
+    pub fn lock(&self) -> std::sync::MutexGuard<'_, VcpuFd> {
+        self.fd.lock().expect("a vCPU thread panicked")
+    }
+}
+
+/// Reads the extended processor state (FPU and vector registers).
+///
+/// # Errors
+/// If the kernel refuses, or if the guest may use state beyond 4 KiB (AMX), which it cannot: this process
+/// never asks the kernel for the permission.
+pub fn get_xsave(fd: &VcpuFd) -> Result<kvm_xsave, KvmError> {
+    fd.get_xsave()
+        .map_err(KvmError::call("read vector registers (KVM_GET_XSAVE)"))
+}
+
+/// Writes the extended processor state.
+///
+/// # Errors
+/// If the kernel refuses, for example because the state uses features that the guest's CPUID lacks.
+pub fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), KvmError> {
+    const { assert!(size_of::<kvm_xsave>() == 4096 && size_of::<kvm_xsave2>() >= 4096) };
+    // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has asked for
+    // dynamic features by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing in this program does.
+    unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("write vector registers (KVM_SET_XSAVE)"))
+}
