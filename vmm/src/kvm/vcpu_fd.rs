@@ -43,6 +43,12 @@ impl ExitPage {
         self.byte().store(1, Ordering::SeqCst);
     }
 
+    /// Whether somebody has requested the vCPU's exit.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.byte().load(Ordering::SeqCst) != 0
+    }
+
     /// Lets `KVM_RUN` enter the guest again.
     pub fn clear(&self) {
         self.byte().store(0, Ordering::SeqCst);
@@ -119,4 +125,17 @@ pub fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), KvmError> {
     // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has asked for
     // dynamic features by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing in this program does.
     unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("write vector registers (KVM_SET_XSAVE)"))
+}
+
+/// What KVM says about its internal error, right after `KVM_RUN` returned with one: the kind, by the
+/// kernel's `KVM_INTERNAL_ERROR_*` numbers.
+#[must_use]
+pub fn internal_error_kind(fd: &mut VcpuFd) -> u32 {
+    let run = fd.get_kvm_run();
+    if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+        return 0;
+    }
+    // SAFETY: the exit reason, just checked, says that the kernel filled this member of the union; and
+    // all members are plain integers, for which any bits are valid.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
 }
