@@ -1,6 +1,9 @@
 //! A small rust-vmm based VMM whose guests survive the loss of their host.
 
 pub mod boot;
+pub mod devices;
 pub mod dirty;
 pub mod kvm;
 pub mod memory;
+pub mod output;
+pub mod vcpu;
