@@ -4,6 +4,7 @@ pub mod boot;
 pub mod devices;
 pub mod dirty;
 pub mod kvm;
+pub mod machine;
 pub mod memory;
 pub mod output;
 pub mod vcpu;

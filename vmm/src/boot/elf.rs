@@ -26,7 +26,13 @@ struct Segment {
 }
 
 pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
-    let segments = check(image, low_ram_end(ram))?;
+    let entry = check(image, low_ram_end(ram))?;
+    Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
+    Ok(entry)
+}
+
+pub(super) fn check(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError> {
+    let segments = segments(image, ram_end)?;
     let entry = u64_at(image, 24);
     if !segments
         .iter()
@@ -34,12 +40,11 @@ pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError
     {
         return Err(BootError::EntryOutside(entry));
     }
-    Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
     Ok(EntryPoint(entry))
 }
 
 /// Checks the headers and returns the loadable segments.
-fn check(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
+fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
     let magic = &image[..image.len().min(4)];
     if magic != b"\x7fELF" {
         return Err(BootError::NotElf(magic.to_vec()));

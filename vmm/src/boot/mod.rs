@@ -109,5 +109,13 @@ pub fn load_kernel(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError
     elf::load(ram, image)
 }
 
+/// Checks a kernel image for a guest whose low RAM ends at `ram_end`, without loading it.
+///
+/// # Errors
+/// As [`load_kernel`].
+pub fn check_kernel(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError> {
+    elf::check(image, ram_end)
+}
+
 #[cfg(test)]
 mod tests;

@@ -112,15 +112,27 @@ impl DirtyTracker {
 
     /// Makes a slot that has just begun to log all clean.
     fn clean(&mut self, slot: usize) -> Result<(), DirtyError> {
-        // Without "initially set" the kernel begins with no bit set, and every page write-protected.
-        if !self.log.is_initially_set() {
-            return Ok(());
-        }
-        // With it, all bits are set and nothing is protected: clearing protects, chunk by chunk.
         let pages = self.layout.regions()[slot].pages;
         let words = &mut self.scratch[..pages.div_ceil(64) as usize];
-        words.fill(u64::MAX);
-        clear_chunks(self.log.as_mut(), slot as u32, pages, words)
+        let number = slot as u32;
+        if self.log.is_initially_set() {
+            // The kernel begins with all bits set and nothing write-protected: clearing protects, chunk by
+            // chunk, so that a running guest never waits long.
+            words.fill(u64::MAX);
+        } else {
+            // The kernel begins with no bit set and everything write-protected; but if it was logging
+            // already, old bits are there.
+            self.log
+                .get(number, words)
+                .map_err(|source| DirtyError::Get {
+                    slot: number,
+                    source,
+                })?;
+            if !self.log.is_manual() {
+                return Ok(());
+            }
+        }
+        clear_chunks(self.log.as_mut(), number, pages, words)
     }
 
     /// Adds the pages dirtied since the last harvest to `into` and forgets them.

@@ -16,7 +16,9 @@ use vmm_sys_util::errno;
 
 pub use capabilities::{Capabilities, Capability};
 pub use dirty_log::{DirtyLog, KvmDirtyLog};
-pub use vcpu_fd::{ExitPage, VcpuHandle, get_xsave, internal_error_kind, set_xsave};
+pub use vcpu_fd::{
+    ExitPage, VcpuHandle, get_xsave, internal_error_kind, set_counter_offset, set_xsave,
+};
 
 /// The only version of the KVM API there has been since 2007; the kernel promises to keep it.
 const KVM_API_VERSION: i32 = 12;

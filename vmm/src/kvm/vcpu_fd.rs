@@ -6,11 +6,18 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{kvm_xsave, kvm_xsave2};
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave, kvm_xsave2,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::{errno, ioctl_iow_nr};
 
 use super::KvmError;
 use crate::memory::GuestRam;
+
+// `kvm-ioctls` offers this for vCPUs only on other architectures.
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 
 /// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1, `KVM_RUN`
 /// completes what is pending and returns `EINTR` without entering the guest.
@@ -125,6 +132,28 @@ pub fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), KvmError> {
     // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has asked for
     // dynamic features by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing in this program does.
     unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("write vector registers (KVM_SET_XSAVE)"))
+}
+
+/// Tells KVM by how much the vCPU's time-stamp counter is ahead of the host's.
+///
+/// # Errors
+/// If this KVM has no `KVM_VCPU_TSC_OFFSET` (Linux 5.16 or later has).
+pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: std::ptr::from_ref(&offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: the ioctl gets the structure it is defined for. For this attribute the kernel reads 8 bytes
+    // at `addr`, which is a live `u64` on this function's stack, and writes nothing.
+    let result = unsafe { ioctl_with_ref(fd, KVM_SET_DEVICE_ATTR(), &attribute) };
+    if result < 0 {
+        return Err(KvmError::call(
+            "set a vCPU's time-stamp counter offset (KVM_VCPU_TSC_OFFSET)",
+        )(errno::Error::last()));
+    }
+    Ok(())
 }
 
 /// What KVM says about its internal error, right after `KVM_RUN` returned with one: the kind, by the

@@ -32,8 +32,7 @@ fn cpuid_for(supported: &CpuId, id: u8, vcpus: u8, deadline_timer: bool) -> CpuI
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             LEAF_FEATURES => {
-                entry.ebx =
-                    (entry.ebx & 0x0000_ffff) | (u32::from(vcpus) << 16) | (number << 24);
+                entry.ebx = (entry.ebx & 0x0000_ffff) | (u32::from(vcpus) << 16) | (number << 24);
                 entry.ecx |= ECX_HYPERVISOR;
                 if deadline_timer {
                     entry.ecx |= ECX_TSC_DEADLINE;
@@ -102,7 +101,12 @@ pub fn describe_cpuid(system: &System, supported: &CpuId, vcpus: u8, into: &mut 
             LEAF_HYPERVISOR_TIMING => continue,
             _ => {}
         }
-        for (name, value) in [("eax", &mut eax), ("ebx", &mut ebx), ("ecx", &mut ecx), ("edx", &mut edx)] {
+        for (name, value) in [
+            ("eax", &mut eax),
+            ("ebx", &mut ebx),
+            ("ecx", &mut ecx),
+            ("edx", &mut edx),
+        ] {
             into.set(
                 format!("cpu.{:#x}.{}.{name}", entry.function, entry.index),
                 format_args!("{value:#x}"),

@@ -5,7 +5,7 @@
 //! to pause.
 
 mod cpuid;
-mod exact;
+pub(crate) mod exact;
 mod state;
 mod thread;
 mod time;
@@ -15,7 +15,6 @@ use std::io;
 use crate::kvm::KvmError;
 
 pub use cpuid::{configure_cpuid, describe_cpuid};
-pub(crate) use exact as exact_bytes;
 pub use state::{Msr, MsrList, VcpuState};
 pub use thread::{Buses, Ending, OnEnd, VcpuThread};
 pub use time::{Counter, guest_counter, use_host_counter};

@@ -24,7 +24,7 @@ pub struct Msr {
 
 /// Everything a vCPU is made of, but for its CPUID, which is configuration: the fingerprints of both
 /// hosts compare it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Which vCPU.
     pub id: u8,
@@ -252,4 +252,3 @@ fn write_msrs(vcpu: u8, fd: &VcpuFd, msrs: Vec<Msr>) -> Result<(), VcpuError> {
     }
     Ok(())
 }
-

@@ -105,11 +105,7 @@ impl VcpuThread {
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub fn spawn(
-        handle: Arc<VcpuHandle>,
-        buses: Buses,
-        on_end: OnEnd,
-    ) -> Result<Self, VcpuError> {
+    pub fn spawn(handle: Arc<VcpuHandle>, buses: Buses, on_end: OnEnd) -> Result<Self, VcpuError> {
         let vcpu = handle.id();
         // The handler does nothing: being interrupted is all that is wanted. Registered again for each
         // vCPU, which changes nothing.
@@ -383,8 +379,9 @@ fn describe_internal_error(fd: &mut VcpuFd) -> String {
         4 => "an exit had an unexpected reason",
         _ => "unknown kind",
     };
-    let place = fd
-        .get_regs()
-        .map_or_else(|_| "an unknown address".into(), |regs| format!("{:#x}", regs.rip));
+    let place = fd.get_regs().map_or_else(
+        |_| "an unknown address".into(),
+        |regs| format!("{:#x}", regs.rip),
+    );
     format!("KVM internal error {kind} at instruction {place}: {words}")
 }

@@ -14,10 +14,7 @@
 
 use std::sync::OnceLock;
 
-use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr, kvm_msr_entry, kvm_regs,
-    kvm_segment,
-};
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -104,19 +101,7 @@ fn host_counter() -> u64 {
 /// # Errors
 /// If KVM cannot be told; kvmclock would be wrong then.
 pub fn use_host_counter(handle: &VcpuHandle) -> Result<(), KvmError> {
-    let offset = 0u64;
-    let attribute = kvm_device_attr {
-        group: KVM_VCPU_TSC_CTRL,
-        attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: std::ptr::from_ref(&offset) as u64,
-        flags: 0,
-    };
-    handle
-        .lock()
-        .set_device_attr(&attribute)
-        .map_err(KvmError::call(
-            "set a vCPU's time-stamp counter offset to 0 (KVM_VCPU_TSC_OFFSET)",
-        ))
+    crate::kvm::set_counter_offset(&handle.lock(), 0)
 }
 
 /// Tries out whose counter guests read here. The answer is kept for the life of the process.
