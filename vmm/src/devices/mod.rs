@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod bus;
 pub mod irq;
+pub mod virtio;
 
 pub use bus::{Bus, BusError};
 pub use irq::Irq;

@@ -190,8 +190,7 @@ impl Gate {
         Ok(ConsolePort::new(Arc::clone(&self.shared), device, line))
     }
 
-    /// Sends a frame past the gate: what the VMM itself has to say about the guest's whereabouts, never
-    /// what the guest said. A shut gate lets not even that out.
+    /// [`NetPort::announce`] of network device number `device`.
     ///
     /// # Errors
     /// If there is no such device, the gate is shut or the backend takes nothing.
@@ -200,11 +199,7 @@ impl Gate {
             Some(network) => Arc::clone(&network.line),
             None => return Err(SendError::Refused),
         };
-        let _tx = line.lock();
-        if self.shared.lock().mode == Mode::Shut {
-            return Err(SendError::Closed);
-        }
-        line.sink.send(frame)
+        self.shared.announce(&line, frame)
     }
 
     /// Waits until all consoles have written what may leave, at most `timeout` for each. False if one
@@ -375,6 +370,15 @@ impl Shared {
             Place::Full => return self.refuse(listener),
         }
         Ok(())
+    }
+
+    /// [`NetPort::announce`].
+    pub(super) fn announce(&self, line: &Line, frame: &[u8]) -> Result<(), SendError> {
+        let _tx = line.lock();
+        if self.lock().mode == Mode::Shut {
+            return Err(SendError::Closed);
+        }
+        line.sink.send(frame)
     }
 
     /// Decides about a frame, and stores it if it has to wait.

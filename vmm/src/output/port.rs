@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Full;
 use super::console::ConsoleLine;
 use super::gate::{Line, Shared};
+use super::{Full, SendError};
 
 /// Where a network device puts the frames its guest sends. To be used with the device's mutex locked.
 pub struct NetPort {
@@ -40,6 +40,15 @@ impl NetPort {
     /// [`Full`] if the frame was not taken. The space event fires when it is worth trying again.
     pub fn send(&self, frame: Bytes) -> Result<(), Full> {
         self.shared.send(self.device, &self.line, frame)
+    }
+
+    /// Sends a frame past the gate: what the VMM itself has to say about the guest's whereabouts, never
+    /// what the guest said. A shut gate lets not even that out.
+    ///
+    /// # Errors
+    /// If the gate is shut or the backend takes nothing.
+    pub fn announce(&self, frame: &[u8]) -> Result<(), SendError> {
+        self.shared.announce(&self.line, frame)
     }
 
     /// Counts up when a port that was [`Full`] has room again.
