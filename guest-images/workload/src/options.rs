@@ -1,0 +1,3 @@
+//! o
+/// v
+pub const VCPUS_MAX: u8 = 4;
