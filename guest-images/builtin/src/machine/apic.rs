@@ -49,12 +49,9 @@ pub(crate) fn enable() {
     lapic_write(LAPIC_LVT_TIMER, VECTOR_FIRST);
 }
 
-/// Interrupts this vCPU once after `ns`, instead of any earlier request; `None` cancels.
-pub(crate) fn set_timer(ns: Option<u64>) {
-    let counts = match ns {
-        None => 0,
-        Some(ns) => (ns / NS_PER_COUNT).clamp(1, u64::from(u32::MAX)) as u32,
-    };
+/// Interrupts this vCPU once after `ns`, instead of any earlier request.
+pub(crate) fn set_timer(ns: u64) {
+    let counts = (ns / NS_PER_COUNT).clamp(1, u64::from(u32::MAX)) as u32;
     lapic_write(LAPIC_TIMER_INITIAL, counts);
 }
 

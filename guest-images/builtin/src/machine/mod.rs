@@ -9,6 +9,7 @@ pub(crate) mod boot;
 pub(crate) mod clock;
 pub(crate) mod port;
 pub(crate) mod serial;
+pub(crate) mod timer;
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -63,5 +64,11 @@ extern "C" fn fatal_exception(vector: u64, error: u64, rip: u64, cr2: u64) -> ! 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     crate::log!("fatal: {info}");
+    shut_down()
+}
+
+/// Named by cleanup code in the precompiled `alloc` crate. Panics end the machine, nothing unwinds.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
     shut_down()
 }
