@@ -49,7 +49,12 @@ pub struct Attachment<D> {
     pub doorbells: Vec<EventFd>,
     /// What must be equal on both hosts, as keys (below `device.NAME.`) and values.
     pub description: Vec<(String, String)>,
+    /// Asked after each event that comes from outside.
+    pub health: Option<Health>,
 }
+
+/// Tells in plain words what a device has lost on this host, if it has.
+pub type Health = Box<dyn Fn() -> Option<String> + Send>;
 
 /// Why a device cannot be attached.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +108,8 @@ pub(super) struct Attached {
     pub(super) base: u64,
     pub(super) gsi: u32,
     pub(super) is_virtio_mmio: bool,
+    /// For the event thread to take.
+    pub(super) health: Option<Health>,
     /// Keep the interrupt line and the doorbells open.
     _irq: Irq,
     _doorbells: Vec<EventFd>,
@@ -141,6 +148,7 @@ impl Wiring<'_> {
             irq,
             doorbells,
             description,
+            health,
         } = attachment;
         let name = crate::devices::lock(&device).name().to_owned();
         let on_bus: Arc<Mutex<dyn BusDevice>> = device.clone();
@@ -181,6 +189,7 @@ impl Wiring<'_> {
             base,
             gsi,
             is_virtio_mmio,
+            health,
             _irq: irq,
             _doorbells: doorbells,
         })

@@ -4,7 +4,7 @@
 //! other vCPU state, memory slots and the kind of dirty log before logging starts. What must not be done
 //! here: run anything.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
@@ -14,10 +14,9 @@ use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
-use super::reset_port::{self, ResetPort};
-use super::{Machine, MachineFault, Phase};
+use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline};
-use crate::devices::{Bus, Device};
+use crate::devices::{Bus, Device, SerialInput};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
@@ -33,21 +32,25 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A machine being built: create it, attach devices, finish it.
 pub struct MachineBuilder {
-    config: MachineConfig,
+    vcpus: u8,
+    cmdline: String,
     kernel: Option<Vec<u8>>,
     system: System,
     vm: Arc<VmFd>,
     memory: Memory,
     gate: Arc<Gate>,
-    events: Arc<Events>,
+    pub(super) events: Arc<Events>,
     ports: Bus,
     mmio: Bus,
     virtio_slots: u32,
     devices: Vec<Attached>,
+    networks: Networks,
+    console_input: Option<SerialInput>,
 }
 
 impl MachineBuilder {
-    /// Checks `config`, and creates the VM with its memory and interrupt controllers.
+    /// Checks `config`, creates the VM with its memory and interrupt controllers, and attaches the devices
+    /// that `config` asks for. More can be attached afterwards.
     ///
     /// # Errors
     /// If the configuration makes no sense or the host cannot.
@@ -71,24 +74,29 @@ impl MachineBuilder {
         let vm = create_vm(&system)?;
         memory.attach(&vm, false)?;
         let events = Arc::new(Events::default());
-        let mut ports = Bus::new();
-        let reset_port = Arc::new(Mutex::new(ResetPort(events.clone())));
-        ports
-            .insert(reset_port::PORT, 1, reset_port)
-            .expect("the bus is empty");
-        Ok(Self {
+        let mut builder = Self {
             gate: Arc::new(Gate::new(config.gate)),
             kernel,
-            config,
+            vcpus: config.vcpus,
+            cmdline: config.cmdline,
             system,
             vm: Arc::new(vm),
             memory,
             events,
-            ports,
+            ports: Bus::new(),
             mmio: Bus::new(),
             virtio_slots: 0,
             devices: Vec::new(),
-        })
+            networks: Vec::new(),
+            console_input: None,
+        };
+        builder.attach_reset_port()?;
+        builder.console_input = Some(builder.attach_console(config.console)?);
+        builder.networks = builder.attach_networks(config.net)?;
+        if config.rng {
+            builder.attach_rng()?;
+        }
+        Ok(builder)
     }
 
     /// The machine's output gate, for devices to be attached.
@@ -133,7 +141,7 @@ impl MachineBuilder {
     ///
     /// # Errors
     /// If the host cannot.
-    pub fn build(self) -> Result<Machine, MachineFault> {
+    pub fn build(mut self) -> Result<Machine, MachineFault> {
         let cmdline = self.cmdline()?;
         let counter = guest_counter(&self.system)?;
         let supported = self.system.supported_cpuid()?;
@@ -154,7 +162,7 @@ impl MachineBuilder {
             self.memory.layout().clone(),
         );
         let event_loop =
-            EventLoop::spawn(&self.devices).map_err(super::AttachError::EventThread)?;
+            EventLoop::spawn(&mut self.devices, self.events.clone()).map_err(super::AttachError::EventThread)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),
@@ -177,6 +185,8 @@ impl MachineBuilder {
             gate: self.gate,
             events: self.events,
             fingerprint,
+            networks: self.networks,
+            console_input: self.console_input,
             kernel: self.kernel,
             cmdline,
             phase: Phase::Built,
@@ -185,9 +195,9 @@ impl MachineBuilder {
 
     fn cmdline(&self) -> Result<Cmdline, MachineFault> {
         let devices = self.devices.iter().filter_map(Attached::cmdline);
-        let words = std::iter::once(self.config.cmdline.clone())
+        let words = std::iter::once(self.cmdline.clone())
             .chain(devices)
-            .chain([format!("nr_cpus={}", self.config.vcpus)]);
+            .chain([format!("nr_cpus={}", self.vcpus)]);
         Ok(Cmdline::new(words)?)
     }
 
@@ -197,9 +207,9 @@ impl MachineBuilder {
         counter: Counter,
     ) -> Result<Vec<Arc<VcpuHandle>>, MachineFault> {
         let mut handles = Vec::new();
-        for id in 0..self.config.vcpus {
+        for id in 0..self.vcpus {
             let handle = VcpuHandle::new(&self.vm, id, self.memory.ram().clone())?;
-            configure_cpuid(&self.system, supported, &handle, self.config.vcpus)?;
+            configure_cpuid(&self.system, supported, &handle, self.vcpus)?;
             if counter == Counter::Host {
                 use_host_counter(&handle)?;
             }
@@ -222,7 +232,7 @@ impl MachineBuilder {
                 format_args!("{:#x}+{:#x} pages", region.first.0, region.pages),
             );
         }
-        print.set("vcpus", self.config.vcpus);
+        print.set("vcpus", self.vcpus);
         for (number, device) in self.devices.iter().enumerate() {
             let name = &device.name;
             print.set(format!("device.{name}.number"), number);
@@ -235,7 +245,7 @@ impl MachineBuilder {
             }
         }
         print.set("cpu.tsc", counter.as_str());
-        describe_cpuid(&self.system, supported, self.config.vcpus, &mut print);
+        describe_cpuid(&self.system, supported, self.vcpus, &mut print);
         print.set("cpu.msrs", format_args!("{:x}", digest(msrs.indices())));
         print
     }

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use crate::memory::Backing;
-use crate::output::GateLimits;
+use crate::devices::virtio::net::backend::{Backend, BackendError};
+use crate::output::{ConsoleSink, GateLimits};
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
 
 /// What a machine is to be like.
-#[derive(Debug, Clone)]
 pub struct MachineConfig {
     /// vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
@@ -21,8 +21,34 @@ pub struct MachineConfig {
     pub kernel: Option<Kernel>,
     /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
     pub cmdline: String,
+    /// Network devices, in the guest's order.
+    pub net: Vec<NetConfig>,
+    /// Whether the guest gets a source of random numbers.
+    pub rng: bool,
+    /// Where the guest's serial console goes; nowhere if `None`.
+    pub console: Option<Box<dyn ConsoleSink>>,
     /// Limits of the output gate.
     pub gate: GateLimits,
+}
+
+/// A network device.
+pub struct NetConfig {
+    /// Its name, equal on both hosts.
+    pub id: String,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// What it is connected to on this host.
+    pub backend: NetBackend,
+}
+
+/// What a network device is connected to.
+pub enum NetBackend {
+    /// A tap interface, by name.
+    Tap(String),
+    /// A listening Unix socket of a network process (passt, QEMU).
+    Socket(PathBuf),
+    /// Something that is open already.
+    Open(Backend),
 }
 
 impl Default for MachineConfig {
@@ -33,6 +59,9 @@ impl Default for MachineConfig {
             backing: Backing::default(),
             kernel: None,
             cmdline: String::new(),
+            net: Vec::new(),
+            rng: true,
+            console: None,
             gate: GateLimits::default(),
         }
     }
@@ -72,6 +101,15 @@ pub enum ConfigError {
         "there is nothing to run: no kernel image is configured, and no state has been restored"
     )]
     NoKernel,
+    /// A network backend cannot be opened.
+    #[error("network device {device}")]
+    NetBackend {
+        /// The device's name.
+        device: String,
+        /// Why.
+        #[source]
+        source: BackendError,
+    },
     /// Two devices have one name.
     #[error("two devices are called {0}")]
     SameName(String),

@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::attach::Attached;
+use super::attach::{Attached, Health};
+use super::events::{Events, MachineEvent};
 use crate::devices::{Device, EventSource, lock};
 
 /// Events taken from the kernel at once.
@@ -30,7 +31,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     /// Starts to serve `devices`.
-    pub(super) fn spawn(devices: &[Attached]) -> io::Result<Self> {
+    pub(super) fn spawn(devices: &mut [Attached], events: Arc<Events>) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let quit = EventFd::new(EFD_NONBLOCK)?;
         epoll.ctl(
@@ -38,22 +39,32 @@ impl EventLoop {
             quit.as_raw_fd(),
             EpollEvent::new(EventSet::IN, QUIT),
         )?;
-        let mut handlers: Vec<(Arc<Mutex<dyn Device>>, usize)> = Vec::new();
+        let mut sources: Vec<Source> = Vec::new();
+        let mut wards = Vec::new();
         for attached in devices {
+            wards.push(Ward {
+                name: attached.name.clone(),
+                device: attached.device.clone(),
+                health: attached.health.take(),
+            });
             for (number, source) in lock(&attached.device).event_sources().iter().enumerate() {
                 let (fd, events) = match source {
                     EventSource::Counter(fd) => (*fd, EventSet::IN),
                     EventSource::Input(fd) => (*fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
                 };
-                let event = EpollEvent::new(events, handlers.len() as u64);
+                let event = EpollEvent::new(events, sources.len() as u64);
                 epoll.ctl(ControlOperation::Add, fd, event)?;
-                handlers.push((attached.device.clone(), number));
+                sources.push(Source {
+                    ward: wards.len() - 1,
+                    number,
+                    is_outside: matches!(source, EventSource::Input(_)),
+                });
             }
         }
         let gate = Arc::new(Mutex::new(()));
         let thread = std::thread::Builder::new().name("devices".into()).spawn({
             let gate = gate.clone();
-            move || serve(&epoll, &gate, &handlers)
+            move || serve(&epoll, &gate, &sources, &mut wards, &events)
         })?;
         Ok(Self {
             gate,
@@ -93,10 +104,33 @@ fn hold(gate: &Mutex<()>) -> MutexGuard<'_, ()> {
     gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn serve(epoll: &Epoll, gate: &Mutex<()>, handlers: &[(Arc<Mutex<dyn Device>>, usize)]) {
-    let mut events = vec![EpollEvent::default(); EVENTS_PER_WAIT];
+/// A device in the care of the thread.
+struct Ward {
+    name: String,
+    device: Arc<Mutex<dyn Device>>,
+    /// Taken away when it has told of a loss: told once.
+    health: Option<Health>,
+}
+
+/// One of a device's descriptors.
+struct Source {
+    ward: usize,
+    /// Its number within the device.
+    number: usize,
+    /// It is connected to something outside the machine, which may be lost.
+    is_outside: bool,
+}
+
+fn serve(
+    epoll: &Epoll,
+    gate: &Mutex<()>,
+    sources: &[Source],
+    wards: &mut [Ward],
+    events: &Events,
+) {
+    let mut ready = vec![EpollEvent::default(); EVENTS_PER_WAIT];
     loop {
-        let count = match epoll.wait(-1, &mut events) {
+        let count = match epoll.wait(-1, &mut ready) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
@@ -104,16 +138,26 @@ fn serve(epoll: &Epoll, gate: &Mutex<()>, handlers: &[(Arc<Mutex<dyn Device>>, u
                 return;
             }
         };
-        for event in &events[..count] {
+        for event in &ready[..count] {
             if event.data() == QUIT {
                 return;
             }
-            let Some((device, source)) = handlers.get(event.data() as usize) else {
+            let Some(source) = sources.get(event.data() as usize) else {
                 continue;
             };
+            let ward = &mut wards[source.ward];
             // One event at a time, so that a pause waits for one handler at most.
             let _gate = hold(gate);
-            lock(device).handle_event(*source);
+            lock(&ward.device).handle_event(source.number);
+            if source.is_outside
+                && let Some(what) = ward.health.as_ref().and_then(|health| health())
+            {
+                ward.health = None;
+                events.tell(&MachineEvent::BackendLost {
+                    device: ward.name.clone(),
+                    what,
+                });
+            }
         }
     }
 }

@@ -15,29 +15,32 @@
 mod attach;
 mod builder;
 mod config;
+mod equip;
 mod event_loop;
 mod events;
 mod pause;
 mod port;
-mod reset_port;
 mod state;
 
-use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
 
 use crate::boot::{self, BootError, Cmdline};
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::NetDevice;
+use crate::devices::{SerialInput, Snapshot};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::KvmError;
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
 use crate::vcpu::{Counter, MsrList, VcpuError, VcpuThread};
 
-pub use attach::{AttachError, Attachment, Place};
+pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
-pub use config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
+pub use config::{ConfigError, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX};
 pub use events::MachineEvent;
 pub use pause::Paused;
 pub use state::{MachineState, StateError};
@@ -108,6 +111,9 @@ impl Phase {
     }
 }
 
+/// A machine's network devices, in configuration order.
+pub type Networks = Vec<Arc<Mutex<MmioTransport<NetDevice>>>>;
+
 /// A virtual machine. Built by [`MachineBuilder`]; replication handles it through
 /// [`understudy_replication::ports::Machine`].
 pub struct Machine {
@@ -123,12 +129,22 @@ pub struct Machine {
     gate: Arc<Gate>,
     events: Arc<Events>,
     fingerprint: Fingerprint,
+    networks: Networks,
+    console_input: Option<SerialInput>,
     kernel: Option<Vec<u8>>,
     cmdline: Cmdline,
     phase: Phase,
 }
 
 impl Machine {
+    /// Builds the machine that `config` describes, ready to be run or restored.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense or the host cannot.
+    pub fn build(config: MachineConfig) -> Result<Self, MachineFault> {
+        MachineBuilder::new(config)?.build()
+    }
+
     /// Events of the machine from now on: what the guest does to itself, and what fails. Each call gives a
     /// further receiver.
     #[must_use]
@@ -140,6 +156,18 @@ impl Machine {
     #[must_use]
     pub fn output_gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// The machine's network devices, for their counters.
+    #[must_use]
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// Where input for the guest's console comes in.
+    #[must_use]
+    pub fn console_input(&self) -> Option<&SerialInput> {
+        self.console_input.as_ref()
     }
 
     /// The guest's command line, devices included.
@@ -243,7 +271,18 @@ impl Machine {
     }
 
     /// Tells the network where the guest is now.
-    fn announce_address(&self) {}
+    fn announce_address(&self) {
+        for network in &self.networks {
+            let network = crate::devices::lock(network);
+            if let Err(error) = network.device().announce() {
+                // Nothing is lost for good: the guest's own frames tell its address too, later.
+                tracing::warn!(
+                    "{} could not announce its address: {error}",
+                    network.name()
+                );
+            }
+        }
+    }
 
     /// Stops the guest for good. Does nothing if it is stopped already.
     pub fn shut_down(&mut self) {

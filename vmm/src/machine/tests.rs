@@ -92,7 +92,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
 
 /// Counts in memory at 0x101000 and says each number.
 const COUNTING: &[u8] = &[
-    0xba, 0xf8, 0x03, 0x00, 0x00, // mov edx, 0x3f8
+    0xba, 0xe8, 0x02, 0x00, 0x00, // mov edx, 0x2e8
     0x48, 0xc7, 0xc7, 0x00, 0x10, 0x10, 0x00, // mov rdi, 0x101000
     0xff, 0x07, // again: inc dword [rdi]
     0x8b, 0x07, // mov eax, [rdi]
@@ -148,13 +148,14 @@ fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
             .attach(Attachment {
                 device,
                 place: Place::Ports {
-                    base: 0x3f8 - 0x10 * number as u16,
+                    base: 0x2e8 - 0x10 * number as u16,
                     count: 8,
-                    gsi: 4,
+                    gsi: 3,
                 },
                 irq: Irq::new().unwrap(),
                 doorbells: Vec::new(),
                 description: vec![("type".into(), "numbers".into())],
+                health: None,
             })
             .unwrap();
     }
