@@ -35,12 +35,3 @@ impl Irq {
         let _ = self.event.write(1);
     }
 }
-
-impl vm_superio::Trigger for Irq {
-    type E = std::convert::Infallible;
-
-    fn trigger(&self) -> Result<(), Self::E> {
-        self.raise();
-        Ok(())
-    }
-}

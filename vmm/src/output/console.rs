@@ -164,7 +164,7 @@ fn append_missing(sink: &mut dyn ConsoleSink, position: u64, bytes: &[u8]) -> io
     if missing.is_empty() {
         return Ok(());
     }
-    sink.append(position + skip as u64, missing)
+    sink.append(position.saturating_add(skip as u64), missing)
 }
 
 /// The terminal. It cannot know what another host's terminal shows, so it shows what it is given.
@@ -182,7 +182,7 @@ impl ConsoleSink for StdoutSink {
         let mut out = io::stdout().lock();
         out.write_all(bytes)?;
         out.flush()?;
-        self.position = Some(position + bytes.len() as u64);
+        self.position = Some(position.saturating_add(bytes.len() as u64));
         Ok(())
     }
 }
@@ -251,7 +251,7 @@ impl ConsoleSink for FileSink {
 
     fn append(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
-        self.position = Some(position + bytes.len() as u64);
+        self.position = Some(position.saturating_add(bytes.len() as u64));
         Ok(())
     }
 }

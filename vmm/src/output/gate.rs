@@ -206,10 +206,10 @@ impl Gate {
     /// did not get ready.
     #[must_use]
     pub fn flush_consoles(&self, timeout: Duration) -> bool {
-        let lines: Vec<_> = self.shared.console_lines();
-        lines
-            .iter()
-            .fold(true, |all, line| line.wait_idle(timeout) && all)
+        let is_late = |line: &Arc<ConsoleLine>| !line.wait_idle(timeout);
+        let lines = self.shared.console_lines();
+        // All of them are waited for, also after one was late.
+        lines.into_iter().filter(is_late).count() == 0
     }
 
     /// What has passed so far.
@@ -518,7 +518,7 @@ impl Shared {
                 return Ok(());
             };
             if state.mode == Mode::Shut {
-                console.position += bytes.len() as u64;
+                console.position = console.position.saturating_add(bytes.len() as u64);
                 return Ok(());
             }
             let waiting = console.held_bytes + console.line.queued_bytes();
@@ -527,7 +527,7 @@ impl Shared {
                 return Err(Full);
             }
             let position = console.position;
-            console.position += bytes.len() as u64;
+            console.position = console.position.saturating_add(bytes.len() as u64);
             if state.mode == Mode::Open {
                 console.line.push(position, bytes);
                 return Ok(());
@@ -548,12 +548,16 @@ impl Shared {
         let Some(console) = state.consoles.get(usize::from(device)) else {
             return true;
         };
-        let waiting = console.held_bytes + console.line.queued_bytes();
-        let room = waiting < self.limits.console_bytes_max / 4 * 3;
-        if !room {
-            console.line.set_starved();
+        let has_room = || {
+            let waiting = console.held_bytes + console.line.queued_bytes();
+            waiting < self.limits.console_bytes_max / 4 * 3
+        };
+        if has_room() {
+            return true;
         }
-        room
+        console.line.set_starved();
+        // The last write may have ended in between, unaware that somebody waits.
+        has_room()
     }
 
     /// [`ConsolePort::position`].

@@ -16,6 +16,8 @@ pub mod announce;
 mod console;
 mod gate;
 mod port;
+#[cfg(test)]
+mod tests;
 
 pub use console::{DiscardSink, FileSink, MemorySink, StdoutSink};
 pub use gate::Gate;

@@ -17,7 +17,9 @@ pub struct NetPort {
     line: Arc<Line>,
 }
 
-/// Where a console puts the bytes its guest writes. To be used with the device's mutex locked.
+/// Where a console puts the bytes its guest writes. To be used with the device's mutex locked. Clones
+/// are the same port.
+#[derive(Clone)]
 pub struct ConsolePort {
     shared: Arc<Shared>,
     device: u16,

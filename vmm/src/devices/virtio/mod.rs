@@ -16,6 +16,10 @@ pub mod mmio;
 pub mod net;
 pub mod rng;
 mod state;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 /// What differs between virtio devices. Queue and feature numbers are those of the specification.
 pub trait VirtioDevice: Send {

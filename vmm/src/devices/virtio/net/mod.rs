@@ -7,5 +7,7 @@
 pub mod backend;
 mod device;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use device::{NetCounters, NetDevice};
