@@ -1,0 +1,134 @@
+//! ELF64 images, loaded by their physical addresses.
+//!
+//! `linux-loader` copies the segments; it is told nothing before the headers have been checked here, so
+//! that an error can name what is wrong. What must not be done here: other formats.
+
+use std::io::Cursor;
+
+use linux_loader::loader::{KernelLoader, elf::Elf};
+
+use super::{BootError, EntryPoint, KERNEL_START};
+use crate::memory::{GuestRam, low_ram_end};
+
+const HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: u64 = 56;
+const PT_LOAD: u32 = 1;
+const CLASS_64: u8 = 2;
+const LITTLE_ENDIAN: u8 = 1;
+const MACHINE_X86_64: u16 = 62;
+const WANTED: &str = "64-bit x86";
+
+struct Segment {
+    offset: u64,
+    file_bytes: u64,
+    start: u64,
+    end: u64,
+}
+
+pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
+    let entry = check(image, low_ram_end(ram))?;
+    Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
+    Ok(entry)
+}
+
+pub(super) fn check(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError> {
+    let segments = segments(image, ram_end)?;
+    let entry = u64_at(image, 24);
+    if !segments
+        .iter()
+        .any(|segment| (segment.start..segment.end).contains(&entry))
+    {
+        return Err(BootError::EntryOutside(entry));
+    }
+    Ok(EntryPoint(entry))
+}
+
+/// Checks the headers and returns the loadable segments.
+fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
+    let magic = &image[..image.len().min(4)];
+    if magic != b"\x7fELF" {
+        return Err(BootError::NotElf(magic.to_vec()));
+    }
+    within(image, "the ELF header", 0, HEADER_BYTES as u64)?;
+    let machine = u16_at(image, 18);
+    if image[4] != CLASS_64 || image[5] != LITTLE_ENDIAN || machine != MACHINE_X86_64 {
+        return Err(BootError::WrongMachine {
+            found: format!(
+                "machine {machine}, class {}, byte order {}",
+                image[4], image[5]
+            ),
+            wanted: WANTED,
+        });
+    }
+    let table = u64_at(image, 32);
+    let count = usize::from(u16_at(image, 56));
+    within(
+        image,
+        "the program header table",
+        table,
+        count as u64 * PROGRAM_HEADER_BYTES,
+    )?;
+    let mut segments = Vec::new();
+    for number in 0..count {
+        let at = table as usize + number * PROGRAM_HEADER_BYTES as usize;
+        if u32_at(image, at) == PT_LOAD {
+            segments.push(segment(image, at, number, ram_end)?);
+        }
+    }
+    if segments.is_empty() {
+        return Err(BootError::Empty);
+    }
+    Ok(segments)
+}
+
+fn segment(image: &[u8], at: usize, number: usize, ram_end: u64) -> Result<Segment, BootError> {
+    let start = u64_at(image, at + 24);
+    let memory_bytes = u64_at(image, at + 40).max(u64_at(image, at + 32));
+    let end = start.saturating_add(memory_bytes);
+    let segment = Segment {
+        offset: u64_at(image, at + 8),
+        file_bytes: u64_at(image, at + 32),
+        start,
+        end,
+    };
+    within(
+        image,
+        &format!("segment {number}"),
+        segment.offset,
+        segment.file_bytes,
+    )?;
+    if memory_bytes > 0 && (start < KERNEL_START || end > ram_end) {
+        return Err(BootError::DoesNotFit {
+            segment: number,
+            start,
+            end,
+            ram_end,
+        });
+    }
+    Ok(segment)
+}
+
+fn within(image: &[u8], what: &str, offset: u64, bytes: u64) -> Result<(), BootError> {
+    let end = offset.saturating_add(bytes);
+    if end > image.len() as u64 {
+        return Err(BootError::Truncated {
+            what: what.to_owned(),
+            end,
+            bytes: image.len() as u64,
+        });
+    }
+    Ok(())
+}
+
+// The callers have checked that the image is long enough.
+fn u16_at(image: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([image[at], image[at + 1]])
+}
+
+fn u32_at(image: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(image, at)) | u32::from(u16_at(image, at + 2)) << 16
+}
+
+fn u64_at(image: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(image, at)) | u64::from(u32_at(image, at + 4)) << 32
+}

@@ -1,0 +1,111 @@
+//! What a network device's frames come from and go to.
+//!
+//! A backend is opened in two halves, because two sides use it: the device receives, the output gate
+//! sends, from whichever thread releases.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::output::FrameSink;
+
+pub mod socket;
+pub mod tap;
+
+/// The longest Ethernet frame: what fits the length of an IP packet, plus headers.
+pub const FRAME_BYTES_MAX: usize = 65_536 + 18;
+/// The shortest: an Ethernet header. (Padding is the wire's business.)
+pub const FRAME_BYTES_MIN: usize = 14;
+
+/// A network backend.
+pub struct Backend {
+    /// Where the guest's input comes from, for its device.
+    pub source: Box<dyn FrameSource>,
+    /// Where the guest's output goes, for the gate.
+    pub sink: Arc<dyn FrameSink>,
+}
+
+/// The receiving half of a backend. It never blocks.
+pub trait FrameSource: Send {
+    /// Copies the next frame into `buffer` ([`FRAME_BYTES_MAX`] long) and tells its length, or `None`
+    /// if there is none now.
+    ///
+    /// # Errors
+    /// If there will never be one again.
+    fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError>;
+
+    /// What becomes readable when frames arrive. Always the same descriptor.
+    fn as_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// Why a backend cannot be opened or is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The host has no TUN/TAP driver.
+    #[error("{} is missing; load the module: modprobe tun", tap::CLONE_DEVICE)]
+    NoTun,
+    /// Not allowed to open the TUN/TAP driver at all.
+    #[error(
+        "no permission to open {}; ask for read and write access to it",
+        tap::CLONE_DEVICE
+    )]
+    TunPermission,
+    /// Not allowed to use this tap.
+    #[error(
+        "no permission for tap {name}; prepare it: ip tuntap add dev {name} mode tap user {user}"
+    )]
+    TapPermission {
+        /// Name of the interface.
+        name: String,
+        /// The user who needs it.
+        user: u32,
+    },
+    /// The tap is in use.
+    #[error("tap {name} is used by another process; each VM needs its own")]
+    TapBusy {
+        /// Name of the interface.
+        name: String,
+    },
+    /// The interface is there but is no plain tap.
+    #[error("interface {name} is no tap with one queue; delete it or name another one")]
+    NotATap {
+        /// Name of the interface.
+        name: String,
+    },
+    /// No interface can have this name.
+    #[error("{name:?} is no interface name (1 to 15 bytes, no blank, no slash)")]
+    TapName {
+        /// The name.
+        name: String,
+    },
+    /// The socket cannot be connected.
+    #[error("cannot connect to {}; is the network process (passt, QEMU) listening there?", path.display())]
+    Connect {
+        /// Path of the socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The other side has closed the socket.
+    #[error("the network process has closed its socket")]
+    Closed,
+    /// The other side sends what cannot be a frame.
+    #[error(
+        "a frame of {bytes} bytes announced, from {FRAME_BYTES_MIN} to {FRAME_BYTES_MAX} are possible"
+    )]
+    FrameLength {
+        /// The length announced.
+        bytes: u32,
+    },
+    /// The host fails.
+    #[error("network backend {what}")]
+    Io {
+        /// What was attempted, on what.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}

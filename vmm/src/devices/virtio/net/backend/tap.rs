@@ -1,0 +1,178 @@
+//! A tap interface as network backend.
+//!
+//! One `unsafe` block: there is no safe call that attaches a descriptor to an interface.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use super::{Backend, BackendError, FrameSource};
+use crate::output::{FrameSink, SendError};
+
+/// Where taps are opened.
+pub const CLONE_DEVICE: &str = "/dev/net/tun";
+
+/// `struct ifreq`, as `TUNSETIFF` reads and writes it.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
+
+struct Tap {
+    file: Arc<File>,
+}
+
+/// Opens the tap `name`. It is created if it is not there and this process may do so.
+///
+/// # Errors
+/// If it cannot be opened; the error says what to do.
+pub fn open(name: &str) -> Result<Backend, BackendError> {
+    let request = InterfaceRequest {
+        name: interface_name(name)?,
+        // Without IFF_VNET_HDR: no offloads are negotiated, so there is no header to carry them.
+        flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
+        rest: [0; 22],
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(CLONE_DEVICE)
+        .map_err(|source| match source.kind() {
+            ErrorKind::NotFound => BackendError::NoTun,
+            ErrorKind::PermissionDenied => BackendError::TunPermission,
+            _ if source.raw_os_error() == Some(libc::ENODEV) => BackendError::NoTun,
+            _ => BackendError::Io {
+                what: format!("open {CLONE_DEVICE}"),
+                source,
+            },
+        })?;
+    attach(&file, request).map_err(|source| attach_error(name, source))?;
+    let file = Arc::new(file);
+    Ok(Backend {
+        source: Box::new(Tap {
+            file: Arc::clone(&file),
+        }),
+        sink: Arc::new(Tap { file }),
+    })
+}
+
+fn attach(file: &File, mut request: InterfaceRequest) -> io::Result<()> {
+    const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<libc::c_int>(b'T', 202);
+    // SAFETY: `TUNSETIFF` reads and writes one `struct ifreq` at the pointer it is given (its opcode
+    // says `int` for historical reasons). `InterfaceRequest` has that layout and size, checked above
+    // at compile time; every bit pattern is valid for it; it lives on this stack, mutably borrowed,
+    // for the whole call, and the kernel keeps no pointer to it. On any other kind of descriptor
+    // than the one opened above the call would only fail.
+    unsafe {
+        let call = rustix::ioctl::Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request);
+        rustix::ioctl::ioctl(file, call)?;
+    }
+    Ok(())
+}
+
+fn interface_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], BackendError> {
+    let mut field = [0; libc::IFNAMSIZ];
+    // '%' would make the kernel choose a number.
+    let is_bad = |b: u8| b == 0 || b == b'/' || b == b'%' || b == b':' || b.is_ascii_whitespace();
+    // One byte stays 0: the name ends there.
+    if name.is_empty() || name.len() >= field.len() || name.bytes().any(is_bad) {
+        return Err(BackendError::TapName {
+            name: name.to_owned(),
+        });
+    }
+    field[..name.len()].copy_from_slice(name.as_bytes());
+    Ok(field)
+}
+
+fn attach_error(name: &str, source: io::Error) -> BackendError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => BackendError::TapPermission {
+            name,
+            user: rustix::process::geteuid().as_raw(),
+        },
+        Some(libc::EBUSY) => BackendError::TapBusy { name },
+        Some(libc::EINVAL) => BackendError::NotATap { name },
+        _ => BackendError::Io {
+            what: format!("attach to tap {name}"),
+            source,
+        },
+    }
+}
+
+impl FrameSource for Tap {
+    fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError> {
+        loop {
+            match (&*self.file).read(buffer) {
+                Ok(0) => return Err(BackendError::Closed),
+                Ok(len) => return Ok(Some(len)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // The interface is down: there is nothing to read until it is up again.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(None),
+                Err(source) => {
+                    return Err(BackendError::Io {
+                        what: "read from tap".to_owned(),
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl FrameSink for Tap {
+    fn send(&self, frame: &[u8]) -> Result<(), SendError> {
+        loop {
+            return match (&*self.file).write(frame) {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => Err(match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EIO) => {
+                        SendError::Busy
+                    }
+                    Some(libc::EINVAL | libc::EMSGSIZE) => SendError::Refused,
+                    _ => SendError::Closed,
+                }),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_names_are_refused() {
+        for name in ["", "a b", "a/b", "tap%d", "sixteen_bytes_xx", "a\0"] {
+            let error = open(name).err().expect("refused");
+            assert!(matches!(error, BackendError::TapName { .. }), "{name:?}");
+        }
+        assert_eq!(&interface_name("tap0").unwrap()[..5], b"tap0\0");
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let errno = io::Error::from_raw_os_error;
+        let text = attach_error("tap7", errno(libc::EPERM)).to_string();
+        assert!(
+            text.contains("ip tuntap add dev tap7 mode tap user "),
+            "{text}"
+        );
+        let text = attach_error("tap7", errno(libc::EBUSY)).to_string();
+        assert!(text.contains("another process"), "{text}");
+        let text = BackendError::NoTun.to_string();
+        assert!(text.contains("modprobe tun"), "{text}");
+    }
+}

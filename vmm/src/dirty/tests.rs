@@ -1,0 +1,183 @@
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use understudy_replication::PageIndex;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::memory::{Backing, Memory};
+
+/// A log kept in memory that fails on request, as the kernel might.
+#[derive(Clone)]
+struct FakeLog(Arc<Mutex<Fake>>);
+
+struct Fake {
+    words: Vec<u64>,
+    manual: bool,
+    calls_until_failure: Option<usize>,
+    fail_mid_clear: bool,
+}
+
+impl FakeLog {
+    fn new(pages: u64, manual: bool) -> Self {
+        Self(Arc::new(Mutex::new(Fake {
+            words: vec![0; pages.div_ceil(64) as usize],
+            manual,
+            calls_until_failure: None,
+            fail_mid_clear: false,
+        })))
+    }
+
+    fn write(&self, page: u64) {
+        self.0.lock().unwrap().words[(page / 64) as usize] |= 1 << (page % 64);
+    }
+
+    fn fail_after(&self, calls: Option<usize>, mid_clear: bool) {
+        let mut fake = self.0.lock().unwrap();
+        fake.calls_until_failure = calls;
+        fake.fail_mid_clear = mid_clear;
+    }
+}
+
+impl Fake {
+    fn failing(&mut self) -> bool {
+        match &mut self.calls_until_failure {
+            Some(0) => true,
+            Some(calls) => {
+                *calls -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+}
+
+impl DirtyLog for FakeLog {
+    fn is_manual(&self) -> bool {
+        self.0.lock().unwrap().manual
+    }
+
+    fn is_initially_set(&self) -> bool {
+        false
+    }
+
+    fn get(&mut self, _slot: u32, words: &mut [u64]) -> io::Result<()> {
+        let mut fake = self.0.lock().unwrap();
+        if fake.failing() {
+            return Err(io::Error::from_raw_os_error(libc::EINTR));
+        }
+        words.copy_from_slice(&fake.words);
+        if !fake.manual {
+            fake.words.fill(0);
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, _slot: u32, first_page: u64, _pages: u32, words: &[u64]) -> io::Result<()> {
+        let mut fake = self.0.lock().unwrap();
+        let failing = fake.failing();
+        if failing && !fake.fail_mid_clear {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        // A failing call may have cleared some: half of the words here.
+        let done = if failing {
+            words.len() / 2
+        } else {
+            words.len()
+        };
+        let first = (first_page / 64) as usize;
+        for (word, bits) in fake.words[first..].iter_mut().zip(&words[..done]) {
+            *word &= !bits;
+        }
+        if failing {
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        Ok(())
+    }
+}
+
+fn tracker(log: &FakeLog) -> (DirtyTracker, Memory) {
+    let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+    let mut tracker = DirtyTracker::new(
+        Box::new(log.clone()),
+        memory.ram().clone(),
+        memory.layout().clone(),
+    );
+    tracker.start().unwrap();
+    (tracker, memory)
+}
+
+proptest! {
+    /// R3: whatever fails, whenever, each written page is in a harvest that follows the write, also if
+    /// the caller throws away what a failed harvest gave it.
+    #[test]
+    fn no_bit_is_lost(
+        manual: bool,
+        rounds in proptest::collection::vec(
+            (
+                proptest::collection::btree_set(0u64..512, 0..40),
+                proptest::collection::btree_set(0u64..512, 0..10),
+                proptest::option::of((0usize..3, any::<bool>())),
+            ),
+            1..12,
+        ),
+    ) {
+        let log = FakeLog::new(512, manual);
+        let (mut tracker, memory) = tracker(&log);
+        let mut owed = BTreeSet::new();
+        for (by_vcpu, by_device, failure) in rounds {
+            for page in &by_vcpu {
+                log.write(*page);
+            }
+            for page in &by_device {
+                memory.ram().write_obj(1u8, GuestAddress(page * 4096)).unwrap();
+            }
+            owed.extend(by_vcpu.union(&by_device).copied());
+            log.fail_after(failure.map(|failure| failure.0), failure.is_some_and(|failure| failure.1));
+            let mut got = PageSet::empty(memory.layout());
+            if tracker.harvest(&mut got).is_ok() {
+                let got: BTreeSet<u64> = got.iter().map(|page| page.0).collect();
+                prop_assert_eq!(&got, &owed);
+                owed.clear();
+            }
+        }
+        log.fail_after(None, false);
+        let mut got = PageSet::empty(memory.layout());
+        tracker.harvest(&mut got).unwrap();
+        let got: BTreeSet<u64> = got.iter().map(|page| page.0).collect();
+        prop_assert_eq!(got, owed);
+    }
+}
+
+#[test]
+fn a_failed_harvest_gives_what_it_read_and_names_the_call() {
+    let log = FakeLog::new(512, true);
+    let (mut tracker, memory) = tracker(&log);
+    log.write(7);
+    log.fail_after(Some(1), false);
+    let mut got = PageSet::empty(memory.layout());
+    let error = tracker.harvest(&mut got).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot clear the dirty log of memory slot 0 from page 0x0 of it on"
+    );
+    assert!(got.contains(PageIndex(7)));
+}
+
+#[test]
+fn harvesting_needs_tracking_and_the_same_layout() {
+    let log = FakeLog::new(512, true);
+    let (mut tracker, memory) = tracker(&log);
+    let mut other = PageSet::empty(&MemoryLayout::new(Vec::new()));
+    assert!(matches!(
+        tracker.harvest(&mut other),
+        Err(DirtyError::OtherLayout)
+    ));
+    tracker.stop();
+    let mut set = PageSet::empty(memory.layout());
+    assert!(matches!(
+        tracker.harvest(&mut set),
+        Err(DirtyError::NotTracking)
+    ));
+}

@@ -1,0 +1,206 @@
+//! The only room that talks to the kernel's KVM: opening it, what it can do, and typed wrappers
+//! around the calls that `kvm-ioctls` lacks or marks unsafe.
+//!
+//! What must not be done here: decide anything about a guest. Orders of saving and restoring,
+//! policies and formats live in `vcpu`, `machine` and `dirty`. And nothing may assume a certain KVM
+//! module: what it can do is probed, see [`Capabilities`].
+
+mod capabilities;
+mod dirty_log;
+mod vcpu_fd;
+
+use std::io;
+
+use kvm_ioctls::{Cap, VmFd};
+use vmm_sys_util::errno;
+
+pub use capabilities::{Capabilities, Capability};
+pub use dirty_log::{DirtyLog, KvmDirtyLog};
+pub use vcpu_fd::{
+    ExitPage, VcpuHandle, get_xsave, internal_error_kind, set_counter_offset, set_xsave,
+};
+
+/// The only version of the KVM API there has been since 2007; the kernel promises to keep it.
+const KVM_API_VERSION: i32 = 12;
+
+/// Where KVM is.
+const KVM_PATH: &str = "/dev/kvm";
+
+/// What can go wrong between us and KVM.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// There is no KVM on this host.
+    #[error(
+        "{KVM_PATH} does not exist: this host has no KVM. Load the module (`modprobe kvm_intel` or \
+         `modprobe kvm_amd`); if that fails, switch on virtualisation in the firmware, or nested \
+         virtualisation if this host is itself a virtual machine"
+    )]
+    NoDevice,
+    /// KVM is there but not for this user.
+    #[error(
+        "no permission to open {KVM_PATH}: add this user to the group that owns it \
+         (`usermod -aG kvm $USER`, then log in again) or run as root"
+    )]
+    Permission,
+    /// KVM cannot be opened for another reason.
+    #[error("cannot open {KVM_PATH}")]
+    Open(#[source] io::Error),
+    /// KVM speaks another API than the one we know.
+    #[error("{KVM_PATH} speaks KVM API version {0}, this program needs version {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    /// KVM lacks something we cannot do without.
+    #[error("this host's KVM lacks what is needed: {0}")]
+    Missing(String),
+    /// A KVM call failed.
+    #[error("KVM call failed: {call}")]
+    Call {
+        /// What was asked of KVM, on what.
+        call: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl KvmError {
+    /// The error of a failed call; `call` says what was asked.
+    pub(crate) fn call(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Self {
+        let call = call.into();
+        move |error| Self::Call {
+            call,
+            source: error.into(),
+        }
+    }
+}
+
+/// An open `/dev/kvm` that has everything a machine needs.
+#[derive(Debug)]
+pub struct System {
+    kvm: kvm_ioctls::Kvm,
+    capabilities: Capabilities,
+}
+
+impl System {
+    /// Opens KVM and looks what it can do.
+    ///
+    /// # Errors
+    /// If KVM is missing, forbidden, too old, or lacks a required capability. The text says what to do.
+    pub fn open() -> Result<Self, KvmError> {
+        let system = Self::open_unchecked()?;
+        let missing: Vec<&str> = system
+            .capabilities
+            .list()
+            .iter()
+            .filter(|capability| capability.required && !capability.have)
+            .map(|capability| capability.name)
+            .collect();
+        if missing.is_empty() {
+            Ok(system)
+        } else {
+            Err(KvmError::Missing(missing.join(", ")))
+        }
+    }
+
+    /// Opens KVM whatever it can do, to report on it.
+    ///
+    /// # Errors
+    /// If KVM is missing, forbidden or speaks another API.
+    pub fn open_unchecked() -> Result<Self, KvmError> {
+        let kvm = kvm_ioctls::Kvm::new().map_err(|error| match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
+            libc::EACCES | libc::EPERM => KvmError::Permission,
+            _ => KvmError::Open(error.into()),
+        })?;
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION {
+            return Err(KvmError::ApiVersion(version));
+        }
+        let capabilities = Capabilities::probe(&kvm);
+        Ok(Self { kvm, capabilities })
+    }
+
+    /// What this KVM can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// How many vCPUs a VM may have here.
+    #[must_use]
+    pub fn max_vcpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+
+    /// Creates an empty VM.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn create_vm(&self) -> Result<VmFd, KvmError> {
+        self.kvm
+            .create_vm()
+            .map_err(KvmError::call("create a VM (KVM_CREATE_VM)"))
+    }
+
+    /// The CPUID leaves that this KVM can give a guest.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn supported_cpuid(&self) -> Result<kvm_bindings::CpuId, KvmError> {
+        self.kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::call(
+                "ask which CPUID leaves are supported (KVM_GET_SUPPORTED_CPUID)",
+            ))
+    }
+
+    /// The MSRs that this KVM says belong to a vCPU's state.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn msr_indices(&self) -> Result<Vec<u32>, KvmError> {
+        let list = self
+            .kvm
+            .get_msr_index_list()
+            .map_err(KvmError::call("list MSRs (KVM_GET_MSR_INDEX_LIST)"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// Whether KVM has `capability`.
+    #[must_use]
+    pub fn has(&self, capability: Cap) -> bool {
+        self.kvm.check_extension(capability)
+    }
+}
+
+/// Gives `vm` a slot of guest memory.
+///
+/// # Errors
+/// If the kernel refuses.
+///
+/// # Safety
+/// `host_address` must point to `bytes` mapped bytes that stay mapped as long as a vCPU of `vm` can run
+/// (see [`VcpuHandle::new`]), and that no Rust reference is ever made to: the guest writes there at any time.
+pub(crate) unsafe fn set_memory_slot(
+    vm: &VmFd,
+    slot: u32,
+    guest_address: u64,
+    bytes: u64,
+    host_address: u64,
+    log_dirty_pages: bool,
+) -> Result<(), KvmError> {
+    let region = kvm_bindings::kvm_userspace_memory_region {
+        slot,
+        flags: if log_dirty_pages {
+            kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES
+        } else {
+            0
+        },
+        guest_phys_addr: guest_address,
+        memory_size: bytes,
+        userspace_addr: host_address,
+    };
+    // SAFETY: the caller promises that the range is mapped for the VM's lifetime and never referenced.
+    unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::call(format!(
+        "set memory slot {slot}: {bytes:#x} bytes at guest address {guest_address:#x}"
+    )))
+}

@@ -1,0 +1,170 @@
+//! One vCPU's file descriptor together with the byte by which other threads call it out of the guest.
+//!
+//! What must not be done here: run loops, states or formats; they are `vcpu`'s.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave, kvm_xsave2,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::{errno, ioctl_iow_nr};
+
+use super::KvmError;
+use crate::memory::GuestRam;
+
+// `kvm-ioctls` offers this for vCPUs only on other architectures.
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+/// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1, `KVM_RUN`
+/// completes what is pending and returns `EINTR` without entering the guest.
+///
+/// Setting it *before* the signal closes the gap between a vCPU thread's look at its orders and its
+/// entering `KVM_RUN`: either the signal meets it inside, or the byte stops it at the door.
+#[derive(Debug)]
+pub struct ExitPage {
+    byte: NonNull<u8>,
+}
+
+// SAFETY: the pointer leads to one byte that is only accessed atomically, and it stays mapped as long as
+// the `ExitPage` exists: see `VcpuHandle`, which never lets one outlive its mapping.
+unsafe impl Send for ExitPage {}
+// SAFETY: as above; all access is through an atomic.
+unsafe impl Sync for ExitPage {}
+
+impl ExitPage {
+    fn byte(&self) -> &AtomicU8 {
+        // SAFETY: `byte` points into the vCPU's mapped `kvm_run`, aligned trivially. The mapping is owned
+        // by the `VcpuFd`, and the `ExitPage` holds no reference of its own; `VcpuHandle` keeps both in
+        // one `Arc`, so the mapping lives at least as long as `&self`. The kernel only reads the byte, and
+        // no code of ours accesses it other than through this atomic (`set_kvm_immediate_exit` is never
+        // called).
+        unsafe { AtomicU8::from_ptr(self.byte.as_ptr()) }
+    }
+
+    /// Lets the next (or current, once signalled) `KVM_RUN` return without entering the guest.
+    pub fn request(&self) {
+        self.byte().store(1, Ordering::SeqCst);
+    }
+
+    /// Whether somebody has requested the vCPU's exit.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.byte().load(Ordering::SeqCst) != 0
+    }
+
+    /// Lets `KVM_RUN` enter the guest again.
+    pub fn clear(&self) {
+        self.byte().store(0, Ordering::SeqCst);
+    }
+}
+
+/// One vCPU: its descriptor behind a lock (held by its thread while it runs), and its exit byte beside.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    // Fields drop in this order: nobody can use the pointer, nor can the guest run on, when what they
+    // point into goes away.
+    exit: ExitPage,
+    fd: std::sync::Mutex<VcpuFd>,
+    id: u8,
+    _ram: GuestRam,
+}
+
+impl VcpuHandle {
+    /// Creates vCPU number `id` of `vm`. The handle keeps `ram` mapped: a guest can only write to it
+    /// through a vCPU, so it stays mapped as long as the guest can run.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn new(vm: &VmFd, id: u8, ram: GuestRam) -> Result<Arc<Self>, KvmError> {
+        let mut fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(KvmError::call(format!("create vCPU {id}")))?;
+        let byte = NonNull::from(&mut fd.get_kvm_run().immediate_exit);
+        Ok(Arc::new(Self {
+            exit: ExitPage { byte },
+            fd: std::sync::Mutex::new(fd),
+            id,
+            _ram: ram,
+        }))
+    }
+
+    /// The vCPU's number.
+    #[must_use]
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// The byte that keeps the vCPU out of the guest.
+    #[must_use]
+    pub fn exit(&self) -> &ExitPage {
+        &self.exit
+    }
+
+    /// The descriptor. Blocks while the vCPU runs: stop it first.
+    ///
+    /// # Panics
+    /// If its thread panicked while it held the lock: its state is then unknown.
+    pub fn lock(&self) -> std::sync::MutexGuard<'_, VcpuFd> {
+        self.fd.lock().expect("a vCPU thread panicked")
+    }
+}
+
+/// Reads the extended processor state (FPU and vector registers).
+///
+/// # Errors
+/// If the kernel refuses, or if the guest may use state beyond 4 KiB (AMX), which it cannot: this process
+/// never asks the kernel for the permission.
+pub fn get_xsave(fd: &VcpuFd) -> Result<kvm_xsave, KvmError> {
+    fd.get_xsave()
+        .map_err(KvmError::call("read vector registers (KVM_GET_XSAVE)"))
+}
+
+/// Writes the extended processor state.
+///
+/// # Errors
+/// If the kernel refuses, for example because the state uses features that the guest's CPUID lacks.
+pub fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), KvmError> {
+    const { assert!(size_of::<kvm_xsave>() == 4096 && size_of::<kvm_xsave2>() >= 4096) };
+    // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has asked for
+    // dynamic features by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing in this program does.
+    unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("write vector registers (KVM_SET_XSAVE)"))
+}
+
+/// Tells KVM by how much the vCPU's time-stamp counter is ahead of the host's.
+///
+/// # Errors
+/// If this KVM has no `KVM_VCPU_TSC_OFFSET` (Linux 5.16 or later has).
+pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: std::ptr::from_ref(&offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: the ioctl gets the structure it is defined for. For this attribute the kernel reads 8 bytes
+    // at `addr`, which is a live `u64` on this function's stack, and writes nothing.
+    let result = unsafe { ioctl_with_ref(fd, KVM_SET_DEVICE_ATTR(), &attribute) };
+    if result < 0 {
+        return Err(KvmError::call(
+            "set a vCPU's time-stamp counter offset (KVM_VCPU_TSC_OFFSET)",
+        )(errno::Error::last()));
+    }
+    Ok(())
+}
+
+/// What KVM says about its internal error, right after `KVM_RUN` returned with one: the kind, by the
+/// kernel's `KVM_INTERNAL_ERROR_*` numbers.
+#[must_use]
+pub fn internal_error_kind(fd: &mut VcpuFd) -> u32 {
+    let run = fd.get_kvm_run();
+    if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+        return 0;
+    }
+    // SAFETY: the exit reason, just checked, says that the kernel filled this member of the union; and
+    // all members are plain integers, for which any bits are valid.
+    unsafe { run.__bindgen_anon_1.internal.suberror }
+}

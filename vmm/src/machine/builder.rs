@@ -1,0 +1,297 @@
+//! Putting a machine together.
+//!
+//! The order matters to KVM: interrupt controllers before vCPUs (which then get LAPICs), CPUID before any
+//! other vCPU state, memory slots and the kind of dirty log before logging starts. What must not be done
+//! here: run anything.
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::VmFd;
+use understudy_replication::Fingerprint;
+
+use super::attach::{Attached, Attachment, Wiring};
+use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
+use super::event_loop::EventLoop;
+use super::events::{Events, MachineEvent};
+use super::{Machine, MachineFault, Networks, Phase};
+use crate::boot::{self, Cmdline};
+use crate::devices::{Bus, Device, SerialInput};
+use crate::dirty::DirtyTracker;
+use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
+use crate::memory::{Memory, low_ram_end};
+use crate::output::Gate;
+use crate::vcpu::{
+    Buses, Counter, Ending, MsrList, OnEnd, VcpuThread, configure_cpuid, describe_cpuid,
+    guest_counter, use_host_counter,
+};
+
+/// Three pages that Intel processors need for real mode, right below the BIOS of a PC: inside the hole.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A machine being built: create it, attach devices, finish it.
+pub struct MachineBuilder {
+    vcpus: u8,
+    cmdline: String,
+    kernel: Option<Vec<u8>>,
+    system: System,
+    vm: Arc<VmFd>,
+    memory: Memory,
+    gate: Arc<Gate>,
+    pub(super) events: Arc<Events>,
+    ports: Bus,
+    mmio: Bus,
+    virtio_slots: u32,
+    devices: Vec<Attached>,
+    networks: Networks,
+    console_input: Option<SerialInput>,
+}
+
+impl MachineBuilder {
+    /// Checks `config`, creates the VM with its memory and interrupt controllers, and attaches the devices
+    /// that `config` asks for. More can be attached afterwards.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense or the host cannot.
+    pub fn new(config: MachineConfig) -> Result<Self, MachineFault> {
+        let system = System::open()?;
+        let max = system.max_vcpus().min(usize::from(VCPUS_MAX));
+        if config.vcpus == 0 || usize::from(config.vcpus) > max {
+            return Err(ConfigError::Vcpus {
+                vcpus: config.vcpus,
+                max,
+            }
+            .into());
+        }
+        let kernel = config.kernel.as_ref().map(read_kernel).transpose()?;
+        let memory = Memory::allocate(config.memory_mib, config.backing)?;
+        if let Some(image) = &kernel {
+            // Bad images are told of now, although the kernel is only loaded when the guest is first run:
+            // the memory of a standby must stay as it is, zero.
+            boot::check_kernel(image, low_ram_end(memory.ram()))?;
+        }
+        let vm = create_vm(&system)?;
+        memory.attach(&vm, false)?;
+        let events = Arc::new(Events::default());
+        let mut builder = Self {
+            gate: Arc::new(Gate::new(config.gate)),
+            kernel,
+            vcpus: config.vcpus,
+            cmdline: config.cmdline,
+            system,
+            vm: Arc::new(vm),
+            memory,
+            events,
+            ports: Bus::new(),
+            mmio: Bus::new(),
+            virtio_slots: 0,
+            devices: Vec::new(),
+            networks: Vec::new(),
+            console_input: None,
+        };
+        builder.attach_reset_port()?;
+        builder.console_input = Some(builder.attach_console(config.console)?);
+        builder.networks = builder.attach_networks(config.net)?;
+        if config.rng {
+            builder.attach_rng()?;
+        }
+        Ok(builder)
+    }
+
+    /// The machine's output gate, for devices to be attached.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Guest memory, for devices to be attached.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Attaches a device. The order of attaching is the order of saving.
+    ///
+    /// # Errors
+    /// If its name, addresses or interrupt are taken.
+    pub fn attach<D: Device + 'static>(
+        &mut self,
+        attachment: Attachment<D>,
+    ) -> Result<(), MachineFault> {
+        let mut wiring = Wiring {
+            vm: &self.vm,
+            ports: std::mem::take(&mut self.ports),
+            mmio: std::mem::take(&mut self.mmio),
+            virtio_slots: self.virtio_slots,
+        };
+        let attached = wiring.attach(attachment);
+        self.virtio_slots = wiring.virtio_slots;
+        self.ports = wiring.ports;
+        self.mmio = wiring.mmio;
+        let attached = attached?;
+        if self.devices.iter().any(|other| other.name == attached.name) {
+            return Err(ConfigError::SameName(attached.name).into());
+        }
+        self.devices.push(attached);
+        Ok(())
+    }
+
+    /// Creates the vCPUs and starts all threads; the guest does not run yet.
+    ///
+    /// # Errors
+    /// If the host cannot.
+    pub fn build(mut self) -> Result<Machine, MachineFault> {
+        let cmdline = self.cmdline()?;
+        let counter = guest_counter(&self.system)?;
+        let supported = self.system.supported_cpuid()?;
+        let handles = self.create_vcpus(&supported, counter)?;
+        let msrs = MsrList::probe(&handles[0], &self.system.msr_indices()?)?;
+        let fingerprint = self.fingerprint(&supported, counter, &msrs);
+        let slot_pages = self
+            .memory
+            .layout()
+            .regions()
+            .iter()
+            .map(|region| region.pages)
+            .collect();
+        let log = KvmDirtyLog::new(self.vm.clone(), slot_pages, self.system.capabilities())?;
+        let tracker = DirtyTracker::new(
+            Box::new(log),
+            self.memory.ram().clone(),
+            self.memory.layout().clone(),
+        );
+        let event_loop =
+            EventLoop::spawn(&mut self.devices, self.events.clone()).map_err(super::AttachError::EventThread)?;
+        let buses = Buses {
+            ports: Arc::new(self.ports),
+            mmio: Arc::new(self.mmio),
+            ended: self.events.ended.clone(),
+        };
+        let on_end = teller(self.events.clone());
+        let vcpus = handles
+            .into_iter()
+            .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
+            .collect::<Result<_, _>>()?;
+        Ok(Machine {
+            vcpus,
+            event_loop,
+            devices: self.devices,
+            tracker,
+            memory: self.memory,
+            vm: self.vm,
+            msrs,
+            counter,
+            gate: self.gate,
+            events: self.events,
+            fingerprint,
+            networks: self.networks,
+            console_input: self.console_input,
+            kernel: self.kernel,
+            cmdline,
+            phase: Phase::Built,
+        })
+    }
+
+    fn cmdline(&self) -> Result<Cmdline, MachineFault> {
+        let devices = self.devices.iter().filter_map(Attached::cmdline);
+        let words = std::iter::once(self.cmdline.clone())
+            .chain(devices)
+            .chain([format!("nr_cpus={}", self.vcpus)]);
+        Ok(Cmdline::new(words)?)
+    }
+
+    fn create_vcpus(
+        &self,
+        supported: &kvm_bindings::CpuId,
+        counter: Counter,
+    ) -> Result<Vec<Arc<VcpuHandle>>, MachineFault> {
+        let mut handles = Vec::new();
+        for id in 0..self.vcpus {
+            let handle = VcpuHandle::new(&self.vm, id, self.memory.ram().clone())?;
+            configure_cpuid(&self.system, supported, &handle, self.vcpus)?;
+            if counter == Counter::Host {
+                use_host_counter(&handle)?;
+            }
+            handles.push(handle);
+        }
+        Ok(handles)
+    }
+
+    /// What must be equal on both hosts.
+    fn fingerprint(
+        &self,
+        supported: &kvm_bindings::CpuId,
+        counter: Counter,
+        msrs: &MsrList,
+    ) -> Fingerprint {
+        let mut print = Fingerprint::new();
+        for (number, region) in self.memory.layout().regions().iter().enumerate() {
+            print.set(
+                format!("memory.{number}"),
+                format_args!("{:#x}+{:#x} pages", region.first.0, region.pages),
+            );
+        }
+        print.set("vcpus", self.vcpus);
+        for (number, device) in self.devices.iter().enumerate() {
+            let name = &device.name;
+            print.set(format!("device.{name}.number"), number);
+            print.set(
+                format!("device.{name}.place"),
+                format_args!("{:#x}, interrupt {}", device.base, device.gsi),
+            );
+            for (key, value) in &device.description {
+                print.set(format!("device.{name}.{key}"), value);
+            }
+        }
+        print.set("cpu.tsc", counter.as_str());
+        describe_cpuid(&self.system, supported, self.vcpus, &mut print);
+        print.set("cpu.msrs", format_args!("{:x}", digest(msrs.indices())));
+        print
+    }
+}
+
+/// A number that differs when the lists differ; for comparing, not for security. (FNV-1a, 64 bits.)
+fn digest(indices: impl Iterator<Item = u32>) -> u64 {
+    indices
+        .flat_map(u32::to_le_bytes)
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
+}
+
+fn read_kernel(kernel: &Kernel) -> Result<Vec<u8>, ConfigError> {
+    match kernel {
+        Kernel::Bytes(bytes) => Ok(bytes.clone()),
+        Kernel::Path(path) => std::fs::read(path).map_err(|source| ConfigError::KernelFile {
+            path: path.clone(),
+            source,
+        }),
+    }
+}
+
+fn create_vm(system: &System) -> Result<VmFd, KvmError> {
+    let vm = system.create_vm()?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .map_err(KvmError::call("place the identity map"))?;
+    vm.set_tss_address(TSS_ADDRESS)
+        .map_err(KvmError::call("place the task state segment"))?;
+    vm.create_irq_chip()
+        .map_err(KvmError::call("create interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit)
+        .map_err(KvmError::call("create a timer"))?;
+    Ok(vm)
+}
+
+/// Turns the end of a vCPU into an event.
+fn teller(events: Arc<Events>) -> OnEnd {
+    Arc::new(move |vcpu, ending| match ending {
+        Ending::Device => {}
+        Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),
+        Ending::Failed { what } => events.tell(&MachineEvent::VcpuFailed { vcpu, what }),
+    })
+}

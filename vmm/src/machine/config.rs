@@ -1,0 +1,116 @@
+//! What a machine is to be like. Plain data; checked when the machine is built.
+
+use std::path::PathBuf;
+
+use crate::memory::Backing;
+use crate::devices::virtio::net::backend::{Backend, BackendError};
+use crate::output::{ConsoleSink, GateLimits};
+
+/// Most vCPUs of a machine.
+pub const VCPUS_MAX: u8 = 16;
+
+/// What a machine is to be like.
+pub struct MachineConfig {
+    /// vCPUs, 1 to [`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// Guest RAM in MiB.
+    pub memory_mib: u64,
+    /// What RAM is made of.
+    pub backing: Backing,
+    /// What to boot. A standby machine needs nothing: it gets its memory from the primary.
+    pub kernel: Option<Kernel>,
+    /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
+    pub cmdline: String,
+    /// Network devices, in the guest's order.
+    pub net: Vec<NetConfig>,
+    /// Whether the guest gets a source of random numbers.
+    pub rng: bool,
+    /// Where the guest's serial console goes; nowhere if `None`.
+    pub console: Option<Box<dyn ConsoleSink>>,
+    /// Limits of the output gate.
+    pub gate: GateLimits,
+}
+
+/// A network device.
+pub struct NetConfig {
+    /// Its name, equal on both hosts.
+    pub id: String,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// What it is connected to on this host.
+    pub backend: NetBackend,
+}
+
+/// What a network device is connected to.
+pub enum NetBackend {
+    /// A tap interface, by name.
+    Tap(String),
+    /// A listening Unix socket of a network process (passt, QEMU).
+    Socket(PathBuf),
+    /// Something that is open already.
+    Open(Backend),
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self {
+            vcpus: 1,
+            memory_mib: 256,
+            backing: Backing::default(),
+            kernel: None,
+            cmdline: String::new(),
+            net: Vec::new(),
+            rng: true,
+            console: None,
+            gate: GateLimits::default(),
+        }
+    }
+}
+
+/// A kernel image.
+#[derive(Debug, Clone)]
+pub enum Kernel {
+    /// Its bytes.
+    Bytes(Vec<u8>),
+    /// A file with it.
+    Path(PathBuf),
+}
+
+/// Why a configuration makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Wrong number of vCPUs.
+    #[error("{vcpus} vCPUs are asked for; a machine here can have 1 to {max}")]
+    Vcpus {
+        /// What was asked for.
+        vcpus: u8,
+        /// The most.
+        max: usize,
+    },
+    /// The kernel image cannot be read.
+    #[error("cannot read the kernel image {}", path.display())]
+    KernelFile {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is nothing to boot.
+    #[error(
+        "there is nothing to run: no kernel image is configured, and no state has been restored"
+    )]
+    NoKernel,
+    /// A network backend cannot be opened.
+    #[error("network device {device}")]
+    NetBackend {
+        /// The device's name.
+        device: String,
+        /// Why.
+        #[source]
+        source: BackendError,
+    },
+    /// Two devices have one name.
+    #[error("two devices are called {0}")]
+    SameName(String),
+}

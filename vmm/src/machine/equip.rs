@@ -1,0 +1,165 @@
+//! The devices that a configuration asks for, made and attached.
+//!
+//! Their order is fixed: reset port, console, network devices as configured, random numbers. It decides
+//! addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
+//! they do not. What must not be done here: anything a device could do itself.
+
+use std::sync::{Arc, Mutex};
+
+use super::attach::{AttachError, Attachment, Health, Place};
+use super::builder::MachineBuilder;
+use super::config::{ConfigError, NetBackend, NetConfig};
+use super::{MachineFault, Networks};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::NetDevice;
+use crate::devices::virtio::net::backend::{Backend, socket, tap};
+use crate::devices::virtio::rng::RngDevice;
+use crate::devices::{Irq, ResetDevice, SerialDevice, SerialInput, i8042, lock, serial};
+use crate::output::{ConsoleSink, DiscardSink};
+
+const SERIAL_BASE: u16 = 0x3f8;
+const SERIAL_GSI: u32 = 4;
+const SERIAL_NAME: &str = "console0";
+const RNG_NAME: &str = "rng0";
+/// The keyboard controller's interrupt on a PC; nobody raises it here.
+const RESET_GSI: u32 = 1;
+
+/// Why a device cannot be made.
+type Made<T> = Result<T, MachineFault>;
+
+impl MachineBuilder {
+    pub(super) fn attach_reset_port(&mut self) -> Made<()> {
+        let events = self.events.clone();
+        let device = ResetDevice::new(Box::new(move || events.guest_reset()));
+        self.attach(Attachment {
+            device: Arc::new(Mutex::new(device)),
+            place: Place::Ports {
+                base: i8042::COMMAND_PORT as u16,
+                count: i8042::PORTS as u16,
+                gsi: RESET_GSI,
+            },
+            irq: Irq::new().map_err(create("the reset port"))?,
+            doorbells: Vec::new(),
+            description: describe("reset port", None, &[]),
+            health: None,
+        })
+    }
+
+    /// Attaches the serial console and returns where its input comes in.
+    pub(super) fn attach_console(
+        &mut self,
+        sink: Option<Box<dyn ConsoleSink>>,
+    ) -> Made<SerialInput> {
+        let sink = sink.unwrap_or_else(|| Box::new(DiscardSink));
+        let port = self
+            .gate()
+            .add_console(sink)
+            .map_err(create(SERIAL_NAME))?;
+        let irq = Irq::new().map_err(create(SERIAL_NAME))?;
+        let device =
+            SerialDevice::new(SERIAL_NAME, port, irq.clone()).map_err(create(SERIAL_NAME))?;
+        let input = device.input();
+        self.attach(Attachment {
+            device: Arc::new(Mutex::new(device)),
+            place: Place::Ports {
+                base: SERIAL_BASE,
+                count: serial::PORTS as u16,
+                gsi: SERIAL_GSI,
+            },
+            irq,
+            doorbells: Vec::new(),
+            description: describe("serial", None, &[]),
+            health: None,
+        })?;
+        Ok(input)
+    }
+
+    pub(super) fn attach_networks(&mut self, configs: Vec<NetConfig>) -> Made<Networks> {
+        configs
+            .into_iter()
+            .map(|config| self.attach_network(config))
+            .collect()
+    }
+
+    fn attach_network(
+        &mut self,
+        config: NetConfig,
+    ) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
+        let name = config.id;
+        let Backend { source, sink } = match config.backend {
+            NetBackend::Tap(interface) => tap::open(&interface),
+            NetBackend::Socket(path) => socket::connect(&path),
+            NetBackend::Open(backend) => Ok(backend),
+        }
+        .map_err(|source| ConfigError::NetBackend {
+            device: name.clone(),
+            source,
+        })?;
+        let port = self.gate().add_network(sink).map_err(create(&name))?;
+        let mac = config
+            .mac
+            .map(|byte| format!("{byte:02x}"))
+            .join(":");
+        let device = NetDevice::new(name, config.mac, source, port);
+        let device = self.attach_virtio(device, "virtio-net", &[("mac", mac)], |device| {
+            Some(Box::new(move || {
+                (!lock(&device).device().backend_is_up())
+                    .then(|| "its network backend failed; the guest's link is down".to_owned())
+            }))
+        })?;
+        Ok(device)
+    }
+
+    pub(super) fn attach_rng(&mut self) -> Made<()> {
+        self.attach_virtio(RngDevice::new(RNG_NAME), "virtio-rng", &[], |_| None)?;
+        Ok(())
+    }
+
+    fn attach_virtio<D: VirtioDevice + 'static>(
+        &mut self,
+        device: D,
+        kind: &str,
+        more: &[(&str, String)],
+        health: impl FnOnce(Arc<Mutex<MmioTransport<D>>>) -> Option<Health>,
+    ) -> Made<Arc<Mutex<MmioTransport<D>>>> {
+        let name = device.name().to_owned();
+        let irq = Irq::new().map_err(create(&name))?;
+        let description = describe(kind, Some(device.features()), more);
+        let ram = self.memory().ram().clone();
+        let transport = MmioTransport::new(device, ram, irq.clone()).map_err(create(&name))?;
+        let doorbells = transport
+            .queue_events()
+            .iter()
+            .map(vmm_sys_util::eventfd::EventFd::try_clone)
+            .collect::<Result<_, _>>()
+            .map_err(create(&name))?;
+        let device = Arc::new(Mutex::new(transport));
+        self.attach(Attachment {
+            device: device.clone(),
+            place: Place::VirtioMmio,
+            irq,
+            doorbells,
+            description,
+            health: health(device.clone()),
+        })?;
+        Ok(device)
+    }
+}
+
+fn create(device: &str) -> impl FnOnce(std::io::Error) -> MachineFault {
+    let device = device.to_owned();
+    move |source| AttachError::Create { device, source }.into()
+}
+
+fn describe(kind: &str, features: Option<u64>, more: &[(&str, String)]) -> Vec<(String, String)> {
+    let mut description = vec![("type".to_owned(), kind.to_owned())];
+    if let Some(features) = features {
+        description.push(("features".into(), format!("{features:#x}")));
+    }
+    description.extend(
+        more.iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone())),
+    );
+    description
+}

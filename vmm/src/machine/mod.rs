@@ -1,0 +1,305 @@
+//! The machine: memory, vCPUs, devices and KVM put together, and what replication asks of it.
+//!
+//! ```text
+//!  built ──run──► running ◄──► paused ──stay_stopped──► stopped
+//!    │               ▲                                    ▲
+//!    └─restore─► restored                       stop ─────┘
+//! ```
+//!
+//! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them, `pause`
+//! the guard (R7), `state` what is saved and in which order. Locks are taken in this order: the event
+//! thread's gate, the devices in configuration order, vCPU descriptors. Nobody else holds two of them.
+//!
+//! What must not be done here: emulate anything, or decide when to checkpoint.
+
+mod attach;
+mod builder;
+mod config;
+mod equip;
+mod event_loop;
+mod events;
+mod pause;
+mod port;
+mod state;
+
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::VmFd;
+use understudy_replication::Fingerprint;
+
+use crate::boot::{self, BootError, Cmdline};
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::NetDevice;
+use crate::devices::{SerialInput, Snapshot};
+use crate::dirty::{DirtyError, DirtyTracker};
+use crate::kvm::KvmError;
+use crate::memory::{Memory, MemoryError};
+use crate::output::Gate;
+use crate::vcpu::{Counter, MsrList, VcpuError, VcpuThread};
+
+pub use attach::{AttachError, Attachment, Health, Place};
+pub use builder::MachineBuilder;
+pub use config::{ConfigError, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX};
+pub use events::MachineEvent;
+pub use pause::Paused;
+pub use state::{MachineState, StateError};
+
+use attach::Attached;
+use event_loop::EventLoop;
+use events::Events;
+
+/// What can go wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineFault {
+    /// The configuration makes no sense.
+    #[error("the machine's configuration")]
+    Config(#[from] ConfigError),
+    /// KVM refuses.
+    #[error("KVM")]
+    Kvm(#[from] KvmError),
+    /// There is no memory.
+    #[error("guest memory")]
+    Memory(#[from] MemoryError),
+    /// The guest cannot be booted.
+    #[error("booting the guest")]
+    Boot(#[from] BootError),
+    /// A vCPU fails.
+    #[error("vCPUs")]
+    Vcpu(#[from] VcpuError),
+    /// Dirty pages cannot be tracked.
+    #[error("tracking dirty pages")]
+    Dirty(#[from] DirtyError),
+    /// A device cannot be attached.
+    #[error("attaching devices")]
+    Attach(#[from] AttachError),
+    /// State cannot be saved or restored.
+    #[error("the machine's state")]
+    State(#[from] StateError),
+    /// The machine is not in the phase for that.
+    #[error("a machine that {is} cannot {cannot}")]
+    Phase {
+        /// What it is.
+        is: &'static str,
+        /// What it was asked to do.
+        cannot: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Built,
+    Restored,
+    Running,
+    Stopped,
+    /// A restore failed half-way.
+    Broken,
+}
+
+impl Phase {
+    fn cannot(self, cannot: &'static str) -> MachineFault {
+        MachineFault::Phase {
+            is: match self {
+                Self::Built => "has never run",
+                Self::Restored => "has been restored but does not run yet",
+                Self::Running => "is running",
+                Self::Stopped => "is stopped for good",
+                Self::Broken => "was restored only in part",
+            },
+            cannot,
+        }
+    }
+}
+
+/// A machine's network devices, in configuration order.
+pub type Networks = Vec<Arc<Mutex<MmioTransport<NetDevice>>>>;
+
+/// A virtual machine. Built by [`MachineBuilder`]; replication handles it through
+/// [`understudy_replication::ports::Machine`].
+pub struct Machine {
+    // vCPU threads end first when a machine is dropped, then the event thread, then what they used.
+    vcpus: Vec<VcpuThread>,
+    event_loop: EventLoop,
+    devices: Vec<Attached>,
+    tracker: DirtyTracker,
+    memory: Memory,
+    vm: Arc<VmFd>,
+    msrs: MsrList,
+    counter: Counter,
+    gate: Arc<Gate>,
+    events: Arc<Events>,
+    fingerprint: Fingerprint,
+    networks: Networks,
+    console_input: Option<SerialInput>,
+    kernel: Option<Vec<u8>>,
+    cmdline: Cmdline,
+    phase: Phase,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes, ready to be run or restored.
+    ///
+    /// # Errors
+    /// If the configuration makes no sense or the host cannot.
+    pub fn build(config: MachineConfig) -> Result<Self, MachineFault> {
+        MachineBuilder::new(config)?.build()
+    }
+
+    /// Events of the machine from now on: what the guest does to itself, and what fails. Each call gives a
+    /// further receiver.
+    #[must_use]
+    pub fn events(&self) -> Receiver<MachineEvent> {
+        self.events.subscribe()
+    }
+
+    /// The machine's output gate.
+    #[must_use]
+    pub fn output_gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// The machine's network devices, for their counters.
+    #[must_use]
+    pub fn networks(&self) -> &Networks {
+        &self.networks
+    }
+
+    /// Where input for the guest's console comes in.
+    #[must_use]
+    pub fn console_input(&self) -> Option<&SerialInput> {
+        self.console_input.as_ref()
+    }
+
+    /// The guest's command line, devices included.
+    #[must_use]
+    pub fn cmdline(&self) -> &str {
+        self.cmdline.as_str()
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn guest_memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Runs the guest: boots it, or lets a restored one go on.
+    ///
+    /// # Errors
+    /// If there is nothing to run, or the machine is not in the phase for it.
+    pub fn start(&mut self) -> Result<(), MachineFault> {
+        match self.phase {
+            Phase::Built => self.boot()?,
+            Phase::Restored => {}
+            phase => return Err(phase.cannot("be run")),
+        }
+        // Devices before vCPUs: they look at queues that were left to them and raise interrupts that got
+        // lost on the way (see `Device::start`), as if time had not passed.
+        for attached in &self.devices {
+            crate::devices::lock(&attached.device).start();
+        }
+        self.phase = Phase::Running;
+        self.vcpus.iter().for_each(VcpuThread::resume);
+        Ok(())
+    }
+
+    fn boot(&mut self) -> Result<(), MachineFault> {
+        let Some(kernel) = self.kernel.take() else {
+            return Err(ConfigError::NoKernel.into());
+        };
+        let ram = self.memory.ram();
+        let entry = boot::load_kernel(ram, &kernel)?;
+        boot::write_tables(ram)?;
+        boot::write_boot_params(ram, &self.cmdline)?;
+        let fd = self.vcpus[0].handle().lock();
+        let reset = fd
+            .get_sregs()
+            .map_err(KvmError::call("read vCPU 0's registers"))?;
+        fd.set_sregs(&boot::initial_sregs(reset))
+            .map_err(KvmError::call("set vCPU 0's system registers"))?;
+        fd.set_regs(&boot::initial_regs(entry))
+            .map_err(KvmError::call("set vCPU 0's registers"))?;
+        Ok(())
+    }
+
+    /// Pauses the guest; it runs on when the guard is dropped.
+    ///
+    /// # Errors
+    /// If it does not run, has ended, or a vCPU does not stop. It then runs on, as far as it did.
+    pub fn pause_guest(&mut self) -> Result<Paused<'_>, MachineFault> {
+        if self.phase != Phase::Running {
+            return Err(self.phase.cannot("be paused"));
+        }
+        Ok(Paused::new(self)?)
+    }
+
+    /// Starts to track dirty pages.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn track(&mut self) -> Result<(), MachineFault> {
+        self.memory.attach(&self.vm, true)?;
+        if let Err(error) = self.tracker.start() {
+            self.memory.attach(&self.vm, false)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Stops to track dirty pages.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn untrack(&mut self) -> Result<(), MachineFault> {
+        self.tracker.stop();
+        Ok(self.memory.attach(&self.vm, false)?)
+    }
+
+    /// Loads a saved state.
+    ///
+    /// # Errors
+    /// If it is malformed or another machine's, or if this machine has run already.
+    pub fn load(&mut self, bytes: &[u8]) -> Result<(), MachineFault> {
+        if self.phase != Phase::Built {
+            return Err(self.phase.cannot("be restored"));
+        }
+        let state = MachineState::decode(bytes)?;
+        self.phase = Phase::Broken;
+        state.restore(self)?;
+        self.phase = Phase::Restored;
+        self.kernel = None;
+        Ok(())
+    }
+
+    /// Tells the network where the guest is now.
+    fn announce_address(&self) {
+        for network in &self.networks {
+            let network = crate::devices::lock(network);
+            if let Err(error) = network.device().announce() {
+                // Nothing is lost for good: the guest's own frames tell its address too, later.
+                tracing::warn!(
+                    "{} could not announce its address: {error}",
+                    network.name()
+                );
+            }
+        }
+    }
+
+    /// Stops the guest for good. Does nothing if it is stopped already.
+    pub fn shut_down(&mut self) {
+        self.vcpus.iter_mut().for_each(VcpuThread::stop);
+        self.event_loop.stop();
+        for attached in &self.devices {
+            crate::devices::lock(&attached.device).stop();
+        }
+        self.phase = Phase::Stopped;
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! The pause guard (R7): while it exists nothing runs and nothing writes guest memory; when it goes away,
+//! by whichever way, the guest runs on.
+//!
+//! What must not be done here: write guest memory.
+
+use std::sync::MutexGuard;
+
+use understudy_replication::PageSet;
+
+use super::state::{self, StateError};
+use super::{Machine, MachineFault, Phase};
+use crate::devices::{Device, lock};
+use crate::dirty::{DirtyError, DirtyTracker};
+use crate::kvm::VcpuHandle;
+use crate::vcpu::{MsrList, VcpuError, VcpuThread};
+
+/// A machine that stands still.
+pub struct Paused<'a> {
+    /// Emptied first when the guest resumes.
+    devices: Vec<MutexGuard<'a, dyn Device + 'static>>,
+    attached: &'a [super::attach::Attached],
+    /// Released after the devices: while it is held, the event thread cannot meet a device that a panic
+    /// of the holder has poisoned.
+    _events: MutexGuard<'a, ()>,
+    vcpus: Resume<'a>,
+    tracker: &'a mut DirtyTracker,
+    vm: &'a kvm_ioctls::VmFd,
+    msrs: &'a MsrList,
+    phase: &'a mut Phase,
+}
+
+/// Lets vCPUs run on when it is dropped. It is dropped after all other fields it must come after.
+struct Resume<'a> {
+    vcpus: &'a [VcpuThread],
+    stay: bool,
+}
+
+impl Drop for Resume<'_> {
+    fn drop(&mut self) {
+        if !self.stay {
+            self.vcpus.iter().for_each(VcpuThread::resume);
+        }
+    }
+}
+
+impl<'a> Paused<'a> {
+    pub(super) fn new(machine: &'a mut Machine) -> Result<Self, VcpuError> {
+        let Machine {
+            vcpus,
+            event_loop,
+            devices: attached,
+            tracker,
+            vm,
+            msrs,
+            phase,
+            ..
+        } = machine;
+        // From here on every way out resumes, errors included.
+        let vcpus = Resume { vcpus, stay: false };
+        // All are asked before any is waited for: they leave the guest side by side.
+        for vcpu in vcpus.vcpus {
+            vcpu.request_park()?;
+        }
+        for vcpu in vcpus.vcpus {
+            vcpu.wait_parked()?;
+        }
+        // vCPUs first, then devices: a vCPU may hold a device while it finishes an access, and needs no
+        // more than that to come to a stop. A device at work is waited for, which completes what it has in
+        // flight.
+        let events = event_loop.hold();
+        let devices = attached
+            .iter()
+            .map(|attached| lock(&attached.device))
+            .collect();
+        Ok(Self {
+            devices,
+            attached,
+            _events: events,
+            vcpus,
+            tracker,
+            vm,
+            msrs,
+            phase,
+        })
+    }
+
+    /// Adds the pages dirtied since the last harvest to `into` and forgets them.
+    ///
+    /// # Errors
+    /// As [`DirtyTracker::harvest`].
+    pub fn harvest_pages(&mut self, into: &mut PageSet) -> Result<(), DirtyError> {
+        self.tracker.harvest(into)
+    }
+
+    /// Appends the whole state to `into`.
+    ///
+    /// # Errors
+    /// If some of it cannot be read.
+    pub fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), StateError> {
+        let devices = self.devices.iter().map(|device| device.save());
+        let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
+        state::save(devices, self.vm, vcpus, self.msrs, into)
+    }
+
+    /// Leaves the guest stopped when the guard is dropped.
+    pub fn stay(&mut self) {
+        self.vcpus.stay = true;
+        *self.phase = Phase::Stopped;
+    }
+
+    /// The vCPUs, all parked.
+    pub fn vcpu_handles(&self) -> impl Iterator<Item = &VcpuHandle> {
+        self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle())
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.devices.clear();
+        // If this is a panic unwinding, giving the locks back has marked the devices as spoilt. They are
+        // not: nothing was done to them but saving their state, which does not change it. The event
+        // thread is still held off and the vCPUs are still parked, so nobody has seen the mark.
+        if std::thread::panicking() {
+            for attached in self.attached {
+                attached.device.clear_poison();
+            }
+        }
+        // The fields go now: first the event thread's gate, then the vCPUs.
+    }
+}
+
+impl From<StateError> for understudy_replication::ports::MachineError {
+    fn from(error: StateError) -> Self {
+        Self::caused("cannot save the machine's state", error)
+    }
+}
+
+impl From<MachineFault> for understudy_replication::ports::MachineError {
+    fn from(fault: MachineFault) -> Self {
+        // The fault's own text names only the part of the machine.
+        let mut what = fault.to_string();
+        let mut cause = std::error::Error::source(&fault);
+        while let Some(error) = cause {
+            what = format!("{what}: {error}");
+            cause = error.source();
+        }
+        Self::new(what)
+    }
+}

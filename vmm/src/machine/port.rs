@@ -1,0 +1,70 @@
+//! The machine as replication sees it. Nothing is done here but calling what it calls otherwise.
+
+use std::sync::Arc;
+
+use understudy_replication::ports::{
+    Machine as MachinePort, MachineError, OutputGate, PageMemory, PausedMachine,
+};
+use understudy_replication::{Fingerprint, PageSet};
+
+use super::{Machine, MachineFault, Paused};
+
+impl MachinePort for Machine {
+    fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint.clone()
+    }
+
+    fn memory(&self) -> Arc<dyn PageMemory> {
+        self.memory.pages().clone()
+    }
+
+    fn gate(&self) -> Arc<dyn OutputGate> {
+        self.gate.clone()
+    }
+
+    fn start_tracking(&mut self) -> Result<(), MachineError> {
+        Ok(self.track()?)
+    }
+
+    fn stop_tracking(&mut self) -> Result<(), MachineError> {
+        Ok(self.untrack()?)
+    }
+
+    fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        Ok(self.tracker.harvest(into).map_err(MachineFault::from)?)
+    }
+
+    fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError> {
+        Ok(Box::new(self.pause_guest()?))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        Ok(self.load(state)?)
+    }
+
+    fn announce(&mut self) {
+        self.announce_address();
+    }
+
+    fn run(&mut self) -> Result<(), MachineError> {
+        Ok(self.start()?)
+    }
+
+    fn stop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl PausedMachine for Paused<'_> {
+    fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        Ok(self.harvest_pages(into).map_err(MachineFault::from)?)
+    }
+
+    fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError> {
+        Ok(self.save_state(into)?)
+    }
+
+    fn stay_stopped(&mut self) {
+        self.stay();
+    }
+}

@@ -1,0 +1,298 @@
+//! The machine's saved state: one versioned blob, and the orders of saving and restoring.
+//!
+//! Layout: the version, then a `postcard` encoding of [`MachineState`]. Bytes come from another host: they
+//! are checked before anything is touched, and left-over bytes, unknown or missing devices and another
+//! number of vCPUs are errors that name the thing. What must not be done here: guest memory.
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    kvm_pit_state2,
+};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+
+use super::Machine;
+use crate::devices::{DeviceError, DeviceState, lock};
+use crate::kvm::{KvmError, VcpuHandle};
+use crate::vcpu::{MsrList, VcpuError, VcpuState, exact};
+
+/// Version of the blob's layout.
+const VERSION: u16 = 1;
+
+/// The interrupt controllers of a PC, in the order in which they are saved.
+const IRQCHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
+
+/// Why a state cannot be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another program wrote it.
+    #[error("machine state has version {found}, this program knows version {VERSION}")]
+    Version {
+        /// The state's version.
+        found: u16,
+    },
+    /// It cannot be encoded or decoded.
+    #[error("machine state of {bytes} bytes is malformed")]
+    Malformed {
+        /// How long it is.
+        bytes: usize,
+        /// What the decoder says.
+        #[source]
+        source: postcard::Error,
+    },
+    /// It goes on after its end.
+    #[error("machine state of {bytes} bytes has {left_over} left over")]
+    LeftOver {
+        /// How long it is.
+        bytes: usize,
+        /// How many bytes are too many.
+        left_over: usize,
+    },
+    /// It has another number of vCPUs.
+    #[error("the state is that of a machine with {found} vCPUs, this one has {here}")]
+    Vcpus {
+        /// In the state.
+        found: usize,
+        /// In this machine.
+        here: usize,
+    },
+    /// It has a device that this machine has not.
+    #[error("the state has device {name}, this machine has not")]
+    UnknownDevice {
+        /// The device's name.
+        name: String,
+    },
+    /// It lacks a device that this machine has.
+    #[error("this machine has device {name}, the state has not")]
+    MissingDevice {
+        /// The device's name.
+        name: String,
+    },
+    /// It has a device twice.
+    #[error("the state has device {name} twice")]
+    DoubleDevice {
+        /// The device's name.
+        name: String,
+    },
+    /// A device's part cannot be saved or restored.
+    #[error("device state")]
+    Device(#[from] DeviceError),
+    /// A vCPU's part cannot be saved or restored.
+    #[error("vCPU state")]
+    Vcpu(#[from] VcpuError),
+    /// KVM refuses some of the VM's part.
+    #[error("interrupt controllers, timer and clock")]
+    Kvm(#[from] KvmError),
+}
+
+/// Everything but memory and disks.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    devices: Vec<DeviceState>,
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+}
+
+/// What belongs to the VM as a whole.
+#[derive(Debug, Serialize, Deserialize)]
+struct VmState {
+    #[serde(with = "exact")]
+    pic_master: kvm_irqchip,
+    #[serde(with = "exact")]
+    pic_slave: kvm_irqchip,
+    #[serde(with = "exact")]
+    ioapic: kvm_irqchip,
+    #[serde(with = "exact")]
+    pit: kvm_pit_state2,
+    /// Nanoseconds of kvmclock.
+    clock_ns: u64,
+}
+
+/// Saves a machine that stands still.
+///
+/// The order: devices, then the VM, then vCPUs. Devices raise interrupts into the VM's controllers, and
+/// those into the vCPUs' LAPICs; whatever moves on along that way while we look (work that the kernel
+/// does later, in threads of its own) is then seen downstream rather than lost upstream. An interrupt
+/// lost even so is raised again by its device after a restore. The clock is read with the VM, right
+/// before the vCPUs' counters, to which it belongs.
+pub(super) fn save<'a>(
+    devices: impl Iterator<Item = Result<DeviceState, DeviceError>>,
+    vm: &VmFd,
+    vcpus: impl Iterator<Item = &'a VcpuHandle>,
+    msrs: &MsrList,
+    into: &mut Vec<u8>,
+) -> Result<(), StateError> {
+    let state = MachineState {
+        devices: devices.collect::<Result<_, _>>()?,
+        vm: VmState::save(vm)?,
+        vcpus: vcpus
+            .map(|handle| VcpuState::save(handle, msrs))
+            .collect::<Result<_, _>>()?,
+    };
+    state.encode(into)
+}
+
+impl VmState {
+    fn save(vm: &VmFd) -> Result<Self, KvmError> {
+        let chip = |chip_id| {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..Default::default()
+            };
+            vm.get_irqchip(&mut chip)
+                .map_err(KvmError::call("read an interrupt controller"))?;
+            Ok::<_, KvmError>(chip)
+        };
+        Ok(Self {
+            pic_master: chip(IRQCHIPS[0])?,
+            pic_slave: chip(IRQCHIPS[1])?,
+            ioapic: chip(IRQCHIPS[2])?,
+            pit: vm
+                .get_pit2()
+                .map_err(KvmError::call("read the timer (KVM_GET_PIT2)"))?,
+            clock_ns: vm
+                .get_clock()
+                .map_err(KvmError::call("read the clock (KVM_GET_CLOCK)"))?
+                .clock,
+        })
+    }
+
+    fn restore_chips(&self, vm: &VmFd) -> Result<(), KvmError> {
+        for (chip, id) in [&self.pic_master, &self.pic_slave, &self.ioapic]
+            .into_iter()
+            .zip(IRQCHIPS)
+        {
+            // The number says which member of a union the rest is: it is ours to say.
+            let mut chip = *chip;
+            chip.chip_id = id;
+            vm.set_irqchip(&chip)
+                .map_err(KvmError::call(format!("write interrupt controller {id}")))?;
+        }
+        vm.set_pit2(&self.pit)
+            .map_err(KvmError::call("write the timer (KVM_SET_PIT2)"))
+    }
+
+    fn restore_clock(&self, vm: &VmFd) -> Result<(), KvmError> {
+        // No flags: the clock goes on from the checkpoint, not from the wall clock. The time in between
+        // did not happen for the guest.
+        let clock = kvm_clock_data {
+            clock: self.clock_ns,
+            ..Default::default()
+        };
+        vm.set_clock(&clock)
+            .map_err(KvmError::call("write the clock (KVM_SET_CLOCK)"))
+    }
+}
+
+impl MachineState {
+    pub(super) fn encode(&self, into: &mut Vec<u8>) -> Result<(), StateError> {
+        let start = into.len();
+        let bytes = postcard::to_extend(&(VERSION, self), std::mem::take(into));
+        match bytes {
+            Ok(bytes) => {
+                *into = bytes;
+                Ok(())
+            }
+            Err(source) => Err(StateError::Malformed {
+                bytes: start,
+                source,
+            }),
+        }
+    }
+
+    /// Makes the state of vCPU number `number` another's.
+    #[cfg(test)]
+    pub(super) fn set_vcpu_id(&mut self, number: usize, id: u8) {
+        self.vcpus[number].id = id;
+    }
+
+    /// Decodes a state and checks its shape.
+    ///
+    /// # Errors
+    /// If it is not exactly one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateError> {
+        let malformed = |source| StateError::Malformed {
+            bytes: bytes.len(),
+            source,
+        };
+        let (version, rest) = postcard::take_from_bytes::<u16>(bytes).map_err(malformed)?;
+        if version != VERSION {
+            return Err(StateError::Version { found: version });
+        }
+        let (state, rest) = postcard::take_from_bytes::<Self>(rest).map_err(malformed)?;
+        if !rest.is_empty() {
+            return Err(StateError::LeftOver {
+                bytes: bytes.len(),
+                left_over: rest.len(),
+            });
+        }
+        Ok(state)
+    }
+
+    /// Checks that the state is one of a machine like this.
+    fn check(&self, machine: &Machine) -> Result<(), StateError> {
+        if self.vcpus.len() != machine.vcpus.len() {
+            return Err(StateError::Vcpus {
+                found: self.vcpus.len(),
+                here: machine.vcpus.len(),
+            });
+        }
+        let shorten = |name: &str| name.chars().take(64).collect();
+        for (number, state) in self.devices.iter().enumerate() {
+            if !machine.devices.iter().any(|here| here.name == state.name) {
+                return Err(StateError::UnknownDevice {
+                    name: shorten(&state.name),
+                });
+            }
+            if self.devices[..number]
+                .iter()
+                .any(|other| other.name == state.name)
+            {
+                return Err(StateError::DoubleDevice {
+                    name: shorten(&state.name),
+                });
+            }
+        }
+        for here in &machine.devices {
+            if !self.devices.iter().any(|state| state.name == here.name) {
+                return Err(StateError::MissingDevice {
+                    name: here.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the state into a machine that has never run.
+    pub(super) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
+        self.check(machine)?;
+        // Devices first: they can still refuse, and they touch neither memory nor interrupts until they
+        // are started.
+        for here in &machine.devices {
+            for state in self.devices.iter().filter(|state| state.name == here.name) {
+                lock(&here.device).restore(state)?;
+            }
+        }
+        // The VM's interrupt controllers before the vCPUs: writing them passes pending interrupts on to the
+        // LAPICs at once. Those are in the saved LAPICs already; written second, these are exact again.
+        self.vm.restore_chips(&machine.vm)?;
+        for (vcpu, state) in machine.vcpus.iter().zip(&self.vcpus) {
+            state.restore(vcpu.handle(), machine.counter)?;
+        }
+        // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
+        // counts it.
+        self.vm.restore_clock(&machine.vm)?;
+        for vcpu in &machine.vcpus {
+            // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,
+            // and then not needed.
+            if let Err(error) = vcpu.handle().lock().kvmclock_ctrl() {
+                tracing::debug!("vCPU {} has no kvmclock: {error}", vcpu.handle().id());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! Where guest RAM lies, and whether the host has as much.
+//!
+//! RAM starts at 0, leaves out the hole for devices between 3 and 4 GiB, and goes on behind it. What
+//! must not be done here: allocate.
+
+use vm_memory::GuestAddress;
+
+use super::MemoryError;
+
+/// Where the hole for devices begins: 3 GiB.
+pub const MMIO_HOLE_START: u64 = 0xC000_0000;
+/// Where RAM goes on behind the hole: 4 GiB.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+
+/// Less is not enough for what is loaded at 1 MiB and the tables below it.
+const MIN_MIB: u64 = 2;
+/// 1 TiB; a bound for arithmetic and bitmaps, far beyond what checkpoints are good for.
+const MAX_MIB: u64 = 1 << 20;
+
+pub(super) fn check_size(mib: u64) -> Result<(), MemoryError> {
+    if (MIN_MIB..=MAX_MIB).contains(&mib) {
+        Ok(())
+    } else {
+        Err(MemoryError::Size {
+            mib,
+            min_mib: MIN_MIB,
+            max_mib: MAX_MIB,
+        })
+    }
+}
+
+/// The ranges of RAM of a guest with `mib` MiB: start and length in bytes, ascending.
+#[must_use]
+pub fn ranges(mib: u64) -> Vec<(GuestAddress, usize)> {
+    let bytes = mib << 20;
+    let low = bytes.min(MMIO_HOLE_START);
+    let mut ranges = vec![(GuestAddress(0), low as usize)];
+    if bytes > low {
+        ranges.push((GuestAddress(HIGH_RAM_START), (bytes - low) as usize));
+    }
+    ranges
+}
+
+/// MiB of memory that the host could still give out, if it says so.
+pub(super) fn available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    parse_available_mib(&text)
+}
+
+fn parse_available_mib(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_out_the_hole() {
+        assert_eq!(ranges(256), [(GuestAddress(0), 256 << 20)]);
+        assert_eq!(ranges(3072), [(GuestAddress(0), 3072 << 20)]);
+        assert_eq!(
+            ranges(4096),
+            [
+                (GuestAddress(0), 0xC000_0000),
+                (GuestAddress(0x1_0000_0000), 1 << 30)
+            ]
+        );
+    }
+
+    #[test]
+    fn available_memory_is_read_from_the_kernels_words() {
+        let text = "MemTotal:       24 kB\nMemAvailable:   2097152 kB\n";
+        assert_eq!(parse_available_mib(text), Some(2048));
+        assert_eq!(parse_available_mib("MemFree: 1 kB\n"), None);
+    }
+}

@@ -1,0 +1,209 @@
+//! Guest RAM (step ①): allocating it, handing it to KVM, and copying pages out of and into it.
+//!
+//! Devices write through `vm-memory`, whose bitmap notes what they write; [`GuestPages`] reads and
+//! writes whole pages for replication and notes nothing. What must not be done here: knowing what the
+//! bytes mean, or who is dirty.
+
+mod layout;
+mod pages;
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use understudy_replication::MemoryLayout;
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap,
+};
+
+use crate::kvm::{self, KvmError};
+
+pub use layout::{HIGH_RAM_START, MMIO_HOLE_START, ranges};
+pub use pages::GuestPages;
+
+/// Guest RAM as devices see it: cheap to clone, and every write through it is noted in a bitmap.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
+/// What guest RAM is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// Anonymous private memory.
+    #[default]
+    Anonymous,
+    /// A memory file, which other processes could be given.
+    Memfd,
+}
+
+/// Why there is no guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size makes no sense.
+    #[error("guest memory of {mib} MiB is outside what is supported: {min_mib} to {max_mib} MiB")]
+    Size {
+        /// What was asked for.
+        mib: u64,
+        /// The least.
+        min_mib: u64,
+        /// The most.
+        max_mib: u64,
+    },
+    /// The host has less than that free.
+    #[error(
+        "the guest needs {mib} MiB of memory but this host has only {available_mib} MiB available: \
+         give the guest less, or free memory"
+    )]
+    HostTooSmall {
+        /// What was asked for.
+        mib: u64,
+        /// What is there.
+        available_mib: u64,
+    },
+    /// The host refuses to map it.
+    #[error("cannot allocate {bytes:#x} bytes of guest memory at guest address {guest_address:#x}")]
+    Map {
+        /// Where in the guest.
+        guest_address: u64,
+        /// How much.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The regions do not fit together.
+    #[error("guest memory regions do not fit together")]
+    Regions(#[from] GuestRegionCollectionError),
+    /// KVM refuses the memory.
+    #[error("KVM does not take the guest's memory")]
+    Kvm(#[from] KvmError),
+}
+
+/// The RAM of one machine.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    ram: GuestRam,
+    pages: Arc<GuestPages>,
+}
+
+impl Memory {
+    /// Allocates `mib` MiB of RAM, zeroed. Pages are only taken from the host when they are touched.
+    ///
+    /// # Errors
+    /// If the host has not as much available, or refuses.
+    pub fn allocate(mib: u64, backing: Backing) -> Result<Self, MemoryError> {
+        layout::check_size(mib)?;
+        if let Some(available_mib) = layout::available_mib()
+            && available_mib < mib
+        {
+            return Err(MemoryError::HostTooSmall { mib, available_mib });
+        }
+        let mut regions = Vec::new();
+        for (guest_address, bytes) in ranges(mib) {
+            let at = guest_address.0;
+            let region = map(bytes, backing).map_err(|source| MemoryError::Map {
+                guest_address: at,
+                bytes,
+                source,
+            })?;
+            regions.push(GuestRegionMmap::new(region, guest_address).ok_or_else(|| {
+                MemoryError::Map {
+                    guest_address: at,
+                    bytes,
+                    source: io::Error::other(
+                        "the region wraps around the end of the address space",
+                    ),
+                }
+            })?);
+        }
+        let ram = GuestRam::from_regions(regions)?;
+        let pages = Arc::new(GuestPages::new(ram.clone()));
+        Ok(Self { ram, pages })
+    }
+
+    /// RAM as devices see it.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// RAM page by page, as replication sees it.
+    #[must_use]
+    pub fn pages(&self) -> &Arc<GuestPages> {
+        &self.pages
+    }
+
+    /// The regions of RAM. Region number and KVM slot number are the same.
+    #[must_use]
+    pub fn layout(&self) -> &MemoryLayout {
+        understudy_replication::ports::PageMemory::layout(&*self.pages)
+    }
+
+    /// Sets all regions as memory slots of `vm`, with or without KVM logging writes. Called again it
+    /// changes only the logging.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn attach(&self, vm: &VmFd, log_dirty_pages: bool) -> Result<(), KvmError> {
+        for slot in 0..self.ram.num_regions() {
+            self.attach_slot(vm, slot, log_dirty_pages)?;
+        }
+        Ok(())
+    }
+
+    fn attach_slot(&self, vm: &VmFd, slot: usize, log: bool) -> Result<(), KvmError> {
+        let Some(region) = self.ram.iter().nth(slot) else {
+            return Ok(());
+        };
+        // SAFETY: the region is mapped for `region.len()` bytes from `as_ptr`, and stays so while a vCPU
+        // can run, because each `VcpuHandle` holds a clone of `self.ram`. No Rust reference is made to
+        // guest memory anywhere: `vm-memory` and `GuestPages` copy through raw pointers.
+        unsafe {
+            kvm::set_memory_slot(
+                vm,
+                slot as u32,
+                region.start_addr().0,
+                region.len(),
+                region.as_ptr() as u64,
+                log,
+            )
+        }
+    }
+}
+
+fn map(bytes: usize, backing: Backing) -> io::Result<vm_memory::MmapRegion<AtomicBitmap>> {
+    let page = std::num::NonZeroUsize::new(understudy_replication::PAGE_BYTES)
+        .expect("a page is not empty");
+    let builder = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, page))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = match backing {
+        Backing::Anonymous => {
+            builder.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+        }
+        Backing::Memfd => {
+            let file = std::fs::File::from(rustix::fs::memfd_create(
+                "understudy-guest-ram",
+                rustix::fs::MemfdFlags::CLOEXEC,
+            )?);
+            file.set_len(bytes as u64)?;
+            builder
+                .with_file_offset(FileOffset::new(file, 0))
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        }
+    };
+    builder.build().map_err(io::Error::other)
+}
+
+/// The guest-physical address just behind the highest byte of RAM below the hole.
+#[must_use]
+pub fn low_ram_end(ram: &GuestRam) -> u64 {
+    ram.iter()
+        .filter(|region| region.start_addr() < GuestAddress(MMIO_HOLE_START))
+        .map(|region| region.start_addr().0 + region.len())
+        .max()
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

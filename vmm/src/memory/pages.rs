@@ -1,0 +1,128 @@
+//! Guest RAM page by page: how replication copies it out (step ③) and in (step ⑦).
+//!
+//! What must not be done here: note pages as dirty. A page written here came from the other side, or is
+//! about to be overwritten by it.
+
+use std::io;
+
+use understudy_replication::ids::Page;
+use understudy_replication::ports::{MachineError, PageMemory};
+use understudy_replication::{MemoryLayout, PAGE_BYTES, PageIndex, Region};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::GuestRam;
+
+/// Words of 8 bytes in a page.
+const PAGE_WORDS: usize = PAGE_BYTES / size_of::<u64>();
+
+/// [`PageMemory`] of a machine's RAM.
+#[derive(Debug)]
+pub struct GuestPages {
+    layout: MemoryLayout,
+    /// Host address of each region of `layout`, as numbers: they are only turned into pointers for a copy.
+    hosts: Vec<usize>,
+    /// Keeps the regions mapped.
+    ram: GuestRam,
+}
+
+impl GuestPages {
+    pub(super) fn new(ram: GuestRam) -> Self {
+        let layout = MemoryLayout::new(
+            ram.iter()
+                .map(|region| Region {
+                    first: PageIndex(region.start_addr().0 / PAGE_BYTES as u64),
+                    pages: region.len() / PAGE_BYTES as u64,
+                })
+                .collect(),
+        );
+        let hosts = ram.iter().map(|region| region.as_ptr() as usize).collect();
+        Self { layout, hosts, ram }
+    }
+
+    /// The host address of `page`, which is page-aligned and has [`PAGE_BYTES`] mapped bytes.
+    fn host(&self, page: PageIndex) -> Result<*mut u64, MachineError> {
+        let (region, offset) = self
+            .layout
+            .locate(page)
+            .ok_or_else(|| MachineError::new(format!("{page} is not guest RAM")))?;
+        Ok((self.hosts[region] + offset as usize * PAGE_BYTES) as *mut u64)
+    }
+}
+
+impl PageMemory for GuestPages {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
+        let from = self.host(page)?.cast_const();
+        let (words, _) = into.as_chunks_mut::<8>();
+        for (number, word) in words.iter_mut().enumerate() {
+            debug_assert!(number < PAGE_WORDS);
+            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
+            // mapped readable; `number` is below PAGE_WORDS because `into` is one page. The page is
+            // 8-byte aligned because mappings are page-aligned. The guest may write the word at the same
+            // time: it is a processor outside the Rust program, the read is volatile and no reference is
+            // made, so the worst that comes out is an old or a new value, which the trait allows.
+            *word = unsafe { from.add(number).read_volatile() }.to_ne_bytes();
+        }
+        Ok(())
+    }
+
+    fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
+        let into = self.host(page)?;
+        let (words, _) = from.as_chunks::<8>();
+        for (number, word) in words.iter().enumerate() {
+            debug_assert!(number < PAGE_WORDS);
+            // SAFETY: as in `read_page`, and the mapping is writable. No Rust reference to guest memory
+            // exists anywhere, so nothing that the compiler may rely on changes under it.
+            unsafe { into.add(number).write_volatile(u64::from_ne_bytes(*word)) };
+        }
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), MachineError> {
+        for region in self.ram.iter() {
+            clear_region(region).map_err(|error| {
+                MachineError::caused(
+                    format!(
+                        "cannot clear {:#x} bytes of guest memory at {:#x}",
+                        region.len(),
+                        region.start_addr().0
+                    ),
+                    error,
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives the region's pages back to the host; the next touch finds zeroes. The mapping stays, so KVM's
+/// memory slots stay valid (the kernel drops the guest's translations by itself).
+fn clear_region(
+    region: &vm_memory::GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>,
+) -> io::Result<()> {
+    if let Some(file) = region.file_offset() {
+        rustix::fs::fallocate(
+            file.file(),
+            rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
+            file.start(),
+            region.len(),
+        )?;
+        return Ok(());
+    }
+    // SAFETY: the range is exactly one mapping owned by `region`, borrowed here, anonymous and private:
+    // MADV_DONTNEED replaces its contents by zeroes and unmaps nothing. No Rust reference points into it.
+    let result = unsafe {
+        libc::madvise(
+            region.as_ptr().cast(),
+            region.len() as usize,
+            libc::MADV_DONTNEED,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+use proptest::prelude::*;
+use understudy_replication::ids::Page;
+use understudy_replication::ports::PageMemory;
+use understudy_replication::{PAGE_BYTES, PageIndex};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::*;
+
+fn dirty_pages(memory: &Memory) -> Vec<u64> {
+    let mut pages = Vec::new();
+    for region in memory.ram().iter() {
+        for page in 0..region.len() / PAGE_BYTES as u64 {
+            if region.bitmap().dirty_at(page as usize * PAGE_BYTES) {
+                pages.push(region.start_addr().0 / PAGE_BYTES as u64 + page);
+            }
+        }
+    }
+    pages
+}
+
+proptest! {
+    #[test]
+    fn pages_come_out_as_they_went_in(page in 0u64..512, seed: u8, memfd: bool) {
+        let backing = if memfd { Backing::Memfd } else { Backing::Anonymous };
+        let memory = Memory::allocate(2, backing).unwrap();
+        let mut content: Page = [0; PAGE_BYTES];
+        for (number, byte) in content.iter_mut().enumerate() {
+            *byte = seed.wrapping_add((number / 7) as u8);
+        }
+        memory.pages().write_page(PageIndex(page), &content).unwrap();
+        let mut back: Page = [1; PAGE_BYTES];
+        memory.pages().read_page(PageIndex(page), &mut back).unwrap();
+        prop_assert_eq!(back, content);
+        let mut seen = vec![0; PAGE_BYTES];
+        memory.ram().read_slice(&mut seen, GuestAddress(page * PAGE_BYTES as u64)).unwrap();
+        prop_assert_eq!(&seen[..], &content[..]);
+        prop_assert_eq!(dirty_pages(&memory), Vec::<u64>::new());
+        memory.pages().clear().unwrap();
+        memory.pages().read_page(PageIndex(page), &mut back).unwrap();
+        prop_assert_eq!(back, [0; PAGE_BYTES]);
+    }
+}
+
+#[test]
+fn a_page_outside_ram_is_refused_by_name() {
+    let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+    let mut page: Page = [0; PAGE_BYTES];
+    let error = memory
+        .pages()
+        .read_page(PageIndex(512), &mut page)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "page 0x200 is not guest RAM");
+    let error = memory
+        .pages()
+        .write_page(PageIndex(u64::MAX), &page)
+        .unwrap_err();
+    assert!(error.to_string().contains("is not guest RAM"));
+}
+
+#[test]
+fn device_writes_are_noted_page_by_page() {
+    let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+    memory
+        .ram()
+        .write_slice(&[1, 2], GuestAddress(0x2fff))
+        .unwrap();
+    assert_eq!(dirty_pages(&memory), [2, 3]);
+}
+
+#[test]
+fn more_than_the_host_has_is_refused_with_both_numbers() {
+    let error = Memory::allocate(1 << 20, Backing::Anonymous).unwrap_err();
+    assert!(
+        matches!(error, MemoryError::HostTooSmall { mib, available_mib } if mib == 1 << 20 && available_mib > 0),
+        "{error}"
+    );
+    for mib in [0, 1, (1 << 20) + 1, u64::MAX] {
+        let error = Memory::allocate(mib, Backing::Anonymous).unwrap_err();
+        assert!(matches!(error, MemoryError::Size { .. }), "{error}");
+    }
+}

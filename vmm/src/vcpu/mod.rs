@@ -1,0 +1,100 @@
+//! vCPUs: one thread each, stopped and resumed together, their whole state saved and restored.
+//!
+//! `thread` runs them, `state` is what they are made of, `cpuid` what they claim to be, `time` how their
+//! clocks go on elsewhere. What must not be done here: know devices (there are two buses), or decide when
+//! to pause.
+
+mod cpuid;
+pub(crate) mod exact;
+mod state;
+mod thread;
+mod time;
+
+use std::io;
+
+use crate::kvm::KvmError;
+
+pub use cpuid::{configure_cpuid, describe_cpuid};
+pub use state::{Msr, MsrList, VcpuState};
+pub use thread::{Buses, Ending, OnEnd, VcpuThread};
+pub use time::{Counter, guest_counter, use_host_counter};
+
+/// What can go wrong with a vCPU.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refused.
+    #[error("vCPU {vcpu}")]
+    Kvm {
+        /// Which.
+        vcpu: u8,
+        /// Why.
+        #[source]
+        source: KvmError,
+    },
+    /// The thread cannot be started.
+    #[error("cannot start the thread of vCPU {vcpu}")]
+    Spawn {
+        /// Which.
+        vcpu: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The signal that stops vCPUs cannot be set up or sent.
+    #[error("cannot signal the thread of vCPU {vcpu}")]
+    Signal {
+        /// Which.
+        vcpu: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The vCPU does not leave the guest.
+    #[error("vCPU {vcpu} did not stop within {waited_ms} ms")]
+    Stuck {
+        /// Which.
+        vcpu: u8,
+        /// How long was waited.
+        waited_ms: u128,
+    },
+    /// The vCPU is over: the guest has ended.
+    #[error("vCPU {vcpu} has ended and cannot go on")]
+    Ended {
+        /// Which.
+        vcpu: u8,
+    },
+    /// KVM reads or writes fewer MSRs than it was given.
+    #[error("vCPU {vcpu}: MSR {index:#x} cannot be {verb}")]
+    Msr {
+        /// Which.
+        vcpu: u8,
+        /// The first MSR that failed.
+        index: u32,
+        /// What was tried.
+        verb: &'static str,
+    },
+    /// A saved state has too many MSRs.
+    #[error("vCPU {vcpu}: the state has {count} MSRs, the limit is {limit}")]
+    TooManyMsrs {
+        /// Which.
+        vcpu: u8,
+        /// How many.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+    },
+    /// A saved state is another vCPU's.
+    #[error("the state of vCPU {found} was given to vCPU {vcpu}")]
+    WrongVcpu {
+        /// Which.
+        vcpu: u8,
+        /// Whose state it is.
+        found: u8,
+    },
+}
+
+impl VcpuError {
+    fn kvm(vcpu: u8) -> impl Fn(KvmError) -> Self {
+        move |source| Self::Kvm { vcpu, source }
+    }
+}

@@ -1,0 +1,254 @@
+//! The whole state of a vCPU, and the orders in which it is saved and restored.
+//!
+//! What must not be done here: run or stop the vCPU. The caller has stopped it.
+
+use kvm_bindings::{
+    KVM_MAX_MSR_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
+
+use super::time::{Counter, MSR_TSC};
+use super::{VcpuError, exact};
+use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
+
+/// One model-specific register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Msr {
+    /// Its number.
+    pub index: u32,
+    /// Its value.
+    pub data: u64,
+}
+
+/// Everything a vCPU is made of, but for its CPUID, which is configuration: the fingerprints of both
+/// hosts compare it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// Which vCPU.
+    pub id: u8,
+    /// Speed of its time-stamp counter; 0 if the host does not tell.
+    pub tsc_khz: u32,
+    #[serde(with = "exact")]
+    mp_state: kvm_mp_state,
+    #[serde(with = "exact")]
+    regs: kvm_regs,
+    #[serde(with = "exact")]
+    sregs: kvm_sregs,
+    #[serde(with = "exact")]
+    xsave: kvm_xsave,
+    #[serde(with = "exact")]
+    xcrs: kvm_xcrs,
+    #[serde(with = "exact")]
+    debugregs: kvm_debugregs,
+    #[serde(with = "exact")]
+    lapic: kvm_lapic_state,
+    msrs: Vec<Msr>,
+    #[serde(with = "exact")]
+    events: kvm_vcpu_events,
+}
+
+/// The MSRs that are saved: what KVM lists, without what this KVM then refuses to read or write. Found
+/// once, when the machine is built.
+#[derive(Debug, Clone)]
+pub struct MsrList {
+    template: Msrs,
+}
+
+/// Memory types; older kernels leave them out of their list.
+const MTRRS: [u32; 13] = [
+    0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x277,
+];
+
+impl MsrList {
+    /// Tries each of `indices` on a fresh vCPU.
+    ///
+    /// # Errors
+    /// If KVM has more MSRs than it takes in one call.
+    pub fn probe(handle: &VcpuHandle, indices: &[u32]) -> Result<Self, VcpuError> {
+        let fd = handle.lock();
+        let mut all: Vec<u32> = indices.iter().chain(&MTRRS).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|index| Self::works(&fd, *index));
+        let template = messages(
+            handle.id(),
+            all.iter().map(|index| Msr {
+                index: *index,
+                data: 0,
+            }),
+        )?;
+        Ok(Self { template })
+    }
+
+    fn works(fd: &VcpuFd, index: u32) -> bool {
+        let entry = kvm_msr_entry {
+            index,
+            ..Default::default()
+        };
+        let Ok(mut one) = Msrs::from_entries(&[entry]) else {
+            return false;
+        };
+        if !matches!(fd.get_msrs(&mut one), Ok(1)) {
+            return false;
+        }
+        // Writing the counter would move it; KVM can write it wherever it can read it.
+        index == MSR_TSC || matches!(fd.set_msrs(&one), Ok(1))
+    }
+
+    /// The MSRs, ascending.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.template.as_slice().iter().map(|entry| entry.index)
+    }
+}
+
+fn messages(vcpu: u8, msrs: impl ExactSizeIterator<Item = Msr>) -> Result<Msrs, VcpuError> {
+    let count = msrs.len();
+    let entries: Vec<kvm_msr_entry> = msrs
+        .map(|msr| kvm_msr_entry {
+            index: msr.index,
+            data: msr.data,
+            ..Default::default()
+        })
+        .collect();
+    Msrs::from_entries(&entries).map_err(|_| VcpuError::TooManyMsrs {
+        vcpu,
+        count,
+        limit: KVM_MAX_MSR_ENTRIES,
+    })
+}
+
+impl VcpuState {
+    /// Reads the state of a stopped vCPU.
+    ///
+    /// # Errors
+    /// If KVM refuses some of it.
+    pub fn save(handle: &VcpuHandle, list: &MsrList) -> Result<Self, VcpuError> {
+        let vcpu = handle.id();
+        let fd = handle.lock();
+        let call = |what: &'static str| {
+            move |error| VcpuError::kvm(vcpu)(KvmError::call(format!("read {what}"))(error))
+        };
+        // First: reading it lets KVM take in INIT and SIPI that have arrived, which changes registers.
+        let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
+        let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
+        let sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
+        let xsave = get_xsave(&fd).map_err(VcpuError::kvm(vcpu))?;
+        let xcrs = fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?;
+        let debugregs = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
+        // LAPIC and MSRs close together: the timer's remaining count and the counter belong together.
+        let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
+        let msrs = read_msrs(vcpu, &fd, list)?;
+        // Last: what is on its way into the vCPU depends on all of the above.
+        let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        Ok(Self {
+            id: vcpu,
+            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
+            mp_state,
+            regs,
+            sregs,
+            xsave,
+            xcrs,
+            debugregs,
+            lapic,
+            msrs,
+            events,
+        })
+    }
+
+    /// Writes the state into a vCPU that has never run, whose CPUID is set.
+    ///
+    /// # Errors
+    /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must then not be run.
+    pub fn restore(&self, handle: &VcpuHandle, counter: Counter) -> Result<(), VcpuError> {
+        let vcpu = handle.id();
+        if self.id != vcpu {
+            return Err(VcpuError::WrongVcpu {
+                vcpu,
+                found: self.id,
+            });
+        }
+        let fd = handle.lock();
+        let call = |what: &'static str| {
+            move |error| VcpuError::kvm(vcpu)(KvmError::call(format!("write {what}"))(error))
+        };
+        counter
+            .match_speed(&fd, self.tsc_khz)
+            .map_err(VcpuError::kvm(vcpu))?;
+        // Before the registers: it decides whether KVM takes the vCPU as one that waits for its SIPI,
+        // whose registers would be reset by it.
+        fd.set_mp_state(self.mp_state)
+            .map_err(call("KVM_SET_MP_STATE"))?;
+        fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
+        // Before the LAPIC, whose mode and address are in it (APIC base), and before the MSRs, some of
+        // which are checked against EFER and CR4.
+        fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
+        // XCR0 before the vector registers: those may only use what it switches on.
+        fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
+        set_xsave(&fd, &self.xsave).map_err(VcpuError::kvm(vcpu))?;
+        fd.set_debug_regs(&self.debugregs)
+            .map_err(call("KVM_SET_DEBUGREGS"))?;
+        // The counter before the LAPIC and the deadline, whose timers are armed relative to it; the LAPIC
+        // before the deadline, which KVM ignores unless the LAPIC's timer is in deadline mode.
+        let (first, last) = counter.split(&self.msrs);
+        write_msrs(vcpu, &fd, first)?;
+        fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
+        write_msrs(vcpu, &fd, last)?;
+        // Last: writing general or system registers drops exceptions and interrupts on their way in.
+        fd.set_vcpu_events(&self.events)
+            .map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// The value of an MSR, if it was saved.
+    #[must_use]
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        self.msrs
+            .iter()
+            .find(|msr| msr.index == index)
+            .map(|msr| msr.data)
+    }
+
+    /// The instruction pointer, for error texts and tests.
+    #[must_use]
+    pub fn instruction_pointer(&self) -> u64 {
+        self.regs.rip
+    }
+}
+
+fn read_msrs(vcpu: u8, fd: &VcpuFd, list: &MsrList) -> Result<Vec<Msr>, VcpuError> {
+    let mut msrs = list.template.clone();
+    let count = fd
+        .get_msrs(&mut msrs)
+        .map_err(|error| VcpuError::kvm(vcpu)(KvmError::call("read KVM_GET_MSRS")(error)))?;
+    if let Some(failed) = msrs.as_slice().get(count) {
+        return Err(VcpuError::Msr {
+            vcpu,
+            index: failed.index,
+            verb: "read",
+        });
+    }
+    Ok(msrs
+        .as_slice()
+        .iter()
+        .map(|entry| Msr {
+            index: entry.index,
+            data: entry.data,
+        })
+        .collect())
+}
+
+fn write_msrs(vcpu: u8, fd: &VcpuFd, msrs: Vec<Msr>) -> Result<(), VcpuError> {
+    let entries = messages(vcpu, msrs.into_iter())?;
+    let count = fd
+        .set_msrs(&entries)
+        .map_err(|error| VcpuError::kvm(vcpu)(KvmError::call("write KVM_SET_MSRS")(error)))?;
+    if let Some(failed) = entries.as_slice().get(count) {
+        return Err(VcpuError::Msr {
+            vcpu,
+            index: failed.index,
+            verb: "written",
+        });
+    }
+    Ok(())
+}

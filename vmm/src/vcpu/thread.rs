@@ -1,0 +1,387 @@
+//! The thread of a vCPU.
+//!
+//! ```text
+//!            run order                    exit byte + signal
+//!  parked ───────────────► running ──────────────────────────► parked
+//!    │                        │
+//!    │ stop order             │ the guest ends or fails
+//!    └──────────► ended ◄─────┘
+//! ```
+//!
+//! The descriptor's lock is held while running and free while parked, so that whoever paused the vCPU may
+//! read and write its state.
+//!
+//! Pending port or memory I/O: when `KVM_RUN` returns for an access, the instruction is only half done;
+//! its result is taken up by the *next* `KVM_RUN`. A state saved in between would lose it. So the thread
+//! never parks after an access: it parks only when `KVM_RUN` says `EINTR`, and with the exit byte set the
+//! next call does just that: completes what is pending (going on with further accesses of the same
+//! instruction, if it has some), does not enter the guest, and returns `EINTR`.
+//!
+//! What must not be done here: save state, or decide when to pause.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::VcpuError;
+use crate::devices::Bus;
+use crate::kvm::{VcpuHandle, internal_error_kind};
+
+/// How long a vCPU may take to leave the guest before it counts as stuck. Ordinary is 0.2 ms.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where accesses of the guest go.
+#[derive(Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Set by a device once the guest has asked to end.
+    pub ended: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// Why a vCPU ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// A device has ended the guest, on its request.
+    Device,
+    /// The vCPU asked to end the guest, or it faulted while handling faults (triple fault).
+    Shutdown {
+        /// In plain words.
+        what: String,
+    },
+    /// The vCPU cannot go on.
+    Failed {
+        /// In plain words.
+        what: String,
+    },
+}
+
+/// Who is told when a vCPU ends by itself.
+pub type OnEnd = Arc<dyn Fn(u8, Ending) + Send + Sync>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Park,
+    Run,
+    Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Parked,
+    Running,
+    Ended,
+}
+
+#[derive(Debug)]
+struct Control {
+    state: Mutex<(Order, Phase)>,
+    changed: Condvar,
+}
+
+impl Control {
+    fn lock(&self) -> MutexGuard<'_, (Order, Phase)> {
+        self.state
+            .lock()
+            .expect("no thread panics while it holds a vCPU's orders")
+    }
+}
+
+/// A vCPU's thread, as its machine holds it. Dropping it ends the thread.
+pub struct VcpuThread {
+    handle: Arc<VcpuHandle>,
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuThread {
+    /// Starts a thread, parked.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn spawn(handle: Arc<VcpuHandle>, buses: Buses, on_end: OnEnd) -> Result<Self, VcpuError> {
+        let vcpu = handle.id();
+        // The handler does nothing: being interrupted is all that is wanted. Registered again for each
+        // vCPU, which changes nothing.
+        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        register_signal_handler(SIGRTMIN(), nothing).map_err(|error| VcpuError::Signal {
+            vcpu,
+            source: error.into(),
+        })?;
+        let control = Arc::new(Control {
+            state: Mutex::new((Order::Park, Phase::Parked)),
+            changed: Condvar::new(),
+        });
+        let runner = Runner {
+            handle: handle.clone(),
+            control: control.clone(),
+            buses,
+            on_end,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{vcpu}"))
+            .spawn(move || runner.live())
+            .map_err(|source| VcpuError::Spawn { vcpu, source })?;
+        Ok(Self {
+            handle,
+            control,
+            thread: Some(thread),
+        })
+    }
+
+    /// The vCPU itself. Its descriptor can only be locked while the vCPU is parked or ended.
+    #[must_use]
+    pub fn handle(&self) -> &Arc<VcpuHandle> {
+        &self.handle
+    }
+
+    /// Lets the vCPU run.
+    pub fn resume(&self) {
+        let mut state = self.control.lock();
+        if state.0 == Order::Park {
+            state.0 = Order::Run;
+            self.control.changed.notify_all();
+        }
+    }
+
+    /// Asks the vCPU to stop, without waiting: ask all first, then wait for all, so that they stop side by
+    /// side.
+    ///
+    /// # Errors
+    /// If the thread cannot be signalled.
+    pub fn request_park(&self) -> Result<(), VcpuError> {
+        self.request(Order::Park)
+    }
+
+    fn request(&self, order: Order) -> Result<(), VcpuError> {
+        let mut state = self.control.lock();
+        if state.0 == Order::Stop {
+            return Ok(());
+        }
+        state.0 = order;
+        // Byte first, then the signal: see `ExitPage`. Both under the lock, so that the thread cannot
+        // begin to run in between and wipe the byte.
+        self.handle.exit().request();
+        self.control.changed.notify_all();
+        if state.1 == Phase::Running
+            && let Some(thread) = &self.thread
+        {
+            thread.kill(SIGRTMIN()).map_err(|error| VcpuError::Signal {
+                vcpu: self.handle.id(),
+                source: error.into(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the vCPU stands still.
+    ///
+    /// # Errors
+    /// If it does not, or if it has ended and there is nothing left to pause.
+    pub fn wait_parked(&self) -> Result<(), VcpuError> {
+        let vcpu = self.handle.id();
+        let started = Instant::now();
+        let mut state = self.control.lock();
+        while state.1 == Phase::Running {
+            let left = STOP_LIMIT.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Err(VcpuError::Stuck {
+                    vcpu,
+                    waited_ms: STOP_LIMIT.as_millis(),
+                });
+            }
+            (state, _) = self
+                .control
+                .changed
+                .wait_timeout(state, left)
+                .expect("no thread panics while it holds a vCPU's orders");
+        }
+        if state.1 == Phase::Ended {
+            return Err(VcpuError::Ended { vcpu });
+        }
+        Ok(())
+    }
+
+    /// Ends the thread and waits for it.
+    pub fn stop(&mut self) {
+        if let Err(error) = self.request(Order::Stop) {
+            tracing::error!("{error}");
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of vCPU {} panicked", self.handle.id());
+        }
+    }
+}
+
+impl Drop for VcpuThread {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// What the thread itself holds.
+struct Runner {
+    handle: Arc<VcpuHandle>,
+    control: Arc<Control>,
+    buses: Buses,
+    on_end: OnEnd,
+}
+
+/// So that nobody waits for a thread that panicked.
+struct EndGuard<'a>(&'a Control);
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        self.0.lock().1 = Phase::Ended;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Runner {
+    fn live(self) {
+        let _end = EndGuard(&self.control);
+        while self.park() {
+            let ending = {
+                let mut fd = self.handle.lock();
+                self.run(&mut fd)
+            };
+            if let Some(ending) = ending {
+                (self.on_end)(self.handle.id(), ending);
+                return;
+            }
+        }
+    }
+
+    /// Stands still until there is an order. Returns `false` on the order to stop.
+    fn park(&self) -> bool {
+        let mut state = self.control.lock();
+        state.1 = Phase::Parked;
+        self.control.changed.notify_all();
+        while state.0 == Order::Park {
+            state = self
+                .control
+                .changed
+                .wait(state)
+                .expect("no thread panics while it holds a vCPU's orders");
+        }
+        if state.0 == Order::Stop {
+            return false;
+        }
+        state.1 = Phase::Running;
+        self.handle.exit().clear();
+        true
+    }
+
+    /// Runs the guest until the vCPU is called out (`None`) or ends.
+    fn run(&self, fd: &mut VcpuFd) -> Option<Ending> {
+        loop {
+            let what = match fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    self.write_port(port, data);
+                    if self.buses.ended.load(std::sync::atomic::Ordering::Acquire) {
+                        return Some(Ending::Device);
+                    }
+                    continue;
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    self.read_port(port, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    self.buses.mmio.read(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    self.buses.mmio.write(address, data);
+                    continue;
+                }
+                Ok(VcpuExit::Intr) => continue,
+                Ok(VcpuExit::InternalError) => None,
+                Ok(exit) => return Some(ending_of(&exit)),
+                // Only here the thread may park: see the top of the file.
+                Err(error) if error.errno() == libc::EINTR => {
+                    if self.handle.exit().is_requested() {
+                        return None;
+                    }
+                    continue;
+                }
+                // A vCPU that waited for its start signal got it: enter again.
+                Err(error) if error.errno() == libc::EAGAIN => continue,
+                Err(error) => Some(io::Error::from(error).to_string()),
+            };
+            let what = what.unwrap_or_else(|| describe_internal_error(fd));
+            return Some(Ending::Failed { what });
+        }
+    }
+
+    fn write_port(&self, port: u16, data: &[u8]) {
+        for part in data.chunks(PORT_BYTES_MAX) {
+            self.buses.ports.write(u64::from(port), part);
+        }
+    }
+
+    /// A string instruction may bring several elements at once; how wide each is, is not told. Devices on
+    /// ports here are byte-wide, so more than one access's worth is taken as bytes.
+    fn read_port(&self, port: u16, data: &mut [u8]) {
+        let width = if data.len() > PORT_BYTES_MAX {
+            1
+        } else {
+            data.len().max(1)
+        };
+        for part in data.chunks_mut(width) {
+            self.buses.ports.read(u64::from(port), part);
+        }
+    }
+}
+
+/// Port accesses are 1, 2 or 4 bytes wide.
+const PORT_BYTES_MAX: usize = 4;
+
+fn ending_of(exit: &VcpuExit<'_>) -> Ending {
+    match exit {
+        VcpuExit::Shutdown => Ending::Shutdown {
+            what: "a fault while handling a fault while handling a fault (triple fault)".into(),
+        },
+        VcpuExit::SystemEvent(kind, _) => Ending::Shutdown {
+            what: format!("system event {kind}"),
+        },
+        VcpuExit::Hlt => Ending::Shutdown {
+            what: "halt without an interrupt controller that could wake it".into(),
+        },
+        VcpuExit::FailEntry(reason, cpu) => Ending::Failed {
+            what: format!(
+                "the processor refused to enter the guest on CPU {cpu}, reason {reason:#x}: its state is invalid"
+            ),
+        },
+        VcpuExit::MemoryFault { gpa, size, .. } => Ending::Failed {
+            what: format!("no memory behind guest address {gpa:#x} ({size:#x} bytes)"),
+        },
+        other => Ending::Failed {
+            what: format!("KVM gave up with {other:?}, which this VMM does not handle"),
+        },
+    }
+}
+
+fn describe_internal_error(fd: &mut VcpuFd) -> String {
+    let kind = internal_error_kind(fd);
+    let words = match kind {
+        1 => "it could not emulate an instruction",
+        2 => "two events were to be injected at once",
+        3 => "delivering an event caused an exit",
+        4 => "an exit had an unexpected reason",
+        _ => "unknown kind",
+    };
+    let place = fd.get_regs().map_or_else(
+        |_| "an unknown address".into(),
+        |regs| format!("{:#x}", regs.rip),
+    );
+    format!("KVM internal error {kind} at instruction {place}: {words}")
+}
