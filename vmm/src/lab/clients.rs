@@ -7,14 +7,12 @@ use serde::Serialize;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 use smoltcp::wire::Ipv4Address;
-use understudy_workload::{counter, pattern, ports};
+use understudy_workload::{COUNTER_PORT, STREAM_PORT, counter, pattern};
 
 use super::stack::Stack;
 
 /// Longest HTTP response header accepted.
 const HEADER_BYTES_MAX: usize = 4096;
-/// Longest answer line of the counter.
-const LINE_BYTES_MAX: usize = 256;
 /// Pause between a counter's answer and its next request, so that counters show latency and do not
 /// measure throughput.
 const THINK: Duration = Duration::from_millis(2);
@@ -128,7 +126,7 @@ impl Load {
             .map(|number| {
                 Ok(StreamClient {
                     name: format!("stream client {number}"),
-                    socket: stack.connect(address, ports::STREAM)?,
+                    socket: stack.connect(address, STREAM_PORT)?,
                     asked: false,
                     header: Some(Vec::new()),
                     position: 0,
@@ -144,7 +142,7 @@ impl Load {
             .map(|number| {
                 Ok(CounterClient {
                     name: format!("counter-{number}"),
-                    socket: stack.connect(address, ports::COUNTER)?,
+                    socket: stack.connect(address, COUNTER_PORT)?,
                     line: Vec::new(),
                     asked: None,
                     answered: None,
@@ -293,46 +291,52 @@ impl CounterClient {
     ) -> Result<Option<Duration>, ClientError> {
         let rested = self.answered.is_none_or(|at| now.duration_since(at) >= THINK);
         if self.asked.is_none() && rested && socket.can_send() {
-            let request = counter::Request::Incr { key: &self.name }.to_string();
+            let request = format!("{}\n", counter::Request::Incr { key: &self.name });
             match socket.send_slice(request.as_bytes()) {
                 Ok(sent) if sent == request.len() => self.asked = Some(now),
                 // The send buffer holds many requests and only one is under way.
-                _ => {
-                    let answer = "the request was not taken".into();
-                    return Err(ClientError::Answer { client: self.name.clone(), answer });
-                }
+                _ => return Err(self.unexpected(b"the request was not taken")),
             }
         }
         let mut answer_time = None;
         if socket.can_recv() {
             let _ = socket.recv(|bytes| (bytes.len(), self.line.extend_from_slice(bytes)));
             if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.line.drain(..=end).collect();
-                self.answer(&String::from_utf8_lossy(&line))?;
+                let mut line: Vec<u8> = self.line.drain(..=end).collect();
+                line.pop();
+                self.answer(&line)?;
                 answer_time = self.asked.take().map(|asked| now.duration_since(asked));
                 self.answered = Some(now);
-            } else if self.line.len() > LINE_BYTES_MAX {
-                let answer = String::from_utf8_lossy(&self.line).into_owned();
-                return Err(ClientError::Answer { client: self.name.clone(), answer });
+            } else if self.line.len() > counter::LINE_BYTES_MAX {
+                return Err(self.unexpected(&self.line));
             }
         }
         alive(&self.name, socket)?;
         Ok(answer_time)
     }
 
-    fn answer(&mut self, line: &str) -> Result<(), ClientError> {
+    fn answer(&mut self, line: &[u8]) -> Result<(), ClientError> {
         let expected = self.value + 1;
-        match counter::Answer::parse(line) {
-            Ok(counter::Answer::Value(got)) if got == expected => {
+        let got = match counter::Response::parse(line) {
+            Ok(counter::Response::Value(value)) => value.parse::<u64>().ok(),
+            _ => None,
+        };
+        match got {
+            Some(got) if got == expected => {
                 self.value = got;
                 Ok(())
             }
-            Ok(counter::Answer::Value(got)) => {
+            Some(got) => {
                 self.missing += expected.saturating_sub(got);
                 Err(ClientError::Count { client: self.name.clone(), got, expected })
             }
-            _ => Err(ClientError::Answer { client: self.name.clone(), answer: line.into() }),
+            None => Err(self.unexpected(line)),
         }
+    }
+
+    fn unexpected(&self, answer: &[u8]) -> ClientError {
+        let answer = String::from_utf8_lossy(answer).into_owned();
+        ClientError::Answer { client: self.name.clone(), answer }
     }
 }
 

@@ -1,6 +1,5 @@
 //! `vmm status`, `vmm failover`, `vmm stop`: talk to a running `vmm` over its control socket.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,12 +7,6 @@ use understudy_replication::runtime::{Percentiles, Role, Status};
 use understudy_vmm::control::{self, Command};
 
 use crate::args::{ControlArgs, StatusArgs};
-
-/// Asks for the status of the `vmm` behind `control`.
-pub(crate) fn fetch(control: &Path) -> Result<Status> {
-    let value = control::ask(control, Command::Status)?;
-    serde_json::from_value(value).context("the running vmm is of another version")
-}
 
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {

@@ -1,0 +1,64 @@
+//! `vmm run`: a guest without a second copy.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use understudy_vmm::machine::{Machine, MachineEvent};
+
+use super::{signals, vm};
+use crate::args::VmArgs;
+
+/// How often signals are looked at while waiting for the guest.
+const LOOK: Duration = Duration::from_millis(50);
+
+pub(crate) fn run(arguments: VmArgs) -> Result<()> {
+    let config = arguments.merge()?;
+    let signalled = signals::listen()?;
+    let mut machine = Machine::build(vm::machine_config(&config)?)?;
+    let events = machine.events();
+    machine.start()?;
+    tracing::info!(cmdline = machine.cmdline(), "the guest runs, unprotected");
+    let end = await_end(&events, &signalled);
+    machine.shut_down();
+    match end {
+        End::Stopped => Ok(()),
+        End::Failed(what) => bail!("{what}"),
+    }
+}
+
+/// How a guest's life ends.
+pub(crate) enum End {
+    /// It ended by itself, or somebody asked for it.
+    Stopped,
+    /// It cannot go on.
+    Failed(String),
+}
+
+/// Waits until the guest ends or a signal asks for its end.
+pub(crate) fn await_end(events: &Receiver<MachineEvent>, signalled: &Receiver<()>) -> End {
+    loop {
+        match events.recv_timeout(LOOK) {
+            Ok(MachineEvent::GuestReset) => {
+                tracing::info!("the guest has ended");
+                return End::Stopped;
+            }
+            Ok(MachineEvent::GuestShutdown { what }) => {
+                return End::Failed(format!("the guest crashed: {what}"));
+            }
+            Ok(MachineEvent::VcpuFailed { vcpu, what }) => {
+                return End::Failed(format!("vCPU {vcpu} cannot go on: {what}"));
+            }
+            Ok(MachineEvent::BackendLost { device, what }) => {
+                tracing::warn!(device, "lost its connection on this host: {what}");
+            }
+            Err(RecvTimeoutError::Timeout) if signalled.try_recv().is_ok() => {
+                tracing::info!("stopping the guest on request");
+                return End::Stopped;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            // The machine is gone; whoever owns it says why.
+            Err(RecvTimeoutError::Disconnected) => return End::Stopped,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! SIGTERM and SIGINT as requests to stop cleanly: a second one ends the process as usual.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use anyhow::{Context, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Starts to listen; the receiver gets one item when a person or the service manager wants an end.
+pub(crate) fn listen() -> Result<Receiver<()>> {
+    let (sender, receiver) = sync_channel(1);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot listen for signals")?;
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                for first in [true, false] {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    if first {
+                        // Nobody may be interested any more.
+                        let _ = sender.try_send(());
+                    } else {
+                        tracing::warn!("second signal: ending at once");
+                        std::process::exit(i32::from(crate::exit::FAILED));
+                    }
+                }
+            });
+        })
+        .context("cannot listen for signals")?;
+    Ok(receiver)
+}

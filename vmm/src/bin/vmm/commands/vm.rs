@@ -1,0 +1,130 @@
+//! From a configuration to a machine's description.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use understudy_vmm::config::{Config, ConfigError, NetworkInterface};
+use understudy_vmm::machine::{Kernel, MachineConfig, NetBackend, NetConfig};
+use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, StdoutSink};
+use understudy_workload::options::Options;
+
+const BUILTIN: &str = "builtin";
+const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gateway=10.77.0.1";
+
+/// What the machine is to be like on this host.
+pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
+    let path = config.boot_source.kernel_image_path.as_deref().unwrap_or(Path::new(BUILTIN));
+    let builtin = path == Path::new(BUILTIN);
+    let kernel = if builtin {
+        Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())
+    } else {
+        Kernel::Path(path.into())
+    };
+    let cmdline = match (&config.boot_source.boot_args, builtin) {
+        (Some(cmdline), true) => {
+            // The built-in guest would say so too, but on its console and after booting.
+            Options::parse(cmdline)
+                .map_err(|error| value("boot-source.boot_args", error.to_string()))?;
+            cmdline.clone()
+        }
+        (Some(cmdline), false) => cmdline.clone(),
+        (None, true) => BUILTIN_CMDLINE.into(),
+        (None, false) => String::new(),
+    };
+    let vm = config.replication.vm_name();
+    Ok(MachineConfig {
+        vcpus: config.machine_config.vcpu_count.unwrap_or(1),
+        memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
+        kernel: Some(kernel),
+        cmdline,
+        net: config
+            .network_interfaces
+            .iter()
+            .map(|interface| net_config(&vm, interface))
+            .collect::<Result<_, _>>()?,
+        rng: config.entropy.is_some(),
+        console: Some(console(config.serial.output.as_deref().unwrap_or("stdout"))?),
+        ..MachineConfig::default()
+    })
+}
+
+fn console(output: &str) -> Result<Box<dyn ConsoleSink>> {
+    Ok(match output {
+        "stdout" => Box::new(StdoutSink::default()),
+        "none" => Box::new(DiscardSink),
+        path => Box::new(
+            FileSink::create(Path::new(path))
+                .with_context(|| format!("cannot append the guest's console to {path}"))?,
+        ),
+    })
+}
+
+fn net_config(vm: &str, interface: &NetworkInterface) -> Result<NetConfig, ConfigError> {
+    let key = |what: &str| format!("network-interfaces.{}.{what}", interface.iface_id);
+    let backend = match (&interface.host_dev_name, &interface.socket_path) {
+        (Some(tap), None) => NetBackend::Tap(tap.clone()),
+        (None, Some(path)) => NetBackend::Socket(path.clone()),
+        _ => {
+            let why = "give either a tap (host_dev_name) or a socket (socket_path)";
+            return Err(value(&key("host_dev_name"), why));
+        }
+    };
+    let mac = match &interface.guest_mac {
+        Some(text) => parse_mac(text).ok_or_else(|| {
+            let why = format!("{text:?} is not a unicast MAC address such as 52:54:00:12:34:56");
+            value(&key("guest_mac"), why)
+        })?,
+        None => derived_mac(vm, &interface.iface_id),
+    };
+    Ok(NetConfig { id: interface.iface_id.clone(), mac, backend })
+}
+
+fn value(key: &str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Value { key: key.into(), why: why.into() }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten())
+        .collect::<Option<_>>()?;
+    let mac: [u8; 6] = bytes.try_into().ok()?;
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+/// The same on both hosts, as it is made of names that are: FNV-1a over both, locally administered.
+fn derived_mac(vm: &str, interface: &str) -> [u8; 6] {
+    let hash = vm.bytes().chain([0]).chain(interface.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64)
+    });
+    let [a, b, c, d, ..] = hash.to_le_bytes();
+    [0x52, 0x54, a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_parsed_strictly() {
+        assert_eq!(parse_mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
+        for wrong in ["", "52:54:00:12:34", "53:54:00:12:34:56", "00:00:00:00:00:00", "5:4:0:1:3:5"] {
+            assert_eq!(parse_mac(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn derived_addresses_depend_on_both_names() {
+        assert_eq!(derived_mac("web", "net0"), derived_mac("web", "net0"));
+        assert_ne!(derived_mac("web", "net0"), derived_mac("web", "net1"));
+        assert_ne!(derived_mac("web", "net0"), derived_mac("webn", "et0"));
+    }
+
+    #[test]
+    fn wrong_guest_options_are_found_before_booting() {
+        let mut config = Config::default();
+        config.boot_source.boot_args = Some("workload=stream wrkload=idle".into());
+        let error = machine_config(&config).err().expect("an unknown option").to_string();
+        assert!(error.contains("boot-source.boot_args"), "{error}");
+    }
+}
