@@ -18,7 +18,7 @@ mod virtio;
 
 use alloc::boxed::Box;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering, fence};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use dirty::DirtyLoop;
 use machine::{apic, boot::BootParams, clock, timer::Timer};
 use net::Network;
@@ -120,7 +120,7 @@ fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns
         }
         if let Some(network) = &mut network {
             let due = network.next_ns().is_some_and(|next_ns| now_ns >= next_ns);
-            if due || network.has_received() {
+            if due || network.has_work() {
                 network.poll(now_ns);
             }
         }
@@ -135,13 +135,14 @@ fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns
         if !timer.set(deadline_ns.into_iter().flatten().min()) {
             continue;
         }
-        // The ring's "interrupt me" must be visible before the last look at it: a frame that comes
-        // after the look raises an interrupt.
-        fence(Ordering::SeqCst);
-        if network.as_ref().is_some_and(Network::has_received) {
-            continue;
+        if let Some(network) = &network {
+            if network.may_sleep() {
+                machine::wait_for_interrupt();
+                network.wake();
+            }
+        } else {
+            machine::wait_for_interrupt();
         }
-        machine::wait_for_interrupt();
     }
 }
 

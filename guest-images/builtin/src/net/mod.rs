@@ -142,6 +142,7 @@ impl Network {
                 break;
             }
         }
+        self.device.kick();
         let stack_ns = self
             .interface
             .poll_at(now, &self.sockets)
@@ -154,9 +155,19 @@ impl Network {
         self.next_ns
     }
 
-    /// Whether a frame waits to be looked at.
-    pub(crate) fn has_received(&self) -> bool {
-        self.device.has_received()
+    /// Whether the card has something for us.
+    pub(crate) fn has_work(&self) -> bool {
+        self.device.has_work()
+    }
+
+    /// Prepares for sleep: false if the card has something for us already.
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.device.may_sleep()
+    }
+
+    /// The end of sleep.
+    pub(crate) fn wake(&self) {
+        self.device.wake();
     }
 
     fn serve(&mut self, now_ns: u64) -> Pass {
