@@ -50,7 +50,10 @@ fn boot(boot: BootParams) -> ! {
     log!("understudy guest {}: {line}", env!("CARGO_PKG_VERSION"));
     let ram_end = boot.ram_end(memory_map::HEAP_START);
     if ram_end < memory_map::RAM_END_MIN {
-        log!("fatal: RAM ends at {ram_end:#x}, {:#x} is the least", memory_map::RAM_END_MIN);
+        log!(
+            "fatal: RAM ends at {ram_end:#x}, {:#x} is the least",
+            memory_map::RAM_END_MIN
+        );
         machine::shut_down();
     }
     if !clock::is_present(0) {
@@ -80,7 +83,9 @@ fn boot(boot: BootParams) -> ! {
         log!("fatal: the dirty workload does not fit");
         machine::shut_down();
     }
-    let dirty = workloads.dirty.then(|| DirtyLoop::new(options.dirty, 0, clock::now_ns(0)));
+    let dirty = workloads
+        .dirty
+        .then(|| DirtyLoop::new(options.dirty, 0, clock::now_ns(0)));
     for vcpu in 1..usize::from(options.nr_cpus) {
         apic::start(vcpu);
     }
@@ -108,7 +113,11 @@ fn seed(options: &Options) -> u64 {
 }
 
 /// The loop of vCPU 0: the network, slices of dirtying, and sleep in between.
-fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns: Option<u64>) -> ! {
+fn run_first(
+    mut network: Option<Network>,
+    mut dirty: Option<DirtyLoop>,
+    exit_ns: Option<u64>,
+) -> ! {
     let mut timer = Timer::new(0);
     loop {
         let pending = machine::take_pending(0);
@@ -148,8 +157,10 @@ fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns
 
 /// The loop of every other vCPU: dirtying, or nothing at all.
 fn run_other(options: &Options, vcpu: usize) -> ! {
-    let mut dirty =
-        options.workloads.dirty.then(|| DirtyLoop::new(options.dirty, vcpu, clock::now_ns(vcpu)));
+    let mut dirty = options
+        .workloads
+        .dirty
+        .then(|| DirtyLoop::new(options.dirty, vcpu, clock::now_ns(vcpu)));
     let mut timer = Timer::new(vcpu);
     loop {
         timer.note(machine::take_pending(vcpu));

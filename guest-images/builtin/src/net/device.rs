@@ -101,7 +101,10 @@ impl NetDevice {
             starved: false,
         };
         rings.refill()?;
-        Ok(Self { rings: RefCell::new(rings), mac_address })
+        Ok(Self {
+            rings: RefCell::new(rings),
+            mac_address,
+        })
     }
 
     /// The card's Ethernet address.
@@ -201,8 +204,10 @@ impl Rings {
 
     fn collect_sent(&mut self) {
         while let Some(token) = self.transmit.peek_used() {
-            let Some((buffer, length)) =
-                self.sending.get_mut(usize::from(token)).and_then(Option::take)
+            let Some((buffer, length)) = self
+                .sending
+                .get_mut(usize::from(token))
+                .and_then(Option::take)
             else {
                 return;
             };
@@ -277,7 +282,14 @@ impl phy::Device for NetDevice {
             }
             rings.received()?
         };
-        Some((RxToken { rings, buffer, frame }, TxToken { rings }))
+        Some((
+            RxToken {
+                rings,
+                buffer,
+                frame,
+            },
+            TxToken { rings },
+        ))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {

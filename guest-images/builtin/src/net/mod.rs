@@ -20,8 +20,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 use stream::{Stream, StreamShared};
 use understudy_workload::http::Status;
 use understudy_workload::options::Options;
-use understudy_workload::{COUNTER_PORT, ECHO_PORT, STREAM_PORT};
 use understudy_workload::{COUNTER_CONNECTIONS_MAX, ECHO_CONNECTIONS_MAX, STREAM_CONNECTIONS_MAX};
+use understudy_workload::{COUNTER_PORT, ECHO_PORT, STREAM_PORT};
 use virtio_drivers::transport::DeviceType;
 
 /// The network stack's clock runs this much faster than real time.
@@ -95,18 +95,33 @@ impl Network {
             let _ = interface.routes_mut().add_default_ipv4_route(gateway);
         }
         virtio::route_interrupt(&place);
-        log!("net: {} {}/{}", EthernetAddress(mac), options.ip, options.prefix_bits);
+        log!(
+            "net: {} {}/{}",
+            EthernetAddress(mac),
+            options.ip,
+            options.prefix_bits
+        );
         let mut sockets = SocketSet::new(vec![]);
         let workloads = options.workloads;
-        let shared = StreamShared { rate: options.stream_rate, status_wanted: false, status: None };
+        let shared = StreamShared {
+            rate: options.stream_rate,
+            status_wanted: false,
+            status: None,
+        };
         let stream = workloads
             .stream
             .then(|| Service::new(&mut sockets, STREAM_PORT, &STREAM_SIZES, shared));
-        let counter = workloads
-            .counter
-            .then(|| Service::new(&mut sockets, COUNTER_PORT, &COUNTER_SIZES, Default::default()));
-        let echo =
-            workloads.echo.then(|| Service::new(&mut sockets, ECHO_PORT, &ECHO_SIZES, ()));
+        let counter = workloads.counter.then(|| {
+            Service::new(
+                &mut sockets,
+                COUNTER_PORT,
+                &COUNTER_SIZES,
+                Default::default(),
+            )
+        });
+        let echo = workloads
+            .echo
+            .then(|| Service::new(&mut sockets, ECHO_PORT, &ECHO_SIZES, ()));
         let vcpus = usize::from(options.nr_cpus);
         let mut network = Self {
             device,
@@ -136,7 +151,8 @@ impl Network {
         let now = stack_time(now_ns);
         let mut pass;
         loop {
-            self.interface.poll(now, &mut self.device, &mut self.sockets);
+            self.interface
+                .poll(now, &mut self.device, &mut self.sockets);
             pass = self.serve(now_ns);
             if !pass.progress {
                 break;
@@ -147,7 +163,12 @@ impl Network {
             .interface
             .poll_at(now, &self.sockets)
             .map(|at| (at.total_micros().max(0) as u64).saturating_mul(1000) / TCP_CLOCK_SPEED);
-        self.next_ns = pass.and(Pass { progress: false, next_ns: stack_ns }).next_ns;
+        self.next_ns = pass
+            .and(Pass {
+                progress: false,
+                next_ns: stack_ns,
+            })
+            .next_ns;
     }
 
     /// When to poll even if nothing comes in.
@@ -179,7 +200,10 @@ impl Network {
         if let Some(echo) = &mut self.echo {
             pass = pass.and(echo.serve(sockets, now_ns));
         }
-        let wanted = self.stream.as_mut().is_some_and(|stream| stream.shared().status_wanted);
+        let wanted = self
+            .stream
+            .as_mut()
+            .is_some_and(|stream| stream.shared().status_wanted);
         let status = wanted.then(|| self.status(now_ns));
         if let Some(stream) = &mut self.stream {
             stream.shared().status_wanted = false;
@@ -190,8 +214,12 @@ impl Network {
     }
 
     fn status(&self, now_ns: u64) -> alloc::string::String {
-        let echo_bytes: Vec<u64> =
-            self.echo.iter().flat_map(Service::open).map(|echo| echo.bytes).collect();
+        let echo_bytes: Vec<u64> = self
+            .echo
+            .iter()
+            .flat_map(Service::open)
+            .map(|echo| echo.bytes)
+            .collect();
         let open_connections = self.stream.iter().flat_map(Service::open).count()
             + self.counter.iter().flat_map(Service::open).count()
             + echo_bytes.len();

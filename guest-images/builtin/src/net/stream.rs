@@ -101,28 +101,40 @@ impl Connection for Stream {
 }
 
 /// Answers the request once it is complete. The transmit buffer is empty and has room for any head.
-fn answer(
-    socket: &mut tcp::Socket<'_>,
-    shared: &mut StreamShared,
-    now_ns: u64,
-) -> Option<Phase> {
+fn answer(socket: &mut tcp::Socket<'_>, shared: &mut StreamShared, now_ns: u64) -> Option<Phase> {
     // The connection's first bytes lie in one piece: the ring was empty before them.
     let request = Request::parse(socket.peek(HEAD_BYTES_MAX).ok()?);
     let mut body = None;
     let (head, phase) = match request {
         Ok(Some(Request::Stream { from })) => {
             let budget = (shared.rate > 0).then(|| Budget::new(shared.rate, now_ns));
-            let body = Body { position: from, left: None, budget };
+            let body = Body {
+                position: from,
+                left: None,
+                budget,
+            };
             (ResponseHead::Pattern { bytes: None }, Phase::Pattern(body))
         }
         Ok(Some(Request::File { bytes })) => {
-            let body = Body { position: 0, left: Some(bytes), budget: None };
-            (ResponseHead::Pattern { bytes: Some(bytes) }, Phase::Pattern(body))
+            let body = Body {
+                position: 0,
+                left: Some(bytes),
+                budget: None,
+            };
+            (
+                ResponseHead::Pattern { bytes: Some(bytes) },
+                Phase::Pattern(body),
+            )
         }
         Ok(Some(Request::Status)) => {
             shared.status_wanted = shared.status.is_none();
             body = Some(shared.status.as_deref()?);
-            (ResponseHead::Json { bytes: body.map_or(0, str::len) }, Phase::Done)
+            (
+                ResponseHead::Json {
+                    bytes: body.map_or(0, str::len),
+                },
+                Phase::Done,
+            )
         }
         Ok(None) => return None,
         Err(error) => (ResponseHead::Refusal(error), Phase::Done),
@@ -143,7 +155,10 @@ impl Body {
         if room == 0 {
             return Pass::default(); // an acknowledgement will bring us back
         }
-        let allowed = self.budget.as_mut().map_or(u64::MAX, |budget| budget.pieces(now_ns));
+        let allowed = self
+            .budget
+            .as_mut()
+            .map_or(u64::MAX, |budget| budget.pieces(now_ns));
         let allowed = allowed.min(self.left.unwrap_or(u64::MAX));
         let mut wanted = allowed.min(room.min(PASS_BYTES_MAX) as u64) as usize;
         let mut sent = 0;
@@ -166,7 +181,10 @@ impl Body {
             budget.spend(sent);
             budget.next_ns(now_ns)
         });
-        Pass { progress: sent > 0, next_ns }
+        Pass {
+            progress: sent > 0,
+            next_ns,
+        }
     }
 }
 
@@ -181,7 +199,11 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 impl Budget {
     fn new(rate: u64, now_ns: u64) -> Self {
-        Self { rate, saved: 0, at_ns: now_ns }
+        Self {
+            rate,
+            saved: 0,
+            at_ns: now_ns,
+        }
     }
 
     /// The piece worth sending: a segment, or what a slow stream may send in the time budget is kept.
@@ -194,7 +216,10 @@ impl Budget {
         let cap = (self.rate.saturating_mul(BUDGET_NS_MAX)).max(2 * self.piece() * NS_PER_S);
         let passed_ns = now_ns.saturating_sub(self.at_ns).min(NS_PER_S);
         self.at_ns = now_ns;
-        self.saved = self.saved.saturating_add(self.rate.saturating_mul(passed_ns)).min(cap);
+        self.saved = self
+            .saved
+            .saturating_add(self.rate.saturating_mul(passed_ns))
+            .min(cap);
         let bytes = self.saved / NS_PER_S;
         bytes - bytes % self.piece()
     }
