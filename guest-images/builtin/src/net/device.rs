@@ -117,6 +117,11 @@ impl NetDevice {
         self.rings.borrow_mut().kick();
     }
 
+    /// Whether frames wait for room in the transmit ring.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.rings.borrow().starved
+    }
+
     /// Whether something waits to be looked at.
     pub(crate) fn has_work(&self) -> bool {
         self.rings.borrow().has_work()

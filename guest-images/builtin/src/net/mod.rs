@@ -32,6 +32,9 @@ use virtio_drivers::transport::DeviceType;
 /// acknowledgements, ARP ages, TIME-WAIT) becomes shorter as well, which nothing here minds.
 pub(crate) const TCP_CLOCK_SPEED: u64 = 5;
 
+/// How long a full transmit ring is waited for if the card says nothing.
+const STARVED_NS: u64 = 1_000_000;
+
 /// Connections more than promised, for those that are still closing.
 const SPARE: usize = 8;
 
@@ -163,6 +166,13 @@ impl Network {
             .interface
             .poll_at(now, &self.sockets)
             .map(|at| (at.total_micros().max(0) as u64).saturating_mul(1000) / TCP_CLOCK_SPEED);
+        // A full ring cannot be helped by looking again at once: the card says when there is room.
+        let least_ns = if self.device.is_starved() {
+            now_ns + STARVED_NS
+        } else {
+            0
+        };
+        let stack_ns = stack_ns.map(|at_ns| at_ns.max(least_ns));
         self.next_ns = pass
             .and(Pass {
                 progress: false,
