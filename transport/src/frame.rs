@@ -1,0 +1,291 @@
+//! The frame: a fixed header of 48 bytes, then the body.
+//!
+//! This file is the only place that knows the header's bytes. It does no I/O and keeps no state;
+//! splitting a stream into frames is [`FrameDecoder`](crate::FrameDecoder)'s work. Every change of a
+//! byte here is a new [`PROTOCOL_VERSION`], except that magic and version stay the first six bytes for
+//! ever, so that peers of different versions can tell each other so.
+
+use std::mem::{offset_of, size_of};
+
+use bytes::Bytes;
+
+use crate::error::LinkError;
+
+/// The first four bytes of every frame, `USTY`, as a little-endian number.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"USTY");
+
+/// Version of the framing and of all messages in it. Peers must agree on it.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Size of the frame header in bytes.
+pub const HEADER_BYTES: usize = 48;
+
+/// Bytes of the header that hold magic and version, in every version.
+pub(crate) const PREFIX_BYTES: usize = 6;
+
+/// Default limit on the size of a frame's body in bytes.
+pub const MAX_BODY_BYTES: u32 = 4 << 20;
+
+/// What a link accepts. Both sides should be configured alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest body of a frame in bytes, in both directions.
+    pub body_bytes_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: MAX_BODY_BYTES,
+        }
+    }
+}
+
+/// One message on a link. What `kind`, `generation`, `epoch` and `body` mean is the caller's business.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Frame {
+    /// What kind of message the body is.
+    pub kind: u16,
+    /// The sender's generation.
+    pub generation: u64,
+    /// The epoch the message belongs to, 0 if none.
+    pub epoch: u64,
+    /// The message.
+    pub body: Bytes,
+}
+
+impl Frame {
+    /// Size on the wire in bytes, header included.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        HEADER_BYTES + self.body.len()
+    }
+
+    /// The header that precedes this frame's body when it is the `sequence`-th of its direction,
+    /// counted from 0.
+    ///
+    /// # Errors
+    /// [`LinkError::OversizeSend`] if the body is over the limit.
+    pub fn encode_header(
+        &self,
+        sequence: u64,
+        limits: Limits,
+    ) -> Result<[u8; HEADER_BYTES], LinkError> {
+        let body_len = u32::try_from(self.body.len())
+            .ok()
+            .filter(|len| *len <= limits.body_bytes_max)
+            .ok_or(LinkError::OversizeSend {
+                len: self.body.len(),
+                limit: limits.body_bytes_max,
+            })?;
+        let header = Header {
+            magic: MAGIC,
+            version: PROTOCOL_VERSION,
+            kind: self.kind,
+            generation: self.generation,
+            epoch: self.epoch,
+            sequence,
+            body_len,
+            body_crc: crc32fast::hash(&self.body),
+            reserved: 0,
+            header_crc: 0,
+        };
+        Ok(header.encode())
+    }
+}
+
+/// The header as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) magic: u32,
+    pub(crate) version: u16,
+    pub(crate) kind: u16,
+    pub(crate) generation: u64,
+    pub(crate) epoch: u64,
+    pub(crate) sequence: u64,
+    pub(crate) body_len: u32,
+    pub(crate) body_crc: u32,
+    pub(crate) reserved: u32,
+    /// CRC32 over the header before it.
+    pub(crate) header_crc: u32,
+}
+
+/// The layout is what the document says, without padding.
+const _: () = {
+    assert!(size_of::<Header>() == HEADER_BYTES);
+    assert!(offset_of!(Header, magic) == 0);
+    assert!(offset_of!(Header, version) == 4);
+    assert!(offset_of!(Header, kind) == PREFIX_BYTES);
+    assert!(offset_of!(Header, generation) == 8);
+    assert!(offset_of!(Header, epoch) == 16);
+    assert!(offset_of!(Header, sequence) == 24);
+    assert!(offset_of!(Header, body_len) == 32);
+    assert!(offset_of!(Header, body_crc) == 36);
+    assert!(offset_of!(Header, reserved) == 40);
+    assert!(offset_of!(Header, header_crc) == 44);
+};
+
+impl Header {
+    /// The header's bytes, with the header checksum filled in.
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+        put(offset_of!(Self, magic), &self.magic.to_le_bytes());
+        put(offset_of!(Self, version), &self.version.to_le_bytes());
+        put(offset_of!(Self, kind), &self.kind.to_le_bytes());
+        put(offset_of!(Self, generation), &self.generation.to_le_bytes());
+        put(offset_of!(Self, epoch), &self.epoch.to_le_bytes());
+        put(offset_of!(Self, sequence), &self.sequence.to_le_bytes());
+        put(offset_of!(Self, body_len), &self.body_len.to_le_bytes());
+        put(offset_of!(Self, body_crc), &self.body_crc.to_le_bytes());
+        put(offset_of!(Self, reserved), &self.reserved.to_le_bytes());
+        let at = offset_of!(Self, header_crc);
+        let crc = crc32fast::hash(&out[..at]);
+        out[at..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Checks as much of magic and version as `bytes` holds. Apart from [`Self::decode`], because a
+    /// peer of another version may have a shorter header and then wait for an answer.
+    pub(crate) fn check_prefix(bytes: &[u8]) -> Result<(), LinkError> {
+        if let Some(magic) = bytes.first_chunk() {
+            let got = u32::from_le_bytes(*magic);
+            if got != MAGIC {
+                return Err(LinkError::BadMagic {
+                    got,
+                    expected: MAGIC,
+                });
+            }
+        }
+        if bytes.len() >= PREFIX_BYTES {
+            let theirs = u16::from_le_bytes([bytes[4], bytes[5]]);
+            if theirs != PROTOCOL_VERSION {
+                return Err(LinkError::Version {
+                    ours: PROTOCOL_VERSION,
+                    theirs,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and checks a header. `sequence` is the number that is due.
+    pub(crate) fn decode(
+        bytes: &[u8; HEADER_BYTES],
+        sequence: u64,
+        limits: Limits,
+    ) -> Result<Self, LinkError> {
+        Self::check_prefix(bytes)?;
+        let header = Self::parse(bytes);
+        let crc = crc32fast::hash(&bytes[..offset_of!(Self, header_crc)]);
+        if crc != header.header_crc {
+            return Err(LinkError::HeaderChecksum {
+                sequence,
+                got: crc,
+                expected: header.header_crc,
+            });
+        }
+        if header.sequence != sequence {
+            return Err(LinkError::Sequence {
+                expected: sequence,
+                got: header.sequence,
+            });
+        }
+        if header.reserved != 0 {
+            return Err(LinkError::Reserved {
+                sequence,
+                got: header.reserved,
+            });
+        }
+        if header.body_len > limits.body_bytes_max {
+            return Err(LinkError::TooLarge {
+                sequence,
+                len: header.body_len,
+                limit: limits.body_bytes_max,
+            });
+        }
+        Ok(header)
+    }
+
+    /// Takes the fields apart; checks nothing.
+    fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
+        Self {
+            magic: u32::from_le_bytes(field(bytes, offset_of!(Self, magic))),
+            version: u16::from_le_bytes(field(bytes, offset_of!(Self, version))),
+            kind: u16::from_le_bytes(field(bytes, offset_of!(Self, kind))),
+            generation: u64::from_le_bytes(field(bytes, offset_of!(Self, generation))),
+            epoch: u64::from_le_bytes(field(bytes, offset_of!(Self, epoch))),
+            sequence: u64::from_le_bytes(field(bytes, offset_of!(Self, sequence))),
+            body_len: u32::from_le_bytes(field(bytes, offset_of!(Self, body_len))),
+            body_crc: u32::from_le_bytes(field(bytes, offset_of!(Self, body_crc))),
+            reserved: u32::from_le_bytes(field(bytes, offset_of!(Self, reserved))),
+            header_crc: u32::from_le_bytes(field(bytes, offset_of!(Self, header_crc))),
+        }
+    }
+}
+
+/// The `N` bytes at `at`, which the layout asserts above keep inside.
+pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made by hand from `docs/PROTOCOL.md` with another CRC32. If this test must change, so must
+    /// [`PROTOCOL_VERSION`].
+    #[test]
+    fn header_has_its_golden_bytes() {
+        let frame = Frame {
+            kind: 0x0102,
+            generation: 0x1112_1314_1516_1718,
+            epoch: 0x2122_2324_2526_2728,
+            body: Bytes::from_static(b"dirty pages"),
+        };
+        #[rustfmt::skip]
+        let golden: [u8; HEADER_BYTES] = [
+            0x55, 0x53, 0x54, 0x59, 0x01, 0x00, 0x02, 0x01,
+            0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11,
+            0x28, 0x27, 0x26, 0x25, 0x24, 0x23, 0x22, 0x21,
+            0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+            0x0b, 0x00, 0x00, 0x00, 0x73, 0x8d, 0x3d, 0xc8,
+            0x00, 0x00, 0x00, 0x00, 0xba, 0x4f, 0xe0, 0x62,
+        ];
+        let header = frame.encode_header(0, Limits::default()).unwrap();
+        assert_eq!(header, golden);
+        let parsed = Header::decode(&golden, 0, Limits::default()).unwrap();
+        assert_eq!(
+            (
+                parsed.kind,
+                parsed.generation,
+                parsed.epoch,
+                parsed.body_len
+            ),
+            (frame.kind, frame.generation, frame.epoch, 11)
+        );
+    }
+
+    #[test]
+    fn oversize_body_is_refused_with_both_numbers() {
+        let frame = Frame {
+            body: Bytes::from_static(&[0; 101]),
+            ..Frame::default()
+        };
+        let limits = Limits {
+            body_bytes_max: 100,
+        };
+        let error = frame.encode_header(0, limits).unwrap_err();
+        assert!(matches!(
+            error,
+            LinkError::OversizeSend {
+                len: 101,
+                limit: 100
+            }
+        ));
+        assert!(!error.is_protocol() && !error.is_peer_gone());
+    }
+}

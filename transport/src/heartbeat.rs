@@ -1,0 +1,272 @@
+//! Heartbeats: signs of life as small UDP packets, on a path of their own.
+//!
+//! A heartbeat says "the sender's process ran a moment ago" and nothing more; what its absence means
+//! is not decided here. Packets may be lost, repeated or reordered like any UDP packet. Whatever is
+//! malformed, from somebody else, or for another virtual machine is dropped and counted, never an
+//! error: anybody can send us packets.
+
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::net::SocketAddr;
+
+use tokio::net::UdpSocket;
+
+use crate::frame::field;
+
+/// The first four bytes of every heartbeat, `USHB`, as a little-endian number.
+pub const HEARTBEAT_MAGIC: u32 = u32::from_le_bytes(*b"USHB");
+
+/// Version of the heartbeat packet.
+pub const HEARTBEAT_VERSION: u16 = 1;
+
+/// Size of a heartbeat packet in bytes.
+pub const HEARTBEAT_BYTES: usize = 40;
+
+/// Who sends a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Sender {
+    /// The side that runs the guest.
+    Primary = 1,
+    /// The side that keeps the copy.
+    Backup = 2,
+}
+
+impl TryFrom<u8> for Sender {
+    type Error = u8;
+
+    fn try_from(byte: u8) -> Result<Self, u8> {
+        match byte {
+            1 => Ok(Self::Primary),
+            2 => Ok(Self::Backup),
+            other => Err(other),
+        }
+    }
+}
+
+/// A sign of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Who sent it.
+    pub sender: Sender,
+    /// The sender's generation.
+    pub generation: u64,
+    /// Counts the sender's heartbeats, from 0 at its start.
+    pub sequence: u64,
+}
+
+/// Why a packet is not a heartbeat for us. Only the kinds are counted, not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeartbeatError {
+    /// Wrong length, magic, checksum, sender or reserved bytes.
+    #[error("not a heartbeat packet")]
+    Malformed,
+    /// A heartbeat of another version.
+    #[error("heartbeat version {theirs}, this side speaks {HEARTBEAT_VERSION}")]
+    Version {
+        /// The sender's version.
+        theirs: u16,
+    },
+    /// A heartbeat of another virtual machine.
+    #[error("heartbeat of another virtual machine")]
+    OtherVm,
+}
+
+/// The packet as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table.
+#[repr(C)]
+struct Packet {
+    magic: u32,
+    version: u16,
+    sender: u8,
+    reserved: u8,
+    generation: u64,
+    sequence: u64,
+    vm: u64,
+    reserved_2: u32,
+    /// CRC32 over the packet before it.
+    crc: u32,
+}
+
+/// The layout is what the document says, without padding.
+const _: () = {
+    assert!(size_of::<Packet>() == HEARTBEAT_BYTES);
+    assert!(offset_of!(Packet, version) == 4);
+    assert!(offset_of!(Packet, sender) == 6);
+    assert!(offset_of!(Packet, reserved) == 7);
+    assert!(offset_of!(Packet, generation) == 8);
+    assert!(offset_of!(Packet, sequence) == 16);
+    assert!(offset_of!(Packet, vm) == 24);
+    assert!(offset_of!(Packet, reserved_2) == 32);
+    assert!(offset_of!(Packet, crc) == 36);
+};
+
+impl Heartbeat {
+    /// The packet for the virtual machine with the name hash `vm`, see [`vm_hash`].
+    #[must_use]
+    pub fn encode(&self, vm: u64) -> [u8; HEARTBEAT_BYTES] {
+        let mut out = [0; HEARTBEAT_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+        put(offset_of!(Packet, magic), &HEARTBEAT_MAGIC.to_le_bytes());
+        put(
+            offset_of!(Packet, version),
+            &HEARTBEAT_VERSION.to_le_bytes(),
+        );
+        put(offset_of!(Packet, sender), &[self.sender as u8]);
+        put(
+            offset_of!(Packet, generation),
+            &self.generation.to_le_bytes(),
+        );
+        put(offset_of!(Packet, sequence), &self.sequence.to_le_bytes());
+        put(offset_of!(Packet, vm), &vm.to_le_bytes());
+        let at = offset_of!(Packet, crc);
+        let crc = crc32fast::hash(&out[..at]);
+        out[at..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a packet meant for the virtual machine with the name hash `vm`.
+    ///
+    /// # Errors
+    /// Why it is not one.
+    pub fn decode(packet: &[u8], vm: u64) -> Result<Self, HeartbeatError> {
+        use HeartbeatError::Malformed;
+        if packet.len() < offset_of!(Packet, sender)
+            || u32::from_le_bytes(field(packet, 0)) != HEARTBEAT_MAGIC
+        {
+            return Err(Malformed);
+        }
+        let theirs = u16::from_le_bytes(field(packet, offset_of!(Packet, version)));
+        if theirs != HEARTBEAT_VERSION {
+            return Err(HeartbeatError::Version { theirs });
+        }
+        if packet.len() != HEARTBEAT_BYTES {
+            return Err(Malformed);
+        }
+        let crc = u32::from_le_bytes(field(packet, offset_of!(Packet, crc)));
+        let reserved = u32::from_le_bytes(field(packet, offset_of!(Packet, reserved_2)));
+        if crc != crc32fast::hash(&packet[..offset_of!(Packet, crc)])
+            || packet[offset_of!(Packet, reserved)] != 0
+            || reserved != 0
+        {
+            return Err(Malformed);
+        }
+        if u64::from_le_bytes(field(packet, offset_of!(Packet, vm))) != vm {
+            return Err(HeartbeatError::OtherVm);
+        }
+        Ok(Self {
+            sender: Sender::try_from(packet[offset_of!(Packet, sender)]).map_err(|_| Malformed)?,
+            generation: u64::from_le_bytes(field(packet, offset_of!(Packet, generation))),
+            sequence: u64::from_le_bytes(field(packet, offset_of!(Packet, sequence))),
+        })
+    }
+}
+
+/// FNV-1a, 64 bits, of a virtual machine's name: keeps machines that share a network apart. It is not
+/// a secret.
+#[must_use]
+pub fn vm_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// How many packets were dropped, by reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeartbeatDrops {
+    /// Not heartbeats at all, or damaged.
+    pub malformed_packets: u64,
+    /// Of another version.
+    pub version_packets: u64,
+    /// Of another virtual machine.
+    pub other_vm_packets: u64,
+    /// From another address than the configured peer's.
+    pub other_peer_packets: u64,
+}
+
+/// Sends and receives the heartbeats of one virtual machine.
+#[derive(Debug)]
+pub struct HeartbeatSocket {
+    socket: UdpSocket,
+    /// Where to send to. If it was not configured, the sender of the last good heartbeat.
+    peer: Option<SocketAddr>,
+    peer_is_fixed: bool,
+    vm: u64,
+    sequence_next: u64,
+    drops: HeartbeatDrops,
+}
+
+impl HeartbeatSocket {
+    /// Opens the socket at `local`. With a `peer`, only its packets count; without, the peer is learned
+    /// from the first heartbeat for this `vm`.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
+    pub async fn bind(local: SocketAddr, peer: Option<SocketAddr>, vm: &str) -> io::Result<Self> {
+        Ok(Self {
+            // Not connected to the peer: a refusal by its host would then fail our next call.
+            socket: UdpSocket::bind(local).await?,
+            peer,
+            peer_is_fixed: peer.is_some(),
+            vm: vm_hash(vm),
+            sequence_next: 0,
+            drops: HeartbeatDrops::default(),
+        })
+    }
+
+    /// The address it is bound to, with the actual port.
+    ///
+    /// # Errors
+    /// If the operating system does not say.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Sends a heartbeat; `false` if no peer is known yet.
+    ///
+    /// # Errors
+    /// If the network refuses, which may pass. The sequence number counts on.
+    pub async fn send(&mut self, sender: Sender, generation: u64) -> io::Result<bool> {
+        let Some(peer) = self.peer else {
+            return Ok(false);
+        };
+        let heartbeat = Heartbeat {
+            sender,
+            generation,
+            sequence: self.sequence_next,
+        };
+        self.sequence_next += 1;
+        let packet = heartbeat.encode(self.vm);
+        self.socket.send_to(&packet, peer).await.map(|_| true)
+    }
+
+    /// Waits for the next good heartbeat. Cancel safe.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub async fn recv(&mut self) -> io::Result<Heartbeat> {
+        // One byte more than a packet, so that longer ones are seen to be longer.
+        let mut packet = [0; HEARTBEAT_BYTES + 1];
+        loop {
+            let (bytes, from) = self.socket.recv_from(&mut packet).await?;
+            if self.peer_is_fixed && self.peer != Some(from) {
+                self.drops.other_peer_packets += 1;
+                continue;
+            }
+            match Heartbeat::decode(&packet[..bytes], self.vm) {
+                Ok(heartbeat) => {
+                    self.peer = Some(from);
+                    return Ok(heartbeat);
+                }
+                Err(HeartbeatError::Malformed) => self.drops.malformed_packets += 1,
+                Err(HeartbeatError::Version { .. }) => self.drops.version_packets += 1,
+                Err(HeartbeatError::OtherVm) => self.drops.other_vm_packets += 1,
+            }
+        }
+    }
+
+    /// What was dropped so far.
+    #[must_use]
+    pub fn drops(&self) -> HeartbeatDrops {
+        self.drops
+    }
+}

@@ -1,0 +1,207 @@
+//! The bounded queue in front of a [`LinkWriter`], for several senders, blocking threads among them.
+//!
+//! Rule R5 lives here: what is queued and not yet taken by the stream never exceeds the queue's limit
+//! in bytes; a sender waits for room. Waiting senders get room in the order they came, whatever they
+//! send, so small control frames overtake nothing and are not starved by large ones. Frames are
+//! never dropped from a link that works.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use crate::error::LinkError;
+use crate::frame::{Frame, Limits};
+use crate::link::LinkWriter;
+
+/// How much [`SendTask::run`] writes at once. Room is given back after each such batch.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// A frame, and the room it takes until it is written.
+struct Queued {
+    frame: Frame,
+    room: OwnedSemaphorePermit,
+}
+
+/// Where frames are queued. Clones queue to the same link. When the last clone is dropped, the task
+/// writes what is queued and closes this direction of the link.
+#[derive(Clone)]
+pub struct SendQueue {
+    frames: mpsc::UnboundedSender<Queued>,
+    shared: Arc<Shared>,
+    runtime: Handle,
+}
+
+/// What queue and task share. The channel itself needs no bound: each frame in it holds room.
+struct Shared {
+    /// Free room in bytes.
+    room: Arc<Semaphore>,
+    room_bytes_max: u32,
+    limits: Limits,
+    /// Why the link is broken.
+    broken: watch::Sender<Option<LinkError>>,
+}
+
+impl Shared {
+    /// Breaks the queue for good: all waiting and later sends fail. The first reason stays.
+    fn fail(&self, error: LinkError) {
+        self.broken.send_if_modified(|broken| {
+            let first = broken.is_none();
+            if first {
+                *broken = Some(error);
+            }
+            first
+        });
+        self.room.close();
+    }
+
+    fn reason(&self) -> LinkError {
+        self.broken.borrow().clone().unwrap_or(LinkError::Closed)
+    }
+}
+
+impl SendQueue {
+    /// A queue that holds up to `room_bytes` of frames, headers included, and the task that must be
+    /// run to empty it. A single frame larger than that goes through alone.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(writer: LinkWriter, room_bytes: u32) -> (Self, SendTask) {
+        let (frames, queued) = mpsc::unbounded_channel();
+        let room_bytes_max = room_bytes.max(1);
+        let shared = Arc::new(Shared {
+            room: Arc::new(Semaphore::new(room_bytes_max as usize)),
+            room_bytes_max,
+            limits: writer.limits(),
+            broken: watch::Sender::new(None),
+        });
+        let queue = Self {
+            frames,
+            shared: shared.clone(),
+            runtime: Handle::current(),
+        };
+        let task = SendTask {
+            writer,
+            queued,
+            shared,
+        };
+        (queue, task)
+    }
+
+    /// Queues a frame, waiting for room. Dropping the future before it is done queues nothing.
+    ///
+    /// # Errors
+    /// At once if the link is broken, and as soon as it breaks while waiting; or if the body is over
+    /// the link's limit.
+    pub async fn send(&self, frame: Frame) -> Result<(), LinkError> {
+        if frame.body.len() > self.shared.limits.body_bytes_max as usize {
+            return Err(LinkError::OversizeSend {
+                len: frame.body.len(),
+                limit: self.shared.limits.body_bytes_max,
+            });
+        }
+        let wire_bytes = u32::try_from(frame.wire_bytes()).unwrap_or(u32::MAX);
+        let share = wire_bytes.min(self.shared.room_bytes_max);
+        let room = self.shared.room.clone().acquire_many_owned(share).await;
+        let queued = Queued {
+            frame,
+            room: room.map_err(|_| self.shared.reason())?,
+        };
+        let sent = self.frames.send(queued);
+        sent.map_err(|_| self.shared.reason())
+    }
+
+    /// As [`Self::send`], for a thread outside of the runtime: blocks it until there is room.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    ///
+    /// # Panics
+    /// On a thread of an async runtime, which must not be blocked.
+    pub fn blocking_send(&self, frame: Frame) -> Result<(), LinkError> {
+        self.runtime.block_on(self.send(frame))
+    }
+
+    /// Breaks the queue with a reason learned elsewhere, as by the reader of the same link: all waiting
+    /// and later sends fail with it, and so does the task, even in the middle of a write.
+    pub fn fail(&self, error: LinkError) {
+        self.shared.fail(error);
+    }
+
+    /// Bytes queued and not yet taken by the stream.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        (self.shared.room_bytes_max as usize).saturating_sub(self.shared.room.available_permits())
+    }
+}
+
+impl std::fmt::Debug for SendQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendQueue")
+            .field("queued_bytes", &self.queued_bytes())
+            .field("room_bytes_max", &self.shared.room_bytes_max)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Empties a [`SendQueue`] into its link. Dropping it breaks the queue: the room its frames held goes
+/// to the waiting senders, which then find the channel closed.
+pub struct SendTask {
+    writer: LinkWriter,
+    queued: mpsc::UnboundedReceiver<Queued>,
+    shared: Arc<Shared>,
+}
+
+impl SendTask {
+    /// Runs until the last [`SendQueue`] is dropped and everything is written, or the link breaks.
+    ///
+    /// # Errors
+    /// Why the link broke. The queue's senders have got the same reason.
+    pub async fn run(mut self) -> Result<(), LinkError> {
+        let shared = self.shared.clone();
+        let mut broken = shared.broken.subscribe();
+        // Clones the reason and so gives the channel's lock back before anything else is done.
+        let reason = async {
+            let reason = broken.wait_for(Option::is_some).await;
+            reason
+                .ok()
+                .and_then(|reason| reason.clone())
+                .unwrap_or(LinkError::Closed)
+        };
+        let outcome = tokio::select! {
+            biased;
+            reason = reason => Err(reason),
+            outcome = self.drain() => outcome,
+        };
+        if let Err(error) = &outcome {
+            shared.fail(error.clone());
+        }
+        outcome
+    }
+
+    async fn drain(&mut self) -> Result<(), LinkError> {
+        while let Some(first) = self.queued.recv().await {
+            let mut batch_bytes = first.frame.wire_bytes();
+            let mut frames = vec![first.frame];
+            let mut room = vec![first.room];
+            while batch_bytes < BATCH_BYTES
+                && let Ok(next) = self.queued.try_recv()
+            {
+                batch_bytes += next.frame.wire_bytes();
+                frames.push(next.frame);
+                room.push(next.room);
+            }
+            self.writer.send_all(&frames).await?;
+        }
+        self.writer.shutdown().await
+    }
+}
+
+impl std::fmt::Debug for SendTask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendTask")
+            .field("writer", &self.writer)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,115 @@
+//! The reading end of a byte stream: an `AsyncRead` that can also be asked what has arrived already.
+//!
+//! For sockets the answer comes from the kernel, not from the runtime: tokio learns of new bytes, and
+//! of a close, only when its driver runs, and a primary must see a close that has already happened.
+//! Nothing here knows frames.
+
+use std::future::poll_fn;
+use std::io::{self, Read};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf as TcpReadHalf;
+use tokio::net::unix::OwnedReadHalf as UnixReadHalf;
+
+/// What a [`LinkReader`](crate::LinkReader) reads from.
+pub(crate) trait Source: AsyncRead + Send + Unpin {
+    /// Reads what is there now. `None`: nothing yet; `Some(0)`: end of stream.
+    fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>>;
+}
+
+/// Any `AsyncRead`: what is there is what it gives when polled once.
+pub(crate) struct Polled<R>(pub(crate) R);
+
+impl<R: AsyncRead + Send + Unpin> AsyncRead for Polled<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl<R: AsyncRead + Send + Unpin> Source for Polled<R> {
+    fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut into = ReadBuf::new(into);
+        let read = poll_fn(|cx| Pin::new(&mut self.0).poll_read(cx, &mut into));
+        // Unconstrained: an exhausted task budget must not look like "nothing has arrived".
+        let polled =
+            pin!(tokio::task::unconstrained(read)).poll(&mut Context::from_waker(Waker::noop()));
+        match polled {
+            Poll::Ready(Ok(())) => Ok(Some(into.filled().len())),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Ok(None),
+        }
+    }
+}
+
+/// A TCP connection, which must acknowledge at once.
+pub(crate) struct TcpSource(pub(crate) TcpReadHalf);
+
+impl TcpSource {
+    /// The kernel leaves quick-acknowledgement mode by itself; a delayed acknowledgement can hold up
+    /// the sender's next segment for 40 ms. So it is asked for anew before each wait. Failing to is
+    /// slow, not wrong.
+    fn acknowledge_quickly(&self) {
+        let _ = SockRef::from(self.0.as_ref()).set_tcp_quickack(true);
+    }
+}
+
+impl AsyncRead for TcpSource {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.0).poll_read(cx, into);
+        if polled.is_pending() {
+            self.acknowledge_quickly();
+        }
+        polled
+    }
+}
+
+impl Source for TcpSource {
+    fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        read_socket(&SockRef::from(self.0.as_ref()), into)
+    }
+}
+
+/// A Unix stream socket.
+pub(crate) struct UnixSource(pub(crate) UnixReadHalf);
+
+impl AsyncRead for UnixSource {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl Source for UnixSource {
+    fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        read_socket(&SockRef::from(self.0.as_ref()), into)
+    }
+}
+
+/// Reads from a non-blocking socket past tokio. That is sound with edge-triggered readiness: bytes left
+/// behind, or new ones, still raise an event, and a readiness that turns out stale is cleared by the
+/// next ordinary read.
+fn read_socket(socket: &SockRef<'_>, into: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        let mut socket: &socket2::Socket = socket;
+        match socket.read(into) {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
