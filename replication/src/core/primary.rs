@@ -95,7 +95,8 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path.
+    /// A heartbeat came on the separate path, whoever sent it: a backup's keeps it from counting as lost,
+    /// and anybody's tells of a later generation.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
