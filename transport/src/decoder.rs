@@ -27,7 +27,6 @@ pub struct FrameDecoder {
     /// The header of the frame whose body is being collected in `buffer`.
     header: Option<Header>,
     sequence_next: u64,
-    failed: Option<LinkError>,
 }
 
 impl FrameDecoder {
@@ -39,7 +38,6 @@ impl FrameDecoder {
             buffer: BytesMut::new(),
             header: None,
             sequence_next: 0,
-            failed: None,
         }
     }
 
@@ -52,51 +50,8 @@ impl FrameDecoder {
     /// The next whole frame, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// If the bytes are malformed; then for ever.
+    /// If the bytes are malformed; then for ever, as malformed bytes are never taken out.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, LinkError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        self.decode_next()
-            .inspect_err(|error| self.failed = Some(error.clone()))
-    }
-
-    /// What it means that the stream ends here: [`LinkError::Closed`] between two frames,
-    /// [`LinkError::Truncated`] within one. Ask `next_frame` first.
-    #[must_use]
-    pub fn end_of_stream(&self) -> LinkError {
-        if let Some(error) = &self.failed {
-            return error.clone();
-        }
-        match &self.header {
-            Some(header) => LinkError::Truncated {
-                got: HEADER_BYTES + self.buffer.len(),
-                expected: HEADER_BYTES + header.body_len as usize,
-            },
-            None if self.buffer.is_empty() => LinkError::Closed,
-            None => LinkError::Truncated {
-                got: self.buffer.len(),
-                expected: HEADER_BYTES,
-            },
-        }
-    }
-
-    /// Where the next bytes of the stream are to be read to, with room for all of the body that is due: so
-    /// at most what came along with its header is ever moved, and the body is handed out where it lies.
-    pub(crate) fn read_target(&mut self) -> &mut BytesMut {
-        let missing = match &self.header {
-            Some(header) => header.body_len as usize - self.buffer.len(),
-            None => 0,
-        };
-        if missing > 0 {
-            self.buffer.reserve(missing);
-        } else if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
-            self.buffer.reserve(READ_BYTES);
-        }
-        &mut self.buffer
-    }
-
-    fn decode_next(&mut self) -> Result<Option<Frame>, LinkError> {
         let header = match self.header {
             Some(header) => header,
             None => {
@@ -136,6 +91,38 @@ impl FrameDecoder {
             epoch: header.epoch,
             body,
         }))
+    }
+
+    /// What it means that the stream ends here: [`LinkError::Closed`] between two frames,
+    /// [`LinkError::Truncated`] within one. Only meaningful after `next_frame` has returned `None`.
+    #[must_use]
+    pub fn end_of_stream(&self) -> LinkError {
+        match &self.header {
+            Some(header) => LinkError::Truncated {
+                got: HEADER_BYTES + self.buffer.len(),
+                expected: HEADER_BYTES + header.body_len as usize,
+            },
+            None if self.buffer.is_empty() => LinkError::Closed,
+            None => LinkError::Truncated {
+                got: self.buffer.len(),
+                expected: HEADER_BYTES,
+            },
+        }
+    }
+
+    /// Where the next bytes of the stream are to be read to, with room for all of the body that is due: so
+    /// at most what came along with its header is ever moved, and the body is handed out where it lies.
+    pub(crate) fn read_target(&mut self) -> &mut BytesMut {
+        let missing = match &self.header {
+            Some(header) => header.body_len as usize - self.buffer.len(),
+            None => 0,
+        };
+        if missing > 0 {
+            self.buffer.reserve(missing);
+        } else if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+            self.buffer.reserve(READ_BYTES);
+        }
+        &mut self.buffer
     }
 }
 

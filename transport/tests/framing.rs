@@ -64,6 +64,13 @@ fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Frame>, LinkEr
     (frames, decoder.end_of_stream())
 }
 
+fn frame_of(body_bytes: usize) -> Frame {
+    Frame {
+        body: vec![1; body_bytes].into(),
+        ..Frame::default()
+    }
+}
+
 /// The header of an empty frame with `bytes` at `at`, its checksum made right again.
 fn doctored_header(at: usize, bytes: &[u8]) -> [u8; HEADER_BYTES] {
     let mut header = Frame::default().encode_header(0, LIMITS).unwrap();
@@ -209,17 +216,23 @@ fn announced_length_over_the_limit_is_refused_before_any_body() {
 }
 
 #[test]
-fn error_stays() {
-    let mut decoder = FrameDecoder::new(LIMITS);
-    decoder.feed(b"GET / HTTP/1.1\r\n");
-    assert!(matches!(
-        decoder.next_frame(),
-        Err(LinkError::BadMagic { .. })
-    ));
-    decoder.feed(&encode(&[Frame::default()]));
-    assert!(matches!(
-        decoder.next_frame(),
-        Err(LinkError::BadMagic { .. })
-    ));
-    assert!(decoder.end_of_stream().is_protocol());
+fn error_stays_whatever_comes_after() {
+    let good = encode(&[frame_of(5000), frame_of(5000)]);
+    let damaged_at = |at: usize| {
+        let mut stream = good.clone();
+        stream[at] ^= 1;
+        stream
+    };
+    // In the second frame: magic, version, header, body. Then a lost frame.
+    let mut streams: Vec<_> = [5048, 5052, 5060, 6000].map(damaged_at).into();
+    streams.push(encode_numbered([(&frame_of(5000), 0), (&frame_of(9), 2)]));
+    for stream in streams {
+        let mut decoder = FrameDecoder::new(LIMITS);
+        decoder.feed(&stream);
+        assert!(decoder.next_frame().unwrap().is_some());
+        let error = decoder.next_frame().unwrap_err().to_string();
+        decoder.feed(&good);
+        assert_eq!(decoder.next_frame().unwrap_err().to_string(), error);
+        assert_eq!(decoder.next_frame().unwrap_err().to_string(), error);
+    }
 }

@@ -55,7 +55,8 @@ pub enum BackupInput {
         /// The error.
         cause: String,
     },
-    /// A heartbeat came on the separate path.
+    /// A heartbeat of a side that runs the guest came on the separate path. Those of other backups must
+    /// not come in: they would keep a dead primary alive.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,

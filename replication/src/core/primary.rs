@@ -11,8 +11,8 @@
 //!     └────────────────────────────────────────────────────────────────────┘ ▲    │ ask again
 //!                     granted: GoAlone under the next generation             └────┘
 //!
-//!   any but Stopped ── a later generation seen, or the arbiter refuses ──► Fenced
-//!   any but Fenced ─── the guest stopped ────────────────────────────────► Stopped
+//!   any but Stopped ── the arbiter refuses; but for Claiming: a later generation seen ──► Fenced
+//!   any but Fenced ─── the guest stopped ───────────────────────────────────────────────► Stopped
 //! ```
 //!
 //! | phase | output | losing the backup |
@@ -22,8 +22,9 @@
 //! | Claiming | held | – |
 //! | Fenced, Stopped | dropped | – |
 //!
-//! While Protected, a jump of time (the process was stalled) raises a doubt: acks are remembered, but
-//! nothing is released before the arbiter has confirmed the generation.
+//! While Protected, a jump of time (the process was stalled) or a message after long silence on the
+//! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no further
+//! epoch ended, before the arbiter has confirmed the generation.
 
 pub mod epochs;
 pub mod machine;
@@ -94,7 +95,8 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path.
+    /// A heartbeat came on the separate path, whoever sent it: a backup's keeps it from counting as lost,
+    /// and anybody's tells of a later generation.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,

@@ -153,8 +153,14 @@ impl BackupCore {
     }
 
     /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    /// Never far away while a deadline runs: who is called late has been stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
+        let latest = self.now + self.policy.heartbeat_interval;
+        self.next_deadline().map(|deadline| deadline.min(latest))
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
         if self.staging.is_whole() {
             return Some(self.now);
         }

@@ -40,10 +40,6 @@ impl Delta {
         Self { bitmaps }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.bitmaps == [0; GROUPS]
-    }
-
     /// Bytes that [`Delta::write`] writes.
     pub(super) fn encoded_bytes(&self) -> usize {
         let bitmaps = self.bitmaps.iter().filter(|bitmap| **bitmap != 0).count();

@@ -90,12 +90,12 @@ impl Encoder {
         let kind;
         let spare;
         if let Some(old) = self.cache.get(page) {
-            let delta = Delta::between(old, &frame);
             kind = if zero {
                 batch.zero(page)
-            } else if delta.is_empty() {
+            } else if *old == frame {
                 batch.unchanged(page, &frame)
             } else {
+                let delta = Delta::between(old, &frame);
                 let delta_bytes = 4 + delta.encoded_bytes();
                 let limit = delta_bytes.min(LZ4_GOOD_BYTES);
                 let compressed = (delta_bytes > DELTA_GOOD_BYTES)

@@ -16,10 +16,10 @@ use crate::ports::SealedOutput;
 
 /// Largest body of `Hello`, `Welcome`, `Refuse`, `EpochEnd` and `Bye`, in bytes.
 pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
-/// Largest body of `EpochState`, in bytes.
-pub const STATE_BYTES_MAX: usize = 8 << 20;
+/// Largest body of `EpochState`, in bytes: what a transport frame carries by default.
+pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
-pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
+pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
 /// Kinds of message on the wire. The numbers are the protocol: they are never used again for
 /// something else.

@@ -142,8 +142,14 @@ impl PrimaryCore {
     }
 
     /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    /// Never far away while a deadline runs: who is called late has been stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
+        let latest = self.now + self.policy.heartbeat_interval;
+        self.next_deadline().map(|deadline| deadline.min(latest))
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
         let policy = &self.policy;
         let doubt_at = self
             .doubt
@@ -165,7 +171,7 @@ impl PrimaryCore {
                 Some(beat_at),
                 Some(self.silent_at()),
                 self.unacked_at(epochs),
-                epochs.ends_at(policy),
+                epochs.ends_at(policy).filter(|_| self.doubt.is_none()),
                 doubt_at,
             ]
             .into_iter()
@@ -246,8 +252,14 @@ impl PrimaryCore {
         self.link_heard_at += jump;
         self.beat_heard_at += jump;
         self.link_up_at += jump;
+        self.begin_to_doubt();
+    }
+
+    /// This side or its link was stalled for so long that the backup may have been promoted.
+    fn begin_to_doubt(&mut self) {
         if matches!(self.phase, Phase::Protected(_)) {
-            self.doubt = Some(Doubt { ask_at: Some(now) });
+            let ask_at = Some(self.now);
+            self.doubt = Some(Doubt { ask_at });
         }
     }
 
@@ -301,8 +313,11 @@ impl PrimaryCore {
                 self.capture_first(failures, out);
             }
             Phase::Protected(epochs)
-                if epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
+                if self.doubt.is_none()
+                    && epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
             {
+                // Not in doubt: a promoted backup repeats the output of its last epoch only, so no
+                // more than one epoch may ever be acked and not released.
                 out.push(Effect::Capture(epochs.end()));
             }
             _ => {}
@@ -352,7 +367,7 @@ impl PrimaryCore {
             } => self.received(generation, message, out),
             Input::HeartbeatHeard { generation } => {
                 if generation > self.generation {
-                    self.fence(generation, "heard its heartbeat".into(), out);
+                    self.hear_of(generation, "heard its heartbeat".into(), out);
                 } else if generation == self.generation {
                     self.beat_heard_at = self.now;
                 }
@@ -408,7 +423,7 @@ impl PrimaryCore {
             };
         }
         if generation > self.generation {
-            return self.fence(generation, format!("received its {}", message.name()), out);
+            return self.hear_of(generation, format!("received its {}", message.name()), out);
         }
         if !self.has_link() {
             return;
@@ -416,6 +431,10 @@ impl PrimaryCore {
         if generation < self.generation {
             let current = self.generation;
             return out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+        }
+        if self.now.saturating_sub(self.link_heard_at) > self.policy.heartbeat_timeout / 2 {
+            // What comes now may have been on its way for long.
+            self.begin_to_doubt();
         }
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {
@@ -607,6 +626,14 @@ impl PrimaryCore {
                 self.end_session(Phase::Claiming { cause, ask_at });
             }
             Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {}
+        }
+    }
+
+    /// A later generation was seen. While a claim is open it may be this side's own, whose grant is
+    /// still on its way here: then the arbiter's answer decides, output being held anyway.
+    fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Claiming { .. }) {
+            self.fence(current, how, out);
         }
     }
 

@@ -552,6 +552,33 @@ fn a_strangers_link_does_not_keep_the_old_primary_alive() {
 }
 
 #[test]
+fn deadlines_are_met_by_wakeups_alone() {
+    let mut stranger = Bench::new();
+    stranger.give(Input::LinkUp);
+    let mut cut = Bench::standby();
+    cut.give(Input::LinkBroken {
+        cause: "bad frame".into(),
+    });
+    let mut claiming = Bench::standby();
+    claiming.give(Input::LinkClosed);
+    claiming.give(Input::ArbiterUnavailable);
+    for (mut bench, time, expected) in [
+        (stranger, 1500, Effect::CloseLink),
+        (Bench::standby(), 150, Effect::Claim(GENERATION)),
+        (cut, 150, Effect::Claim(GENERATION)),
+        (claiming, 100, Effect::Claim(GENERATION)),
+    ] {
+        let end = bench.now + time * MS;
+        let mut effects = Vec::new();
+        while bench.now < end {
+            bench.now = bench.core.next_wakeup().expect("a deadline runs");
+            effects.extend(bench.give(Input::Tick));
+        }
+        assert_eq!((bench.now, effects.last()), (end, Some(&expected)));
+    }
+}
+
+#[test]
 fn memory_that_cannot_be_committed_makes_the_standby_unusable() {
     let mut bench = Bench::standby();
     for message in epoch_messages(2, 2) {

@@ -1,0 +1,173 @@
+//! What can go wrong, and what a seed makes go wrong.
+
+use std::time::Duration;
+
+use understudy_replication::core::backup::BackupInput;
+use understudy_replication::core::primary::PrimaryInput;
+
+use super::link::Damage;
+use super::ms;
+use super::outside::Process;
+use super::rng::Rng;
+use super::world::{Event, Role, World};
+
+/// One thing that goes wrong, or that an operator does. Links are named by the host that reads from
+/// them, as a host has at most one.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// The process ends; the kernel closes its link.
+    KillProcess(usize),
+    /// The host is gone, without a word.
+    LoseHost(usize),
+    /// The process stands still for a while; time goes on.
+    Freeze(usize, Duration),
+    /// Nothing arrives at this host over its link for a while; nothing is lost, either.
+    StallLink(usize, Duration),
+    /// As before, and the heartbeats from the peers are lost.
+    CutOff(usize, Duration),
+    /// Both ends find the link reset; what was on its way is lost.
+    ResetLink(usize),
+    /// The next frame to this host is damaged.
+    Damage(usize, Damage),
+    /// The arbiter does not answer for a while.
+    ArbiterSilent(Duration),
+    /// Heartbeats from one host to another are lost from now on.
+    CutBeats(usize, usize),
+    /// The operator wants this side promoted.
+    Promote(usize),
+    /// Somebody wants a checkpoint.
+    Checkpoint(usize),
+    /// The guest powers off.
+    StopGuest(usize),
+    /// The end of a silence of the arbiter.
+    ArbiterSpeaks,
+    /// The end of a cut.
+    BeatsBack(usize),
+    /// The end of all faults.
+    Heal,
+}
+
+/// The faults of one seed.
+pub struct Plan {
+    pub faults: Vec<(Duration, Fault)>,
+    pub capture_failures_permille: u64,
+    pub beats_lost_permille: u64,
+    pub byte_ns: u64,
+}
+
+impl Plan {
+    pub fn new(rng: &mut Rng, hosts: usize) -> Self {
+        let mut faults = Vec::new();
+        for _ in 0..rng.below(6) {
+            let mut at = rng.micros(10_000, 350_000);
+            // Faults like company: some come in close pairs.
+            for _ in 0..1 + rng.below(2) {
+                faults.push((at, fault(rng, hosts)));
+                at += rng.micros(0, 50_000);
+            }
+        }
+        faults.sort_by_key(|(at, _)| *at);
+        let last = faults.last().map_or(ms(100), |(at, _)| *at);
+        faults.push((last + rng.micros(1_000, 150_000), Fault::Heal));
+        let sometimes =
+            |rng: &mut Rng, most: u64| if rng.chance(300) { rng.below(most) } else { 0 };
+        Self {
+            faults,
+            capture_failures_permille: sometimes(rng, 400),
+            beats_lost_permille: sometimes(rng, 900),
+            byte_ns: sometimes(rng, 400),
+        }
+    }
+}
+
+fn fault(rng: &mut Rng, hosts: usize) -> Fault {
+    let host = rng.below(hosts as u64) as usize;
+    // Shorter and longer than the heartbeat timeout.
+    let time = rng.micros(2_000, 140_000);
+    match rng.below(13) {
+        0 => Fault::KillProcess(host),
+        1 => Fault::LoseHost(host),
+        2 | 3 => Fault::Freeze(host, time),
+        4 => Fault::StallLink(host, time),
+        5 | 6 => Fault::CutOff(host, time),
+        7 => Fault::ResetLink(host),
+        8 => Fault::Damage(host, Damage::Flip(rng.next(), rng.next() as u8)),
+        9 => Fault::Damage(host, Damage::Cut(rng.next())),
+        10 => Fault::ArbiterSilent(time),
+        11 => Fault::CutBeats(host, rng.below(hosts as u64) as usize),
+        _ => match rng.below(3) {
+            0 => Fault::Promote(host),
+            _ => Fault::Checkpoint(host),
+        },
+    }
+}
+
+impl World {
+    pub fn fault(&mut self, fault: Fault) {
+        self.trace(99, || format!("FAULT {fault:?}"));
+        match fault {
+            Fault::KillProcess(host) => {
+                self.count("processes killed");
+                self.kill_and_restart(host, false);
+            }
+            Fault::LoseHost(host) => {
+                self.count("hosts lost");
+                self.kill_and_restart(host, true);
+            }
+            Fault::Freeze(host, time) => {
+                let process: Process = self.process(host);
+                self.hosts[host].frozen = true;
+                self.after(time, Event::Thaw(process));
+            }
+            Fault::StallLink(host, time) => self.stall(host, time),
+            Fault::CutOff(host, time) => {
+                self.stall(host, time);
+                for from in 0..self.hosts.len() {
+                    self.beats_cut.push((from, host));
+                }
+                self.after(time, Event::Fault(Fault::BeatsBack(host)));
+            }
+            Fault::BeatsBack(host) => self.beats_cut.retain(|(_, to)| *to != host),
+            Fault::ResetLink(host) => self.reset_link(host),
+            Fault::Damage(host, damage) => {
+                if let Some(link) = self.hosts[host].link {
+                    self.links[link].incoming(host).damage = Some(damage);
+                }
+            }
+            Fault::ArbiterSilent(time) => {
+                self.arbiter.available = false;
+                self.after(time, Event::Fault(Fault::ArbiterSpeaks));
+            }
+            Fault::ArbiterSpeaks => self.arbiter.available = true,
+            Fault::CutBeats(from, to) => self.beats_cut.push((from, to)),
+            Fault::Promote(host) => self.backup(host, BackupInput::PromotionWanted),
+            Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
+            Fault::StopGuest(host) => {
+                if let Role::Primary(node) = &mut self.hosts[host].role {
+                    node.running = false;
+                    self.guest_stopped = true;
+                    self.primary(host, PrimaryInput::GuestStopped);
+                }
+            }
+            Fault::Heal => self.heal(),
+        }
+    }
+
+    fn stall(&mut self, host: usize, time: Duration) {
+        if let Some(link) = self.hosts[host].link {
+            let until = self.now + time;
+            self.links[link].incoming(host).stalled_until = until;
+        }
+    }
+
+    fn reset_link(&mut self, host: usize) {
+        let Some(number) = self.hosts[host].link else {
+            return;
+        };
+        for side in [self.links[number].primary.0, self.links[number].backup.0] {
+            let due = self.now + self.delay(0);
+            self.links[number].incoming(side).reset(due);
+            self.schedule_delivery(number, side);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The simulated guest: a few pages of real memory, a program whose every step depends on all it did
+//! before and on inputs that a re-execution would not see again, and outputs with consecutive
+//! numbers. A guest continued from a state that lacks something released would number or value its
+//! next output differently: the client notices.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use understudy_replication::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
+use understudy_replication::page_set::{MemoryLayout, PageSet, Region};
+use understudy_replication::ports::{MachineError, NetworkFrame, PageMemory, SealedOutput};
+
+use super::rng::mix;
+
+pub const PAGES: u64 = 32;
+
+/// Guest memory with dirty tracking.
+pub struct SimMemory {
+    layout: MemoryLayout,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    pages: Vec<Page>,
+    dirty: PageSet,
+}
+
+impl SimMemory {
+    pub fn new() -> Self {
+        let layout = layout();
+        let dirty = PageSet::empty(&layout);
+        let pages = vec![[0; PAGE_BYTES]; PAGES as usize];
+        Self {
+            layout,
+            inner: Mutex::new(Inner { pages, dirty }),
+        }
+    }
+
+    fn slot(&self, page: PageIndex) -> Result<usize, MachineError> {
+        let (region, offset) = self
+            .layout
+            .locate(page)
+            .ok_or_else(|| MachineError::new(format!("{page} is not guest memory")))?;
+        let before: u64 = self.layout.regions()[..region]
+            .iter()
+            .map(|r| r.pages)
+            .sum();
+        Ok((before + offset) as usize)
+    }
+
+    /// A write by the guest: marks the page dirty.
+    fn modify(&self, number: u64, change: impl FnOnce(&mut Page)) {
+        let page = page_number(number);
+        let slot = self.slot(page).unwrap();
+        let mut inner = self.inner.lock().unwrap();
+        change(&mut inner.pages[slot]);
+        inner.dirty.insert(page);
+    }
+
+    /// Takes the dirty pages.
+    pub fn harvest(&self) -> PageSet {
+        let empty = PageSet::empty(&self.layout);
+        std::mem::replace(&mut self.inner.lock().unwrap().dirty, empty)
+    }
+
+    /// R3: an aborted capture gives its pages back.
+    pub fn give_back(&self, pages: &PageSet) {
+        self.inner.lock().unwrap().dirty.union(pages);
+    }
+
+    pub fn dirty_pages(&self) -> u64 {
+        self.inner.lock().unwrap().dirty.len()
+    }
+
+    pub fn checksum(&self) -> u64 {
+        let inner = self.inner.lock().unwrap();
+        let mut hasher = crc32fast::Hasher::new();
+        inner.pages.iter().for_each(|page| hasher.update(page));
+        u64::from(hasher.finalize())
+    }
+}
+
+impl PageMemory for SimMemory {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
+        *into = self.inner.lock().unwrap().pages[self.slot(page)?];
+        Ok(())
+    }
+
+    fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
+        self.inner.lock().unwrap().pages[self.slot(page)?] = *from;
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<(), MachineError> {
+        self.inner.lock().unwrap().pages.fill([0; PAGE_BYTES]);
+        Ok(())
+    }
+}
+
+/// Two regions with a hole, as real machines have.
+pub fn layout() -> MemoryLayout {
+    let region = |first, pages| Region {
+        first: PageIndex(first),
+        pages,
+    };
+    MemoryLayout::new(vec![region(0, PAGES / 2), region(1 << 20, PAGES / 2)])
+}
+
+fn page_number(number: u64) -> PageIndex {
+    if number < PAGES / 2 {
+        PageIndex(number)
+    } else {
+        PageIndex((1 << 20) + number - PAGES / 2)
+    }
+}
+
+/// One output of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    pub number: u64,
+    pub value: u64,
+}
+
+/// The registers of the simulated machine; the rest of its state is in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guest {
+    state: u64,
+    number: u64,
+}
+
+impl Guest {
+    pub fn boot() -> Self {
+        Self {
+            state: 1,
+            number: 0,
+        }
+    }
+
+    /// One step, fed with `input` from outside.
+    pub fn step(&mut self, input: u64, memory: &SimMemory) -> Option<Output> {
+        self.state = mix(self.state ^ input);
+        let speaks = self.state.is_multiple_of(3);
+        self.number += u64::from(speaks);
+        memory.modify(0, |page| {
+            page[..8].copy_from_slice(&self.state.to_le_bytes());
+            page[8..16].copy_from_slice(&self.number.to_le_bytes());
+        });
+        let mut chance = self.state;
+        for _ in 0..chance % 3 {
+            chance = mix(chance);
+            let target = 1 + (chance >> 8) % (PAGES - 1);
+            memory.modify(target, |page| match chance % 8 {
+                0 => page.fill(0),
+                1 => page.fill(chance as u8),
+                2 => {
+                    let mut seed = chance;
+                    for word in page.chunks_exact_mut(8) {
+                        seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(17) ^ 1;
+                        word.copy_from_slice(&seed.to_le_bytes());
+                    }
+                }
+                _ => {
+                    let at = (chance >> 40) as usize % 512 * 8;
+                    page[at..at + 8].copy_from_slice(&chance.to_le_bytes());
+                }
+            });
+        }
+        speaks.then_some(Output {
+            number: self.number,
+            value: self.state,
+        })
+    }
+
+    pub fn save(&self) -> Bytes {
+        let mut bytes = self.state.to_le_bytes().to_vec();
+        bytes.extend(self.number.to_le_bytes());
+        bytes.into()
+    }
+
+    /// The guest of a saved state, if memory is of the same moment.
+    pub fn restore(state: &[u8], memory: &SimMemory) -> Result<Self, String> {
+        let mut page = [0; PAGE_BYTES];
+        memory.read_page(PageIndex(0), &mut page).unwrap();
+        if state != &page[..16] {
+            return Err("machine state and memory are of different moments".into());
+        }
+        let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+        Ok(Self {
+            state: word(0),
+            number: word(8),
+        })
+    }
+}
+
+/// The output gate: see `ports::OutputGate`.
+#[derive(Default)]
+pub struct Gate {
+    closed: bool,
+    shut: bool,
+    bucket: Vec<Output>,
+    sealed: VecDeque<(EpochId, Vec<Output>)>,
+}
+
+impl Gate {
+    /// Takes an output in; returns what may leave at once.
+    pub fn take(&mut self, output: Output) -> Option<Output> {
+        if self.closed && !self.shut {
+            self.bucket.push(output);
+        }
+        (!self.closed && !self.shut).then_some(output)
+    }
+
+    pub fn hold(&mut self) {
+        self.closed = true;
+    }
+
+    pub fn seal(&mut self, epoch: EpochId) -> SealedOutput {
+        let bucket = std::mem::take(&mut self.bucket);
+        let frames = bucket.iter().map(to_frame).collect();
+        self.sealed.push_back((epoch, bucket));
+        SealedOutput {
+            frames,
+            console: Vec::new(),
+        }
+    }
+
+    pub fn release(&mut self, through: EpochId) -> Vec<Output> {
+        let mut out = Vec::new();
+        while self
+            .sealed
+            .front()
+            .is_some_and(|(epoch, _)| *epoch <= through)
+        {
+            out.extend(self.sealed.pop_front().unwrap().1);
+        }
+        out
+    }
+
+    pub fn open(&mut self) -> Vec<Output> {
+        self.closed = false;
+        let mut out: Vec<_> = self
+            .sealed
+            .drain(..)
+            .flat_map(|(_, bucket)| bucket)
+            .collect();
+        out.append(&mut self.bucket);
+        out
+    }
+
+    pub fn shut(&mut self) {
+        self.shut = true;
+        self.sealed.clear();
+        self.bucket.clear();
+    }
+}
+
+fn to_frame(output: &Output) -> NetworkFrame {
+    let mut bytes = output.number.to_le_bytes().to_vec();
+    bytes.extend(output.value.to_le_bytes());
+    NetworkFrame {
+        device: 0,
+        bytes: bytes.into(),
+    }
+}
+
+/// The outputs that travelled with an epoch.
+pub fn from_sealed(output: &SealedOutput) -> Vec<Output> {
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let frames = output.frames.iter();
+    frames
+        .map(|frame| Output {
+            number: word(&frame.bytes, 0),
+            value: word(&frame.bytes, 8),
+        })
+        .collect()
+}

@@ -1,0 +1,27 @@
+//! A seeded simulation of whole clusters. The hosts run exactly the library's core; what is simulated
+//! is what surrounds it: the runtime's work, the guest, links, the arbiter, and time.
+//!
+//! Invariants, checked at every step:
+//! - R1: what a primary releases is acked by the backup of that session, or it runs under its own grant;
+//! - R2: a committed epoch on a backup is exactly the primary's snapshot: memory and machine state;
+//! - R3: the same comparison, after captures that failed: their pages come with the next epoch;
+//! - R4: only the holder of a generation speaks, and no older one after a newer one has spoken;
+//! - the client hears outputs 1, 2, 3 …, none missing, none with two values;
+//! - progress: when the faults are over, the guest runs, protected if there is a second host.
+
+pub mod backup_host;
+pub mod faults;
+pub mod guest;
+pub mod link;
+pub mod outside;
+pub mod primary_host;
+pub mod rng;
+pub mod world;
+
+use std::time::Duration;
+
+pub use world::{Report, World};
+
+pub const fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}

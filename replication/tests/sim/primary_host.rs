@@ -1,0 +1,281 @@
+//! A host that runs the guest: what a runtime does around the primary's core.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use understudy_replication::core::codec::{BatchWriter, Encoder};
+use understudy_replication::core::message::{EpochTally, Hello, Message};
+use understudy_replication::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput};
+use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES};
+use understudy_replication::page_set::PageSet;
+use understudy_replication::ports::PageMemory;
+
+use super::guest::{Gate, Guest, SimMemory, layout};
+use super::outside::{Process, Question};
+use super::world::{Event, Role, Snapshot, World};
+
+pub struct PrimaryHost {
+    pub core: PrimaryCore,
+    pub memory: Arc<SimMemory>,
+    pub guest: Guest,
+    pub gate: Gate,
+    pub running: bool,
+    encoder: Encoder,
+}
+
+/// Something the runtime does meanwhile.
+pub enum Work {
+    Sync { all: bool },
+    SyncShipped,
+    Capture(EpochId),
+    Ship(EpochId, VecDeque<Message>),
+    Shipped(EpochId),
+}
+
+/// Small, so that epochs have several batches.
+const BATCH_BYTES: usize = 9000;
+/// Fewer than the guest has pages, so that the cache evicts.
+const CACHE_PAGES: usize = 20;
+
+pub fn hello() -> Hello {
+    Hello {
+        vm: "vm".into(),
+        node: "primary".into(),
+        fingerprint: Default::default(),
+        layout: layout(),
+    }
+}
+
+impl PrimaryHost {
+    pub fn new(core: PrimaryCore, memory: Arc<SimMemory>, guest: Guest) -> Self {
+        Self {
+            core,
+            memory,
+            guest,
+            gate: Gate::default(),
+            running: false,
+            encoder: Encoder::new(CACHE_PAGES),
+        }
+    }
+
+    /// Steps ③ (copying) and ④ of a set of pages.
+    fn encode(&mut self, pages: &PageSet) -> Vec<(bytes::Bytes, u32)> {
+        let mut writer = BatchWriter::new(BATCH_BYTES);
+        let mut batches = Vec::new();
+        for page in pages.iter() {
+            if writer.is_full() {
+                batches.extend(writer.finish());
+            }
+            let mut frame = Box::new([0; PAGE_BYTES]);
+            self.memory.read_page(page, &mut frame).unwrap();
+            drop(self.encoder.encode(page, frame, &mut writer));
+        }
+        batches.extend(writer.finish());
+        batches
+            .into_iter()
+            .map(|batch| (batch.body, batch.pages))
+            .collect()
+    }
+}
+
+impl World {
+    /// Host `host` starts the guest from nothing.
+    pub fn boot_guest(&mut self, host: usize) {
+        let policy = self.settings.policy.clone();
+        let core = PrimaryCore::new(policy, hello(), Generation(1), self.now);
+        let node = PrimaryHost::new(core, Arc::new(SimMemory::new()), Guest::boot());
+        self.hosts[host].role = Role::Primary(Box::new(node));
+        self.run_promoted(self.process(host));
+        self.start_beats(host);
+    }
+
+    /// The guest runs, and the primary looks for a backup.
+    pub fn run_promoted(&mut self, who: Process) {
+        if let Role::Primary(node) = &mut self.hosts[who.0].role {
+            node.running = true;
+            self.after(super::ms(1), Event::GuestStep(who));
+            self.soon(0, 10_000, Event::Connect(who));
+        }
+    }
+
+    pub fn guest_step(&mut self, who: Process) {
+        let input = self.rng.next();
+        let Role::Primary(node) = &mut self.hosts[who.0].role else {
+            return;
+        };
+        if !node.running {
+            return;
+        }
+        if let Some(output) = node.guest.step(input, &node.memory) {
+            let generation = node.core.generation();
+            match node.gate.take(output) {
+                Some(output) => self.outputs(who.0, generation, vec![output]),
+                None => self.primary(who.0, PrimaryInput::OutputWaiting),
+            }
+        }
+        self.soon(300, 1_500, Event::GuestStep(who));
+    }
+
+    pub fn primary(&mut self, host: usize, input: PrimaryInput) {
+        let now = self.now;
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        let before = node.core.phase();
+        let effects = node.core.handle(now, input);
+        let after = node.core.phase();
+        if before != after {
+            self.trace(host, || {
+                format!("primary: {} → {}", before.name(), after.name())
+            });
+        }
+        for effect in effects {
+            self.primary_effect(host, effect);
+        }
+        self.schedule_wake(host);
+    }
+
+    fn primary_effect(&mut self, host: usize, effect: PrimaryEffect) {
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        let generation = node.core.generation();
+        match effect {
+            PrimaryEffect::Send(message) => self.send(host, generation, &message),
+            PrimaryEffect::StartSync => {
+                node.encoder.forget();
+                self.begin_work(host, Work::Sync { all: true });
+            }
+            PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync { all: false }),
+            PrimaryEffect::Capture(epoch) => self.begin_work(host, Work::Capture(epoch)),
+            PrimaryEffect::Release(through) => {
+                let outputs = node.gate.release(through);
+                let link = self.hosts[host].link;
+                if link.and_then(|link| self.acked.get(&link)) < Some(&through) {
+                    self.violate(format!(
+                        "R1: host {host} releases {through}, which is not acked"
+                    ));
+                }
+                self.trace(host, || {
+                    format!("releases {through}: {} outputs", outputs.len())
+                });
+                self.count("releases");
+                self.outputs(host, generation, outputs);
+            }
+            PrimaryEffect::CloseLink => self.close_link(host),
+            PrimaryEffect::Claim(after) => self.ask(host, Question::Claim(after)),
+            PrimaryEffect::Confirm(held) => {
+                self.count("confirmations asked");
+                self.ask(host, Question::Confirm(held));
+            }
+            PrimaryEffect::GoAlone { generation, cause } => {
+                let outputs = node.gate.open();
+                self.trace(host, || format!("goes alone under {generation}: {cause}"));
+                self.count("went alone");
+                self.outputs(host, generation, outputs);
+                let process = self.process(host);
+                self.soon(1_000, 20_000, Event::Connect(process));
+            }
+            PrimaryEffect::Fenced { reason } => {
+                node.gate.shut();
+                node.running = false;
+                self.trace(host, || format!("is fenced: {reason}"));
+                self.count("fenced");
+                self.kill_and_restart(host, false);
+            }
+        }
+    }
+
+    fn begin_work(&mut self, host: usize, work: Work) {
+        let (process, session) = (self.process(host), self.hosts[host].session);
+        let most_us = match work {
+            Work::Ship(..) => 400,
+            _ => 1_200,
+        };
+        self.soon(50, most_us, Event::Work(process, session, work));
+    }
+
+    pub fn work(&mut self, host: usize, work: Work) {
+        match work {
+            Work::Sync { all } => self.sync_round(host, all),
+            Work::SyncShipped => {
+                if let Role::Primary(node) = &self.hosts[host].role {
+                    let pages_left = node.memory.dirty_pages();
+                    self.primary(host, PrimaryInput::SyncRoundShipped { pages_left });
+                }
+            }
+            Work::Capture(epoch) => self.capture(host, epoch),
+            Work::Ship(epoch, mut messages) => {
+                if let Some(message) = messages.pop_front() {
+                    let Role::Primary(node) = &self.hosts[host].role else {
+                        return;
+                    };
+                    let generation = node.core.generation();
+                    self.send(host, generation, &message);
+                }
+                let done = messages.is_empty();
+                let next = if done {
+                    Work::Shipped(epoch)
+                } else {
+                    Work::Ship(epoch, messages)
+                };
+                self.begin_work(host, next);
+            }
+            Work::Shipped(epoch) => self.primary(host, PrimaryInput::Shipped { epoch }),
+        }
+    }
+
+    fn sync_round(&mut self, host: usize, all: bool) {
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        // Tracking starts before the first page is read: what changes meanwhile is dirty again.
+        let dirty = node.memory.harvest();
+        let pages = if all { PageSet::full(&layout()) } else { dirty };
+        let generation = node.core.generation();
+        for (body, _) in node.encode(&pages) {
+            self.send(host, generation, &Message::SyncPages(body));
+        }
+        self.begin_work(host, Work::SyncShipped);
+    }
+
+    /// Steps ② to ④ of an epoch, the guest standing still.
+    fn capture(&mut self, host: usize, epoch: EpochId) {
+        let failed = self.rng.chance(self.settings.capture_failures_permille);
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        let pages = node.memory.harvest();
+        if failed {
+            node.memory.give_back(&pages);
+            self.count("captures failed");
+            let error = String::from("simulated");
+            return self.primary(host, PrimaryInput::CaptureFailed { epoch, error });
+        }
+        let state = node.guest.save();
+        node.gate.hold();
+        let output = node.gate.seal(epoch);
+        let snapshot = Snapshot {
+            memory: node.memory.checksum(),
+            state: state.clone(),
+        };
+        let mut tally = EpochTally::new();
+        let mut messages = VecDeque::new();
+        for (batch, pages) in node.encode(&pages) {
+            tally.batch(&batch, pages);
+            messages.push_back(Message::EpochPages { epoch, batch });
+        }
+        tally.state(&state);
+        tally.output(&output);
+        messages.push_back(Message::EpochState { epoch, state });
+        messages.push_back(Message::EpochOutput { epoch, output });
+        let summary = tally.summary();
+        messages.push_back(Message::EpochEnd { epoch, summary });
+        if let Some(link) = self.hosts[host].link {
+            self.snapshots.insert((link, epoch), snapshot);
+        }
+        self.count("captures");
+        self.primary(host, PrimaryInput::Captured { epoch });
+        self.begin_work(host, Work::Ship(epoch, messages));
+    }
+}

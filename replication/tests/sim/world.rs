@@ -1,0 +1,694 @@
+//! Hosts, time and events. Everything happens in the order of (time, number of the event).
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use understudy_replication::arbiter::Verdict;
+use understudy_replication::core::backup::BackupInput;
+use understudy_replication::core::message::Message;
+use understudy_replication::core::primary::{Policy, PrimaryInput, PrimaryPhase};
+use understudy_replication::ids::{EpochId, Generation};
+
+use super::backup_host::BackupHost;
+use super::faults::{Fault, Plan};
+use super::guest::Output;
+use super::link::{Arrival, Link};
+use super::ms;
+use super::outside::{Arbiter, Client, Process, Question};
+use super::primary_host::{PrimaryHost, Work};
+use super::rng::Rng;
+
+/// What a run is like.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub seed: u64,
+    pub hosts: usize,
+    pub policy: Policy,
+    /// Captures that fail, in a thousand.
+    pub capture_failures_permille: u64,
+    /// Heartbeats lost on the separate path, in a thousand.
+    pub beats_lost_permille: u64,
+    /// One byte over the logging channel takes so long: slow links.
+    pub byte_ns: u64,
+    /// Faults, in order of time.
+    pub faults: Vec<(Duration, Fault)>,
+    pub trace: bool,
+}
+
+/// Policy of all simulated hosts: shorter times than the defaults, for more epochs and failovers.
+pub fn policy() -> Policy {
+    Policy {
+        epoch_interval: ms(8),
+        epoch_interval_min: ms(1),
+        output_quiet: Some(ms(1)),
+        heartbeat_interval: ms(5),
+        heartbeat_timeout: ms(40),
+        arbiter_retry: ms(20),
+        sync_pages_left: 4,
+        sync_rounds_max: 3,
+    }
+}
+
+/// After the last fault, so long until everything must be well again.
+const CALM: Duration = ms(700);
+/// In the last part of the calm, epochs must advance.
+const CALM_TAIL: Duration = ms(100);
+
+/// What a run did, to see that the simulation reaches what it is to test.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub counts: BTreeMap<&'static str, u64>,
+    pub outputs: u64,
+}
+
+pub enum Event {
+    GuestStep(Process),
+    Wake(Process, u64),
+    Deliver(usize, usize),
+    BeatTimer(Process),
+    /// A heartbeat reaches a host: the sender's generation, and whether it runs the guest.
+    Beat(usize, Generation, bool),
+    Connect(Process),
+    Work(Process, u64, Work),
+    Ask(Process, Question),
+    Answer(Process, Option<Verdict>),
+    /// The output of the last committed epoch is sent once more.
+    Repeat(Process, Vec<Output>),
+    Run(Process),
+    Restart(Process),
+    Thaw(Process),
+    Fault(Fault),
+    CalmTail,
+}
+
+pub enum Role {
+    Down,
+    Primary(Box<PrimaryHost>),
+    Backup(Box<BackupHost>),
+}
+
+pub struct Host {
+    pub starts: u64,
+    pub role: Role,
+    pub link: Option<usize>,
+    /// Counts sessions: work begun for an earlier one is dropped.
+    pub session: u64,
+    pub frozen: bool,
+    deferred: Vec<Event>,
+    wake_number: u64,
+}
+
+/// The primary's machine at the end of an epoch.
+pub struct Snapshot {
+    pub memory: u64,
+    pub state: Bytes,
+}
+
+pub struct World {
+    pub now: Duration,
+    pub settings: Settings,
+    pub rng: Rng,
+    pub hosts: Vec<Host>,
+    pub links: Vec<Link>,
+    pub arbiter: Arbiter,
+    pub client: Client,
+    pub report: Report,
+    /// By link and epoch.
+    pub snapshots: HashMap<(usize, EpochId), Snapshot>,
+    /// Last epoch acked over a link.
+    pub acked: HashMap<usize, EpochId>,
+    /// Pairs of hosts `(from, to)` whose separate path is cut.
+    pub beats_cut: Vec<(usize, usize)>,
+    pub guest_stopped: bool,
+    events: BinaryHeap<Reverse<(Duration, u64)>>,
+    event_store: HashMap<u64, Event>,
+    event_number: u64,
+    violation: Option<String>,
+    epochs_before_tail: Option<EpochId>,
+}
+
+impl World {
+    /// Host 0 runs the guest; the others wait.
+    pub fn new(settings: Settings) -> Self {
+        let seed = settings.seed;
+        let mut world = Self {
+            now: Duration::ZERO,
+            rng: Rng::new(seed),
+            hosts: Vec::new(),
+            links: Vec::new(),
+            arbiter: Arbiter::new((0, 0)),
+            client: Client::default(),
+            report: Report::default(),
+            snapshots: HashMap::new(),
+            acked: HashMap::new(),
+            beats_cut: Vec::new(),
+            guest_stopped: false,
+            events: BinaryHeap::new(),
+            event_store: HashMap::new(),
+            event_number: 0,
+            violation: None,
+            epochs_before_tail: None,
+            settings,
+        };
+        for host in 0..world.settings.hosts {
+            world.hosts.push(Host {
+                starts: 0,
+                role: Role::Down,
+                link: None,
+                session: 0,
+                frozen: false,
+                deferred: Vec::new(),
+                wake_number: 0,
+            });
+            if host == 0 {
+                world.boot_guest(host);
+            } else {
+                world.start_backup(host);
+            }
+        }
+        for (at, fault) in world.settings.faults.clone() {
+            world.at(at, Event::Fault(fault));
+        }
+        world
+    }
+
+    /// Runs to the end of the calm after the last fault.
+    pub fn run(mut self) -> Result<Report, String> {
+        let last = self.settings.faults.iter().map(|(at, _)| *at).max();
+        let end = last.unwrap_or(ms(100)) + CALM;
+        self.at(end - CALM_TAIL, Event::CalmTail);
+        while let Some(Reverse((at, number))) = self.events.pop() {
+            if at > end || self.violation.is_some() {
+                break;
+            }
+            self.now = at;
+            if let Some(event) = self.event_store.remove(&number) {
+                self.dispatch(event);
+            }
+        }
+        if self.violation.is_none() {
+            self.check_progress();
+        }
+        match self.violation {
+            Some(violation) => Err(violation),
+            None => {
+                self.report.outputs = self.client.heard();
+                Ok(self.report)
+            }
+        }
+    }
+
+    // --- events ---
+
+    pub fn at(&mut self, at: Duration, event: Event) {
+        self.event_number += 1;
+        let number = self.event_number;
+        self.event_store.insert(number, event);
+        self.events.push(Reverse((at, number)));
+    }
+
+    pub fn after(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// The event in a random time from `from_us` to `to_us`.
+    pub fn soon(&mut self, from_us: u64, to_us: u64, event: Event) {
+        let delay = self.rng.micros(from_us, to_us);
+        self.after(delay, event);
+    }
+
+    pub fn process(&self, host: usize) -> Process {
+        (host, self.hosts[host].starts)
+    }
+
+    pub fn count(&mut self, what: &'static str) {
+        *self.report.counts.entry(what).or_default() += 1;
+    }
+
+    pub fn trace(&self, host: usize, what: impl FnOnce() -> String) {
+        if self.settings.trace {
+            let what = what();
+            eprintln!(
+                "{:>11.3} ms  host {host}  {what}",
+                self.now.as_secs_f64() * 1e3
+            );
+        }
+    }
+
+    pub fn violate(&mut self, what: String) {
+        if self.settings.trace {
+            eprintln!("VIOLATION at {:?}: {what}", self.now);
+        }
+        self.violation.get_or_insert(what);
+    }
+
+    /// The host that an event is for; `None` if that process is gone.
+    fn addressee(&self, event: &Event) -> Option<usize> {
+        let (host, starts) = match event {
+            Event::GuestStep(who)
+            | Event::Wake(who, _)
+            | Event::BeatTimer(who)
+            | Event::Connect(who)
+            | Event::Work(who, ..)
+            | Event::Answer(who, _)
+            | Event::Repeat(who, _)
+            | Event::Run(who) => *who,
+            Event::Deliver(_, host) | Event::Beat(host, ..) => self.process(*host),
+            _ => return Some(usize::MAX),
+        };
+        (self.hosts[host].starts == starts).then_some(host)
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let Some(host) = self.addressee(&event) else {
+            return;
+        };
+        if self.hosts.get(host).is_some_and(|host| host.frozen) {
+            return self.hosts[host].deferred.push(event);
+        }
+        match event {
+            Event::GuestStep(who) => self.guest_step(who),
+            Event::Wake(who, number) => {
+                if self.hosts[who.0].wake_number == number {
+                    self.tick(who.0);
+                }
+            }
+            Event::Deliver(link, host) => self.deliver(link, host),
+            Event::BeatTimer(who) => self.send_beats(who),
+            Event::Beat(host, generation, primary) => self.beat(host, generation, primary),
+            Event::Connect(who) => self.connect(who.0),
+            Event::Work((host, _), session, work) => {
+                if self.hosts[host].session == session {
+                    self.work(host, work);
+                }
+            }
+            Event::Ask(who, question) => self.arbiter_asked(who, question),
+            Event::Answer((host, _), verdict) => self.arbiter_answered(host, verdict),
+            Event::Repeat((host, _), outputs) => {
+                if let Role::Primary(node) = &self.hosts[host].role {
+                    let generation = node.core.generation();
+                    self.outputs(host, generation, outputs);
+                }
+            }
+            Event::Run(who) => self.run_promoted(who),
+            Event::Restart((host, starts)) => {
+                if self.hosts[host].starts == starts {
+                    self.start_backup(host);
+                }
+            }
+            Event::Thaw((host, starts)) => {
+                if self.hosts[host].starts == starts {
+                    self.thaw(host);
+                }
+            }
+            Event::Fault(fault) => self.fault(fault),
+            Event::CalmTail => {
+                let (host, _) = self.arbiter.holder();
+                self.epochs_before_tail = self.acked_by(host);
+            }
+        }
+    }
+
+    fn thaw(&mut self, host: usize) {
+        self.trace(host, || "thaws".into());
+        self.hosts[host].frozen = false;
+        for event in std::mem::take(&mut self.hosts[host].deferred) {
+            self.at(self.now, event);
+        }
+    }
+
+    fn tick(&mut self, host: usize) {
+        match self.hosts[host].role {
+            Role::Primary(_) => self.primary(host, PrimaryInput::Tick),
+            Role::Backup(_) => self.backup(host, BackupInput::Tick),
+            Role::Down => {}
+        }
+    }
+
+    /// Wakes the core of `host` when it wants to be, a little late as real timers are.
+    pub fn schedule_wake(&mut self, host: usize) {
+        let wakeup = match &self.hosts[host].role {
+            Role::Primary(node) => node.core.next_wakeup(),
+            Role::Backup(node) => node.core.next_wakeup(),
+            Role::Down => None,
+        };
+        self.hosts[host].wake_number += 1;
+        if let Some(at) = wakeup {
+            let event = Event::Wake(self.process(host), self.hosts[host].wake_number);
+            let late = self.rng.micros(0, 300);
+            self.at(at.max(self.now) + late, event);
+        }
+    }
+
+    // --- processes ---
+
+    /// A process ends; `silently`: with its host, so that no peer is told.
+    pub fn kill(&mut self, host: usize, silently: bool) {
+        let due = self.now + self.delay(0);
+        for number in 0..self.links.len() {
+            let link = &mut self.links[number];
+            let here = (host, self.hosts[host].starts);
+            if link.primary != here && link.backup != here {
+                continue;
+            }
+            let peer = link.peer(host).0;
+            let pipe = link.outgoing(host);
+            if silently {
+                pipe.lose();
+            } else {
+                pipe.close(due);
+                self.schedule_delivery(number, peer);
+            }
+        }
+        let host = &mut self.hosts[host];
+        host.starts += 1;
+        host.role = Role::Down;
+        host.link = None;
+        host.session += 1;
+        host.frozen = false;
+        host.deferred.clear();
+    }
+
+    /// A process ends and is started again as a backup, some time later.
+    pub fn kill_and_restart(&mut self, host: usize, silently: bool) {
+        self.kill(host, silently);
+        let process = self.process(host);
+        self.soon(5_000, 120_000, Event::Restart(process));
+    }
+
+    pub fn start_beats(&mut self, host: usize) {
+        let process = self.process(host);
+        self.soon(0, 5_000, Event::BeatTimer(process));
+    }
+
+    // --- logging channel ---
+
+    /// How long a message of so many bytes is on its way.
+    pub fn delay(&mut self, bytes: usize) -> Duration {
+        self.rng.micros(50, 1_500) + Duration::from_nanos(self.settings.byte_ns * bytes as u64)
+    }
+
+    pub fn send(&mut self, host: usize, generation: Generation, message: &Message) {
+        let Some(number) = self.hosts[host].link else {
+            return;
+        };
+        if !matches!(message, Message::Heartbeat) {
+            self.trace(host, || {
+                format!("sends {} of {generation}", describe(message))
+            });
+        }
+        let bytes = 48 + message.encode().2.len();
+        let due = self.now + self.delay(bytes);
+        let link = &mut self.links[number];
+        let peer = link.peer(host).0;
+        link.outgoing(host).send(due, generation, message);
+        self.schedule_delivery(number, peer);
+    }
+
+    pub fn schedule_delivery(&mut self, link: usize, to: usize) {
+        if let Some(due) = self.links[link].incoming(to).next_due() {
+            self.at(due.max(self.now), Event::Deliver(link, to));
+        }
+    }
+
+    /// This side closes its link, if it has one.
+    pub fn close_link(&mut self, host: usize) {
+        self.hosts[host].session += 1;
+        if let Some(number) = self.hosts[host].link.take() {
+            let due = self.now + self.delay(0);
+            let link = &mut self.links[number];
+            let peer = link.peer(host).0;
+            link.outgoing(host).close(due);
+            self.schedule_delivery(number, peer);
+        }
+    }
+
+    fn deliver(&mut self, number: usize, host: usize) {
+        while self.hosts[host].link == Some(number) {
+            let Some(arrival) = self.links[number].incoming(host).arrive(self.now) else {
+                break;
+            };
+            match arrival {
+                Arrival::Message(generation, message) => {
+                    self.received(host, generation, message);
+                }
+                Arrival::Closed => {
+                    self.trace(host, || "finds the link closed".into());
+                    self.close_link(host);
+                    self.link_ended(host, None);
+                }
+                Arrival::Broken(cause) => {
+                    self.trace(host, || format!("finds the link broken: {cause}"));
+                    self.count("broken links");
+                    self.close_link(host);
+                    self.link_ended(host, Some(cause));
+                }
+            }
+        }
+        if self.hosts[host].link == Some(number) {
+            self.schedule_delivery(number, host);
+        }
+    }
+
+    fn received(&mut self, host: usize, generation: Generation, message: Message) {
+        match self.hosts[host].role {
+            Role::Primary(_) => {
+                let input = PrimaryInput::Received {
+                    generation,
+                    message,
+                };
+                self.primary(host, input);
+            }
+            Role::Backup(_) => {
+                let input = BackupInput::Received {
+                    generation,
+                    message,
+                };
+                self.backup(host, input);
+            }
+            Role::Down => {}
+        }
+    }
+
+    fn link_ended(&mut self, host: usize, broken: Option<String>) {
+        match self.hosts[host].role {
+            Role::Primary(_) => {
+                let cause = broken.unwrap_or_else(|| "closed".into());
+                self.primary(host, PrimaryInput::LinkDown { cause });
+            }
+            Role::Backup(_) => {
+                let input = broken.map_or(BackupInput::LinkClosed, |cause| {
+                    BackupInput::LinkBroken { cause }
+                });
+                self.backup(host, input);
+            }
+            Role::Down => {}
+        }
+    }
+
+    /// A primary that runs alone looks for a backup.
+    fn connect(&mut self, host: usize) {
+        let Role::Primary(node) = &self.hosts[host].role else {
+            return;
+        };
+        if node.core.phase() != PrimaryPhase::Alone || self.hosts[host].link.is_some() {
+            return;
+        }
+        let candidates: Vec<usize> = (0..self.hosts.len())
+            .filter(|other| {
+                let other = &self.hosts[*other];
+                matches!(other.role, Role::Backup(_)) && other.link.is_none() && !other.frozen
+            })
+            .collect();
+        let process = self.process(host);
+        if candidates.is_empty() {
+            return self.soon(5_000, 20_000, Event::Connect(process));
+        }
+        let backup = candidates[self.rng.below(candidates.len() as u64) as usize];
+        let number = self.links.len();
+        self.links.push(Link::new(process, self.process(backup)));
+        self.trace(host, || format!("connects to host {backup}, link {number}"));
+        for side in [host, backup] {
+            self.hosts[side].link = Some(number);
+            self.hosts[side].session += 1;
+        }
+        self.backup(backup, BackupInput::LinkUp);
+        self.primary(host, PrimaryInput::LinkUp);
+    }
+
+    // --- heartbeats on their own path ---
+
+    fn send_beats(&mut self, who: Process) {
+        let (generation, primary) = match &self.hosts[who.0].role {
+            Role::Primary(node) => (node.core.generation(), true),
+            Role::Backup(node) => (node.core.generation(), false),
+            Role::Down => return,
+        };
+        for to in 0..self.hosts.len() {
+            let cut = self.beats_cut.contains(&(who.0, to));
+            if to == who.0 || cut || self.rng.chance(self.settings.beats_lost_permille) {
+                continue;
+            }
+            // Some are overtaken by later ones.
+            let slow = self.rng.chance(50);
+            let late = self.rng.micros(50, if slow { 12_000 } else { 1_000 });
+            self.after(late, Event::Beat(to, generation, primary));
+        }
+        self.after(
+            self.settings.policy.heartbeat_interval,
+            Event::BeatTimer(who),
+        );
+    }
+
+    fn beat(&mut self, host: usize, generation: Generation, primary: bool) {
+        match self.hosts[host].role {
+            Role::Primary(_) => self.primary(host, PrimaryInput::HeartbeatHeard { generation }),
+            Role::Backup(_) if primary => {
+                self.backup(host, BackupInput::HeartbeatHeard { generation });
+            }
+            _ => {}
+        }
+    }
+
+    // --- arbiter ---
+
+    pub fn ask(&mut self, host: usize, question: Question) {
+        self.trace(host, || format!("asks {question:?}"));
+        let process = self.process(host);
+        self.soon(200, 2_000, Event::Ask(process, question));
+    }
+
+    fn arbiter_asked(&mut self, who: Process, question: Question) {
+        let verdict = self
+            .arbiter
+            .available
+            .then(|| self.arbiter.ask(who, question));
+        // Now and then the answer is lost after the arbiter has made up its mind.
+        let verdict = verdict.filter(|_| !self.rng.chance(50));
+        self.soon(200, 2_000, Event::Answer(who, verdict));
+    }
+
+    fn arbiter_answered(&mut self, host: usize, verdict: Option<Verdict>) {
+        self.trace(host, || format!("hears from the arbiter: {verdict:?}"));
+        if verdict.is_none() {
+            self.count("arbiter silent");
+        }
+        match self.hosts[host].role {
+            Role::Primary(_) => {
+                let input = verdict.map_or(PrimaryInput::ArbiterUnavailable, PrimaryInput::Verdict);
+                self.primary(host, input);
+            }
+            Role::Backup(_) => {
+                let input = verdict.map_or(BackupInput::ArbiterUnavailable, BackupInput::Verdict);
+                self.backup(host, input);
+            }
+            Role::Down => {}
+        }
+    }
+
+    // --- checks ---
+
+    pub fn outputs(&mut self, host: usize, generation: Generation, outputs: Vec<Output>) {
+        let who = self.process(host);
+        for output in outputs {
+            let heard = self.client.hear(who, generation, output, &self.arbiter);
+            if let Err(violation) = heard {
+                self.violate(violation);
+            }
+        }
+    }
+
+    fn acked_by(&self, host: usize) -> Option<EpochId> {
+        match &self.hosts[host].role {
+            Role::Primary(node) => node.core.acked(),
+            _ => None,
+        }
+    }
+
+    /// When faults have been over for long: somebody runs, protected, and epochs advance.
+    fn check_progress(&mut self) {
+        if self.guest_stopped {
+            return;
+        }
+        let holder = self.arbiter.holder();
+        let generation = self.arbiter.current;
+        if self.process(holder.0) != holder || matches!(self.hosts[holder.0].role, Role::Down) {
+            // The holder died. Who could have taken over must have.
+            for host in 0..self.hosts.len() {
+                if let Role::Backup(node) = &self.hosts[host].role
+                    && node.core.generation() == generation
+                    && node.core.committed_epoch().is_some()
+                {
+                    return self.violate(format!("host {host} could run the guest and does not"));
+                }
+            }
+            return self.count("holder died without standby");
+        }
+        match &self.hosts[holder.0].role {
+            Role::Primary(node) if node.running => {
+                let phase = node.core.phase();
+                let acked = node.core.acked();
+                if phase != PrimaryPhase::Protected {
+                    self.violate(format!("no progress: holder {holder:?} is {phase:?}"));
+                } else if acked <= self.epochs_before_tail {
+                    self.violate(format!("no progress: epochs stand still at {acked:?}"));
+                }
+            }
+            _ => self.violate(format!(
+                "no progress: holder {holder:?} does not run the guest"
+            )),
+        }
+    }
+
+    /// Everything is whole again: links and paths work, nobody sleeps, the arbiter answers.
+    pub fn heal(&mut self) {
+        self.arbiter.available = true;
+        self.beats_cut.clear();
+        self.settings.capture_failures_permille = 0;
+        for number in 0..self.links.len() {
+            for side in [self.links[number].primary.0, self.links[number].backup.0] {
+                self.links[number].incoming(side).stalled_until = Duration::ZERO;
+                self.schedule_delivery(number, side);
+            }
+        }
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].frozen {
+                self.thaw(host);
+            }
+        }
+    }
+}
+
+fn describe(message: &Message) -> String {
+    match message {
+        Message::EpochPages { epoch, batch } => format!("{} bytes of pages, {epoch}", batch.len()),
+        Message::EpochEnd { epoch, .. } => format!("the end of {epoch}"),
+        Message::Ack { epoch } => format!("Ack of {epoch}"),
+        Message::Bye(bye) => format!("Bye: {bye}"),
+        other => other.name().into(),
+    }
+}
+
+/// What a seed makes of the world.
+pub fn settings(seed: u64, trace: bool) -> Settings {
+    let mut rng = Rng::new(seed ^ 0xfa_017);
+    let hosts = 2 + rng.below(2) as usize;
+    let Plan {
+        faults,
+        capture_failures_permille,
+        beats_lost_permille,
+        byte_ns,
+    } = Plan::new(&mut rng, hosts);
+    Settings {
+        seed,
+        hosts,
+        policy: policy(),
+        capture_failures_permille,
+        beats_lost_permille,
+        byte_ns,
+        faults,
+        trace,
+    }
+}
