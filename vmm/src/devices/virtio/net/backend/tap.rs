@@ -126,6 +126,12 @@ impl FrameSource for Tap {
         }
     }
 
+    /// A tap belongs to its descriptor: while that is open, only its interface can be deleted, which the
+    /// next `recv` tells.
+    fn probe(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
