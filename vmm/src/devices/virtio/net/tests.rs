@@ -167,6 +167,23 @@ fn frames_reach_the_guest_in_order() {
 }
 
 #[test]
+fn buffers_may_end_where_memory_ends() {
+    let (memory, cable) = (ram(), Cable::new());
+    let (mut device, _gate, mut rx, mut tx) = running(&memory, &cable);
+    let end = RAM_BYTES as u64;
+    let received = rx.offer(&[(end - 12, 12, true), (end, 0, true), (end - 100, 60, true)]);
+    cable.arrive(&frame(1));
+    device.handle_event(BACKEND);
+    assert_eq!(rx.used(), [(received, 72)]);
+    memory
+        .write_slice(&frame(2), GuestAddress(end - 60))
+        .unwrap();
+    tx.offer(&[(TX_DATA, 12, false), (end, 0, false), (end - 60, 60, false)]);
+    device.handle_event(TX_KICK);
+    assert_eq!(cable.sent(), [frame(2)]);
+}
+
+#[test]
 fn frames_without_a_buffer_wait_in_the_backend() {
     let (memory, cable) = (ram(), Cable::new());
     let (mut device, _gate, mut rx, _tx) = running(&memory, &cable);

@@ -181,4 +181,25 @@ mod tests {
         let text = BackendError::NoTun.to_string();
         assert!(text.contains("modprobe tun"), "{text}");
     }
+
+    #[test]
+    fn a_tap_opens_once_or_says_why_not() {
+        // Gone again when it is closed, and never up: nothing is sent.
+        let name = format!("us{}", std::process::id());
+        match open(&name) {
+            Ok(_first) => {
+                let error = open(&name).err().expect("it is in use");
+                assert!(matches!(error, BackendError::TapBusy { .. }), "{error}");
+            }
+            Err(error) => assert!(
+                matches!(
+                    error,
+                    BackendError::NoTun
+                        | BackendError::TunPermission
+                        | BackendError::TapPermission { .. }
+                ),
+                "{error}"
+            ),
+        }
+    }
 }
