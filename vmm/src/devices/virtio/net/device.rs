@@ -262,9 +262,6 @@ fn read_frame(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Frame, MalformedCha
         if descriptor.is_write_only() || have + len > HEADER_BYTES + FRAME_BYTES_MAX {
             return Err(MalformedChain);
         }
-        if len == 0 {
-            continue;
-        }
         packet.resize(have + len, 0);
         rings
             .memory
@@ -288,10 +285,6 @@ fn write_frame(chain: Chain<'_>, rings: &Rings<'_>, frame: &[u8]) -> Result<u32,
         let (mut address, mut room) = (descriptor.addr(), descriptor.len() as usize);
         for part in &mut parts {
             let len = room.min(part.len());
-            // Nothing fits, perhaps at the end of memory: no access there.
-            if len == 0 {
-                continue;
-            }
             rings.memory.write_slice(&part[..len], address)?;
             address = GuestAddress(address.0.checked_add(len as u64).ok_or(MalformedChain)?);
             *part = &part[len..];
