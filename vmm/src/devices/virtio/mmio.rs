@@ -16,6 +16,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::state::{MmioState, Registers, SavedQueue, VERSION, restore_queues};
@@ -124,27 +125,21 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.registers.status & (VIRTIO_CONFIG_S_FEATURES_OK | done) == VIRTIO_CONFIG_S_FEATURES_OK
     }
 
-    /// Calls the device, with the guest's side if it may be reached.
-    fn call<R>(&mut self, what: impl FnOnce(&mut D, Option<&mut Rings<'_>>) -> R) -> R {
+    /// Calls the device, with the guest's side if it may be reached, and does what follows from it.
+    fn call(
+        &mut self,
+        what: impl FnOnce(&mut D, Option<&mut Rings<'_>>) -> Result<Progress, RingFault>,
+    ) {
         let live = self.running && self.driver_is_ready();
         let mut rings = Rings {
             memory: &self.memory,
             queues: &mut self.queues,
             interrupt: &mut self.interrupt,
+            pushed: 0,
         };
-        what(&mut self.device, live.then_some(&mut rings))
-    }
-
-    fn process_queue(&mut self, queue: usize) {
-        let result = self.call(|device, rings| match rings {
-            Some(rings) => device.process_queue(queue, rings),
-            None => Ok(Progress::Done),
-        });
-        self.finish(result);
-    }
-
-    fn finish(&mut self, result: Result<Progress, RingFault>) {
-        match result {
+        let result = what(&mut self.device, live.then_some(&mut rings));
+        let signalled = rings.signal_used();
+        match result.and_then(|progress| signalled.map(|()| progress)) {
             Ok(Progress::Done) => {}
             Ok(Progress::More(queue)) => {
                 // Fails only if the counter is full: then a kick is pending anyhow.
@@ -152,6 +147,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
             }
             Err(fault) => self.needs_reset(&fault.to_string()),
         }
+    }
+
+    fn process_queue(&mut self, queue: usize) {
+        self.call(|device, rings| match rings {
+            Some(rings) => device.process_queue(queue, rings),
+            None => Ok(Progress::Done),
+        });
     }
 
     /// Stops the device until the driver resets it.
@@ -265,13 +267,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 queue.set_event_idx(event_idx);
                 queue.set_ready(value == 1);
             }
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
-            _ => {}
+            _ => write_ring_address(queue, offset, value),
         }
     }
 
@@ -411,7 +407,10 @@ impl<D: VirtioDevice> Snapshot for MmioTransport<D> {
 impl<D: VirtioDevice> Device for MmioTransport<D> {
     fn start(&mut self) {
         self.running = true;
-        self.call(|device, rings| device.start(rings));
+        self.call(|device, rings| {
+            device.start(rings);
+            Ok(Progress::Done)
+        });
         for queue in 0..self.queues.len() {
             self.process_queue(queue);
         }
@@ -440,10 +439,25 @@ impl<D: VirtioDevice> Device for MmioTransport<D> {
             self.process_queue(source);
         } else {
             let source = source - self.queue_events.len();
-            let result = self.call(|device, rings| device.process_event(source, rings));
-            self.finish(result);
+            self.call(|device, rings| device.process_event(source, rings));
         }
     }
+}
+
+/// Sets half of a ring's address. A misaligned address leaves the old one.
+fn write_ring_address(queue: &mut Queue, offset: u32, value: u32) {
+    let low = |old: u64| GuestAddress(old & !u64::from(u32::MAX) | u64::from(value));
+    let high = |old: u64| GuestAddress(old & u64::from(u32::MAX) | u64::from(value) << 32);
+    let (desc, avail, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+    let _ = match offset {
+        reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.try_set_desc_table_address(low(desc)),
+        reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.try_set_desc_table_address(high(desc)),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.try_set_avail_ring_address(low(avail)),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.try_set_avail_ring_address(high(avail)),
+        reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.try_set_used_ring_address(low(used)),
+        reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.try_set_used_ring_address(high(used)),
+        _ => Ok(()),
+    };
 }
 
 /// The 32 bits of `features` that `select` selects.

@@ -4,6 +4,7 @@
 //! nothing. Checksum and segmentation offloads would be fields of [`header`] and features below.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 
 use bytes::Bytes as Frame;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -15,7 +16,6 @@ use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::output::{Full, NetPort, SendError, announce};
-use std::os::fd::AsRawFd;
 
 /// Queue numbers.
 const RX: usize = 0;
@@ -182,7 +182,6 @@ impl NetDevice {
     fn process_rx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         let result = self.fill_rx(rings);
         self.update_link(rings);
-        rings.signal_used(RX)?;
         result
     }
 
@@ -192,7 +191,15 @@ impl NetDevice {
             let chain = match rings.pop(RX)? {
                 Some(chain) => chain,
                 None if rings.await_kick(RX)? => continue,
-                None => return Ok(Progress::Done),
+                None => {
+                    // Nothing is received now, but a backend that has gone must not stay unnoticed.
+                    if self.backend_up
+                        && let Err(error) = self.backend.probe()
+                    {
+                        self.backend_failed(&error);
+                    }
+                    return Ok(Progress::Done);
+                }
             };
             let Some(len) = self.receive() else {
                 rings.undo_pop(RX);
@@ -218,12 +225,6 @@ impl NetDevice {
 
     /// Guest to gate, as long as the gate takes it.
     fn process_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
-        let result = self.drain_tx(rings);
-        rings.signal_used(TX)?;
-        result
-    }
-
-    fn drain_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         for _ in 0..FRAMES_PER_CALL {
             let chain = match rings.pop(TX)? {
                 Some(chain) => chain,
