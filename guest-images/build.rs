@@ -42,7 +42,14 @@ fn main() {
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .current_dir(&guest_dir)
-        .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"));
     for name in NOT_INHERITED {
@@ -59,9 +66,13 @@ fn main() {
             guest_dir.display(),
             RUSTFLAGS.join("\\x1f"),
         )),
-        Err(error) => fail(&format!("cargo does not start for the built-in guest: {error}")),
+        Err(error) => fail(&format!(
+            "cargo does not start for the built-in guest: {error}"
+        )),
     }
-    let image = target_dir.join(TARGET).join("release/understudy-builtin-guest");
+    let image = target_dir
+        .join(TARGET)
+        .join("release/understudy-builtin-guest");
     if let Err(error) = fs::copy(&image, out_dir.join("builtin-guest.elf")) {
         fail(&format!("{}: {error}", image.display()));
     }

@@ -57,24 +57,39 @@ fn segments() -> Vec<Segment> {
 
 #[test]
 fn it_is_a_static_executable_for_this_machine() {
-    assert_eq!(&BUILTIN[..7], b"\x7fELF\x02\x01\x01", "ELF, 64 bits, little endian");
+    assert_eq!(
+        &BUILTIN[..7],
+        b"\x7fELF\x02\x01\x01",
+        "ELF, 64 bits, little endian"
+    );
     assert_eq!((u16_at(16), u16_at(18)), (ET_EXEC, EM_X86_64));
     for segment in segments() {
-        assert!(![PT_DYNAMIC, PT_INTERP].contains(&segment.kind), "it needs a dynamic linker");
+        assert!(
+            ![PT_DYNAMIC, PT_INTERP].contains(&segment.kind),
+            "it needs a dynamic linker"
+        );
     }
 }
 
 #[test]
 fn its_segments_lie_where_nothing_else_does() {
-    let loads: Vec<Segment> =
-        segments().into_iter().filter(|segment| segment.kind == PT_LOAD).collect();
+    let loads: Vec<Segment> = segments()
+        .into_iter()
+        .filter(|segment| segment.kind == PT_LOAD)
+        .collect();
     assert!(!loads.is_empty());
     let mut end_before = MIB;
     for segment in &loads {
         let end = segment.physical_address + segment.memory_bytes;
-        assert!(segment.physical_address >= end_before, "segments overlap or lie below 1 MiB");
+        assert!(
+            segment.physical_address >= end_before,
+            "segments overlap or lie below 1 MiB"
+        );
         assert!(end <= HEAP_START, "a segment reaches into the heap");
-        assert_eq!(segment.physical_address, segment.virtual_address, "identity mapped");
+        assert_eq!(
+            segment.physical_address, segment.virtual_address,
+            "identity mapped"
+        );
         assert!(segment.file_bytes <= segment.memory_bytes);
         assert!(segment.offset + segment.file_bytes <= BUILTIN.len() as u64);
         end_before = end;
@@ -90,5 +105,8 @@ fn its_entry_is_code() {
             && (segment.virtual_address..segment.virtual_address + segment.file_bytes)
                 .contains(&entry)
     };
-    assert!(segments().iter().any(holds), "entry {entry:#x} is in no executable segment");
+    assert!(
+        segments().iter().any(holds),
+        "entry {entry:#x} is in no executable segment"
+    );
 }

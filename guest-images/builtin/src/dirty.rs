@@ -56,7 +56,10 @@ impl DirtyLoop {
     /// Begins now. The ranges must have passed [`check_fits`].
     pub(crate) fn new(plan: Dirty, vcpu: usize, now_ns: u64) -> Self {
         let start = DIRTY_START + vcpu * plan.pages as usize * PAGE_BYTES;
-        log!("ready: dirty vcpu={vcpu} pages={} at {start:#x}", plan.pages);
+        log!(
+            "ready: dirty vcpu={vcpu} pages={} at {start:#x}",
+            plan.pages
+        );
         Self {
             vcpu,
             plan,
@@ -78,7 +81,12 @@ impl DirtyLoop {
     /// Runs a slice if it is time, and tells the console once a second how far it is.
     pub(crate) fn run(&mut self, now_ns: u64) {
         if now_ns >= self.log_ns {
-            log!("dirty: vcpu={} iterations={} pages={}", self.vcpu, self.iterations, self.pages);
+            log!(
+                "dirty: vcpu={} iterations={} pages={}",
+                self.vcpu,
+                self.iterations,
+                self.pages
+            );
             self.log_ns = now_ns + NS_PER_S;
         }
         if now_ns < self.next_ns {

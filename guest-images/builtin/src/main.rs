@@ -18,7 +18,7 @@ mod virtio;
 
 use alloc::boxed::Box;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering, fence};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use dirty::DirtyLoop;
 use machine::{apic, boot::BootParams, clock, timer::Timer};
 use net::Network;
@@ -50,7 +50,10 @@ fn boot(boot: BootParams) -> ! {
     log!("understudy guest {}: {line}", env!("CARGO_PKG_VERSION"));
     let ram_end = boot.ram_end(memory_map::HEAP_START);
     if ram_end < memory_map::RAM_END_MIN {
-        log!("fatal: RAM ends at {ram_end:#x}, {:#x} is the least", memory_map::RAM_END_MIN);
+        log!(
+            "fatal: RAM ends at {ram_end:#x}, {:#x} is the least",
+            memory_map::RAM_END_MIN
+        );
         machine::shut_down();
     }
     if !clock::is_present(0) {
@@ -80,7 +83,9 @@ fn boot(boot: BootParams) -> ! {
         log!("fatal: the dirty workload does not fit");
         machine::shut_down();
     }
-    let dirty = workloads.dirty.then(|| DirtyLoop::new(options.dirty, 0, clock::now_ns(0)));
+    let dirty = workloads
+        .dirty
+        .then(|| DirtyLoop::new(options.dirty, 0, clock::now_ns(0)));
     for vcpu in 1..usize::from(options.nr_cpus) {
         apic::start(vcpu);
     }
@@ -108,7 +113,11 @@ fn seed(options: &Options) -> u64 {
 }
 
 /// The loop of vCPU 0: the network, slices of dirtying, and sleep in between.
-fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns: Option<u64>) -> ! {
+fn run_first(
+    mut network: Option<Network>,
+    mut dirty: Option<DirtyLoop>,
+    exit_ns: Option<u64>,
+) -> ! {
     let mut timer = Timer::new(0);
     loop {
         let pending = machine::take_pending(0);
@@ -120,7 +129,7 @@ fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns
         }
         if let Some(network) = &mut network {
             let due = network.next_ns().is_some_and(|next_ns| now_ns >= next_ns);
-            if due || network.has_received() {
+            if due || network.has_work() {
                 network.poll(now_ns);
             }
         }
@@ -135,20 +144,23 @@ fn run_first(mut network: Option<Network>, mut dirty: Option<DirtyLoop>, exit_ns
         if !timer.set(deadline_ns.into_iter().flatten().min()) {
             continue;
         }
-        // The ring's "interrupt me" must be visible before the last look at it: a frame that comes
-        // after the look raises an interrupt.
-        fence(Ordering::SeqCst);
-        if network.as_ref().is_some_and(Network::has_received) {
-            continue;
+        if let Some(network) = &network {
+            if network.may_sleep() {
+                machine::wait_for_interrupt();
+                network.wake();
+            }
+        } else {
+            machine::wait_for_interrupt();
         }
-        machine::wait_for_interrupt();
     }
 }
 
 /// The loop of every other vCPU: dirtying, or nothing at all.
 fn run_other(options: &Options, vcpu: usize) -> ! {
-    let mut dirty =
-        options.workloads.dirty.then(|| DirtyLoop::new(options.dirty, vcpu, clock::now_ns(vcpu)));
+    let mut dirty = options
+        .workloads
+        .dirty
+        .then(|| DirtyLoop::new(options.dirty, vcpu, clock::now_ns(vcpu)));
     let mut timer = Timer::new(vcpu);
     loop {
         timer.note(machine::take_pending(vcpu));

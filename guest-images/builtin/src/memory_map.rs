@@ -16,4 +16,7 @@ pub(crate) const DIRTY_START: usize = 0x0200_0000;
 /// RAM must reach at least here.
 pub(crate) const RAM_END_MIN: usize = DIRTY_START;
 
-const _: () = assert!(HEAP_START + HEAP_BYTES <= DIRTY_START, "heap and dirty ranges overlap");
+const _: () = assert!(
+    HEAP_START + HEAP_BYTES <= DIRTY_START,
+    "heap and dirty ranges overlap"
+);

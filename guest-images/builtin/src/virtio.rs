@@ -59,7 +59,10 @@ pub(crate) fn find(
 }
 
 fn open(device: &MmioDevice) -> Option<MmioTransport<'static>> {
-    if !MMIO_HOLE.contains(&device.base) || device.base % 4096 != 0 || device.bytes < 0x200 {
+    if !MMIO_HOLE.contains(&device.base)
+        || !device.base.is_multiple_of(4096)
+        || device.bytes < 0x200
+    {
         log!("virtio: no device can be at {device}");
         return None;
     }

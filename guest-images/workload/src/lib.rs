@@ -13,6 +13,7 @@ extern crate std;
 pub mod counter;
 pub mod http;
 pub mod options;
+pub mod pacing;
 pub mod pattern;
 
 /// TCP port of the `stream` workload (HTTP/1.1, see [`http`]).

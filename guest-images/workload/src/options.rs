@@ -331,7 +331,7 @@ fn plain(text: &str) -> Result<u64, ()> {
 
 impl fmt::Display for MmioDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.bytes % 1024 == 0 {
+        if self.bytes.is_multiple_of(1024) {
             write!(f, "{}K@{:#x}:{}", self.bytes / 1024, self.base, self.gsi)
         } else {
             write!(f, "{}@{:#x}:{}", self.bytes, self.base, self.gsi)

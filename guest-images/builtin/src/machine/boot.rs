@@ -35,9 +35,11 @@ impl BootParams {
         }
         // SAFETY: the protocol promises a NUL-terminated string in RAM below 4 GiB, all of which is
         // mapped; the scan is bounded, and nothing writes there while the guest runs.
-        let bytes =
-            unsafe { slice::from_raw_parts(start as *const u8, COMMAND_LINE_BYTES_MAX) };
-        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        let bytes = unsafe { slice::from_raw_parts(start as *const u8, COMMAND_LINE_BYTES_MAX) };
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(bytes.len());
         core::str::from_utf8(&bytes[..end]).unwrap_or("").trim()
     }
 
@@ -47,7 +49,11 @@ impl BootParams {
         (0..entries)
             .map(|entry| E820_TABLE + entry * E820_ENTRY_BYTES)
             .map(|at| {
-                (self.read::<u64>(at), self.read::<u64>(at + 8), self.read::<u32>(at + 16))
+                (
+                    self.read::<u64>(at),
+                    self.read::<u64>(at + 8),
+                    self.read::<u32>(at + 16),
+                )
             })
             .filter(|(_, _, kind)| *kind == E820_RAM)
             .map(|(start, length, _)| (start as usize, start.saturating_add(length) as usize))

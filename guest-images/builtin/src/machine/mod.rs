@@ -22,7 +22,10 @@ global_asm!(include_str!("memory_functions.s"));
 const STACKS: usize = 0x20_9000;
 /// The vCPUs the tables are laid out for.
 pub(crate) const VCPUS_MAX: usize = understudy_workload::options::VCPUS_MAX as usize;
-const _: () = assert!(VCPUS_MAX == 4, "tables.s has four TSSs, stacks and clock pages");
+const _: () = assert!(
+    VCPUS_MAX == 4,
+    "tables.s has four TSSs, stacks and clock pages"
+);
 
 /// The pending bit of the LAPIC timer; GSI g has bit g.
 pub(crate) const PENDING_TIMER: u32 = 1;

@@ -16,7 +16,10 @@ pub(crate) struct Timer {
 impl Timer {
     /// The timer of `vcpu`, to be used on that vCPU only.
     pub(crate) fn new(vcpu: usize) -> Self {
-        Self { vcpu, armed_ns: None }
+        Self {
+            vcpu,
+            armed_ns: None,
+        }
     }
 
     /// Takes note of pending interrupts: the timer's own means that it is not running any more.
@@ -31,12 +34,17 @@ impl Timer {
     /// A timer that fires earlier is left alone: programming it is an exit, waking up once too often
     /// is not much more, and deadlines mostly move away.
     pub(crate) fn set(&mut self, deadline_ns: Option<u64>) -> bool {
-        let Some(deadline_ns) = deadline_ns else { return true };
+        let Some(deadline_ns) = deadline_ns else {
+            return true;
+        };
         let now_ns = clock::now_ns(self.vcpu);
         if deadline_ns <= now_ns {
             return false;
         }
-        if self.armed_ns.is_some_and(|armed_ns| armed_ns <= deadline_ns) {
+        if self
+            .armed_ns
+            .is_some_and(|armed_ns| armed_ns <= deadline_ns)
+        {
             return true;
         }
         let wait_ns = (deadline_ns - now_ns).clamp(WAIT_NS_MIN, WAIT_NS_MAX);

@@ -73,6 +73,9 @@ impl Connection for Counter {
             socket.close();
             progress = true;
         }
-        Pass { progress, next_ns: None }
+        Pass {
+            progress,
+            next_ns: None,
+        }
     }
 }

@@ -1,131 +1,247 @@
 //! The network card as smoltcp wants it: frames in and out of virtio-net's rings.
 //!
-//! Buffers are allocated once. What must not be done here: anything that knows what is in a frame.
+//! Buffers are allocated once. The card is told of new buffers once a batch, and may interrupt only
+//! while the guest is about to sleep: exits and interrupts are what costs here. The rings run without
+//! `VIRTIO_F_EVENT_IDX`: `VirtQueue::should_notify` compares ring indices without wrapping, which would
+//! lose a kick once in 65,536 frames when kicks are batched.
+//!
+//! What must not be done here: anything that knows what is in a frame.
 
+use crate::log;
 use crate::virtio::IdentityHal;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::sync::atomic::{Ordering, fence};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use virtio_drivers::device::net::VirtIONetRaw;
+use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::mmio::MmioTransport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
 
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 /// Descriptors in each ring; a frame uses one.
 const QUEUE: usize = 128;
+/// Receive buffers go back to the card in batches of this size.
+const REFILL: usize = QUEUE / 4;
 /// Room for the virtio header and a full Ethernet frame.
 const BUFFER_BYTES: usize = 2048;
+/// `virtio_net_hdr` of a modern device; zeros mean "nothing offloaded".
+const HEADER_BYTES: usize = 12;
 /// Ethernet header and 1500 bytes.
 const FRAME_BYTES_MAX: usize = 1514;
-/// Finished transmit buffers are collected only when fewer than this are free: the card interrupts
-/// for finished frames only after the last one collected, so this keeps those interrupts rare.
-const FREE_LOW: usize = QUEUE / 4;
+
+const FEATURE_MAC: u64 = 1 << 5;
+const FEATURE_VERSION_1: u64 = 1 << 32;
 
 type Buffer = Box<[u8; BUFFER_BYTES]>;
-type Driver = VirtIONetRaw<IdentityHal, MmioTransport<'static>, QUEUE>;
-
-/// A frame on its way: its buffer and how many bytes of it the card was given.
-type InFlight = (Buffer, usize);
+type Ring = VirtQueue<IdentityHal, QUEUE>;
 
 struct Rings {
-    driver: Driver,
+    transport: MmioTransport<'static>,
+    receive: Ring,
+    transmit: Ring,
     receiving: [Option<Buffer>; QUEUE],
-    sending: [Option<InFlight>; QUEUE],
+    /// With each buffer, how many bytes of it the card was given.
+    sending: [Option<(Buffer, usize)>; QUEUE],
+    /// Receive buffers on their way back to the card.
+    emptied: Vec<Buffer>,
     free: Vec<Buffer>,
+    unkicked: bool,
+    /// A sender was turned away; the card must say when there is room again.
+    starved: bool,
 }
 
 /// The network card.
 pub(crate) struct NetDevice {
     rings: RefCell<Rings>,
+    mac_address: [u8; 6],
 }
 
 fn new_buffer() -> Buffer {
     Box::new([0; BUFFER_BYTES])
 }
 
+/// Negotiates the features this driver knows.
+fn negotiate(transport: &mut MmioTransport<'static>) -> virtio_drivers::Result<()> {
+    let driver = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+    transport.set_status(DeviceStatus::empty());
+    transport.set_status(driver);
+    let features = transport.read_device_features() & (FEATURE_MAC | FEATURE_VERSION_1);
+    transport.write_driver_features(features);
+    transport.set_status(driver | DeviceStatus::FEATURES_OK);
+    let agreed = transport.get_status().contains(DeviceStatus::FEATURES_OK);
+    if agreed && features == FEATURE_MAC | FEATURE_VERSION_1 {
+        return Ok(());
+    }
+    log!("net: the card must be a modern one with an address, its features are {features:#x}");
+    transport.set_status(driver | DeviceStatus::FAILED);
+    Err(virtio_drivers::Error::Unsupported)
+}
+
 impl NetDevice {
     /// Starts the card and fills its receive ring.
-    pub(crate) fn new(transport: MmioTransport<'static>) -> virtio_drivers::Result<Self> {
-        let driver = Driver::new(transport)?;
+    pub(crate) fn new(mut transport: MmioTransport<'static>) -> virtio_drivers::Result<Self> {
+        negotiate(&mut transport)?;
+        let mac_address = transport.read_config_space::<[u8; 6]>(0)?;
+        let receive = Ring::new(&mut transport, RECEIVE, false, false)?;
+        let mut transmit = Ring::new(&mut transport, TRANSMIT, false, false)?;
+        transmit.set_dev_notify(false);
+        transport.finish_init();
         let mut rings = Rings {
-            driver,
+            transport,
+            receive,
+            transmit,
             receiving: [const { None }; QUEUE],
             sending: [const { None }; QUEUE],
+            emptied: (0..QUEUE).map(|_| new_buffer()).collect(),
             free: (0..QUEUE).map(|_| new_buffer()).collect(),
+            unkicked: false,
+            starved: false,
         };
-        for _ in 0..QUEUE {
-            rings.receive_into(new_buffer());
-        }
-        Ok(Self { rings: RefCell::new(rings) })
+        rings.refill()?;
+        Ok(Self {
+            rings: RefCell::new(rings),
+            mac_address,
+        })
     }
 
     /// The card's Ethernet address.
     pub(crate) fn mac_address(&self) -> [u8; 6] {
-        self.rings.borrow().driver.mac_address()
+        self.mac_address
     }
 
-    /// Whether a frame has come in.
-    pub(crate) fn has_received(&self) -> bool {
-        self.rings.borrow().driver.poll_receive().is_some()
+    /// Tells the card of the frames sent since the last call.
+    pub(crate) fn kick(&self) {
+        self.rings.borrow_mut().kick();
+    }
+
+    /// Whether frames wait for room in the transmit ring.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.rings.borrow().starved
+    }
+
+    /// Whether something waits to be looked at.
+    pub(crate) fn has_work(&self) -> bool {
+        self.rings.borrow().has_work()
+    }
+
+    /// Lets the card interrupt. Returns false, with interrupts off again, if something waits already.
+    pub(crate) fn may_sleep(&self) -> bool {
+        let mut rings = self.rings.borrow_mut();
+        rings.set_interrupts(true);
+        // The card must see "interrupt me" before the last look at the rings: whatever comes after the
+        // look then raises an interrupt.
+        fence(Ordering::SeqCst);
+        if rings.has_work() {
+            rings.set_interrupts(false);
+            return false;
+        }
+        true
+    }
+
+    /// Keeps the card from interrupting while the guest is awake anyway.
+    pub(crate) fn wake(&self) {
+        self.rings.borrow_mut().set_interrupts(false);
     }
 }
 
 impl Rings {
-    fn receive_into(&mut self, mut buffer: Buffer) {
-        // SAFETY: the buffer is kept in `receiving`, untouched, until the ring returns its token.
-        let token = unsafe { self.driver.receive_begin(&mut buffer[..]) };
-        // The ring has as many descriptors as there are buffers, so there is room; a broken card
-        // only costs the buffer.
-        if let Ok(token) = token {
+    fn has_work(&self) -> bool {
+        self.receive.can_pop() || self.starved && self.transmit.can_pop()
+    }
+
+    fn set_interrupts(&mut self, on: bool) {
+        self.receive.set_dev_notify(on);
+        if self.starved {
+            self.transmit.set_dev_notify(on);
+        }
+    }
+
+    fn kick(&mut self) {
+        if self.unkicked {
+            self.unkicked = false;
+            fence(Ordering::SeqCst); // the ring before the look whether the card wants to be told
+            if self.transmit.should_notify() {
+                self.transport.notify(TRANSMIT);
+            }
+        }
+    }
+
+    /// Gives the emptied receive buffers back to the card.
+    fn refill(&mut self) -> virtio_drivers::Result<()> {
+        while let Some(mut buffer) = self.emptied.pop() {
+            // SAFETY: the buffer is kept in `receiving`, untouched, until the ring returns its token.
+            let token = unsafe { self.receive.add(&[], &mut [&mut buffer[..]])? };
             self.receiving[usize::from(token)] = Some(buffer);
+        }
+        fence(Ordering::SeqCst);
+        if self.receive.should_notify() {
+            self.transport.notify(RECEIVE);
+        }
+        Ok(())
+    }
+
+    fn recycle(&mut self, buffer: Buffer) {
+        self.emptied.push(buffer);
+        if self.emptied.len() >= REFILL {
+            // There are no more buffers than descriptors, so there is room; a card that broke its
+            // ring only costs a buffer.
+            let _ = self.refill();
         }
     }
 
     /// The next frame that came in: its buffer and where in it the frame lies.
     fn received(&mut self) -> Option<(Buffer, core::ops::Range<usize>)> {
         loop {
-            let token = self.driver.poll_receive()?;
+            let token = self.receive.peek_used()?;
             let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
-            // SAFETY: this is the buffer that `receive_into` began this token with.
-            let done = unsafe { self.driver.receive_complete(token, &mut buffer[..]) };
-            if let Ok((header, length)) = done {
-                let end = header.saturating_add(length);
-                if end <= BUFFER_BYTES {
-                    return Some((buffer, header..end));
-                }
+            // SAFETY: this is the buffer that `refill` added under this token.
+            let used = unsafe { self.receive.pop_used(token, &[], &mut [&mut buffer[..]]) };
+            let end = used.unwrap_or(0) as usize;
+            if (HEADER_BYTES..=BUFFER_BYTES).contains(&end) {
+                return Some((buffer, HEADER_BYTES..end));
             }
-            self.receive_into(buffer);
+            self.recycle(buffer);
         }
     }
 
     fn collect_sent(&mut self) {
-        while let Some(token) = self.driver.poll_transmit() {
-            let Some((buffer, length)) =
-                self.sending.get_mut(usize::from(token)).and_then(Option::take)
+        while let Some(token) = self.transmit.peek_used() {
+            let Some((buffer, length)) = self
+                .sending
+                .get_mut(usize::from(token))
+                .and_then(Option::take)
             else {
                 return;
             };
-            // SAFETY: this is what `send` began this token with.
-            let _ = unsafe { self.driver.transmit_complete(token, &buffer[..length]) };
+            // SAFETY: this is what `send` added under this token.
+            let _ = unsafe { self.transmit.pop_used(token, &[&buffer[..length]], &mut []) };
             self.free.push(buffer);
         }
     }
 
     fn can_send(&mut self) -> bool {
-        if self.free.len() < FREE_LOW {
+        if self.free.is_empty() {
+            self.kick(); // or the card might wait for us while we wait for it
             self.collect_sent();
         }
-        !self.free.is_empty()
+        self.starved = self.free.is_empty();
+        !self.starved
     }
 
     fn send<R>(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
         let mut buffer = self.free.pop().unwrap_or_else(new_buffer);
-        let header = self.driver.fill_buffer_header(&mut buffer[..]).unwrap_or(0);
-        let end = (header + length).min(BUFFER_BYTES);
-        let result = write(&mut buffer[header..end]);
+        buffer[..HEADER_BYTES].fill(0);
+        let end = (HEADER_BYTES + length).min(BUFFER_BYTES);
+        let result = write(&mut buffer[HEADER_BYTES..end]);
         // SAFETY: the buffer is kept in `sending`, untouched, until the ring returns its token.
-        match unsafe { self.driver.transmit_begin(&buffer[..end]) } {
-            Ok(token) => self.sending[usize::from(token)] = Some((buffer, end)),
+        match unsafe { self.transmit.add(&[&buffer[..end]], &mut []) } {
+            Ok(token) => {
+                self.sending[usize::from(token)] = Some((buffer, end));
+                self.unkicked = true;
+            }
             Err(_) => self.free.push(buffer), // a lost frame, as networks have them
         }
         result
@@ -147,7 +263,7 @@ pub(crate) struct TxToken<'a> {
 impl phy::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
         let result = read(&self.buffer[self.frame]);
-        self.rings.borrow_mut().receive_into(self.buffer);
+        self.rings.borrow_mut().recycle(self.buffer);
         result
     }
 }
@@ -171,7 +287,14 @@ impl phy::Device for NetDevice {
             }
             rings.received()?
         };
-        Some((RxToken { rings, buffer, frame }, TxToken { rings }))
+        Some((
+            RxToken {
+                rings,
+                buffer,
+                frame,
+            },
+            TxToken { rings },
+        ))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {

@@ -20,8 +20,14 @@ impl Connection for Echo {
         let mut piece = [0; PIECE_BYTES];
         loop {
             let room = socket.send_capacity() - socket.send_queue();
-            let limit = if socket.may_send() { room.min(PIECE_BYTES) } else { 0 };
-            let Ok(length) = socket.recv_slice(&mut piece[..limit]) else { break };
+            let limit = if socket.may_send() {
+                room.min(PIECE_BYTES)
+            } else {
+                0
+            };
+            let Ok(length) = socket.recv_slice(&mut piece[..limit]) else {
+                break;
+            };
             if length == 0 {
                 break;
             }
@@ -34,6 +40,9 @@ impl Connection for Echo {
             socket.close(); // the peer is done, and so is the answer
             progress = true;
         }
-        Pass { progress, next_ns: None }
+        Pass {
+            progress,
+            next_ns: None,
+        }
     }
 }

@@ -20,8 +20,8 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 use stream::{Stream, StreamShared};
 use understudy_workload::http::Status;
 use understudy_workload::options::Options;
-use understudy_workload::{COUNTER_PORT, ECHO_PORT, STREAM_PORT};
 use understudy_workload::{COUNTER_CONNECTIONS_MAX, ECHO_CONNECTIONS_MAX, STREAM_CONNECTIONS_MAX};
+use understudy_workload::{COUNTER_PORT, ECHO_PORT, STREAM_PORT};
 use virtio_drivers::transport::DeviceType;
 
 /// The network stack's clock runs this much faster than real time.
@@ -31,6 +31,9 @@ use virtio_drivers::transport::DeviceType;
 /// time the least timeout is 200 ms, the same as Linux's. Everything else it times (delayed
 /// acknowledgements, ARP ages, TIME-WAIT) becomes shorter as well, which nothing here minds.
 pub(crate) const TCP_CLOCK_SPEED: u64 = 5;
+
+/// How long a full transmit ring is waited for if the card says nothing.
+const STARVED_NS: u64 = 1_000_000;
 
 /// Connections more than promised, for those that are still closing.
 const SPARE: usize = 8;
@@ -95,18 +98,33 @@ impl Network {
             let _ = interface.routes_mut().add_default_ipv4_route(gateway);
         }
         virtio::route_interrupt(&place);
-        log!("net: {} {}/{}", EthernetAddress(mac), options.ip, options.prefix_bits);
+        log!(
+            "net: {} {}/{}",
+            EthernetAddress(mac),
+            options.ip,
+            options.prefix_bits
+        );
         let mut sockets = SocketSet::new(vec![]);
         let workloads = options.workloads;
-        let shared = StreamShared { rate: options.stream_rate, status_wanted: false, status: None };
+        let shared = StreamShared {
+            rate: options.stream_rate,
+            status_wanted: false,
+            status: None,
+        };
         let stream = workloads
             .stream
             .then(|| Service::new(&mut sockets, STREAM_PORT, &STREAM_SIZES, shared));
-        let counter = workloads
-            .counter
-            .then(|| Service::new(&mut sockets, COUNTER_PORT, &COUNTER_SIZES, Default::default()));
-        let echo =
-            workloads.echo.then(|| Service::new(&mut sockets, ECHO_PORT, &ECHO_SIZES, ()));
+        let counter = workloads.counter.then(|| {
+            Service::new(
+                &mut sockets,
+                COUNTER_PORT,
+                &COUNTER_SIZES,
+                Default::default(),
+            )
+        });
+        let echo = workloads
+            .echo
+            .then(|| Service::new(&mut sockets, ECHO_PORT, &ECHO_SIZES, ()));
         let vcpus = usize::from(options.nr_cpus);
         let mut network = Self {
             device,
@@ -136,17 +154,31 @@ impl Network {
         let now = stack_time(now_ns);
         let mut pass;
         loop {
-            self.interface.poll(now, &mut self.device, &mut self.sockets);
+            self.interface
+                .poll(now, &mut self.device, &mut self.sockets);
             pass = self.serve(now_ns);
             if !pass.progress {
                 break;
             }
         }
+        self.device.kick();
         let stack_ns = self
             .interface
             .poll_at(now, &self.sockets)
             .map(|at| (at.total_micros().max(0) as u64).saturating_mul(1000) / TCP_CLOCK_SPEED);
-        self.next_ns = pass.and(Pass { progress: false, next_ns: stack_ns }).next_ns;
+        // A full ring cannot be helped by looking again at once: the card says when there is room.
+        let least_ns = if self.device.is_starved() {
+            now_ns + STARVED_NS
+        } else {
+            0
+        };
+        let stack_ns = stack_ns.map(|at_ns| at_ns.max(least_ns));
+        self.next_ns = pass
+            .and(Pass {
+                progress: false,
+                next_ns: stack_ns,
+            })
+            .next_ns;
     }
 
     /// When to poll even if nothing comes in.
@@ -154,9 +186,19 @@ impl Network {
         self.next_ns
     }
 
-    /// Whether a frame waits to be looked at.
-    pub(crate) fn has_received(&self) -> bool {
-        self.device.has_received()
+    /// Whether the card has something for us.
+    pub(crate) fn has_work(&self) -> bool {
+        self.device.has_work()
+    }
+
+    /// Prepares for sleep: false if the card has something for us already.
+    pub(crate) fn may_sleep(&self) -> bool {
+        self.device.may_sleep()
+    }
+
+    /// The end of sleep.
+    pub(crate) fn wake(&self) {
+        self.device.wake();
     }
 
     fn serve(&mut self, now_ns: u64) -> Pass {
@@ -168,7 +210,10 @@ impl Network {
         if let Some(echo) = &mut self.echo {
             pass = pass.and(echo.serve(sockets, now_ns));
         }
-        let wanted = self.stream.as_mut().is_some_and(|stream| stream.shared().status_wanted);
+        let wanted = self
+            .stream
+            .as_mut()
+            .is_some_and(|stream| stream.shared().status_wanted);
         let status = wanted.then(|| self.status(now_ns));
         if let Some(stream) = &mut self.stream {
             stream.shared().status_wanted = false;
@@ -179,8 +224,12 @@ impl Network {
     }
 
     fn status(&self, now_ns: u64) -> alloc::string::String {
-        let echo_bytes: Vec<u64> =
-            self.echo.iter().flat_map(Service::open).map(|echo| echo.bytes).collect();
+        let echo_bytes: Vec<u64> = self
+            .echo
+            .iter()
+            .flat_map(Service::open)
+            .map(|echo| echo.bytes)
+            .collect();
         let open_connections = self.stream.iter().flat_map(Service::open).count()
             + self.counter.iter().flat_map(Service::open).count()
             + echo_bytes.len();

@@ -30,7 +30,10 @@ impl Pass {
             (Some(one), Some(two)) => Some(one.min(two)),
             (one, two) => one.or(two),
         };
-        Self { progress: self.progress || other.progress, next_ns }
+        Self {
+            progress: self.progress || other.progress,
+            next_ns,
+        }
     }
 }
 
@@ -40,8 +43,12 @@ pub(crate) trait Connection: Default {
     type Shared;
 
     /// Moves bytes between the socket and the protocol, without waiting.
-    fn serve(&mut self, socket: &mut tcp::Socket<'_>, shared: &mut Self::Shared, now_ns: u64)
-    -> Pass;
+    fn serve(
+        &mut self,
+        socket: &mut tcp::Socket<'_>,
+        shared: &mut Self::Shared,
+        now_ns: u64,
+    ) -> Pass;
 }
 
 /// Sizes of a service's sockets.
@@ -85,10 +92,19 @@ impl<C: Connection> Service<C> {
             socket.set_ack_delay(None);
             socket.set_keep_alive(Some(Duration::from_secs(KEEP_ALIVE_S * TCP_CLOCK_SPEED)));
             socket.set_timeout(Some(Duration::from_secs(TIMEOUT_S * TCP_CLOCK_SPEED)));
-            Place { handle: sockets.add(socket), connection: C::default(), open: false }
+            Place {
+                handle: sockets.add(socket),
+                connection: C::default(),
+                open: false,
+            }
         };
         let places = (0..sizes.connections).map(place).collect();
-        Self { port, places, first: 0, shared }
+        Self {
+            port,
+            places,
+            first: 0,
+            shared,
+        }
     }
 
     /// Serves every connection once, beginning with another one each time.
@@ -121,6 +137,9 @@ impl<C: Connection> Service<C> {
 
     /// The connections that are open.
     pub(crate) fn open(&self) -> impl Iterator<Item = &C> {
-        self.places.iter().filter(|place| place.open).map(|place| &place.connection)
+        self.places
+            .iter()
+            .filter(|place| place.open)
+            .map(|place| &place.connection)
     }
 }

@@ -1,21 +1,14 @@
 //! The `stream` workload: the pattern over HTTP, see `understudy_workload::http`.
 //!
-//! Every client of `/stream` gets the same rate: a budget that grows with time and is spent in pieces
-//! of about a segment. The budget is capped, so a client that was held up does not get a burst, and
-//! pieces leave on a common 5 ms grid, so that many clients do not mean many wake-ups.
+//! Every client of `/stream` gets the same rate, see `understudy_workload::pacing`.
 
 use super::service::{Connection, Pass};
 use alloc::string::{String, ToString};
 use smoltcp::socket::tcp;
 use understudy_workload::http::{HEAD_BYTES_MAX, Request, ResponseHead};
+use understudy_workload::pacing::Budget;
 use understudy_workload::pattern;
 
-/// The grid on which rate-limited streams are looked at.
-const TICK_NS: u64 = 5_000_000;
-/// Budget is kept for at most this long.
-const BUDGET_NS_MAX: u64 = 20_000_000;
-/// The largest piece a rate-limited stream waits for: one full segment.
-const SEGMENT_BYTES: u64 = 1460;
 /// What one connection may queue in one pass, so that all get their turn.
 const PASS_BYTES_MAX: usize = 32 * 1024;
 
@@ -101,28 +94,40 @@ impl Connection for Stream {
 }
 
 /// Answers the request once it is complete. The transmit buffer is empty and has room for any head.
-fn answer(
-    socket: &mut tcp::Socket<'_>,
-    shared: &mut StreamShared,
-    now_ns: u64,
-) -> Option<Phase> {
+fn answer(socket: &mut tcp::Socket<'_>, shared: &mut StreamShared, now_ns: u64) -> Option<Phase> {
     // The connection's first bytes lie in one piece: the ring was empty before them.
     let request = Request::parse(socket.peek(HEAD_BYTES_MAX).ok()?);
     let mut body = None;
     let (head, phase) = match request {
         Ok(Some(Request::Stream { from })) => {
             let budget = (shared.rate > 0).then(|| Budget::new(shared.rate, now_ns));
-            let body = Body { position: from, left: None, budget };
+            let body = Body {
+                position: from,
+                left: None,
+                budget,
+            };
             (ResponseHead::Pattern { bytes: None }, Phase::Pattern(body))
         }
         Ok(Some(Request::File { bytes })) => {
-            let body = Body { position: 0, left: Some(bytes), budget: None };
-            (ResponseHead::Pattern { bytes: Some(bytes) }, Phase::Pattern(body))
+            let body = Body {
+                position: 0,
+                left: Some(bytes),
+                budget: None,
+            };
+            (
+                ResponseHead::Pattern { bytes: Some(bytes) },
+                Phase::Pattern(body),
+            )
         }
         Ok(Some(Request::Status)) => {
             shared.status_wanted = shared.status.is_none();
             body = Some(shared.status.as_deref()?);
-            (ResponseHead::Json { bytes: body.map_or(0, str::len) }, Phase::Done)
+            (
+                ResponseHead::Json {
+                    bytes: body.map_or(0, str::len),
+                },
+                Phase::Done,
+            )
         }
         Ok(None) => return None,
         Err(error) => (ResponseHead::Refusal(error), Phase::Done),
@@ -143,7 +148,10 @@ impl Body {
         if room == 0 {
             return Pass::default(); // an acknowledgement will bring us back
         }
-        let allowed = self.budget.as_mut().map_or(u64::MAX, |budget| budget.pieces(now_ns));
+        let allowed = self
+            .budget
+            .as_mut()
+            .map_or(u64::MAX, |budget| budget.available_bytes(now_ns));
         let allowed = allowed.min(self.left.unwrap_or(u64::MAX));
         let mut wanted = allowed.min(room.min(PASS_BYTES_MAX) as u64) as usize;
         let mut sent = 0;
@@ -164,49 +172,11 @@ impl Body {
         }
         let next_ns = self.budget.as_mut().map(|budget| {
             budget.spend(sent);
-            budget.next_ns(now_ns)
+            budget.next_ns()
         });
-        Pass { progress: sent > 0, next_ns }
-    }
-}
-
-/// What a rate-limited stream may send, in bytes times nanoseconds per second to lose no fraction.
-struct Budget {
-    rate: u64,
-    saved: u64,
-    at_ns: u64,
-}
-
-const NS_PER_S: u64 = 1_000_000_000;
-
-impl Budget {
-    fn new(rate: u64, now_ns: u64) -> Self {
-        Self { rate, saved: 0, at_ns: now_ns }
-    }
-
-    /// The piece worth sending: a segment, or what a slow stream may send in the time budget is kept.
-    fn piece(&self) -> u64 {
-        (self.rate / (NS_PER_S / BUDGET_NS_MAX)).clamp(1, SEGMENT_BYTES)
-    }
-
-    /// Bytes that may be sent now, in whole pieces.
-    fn pieces(&mut self, now_ns: u64) -> u64 {
-        let cap = (self.rate.saturating_mul(BUDGET_NS_MAX)).max(2 * self.piece() * NS_PER_S);
-        let passed_ns = now_ns.saturating_sub(self.at_ns).min(NS_PER_S);
-        self.at_ns = now_ns;
-        self.saved = self.saved.saturating_add(self.rate.saturating_mul(passed_ns)).min(cap);
-        let bytes = self.saved / NS_PER_S;
-        bytes - bytes % self.piece()
-    }
-
-    fn spend(&mut self, bytes: u64) {
-        self.saved = self.saved.saturating_sub(bytes.saturating_mul(NS_PER_S));
-    }
-
-    /// The point of the grid at which the next piece may be sent.
-    fn next_ns(&self, now_ns: u64) -> u64 {
-        let missing = (self.piece() * NS_PER_S).saturating_sub(self.saved);
-        let ready_ns = now_ns + missing.div_ceil(self.rate);
-        (ready_ns / TICK_NS + 1) * TICK_NS
+        Pass {
+            progress: sent > 0,
+            next_ns,
+        }
     }
 }

@@ -124,27 +124,21 @@ impl<D: VirtioDevice> MmioTransport<D> {
         self.registers.status & (VIRTIO_CONFIG_S_FEATURES_OK | done) == VIRTIO_CONFIG_S_FEATURES_OK
     }
 
-    /// Calls the device, with the guest's side if it may be reached.
-    fn call<R>(&mut self, what: impl FnOnce(&mut D, Option<&mut Rings<'_>>) -> R) -> R {
+    /// Calls the device, with the guest's side if it may be reached, and does what follows from it.
+    fn call(
+        &mut self,
+        what: impl FnOnce(&mut D, Option<&mut Rings<'_>>) -> Result<Progress, RingFault>,
+    ) {
         let live = self.running && self.driver_is_ready();
         let mut rings = Rings {
             memory: &self.memory,
             queues: &mut self.queues,
             interrupt: &mut self.interrupt,
+            pushed: 0,
         };
-        what(&mut self.device, live.then_some(&mut rings))
-    }
-
-    fn process_queue(&mut self, queue: usize) {
-        let result = self.call(|device, rings| match rings {
-            Some(rings) => device.process_queue(queue, rings),
-            None => Ok(Progress::Done),
-        });
-        self.finish(result);
-    }
-
-    fn finish(&mut self, result: Result<Progress, RingFault>) {
-        match result {
+        let result = what(&mut self.device, live.then_some(&mut rings));
+        let signalled = rings.signal_used();
+        match result.and_then(|progress| signalled.map(|()| progress)) {
             Ok(Progress::Done) => {}
             Ok(Progress::More(queue)) => {
                 // Fails only if the counter is full: then a kick is pending anyhow.
@@ -152,6 +146,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
             }
             Err(fault) => self.needs_reset(&fault.to_string()),
         }
+    }
+
+    fn process_queue(&mut self, queue: usize) {
+        self.call(|device, rings| match rings {
+            Some(rings) => device.process_queue(queue, rings),
+            None => Ok(Progress::Done),
+        });
     }
 
     /// Stops the device until the driver resets it.
@@ -411,7 +412,10 @@ impl<D: VirtioDevice> Snapshot for MmioTransport<D> {
 impl<D: VirtioDevice> Device for MmioTransport<D> {
     fn start(&mut self) {
         self.running = true;
-        self.call(|device, rings| device.start(rings));
+        self.call(|device, rings| {
+            device.start(rings);
+            Ok(Progress::Done)
+        });
         for queue in 0..self.queues.len() {
             self.process_queue(queue);
         }
@@ -440,8 +444,7 @@ impl<D: VirtioDevice> Device for MmioTransport<D> {
             self.process_queue(source);
         } else {
             let source = source - self.queue_events.len();
-            let result = self.call(|device, rings| device.process_event(source, rings));
-            self.finish(result);
+            self.call(|device, rings| device.process_event(source, rings));
         }
     }
 }

@@ -114,6 +114,8 @@ pub struct Rings<'a> {
     pub queues: &'a mut [Queue],
     /// The device's interrupt.
     pub interrupt: &'a mut Interrupt,
+    /// Queues that got used chains in this call, one bit each.
+    pushed: u64,
 }
 
 /// The interrupt registers of a device and the line behind them.
@@ -150,11 +152,13 @@ impl<'a> Rings<'a> {
         self.queues[queue].go_to_previous_position();
     }
 
-    /// Returns a chain to the driver, `written` bytes of it having been filled.
+    /// Returns a chain to the driver, `written` bytes of it having been filled. The transport interrupts
+    /// the driver after the call.
     ///
     /// # Errors
     /// If the ring is broken.
     pub fn push_used(&mut self, queue: usize, head: u16, written: u32) -> Result<(), RingFault> {
+        self.pushed |= 1 << queue;
         self.queues[queue]
             .add_used(self.memory, head, written)
             .map_err(|source| RingFault { queue, source })
@@ -173,18 +177,20 @@ impl<'a> Rings<'a> {
             .map_err(|source| RingFault { queue, source })
     }
 
-    /// Interrupts the driver because of used chains, if it wants that. To be called before the device's
-    /// mutex is unlocked: what is not signalled yet is not part of a queue's saved state.
-    ///
-    /// # Errors
-    /// If the ring is broken.
-    pub fn signal_used(&mut self, queue: usize) -> Result<(), RingFault> {
-        let ring = &mut self.queues[queue];
-        let wanted = ring
-            .needs_notification(self.memory)
-            .map_err(|source| RingFault { queue, source })?;
-        if wanted && (ring.event_idx_enabled() || !interrupts_unwanted(ring, self.memory)) {
-            self.interrupt.raise_used();
+    /// Interrupts the driver because of chains used in this call, if it wants that. It happens before
+    /// the device's mutex is unlocked, because what is not signalled yet is not part of a queue's
+    /// saved state.
+    fn signal_used(&mut self) -> Result<(), RingFault> {
+        for (queue, ring) in self.queues.iter_mut().enumerate() {
+            if self.pushed & 1 << queue == 0 {
+                continue;
+            }
+            let wanted = ring
+                .needs_notification(self.memory)
+                .map_err(|source| RingFault { queue, source })?;
+            if wanted && (ring.event_idx_enabled() || !interrupts_unwanted(ring, self.memory)) {
+                self.interrupt.raise_used();
+            }
         }
         Ok(())
     }

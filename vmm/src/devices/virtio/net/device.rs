@@ -182,7 +182,6 @@ impl NetDevice {
     fn process_rx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         let result = self.fill_rx(rings);
         self.update_link(rings);
-        rings.signal_used(RX)?;
         result
     }
 
@@ -218,12 +217,6 @@ impl NetDevice {
 
     /// Guest to gate, as long as the gate takes it.
     fn process_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
-        let result = self.drain_tx(rings);
-        rings.signal_used(TX)?;
-        result
-    }
-
-    fn drain_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         for _ in 0..FRAMES_PER_CALL {
             let chain = match rings.pop(TX)? {
                 Some(chain) => chain,

@@ -111,9 +111,7 @@ impl VirtioDevice for RngDevice {
         _queue: usize,
         rings: &mut Rings<'_>,
     ) -> Result<Progress, RingFault> {
-        let result = self.answer(rings);
-        rings.signal_used(QUEUE)?;
-        result
+        self.answer(rings)
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
