@@ -5,10 +5,10 @@
 //!
 //! - Ordinarily KVM gives each vCPU its own counter ([`Counter::Own`]), the host's plus an offset. Then the
 //!   counter is state: it is saved and restored, and goes on where it was.
-//! - There are KVMs that run guest code natively and cannot offset what its `rdtsc` reads
-//!   ([`Counter::Host`]), although they accept and use an offset in kvmclock. There the offset must be 0,
-//!   from the start and after a restore, or kvmclock is off by it. The counter itself then jumps at a
-//!   failover, kvmclock does not.
+//! - There are KVMs that run guest code natively and do not offset what its `rdtsc` reads
+//!   ([`Counter::Host`]). There KVM is told that the offset is 0, so that whatever it computes with an offset
+//!   agrees with what the guest reads, and the counter is not restored. It jumps at a failover, kvmclock
+//!   does not; a timer deadline, which is in counter units, is moved by as much.
 //!
 //! Which of both it is, is tried out once ([`guest_counter`]). What must not be done here: assume it.
 
