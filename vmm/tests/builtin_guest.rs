@@ -1,6 +1,7 @@
 //! The built-in guest on real KVM: booted, copied while it runs, and gone on with in another machine.
 //!
 //! Without a usable `/dev/kvm` these tests fail; there is nothing to be had instead.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
