@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::memory::Backing;
 use crate::devices::virtio::net::backend::{Backend, BackendError};
+use crate::memory::Backing;
 use crate::output::{ConsoleSink, GateLimits};
 
 /// Most vCPUs of a machine.

@@ -52,10 +52,7 @@ impl MachineBuilder {
         sink: Option<Box<dyn ConsoleSink>>,
     ) -> Made<SerialInput> {
         let sink = sink.unwrap_or_else(|| Box::new(DiscardSink));
-        let port = self
-            .gate()
-            .add_console(sink)
-            .map_err(create(SERIAL_NAME))?;
+        let port = self.gate().add_console(sink).map_err(create(SERIAL_NAME))?;
         let irq = Irq::new().map_err(create(SERIAL_NAME))?;
         let device =
             SerialDevice::new(SERIAL_NAME, port, irq.clone()).map_err(create(SERIAL_NAME))?;
@@ -82,10 +79,7 @@ impl MachineBuilder {
             .collect()
     }
 
-    fn attach_network(
-        &mut self,
-        config: NetConfig,
-    ) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
+    fn attach_network(&mut self, config: NetConfig) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
         let name = config.id;
         let Backend { source, sink } = match config.backend {
             NetBackend::Tap(interface) => tap::open(&interface),
@@ -97,10 +91,7 @@ impl MachineBuilder {
             source,
         })?;
         let port = self.gate().add_network(sink).map_err(create(&name))?;
-        let mac = config
-            .mac
-            .map(|byte| format!("{byte:02x}"))
-            .join(":");
+        let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
         let device = NetDevice::new(name, config.mac, source, port);
         let device = self.attach_virtio(device, "virtio-net", &[("mac", mac)], |device| {
             Some(Box::new(move || {

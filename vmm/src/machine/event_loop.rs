@@ -121,13 +121,7 @@ struct Source {
     is_outside: bool,
 }
 
-fn serve(
-    epoll: &Epoll,
-    gate: &Mutex<()>,
-    sources: &[Source],
-    wards: &mut [Ward],
-    events: &Events,
-) {
+fn serve(epoll: &Epoll, gate: &Mutex<()>, sources: &[Source], wards: &mut [Ward], events: &Events) {
     let mut ready = vec![EpollEvent::default(); EVENTS_PER_WAIT];
     loop {
         let count = match epoll.wait(-1, &mut ready) {

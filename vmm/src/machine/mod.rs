@@ -276,10 +276,7 @@ impl Machine {
             let network = crate::devices::lock(network);
             if let Err(error) = network.device().announce() {
                 // Nothing is lost for good: the guest's own frames tell its address too, later.
-                tracing::warn!(
-                    "{} could not announce its address: {error}",
-                    network.name()
-                );
+                tracing::warn!("{} could not announce its address: {error}", network.name());
             }
         }
     }

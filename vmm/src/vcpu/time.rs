@@ -5,17 +5,17 @@
 //!
 //! - Ordinarily KVM gives each vCPU its own counter ([`Counter::Own`]), the host's plus an offset. Then the
 //!   counter is state: it is saved and restored, and goes on where it was.
-//! - There are KVMs that run guest code natively and cannot offset what its `rdtsc` reads
-//!   ([`Counter::Host`]), although they accept and use an offset in kvmclock. There the offset must be 0,
-//!   from the start and after a restore, or kvmclock is off by it. The counter itself then jumps at a
-//!   failover, kvmclock does not.
+//! - There are KVMs that run guest code natively and do not offset what its `rdtsc` reads
+//!   ([`Counter::Host`]). There KVM is told that the offset is 0, so that whatever it computes with an offset
+//!   agrees with what the guest reads, and the counter is not restored. It jumps at a failover, kvmclock
+//!   does not; a timer deadline, which is in counter units, is moved by as much.
 //!
 //! Which of both it is, is tried out once ([`guest_counter`]). What must not be done here: assume it.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::Msr;
@@ -89,11 +89,8 @@ impl Counter {
 
 /// The host's time-stamp counter.
 fn host_counter() -> u64 {
-    // SAFETY: `rdtsc` has no preconditions on any 64-bit x86 processor in user space.
-    #[allow(unused_unsafe)]
-    unsafe {
-        std::arch::x86_64::_rdtsc()
-    }
+    // SAFETY: `rdtsc` has no preconditions in 64-bit user space, unless the process forbade it to itself.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// Tells KVM that the vCPU's counter is the host's, offset 0. For [`Counter::Host`], before it first runs.
@@ -130,46 +127,70 @@ const TRIAL_COUNTER: u64 = 1 << 60;
 /// Runs user-mode code (that is what may run natively) which reads the counter of a vCPU whose counter has
 /// been set far off the host's.
 fn try_counter(system: &System) -> Result<Counter, KvmError> {
-    let memory = Memory::allocate(2, Backing::Anonymous).map_err(|error| KvmError::Call {
-        call: "allocate memory for a trial VM".into(),
-        source: std::io::Error::other(error),
-    })?;
-    let vm = system.create_vm()?;
-    memory.attach(&vm, false)?;
-    let handle = VcpuHandle::new(&vm, 0, memory.ram().clone())?;
-    write_trial(&memory)?;
-    let mut fd = handle.lock();
-    enter_user_mode(&fd)?;
-    let counter = kvm_msr_entry {
-        index: MSR_TSC,
-        data: TRIAL_COUNTER,
-        ..Default::default()
-    };
-    if let Ok(msrs) = Msrs::from_entries(&[counter]) {
-        fd.set_msrs(&msrs)
-            .map_err(KvmError::call("set a time-stamp counter"))?;
-    }
-    loop {
-        match fd.run() {
-            Ok(VcpuExit::IoOut(0x80, _)) => break,
-            // A signal meant for somebody else.
-            Err(error) if error.errno() == libc::EINTR => {}
+    let trial = Trial::new(system)?;
+    trial.write_msr(MSR_TSC, TRIAL_COUNTER)?;
+    Ok(match trial.run()? {
+        Some(seen) if seen < TRIAL_COUNTER => Counter::Host,
+        Some(_) => Counter::Own,
+        None => {
             // Whoever cannot even run this will say so when the guest runs; ordinary KVM is the best guess.
-            other => {
-                tracing::warn!("trial of the time-stamp counter ended with {other:?}");
-                return Ok(Counter::Own);
+            tracing::warn!("the trial of the time-stamp counter did not run to its end");
+            Counter::Own
+        }
+    })
+}
+
+/// A VM with one vCPU that reads its counter in user mode, once a run.
+struct Trial {
+    handle: Arc<VcpuHandle>,
+    memory: Memory,
+    /// Only tests look at it; it also keeps the VM, but so does its vCPU.
+    #[cfg_attr(not(test), expect(dead_code))]
+    vm: VmFd,
+}
+
+impl Trial {
+    fn new(system: &System) -> Result<Self, KvmError> {
+        let memory = Memory::allocate(2, Backing::Anonymous).map_err(|error| KvmError::Call {
+            call: "allocate memory for a trial VM".into(),
+            source: std::io::Error::other(error),
+        })?;
+        let vm = system.create_vm()?;
+        memory.attach(&vm, false)?;
+        let handle = VcpuHandle::new(&vm, 0, memory.ram().clone())?;
+        write_trial(&memory)?;
+        Ok(Self { handle, memory, vm })
+    }
+
+    fn write_msr(&self, index: u32, data: u64) -> Result<(), KvmError> {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).expect("one MSR is not too many");
+        self.handle
+            .lock()
+            .set_msrs(&msrs)
+            .map_err(KvmError::call(format!("write MSR {index:#x}")))?;
+        Ok(())
+    }
+
+    /// The counter that the guest read, or `None` if it did not get that far.
+    fn run(&self) -> Result<Option<u64>, KvmError> {
+        let mut fd = self.handle.lock();
+        enter_user_mode(&fd)?;
+        loop {
+            match fd.run() {
+                Ok(VcpuExit::IoOut(0x80, _)) => break,
+                // A signal meant for somebody else.
+                Err(error) if error.errno() == libc::EINTR => {}
+                _ => return Ok(None),
             }
         }
+        let seen = self.memory.ram().read_obj(GuestAddress(RESULT_ADDRESS));
+        seen.map(Some).map_err(write_error)
     }
-    let seen: u64 = memory
-        .ram()
-        .read_obj(GuestAddress(RESULT_ADDRESS))
-        .map_err(write_error)?;
-    Ok(if seen >= TRIAL_COUNTER {
-        Counter::Own
-    } else {
-        Counter::Host
-    })
 }
 
 fn write_error(error: vm_memory::GuestMemoryError) -> KvmError {
@@ -219,4 +240,131 @@ fn enter_user_mode(fd: &VcpuFd) -> Result<(), KvmError> {
         ..Default::default()
     })
     .map_err(KvmError::call("write registers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_clock_data;
+
+    use super::*;
+
+    const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+    const CLOCK_ADDRESS: u64 = 0x3000;
+    const HOUR_NS: u64 = 3600 * 1_000_000_000;
+
+    /// kvmclock as the guest computes it from its page and the counter it read.
+    fn guest_clock_ns(trial: &Trial) -> u64 {
+        let counter = trial.run().unwrap().expect("the trial runs to its end");
+        let u32_at = |at| {
+            trial
+                .memory
+                .ram()
+                .read_obj::<u32>(GuestAddress(CLOCK_ADDRESS + at))
+                .unwrap()
+        };
+        let u64_at = |at| {
+            trial
+                .memory
+                .ram()
+                .read_obj::<u64>(GuestAddress(CLOCK_ADDRESS + at))
+                .unwrap()
+        };
+        assert_ne!(u32_at(0), 0, "KVM has filled the clock page");
+        let since = counter.wrapping_sub(u64_at(8));
+        let shift = u32_at(28) as u8 as i8;
+        let shifted = if shift < 0 {
+            since >> -shift
+        } else {
+            since << shift
+        };
+        let ns = (u128::from(shifted) * u128::from(u32_at(24))) >> 32;
+        u64_at(16).wrapping_add(ns as u64)
+    }
+
+    fn with_clock(system: &System, counter: Counter) -> Trial {
+        let trial = Trial::new(system).unwrap();
+        if counter == Counter::Host {
+            use_host_counter(&trial.handle).unwrap();
+        }
+        let supported = system.supported_cpuid().unwrap();
+        crate::vcpu::configure_cpuid(system, &supported, &trial.handle, 1).unwrap();
+        trial
+            .write_msr(MSR_KVM_SYSTEM_TIME_NEW, CLOCK_ADDRESS | 1)
+            .unwrap();
+        trial
+    }
+
+    fn vm_clock_ns(trial: &Trial) -> u64 {
+        trial.vm.get_clock().unwrap().clock
+    }
+
+    /// The guest's own reading of kvmclock is the VM's clock, at first and after it has been set.
+    #[test]
+    fn the_guests_clock_is_the_vms_clock_and_goes_on_in_another_vm() {
+        let system = System::open().expect("these tests need a usable /dev/kvm");
+        let counter = guest_counter(&system).unwrap();
+        let first = with_clock(&system, counter);
+        let before = vm_clock_ns(&first);
+        let guest = guest_clock_ns(&first);
+        let after = vm_clock_ns(&first);
+        assert!(
+            before <= guest && guest <= after,
+            "{before} {guest} {after} ({counter:?})"
+        );
+
+        let second = with_clock(&system, counter);
+        if counter == Counter::Own {
+            // As restoring a state does.
+            second.write_msr(MSR_TSC, TRIAL_COUNTER).unwrap();
+        }
+        let saved = kvm_clock_data {
+            clock: after + HOUR_NS,
+            ..Default::default()
+        };
+        second.vm.set_clock(&saved).unwrap();
+        let guest = guest_clock_ns(&second);
+        let now = vm_clock_ns(&second);
+        assert!(
+            saved.clock <= guest && guest <= now,
+            "{} {guest} {now}",
+            saved.clock
+        );
+        assert!(now < saved.clock + HOUR_NS);
+    }
+
+    #[test]
+    fn a_deadline_moves_along_with_a_counter_that_is_the_hosts() {
+        let saved = [
+            Msr {
+                index: MSR_TSC,
+                data: 1000,
+            },
+            Msr {
+                index: 0x174,
+                data: 7,
+            },
+            Msr {
+                index: MSR_TSC_DEADLINE,
+                data: 1500,
+            },
+        ];
+        let (first, last) = Counter::Own.split(&saved);
+        assert_eq!(
+            (first.as_slice(), last.as_slice()),
+            (&saved[..2], &saved[2..])
+        );
+        let before = host_counter();
+        let (first, last) = Counter::Host.split(&saved);
+        let after = host_counter();
+        assert_eq!(first, [saved[1]]);
+        assert!((before + 500..=after + 500).contains(&last[0].data));
+        let unarmed = [
+            saved[0],
+            Msr {
+                index: MSR_TSC_DEADLINE,
+                data: 0,
+            },
+        ];
+        assert_eq!(Counter::Host.split(&unarmed).1, [unarmed[1]]);
+    }
 }

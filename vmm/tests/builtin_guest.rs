@@ -1,0 +1,293 @@
+//! The built-in guest on real KVM: booted, copied while it runs, and gone on with in another machine.
+//!
+//! Without a usable `/dev/kvm` these tests fail; there is nothing to be had instead.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use understudy_replication::ids::Page;
+use understudy_replication::ports::{Machine as _, PageMemory};
+use understudy_replication::{PAGE_BYTES, PageSet};
+use understudy_vmm::devices::virtio::net::backend::socket;
+use understudy_vmm::machine::{Kernel, Machine, MachineConfig, NetBackend, NetConfig};
+use understudy_vmm::memory::Memory;
+use understudy_vmm::output::ConsoleSink;
+
+/// How long a test waits for what must come. Only a broken machine makes it wait that long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Hands out a console line by line.
+struct Lines {
+    rest: Vec<u8>,
+    position: u64,
+    out: Sender<String>,
+}
+
+impl ConsoleSink for Lines {
+    fn position(&mut self) -> std::io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn append(&mut self, position: u64, bytes: &[u8]) -> std::io::Result<()> {
+        if self.position != 0 {
+            assert_eq!(position, self.position, "console bytes are in one piece");
+        }
+        self.position = position + bytes.len() as u64;
+        for byte in bytes {
+            if *byte == b'\n' {
+                let line = String::from_utf8_lossy(&self.rest).trim_end().to_owned();
+                self.rest.clear();
+                // The test may be over already.
+                let _ = self.out.send(line);
+            } else {
+                self.rest.push(*byte);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn console() -> (Option<Box<dyn ConsoleSink>>, Receiver<String>) {
+    let (out, lines) = channel();
+    let sink = Lines {
+        rest: Vec::new(),
+        position: 0,
+        out,
+    };
+    (Some(Box::new(sink)), lines)
+}
+
+fn await_line(lines: &Receiver<String>, part: &str) -> String {
+    let started = Instant::now();
+    loop {
+        let left = DEADLINE.saturating_sub(started.elapsed());
+        let line = lines
+            .recv_timeout(left)
+            .unwrap_or_else(|_| panic!("the guest never says {part:?}"));
+        assert!(!line.contains("fatal") && !line.contains("panic"), "{line}");
+        if line.contains(part) {
+            return line;
+        }
+    }
+}
+
+fn config(vcpus: u8, memory_mib: u64, cmdline: &str) -> MachineConfig {
+    MachineConfig {
+        vcpus,
+        memory_mib,
+        kernel: Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
+        cmdline: cmdline.into(),
+        ..Default::default()
+    }
+}
+
+/// A network device whose other end is in the test's hands.
+fn network() -> (Vec<NetConfig>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(DEADLINE)).unwrap();
+    let net = NetConfig {
+        id: "net0".into(),
+        mac: [0x52, 0x54, 0, 0, 0, 2],
+        backend: NetBackend::Open(socket::from_stream(theirs).unwrap()),
+    };
+    (vec![net], ours)
+}
+
+/// Asks the guest's network card who has 10.77.0.2, and waits for its answer.
+fn arp(wire: &mut UnixStream) {
+    let mut request = Vec::new();
+    request.extend_from_slice(&[0xff; 6]);
+    request.extend_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
+    request.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request.extend_from_slice(&[0x52, 0x54, 0, 0, 0, 1, 10, 77, 0, 1]);
+    request.extend_from_slice(&[0, 0, 0, 0, 0, 0, 10, 77, 0, 2]);
+    request.resize(60, 0);
+    wire.write_all(&(request.len() as u32).to_be_bytes())
+        .unwrap();
+    wire.write_all(&request).unwrap();
+    loop {
+        let mut length = [0; 4];
+        wire.read_exact(&mut length).expect("the guest answers");
+        let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+        wire.read_exact(&mut frame).expect("the guest answers");
+        // An ARP reply from 10.77.0.2; the guest may have other things to say.
+        if frame[12..14] == [8, 6] && frame[21] == 2 && frame[28..32] == [10, 77, 0, 2] {
+            return;
+        }
+    }
+}
+
+fn copy_memory(from: &Memory, to: &Memory, which: &PageSet) {
+    let mut page: Page = [0; PAGE_BYTES];
+    for index in which.iter() {
+        from.pages().read_page(index, &mut page).unwrap();
+        to.pages().write_page(index, &page).unwrap();
+    }
+}
+
+/// Hands a running guest over to `second` and lets it run there.
+fn hand_over(first: &mut Machine, second: &mut Machine) {
+    let memory = first.guest_memory().clone();
+    let mut state = Vec::new();
+    let mut paused = first.pause_guest().unwrap();
+    paused.save_state(&mut state).unwrap();
+    paused.stay();
+    drop(paused);
+    let all = PageSet::full(memory.layout());
+    copy_memory(&memory, second.guest_memory(), &all);
+    assert_eq!(first.fingerprint().differences(&second.fingerprint()), []);
+    second.restore(&state).unwrap();
+    second.run().unwrap();
+}
+
+/// The number of a vCPU and of its iterations, from the guest's words.
+fn progress(line: &str) -> (usize, u64) {
+    let number = |key: &str| {
+        let (_, after) = line.split_once(key).unwrap();
+        after.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    (number("vcpu=") as usize, number("iterations="))
+}
+
+#[test]
+fn four_vcpus_go_on_in_another_machine() {
+    let cmdline = "workload=dirty dirty.pages=100 dirty.rate=50";
+    let (sink, mut lines) = console();
+    let mut first = Machine::build(MachineConfig {
+        console: sink,
+        ..config(4, 128, cmdline)
+    })
+    .unwrap();
+    first.run().unwrap();
+    // In whichever order they get ready.
+    for _ in 0..4 {
+        await_line(&lines, "ready: dirty vcpu=");
+    }
+    let mut reached = [0; 4];
+    for _ in 0..3 {
+        let (sink, further) = console();
+        let mut second = Machine::build(MachineConfig {
+            console: sink,
+            kernel: None,
+            ..config(4, 128, "")
+        })
+        .unwrap();
+        let events = second.events();
+        hand_over(&mut first, &mut second);
+        // Every vCPU works on, and none has done less than before.
+        let mut heard = [false; 4];
+        while heard != [true; 4] {
+            let (vcpu, done) = progress(&await_line(&further, "iterations="));
+            assert!(
+                done > reached[vcpu],
+                "vCPU {vcpu}: {done} after {}",
+                reached[vcpu]
+            );
+            reached[vcpu] = done;
+            heard[vcpu] = true;
+        }
+        assert!(events.try_recv().is_err(), "nothing went wrong");
+        (first, lines) = (second, further);
+    }
+    drop(lines);
+}
+
+#[test]
+fn a_guest_is_reached_over_its_network_before_and_after() {
+    let (sink, lines) = console();
+    let (net, mut wire) = network();
+    let mut first = Machine::build(MachineConfig {
+        console: sink,
+        net,
+        ..config(1, 64, "workload=echo ip=10.77.0.2/24")
+    })
+    .unwrap();
+    first.run().unwrap();
+    await_line(&lines, "ready");
+    (0..20).for_each(|_| arp(&mut wire));
+    for _ in 0..3 {
+        let (net, mut new_wire) = network();
+        let mut second = Machine::build(MachineConfig {
+            net,
+            kernel: None,
+            ..config(1, 64, "")
+        })
+        .unwrap();
+        hand_over(&mut first, &mut second);
+        (0..20).for_each(|_| arp(&mut new_wire));
+        second.announce();
+        // RARP, and ARP for the address that the guest's frames have told.
+        let mut frame = [0; 64];
+        new_wire.read_exact(&mut frame[..4]).unwrap();
+        let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize;
+        new_wire.read_exact(&mut frame[..length]).unwrap();
+        assert_eq!(frame[12..14], [0x80, 0x35]);
+        first = second;
+    }
+}
+
+#[test]
+fn losing_the_network_process_is_told() {
+    let (net, wire) = network();
+    let mut machine = Machine::build(MachineConfig {
+        net,
+        ..config(1, 64, "workload=echo ip=10.77.0.2/24")
+    })
+    .unwrap();
+    let events = machine.events();
+    machine.run().unwrap();
+    drop(wire);
+    let event = events.recv_timeout(DEADLINE).unwrap();
+    assert!(format!("{event:?}").contains("net0"), "{event:?}");
+}
+
+/// Steps ② and ③ against the truth, with all who write memory at work: two vCPUs, and a network card that
+/// receives and sends.
+#[test]
+fn harvests_make_an_exact_copy_of_a_busy_guest() {
+    for cmdline in [
+        "workload=dirty,echo dirty.pages=300 ip=10.77.0.2/24",
+        "workload=dirty,echo dirty.pages=3000 dirty.mode=word dirty.pattern=hotcold ip=10.77.0.2/24",
+    ] {
+        let (sink, lines) = console();
+        let (net, mut wire) = network();
+        let mut machine = Machine::build(MachineConfig {
+            console: sink,
+            net,
+            ..config(2, 96, cmdline)
+        })
+        .unwrap();
+        machine.run().unwrap();
+        await_line(&lines, "ready: dirty vcpu=1");
+        arp(&mut wire);
+        let memory = machine.guest_memory().clone();
+        let copy = Memory::allocate(96, Default::default()).unwrap();
+        machine.start_tracking().unwrap();
+        copy_memory(&memory, &copy, &PageSet::full(memory.layout()));
+        for epoch in 0..12 {
+            let mut dirty = PageSet::empty(memory.layout());
+            // Part of the work with the guest running, as the initial synchronisation does it.
+            machine.harvest_running(&mut dirty).unwrap();
+            arp(&mut wire);
+            let mut paused = machine.pause_guest().unwrap();
+            paused.harvest_pages(&mut dirty).unwrap();
+            copy_memory(&memory, &copy, &dirty);
+            let mut state = Vec::new();
+            paused.save_state(&mut state).unwrap();
+            let different: Vec<_> = PageSet::full(memory.layout())
+                .iter()
+                .filter(|index| {
+                    let (mut a, mut b): (Page, Page) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+                    memory.pages().read_page(*index, &mut a).unwrap();
+                    copy.pages().read_page(*index, &mut b).unwrap();
+                    a != b
+                })
+                .collect();
+            assert_eq!(different, [], "epoch {epoch} of {cmdline}");
+            assert!(!dirty.is_empty());
+        }
+    }
+}
