@@ -35,21 +35,28 @@ impl PageMemory for Memory {
 
     fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
         let pages = self.pages.lock().unwrap();
-        let page = pages.get(page.0 as usize).ok_or_else(|| MachineError::new("no such page"))?;
+        let page = pages
+            .get(page.0 as usize)
+            .ok_or_else(|| MachineError::new("no such page"))?;
         into.copy_from_slice(page.as_slice());
         Ok(())
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
         let mut pages = self.pages.lock().unwrap();
-        let page =
-            pages.get_mut(page.0 as usize).ok_or_else(|| MachineError::new("no such page"))?;
+        let page = pages
+            .get_mut(page.0 as usize)
+            .ok_or_else(|| MachineError::new("no such page"))?;
         page.copy_from_slice(from);
         Ok(())
     }
 
     fn clear(&self) -> Result<(), MachineError> {
-        self.pages.lock().unwrap().iter_mut().for_each(|page| page.fill(0));
+        self.pages
+            .lock()
+            .unwrap()
+            .iter_mut()
+            .for_each(|page| page.fill(0));
         Ok(())
     }
 }
@@ -118,7 +125,10 @@ impl OutputGate for Gate {
             })
             .collect();
         inner.sealed.insert(epoch, bucket);
-        SealedOutput { frames: Vec::new(), console }
+        SealedOutput {
+            frames: Vec::new(),
+            console,
+        }
     }
 
     fn release(&self, through: EpochId) {
@@ -146,7 +156,9 @@ impl OutputGate for Gate {
 
     fn repeat(&self, output: &SealedOutput) {
         let mut inner = self.inner.lock().unwrap();
-        inner.out.extend(output.console.iter().map(|console| console.position));
+        inner
+            .out
+            .extend(output.console.iter().map(|console| console.position));
     }
 
     fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>) {
@@ -167,7 +179,10 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) fn new() -> Self {
-        let layout = MemoryLayout::new(vec![Region { first: PageIndex(0), pages: PAGES }]);
+        let layout = MemoryLayout::new(vec![Region {
+            first: PageIndex(0),
+            pages: PAGES,
+        }]);
         let mut fingerprint = Fingerprint::new();
         fingerprint.set("memory.pages", PAGES);
         Self {
@@ -266,7 +281,9 @@ impl Machine for Fake {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        let steps = state.try_into().map_err(|_| MachineError::new("state of a wrong size"))?;
+        let steps = state
+            .try_into()
+            .map_err(|_| MachineError::new("state of a wrong size"))?;
         self.guest.lock().unwrap().steps = u64::from_le_bytes(steps);
         Ok(())
     }
@@ -276,7 +293,9 @@ impl Machine for Fake {
     fn run(&mut self) -> Result<(), MachineError> {
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
-        self.thread = Some(std::thread::spawn(move || run(&guest, &memory, &gate, &stop)));
+        self.thread = Some(std::thread::spawn(move || {
+            run(&guest, &memory, &gate, &stop)
+        }));
         Ok(())
     }
 

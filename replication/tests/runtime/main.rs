@@ -28,11 +28,17 @@ fn endpoint(directory: &Path) -> Endpoint {
 }
 
 fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
-    Standby::builder(machine).arbiter(arbiter(directory)).listen(endpoint(directory)).node("b")
+    Standby::builder(machine)
+        .arbiter(arbiter(directory))
+        .listen(endpoint(directory))
+        .node("b")
 }
 
 fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
-    Primary::builder(machine).arbiter(arbiter(directory)).backup(endpoint(directory)).node("a")
+    Primary::builder(machine)
+        .arbiter(arbiter(directory))
+        .backup(endpoint(directory))
+        .node("a")
 }
 
 fn wait_for(what: &str, mut status: impl FnMut() -> Status, wanted: impl Fn(&Status) -> bool) {
@@ -42,7 +48,10 @@ fn wait_for(what: &str, mut status: impl FnMut() -> Status, wanted: impl Fn(&Sta
         if wanted(&now) {
             return;
         }
-        assert!(Instant::now() < deadline, "not {what} within {PATIENCE:?}: {now:?}");
+        assert!(
+            Instant::now() < deadline,
+            "not {what} within {PATIENCE:?}: {now:?}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -60,8 +69,17 @@ fn pair(directory: &Path) -> Pair {
     let standby = standby(directory, b).start().unwrap();
     let primary = primary(directory, a).protect().unwrap();
     let handle = primary.handle();
-    wait_for("protected", || handle.status(), |status| status.protected && status.epochs >= 5);
-    Pair { primary, standby, primary_gate, standby_gate }
+    wait_for(
+        "protected",
+        || handle.status(),
+        |status| status.protected && status.epochs >= 5,
+    );
+    Pair {
+        primary,
+        standby,
+        primary_gate,
+        standby_gate,
+    }
 }
 
 fn promoted(standby: StandbyRun<Fake>) -> Promoted<Fake> {
@@ -74,7 +92,11 @@ fn promoted(standby: StandbyRun<Fake>) -> Promoted<Fake> {
 /// 1, 2, 3 … without a hole.
 fn assert_counts_up(numbers: &[u64]) {
     for pair in numbers.windows(2) {
-        assert_eq!(pair[1], pair[0] + 1, "output lost, repeated or out of order");
+        assert_eq!(
+            pair[1],
+            pair[0] + 1,
+            "output lost, repeated or out of order"
+        );
     }
     assert_eq!(numbers.first(), Some(&1));
 }
@@ -96,7 +118,10 @@ fn a_promoted_standby_goes_on_where_the_clients_are_and_the_old_primary_is_fence
     let last = *seen.last().unwrap();
     let fresh = pair.standby_gate.out();
     let first_fresh = *fresh.first().unwrap();
-    assert!(first_fresh <= last + 1, "numbers {last}..{first_fresh} were lost");
+    assert!(
+        first_fresh <= last + 1,
+        "numbers {last}..{first_fresh} were lost"
+    );
     seen.extend(fresh.into_iter().filter(|number| *number > last));
     assert_counts_up(&seen);
 }
@@ -107,13 +132,28 @@ fn a_primary_that_loses_its_standby_goes_on_alone_under_a_new_generation() {
     let pair = pair(directory.path());
     assert!(pair.primary_gate.is_holding());
     pair.standby.handle().stop();
-    assert!(matches!(pair.standby.await_promotion().unwrap(), Outcome::Stopped));
+    assert!(matches!(
+        pair.standby.await_promotion().unwrap(),
+        Outcome::Stopped
+    ));
     let handle = pair.primary.handle();
-    wait_for("alone", || handle.status(), |status| status.generation == 2 && !status.protected);
-    wait_for("open", || handle.status(), |_| !pair.primary_gate.is_holding());
+    wait_for(
+        "alone",
+        || handle.status(),
+        |status| status.generation == 2 && !status.protected,
+    );
+    wait_for(
+        "open",
+        || handle.status(),
+        |_| !pair.primary_gate.is_holding(),
+    );
     // A new standby is found without being asked for.
     let again = standby(directory.path(), Fake::new()).start().unwrap();
-    wait_for("protected again", || handle.status(), |status| status.protected);
+    wait_for(
+        "protected again",
+        || handle.status(),
+        |status| status.protected,
+    );
     handle.guest_stopped();
     assert_eq!(pair.primary.wait().unwrap(), Ended::GuestStopped);
     assert_counts_up(&pair.primary_gate.out());
@@ -131,11 +171,23 @@ fn pages_of_an_epoch_that_could_not_be_captured_travel_with_the_next() {
     let standby = standby(directory.path(), b).start().unwrap();
     let primary = primary(directory.path(), a).protect().unwrap();
     let handle = primary.handle();
-    wait_for("protected", || handle.status(), |status| status.protected && status.epochs >= 3);
+    wait_for(
+        "protected",
+        || handle.status(),
+        |status| status.protected && status.epochs >= 3,
+    );
     failures.store(3, Ordering::Release);
-    wait_for("past failures", || handle.status(), |_| failures.load(Ordering::Acquire) == 0);
+    wait_for(
+        "past failures",
+        || handle.status(),
+        |_| failures.load(Ordering::Acquire) == 0,
+    );
     let epochs = handle.status().epochs;
-    wait_for("going on", || handle.status(), |status| status.epochs >= epochs + 2);
+    wait_for(
+        "going on",
+        || handle.status(),
+        |status| status.epochs >= epochs + 2,
+    );
     assert!(standby.handle().promote());
     let mut promoted = promoted(standby);
     assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
@@ -146,23 +198,33 @@ fn pages_of_an_epoch_that_could_not_be_captured_travel_with_the_next() {
 #[test]
 fn a_standby_that_differs_is_refused_by_name_and_the_guest_runs_on() {
     let directory = tempfile::tempdir().unwrap();
-    let standby = standby(directory.path(), Fake::new().with("device.net1", "virtio-net"));
+    let standby = standby(
+        directory.path(),
+        Fake::new().with("device.net1", "virtio-net"),
+    );
     let standby = standby.start().unwrap();
     let a = Fake::new();
     let gate = a.gate_handle();
     let primary = primary(directory.path(), a).protect().unwrap();
     let handle = primary.handle();
-    wait_for("refused", || handle.status(), |status| {
-        status.alarm.as_ref().is_some_and(|alarm| {
-            alarm.contains("device.net1: primary has nothing, backup has virtio-net")
-        })
-    });
+    wait_for(
+        "refused",
+        || handle.status(),
+        |status| {
+            status.alarm.as_ref().is_some_and(|alarm| {
+                alarm.contains("device.net1: primary has nothing, backup has virtio-net")
+            })
+        },
+    );
     let said = gate.out().len();
     wait_for("running", || handle.status(), |_| gate.out().len() > said);
     handle.guest_stopped();
     assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
     standby.handle().stop();
-    assert!(matches!(standby.await_promotion().unwrap(), Outcome::Stopped));
+    assert!(matches!(
+        standby.await_promotion().unwrap(),
+        Outcome::Stopped
+    ));
 }
 
 #[test]
@@ -190,9 +252,17 @@ fn a_promoted_machine_is_protected_again() {
         .protect()
         .unwrap();
     let handle = primary.handle();
-    wait_for("protected again", || handle.status(), |status| status.protected);
+    wait_for(
+        "protected again",
+        || handle.status(),
+        |status| status.protected,
+    );
     let failover = handle.status().failover.unwrap();
-    assert!(failover.repair_ms.is_some_and(|repair| repair >= failover.outage_ms));
+    assert!(
+        failover
+            .repair_ms
+            .is_some_and(|repair| repair >= failover.outage_ms)
+    );
     assert!(next.handle().promote());
     let mut promoted = self::promoted(next);
     assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));

@@ -164,7 +164,10 @@ pub enum ConfigError {
 
 impl ConfigError {
     pub(crate) fn value(key: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        Self::Value { key: key.into(), why: why.to_string() }
+        Self::Value {
+            key: key.into(),
+            why: why.to_string(),
+        }
     }
 }
 
@@ -174,16 +177,28 @@ impl Config {
     /// # Errors
     /// If it cannot be read, is too large, or has a key or value that means nothing.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.into(), source };
+        let read = |source| ConfigError::Read {
+            path: path.into(),
+            source,
+        };
         let bytes = std::fs::metadata(path).map_err(read)?.len();
         if bytes > FILE_BYTES_MAX {
-            return Err(ConfigError::TooLarge { path: path.into(), bytes });
+            return Err(ConfigError::TooLarge {
+                path: path.into(),
+                bytes,
+            });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|source| ConfigError::Malformed { path: path.into(), source })?;
+        let config: Self =
+            serde_json::from_str(&text).map_err(|source| ConfigError::Malformed {
+                path: path.into(),
+                source,
+            })?;
         if !config.drives.is_empty() {
-            return Err(ConfigError::value("drives", "this version has no disks; remove the entries"));
+            return Err(ConfigError::value(
+                "drives",
+                "this version has no disks; remove the entries",
+            ));
         }
         Ok(config)
     }
@@ -196,7 +211,10 @@ impl Replication {
     /// If they make no sense together.
     pub fn policy(&self) -> Result<Policy, ConfigError> {
         let mut policy = Policy::default();
-        let set = |to: &mut Duration, value: Option<u64>, key: &str, range: std::ops::RangeInclusive<u64>| {
+        let set = |to: &mut Duration,
+                   value: Option<u64>,
+                   key: &str,
+                   range: std::ops::RangeInclusive<u64>| {
             let Some(value) = value else { return Ok(()) };
             if !range.contains(&value) {
                 let why = format!("{value} is not in {}..={} ms", range.start(), range.end());
@@ -205,10 +223,30 @@ impl Replication {
             *to = Duration::from_millis(value);
             Ok(())
         };
-        set(&mut policy.epoch_interval, self.epoch_ms, "epoch_ms", 1..=10_000)?;
-        set(&mut policy.epoch_interval_min, self.epoch_min_ms, "epoch_min_ms", 1..=10_000)?;
-        set(&mut policy.heartbeat_interval, self.heartbeat_ms, "heartbeat_ms", 1..=10_000)?;
-        set(&mut policy.heartbeat_timeout, self.timeout_ms, "timeout_ms", 10..=600_000)?;
+        set(
+            &mut policy.epoch_interval,
+            self.epoch_ms,
+            "epoch_ms",
+            1..=10_000,
+        )?;
+        set(
+            &mut policy.epoch_interval_min,
+            self.epoch_min_ms,
+            "epoch_min_ms",
+            1..=10_000,
+        )?;
+        set(
+            &mut policy.heartbeat_interval,
+            self.heartbeat_ms,
+            "heartbeat_ms",
+            1..=10_000,
+        )?;
+        set(
+            &mut policy.heartbeat_timeout,
+            self.timeout_ms,
+            "timeout_ms",
+            10..=600_000,
+        )?;
         policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
         if policy.heartbeat_timeout < 3 * policy.heartbeat_interval {
             let why = format!(
@@ -249,11 +287,16 @@ impl Replication {
         self.node.clone().unwrap_or_else(|| {
             let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let name = name.trim();
-            if name.is_empty() { "host".into() } else { name.into() }
+            if name.is_empty() {
+                "host".into()
+            } else {
+                name.into()
+            }
         })
     }
 }
 
 fn endpoint(key: &str, text: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
-    text.map(|text| text.parse().map_err(|error| ConfigError::value(key, error))).transpose()
+    text.map(|text| text.parse().map_err(|error| ConfigError::value(key, error)))
+        .transpose()
 }

@@ -21,8 +21,14 @@ fn firecracker_names_and_the_replication_section_are_read() {
     )
     .unwrap();
     assert_eq!(config.machine_config.vcpu_count, Some(2));
-    assert_eq!(config.network_interfaces[0].host_dev_name.as_deref(), Some("tap0"));
-    assert_eq!(config.replication.policy().unwrap().epoch_interval, Duration::from_millis(10));
+    assert_eq!(
+        config.network_interfaces[0].host_dev_name.as_deref(),
+        Some("tap0")
+    );
+    assert_eq!(
+        config.replication.policy().unwrap().epoch_interval,
+        Duration::from_millis(10)
+    );
     assert!(config.replication.backup_endpoint().unwrap().is_some());
 }
 
@@ -40,7 +46,9 @@ fn unknown_keys_are_named() {
 
 #[test]
 fn drives_are_refused_until_there_are_disks() {
-    let error = read(r#"{"drives": [{"drive_id": "root"}]}"#).unwrap_err().to_string();
+    let error = read(r#"{"drives": [{"drive_id": "root"}]}"#)
+        .unwrap_err()
+        .to_string();
     assert!(error.starts_with("drives:"), "{error}");
 }
 
@@ -56,6 +64,8 @@ fn values_out_of_range_name_key_and_range() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let error = Config::read(Path::new("/nonexistent/vm.json")).unwrap_err().to_string();
+    let error = Config::read(Path::new("/nonexistent/vm.json"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/nonexistent/vm.json"), "{error}");
 }

@@ -95,7 +95,11 @@ impl ControlServer {
     /// If a living process serves it, or it cannot be bound.
     pub fn start(path: &Path, handler: Handler) -> Result<Self, ControlError> {
         let system = |what| {
-            move |source| ControlError::System { what, path: path.to_path_buf(), source }
+            move |source| ControlError::System {
+                what,
+                path: path.to_path_buf(),
+                source,
+            }
         };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
@@ -154,17 +158,31 @@ fn answer(mut stream: UnixStream, handler: &Handler) -> std::io::Result<()> {
 /// # Errors
 /// If nobody answers there, the answer makes no sense, or the request was refused.
 pub fn ask(path: &Path, command: Command) -> Result<Value, ControlError> {
-    let system =
-        |what| move |source| ControlError::System { what, path: path.to_path_buf(), source };
+    let system = |what| {
+        move |source| ControlError::System {
+            what,
+            path: path.to_path_buf(),
+            source,
+        }
+    };
     let mut stream = UnixStream::connect(path).map_err(system("connect to"))?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(system("use"))?;
-    let malformed = |why: String| ControlError::Malformed { path: path.into(), why };
-    let mut text =
-        serde_json::to_string(&Request { command }).map_err(|error| malformed(error.to_string()))?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .map_err(system("use"))?;
+    let malformed = |why: String| ControlError::Malformed {
+        path: path.into(),
+        why,
+    };
+    let mut text = serde_json::to_string(&Request { command })
+        .map_err(|error| malformed(error.to_string()))?;
     text.push('\n');
-    stream.write_all(text.as_bytes()).map_err(system("write to"))?;
+    stream
+        .write_all(text.as_bytes())
+        .map_err(system("write to"))?;
     let mut line = String::new();
-    BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line).map_err(system("read"))?;
+    BufReader::new(stream.take(LINE_BYTES_MAX))
+        .read_line(&mut line)
+        .map_err(system("read"))?;
     match serde_json::from_str(&line).map_err(|error| malformed(error.to_string()))? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(why) => Err(ControlError::Refused(why)),

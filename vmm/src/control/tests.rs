@@ -23,7 +23,9 @@ fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
     let path = directory.path().join("control");
     drop(UnixListener::bind(&path).unwrap());
     let _server = ControlServer::start(&path, handler()).unwrap();
-    let error = ControlServer::start(&path, handler()).unwrap_err().to_string();
+    let error = ControlServer::start(&path, handler())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("in use by a running vmm"), "{error}");
     assert_eq!(ask(&path, Command::Status).unwrap()["role"], "primary");
 }
@@ -33,7 +35,11 @@ fn garbage_gets_an_error_and_the_server_lives_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
     let _server = ControlServer::start(&path, handler()).unwrap();
-    for garbage in ["\n", "{\"command\":\"fly\"}\n", "{\"command\":\"status\",\"x\":1}\n"] {
+    for garbage in [
+        "\n",
+        "{\"command\":\"fly\"}\n",
+        "{\"command\":\"status\",\"x\":1}\n",
+    ] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(garbage.as_bytes()).unwrap();
         let mut line = String::new();
@@ -45,6 +51,8 @@ fn garbage_gets_an_error_and_the_server_lives_on() {
 
 #[test]
 fn nobody_there_is_named() {
-    let error = ask(Path::new("/nonexistent/control"), Command::Status).unwrap_err().to_string();
+    let error = ask(Path::new("/nonexistent/control"), Command::Status)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/nonexistent/control"), "{error}");
 }

@@ -152,8 +152,13 @@ impl Load {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let answer_us = hdrhistogram::Histogram::new(3).expect("three significant digits are valid");
-        Ok(Self { streams, counters, answer_us })
+        let answer_us =
+            hdrhistogram::Histogram::new(3).expect("three significant digits are valid");
+        Ok(Self {
+            streams,
+            counters,
+            answer_us,
+        })
     }
 
     /// Lets every client do what it can. Returns whether one sent or read something.
@@ -182,17 +187,34 @@ impl Load {
 
     /// When the next counter wants to ask again.
     pub(super) fn next_step(&self) -> Option<Duration> {
-        self.counters.iter().filter(|client| client.asked.is_none()).map(|_| THINK).min()
+        self.counters
+            .iter()
+            .filter(|client| client.asked.is_none())
+            .map(|_| THINK)
+            .min()
     }
 
     /// What the clients saw so far. A client that waits for its next byte counts with its wait.
     #[must_use]
     pub fn figures(&self) -> Figures {
         let now = Instant::now();
-        let gaps = self.streams.iter().map(|client| client.gap(now)).max().unwrap_or_default();
+        let gaps = self
+            .streams
+            .iter()
+            .map(|client| client.gap(now))
+            .max()
+            .unwrap_or_default();
         Figures {
-            clients_served: self.streams.iter().filter(|client| client.last_byte.is_some()).count()
-                + self.counters.iter().filter(|client| client.value > 0).count(),
+            clients_served: self
+                .streams
+                .iter()
+                .filter(|client| client.last_byte.is_some())
+                .count()
+                + self
+                    .counters
+                    .iter()
+                    .filter(|client| client.value > 0)
+                    .count(),
             bytes_checked: self.streams.iter().map(|client| client.position).sum(),
             bytes_lost: self.streams.iter().map(|client| client.lost).sum(),
             bytes_repeated: self.streams.iter().map(|client| client.repeated).sum(),
@@ -201,9 +223,16 @@ impl Load {
             longest_gap_ms: gaps.as_secs_f64() * 1e3,
             answer_us_p50: self.answer_us.value_at_quantile(0.5),
             answer_us_p99: self.answer_us.value_at_quantile(0.99),
-            errors: (self.streams.iter().filter_map(|client| client.failed.clone()))
-                .chain(self.counters.iter().filter_map(|client| client.failed.clone()))
-                .collect(),
+            errors: (self
+                .streams
+                .iter()
+                .filter_map(|client| client.failed.clone()))
+            .chain(
+                self.counters
+                    .iter()
+                    .filter_map(|client| client.failed.clone()),
+            )
+            .collect(),
         }
     }
 
@@ -216,7 +245,10 @@ impl Load {
 
 impl StreamClient {
     fn gap(&self, now: Instant) -> Duration {
-        let waiting = self.last_byte.map(|last| now.duration_since(last)).unwrap_or_default();
+        let waiting = self
+            .last_byte
+            .map(|last| now.duration_since(last))
+            .unwrap_or_default();
         self.longest_gap.max(waiting)
     }
 
@@ -242,20 +274,28 @@ impl StreamClient {
 
     /// Takes bytes as they came; returns whether stream bytes were among them.
     fn take(&mut self, bytes: &[u8]) -> Result<bool, ClientError> {
-        let Some(header) = &mut self.header else { return self.check(bytes).map(|()| true) };
+        let Some(header) = &mut self.header else {
+            return self.check(bytes).map(|()| true);
+        };
         header.extend_from_slice(bytes);
         if let Some(end) = header.windows(4).position(|window| window == b"\r\n\r\n") {
             let header = self.header.take().unwrap_or_default();
             if !header.starts_with(b"HTTP/1.1 200 ") {
                 let answer = String::from_utf8_lossy(&header[..end]).into_owned();
-                return Err(ClientError::Answer { client: self.name.clone(), answer });
+                return Err(ClientError::Answer {
+                    client: self.name.clone(),
+                    answer,
+                });
             }
             let body = &header[end + 4..];
             return self.check(body).map(|()| !body.is_empty());
         }
         if header.len() > HEADER_BYTES_MAX {
             let answer = format!("{HEADER_BYTES_MAX} bytes without end of header");
-            return Err(ClientError::Answer { client: self.name.clone(), answer });
+            return Err(ClientError::Answer {
+                client: self.name.clone(),
+                answer,
+            });
         }
         Ok(false)
     }
@@ -273,12 +313,16 @@ impl StreamClient {
                 self.lost += distance;
                 break;
             }
-            if distance <= self.position && pattern::check(self.position - distance, window).is_ok() {
+            if distance <= self.position && pattern::check(self.position - distance, window).is_ok()
+            {
                 self.repeated += distance;
                 break;
             }
         }
-        Err(ClientError::Differs { client: self.name.clone(), position: self.position })
+        Err(ClientError::Differs {
+            client: self.name.clone(),
+            position: self.position,
+        })
     }
 }
 
@@ -289,7 +333,9 @@ impl CounterClient {
         socket: &mut tcp::Socket<'_>,
         now: Instant,
     ) -> Result<Option<Duration>, ClientError> {
-        let rested = self.answered.is_none_or(|at| now.duration_since(at) >= THINK);
+        let rested = self
+            .answered
+            .is_none_or(|at| now.duration_since(at) >= THINK);
         if self.asked.is_none() && rested && socket.can_send() {
             let request = format!("{}\n", counter::Request::Incr { key: &self.name });
             match socket.send_slice(request.as_bytes()) {
@@ -328,7 +374,11 @@ impl CounterClient {
             }
             Some(got) => {
                 self.missing += expected.saturating_sub(got);
-                Err(ClientError::Count { client: self.name.clone(), got, expected })
+                Err(ClientError::Count {
+                    client: self.name.clone(),
+                    got,
+                    expected,
+                })
             }
             None => Err(self.unexpected(line)),
         }
@@ -336,13 +386,19 @@ impl CounterClient {
 
     fn unexpected(&self, answer: &[u8]) -> ClientError {
         let answer = String::from_utf8_lossy(answer).into_owned();
-        ClientError::Answer { client: self.name.clone(), answer }
+        ClientError::Answer {
+            client: self.name.clone(),
+            answer,
+        }
     }
 }
 
 fn alive(name: &str, socket: &tcp::Socket<'_>) -> Result<(), ClientError> {
     match socket.state() {
         tcp::State::SynSent | tcp::State::SynReceived | tcp::State::Established => Ok(()),
-        state => Err(ClientError::Reset { client: name.into(), state: state.to_string() }),
+        state => Err(ClientError::Reset {
+            client: name.into(),
+            state: state.to_string(),
+        }),
     }
 }

@@ -51,7 +51,12 @@ impl Host {
             .stderr(errors)
             .spawn()
             .map_err(system("start a vmm process"))?;
-        Ok(Self { name: name.into(), child, control, log })
+        Ok(Self {
+            name: name.into(),
+            child,
+            control,
+            log,
+        })
     }
 
     /// Its control socket.
@@ -114,7 +119,10 @@ impl Host {
                 }
                 Ok(None) => std::thread::sleep(LOOK),
                 Err(source) => {
-                    return Err(LabError::System { what: "wait for a vmm process", source });
+                    return Err(LabError::System {
+                        what: "wait for a vmm process",
+                        source,
+                    });
                 }
             }
         }
@@ -147,15 +155,21 @@ impl Host {
 
     fn signal(&self, signal: Signal) -> Result<(), LabError> {
         // Our own child, not waited for yet: the number cannot have been given to another process.
-        kill(Pid::from_raw(self.child.id() as i32), signal)
-            .map_err(|error| LabError::System { what: "signal a vmm process", source: error.into() })
+        kill(Pid::from_raw(self.child.id() as i32), signal).map_err(|error| LabError::System {
+            what: "signal a vmm process",
+            source: error.into(),
+        })
     }
 
     fn failure(&self, what: String) -> LabError {
         let log = self.log();
         let mut tail: Vec<&str> = log.lines().rev().take(12).collect();
         tail.reverse();
-        LabError::Host { name: self.name.clone(), what, log: tail.join("\n") }
+        LabError::Host {
+            name: self.name.clone(),
+            what,
+            log: tail.join("\n"),
+        }
     }
 }
 

@@ -36,7 +36,10 @@ struct Shared {
 }
 
 enum Command {
-    Connect { streams: usize, counters: usize },
+    Connect {
+        streams: usize,
+        counters: usize,
+    },
     /// Publish figures and counts.
     Look(Sender<()>),
     End,
@@ -51,11 +54,15 @@ impl Network {
         let system = |what| move |source| LabError::System { what, source };
         let mut switch = Switch::new();
         for path in paths {
-            switch.add_port(path).map_err(system("make a switch port"))?;
+            switch
+                .add_port(path)
+                .map_err(system("make a switch port"))?;
         }
         let (waker, woken) =
             std::os::unix::net::UnixStream::pair().map_err(system("make a socket pair"))?;
-        woken.set_nonblocking(true).map_err(system("use a socket pair"))?;
+        woken
+            .set_nonblocking(true)
+            .map_err(system("use a socket pair"))?;
         let (commands, commanded) = channel();
         let shared = Arc::new(Mutex::new(Shared::default()));
         let mut work = Work {
@@ -71,7 +78,12 @@ impl Network {
             .name("lab".into())
             .spawn(move || work.run())
             .map_err(system("start the network thread"))?;
-        Ok(Self { commands, waker, shared, thread: Some(thread) })
+        Ok(Self {
+            commands,
+            waker,
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// Connects clients to the guest.
@@ -168,7 +180,9 @@ impl Work {
             }
             Command::Look(done) => {
                 shared.figures = self.load.as_ref().map(Load::figures).unwrap_or_default();
-                shared.ports = (0..self.ports).map(|port| self.switch.counts(port)).collect();
+                shared.ports = (0..self.ports)
+                    .map(|port| self.switch.counts(port))
+                    .collect();
                 // Who asked may have given up.
                 let _ = done.send(());
             }
@@ -178,16 +192,26 @@ impl Work {
 
     fn wait(&mut self) {
         use std::io::Read;
-        let delays = [self.stack.poll_delay(), self.load.as_ref().and_then(Load::next_step)];
-        let delay = delays.into_iter().flatten().min().unwrap_or(Duration::from_millis(100));
+        let delays = [
+            self.stack.poll_delay(),
+            self.load.as_ref().and_then(Load::next_step),
+        ];
+        let delay = delays
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(Duration::from_millis(100));
         // Rounded up: a timer that is due in half a millisecond must not be polled for.
         let delay = u16::try_from(delay.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
         let mut files: Vec<PollFd<'_>> = self
             .switch
             .files()
             .map(|(file, write)| {
-                let flags =
-                    if write { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+                let flags = if write {
+                    PollFlags::POLLIN | PollFlags::POLLOUT
+                } else {
+                    PollFlags::POLLIN
+                };
                 PollFd::new(file, flags)
             })
             .collect();

@@ -83,7 +83,11 @@ impl Pair {
         let primary = arguments("primary", a, b, ["--backup", &link]);
         let mut primary = Host::start(&options.binary, "primary", directory, &primary)?;
         primary.await_status("protected", START, |status| status.protected)?;
-        Ok(Self { network, primary, standby })
+        Ok(Self {
+            network,
+            primary,
+            standby,
+        })
     }
 
     /// Waits until the standby runs the guest.
@@ -91,7 +95,8 @@ impl Pair {
     /// # Errors
     /// If it does not within `patience`.
     pub fn await_promotion(&mut self, patience: Duration) -> Result<Status, LabError> {
-        self.standby.await_status("promoted", patience, |status| status.failover.is_some())
+        self.standby
+            .await_status("promoted", patience, |status| status.failover.is_some())
     }
 }
 
@@ -100,5 +105,8 @@ fn free_udp_port() -> Result<u16, LabError> {
     std::net::UdpSocket::bind("127.0.0.1:0")
         .and_then(|socket| socket.local_addr())
         .map(|address| address.port())
-        .map_err(|source| LabError::System { what: "find a free UDP port", source })
+        .map_err(|source| LabError::System {
+            what: "find a free UDP port",
+            source,
+        })
 }

@@ -81,7 +81,9 @@ impl Stack {
     /// How long the stack has nothing to do by itself.
     pub(super) fn poll_delay(&mut self) -> Option<std::time::Duration> {
         let now = self.now();
-        self.interface.poll_delay(now, &self.sockets).map(Into::into)
+        self.interface
+            .poll_delay(now, &self.sockets)
+            .map(Into::into)
     }
 
     fn now(&self) -> Instant {

@@ -78,7 +78,10 @@ impl Switch {
     /// What to poll: for each file whether room to write is awaited too.
     pub fn files(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
         self.ports.iter().flat_map(|port| {
-            let stream = port.stream.iter().map(|stream| (stream.as_fd(), !port.output.is_empty()));
+            let stream = port
+                .stream
+                .iter()
+                .map(|stream| (stream.as_fd(), !port.output.is_empty()));
             std::iter::once((port.listener.as_fd(), false)).chain(stream)
         })
     }
@@ -106,7 +109,9 @@ impl Switch {
     }
 
     fn forward(&mut self, from: Option<usize>, frame: Vec<u8>) {
-        let Some((destination, source)) = addresses(&frame) else { return };
+        let Some((destination, source)) = addresses(&frame) else {
+            return;
+        };
         self.table.insert(source, from);
         match self.table.get(&destination) {
             Some(to) if *to == from => {}
@@ -171,7 +176,9 @@ impl Port {
                 self.close();
                 return frames;
             }
-            let Some(frame) = self.input.get(at + 4..at + 4 + len) else { break };
+            let Some(frame) = self.input.get(at + 4..at + 4 + len) else {
+                break;
+            };
             frames.push(frame.to_vec());
             at += 4 + len;
         }
@@ -227,7 +234,9 @@ mod tests {
     }
 
     fn send(stream: &mut UnixStream, frame: &[u8]) {
-        stream.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
+        stream
+            .write_all(&(frame.len() as u32).to_be_bytes())
+            .unwrap();
         stream.write_all(frame).unwrap();
     }
 

@@ -243,7 +243,10 @@ impl ReplicatedArgs {
 }
 
 fn wrong(key: &str, why: impl std::fmt::Display) -> ConfigError {
-    ConfigError::Value { key: key.into(), why: why.to_string() }
+    ConfigError::Value {
+        key: key.into(),
+        why: why.to_string(),
+    }
 }
 
 fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, ConfigError> {
@@ -274,9 +277,13 @@ fn heartbeat(text: &str) -> Result<HeartbeatSection, ConfigError> {
         .split_once('=')
         .ok_or_else(|| wrong("--heartbeat", format!("{text:?}: {expected}")))?;
     let address = |text: &str| {
-        text.parse().map_err(|error| wrong("--heartbeat", format!("{text:?}: {error}; {expected}")))
+        text.parse()
+            .map_err(|error| wrong("--heartbeat", format!("{text:?}: {error}; {expected}")))
     };
-    Ok(HeartbeatSection { listen: address(listen)?, peer: address(peer)? })
+    Ok(HeartbeatSection {
+        listen: address(listen)?,
+        peer: address(peer)?,
+    })
 }
 
 #[cfg(test)]
@@ -305,8 +312,7 @@ mod tests {
         let text = r#"{"machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
                        "replication": {"epoch_ms": 50}}"#;
         std::fs::write(&path, text).unwrap();
-        let config =
-            merged(&["--config", path.to_str().unwrap(), "--memory-mib", "128"]).unwrap();
+        let config = merged(&["--config", path.to_str().unwrap(), "--memory-mib", "128"]).unwrap();
         assert_eq!(config.machine_config.vcpu_count, Some(2));
         assert_eq!(config.machine_config.mem_size_mib, Some(128));
         assert_eq!(config.replication.epoch_ms, Some(50));
@@ -321,7 +327,10 @@ mod tests {
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
         .unwrap();
-        assert_eq!(config.network_interfaces[0].host_dev_name.as_deref(), Some("tap0"));
+        assert_eq!(
+            config.network_interfaces[0].host_dev_name.as_deref(),
+            Some("tap0")
+        );
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");

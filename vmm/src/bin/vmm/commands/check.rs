@@ -22,9 +22,14 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
     let mut findings = kvm();
     findings.push(tap());
     findings.push(memory());
-    let fit = findings.iter().all(|finding| finding.have || !finding.required);
+    let fit = findings
+        .iter()
+        .all(|finding| finding.have || !finding.required);
     if arguments.json {
-        println!("{}", serde_json::json!({ "fit": fit, "findings": findings }));
+        println!(
+            "{}",
+            serde_json::json!({ "fit": fit, "findings": findings })
+        );
     } else {
         for finding in &findings {
             let mark = match (finding.have, finding.required) {
@@ -75,7 +80,10 @@ fn kvm() -> Vec<Finding> {
 }
 
 fn tap() -> Finding {
-    let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    let tun = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
     Finding {
         name: "/dev/net/tun".into(),
         have: tun.is_ok(),
@@ -84,7 +92,9 @@ fn tap() -> Finding {
         advice: match tun {
             Ok(_) => String::new(),
             Err(error) if Path::new("/dev/net/tun").exists() => {
-                format!("{error}; as root: `ip tuntap add NAME mode tap user YOU`; or use socket=PATH with passt")
+                format!(
+                    "{error}; as root: `ip tuntap add NAME mode tap user YOU`; or use socket=PATH with passt"
+                )
             }
             Err(_) => "`modprobe tun`; or use socket=PATH with passt".into(),
         },

@@ -42,16 +42,24 @@ impl Settings {
                 "name a file on storage that both hosts see; it decides who may run alone",
             )
         })?;
-        let heartbeat = replication
-            .heartbeat
-            .map(|section| HeartbeatPath { listen: section.listen, peer: section.peer });
+        let heartbeat = replication.heartbeat.map(|section| HeartbeatPath {
+            listen: section.listen,
+            peer: section.peer,
+        });
         let policy = replication.policy()?;
-        Ok(Self { arbiter: Arc::new(FileArbiter::open(path)?), policy, heartbeat })
+        Ok(Self {
+            arbiter: Arc::new(FileArbiter::open(path)?),
+            policy,
+            heartbeat,
+        })
     }
 }
 
 fn required(key: &str, why: &str) -> ConfigError {
-    ConfigError::Value { key: key.into(), why: why.into() }
+    ConfigError::Value {
+        key: key.into(),
+        why: why.into(),
+    }
 }
 
 pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
@@ -159,7 +167,13 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
         Outcome::Stopped => Ok(()),
         Outcome::Promoted(promoted) => {
             let builder = describe(Primary::promoted(promoted), &config, &settings)?;
-            protect(builder, &config, events, signalled, Some((current, control)))
+            protect(
+                builder,
+                &config,
+                events,
+                signalled,
+                Some((current, control)),
+            )
         }
     }
 }
@@ -185,10 +199,15 @@ fn stop_on_signal(
 }
 
 fn serve(config: &Config, current: &Current) -> Result<Option<ControlServer>> {
-    let Some(path) = &config.replication.control_socket else { return Ok(None) };
+    let Some(path) = &config.replication.control_socket else {
+        return Ok(None);
+    };
     let current = Arc::clone(current);
     let handler: Handler = Arc::new(move |command| {
-        let role = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let role = current
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         obey(&role, command)
     });
     Ok(Some(ControlServer::start(path, handler)?))

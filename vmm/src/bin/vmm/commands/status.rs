@@ -41,7 +41,13 @@ pub(crate) fn stop(arguments: &ControlArgs) -> Result<()> {
 fn render(status: &Status) -> String {
     let mut text = format!("{} on {}: {}\n", status.vm, status.node, headline(status));
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
-    line("state", format!("{}, generation {}, epoch {}", status.phase, status.generation, status.epoch));
+    line(
+        "state",
+        format!(
+            "{}, generation {}, epoch {}",
+            status.phase, status.generation, status.epoch
+        ),
+    );
     line("epochs", status.epochs.to_string());
     if status.role == Role::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));
@@ -49,27 +55,40 @@ fn render(status: &Status) -> String {
         let pages = &status.dirty_pages;
         line(
             "dirty",
-            format!("p50 {} pages, p99 {}, max {}", pages.p50, pages.p99, pages.max),
+            format!(
+                "p50 {} pages, p99 {}, max {}",
+                pages.p50, pages.p99, pages.max
+            ),
         );
         let encoded = &status.encoded;
         line(
             "sent",
             format!(
                 "{:.1} MiB for {:.1} MiB of dirty pages ({} delta, {} compressed, {} raw, {} unchanged, {} zero)",
-                mib(status.wire_bytes), mib(status.raw_dirty_bytes),
-                encoded.delta, encoded.compressed, encoded.raw, encoded.unchanged, encoded.zero,
+                mib(status.wire_bytes),
+                mib(status.raw_dirty_bytes),
+                encoded.delta,
+                encoded.compressed,
+                encoded.raw,
+                encoded.unchanged,
+                encoded.zero,
             ),
         );
     }
     if let Some(failover) = &status.failover {
-        let repair = failover
-            .repair_ms
-            .map_or_else(|| "not protected again yet".into(), |ms| format!("repair {ms:.1} ms"));
+        let repair = failover.repair_ms.map_or_else(
+            || "not protected again yet".into(),
+            |ms| format!("repair {ms:.1} ms"),
+        );
         line(
             "failover",
             format!(
                 "at epoch {}: reaction {:.1} ms, recovery {:.1} ms, outage {:.1} ms, {repair} ({})",
-                failover.epoch, failover.reaction_ms, failover.recovery_ms, failover.outage_ms, failover.cause
+                failover.epoch,
+                failover.reaction_ms,
+                failover.recovery_ms,
+                failover.outage_ms,
+                failover.cause
             ),
         );
     }
@@ -91,7 +110,12 @@ fn headline(status: &Status) -> String {
 
 fn times(times: &Percentiles) -> String {
     let ms = |us: u64| us as f64 / 1e3;
-    format!("p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms", ms(times.p50), ms(times.p99), ms(times.max))
+    format!(
+        "p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        ms(times.p50),
+        ms(times.p99),
+        ms(times.max)
+    )
 }
 
 fn mib(bytes: u64) -> f64 {

@@ -13,7 +13,11 @@ const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gate
 
 /// What the machine is to be like on this host.
 pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
-    let path = config.boot_source.kernel_image_path.as_deref().unwrap_or(Path::new(BUILTIN));
+    let path = config
+        .boot_source
+        .kernel_image_path
+        .as_deref()
+        .unwrap_or(Path::new(BUILTIN));
     let builtin = path == Path::new(BUILTIN);
     let kernel = if builtin {
         Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())
@@ -43,7 +47,9 @@ pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
             .map(|interface| net_config(&vm, interface))
             .collect::<Result<_, _>>()?,
         rng: config.entropy.is_some(),
-        console: Some(console(config.serial.output.as_deref().unwrap_or("stdout"))?),
+        console: Some(console(
+            config.serial.output.as_deref().unwrap_or("stdout"),
+        )?),
         ..MachineConfig::default()
     })
 }
@@ -76,17 +82,28 @@ fn net_config(vm: &str, interface: &NetworkInterface) -> Result<NetConfig, Confi
         })?,
         None => derived_mac(vm, &interface.iface_id),
     };
-    Ok(NetConfig { id: interface.iface_id.clone(), mac, backend })
+    Ok(NetConfig {
+        id: interface.iface_id.clone(),
+        mac,
+        backend,
+    })
 }
 
 fn value(key: &str, why: impl Into<String>) -> ConfigError {
-    ConfigError::Value { key: key.into(), why: why.into() }
+    ConfigError::Value {
+        key: key.into(),
+        why: why.into(),
+    }
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Vec<u8> = text
         .split(':')
-        .map(|part| (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten())
+        .map(|part| {
+            (part.len() == 2)
+                .then(|| u8::from_str_radix(part, 16).ok())
+                .flatten()
+        })
         .collect::<Option<_>>()?;
     let mac: [u8; 6] = bytes.try_into().ok()?;
     (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
@@ -94,9 +111,13 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 /// The same on both hosts, as it is made of names that are: FNV-1a over both, locally administered.
 fn derived_mac(vm: &str, interface: &str) -> [u8; 6] {
-    let hash = vm.bytes().chain([0]).chain(interface.bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64)
-    });
+    let hash = vm
+        .bytes()
+        .chain([0])
+        .chain(interface.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64)
+        });
     let [a, b, c, d, ..] = hash.to_le_bytes();
     [0x52, 0x54, a, b, c, d]
 }
@@ -107,8 +128,17 @@ mod tests {
 
     #[test]
     fn mac_addresses_are_parsed_strictly() {
-        assert_eq!(parse_mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
-        for wrong in ["", "52:54:00:12:34", "53:54:00:12:34:56", "00:00:00:00:00:00", "5:4:0:1:3:5"] {
+        assert_eq!(
+            parse_mac("52:54:00:12:34:56"),
+            Some([0x52, 0x54, 0, 0x12, 0x34, 0x56])
+        );
+        for wrong in [
+            "",
+            "52:54:00:12:34",
+            "53:54:00:12:34:56",
+            "00:00:00:00:00:00",
+            "5:4:0:1:3:5",
+        ] {
             assert_eq!(parse_mac(wrong), None, "{wrong}");
         }
     }
@@ -124,7 +154,10 @@ mod tests {
     fn wrong_guest_options_are_found_before_booting() {
         let mut config = Config::default();
         config.boot_source.boot_args = Some("workload=stream wrkload=idle".into());
-        let error = machine_config(&config).err().expect("an unknown option").to_string();
+        let error = machine_config(&config)
+            .err()
+            .expect("an unknown option")
+            .to_string();
         assert!(error.contains("boot-source.boot_args"), "{error}");
     }
 }

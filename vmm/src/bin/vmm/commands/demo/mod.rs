@@ -17,11 +17,12 @@ use crate::args::{DemoArgs, Fault};
 
 /// Longest wait for things that normally take less than a second.
 const PATIENCE: Duration = Duration::from_secs(20);
-const WORKLOAD: &str =
-    "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
+const WORKLOAD: &str = "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
 
 pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
-    let temporary = tempfile::Builder::new().prefix("understudy-demo-").tempdir()?;
+    let temporary = tempfile::Builder::new()
+        .prefix("understudy-demo-")
+        .tempdir()?;
     let directory: PathBuf = match &arguments.keep {
         Some(directory) => {
             std::fs::create_dir_all(directory)
@@ -74,15 +75,25 @@ impl<'a> Demo<'a> {
         let pair = Pair::start(directory, &options)?;
         say("the guest is protected; connecting clients");
         let counters = usize::from(arguments.clients).div_ceil(4);
-        pair.network.connect(usize::from(arguments.clients), counters)?;
-        Ok(Self { arguments, counters, pair, progress })
+        pair.network
+            .connect(usize::from(arguments.clients), counters)?;
+        Ok(Self {
+            arguments,
+            counters,
+            pair,
+            progress,
+        })
     }
 
     fn run(mut self) -> Result<Report> {
         self.await_clients()?;
         let half = Duration::from_millis(self.arguments.seconds * 500);
         self.watch(half, "primary", |pair| pair.primary.status())?;
-        let before = self.pair.primary.status().context("the primary gives no status")?;
+        let before = self
+            .pair
+            .primary
+            .status()
+            .context("the primary gives no status")?;
         self.say(match self.arguments.fault {
             Fault::Kill => "killing the primary (SIGKILL)",
             Fault::Freeze => "freezing the primary (SIGSTOP)",
@@ -100,7 +111,15 @@ impl<'a> Demo<'a> {
         self.watch(half, "promoted standby", |pair| pair.standby.status())?;
         let figures = self.pair.network.figures()?;
         self.progress.finish_and_clear();
-        Ok(Report::new(self.arguments, self.clients(), failed_ns, &before, &after, &figures, fenced))
+        Ok(Report::new(
+            self.arguments,
+            self.clients(),
+            failed_ns,
+            &before,
+            &after,
+            &figures,
+            fenced,
+        ))
     }
 
     fn clients(&self) -> usize {
@@ -150,10 +169,13 @@ impl<'a> Demo<'a> {
             if let Some(status) = status(&self.pair) {
                 let now = (Instant::now(), status.epochs, figures.bytes_checked);
                 if let Some(last) = last.replace(now) {
-                    self.progress.set_message(live_line(side, &status, &figures, last, now));
+                    self.progress
+                        .set_message(live_line(side, &status, &figures, last, now));
                 }
             }
-            let Some(rest) = end.checked_duration_since(Instant::now()) else { return Ok(()) };
+            let Some(rest) = end.checked_duration_since(Instant::now()) else {
+                return Ok(());
+            };
             std::thread::sleep(rest.min(Duration::from_millis(250)));
         }
     }
@@ -169,7 +191,11 @@ impl<'a> Demo<'a> {
         Ok(report::Fenced {
             exit_code: exit.code(),
             frames_released: frames_after - frames_before,
-            reason: log.lines().rev().find(|line| line.contains("fenced")).map(str::to_owned),
+            reason: log
+                .lines()
+                .rev()
+                .find(|line| line.contains("fenced"))
+                .map(str::to_owned),
         })
     }
 }

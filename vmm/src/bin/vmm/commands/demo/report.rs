@@ -61,7 +61,10 @@ impl Report {
         // Both processes and this one read the same clock, so the times start at the fault itself.
         let since = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
         let (detected_ns, running_ns) = after.failover.as_ref().map_or((0, 0), |failover| {
-            (failover.detected_monotonic_ns, failover.running_monotonic_ns)
+            (
+                failover.detected_monotonic_ns,
+                failover.running_monotonic_ns,
+            )
         });
         let mut report = Self {
             fault: match arguments.fault {
@@ -103,10 +106,19 @@ impl Report {
             }
         };
         let served = figures.clients_served;
-        require(served == clients, format!("{served} of {clients} clients were served"));
+        require(
+            served == clients,
+            format!("{served} of {clients} clients were served"),
+        );
         require(self.bytes_checked > 0, "no byte was checked".into());
-        require(self.bytes_lost == 0, format!("{} bytes lost", self.bytes_lost));
-        require(self.bytes_repeated == 0, format!("{} bytes repeated", self.bytes_repeated));
+        require(
+            self.bytes_lost == 0,
+            format!("{} bytes lost", self.bytes_lost),
+        );
+        require(
+            self.bytes_repeated == 0,
+            format!("{} bytes repeated", self.bytes_repeated),
+        );
         require(self.acked_writes > 0, "no write was acknowledged".into());
         require(
             self.acked_writes_missing == 0,
@@ -117,12 +129,21 @@ impl Report {
         }
         if let Some(old) = &self.old_primary {
             let released = old.frames_released;
-            require(released == 0, format!("the old primary released {released} frames"));
+            require(
+                released == 0,
+                format!("the old primary released {released} frames"),
+            );
             require(
                 old.exit_code == Some(i32::from(FENCED)),
-                format!("the old primary ended with {:?}, not as fenced", old.exit_code),
+                format!(
+                    "the old primary ended with {:?}, not as fenced",
+                    old.exit_code
+                ),
             );
-            require(old.reason.is_some(), "the old primary did not say why it stopped".into());
+            require(
+                old.reason.is_some(),
+                "the old primary did not say why it stopped".into(),
+            );
         }
         self.ok = self.faults.is_empty();
     }
@@ -143,19 +164,34 @@ impl Report {
                 self.outage_ms, self.reaction_ms, self.recovery_ms
             ),
         );
-        line("longest client gap", format!("{:.1} ms", self.longest_client_gap_ms));
+        line(
+            "longest client gap",
+            format!("{:.1} ms", self.longest_client_gap_ms),
+        );
         line(
             "INCR answered in",
-            format!("p50 {:.1} ms, p99 {:.1} ms", ms(self.answer_us_p50), ms(self.answer_us_p99)),
+            format!(
+                "p50 {:.1} ms, p99 {:.1} ms",
+                ms(self.answer_us_p50),
+                ms(self.answer_us_p99)
+            ),
         );
         line("epochs before", self.epochs.to_string());
         line(
             "pause per epoch",
-            format!("p50 {:.2} ms, p99 {:.2} ms", ms(self.pause_us_p50), ms(self.pause_us_p99)),
+            format!(
+                "p50 {:.2} ms, p99 {:.2} ms",
+                ms(self.pause_us_p50),
+                ms(self.pause_us_p99)
+            ),
         );
         line(
             "acknowledged after",
-            format!("p50 {:.2} ms, p99 {:.2} ms", ms(self.ack_us_p50), ms(self.ack_us_p99)),
+            format!(
+                "p50 {:.2} ms, p99 {:.2} ms",
+                ms(self.ack_us_p50),
+                ms(self.ack_us_p99)
+            ),
         );
         line("dirty pages per epoch", format!("p50 {}", self.dirty_pages));
         line(
@@ -168,11 +204,17 @@ impl Report {
         );
         if let Some(old) = &self.old_primary {
             let reason = old.reason.as_deref().unwrap_or("nothing");
-            line("old primary", format!("released {} frames, said: {reason}", old.frames_released));
+            line(
+                "old primary",
+                format!("released {} frames, said: {reason}", old.frames_released),
+            );
         }
         line(
             "clients",
-            format!("{} streams, {} INCRs acknowledged", self.clients, self.acked_writes),
+            format!(
+                "{} streams, {} INCRs acknowledged",
+                self.clients, self.acked_writes
+            ),
         );
         line(
             "bytes checked",
@@ -181,7 +223,14 @@ impl Report {
                 self.bytes_checked, self.bytes_lost, self.bytes_repeated, self.acked_writes_missing
             ),
         );
-        line("result", if self.ok { "exact".into() } else { self.faults.join("; ") });
+        line(
+            "result",
+            if self.ok {
+                "exact".into()
+            } else {
+                self.faults.join("; ")
+            },
+        );
         text
     }
 }
