@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 use understudy_transport::heartbeat::Sender;
-use understudy_transport::{ConnectError, Endpoint, Link, connect};
+use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::{Ended, Request};
@@ -29,6 +29,8 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::{Clock, HeartbeatPath, Limits, RuntimeError, tokio_runtime};
 
+/// Longest attempt to reach a standby: a host that is down answers nothing at all.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two attempts to reach a standby.
 const CONNECT_RETRY: Duration = Duration::from_millis(250);
 /// The same after a standby refused: a person has to change something.
@@ -49,7 +51,8 @@ pub(super) struct Setup {
     pub(super) gate: Arc<dyn OutputGate>,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
+type Connected = Result<Link, String>;
+type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
     setup: Setup,
@@ -75,7 +78,7 @@ pub(super) struct Driver {
 
 /// What the loop waits for.
 enum Happened {
-    Connected(Result<Link, ConnectError>),
+    Connected(Connected),
     Received(Result<(Generation, Message), SessionError>),
     Worked(Option<Report>),
     Requested(Option<Request>),
@@ -182,7 +185,13 @@ impl Driver {
             let at = self.connect_at;
             *connecting = Some(Box::pin(async move {
                 tokio::time::sleep_until(at).await;
-                connect(&endpoint, understudy_transport::Limits::default()).await
+                let connecting = connect(&endpoint, understudy_transport::Limits::default());
+                match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
+                    Ok(connected) => connected.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!(
+                        "{endpoint} does not answer within {CONNECT_PATIENCE:?}"
+                    )),
+                }
             }));
         }
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
@@ -223,9 +232,7 @@ impl Driver {
                 self.session_number += 1;
                 inputs.push_back(PrimaryInput::LinkUp);
             }
-            Happened::Connected(Err(error)) => {
-                self.not_connected(&error.to_string(), CONNECT_RETRY)
-            }
+            Happened::Connected(Err(error)) => self.not_connected(&error, CONNECT_RETRY),
             Happened::Received(received) => self.drain(received, inputs),
             Happened::Worked(Some(report)) => {
                 if self.session.is_some() && report.session == self.session_number {
@@ -241,7 +248,7 @@ impl Driver {
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!("{} gives no answer: {error}", "the arbiter"));
+                self.raise(format!("no answer, output stays held: {error}"));
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
