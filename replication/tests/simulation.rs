@@ -3,7 +3,8 @@
 //! `UNDERSTUDY_SIM_SEED=n cargo test -p understudy-replication --test simulation` replays one seed with
 //! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes.
 #![forbid(unsafe_code)]
-#![allow(missing_docs, unreachable_pub)]
+// Modules of a test: what fails to unwrap here fails the test.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod sim;
 
