@@ -115,6 +115,8 @@ enum Step {
     LinkUp,
     LinkEnds(bool),
     Hear(u64, Message),
+    /// The peer introduces itself, as it should.
+    Introduce,
     /// A whole good epoch, or for a primary an ack of what is in flight.
     Good,
     Beat(u64),
@@ -138,6 +140,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<bool>().prop_map(Step::LinkEnds),
         4 => (prop_oneof![8 => Just(GENERATION), 1 => 0u64..6], messages())
             .prop_map(|(generation, message)| Step::Hear(generation, message)),
+        3 => Just(Step::Introduce),
         6 => Just(Step::Good),
         1 => (0u64..6).prop_map(Step::Beat),
         3 => (0u64..200).prop_map(Step::Pass),
@@ -171,6 +174,10 @@ proptest! {
                     }
                     PrimaryInput::Received { generation: Generation(from), message }
                 }
+                Step::Introduce => PrimaryInput::Received {
+                    generation,
+                    message: Message::Welcome(Welcome { node: "b".into() }),
+                },
                 Step::Good => match core.in_flight() {
                     Some(epoch) => {
                         acked = epoch;
@@ -254,6 +261,15 @@ proptest! {
                 Step::Hear(from, message) => {
                     let generation = Generation(from);
                     inputs.push(BackupInput::Received { generation, message });
+                }
+                Step::Introduce => {
+                    let generation = Generation(GENERATION).max(core.generation());
+                    let message = Message::Hello(hello(2));
+                    inputs.push(BackupInput::LinkUp);
+                    inputs.push(BackupInput::Received {
+                        generation,
+                        message,
+                    });
                 }
                 Step::Good => {
                     let next = core.committed_epoch().map_or(1, |epoch| epoch.0 + 1);
