@@ -170,7 +170,8 @@ proptest! {
                 Step::LinkEnds(_) => PrimaryInput::LinkDown { cause: "so".into() },
                 Step::Hear(from, message) => {
                     if let Message::Ack { epoch } = message && from == generation.0 {
-                        acked = acked.max(epoch.min(shipped));
+                        // Also before the report that it is shipped.
+ if core.in_flight() == Some(epoch) { acked = epoch; }
                     }
                     PrimaryInput::Received { generation: Generation(from), message }
                 }
