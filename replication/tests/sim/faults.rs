@@ -165,7 +165,7 @@ impl World {
             return;
         };
         for side in [self.links[number].primary.0, self.links[number].backup.0] {
-            let due = self.now + self.delay(0);
+            let due = self.now + self.latency();
             self.links[number].incoming(side).reset(due);
             self.schedule_delivery(number, side);
         }

@@ -20,7 +20,7 @@ pub mod world;
 
 use std::time::Duration;
 
-pub use world::{Report, World};
+pub use world::{Report, Settings, World};
 
 pub const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

@@ -60,7 +60,10 @@ const CALM_TAIL: Duration = ms(100);
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub counts: BTreeMap<&'static str, u64>,
+    /// Different outputs the client heard.
     pub outputs: u64,
+    /// Outputs it heard again.
+    pub repeated: u64,
 }
 
 pub enum Event {
@@ -195,6 +198,7 @@ impl World {
             Some(violation) => Err(violation),
             None => {
                 self.report.outputs = self.client.heard();
+                self.report.repeated = self.client.repeated;
                 Ok(self.report)
             }
         }
@@ -346,7 +350,7 @@ impl World {
 
     /// A process ends; `silently`: with its host, so that no peer is told.
     pub fn kill(&mut self, host: usize, silently: bool) {
-        let due = self.now + self.delay(0);
+        let due = self.now + self.latency();
         for number in 0..self.links.len() {
             let link = &mut self.links[number];
             let here = (host, self.hosts[host].starts);
@@ -385,9 +389,9 @@ impl World {
 
     // --- logging channel ---
 
-    /// How long a message of so many bytes is on its way.
-    pub fn delay(&mut self, bytes: usize) -> Duration {
-        self.rng.micros(50, 1_500) + Duration::from_nanos(self.settings.byte_ns * bytes as u64)
+    /// How long something is on its way.
+    pub fn latency(&mut self) -> Duration {
+        self.rng.micros(50, 1_500)
     }
 
     pub fn send(&mut self, host: usize, generation: Generation, message: &Message) {
@@ -399,11 +403,11 @@ impl World {
                 format!("sends {} of {generation}", describe(message))
             });
         }
-        let bytes = 48 + message.encode().2.len();
-        let due = self.now + self.delay(bytes);
+        let (now, latency, byte_ns) = (self.now, self.latency(), self.settings.byte_ns);
         let link = &mut self.links[number];
         let peer = link.peer(host).0;
-        link.outgoing(host).send(due, generation, message);
+        link.outgoing(host)
+            .send(now, latency, byte_ns, generation, message);
         self.schedule_delivery(number, peer);
     }
 
@@ -417,7 +421,7 @@ impl World {
     pub fn close_link(&mut self, host: usize) {
         self.hosts[host].session += 1;
         if let Some(number) = self.hosts[host].link.take() {
-            let due = self.now + self.delay(0);
+            let due = self.now + self.latency();
             let link = &mut self.links[number];
             let peer = link.peer(host).0;
             link.outgoing(host).close(due);
