@@ -24,15 +24,20 @@ struct Numbers {
     count: u64,
     out: Sender<u32>,
     fail_save: bool,
+    /// Called in the middle of each read.
+    in_read: Option<Box<dyn FnMut() + Send>>,
 }
 
 impl BusDevice for Numbers {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(self.count as u8);
+        self.count += 1;
+        if let Some(in_read) = &mut self.in_read {
+            in_read();
+        }
+        data.copy_from_slice(&(self.count as u32).to_le_bytes());
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
-        self.count += 1;
         let number = u32::from_le_bytes(data.try_into().unwrap());
         // The test may be over already.
         let _ = self.out.send(number);
@@ -126,10 +131,27 @@ const DIRTYING: &[u8] = &[
     0xeb, 0xed, // jmp again
 ];
 
+/// Reads numbers from port 0x2e8 and says them.
+const READING_PORTS: &[u8] = &[
+    0xba, 0xe8, 0x02, 0x00, 0x00, // mov edx, 0x2e8
+    0xed, // again: in eax, dx
+    0xef, // out dx, eax
+    0xeb, 0xfc, // jmp again
+];
+
+/// Reads numbers from address 0xd0000000 and says them.
+const READING_MMIO: &[u8] = &[
+    0xba, 0xe8, 0x02, 0x00, 0x00, // mov edx, 0x2e8
+    0xbb, 0x00, 0x00, 0x00, 0xd0, // mov ebx, 0xd0000000
+    0x8b, 0x03, // again: mov eax, [rbx]
+    0xef, // out dx, eax
+    0xeb, 0xfb, // jmp again
+];
+
 struct Rig {
     machine: Machine,
     numbers: Receiver<u32>,
-    device: Arc<Mutex<Numbers>>,
+    read_from: Arc<Mutex<Numbers>>,
 }
 
 fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
@@ -142,27 +164,65 @@ fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
             count: 0,
             out: out.clone(),
             fail_save: false,
+            in_read: None,
         }));
         first.get_or_insert(device.clone());
-        builder
-            .attach(Attachment {
-                device,
-                place: Place::Ports {
-                    base: 0x2e8 - 0x10 * number as u16,
-                    count: 8,
-                    gsi: 3,
-                },
-                irq: Irq::new().unwrap(),
-                doorbells: Vec::new(),
-                description: vec![("type".into(), "numbers".into())],
-                health: None,
-            })
-            .unwrap();
+        let place = Place::Ports {
+            base: 0x2e8 - 0x10 * number as u16,
+            count: 8,
+            gsi: 3,
+        };
+        builder.attach(attachment(&device, place)).unwrap();
     }
     Rig {
         machine: builder.build().unwrap(),
         numbers,
-        device: first.unwrap(),
+        read_from: first.unwrap(),
+    }
+}
+
+/// Two devices, one at ports and one in memory; `code` says which of both is read from.
+fn rig_at(config: MachineConfig, code: &[u8]) -> Rig {
+    let mut builder = MachineBuilder::new(config).expect("these tests need a usable /dev/kvm");
+    let (out, numbers) = channel();
+    let device = |name| {
+        Arc::new(Mutex::new(Numbers {
+            name,
+            count: 0,
+            out: out.clone(),
+            fail_save: false,
+            in_read: None,
+        }))
+    };
+    let (at_ports, in_memory) = (device("ports"), device("memory"));
+    let ports = Place::Ports {
+        base: 0x2e8,
+        count: 8,
+        gsi: 3,
+    };
+    for (device, place) in [(&at_ports, ports), (&in_memory, Place::VirtioMmio)] {
+        builder.attach(attachment(device, place)).unwrap();
+    }
+    let read_from = if code == READING_MMIO {
+        in_memory
+    } else {
+        at_ports
+    };
+    Rig {
+        machine: builder.build().unwrap(),
+        numbers,
+        read_from,
+    }
+}
+
+fn attachment(device: &Arc<Mutex<Numbers>>, place: Place) -> Attachment<Numbers> {
+    Attachment {
+        device: device.clone(),
+        place,
+        irq: Irq::new().unwrap(),
+        doorbells: Vec::new(),
+        description: vec![("type".into(), "numbers".into())],
+        health: None,
     }
 }
 
@@ -249,9 +309,52 @@ fn a_copy_goes_on_exactly_where_the_first_was_paused() {
         // The guest may have counted one further without having said it.
         assert_eq!(second.next(), last + 1, "round {round}");
         assert_eq!(second.next(), last + 2);
-        assert!(lock(&second.device).count >= u64::from(last) + 2);
         last += 2;
         first = second;
+    }
+}
+
+/// A vCPU called out in the middle of a read must take up what it read before its state is saved: else the
+/// copy reads once more, and what was read first is lost.
+#[test]
+fn an_access_under_way_is_completed_before_the_pause() {
+    for code in [READING_PORTS, READING_MMIO] {
+        let build = |kernel| {
+            let config = MachineConfig {
+                kernel,
+                rng: false,
+                ..config(code)
+            };
+            rig_at(config, code)
+        };
+        let mut first = build(Some(Kernel::Bytes(elf(code))));
+        let (entered, in_read) = channel();
+        let handle = first.machine.vcpus[0].handle().clone();
+        let mut reads = 0;
+        lock(&first.read_from).in_read = Some(Box::new(move || {
+            reads += 1;
+            if reads == 5 {
+                entered.send(()).unwrap();
+                let started = Instant::now();
+                while !handle.exit().is_requested() {
+                    assert!(started.elapsed() < DEADLINE, "nobody pauses");
+                    std::thread::yield_now();
+                }
+            }
+        }));
+        first.machine.start().unwrap();
+        in_read.recv_timeout(DEADLINE).unwrap();
+        let mut state = Vec::new();
+        let mut paused = first.machine.pause_guest().unwrap();
+        paused.save_state(&mut state).unwrap();
+        paused.stay();
+        drop(paused);
+        assert_eq!(first.heard(), [1, 2, 3, 4]);
+        let mut second = build(None);
+        copy_memory(&first.machine.memory, &second.machine.memory);
+        second.machine.load(&state).unwrap();
+        second.machine.start().unwrap();
+        assert_eq!([second.next(), second.next(), second.next()], [5, 6, 7]);
     }
 }
 
@@ -279,13 +382,12 @@ fn a_paused_guest_stands_still_and_resumes_on_every_way_out() {
     rig.next();
 
     // An error in the middle of saving.
-    lock(&rig.device).fail_save = true;
-    let saved = (|| {
-        let mut paused = rig.machine.pause_guest().unwrap();
-        paused.save(&mut Vec::new())
-    })();
-    assert!(saved.is_err());
-    lock(&rig.device).fail_save = false;
+    lock(&rig.read_from).fail_save = true;
+    fn fails(machine: &mut Machine) -> Result<(), understudy_replication::ports::MachineError> {
+        machine.pause_guest()?.save(&mut Vec::new())
+    }
+    assert!(fails(&mut rig.machine).is_err());
+    lock(&rig.read_from).fail_save = false;
     rig.heard();
     rig.next();
 
