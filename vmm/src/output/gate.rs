@@ -7,22 +7,19 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use understudy_replication::ids::EpochId;
-use understudy_replication::ports::{
-    ConsoleOutput, NetworkFrame, OutputEvent, OutputGate, SealedOutput,
-};
+use understudy_replication::ports::{NetworkFrame, OutputEvent, OutputGate, SealedOutput};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::bucket::{Bucket, cost};
 use super::console::ConsoleLine;
+use super::counters::Counters;
 use super::port::{ConsolePort, NetPort};
-use super::{
-    ConsoleSink, FRAME_OVERHEAD_BYTES, FrameSink, Full, GateCounters, GateLimits, SendError,
-};
+use super::{ConsoleSink, FrameSink, Full, GateCounters, GateLimits, SendError};
 
 /// Frames taken out of an outbox under one lock.
 const BATCH_FRAMES: usize = 64;
@@ -41,18 +38,6 @@ pub(super) struct Shared {
     state: Mutex<State>,
     limits: GateLimits,
     counters: Counters,
-}
-
-#[derive(Default)]
-struct Counters {
-    frames_sent: AtomicU64,
-    bytes_sent: AtomicU64,
-    frames_dropped: AtomicU64,
-    bytes_dropped: AtomicU64,
-    frames_held: AtomicU64,
-    bytes_held: AtomicU64,
-    frames_repeated: AtomicU64,
-    refusals: AtomicU64,
 }
 
 /// ```text
@@ -102,29 +87,13 @@ struct Console {
     held_bytes: usize,
 }
 
-#[derive(Default)]
-struct Bucket {
-    frames: Vec<NetworkFrame>,
-    console: Vec<ConsoleRun>,
-}
-
-struct ConsoleRun {
-    device: u16,
-    position: u64,
-    bytes: BytesMut,
-}
-
 /// What becomes of a frame.
 enum Place {
     SendNow,
-    Held,
+    Held { nearly_full: bool },
     Queued,
     Dropped,
     Full,
-}
-
-fn cost(frame: &Bytes) -> usize {
-    frame.len() + FRAME_OVERHEAD_BYTES
 }
 
 impl Gate {
@@ -215,19 +184,8 @@ impl Gate {
     /// What has passed so far.
     #[must_use]
     pub fn counters(&self) -> GateCounters {
-        let c = &self.shared.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        GateCounters {
-            frames_held: get(&c.frames_held),
-            bytes_held: get(&c.bytes_held),
-            frames_sent: get(&c.frames_sent),
-            bytes_sent: get(&c.bytes_sent),
-            frames_dropped: get(&c.frames_dropped),
-            bytes_dropped: get(&c.bytes_dropped),
-            frames_repeated: get(&c.frames_repeated),
-            refusals: get(&c.refusals),
-            waiting_bytes: self.shared.lock().waiting_bytes as u64,
-        }
+        let waiting_bytes = self.shared.lock().waiting_bytes as u64;
+        self.shared.counters.read(waiting_bytes)
     }
 }
 
@@ -314,7 +272,7 @@ impl OutputGate for Gate {
                 if let Some(network) = state.networks.get_mut(usize::from(frame.device)) {
                     network.outbox.push_back(frame.bytes.clone());
                     state.waiting_bytes += cost(&frame.bytes);
-                    add(&self.shared.counters.frames_repeated, 1);
+                    self.shared.counters.repeated();
                 }
             }
             for run in &output.console {
@@ -356,7 +314,7 @@ impl Shared {
         let (place, listener) = self.place(device, &frame);
         match place {
             Place::SendNow => {}
-            Place::Held => return self.tell_waiting(listener),
+            Place::Held { nearly_full } => return tell_held(listener, nearly_full),
             Place::Queued | Place::Dropped => return Ok(()),
             Place::Full => return self.refuse(listener),
         }
@@ -365,7 +323,7 @@ impl Shared {
         let (place, listener) = self.place(device, &frame);
         match place {
             Place::SendNow => self.hand_over(line, &frame),
-            Place::Held => return self.tell_waiting(listener),
+            Place::Held { nearly_full } => return tell_held(listener, nearly_full),
             Place::Queued | Place::Dropped => {}
             Place::Full => return self.refuse(listener),
         }
@@ -390,7 +348,7 @@ impl Shared {
         };
         match state.mode {
             Mode::Shut => {
-                self.count_dropped(frame);
+                self.counters.dropped(frame);
                 return (Place::Dropped, None);
             }
             Mode::Open if network.outbox.is_empty() => return (Place::SendNow, None),
@@ -412,25 +370,13 @@ impl Shared {
             device,
             bytes: frame.clone(),
         });
-        add(&self.counters.frames_held, 1);
-        add(&self.counters.bytes_held, frame.len() as u64);
-        (Place::Held, state.listener.clone())
-    }
-
-    fn tell_waiting(&self, listener: Option<Listener>) -> Result<(), Full> {
-        if let Some(listener) = listener {
-            let nearly_full = self.lock().waiting_bytes > self.limits.held_bytes_max / 4 * 3;
-            listener(if nearly_full {
-                OutputEvent::Full
-            } else {
-                OutputEvent::Waiting
-            });
-        }
-        Ok(())
+        self.counters.held(frame);
+        let nearly_full = waiting_bytes > self.limits.held_bytes_max / 4 * 3;
+        (Place::Held { nearly_full }, state.listener.clone())
     }
 
     fn refuse(&self, listener: Option<Listener>) -> Result<(), Full> {
-        add(&self.counters.refusals, 1);
+        self.counters.refused();
         if let Some(listener) = listener {
             listener(OutputEvent::Full);
         }
@@ -441,17 +387,11 @@ impl Shared {
     fn hand_over(&self, line: &Line, frame: &Bytes) {
         match line.sink.send(frame) {
             Ok(()) => {
-                add(&self.counters.frames_sent, 1);
-                add(&self.counters.bytes_sent, frame.len() as u64);
+                self.counters.sent(frame);
             }
             // A network may lose frames; the backend itself reports that it is closed.
-            Err(_) => self.count_dropped(frame),
+            Err(_) => self.counters.dropped(frame),
         }
-    }
-
-    fn count_dropped(&self, frame: &Bytes) {
-        add(&self.counters.frames_dropped, 1);
-        add(&self.counters.bytes_dropped, frame.len() as u64);
     }
 
     /// Empties all outboxes.
@@ -495,11 +435,11 @@ impl Shared {
         let sealed = state.sealed.drain(..).flat_map(|(_, b)| b.frames);
         let current = std::mem::take(&mut state.current).frames;
         for frame in sealed.chain(current) {
-            self.count_dropped(&frame.bytes);
+            self.counters.dropped(&frame.bytes);
         }
         for network in &mut state.networks {
             for frame in network.outbox.drain(..) {
-                self.count_dropped(&frame);
+                self.counters.dropped(&frame);
             }
         }
         for console in &mut state.consoles {
@@ -610,41 +550,14 @@ impl Line {
     }
 }
 
-impl Bucket {
-    /// A copy for the backup: all console output, and the last frames that fit `bytes_max`.
-    fn copy(&self, bytes_max: usize) -> SealedOutput {
-        let mut bytes = 0;
-        let fitting = self.frames.iter().rev().take_while(|frame| {
-            bytes += cost(&frame.bytes);
-            bytes <= bytes_max
-        });
-        let first = self.frames.len() - fitting.count();
-        let console = self.console.iter().map(|run| ConsoleOutput {
-            device: run.device,
-            position: run.position,
-            bytes: Bytes::copy_from_slice(&run.bytes),
-        });
-        SealedOutput {
-            frames: self.frames[first..].to_vec(),
-            console: console.collect(),
-        }
-    }
-
-    /// Appends console bytes, to the last run of their console if they follow it. There are few
-    /// consoles, and each has at most one run here: its bytes always follow one another.
-    fn push_console(&mut self, device: u16, position: u64, bytes: &[u8]) {
-        if let Some(run) = self.console.iter_mut().find(|run| run.device == device) {
-            run.bytes.extend_from_slice(bytes);
+/// Tells the listener of a held frame. No lock is held: it may ask the gate.
+fn tell_held(listener: Option<Listener>, nearly_full: bool) -> Result<(), Full> {
+    if let Some(listener) = listener {
+        listener(if nearly_full {
+            OutputEvent::Full
         } else {
-            self.console.push(ConsoleRun {
-                device,
-                position,
-                bytes: BytesMut::from(bytes),
-            });
-        }
+            OutputEvent::Waiting
+        });
     }
-}
-
-fn add(counter: &AtomicU64, more: u64) {
-    counter.fetch_add(more, Ordering::Relaxed);
+    Ok(())
 }

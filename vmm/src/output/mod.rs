@@ -13,7 +13,9 @@
 use std::io;
 
 pub mod announce;
+mod bucket;
 mod console;
+mod counters;
 mod gate;
 mod port;
 #[cfg(test)]

@@ -16,6 +16,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_mmio as reg;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::state::{MmioState, Registers, SavedQueue, VERSION, restore_queues};
@@ -266,13 +267,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 queue.set_event_idx(event_idx);
                 queue.set_ready(value == 1);
             }
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.set_avail_ring_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.set_used_ring_address(Some(value), None),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.set_used_ring_address(None, Some(value)),
-            _ => {}
+            _ => write_ring_address(queue, offset, value),
         }
     }
 
@@ -447,6 +442,22 @@ impl<D: VirtioDevice> Device for MmioTransport<D> {
             self.call(|device, rings| device.process_event(source, rings));
         }
     }
+}
+
+/// Sets half of a ring's address. A misaligned address leaves the old one.
+fn write_ring_address(queue: &mut Queue, offset: u32, value: u32) {
+    let low = |old: u64| GuestAddress(old & !u64::from(u32::MAX) | u64::from(value));
+    let high = |old: u64| GuestAddress(old & u64::from(u32::MAX) | u64::from(value) << 32);
+    let (desc, avail, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+    let _ = match offset {
+        reg::VIRTIO_MMIO_QUEUE_DESC_LOW => queue.try_set_desc_table_address(low(desc)),
+        reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => queue.try_set_desc_table_address(high(desc)),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => queue.try_set_avail_ring_address(low(avail)),
+        reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => queue.try_set_avail_ring_address(high(avail)),
+        reg::VIRTIO_MMIO_QUEUE_USED_LOW => queue.try_set_used_ring_address(low(used)),
+        reg::VIRTIO_MMIO_QUEUE_USED_HIGH => queue.try_set_used_ring_address(high(used)),
+        _ => Ok(()),
+    };
 }
 
 /// The 32 bits of `features` that `select` selects.

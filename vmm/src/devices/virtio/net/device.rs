@@ -4,6 +4,7 @@
 //! nothing. Checksum and segmentation offloads would be fields of [`header`] and features below.
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 
 use bytes::Bytes as Frame;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
@@ -15,7 +16,6 @@ use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::output::{Full, NetPort, SendError, announce};
-use std::os::fd::AsRawFd;
 
 /// Queue numbers.
 const RX: usize = 0;
@@ -191,7 +191,15 @@ impl NetDevice {
             let chain = match rings.pop(RX)? {
                 Some(chain) => chain,
                 None if rings.await_kick(RX)? => continue,
-                None => return Ok(Progress::Done),
+                None => {
+                    // Nothing is received now, but a backend that has gone must not stay unnoticed.
+                    if self.backend_up
+                        && let Err(error) = self.backend.probe()
+                    {
+                        self.backend_failed(&error);
+                    }
+                    return Ok(Progress::Done);
+                }
             };
             let Some(len) = self.receive() else {
                 rings.undo_pop(RX);

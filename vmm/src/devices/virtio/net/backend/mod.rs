@@ -35,6 +35,13 @@ pub trait FrameSource: Send {
     /// If there will never be one again.
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError>;
 
+    /// Asks, without taking a frame, whether the backend is still there. It may go unnoticed as long as
+    /// frames are waiting.
+    ///
+    /// # Errors
+    /// As [`FrameSource::recv`].
+    fn probe(&mut self) -> Result<(), BackendError>;
+
     /// What becomes readable when frames arrive. Always the same descriptor.
     fn as_fd(&self) -> BorrowedFd<'_>;
 }

@@ -149,6 +149,19 @@ impl FrameSource for Receiver {
         }
     }
 
+    fn probe(&mut self) -> Result<(), BackendError> {
+        let mut byte = [0; 1];
+        match recv(
+            &self.stream,
+            &mut byte,
+            RecvFlags::DONTWAIT | RecvFlags::PEEK,
+        ) {
+            Ok((_, 0)) | Err(Errno::CONNRESET) => Err(BackendError::Closed),
+            // Any other error will still be there at the next `recv`.
+            _ => Ok(()),
+        }
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
@@ -202,5 +215,151 @@ impl FrameSink for Sender {
             tail.bytes.drain(..sent);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn pair() -> (Backend, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (from_stream(ours).unwrap(), theirs)
+    }
+
+    fn framed(frame: &[u8]) -> Vec<u8> {
+        [&(frame.len() as u32).to_be_bytes(), frame].concat()
+    }
+
+    fn frame(len: usize, fill: u8) -> Vec<u8> {
+        vec![fill; len]
+    }
+
+    fn next(backend: &mut Backend) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        let len = backend.source.recv(&mut buffer).unwrap()?;
+        Some(buffer[..len].to_vec())
+    }
+
+    fn error(backend: &mut Backend) -> BackendError {
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        backend.source.recv(&mut buffer).unwrap_err()
+    }
+
+    #[test]
+    fn frames_arrive_whole_however_they_are_cut() {
+        let (mut backend, mut peer) = pair();
+        let frames = [
+            frame(14, 1),
+            frame(1514, 2),
+            frame(FRAME_BYTES_MAX, 3),
+            frame(60, 4),
+        ];
+        let stream: Vec<_> = frames.iter().flat_map(|f| framed(f)).collect();
+        for step in [1, 3, 4, 1000, 70_000, stream.len()] {
+            // Byte by byte for the beginning only, or it takes long.
+            let mut received = Vec::new();
+            for piece in stream.chunks(step.max(if step < 5 { 97 * step } else { step })) {
+                let (head, tail) = piece.split_at(piece.len().min(step));
+                for part in [head, tail] {
+                    // The socket's buffer may be smaller than a piece.
+                    for bite in part.chunks(8192) {
+                        peer.write_all(bite).unwrap();
+                        received.extend(std::iter::from_fn(|| next(&mut backend)));
+                    }
+                }
+            }
+            assert!(received == frames, "in steps of {step}");
+            assert!(next(&mut backend).is_none());
+        }
+    }
+
+    #[test]
+    fn a_split_length_waits_for_its_rest() {
+        let (mut backend, mut peer) = pair();
+        for byte in framed(&frame(20, 7)) {
+            assert!(next(&mut backend).is_none());
+            peer.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(next(&mut backend), Some(frame(20, 7)));
+    }
+
+    #[test]
+    fn impossible_lengths_and_a_closed_peer_are_errors() {
+        for len in [0, 13, FRAME_BYTES_MAX as u32 + 1, u32::MAX] {
+            let (mut backend, mut peer) = pair();
+            peer.write_all(&len.to_be_bytes()).unwrap();
+            let error = error(&mut backend);
+            assert!(
+                matches!(error, BackendError::FrameLength { bytes } if bytes == len),
+                "{error}"
+            );
+        }
+        let (mut backend, mut peer) = pair();
+        backend.source.probe().unwrap();
+        peer.write_all(&framed(&frame(20, 1))).unwrap();
+        peer.write_all(&[0, 0]).unwrap();
+        drop(peer);
+        backend.source.probe().unwrap();
+        assert_eq!(next(&mut backend), Some(frame(20, 1)));
+        assert!(matches!(error(&mut backend), BackendError::Closed));
+        assert!(backend.source.probe().is_err());
+        assert_eq!(backend.sink.send(&frame(20, 1)), Err(SendError::Closed));
+    }
+
+    #[test]
+    fn frames_leave_with_their_length() {
+        let (backend, mut peer) = pair();
+        backend.sink.send(&frame(60, 5)).unwrap();
+        let mut bytes = vec![0; 64];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, framed(&frame(60, 5)));
+        let too_long = frame(FRAME_BYTES_MAX + 1, 5);
+        assert_eq!(backend.sink.send(&too_long), Err(SendError::Refused));
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_loses_frames_but_never_a_part_of_one() {
+        let (backend, mut peer) = pair();
+        let mut sent = Vec::new();
+        let mut number: u32 = 0;
+        let mut refused = 0;
+        while refused < 20 {
+            number += 1;
+            let mut bytes = frame(9000 + number as usize % 1000, 0);
+            bytes[..4].copy_from_slice(&number.to_be_bytes());
+            match backend.sink.send(&bytes) {
+                Ok(()) => sent.push(bytes),
+                Err(error) => {
+                    assert_eq!(error, SendError::Busy);
+                    refused += 1;
+                }
+            }
+            assert!(number < 10_000, "the socket never gets full");
+        }
+        // The peer reads again: a frame that was begun is completed by the next one.
+        let reader = std::thread::spawn(move || {
+            let mut stream = Vec::new();
+            peer.read_to_end(&mut stream).unwrap();
+            stream
+        });
+        while backend.sink.send(&frame(100, 9)).is_err() {
+            std::thread::yield_now();
+        }
+        sent.push(frame(100, 9));
+        drop(backend);
+        let expected: Vec<_> = sent.iter().flat_map(|f| framed(f)).collect();
+        assert!(reader.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn connecting_to_nobody_says_where() {
+        let error = connect(Path::new("/nonexistent/net.sock")).err().unwrap();
+        assert!(
+            error.to_string().contains("/nonexistent/net.sock"),
+            "{error}"
+        );
     }
 }

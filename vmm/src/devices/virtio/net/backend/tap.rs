@@ -126,6 +126,12 @@ impl FrameSource for Tap {
         }
     }
 
+    /// A tap belongs to its descriptor: while that is open, only its interface can be deleted, which the
+    /// next `recv` tells.
+    fn probe(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -174,5 +180,26 @@ mod tests {
         assert!(text.contains("another process"), "{text}");
         let text = BackendError::NoTun.to_string();
         assert!(text.contains("modprobe tun"), "{text}");
+    }
+
+    #[test]
+    fn a_tap_opens_once_or_says_why_not() {
+        // Gone again when it is closed, and never up: nothing is sent.
+        let name = format!("us{}", std::process::id());
+        match open(&name) {
+            Ok(_first) => {
+                let error = open(&name).err().expect("it is in use");
+                assert!(matches!(error, BackendError::TapBusy { .. }), "{error}");
+            }
+            Err(error) => assert!(
+                matches!(
+                    error,
+                    BackendError::NoTun
+                        | BackendError::TunPermission
+                        | BackendError::TapPermission { .. }
+                ),
+                "{error}"
+            ),
+        }
     }
 }

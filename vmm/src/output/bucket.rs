@@ -1,0 +1,60 @@
+//! A bucket: the output between two seals, in the order the guest sent it. It knows no ports and no
+//! sinks.
+
+use bytes::{Bytes, BytesMut};
+use understudy_replication::ports::{ConsoleOutput, NetworkFrame, SealedOutput};
+
+use super::FRAME_OVERHEAD_BYTES;
+
+#[derive(Default)]
+pub(super) struct Bucket {
+    pub(super) frames: Vec<NetworkFrame>,
+    pub(super) console: Vec<ConsoleRun>,
+}
+
+/// Bytes of one console that follow one another.
+pub(super) struct ConsoleRun {
+    pub(super) device: u16,
+    pub(super) position: u64,
+    pub(super) bytes: BytesMut,
+}
+
+/// What a waiting frame counts.
+pub(super) fn cost(frame: &Bytes) -> usize {
+    frame.len() + FRAME_OVERHEAD_BYTES
+}
+
+impl Bucket {
+    /// A copy for the backup: all console output, and the last frames that fit `bytes_max`.
+    pub(super) fn copy(&self, bytes_max: usize) -> SealedOutput {
+        let mut bytes = 0;
+        let fitting = self.frames.iter().rev().take_while(|frame| {
+            bytes += cost(&frame.bytes);
+            bytes <= bytes_max
+        });
+        let first = self.frames.len() - fitting.count();
+        let console = self.console.iter().map(|run| ConsoleOutput {
+            device: run.device,
+            position: run.position,
+            bytes: Bytes::copy_from_slice(&run.bytes),
+        });
+        SealedOutput {
+            frames: self.frames[first..].to_vec(),
+            console: console.collect(),
+        }
+    }
+
+    /// Appends console bytes, to the last run of their console if they follow it. There are few
+    /// consoles, and each has at most one run here: its bytes always follow one another.
+    pub(super) fn push_console(&mut self, device: u16, position: u64, bytes: &[u8]) {
+        if let Some(run) = self.console.iter_mut().find(|run| run.device == device) {
+            run.bytes.extend_from_slice(bytes);
+        } else {
+            self.console.push(ConsoleRun {
+                device,
+                position,
+                bytes: BytesMut::from(bytes),
+            });
+        }
+    }
+}
