@@ -23,7 +23,7 @@ mod port;
 mod state;
 
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
@@ -288,7 +288,9 @@ impl Machine {
         self.vcpus.iter_mut().for_each(VcpuThread::stop);
         self.event_loop.stop();
         for attached in &self.devices {
-            crate::devices::lock(&attached.device).stop();
+            // Also one that a panic left half-changed: it only lets go of the outside.
+            let device = attached.device.lock();
+            device.unwrap_or_else(PoisonError::into_inner).stop();
         }
         self.phase = Phase::Stopped;
     }

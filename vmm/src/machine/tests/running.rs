@@ -120,3 +120,22 @@ fn a_machine_is_only_run_paused_and_restored_when_it_can_be() {
     running.machine.shut_down();
     running.machine.shut_down();
 }
+
+/// A bug in a device must not go unnoticed, nor keep the machine from being stopped.
+#[test]
+fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
+    let mut rig = rig(READING_PORTS);
+    lock(&rig.read_from).in_read = Some(Box::new(|| panic!("ordered by the test")));
+    let events = rig.machine.events();
+    rig.machine.start().unwrap();
+    let event = events.recv_timeout(DEADLINE).unwrap();
+    assert!(
+        matches!(event, MachineEvent::VcpuFailed { vcpu: 0, .. }),
+        "{event:?}"
+    );
+    let Err(error) = rig.machine.pause_guest().map(drop) else {
+        panic!("paused a guest that has ended");
+    };
+    assert!(error.to_string().contains("vCPUs"), "{error}");
+    rig.machine.shut_down();
+}
