@@ -523,7 +523,7 @@ struct BusyGate {
     port: NetPort,
     slow: Arc<SlowWire>,
     permit: mpsc::Sender<()>,
-    has_begun: mpsc::Receiver<()>,
+    has_begun: Mutex<mpsc::Receiver<()>>,
 }
 
 fn busy_gate() -> BusyGate {
@@ -542,7 +542,7 @@ fn busy_gate() -> BusyGate {
         port,
         slow,
         permit,
-        has_begun,
+        has_begun: Mutex::new(has_begun),
     }
 }
 
@@ -560,7 +560,8 @@ impl BusyGate {
     ) -> (A, B) {
         std::thread::scope(|threads| {
             threads.spawn(first);
-            self.has_begun.recv_timeout(DEADLINE).unwrap();
+            let has_begun = self.has_begun.lock().unwrap();
+            has_begun.recv_timeout(DEADLINE).unwrap();
             let (trying, tries) = mpsc::channel();
             let also_trying = trying.clone();
             let one = threads.spawn(move || {
