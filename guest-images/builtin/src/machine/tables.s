@@ -19,8 +19,8 @@
 .set USER_CODE, 0x2b
 .set USER_DATA, 0x23
 .set TSS_SELECTOR, 0x30
-.set USER_FLAGS, 0x202           # interrupts on
-.set FATAL_FLAGS, 0x2            # interrupts off
+.set USER_FLAGS, 0x3202          # IOPL 3, interrupts on
+.set FATAL_FLAGS, 0x3002         # IOPL 3, interrupts off
 .set TSS_BYTES, 0x68 + 0x400 / 8 + 1
 
 .section .machine, "awx", @progbits
@@ -69,7 +69,9 @@ machine_begin:
 .endr
     .balign 0x1000
 
-# --- TSS: RSP0, and an I/O bitmap that opens ports below 0x400 to CPL 3 (IOPL is not kept everywhere) ---
+# --- TSS: RSP0, and an I/O bitmap that opens the ports below 0x400 to CPL 3 -----------------------------
+# IOPL 3 would do, but some hosts do not keep it; the bitmap would do, but some hosts refuse it when the
+# TSS is marked busy, as it is after a restore. So there are both.
 .set i, 0
 .rept CPUS
     .long 0
