@@ -171,8 +171,12 @@ general_protection:
     pop rax
     push 13
 
-# Stack: vector, error code, rip, cs, flags, rsp, ss. Goes on at CPL 3, which prints and shuts down.
+# Stack: vector, error code, rip, cs, flags, rsp, ss. Goes on at CPL 3, which prints and shuts down. If
+# that fails too, without an IDT the next exception stops the machine for good.
 exception_fatal:
+    inc dword ptr [rip + fatal_count]
+    cmp dword ptr [rip + fatal_count], 1
+    jne 1f
     pop rdi
     pop rsi
     mov rdx, [rsp]
@@ -183,6 +187,14 @@ exception_fatal:
     push USER_CODE
     push offset fatal_exception
     iretq
+1:
+    lidt [rip + no_idt]
+    ud2
+fatal_count:
+    .long 0
+no_idt:
+    .word 0
+    .quad 0
     .balign 0x1000
 
 # --- CPL 0 stacks, a page a vCPU; the first words of each page are shared with CPL 3 -------------------
