@@ -15,7 +15,9 @@ use understudy_replication::{
     EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
 };
 
-pub(crate) const PAGES: u64 = 128;
+/// So many that the guest takes seconds to come back to a page: what an epoch forgot stays wrong for as
+/// long.
+pub(crate) const PAGES: u64 = 8192;
 
 /// What the guest computes: page `n % PAGES` gets `n`, then `n` is said.
 #[derive(Default)]
