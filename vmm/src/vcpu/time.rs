@@ -323,6 +323,10 @@ mod tests {
     fn the_guests_clock_is_the_vms_clock_and_goes_on_in_another_vm() {
         let system = System::open().expect("these tests need a usable /dev/kvm");
         let counter = guest_counter(&system).unwrap();
+        println!(
+            "whose time-stamp counter guests read here: {}",
+            counter.as_str()
+        );
         let first = with_clock(&system, counter);
         let before = vm_clock_ns(&first);
         let guest = guest_clock_ns(&first);

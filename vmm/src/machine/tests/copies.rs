@@ -150,3 +150,36 @@ fn copying_what_is_dirty_makes_an_exact_copy() {
     let mut none = PageSet::empty(copy.layout());
     assert!(rig.machine.harvest_running(&mut none).is_err());
 }
+
+/// vCPUs that nobody has started yet wait in the kernel for their start signal, in states of their own.
+#[test]
+fn vcpus_that_wait_for_their_start_are_paused_and_copied_too() {
+    let four = |kernel| {
+        let config = MachineConfig {
+            vcpus: 4,
+            kernel,
+            ..config(COUNTING)
+        };
+        rig_with(config, &["numbers"])
+    };
+    let mut first = four(Some(Kernel::Bytes(elf(COUNTING))));
+    first.machine.start().unwrap();
+    let mut last = 0;
+    for _ in 0..3 {
+        first.await_number(last + 10);
+        let mut state = Vec::new();
+        let mut paused = first.machine.pause_guest().unwrap();
+        paused.save_state(&mut state).unwrap();
+        paused.stay();
+        drop(paused);
+        // It may have said nothing more; then what has been heard is the last.
+        last = first.heard().last().copied().unwrap_or(last + 10);
+        let mut second = four(None);
+        copy_memory(&first.machine.memory, &second.machine.memory);
+        second.machine.load(&state).unwrap();
+        second.machine.start().unwrap();
+        assert_eq!(second.next(), last + 1);
+        last += 1;
+        first = second;
+    }
+}
