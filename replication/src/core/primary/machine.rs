@@ -100,9 +100,11 @@ pub struct PrimaryCore {
     backup_node: Option<String>,
     /// When the link came up.
     link_up_at: Duration,
-    /// When something last came over the link.
+    /// When something last came over the link, not counting time that this side slept.
     link_heard_at: Duration,
-    /// When a heartbeat last came on the separate path.
+    /// When something last came over the link.
+    message_at: Duration,
+    /// When a heartbeat last came on the separate path, not counting time that this side slept.
     beat_heard_at: Duration,
     /// When a heartbeat was last sent over the link.
     beat_sent_at: Duration,
@@ -124,6 +126,7 @@ impl PrimaryCore {
             backup_node: None,
             link_up_at: now,
             link_heard_at: now,
+            message_at: now,
             beat_heard_at: now,
             beat_sent_at: now,
         }
@@ -402,6 +405,7 @@ impl PrimaryCore {
                 self.phase = Phase::Handshaking;
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
+                self.message_at = self.now;
                 self.beat_sent_at = self.now;
                 out.push(Effect::Send(Message::Hello(self.introduction.clone())));
             }
@@ -432,10 +436,11 @@ impl PrimaryCore {
             let current = self.generation;
             return out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
         }
-        if self.now.saturating_sub(self.link_heard_at) > self.policy.heartbeat_timeout / 2 {
+        if self.now.saturating_sub(self.message_at) > self.policy.heartbeat_timeout / 2 {
             // What comes now may have been on its way for long.
             self.begin_to_doubt();
         }
+        self.message_at = self.now;
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {
             (Phase::Handshaking, Message::Welcome(welcome)) => {
