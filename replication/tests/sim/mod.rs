@@ -13,6 +13,7 @@ pub mod backup_host;
 pub mod faults;
 pub mod guest;
 pub mod link;
+pub mod network;
 pub mod outside;
 pub mod primary_host;
 pub mod rng;

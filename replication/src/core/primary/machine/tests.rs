@@ -1,6 +1,7 @@
 //! Each rule of the primary's transition table.
 
 use super::*;
+use crate::arbiter::Verdict;
 use crate::core::message::{EpochSummary, Welcome};
 
 const MS: Duration = Duration::from_millis(1);
