@@ -31,6 +31,8 @@ pub struct Settings {
     pub beats_lost_permille: u64,
     /// One byte over the logging channel takes so long: slow links.
     pub byte_ns: u64,
+    /// Whether an older side may repeat outputs after a newer one has spoken; see [`Fault::closes`].
+    pub may_repeat_late: bool,
     /// Faults, in order of time.
     pub faults: Vec<(Duration, Fault)>,
     pub trace: bool,
@@ -63,6 +65,8 @@ pub struct Report {
     pub outputs: u64,
     /// Outputs it heard again.
     pub repeated: u64,
+    /// Outputs it heard again from an older side after a newer one had spoken.
+    pub late: u64,
 }
 
 pub enum Event {
@@ -198,6 +202,7 @@ impl World {
             None => {
                 self.report.outputs = self.client.heard();
                 self.report.repeated = self.client.repeated;
+                self.report.late = self.client.late;
                 Ok(self.report)
             }
         }
@@ -431,6 +436,11 @@ impl World {
             if let Err(violation) = heard {
                 self.violate(violation);
             }
+            if self.client.late > 0 && !self.settings.may_repeat_late {
+                self.violate(format!(
+                    "R4: {who:?} speaks in {generation} after its successor"
+                ));
+            }
         }
     }
 
@@ -512,6 +522,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         capture_failures_permille,
         beats_lost_permille,
         byte_ns,
+        may_repeat_late: faults.iter().any(|(_, fault)| fault.closes()),
         faults,
         trace,
     }
