@@ -59,6 +59,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
                     }
                     *totals.entry("outputs").or_default() += report.outputs;
                     *totals.entry("outputs repeated").or_default() += report.repeated;
+                    *totals.entry("outputs repeated late").or_default() += report.late;
                 }
             });
         }
@@ -97,6 +98,7 @@ fn scenario(hosts: usize, faults: &[(u64, Fault)]) -> Report {
         capture_failures_permille: 0,
         beats_lost_permille: 0,
         byte_ns: 8,
+        may_repeat_late: false,
         faults: faults.iter().map(|(at, fault)| (ms(*at), *fault)).collect(),
         trace: from_environment("UNDERSTUDY_SIM_TRACE").is_some(),
     };
