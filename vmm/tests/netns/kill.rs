@@ -1,16 +1,34 @@
-//! The primary is killed under a download.
+//! The primary is lost under a download: its process alone, or its host with everything on it.
 
 use super::DEADLINE;
 use super::alone;
 use super::client::Download;
 use super::pair::{Pair, announced_first, one_speaker};
-use super::topology::{GUEST_MAC, Side};
+use super::topology::{GUEST_MAC, Side, Way};
 
 /// Far more than fits into all buffers between the guest and the test.
 const BYTES: u64 = 24 << 20;
 
+/// The kernel of the host lives: it closes the logging channel.
 #[test]
 fn a_download_survives_the_death_of_the_primary() {
+    survive(|pair| pair.a.kill().unwrap());
+}
+
+/// Nothing says that the primary is gone but silence.
+#[test]
+fn a_download_survives_a_host_that_falls_silent() {
+    survive(|pair| {
+        let topology = &pair.topology;
+        for way in [Way::Channel, Way::Beat] {
+            topology.cut(way, Side::A);
+        }
+        topology.host(Side::A).ip("link set uplink down");
+        pair.a.kill().unwrap();
+    });
+}
+
+fn survive(lose: impl FnOnce(&mut Pair)) {
     let _alone = alone();
     let mut pair = Pair::protected();
     let mut download = Download::start(&pair.topology.client, BYTES);
@@ -18,7 +36,7 @@ fn a_download_survives_the_death_of_the_primary() {
     assert_eq!(pair.topology.guest_port(), Some(Side::A));
     assert_eq!(pair.sniffer.count(Side::B), 0, "the standby is silent");
 
-    pair.a.kill().unwrap();
+    lose(&mut pair);
     let status = pair
         .b
         .await_status("promoted", DEADLINE, |status| status.failover.is_some())

@@ -5,6 +5,7 @@
 //!
 //! These tests need root, `/dev/kvm`, iproute2, curl and util-linux; without them they fail and say
 //! so. They run one after the other: the machine is shared, and silence is what failovers are made of.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod client;
 mod cuts;
