@@ -1,7 +1,6 @@
 //! A batch of pages, staged over memory of 64 pages.
 #![no_main]
 
-use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use understudy_replication::core::staging::Staging;
 use understudy_replication::ids::Page;
@@ -33,5 +32,5 @@ fuzz_target!(|bytes: &[u8]| {
     let mut staging = Staging::new(&layout);
     let _ = staging.sync(bytes, &memory);
     staging.restart(EpochId(1));
-    let _ = staging.pages(EpochId(1), &Bytes::copy_from_slice(bytes), &memory);
+    let _ = staging.pages(EpochId(1), bytes, &memory);
 });

@@ -158,9 +158,9 @@ impl Driver {
             self.translate(happened, &mut inputs);
             for input in inputs {
                 let link_down = matches!(input, PrimaryInput::LinkDown { .. });
-                let effects = self.core.handle(self.clock.now(), input);
-                for effect in effects {
-                    self.perform(effect).await;
+                let now = self.clock.now();
+                for effect in self.core.handle(now, input) {
+                    self.perform(effect, self.clock.origin + now).await;
                 }
                 if link_down {
                     self.close_session().await;
@@ -329,7 +329,7 @@ impl Driver {
         self.command(Command::Detach);
     }
 
-    async fn perform(&mut self, effect: PrimaryEffect) {
+    async fn perform(&mut self, effect: PrimaryEffect, decided: std::time::Instant) {
         match effect {
             PrimaryEffect::Send(message) => {
                 if let Some(session) = &mut self.session {
@@ -350,7 +350,11 @@ impl Driver {
             PrimaryEffect::SyncRound => self.command(Command::SyncRound),
             PrimaryEffect::Capture(epoch) => self.command(Command::Capture(epoch)),
             PrimaryEffect::Release(epoch) => {
-                self.setup.gate.release(epoch);
+                // Stalled for longer than this in the middle of releasing, the core would have doubts.
+                let patience = self.setup.policy.heartbeat_timeout / 2;
+                if !self.setup.gate.release(epoch, decided + patience) {
+                    tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
+                }
                 self.metrics.acked(epoch);
             }
             PrimaryEffect::CloseLink => {
