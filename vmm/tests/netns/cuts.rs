@@ -1,6 +1,8 @@
 //! Nobody dies, but ways between the hosts are cut. Whatever is cut, the guest has one speaker, one
 //! side serves its client, and the other says why it does not.
 
+use std::time::Duration;
+
 use super::client::Stream;
 use super::pair::{Pair, STREAM_BYTES_PER_S, TIMEOUT_MS, announced_first, one_speaker};
 use super::topology::{Side, Way};
@@ -151,6 +153,7 @@ fn decided(pair: &Pair) -> Option<Side> {
 fn await_reset(pair: &mut Pair) {
     let said = "the copy is given up: the arbiter names a";
     await_some("the standby gives its copy up", || {
+        one_speaker(&pair.sniffer.so_far());
         pair.b.log().contains(said).then_some(())
     });
     let b = pair.b.status().expect("the standby lives");
@@ -161,10 +164,10 @@ fn await_reset(pair: &mut Pair) {
 
 /// The standby took over: the primary stops, says why, and ends with the exit code for it.
 fn await_fenced(pair: &mut Pair) {
-    let exit = pair
-        .a
-        .await_exit(DEADLINE)
-        .unwrap_or_else(|error| panic!("{error}"));
+    let exit = await_some("the old primary ends", || {
+        one_speaker(&pair.sniffer.so_far());
+        pair.a.await_exit(Duration::ZERO).ok()
+    });
     assert_eq!(exit.code(), Some(FENCED), "{}", pair.logs());
     let said = "fenced: generation 2 is in force, this side holds generation 1";
     assert!(pair.a.log().contains(said), "{}", pair.logs());

@@ -84,6 +84,12 @@ impl Sniffer {
         spoken.iter().filter(|frame| frame.side == side).count()
     }
 
+    /// All frames of the guest so far, in their order.
+    pub(crate) fn so_far(&self) -> Vec<Spoken> {
+        let spoken = self.spoken.lock().unwrap_or_else(PoisonError::into_inner);
+        spoken.clone()
+    }
+
     /// Ends listening; all frames of the guest, in their order.
     pub(crate) fn finish(mut self) -> Vec<Spoken> {
         self.end.store(true, Ordering::SeqCst);
