@@ -233,12 +233,17 @@ impl Driver {
                 inputs.push_back(PrimaryInput::LinkUp);
             }
             Happened::Connected(Err(error)) => self.not_connected(&error, CONNECT_RETRY),
-            Happened::Received(received) => self.drain(received, inputs),
-            Happened::Worked(Some(report)) => {
-                if self.session.is_some() && report.session == self.session_number {
-                    inputs.push_back(worked(report.event));
+            Happened::Received(received) => {
+                let mut messages = VecDeque::new();
+                self.drain(received, &mut messages);
+                // What an acknowledgement is about was reported before it was shipped, but both may
+                // be found here at once: the report is the older one.
+                while let Ok(report) = self.events.try_recv() {
+                    self.report(report, inputs);
                 }
+                inputs.append(&mut messages);
             }
+            Happened::Worked(Some(report)) => self.report(report, inputs),
             Happened::Worked(None) => inputs.push_back(PrimaryInput::GuestStopped),
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
@@ -270,6 +275,12 @@ impl Driver {
                 }
                 inputs.push_back(PrimaryInput::Tick);
             }
+        }
+    }
+
+    fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
+        if self.session.is_some() && report.session == self.session_number {
+            inputs.push_back(worked(report.event));
         }
     }
 
