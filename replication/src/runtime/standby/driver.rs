@@ -17,7 +17,7 @@ use crate::core::message::{Bye, Message, Refusal};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
-use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::arbitration::{Question, ask, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
@@ -211,6 +211,7 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(if error.is_peer_gone() {
                     BackupInput::LinkClosed
                 } else {
+                    tracing::warn!(%error, "cannot understand the primary");
                     BackupInput::LinkBroken {
                         cause: error.to_string(),
                     }
@@ -227,7 +228,7 @@ impl<M: Machine> Driver<M> {
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!("no answer, so no promotion: {error}"));
+                self.raise(format!("no answer, so no promotion: {}", causes(&error)));
                 inputs.push_back(BackupInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -258,6 +259,10 @@ impl<M: Machine> Driver<M> {
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
             BackupEffect::Send(message) => {
+                if let Message::Refuse(refusal) = &message {
+                    // In the primary's words; it says so too, but a person may be looking here.
+                    tracing::warn!("refused a primary: {refusal}");
+                }
                 if let Some(session) = &mut self.session {
                     session.send(self.core.generation(), &message);
                 }
