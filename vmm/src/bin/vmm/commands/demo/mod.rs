@@ -94,6 +94,8 @@ impl<'a> Demo<'a> {
             .primary
             .status()
             .context("the primary gives no status")?;
+        // Answer times of the protected half only: after the fault nothing is held any more.
+        let protected = self.pair.network.figures()?;
         self.say(match self.arguments.fault {
             Fault::Kill => "killing the primary (SIGKILL)",
             Fault::Freeze => "freezing the primary (SIGSTOP)",
@@ -117,7 +119,7 @@ impl<'a> Demo<'a> {
             failed_ns,
             &before,
             &after,
-            &figures,
+            (&protected, &figures),
             fenced,
         ))
     }
