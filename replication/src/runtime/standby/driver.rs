@@ -154,18 +154,21 @@ impl<M: Machine> Driver<M> {
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
-                let link_down = matches!(
-                    input,
-                    BackupInput::LinkClosed | BackupInput::LinkBroken { .. }
-                );
+                let broken = matches!(input, BackupInput::LinkBroken { .. });
                 // A link that is down is closed before anything is asked of the arbiter, so that a
                 // primary that was only stalled sees it behind the acknowledgements sent before.
-                if link_down && let Some(session) = self.session.take() {
+                if matches!(input, BackupInput::LinkClosed)
+                    && let Some(session) = self.session.take()
+                {
                     session.close().await;
                 }
                 let memory = Arc::clone(&self.memory);
                 for effect in self.core.handle(self.clock.now(), input, memory.as_ref()) {
                     self.perform(effect).await?;
+                }
+                // The core closes it, after a farewell, if it knew of it; nothing more is read from it.
+                if broken && let Some(session) = self.session.take() {
+                    session.close().await;
                 }
             }
         }

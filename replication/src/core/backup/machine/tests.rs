@@ -511,7 +511,10 @@ fn a_primary_that_lives_does_not_wait_for_an_arbiter_that_is_silent_here() {
     let mut bench = Bench::standby();
     bench.give(Input::PromotionWanted);
     assert_eq!(bench.give(Input::ArbiterUnavailable), [Effect::CloseLink]);
-    assert_eq!(bench.pass(100 * MS, false, false), [Effect::Claim(GENERATION)]);
+    assert_eq!(
+        bench.pass(100 * MS, false, false),
+        [Effect::Claim(GENERATION)]
+    );
     assert_eq!(bench.core.phase(), BackupPhase::Claiming);
 }
 

@@ -193,10 +193,7 @@ fn serve(config: &Config) -> Result<(Current, Option<ControlServer>)> {
     };
     let asked = Arc::clone(&current);
     let handler: Handler = Arc::new(move |command| {
-        let role = asked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let role = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match role {
             Some(role) => obey(&role, command),
             None => Err("it is just starting; try again".into()),
