@@ -4,8 +4,8 @@
 //!               Hello, Welcome           epoch 1 committed         epoch n committed
 //!   Listening ─────────────────► Syncing ─────────────────► Standby ◄───────┐
 //!       ▲ ▲                         │                        │ │  └─────────┘
-//!       │ │◄────────────────────────┘                        │ │ primary lost, or promotion wanted:
-//!       │ │  primary lost: Reset, never a claim              │ │ close the link, discard, ask
+//!       │ │◄────────────────────────┘                        │ │ primary lost: close the link, discard, ask;
+//!       │ │  primary lost: Reset, never a claim              │ │ promotion wanted: discard, ask
 //!       │ │◄─────────────────────────────────────────────────┘ ▼
 //!       │    guest stopped, other generation: Reset         Claiming ──┐ no answer: ask again
 //!       │                                                    │  │ ▲    │
@@ -20,6 +20,7 @@
 //! | a malformed frame, a protocol violation | the link is cut; the primary likely lives and will claim itself: claim only after silence on every path |
 //! | silence on link and heartbeats for the timeout | claim |
 //! | silence on the link only | wait: the primary gets no acks, it decides |
+//! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
 //!
 //! An epoch that is whole is acked at once and committed at the next call of `handle`, which
 //! `next_wakeup` asks for without delay: the ack does not wait for the pages to be copied. Whatever

@@ -43,6 +43,18 @@ pub(super) fn ask(
     }
 }
 
+/// An arbiter's error with all its causes, for a person.
+pub(super) fn causes(error: &ArbiterError) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
 fn answer(
     arbiter: &dyn Arbiter,
     claimant: &str,

@@ -140,7 +140,8 @@ fn a_primary_that_loses_its_standby_goes_on_alone_under_a_new_generation() {
     wait_for(
         "alone",
         || handle.status(),
-        |status| status.generation == 2 && !status.protected,
+        // On a busy machine the standby may have counted as lost before.
+        |status| status.generation >= 2 && !status.protected,
     );
     wait_for(
         "open",

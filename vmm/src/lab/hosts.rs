@@ -137,6 +137,14 @@ impl Host {
         self.await_exit(Duration::from_secs(10)).map(drop)
     }
 
+    /// SIGTERM: a person or the service manager wants an end.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn terminate(&self) -> Result<(), LabError> {
+        self.signal(Signal::SIGTERM)
+    }
+
     /// SIGSTOP: the host hangs.
     ///
     /// # Errors

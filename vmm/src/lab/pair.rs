@@ -35,6 +35,8 @@ pub struct Pair {
     pub primary: Host,
     /// The side that keeps the copy; port 1 of the switch.
     pub standby: Host,
+    /// How the standby was started.
+    standby_start: (PathBuf, PathBuf, Vec<String>),
 }
 
 impl Pair {
@@ -77,9 +79,12 @@ impl Pair {
             arguments
         };
         let [a, b] = heartbeats;
-        let standby = arguments("standby", b, a, ["--listen", &link]);
-        let mut standby = Host::start(&options.binary, "standby", directory, &standby)?;
-        standby.await_status("listening", START, |status| status.role == Role::Standby)?;
+        let standby_start = (
+            options.binary.clone(),
+            directory.to_owned(),
+            arguments("standby", b, a, ["--listen", &link]),
+        );
+        let standby = start_standby(&standby_start)?;
         let primary = arguments("primary", a, b, ["--backup", &link]);
         let mut primary = Host::start(&options.binary, "primary", directory, &primary)?;
         primary.await_status("protected", START, |status| status.protected)?;
@@ -87,7 +92,17 @@ impl Pair {
             network,
             primary,
             standby,
+            standby_start,
         })
+    }
+
+    /// Starts the standby afresh, as it was started first: for one that has ended. Its log begins anew.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn restart_standby(&mut self) -> Result<(), LabError> {
+        self.standby = start_standby(&self.standby_start)?;
+        Ok(())
     }
 
     /// Waits until the standby runs the guest.
@@ -98,6 +113,14 @@ impl Pair {
         self.standby
             .await_status("promoted", patience, |status| status.failover.is_some())
     }
+}
+
+fn start_standby(
+    (binary, directory, arguments): &(PathBuf, PathBuf, Vec<String>),
+) -> Result<Host, LabError> {
+    let mut standby = Host::start(binary, "standby", directory, arguments)?;
+    standby.await_status("listening", START, |status| status.role == Role::Standby)?;
+    Ok(standby)
 }
 
 /// A UDP port that is free now. Another process may take it before ours does; then that says so.

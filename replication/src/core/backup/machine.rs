@@ -142,7 +142,8 @@ impl BackupCore {
             Link::Stranger { since } => Some(self.handshake_ends_at(since)),
             _ => None,
         };
-        let beat_at = (self.link == Link::Welcomed)
+        let beat_at = self
+            .sends_beats()
             .then_some(self.beat_sent_at + self.policy.heartbeat_interval);
         let phase_at = match &self.phase {
             Phase::Listening | Phase::Promoted => None,
@@ -172,6 +173,12 @@ impl BackupCore {
         since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
     }
 
+    /// Not while claiming: a primary that gets no acks any more goes on alone if the arbiter takes long
+    /// to answer this side.
+    fn sends_beats(&self) -> bool {
+        self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
+    }
+
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
         if let Link::Stranger { since } = self.link
             && self.now >= self.handshake_ends_at(since)
@@ -192,9 +199,7 @@ impl BackupCore {
                 _ => {}
             }
         }
-        if self.link == Link::Welcomed
-            && self.now >= self.beat_sent_at + self.policy.heartbeat_interval
-        {
+        if self.sends_beats() && self.now >= self.beat_sent_at + self.policy.heartbeat_interval {
             self.beat_sent_at = self.now;
             out.push(Effect::Send(Message::Heartbeat));
         }
@@ -254,7 +259,7 @@ impl BackupCore {
             }
             Input::PromotionWanted => {
                 if matches!(self.phase, Phase::Standby { .. }) {
-                    self.claim("promotion was asked for".into(), out);
+                    self.claim_from_living("promotion was asked for".into(), out);
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
@@ -263,6 +268,9 @@ impl BackupCore {
                     && let Phase::Claiming { ask_at, .. } = &mut self.phase
                 {
                     *ask_at = Some(self.now + self.policy.arbiter_retry);
+                    // A primary that lives must not hold its output for an arbiter that only this side
+                    // cannot reach.
+                    self.close_link(out);
                 }
             }
             Input::Tick => {}
@@ -315,6 +323,9 @@ impl BackupCore {
                 };
                 self.violated(&violation, out);
             }
+            // From the claim on nothing more is staged or acked: an ack would release output that the
+            // promoted side does not have. Whatever the primary says, the arbiter decides.
+            (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}
             (Link::Welcomed, message) => {
                 self.heard_at = self.now;
                 if let Err(violation) = self.session(message, memory, out) {
@@ -378,6 +389,12 @@ impl BackupCore {
                 let cause = std::mem::take(cause);
                 self.generation = granted;
                 self.phase = Phase::Promoted;
+                if self.link == Link::Welcomed {
+                    // A primary that lives is fenced by this and need not find out by a claim.
+                    let current = granted;
+                    out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+                    self.close_link(out);
+                }
                 if let Some(epoch) = self.committed_epoch() {
                     out.push(Effect::Promote {
                         generation: granted,
@@ -446,12 +463,18 @@ impl BackupCore {
         }
     }
 
-    /// Asks to be promoted. The link is closed before: a primary that was only stalled then finds the
-    /// end of the link right behind the acks it has not read yet.
+    /// Asks to be promoted because the primary is lost. The link is closed before: a primary that was
+    /// only stalled then finds the end of the link right behind the acks it has not read yet.
     fn claim(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.close_link(out);
+        self.claim_from_living(cause, out);
+    }
+
+    /// Asks to be promoted although the primary lives. The link stays open until the arbiter has
+    /// answered: a primary that sees it closed claims itself, and could win.
+    fn claim_from_living(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.discard(
-            &format!("incomplete when the primary was lost: {cause}"),
+            &format!("incomplete when this side claimed the guest: {cause}"),
             out,
         );
         self.phase = Phase::Claiming {

@@ -22,7 +22,7 @@ use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::OutputGate;
-use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::arbitration::{Question, ask, causes};
 use crate::runtime::capture::{Command, Event, Report, Target};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
@@ -253,7 +253,10 @@ impl Driver {
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!("no answer, output stays held: {error}"));
+                self.raise(format!(
+                    "no answer, so nothing is decided: {}",
+                    causes(&error)
+                ));
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -305,6 +308,9 @@ impl Driver {
                 }
                 Ok(None) => return,
                 Err(error) => {
+                    if !error.is_peer_gone() && self.core.phase() == PrimaryPhase::Handshaking {
+                        self.not_connected(&error.to_string(), REFUSED_RETRY);
+                    }
                     inputs.retain(|input| !is_ack(input));
                     inputs.push_back(PrimaryInput::LinkDown {
                         cause: error.to_string(),

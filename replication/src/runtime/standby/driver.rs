@@ -17,7 +17,7 @@ use crate::core::message::{Bye, Message, Refusal};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
-use crate::runtime::arbitration::{Question, ask};
+use crate::runtime::arbitration::{Question, ask, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
@@ -154,18 +154,21 @@ impl<M: Machine> Driver<M> {
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
-                let link_down = matches!(
-                    input,
-                    BackupInput::LinkClosed | BackupInput::LinkBroken { .. }
-                );
+                let broken = matches!(input, BackupInput::LinkBroken { .. });
                 // A link that is down is closed before anything is asked of the arbiter, so that a
                 // primary that was only stalled sees it behind the acknowledgements sent before.
-                if link_down && let Some(session) = self.session.take() {
+                if matches!(input, BackupInput::LinkClosed)
+                    && let Some(session) = self.session.take()
+                {
                     session.close().await;
                 }
                 let memory = Arc::clone(&self.memory);
                 for effect in self.core.handle(self.clock.now(), input, memory.as_ref()) {
                     self.perform(effect).await?;
+                }
+                // The core closes it, after a farewell, if it knew of it; nothing more is read from it.
+                if broken && let Some(session) = self.session.take() {
+                    session.close().await;
                 }
             }
         }
@@ -211,6 +214,7 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(if error.is_peer_gone() {
                     BackupInput::LinkClosed
                 } else {
+                    tracing::warn!(%error, "cannot understand the primary");
                     BackupInput::LinkBroken {
                         cause: error.to_string(),
                     }
@@ -227,7 +231,7 @@ impl<M: Machine> Driver<M> {
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!("no answer, so no promotion: {error}"));
+                self.raise(format!("no answer, so no promotion: {}", causes(&error)));
                 inputs.push_back(BackupInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -258,6 +262,10 @@ impl<M: Machine> Driver<M> {
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
             BackupEffect::Send(message) => {
+                if let Message::Refuse(refusal) = &message {
+                    // In the primary's words; it says so too, but a person may be looking here.
+                    tracing::warn!("refused a primary: {refusal}");
+                }
                 if let Some(session) = &mut self.session {
                     session.send(self.core.generation(), &message);
                 }

@@ -22,6 +22,9 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
     let mut findings = kvm();
     findings.push(tap());
     findings.push(memory());
+    for finding in findings.iter_mut().filter(|finding| finding.have) {
+        finding.advice.clear();
+    }
     let fit = findings
         .iter()
         .all(|finding| finding.have || !finding.required);

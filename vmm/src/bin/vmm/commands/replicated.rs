@@ -25,7 +25,8 @@ enum Role {
     Standby(StandbyHandle),
 }
 
-type Current = Arc<Mutex<Role>>;
+/// `None` until the guest or the standby is at work.
+type Current = Arc<Mutex<Option<Role>>>;
 
 struct Settings {
     arbiter: Arc<dyn Arbiter>,
@@ -69,10 +70,12 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
         tracing::warn!("no --backup is given: the guest runs unprotected");
     }
     let signalled = signals::listen()?;
-    let machine = Machine::build(vm::machine_config(&config)?)?;
+    // Before anything is claimed or run: a socket in use must not cost a guest.
+    let (current, _control) = serve(&config)?;
+    let machine = vm::build(&config)?;
     let events = machine.events();
     let builder = describe(Primary::builder(machine), &config, &settings)?;
-    protect(builder, &config, events, signalled, None)
+    protect(builder, &current, events, signalled)
 }
 
 /// Everything about a primary that does not depend on how it came to be one.
@@ -98,24 +101,12 @@ fn describe(
 
 fn protect(
     builder: PrimaryBuilder<Machine>,
-    config: &Config,
+    current: &Current,
     events: std::sync::mpsc::Receiver<MachineEvent>,
     signalled: std::sync::mpsc::Receiver<()>,
-    promoted: Option<(Current, Option<ControlServer>)>,
 ) -> Result<()> {
     let protection = builder.protect()?;
-    let role = Role::Primary(protection.handle());
-    let (current, _control) = match promoted {
-        Some((current, control)) => {
-            *current.lock().unwrap_or_else(PoisonError::into_inner) = role;
-            (current, control)
-        }
-        None => {
-            let current = Arc::new(Mutex::new(role));
-            let control = serve(config, &current)?;
-            (current, control)
-        }
-    };
+    set(current, Role::Primary(protection.handle()));
     let handle = protection.handle();
     // Ends with the process, or with the machine, whose events end then.
     let watcher = std::thread::Builder::new()
@@ -127,7 +118,6 @@ fn protect(
         })
         .context("cannot start a thread")?;
     let ended = protection.wait()?;
-    drop(current);
     match ended {
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         Ended::GuestStopped => match watcher.join() {
@@ -147,7 +137,8 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
         )
     })?;
     let signalled = signals::listen()?;
-    let machine = Machine::build(vm::machine_config(&config)?)?;
+    let (current, _control) = serve(&config)?;
+    let machine = vm::build(&config)?;
     let events = machine.events();
     let mut builder = Standby::builder(machine)
         .vm(config.replication.vm_name())
@@ -159,21 +150,14 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
         builder = builder.heartbeat(path);
     }
     let standby = builder.start()?;
-    let current = Arc::new(Mutex::new(Role::Standby(standby.handle())));
-    let control = serve(&config, &current)?;
+    set(&current, Role::Standby(standby.handle()));
     tracing::info!(endpoint = %standby.endpoint(), "waiting for a primary");
     let signalled = stop_on_signal(signalled, standby.handle())?;
     match standby.await_promotion()? {
         Outcome::Stopped => Ok(()),
         Outcome::Promoted(promoted) => {
             let builder = describe(Primary::promoted(promoted), &config, &settings)?;
-            protect(
-                builder,
-                &config,
-                events,
-                signalled,
-                Some((current, control)),
-            )
+            protect(builder, &current, events, signalled)
         }
     }
 }
@@ -198,19 +182,24 @@ fn stop_on_signal(
     Ok(passed_on)
 }
 
-fn serve(config: &Config, current: &Current) -> Result<Option<ControlServer>> {
+fn set(current: &Current, role: Role) {
+    *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(role);
+}
+
+fn serve(config: &Config) -> Result<(Current, Option<ControlServer>)> {
+    let current = Current::default();
     let Some(path) = &config.replication.control_socket else {
-        return Ok(None);
+        return Ok((current, None));
     };
-    let current = Arc::clone(current);
+    let asked = Arc::clone(&current);
     let handler: Handler = Arc::new(move |command| {
-        let role = current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        obey(&role, command)
+        let role = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match role {
+            Some(role) => obey(&role, command),
+            None => Err("it is just starting; try again".into()),
+        }
     });
-    Ok(Some(ControlServer::start(path, handler)?))
+    Ok((current, Some(ControlServer::start(path, handler)?)))
 }
 
 fn obey(role: &Role, command: Command) -> Result<serde_json::Value, String> {

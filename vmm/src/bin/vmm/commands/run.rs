@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use understudy_vmm::machine::{Machine, MachineEvent};
+use understudy_vmm::machine::MachineEvent;
 
 use super::{signals, vm};
 use crate::args::VmArgs;
@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) fn run(arguments: VmArgs) -> Result<()> {
     let config = arguments.merge()?;
     let signalled = signals::listen()?;
-    let mut machine = Machine::build(vm::machine_config(&config)?)?;
+    let mut machine = vm::build(&config)?;
     let events = machine.events();
     machine.start()?;
     tracing::info!(cmdline = machine.cmdline(), "the guest runs, unprotected");

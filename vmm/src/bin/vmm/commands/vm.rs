@@ -4,12 +4,25 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use understudy_vmm::config::{Config, ConfigError, NetworkInterface};
-use understudy_vmm::machine::{Kernel, MachineConfig, NetBackend, NetConfig};
+use understudy_vmm::machine::{
+    Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
+};
 use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, StdoutSink};
 use understudy_workload::options::Options;
 
 const BUILTIN: &str = "builtin";
 const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gateway=10.77.0.1";
+
+/// Builds the machine; an image that cannot be booted is named.
+pub(crate) fn build(config: &Config) -> Result<Machine> {
+    let kernel = config.boot_source.kernel_image_path.as_deref();
+    match (Machine::build(machine_config(config)?), kernel) {
+        (Err(fault @ MachineFault::Boot(_)), Some(path)) => {
+            Err(fault).with_context(|| format!("--kernel {}", path.display()))
+        }
+        (built, _) => Ok(built?),
+    }
+}
 
 /// What the machine is to be like on this host.
 pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {

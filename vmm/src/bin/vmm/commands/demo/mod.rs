@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use understudy_replication::runtime::Status;
+use understudy_vmm::kvm::System;
 use understudy_vmm::lab::{Figures, Pair, PairOptions};
 
 use self::report::Report;
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const WORKLOAD: &str = "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
 
 pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
+    // Both hosts would say so too, each in its own log.
+    System::open()?;
     let temporary = tempfile::Builder::new()
         .prefix("understudy-demo-")
         .tempdir()?;
@@ -94,6 +97,8 @@ impl<'a> Demo<'a> {
             .primary
             .status()
             .context("the primary gives no status")?;
+        // Answer times of the protected half only: after the fault nothing is held any more.
+        let protected = self.pair.network.figures()?;
         self.say(match self.arguments.fault {
             Fault::Kill => "killing the primary (SIGKILL)",
             Fault::Freeze => "freezing the primary (SIGSTOP)",
@@ -117,7 +122,7 @@ impl<'a> Demo<'a> {
             failed_ns,
             &before,
             &after,
-            &figures,
+            (&protected, &figures),
             fenced,
         ))
     }

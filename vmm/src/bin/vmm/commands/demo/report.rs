@@ -32,7 +32,9 @@ pub(super) struct Report {
     reaction_ms: f64,
     recovery_ms: f64,
     longest_client_gap_ms: f64,
+    /// Time from an INCR to its answer while the guest was protected.
     answer_us_p50: u64,
+    /// See `answer_us_p50`.
     answer_us_p99: u64,
     epochs: u64,
     pause_us_p50: u64,
@@ -49,13 +51,14 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// `before` and `protected` were taken just before the fault; `after` and `figures` are the end's.
     pub(super) fn new(
         arguments: &DemoArgs,
         clients: usize,
         failed_ns: u64,
         before: &Status,
         after: &Status,
-        figures: &Figures,
+        (protected, figures): (&Figures, &Figures),
         old_primary: Option<Fenced>,
     ) -> Self {
         // Both processes and this one read the same clock, so the times start at the fault itself.
@@ -81,8 +84,8 @@ impl Report {
             reaction_ms: since(failed_ns, detected_ns),
             recovery_ms: since(detected_ns, running_ns),
             longest_client_gap_ms: figures.longest_gap_ms,
-            answer_us_p50: figures.answer_us_p50,
-            answer_us_p99: figures.answer_us_p99,
+            answer_us_p50: protected.answer_us_p50,
+            answer_us_p99: protected.answer_us_p99,
             epochs: before.epochs,
             pause_us_p50: before.pause_us.p50,
             pause_us_p99: before.pause_us.p99,

@@ -1,0 +1,75 @@
+//! Nothing leaves and nobody is promoted without the arbiter's word (R1, R4).
+
+use crate::support::{DEADLINE, Lab, await_log, turn};
+
+/// Questions that an unusable arbiter leaves without an answer before a test goes on.
+const RETRIES: usize = 8;
+
+#[test]
+fn a_standby_that_cannot_ask_is_not_promoted_until_it_can() {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    lab.arbiter().break_it();
+    lab.pair.primary.kill().unwrap();
+    await_log(&lab.pair.standby, "no answer, so no promotion", RETRIES);
+    let status = lab.pair.standby.status().unwrap();
+    assert_eq!(status.phase, "claiming");
+    let alarm = status.alarm.unwrap();
+    assert!(alarm.contains("arbiter"), "{alarm}");
+    assert!(alarm.contains("Is a directory"), "{alarm}");
+    assert_eq!(
+        lab.frames_from(1),
+        0,
+        "a standby that was not promoted spoke"
+    );
+
+    lab.arbiter().repair();
+    let status = lab.pair.await_promotion(DEADLINE).unwrap();
+    assert_eq!(status.generation, 2);
+    lab.await_progress("clients of the promoted guest");
+    lab.assert_exact();
+}
+
+#[test]
+fn nothing_leaves_a_primary_without_acks_until_it_may_run_alone() {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    lab.arbiter().break_it();
+    lab.pair.standby.freeze().unwrap();
+    // Long after the last epoch that the standby can have acknowledged: what was released has left.
+    await_log(&lab.pair.primary, "no answer, so nothing is decided", 2);
+    let (frames, figures) = (lab.frames_from(0), lab.figures());
+    await_log(
+        &lab.pair.primary,
+        "no answer, so nothing is decided",
+        2 + RETRIES,
+    );
+    let status = lab.pair.primary.status().unwrap();
+    assert_eq!(status.phase, "claiming");
+    assert_eq!(
+        lab.frames_from(0),
+        frames,
+        "frames left without ack and grant"
+    );
+    let later = lab.figures();
+    assert_eq!(later.bytes_checked, figures.bytes_checked);
+    assert_eq!(later.acked_writes, figures.acked_writes);
+
+    lab.arbiter().repair();
+    let status = lab
+        .pair
+        .primary
+        .await_status("alone", DEADLINE, |status| status.phase == "alone")
+        .unwrap();
+    assert_eq!(status.generation, 2);
+    lab.await_progress("clients of the unprotected guest");
+    // The standby wakes up, finds the guest owned by another generation, and takes nothing over.
+    lab.pair.standby.thaw().unwrap();
+    lab.pair
+        .primary
+        .await_status("protected again", DEADLINE, |status| status.protected)
+        .unwrap();
+    assert_eq!(lab.frames_from(1), 0, "the old standby spoke");
+    lab.await_progress("clients of the guest that is protected again");
+    lab.assert_exact();
+}

@@ -1,0 +1,129 @@
+//! `status`, `failover`, `stop`, signals: what a person does with hosts that run.
+
+use serde_json::Value;
+use understudy_vmm::lab::Host;
+
+use crate::support::{DEADLINE, Lab, Quiet, turn, vmm, vmm_says};
+
+fn control(host: &Host) -> String {
+    host.control().display().to_string()
+}
+
+fn await_code(host: &mut Host, code: i32) {
+    let exit = host.await_exit(DEADLINE).unwrap();
+    assert_eq!(exit.code(), Some(code), "{}", host.log());
+}
+
+fn assert_status(host: &Host, role: &str, headline: &str) {
+    let control = control(host);
+    let text = vmm_says(&["status", "--control", &control]);
+    assert!(text.starts_with("lab on "), "{text}");
+    assert!(text.contains(headline), "{text}");
+    let json: Value =
+        serde_json::from_str(&vmm_says(&["status", "--control", &control, "--json"])).unwrap();
+    assert_eq!(json["role"], role);
+    assert_eq!(json["generation"], 1);
+    assert_eq!(json["protected"], true);
+    assert!(json["epochs"].as_u64().unwrap() > 0, "{json}");
+}
+
+#[test]
+fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    let (primary, standby) = (control(&lab.pair.primary), control(&lab.pair.standby));
+    assert_status(
+        &lab.pair.primary,
+        "primary",
+        "primary, protected by standby",
+    );
+    assert_status(
+        &lab.pair.standby,
+        "standby",
+        "standby, in sync with primary",
+    );
+
+    let output = vmm(&["failover", "--control", &primary]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("ask the standby's control socket"), "{text}");
+
+    let text = vmm_says(&["failover", "--control", &standby]);
+    assert!(text.contains("promotion requested"), "{text}");
+    let status = lab.pair.await_promotion(DEADLINE).unwrap();
+    assert_eq!(status.generation, 2);
+    let failover = status.failover.unwrap();
+    assert!(failover.cause.contains("asked for"), "{}", failover.cause);
+    await_code(&mut lab.pair.primary, 3);
+    let log = lab.pair.primary.log();
+    let last = log.lines().last().unwrap();
+    assert!(last.starts_with("vmm: fenced: "), "{log}");
+    lab.await_progress("clients of the promoted guest");
+    lab.assert_exact();
+
+    let text = vmm_says(&["status", "--control", &standby]);
+    assert!(text.contains("reaction"), "{text}");
+    vmm_says(&["stop", "--control", &standby]);
+    await_code(&mut lab.pair.standby, 0);
+}
+
+/// Ends a primary and then its standby by `end`.
+fn stops_cleanly(end: impl Fn(&Host)) {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let (mut primary, mut standby) = hosts.start_protected();
+    end(&primary);
+    await_code(&mut primary, 0);
+    let status = standby
+        .await_status("reset", DEADLINE, |status| status.phase == "listening")
+        .unwrap();
+    assert!(
+        status.failover.is_none(),
+        "promoted after a deliberate stop"
+    );
+    assert_eq!(status.generation, 1, "claimed after a deliberate stop");
+    let alarm = status.alarm.unwrap();
+    assert!(alarm.contains("the guest stopped"), "{alarm}");
+    end(&standby);
+    await_code(&mut standby, 0);
+}
+
+#[test]
+fn stop_ends_a_primary_and_its_standby_promotes_nothing() {
+    stops_cleanly(|host| {
+        let text = vmm_says(&["stop", "--control", &control(host)]);
+        assert!(text.contains("stop requested"), "{text}");
+    });
+}
+
+#[test]
+fn sigterm_ends_a_primary_and_its_standby_promotes_nothing() {
+    stops_cleanly(|host| host.terminate().unwrap());
+}
+
+#[test]
+fn a_standby_that_is_stopped_leaves_the_guest_running_unprotected() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let (mut primary, mut standby) = hosts.start_protected();
+    vmm_says(&["stop", "--control", &control(&standby)]);
+    await_code(&mut standby, 0);
+    let status = primary
+        .await_status("alone", DEADLINE, |status| status.phase == "alone")
+        .unwrap();
+    assert_eq!(status.generation, 2);
+    let output = vmm(&["failover", "--control", &control(&standby)]);
+    assert_eq!(output.status.code(), Some(1));
+    // A fresh standby has nothing to promote, and says so.
+    let lonely = hosts.start_standby(
+        "lonely",
+        &[
+            "--listen",
+            &format!("unix:{}", hosts.path("other").display()),
+        ],
+    );
+    let output = vmm(&["failover", "--control", &control(&lonely)]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("not in sync"), "{text}");
+}

@@ -1,0 +1,115 @@
+//! Peers that do not fit: of another version, or configured for something else. Both sides say what is
+//! wrong and stay of use.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use understudy_transport::Frame;
+use understudy_transport::frame::{HEADER_BYTES, Limits};
+
+use crate::support::{DEADLINE, Quiet, await_log, turn};
+
+/// A frame without a body of the next protocol version.
+fn frame_of_version_2() -> [u8; HEADER_BYTES] {
+    let mut header = Frame::default()
+        .encode_header(0, Limits::default())
+        .unwrap();
+    header[4..6].copy_from_slice(&2_u16.to_le_bytes());
+    header
+}
+
+const VERSIONS: &str = "the peer speaks protocol version 2, this side 1";
+
+#[test]
+fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let listener = UnixListener::bind(hosts.channel()).unwrap();
+    let mut primary = hosts.start_primary("primary", &[]);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut hello = [0; HEADER_BYTES];
+    stream.read_exact(&mut hello).unwrap();
+    assert_eq!(hello[4..6], 1_u16.to_le_bytes());
+    stream.write_all(&frame_of_version_2()).unwrap();
+    await_log(&primary, VERSIONS, 1);
+    let status = primary
+        .await_status("alone", DEADLINE, |status| status.phase == "alone")
+        .unwrap();
+    assert!(!status.protected);
+    assert_eq!(status.generation, 1);
+    let alarm = status.alarm.unwrap();
+    assert!(alarm.contains(VERSIONS), "{alarm}");
+    assert!(alarm.contains("unprotected"), "{alarm}");
+
+    // The same guest is protected as soon as a standby of this version is there.
+    drop((stream, listener));
+    std::fs::remove_file(hosts.channel()).unwrap();
+    let _standby = hosts.start_standby("standby", &[]);
+    primary
+        .await_status("protected", DEADLINE, |status| status.protected)
+        .unwrap();
+}
+
+#[test]
+fn a_primary_of_another_version_is_told_so_and_the_standby_goes_on_listening() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let standby = hosts.start_standby("standby", &[]);
+    let mut stream = UnixStream::connect(hosts.channel()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(&frame_of_version_2()).unwrap();
+    await_log(&standby, VERSIONS, 1);
+    // It answers in its own version, so that the other side can say so too, and closes the link.
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer[..4], *b"USTY");
+    assert_eq!(answer[4..6], 1_u16.to_le_bytes());
+    let status = standby.status().unwrap();
+    assert_eq!(status.phase, "listening");
+
+    let mut primary = hosts.start_primary("primary", &[]);
+    primary
+        .await_status("protected", DEADLINE, |status| status.protected)
+        .unwrap();
+}
+
+#[test]
+fn machines_that_differ_are_refused_and_the_difference_is_named() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let standby = hosts.start_standby("standby", &[]);
+    for (name, further, difference) in [
+        (
+            "other-name",
+            &["--name", "web"][..],
+            "the backup is configured for \"lab\"",
+        ),
+        (
+            "other-memory",
+            &["--memory-mib", "32"],
+            "memory.0: primary has 0x0+0x2000 pages, backup has 0x0+0x4000 pages",
+        ),
+        (
+            "other-vcpus",
+            &["--vcpus", "2"],
+            "vcpus: primary has 2, backup has 1",
+        ),
+        ("other-devices", &["--rng"], "backup has nothing"),
+    ] {
+        let mut primary = hosts.start_primary(name, further);
+        await_log(&primary, difference, 1);
+        await_log(&standby, difference, 1);
+        let status = primary
+            .await_status("alone", DEADLINE, |status| status.phase == "alone")
+            .unwrap();
+        let alarm = status.alarm.unwrap();
+        assert!(alarm.contains(difference), "{name}: {alarm}");
+        assert_eq!(standby.status().unwrap().phase, "listening", "{name}");
+        primary.kill().unwrap();
+    }
+    let mut primary = hosts.start_primary("the-same", &[]);
+    primary
+        .await_status("protected", DEADLINE, |status| status.protected)
+        .unwrap();
+}
