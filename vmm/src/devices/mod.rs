@@ -17,14 +17,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub mod bus;
-pub mod events;
 pub mod i8042;
 pub mod irq;
 pub mod serial;
 pub mod virtio;
 
 pub use bus::{Bus, BusError};
-pub use events::{EventError, EventThread};
 pub use i8042::ResetDevice;
 pub use irq::Irq;
 pub use serial::{SerialDevice, SerialInput};

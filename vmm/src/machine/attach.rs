@@ -8,6 +8,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::{Bus, BusDevice, BusError, Device, Irq};
+use super::event_loop::EventLoopError;
 use crate::kvm::KvmError;
 
 /// Where virtio devices begin.
@@ -87,7 +88,7 @@ pub enum AttachError {
     },
     /// The event thread cannot be started.
     #[error("cannot start the devices' event thread")]
-    EventThread(#[source] std::io::Error),
+    EventThread(#[source] EventLoopError),
     /// The host has no descriptors left, or the like.
     #[error("cannot create device {device}")]
     Create {

@@ -162,7 +162,7 @@ impl MachineBuilder {
             self.memory.ram().clone(),
             self.memory.layout().clone(),
         );
-        let event_loop = EventLoop::spawn(&mut self.devices, self.events.clone())
+        let event_loop = EventLoop::spawn(&mut self.devices, &self.events)
             .map_err(super::AttachError::EventThread)?;
         let buses = Buses {
             ports: Arc::new(self.ports),

@@ -3,74 +3,79 @@
 //! While the machine is paused its gate is held, so no device runs. What must not be done here: know what
 //! an event means.
 
-use std::io;
-use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use event_manager::{
+    EventManager, EventOps, Events as Ready, MutEventSubscriber, RemoteEndpoint, SubscriberOps,
+};
+use vmm_sys_util::epoll::EventSet;
 
 use super::attach::{Attached, Health};
 use super::events::{Events, MachineEvent};
 use crate::devices::{Device, EventSource, lock};
-
-/// Events taken from the kernel at once.
-const EVENTS_PER_WAIT: usize = 32;
-/// The token of the descriptor that ends the thread.
-const QUIT: u64 = u64::MAX;
 
 /// The thread, as the machine holds it.
 pub(super) struct EventLoop {
     /// Held by the thread while it hands out events, and by whoever paused the machine. It guards nothing
     /// but time, so that a panic elsewhere cannot spoil it.
     gate: Arc<Mutex<()>>,
-    quit: EventFd,
+    stop: Arc<AtomicBool>,
+    endpoint: RemoteEndpoint<Ward>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Why devices cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum EventLoopError {
+    /// The event loop cannot be set up.
+    #[error("cannot set up the event loop for the devices")]
+    Setup(#[source] event_manager::Error),
+    /// A device's descriptor cannot be watched.
+    #[error("device {device}: cannot watch event source {source_index}")]
+    Watch {
+        /// The device.
+        device: String,
+        /// Number of the source within the device.
+        source_index: usize,
+        /// The cause.
+        #[source]
+        source: event_manager::Error,
+    },
+    /// No thread can be started.
+    #[error("cannot start the event thread")]
+    Thread(#[source] std::io::Error),
 }
 
 impl EventLoop {
     /// Starts to serve `devices`.
-    pub(super) fn spawn(devices: &mut [Attached], events: Arc<Events>) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
-        let quit = EventFd::new(EFD_NONBLOCK)?;
-        epoll.ctl(
-            ControlOperation::Add,
-            quit.as_raw_fd(),
-            EpollEvent::new(EventSet::IN, QUIT),
-        )?;
-        let mut sources: Vec<Source> = Vec::new();
-        let mut wards = Vec::new();
+    pub(super) fn spawn(
+        devices: &mut [Attached],
+        events: &Arc<Events>,
+    ) -> Result<Self, EventLoopError> {
+        let mut manager = EventManager::new().map_err(EventLoopError::Setup)?;
+        let gate = Arc::new(Mutex::new(()));
         for attached in devices {
-            wards.push(Ward {
+            let ward = Ward {
                 name: attached.name.clone(),
                 device: attached.device.clone(),
+                sources: lock(&attached.device).event_sources(),
                 health: attached.health.take(),
-            });
-            for (number, source) in lock(&attached.device).event_sources().iter().enumerate() {
-                let (fd, events) = match source {
-                    EventSource::Counter(fd) => (*fd, EventSet::IN),
-                    EventSource::Input(fd) => (*fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
-                };
-                let event = EpollEvent::new(events, sources.len() as u64);
-                epoll.ctl(ControlOperation::Add, fd, event)?;
-                sources.push(Source {
-                    ward: wards.len() - 1,
-                    number,
-                    is_outside: matches!(source, EventSource::Input(_)),
-                });
-            }
+                gate: Arc::clone(&gate),
+                events: Arc::clone(events),
+                failure: None,
+            };
+            watch(&mut manager, ward)?;
         }
-        let gate = Arc::new(Mutex::new(()));
-        let thread = std::thread::Builder::new().name("devices".into()).spawn({
-            let gate = gate.clone();
-            move || serve(&epoll, &gate, &sources, &mut wards, &events)
-        })?;
-        Ok(Self {
-            gate,
-            quit,
-            thread: Some(thread),
-        })
+        let stop = Arc::new(AtomicBool::new(false));
+        let endpoint = manager.remote_endpoint();
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("devices".into())
+            .spawn(move || serve(manager, &stopped))
+            .map_err(EventLoopError::Thread)?;
+        Ok(Self { gate, stop, endpoint, thread: Some(thread) })
     }
 
     /// Keeps the thread from handing out events; waits for the one it may be at.
@@ -83,9 +88,10 @@ impl EventLoop {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        if let Err(error) = self.quit.write(1) {
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = self.endpoint.kick() {
             // Cannot happen to a counter that nobody else writes; waiting would then be for ever.
-            tracing::error!("cannot end the devices' event thread: {error}");
+            tracing::error!(%error, "cannot end the devices' event thread");
             return;
         }
         if thread.join().is_err() {
@@ -108,49 +114,60 @@ fn hold(gate: &Mutex<()>) -> MutexGuard<'_, ()> {
 struct Ward {
     name: String,
     device: Arc<Mutex<dyn Device>>,
+    sources: Vec<EventSource>,
     /// Taken away when it has told of a loss: told once.
     health: Option<Health>,
+    gate: Arc<Mutex<()>>,
+    events: Arc<Events>,
+    /// `init` cannot return an error.
+    failure: Option<(usize, event_manager::Error)>,
 }
 
-/// One of a device's descriptors.
-struct Source {
-    ward: usize,
-    /// Its number within the device.
-    number: usize,
-    /// It is connected to something outside the machine, which may be lost.
-    is_outside: bool,
+fn watch(manager: &mut EventManager<Ward>, ward: Ward) -> Result<(), EventLoopError> {
+    let id = manager.add_subscriber(ward);
+    let ward = manager.subscriber_mut(id).map_err(EventLoopError::Setup)?;
+    match ward.failure.take() {
+        None => Ok(()),
+        Some((source_index, source)) => {
+            Err(EventLoopError::Watch { device: ward.name.clone(), source_index, source })
+        }
+    }
 }
 
-fn serve(epoll: &Epoll, gate: &Mutex<()>, sources: &[Source], wards: &mut [Ward], events: &Events) {
-    let mut ready = vec![EpollEvent::default(); EVENTS_PER_WAIT];
-    loop {
-        let count = match epoll.wait(-1, &mut ready) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                tracing::error!("devices get no events any more: {error}");
-                return;
-            }
-        };
-        for event in &ready[..count] {
-            if event.data() == QUIT {
-                return;
-            }
-            let Some(source) = sources.get(event.data() as usize) else {
-                continue;
+fn serve(mut manager: EventManager<Ward>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        if let Err(error) = manager.run() {
+            // Only a defect in the loop's set-up gets here.
+            tracing::error!(%error, "devices get no events any more");
+            return;
+        }
+    }
+}
+
+impl MutEventSubscriber for Ward {
+    fn process(&mut self, ready: Ready, _: &mut EventOps) {
+        let number = ready.data() as usize;
+        // One event at a time, so that a pause waits for one handler at most.
+        let _gate = hold(&self.gate);
+        lock(&self.device).handle_event(number);
+        // Only what is connected to something outside the machine can be lost.
+        if matches!(self.sources.get(number), Some(EventSource::Input(_)))
+            && let Some(what) = self.health.as_ref().and_then(|health| health())
+        {
+            self.health = None;
+            self.events.tell(&MachineEvent::BackendLost { device: self.name.clone(), what });
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        for (index, source) in self.sources.iter().enumerate() {
+            let (fd, set) = match *source {
+                EventSource::Counter(fd) => (fd, EventSet::IN),
+                EventSource::Input(fd) => (fd, EventSet::IN | EventSet::EDGE_TRIGGERED),
             };
-            let ward = &mut wards[source.ward];
-            // One event at a time, so that a pause waits for one handler at most.
-            let _gate = hold(gate);
-            lock(&ward.device).handle_event(source.number);
-            if source.is_outside
-                && let Some(what) = ward.health.as_ref().and_then(|health| health())
-            {
-                ward.health = None;
-                events.tell(&MachineEvent::BackendLost {
-                    device: ward.name.clone(),
-                    what,
-                });
+            if let Err(error) = ops.add(Ready::with_data_raw(fd, index as u32, set)) {
+                self.failure = Some((index, error));
+                return;
             }
         }
     }

@@ -153,20 +153,3 @@ pub(super) fn bytes_at(memory: &GuestRam, address: u64, len: usize) -> Vec<u8> {
 pub(super) fn raised(event: &EventFd) -> bool {
     event.read().is_ok()
 }
-
-/// Waits for an event that another thread raises.
-pub(super) fn wait_for(event: &EventFd) {
-    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-    let epoll = Epoll::new().unwrap();
-    let fd = std::os::fd::AsRawFd::as_raw_fd(event);
-    let wanted = EpollEvent::new(EventSet::IN, 0);
-    epoll.ctl(ControlOperation::Add, fd, wanted).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !raised(event) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        assert!(!left.is_zero(), "the event never came");
-        let mut ready = [EpollEvent::default()];
-        // Interrupted by a signal at worst.
-        let _ = epoll.wait(left.as_millis() as i32, &mut ready);
-    }
-}

@@ -13,10 +13,10 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::NetDevice;
-use super::backend::{Backend, BackendError, FrameSource, socket};
+use super::backend::{BackendError, FrameSource};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::*;
-use crate::devices::{BusDevice, Device, DeviceError, EventThread, Irq, Snapshot, lock};
+use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 use crate::output::{FRAME_OVERHEAD_BYTES, FrameSink, Gate, GateLimits, SendError, announce};
 
@@ -400,58 +400,6 @@ fn a_promoted_device_announces_what_it_learned() {
     gate.hold();
     device.device().announce().unwrap();
     assert_eq!(cable.sent(), [announce::rarp(MAC), arp]);
-}
-
-#[test]
-fn the_event_thread_serves_a_socket_and_a_kick() {
-    let memory = ram();
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let Backend { source, sink } = socket::from_stream(ours).unwrap();
-    let Backend {
-        source: mut outside_in,
-        sink: outside_out,
-    } = socket::from_stream(theirs).unwrap();
-    let gate = Gate::new(GateLimits::default());
-    let port = gate.add_network(sink).unwrap();
-    let irq = Irq::new().unwrap();
-    let net = NetDevice::new("net0", MAC, source, port);
-    let mut device = MmioTransport::new(net, memory.clone(), irq.clone()).unwrap();
-    device.start();
-    let (mut rx, mut tx) = (Ring::new(&memory, RX_RING), Ring::new(&memory, TX_RING));
-    initialise(&mut device, VERSION_1, &[&rx, &tx]);
-    rx.offer(&[(RX_DATA, 2048, true)]);
-    let kick = device.queue_events()[TX_KICK].try_clone().unwrap();
-    let device = Arc::new(Mutex::new(device));
-    let thread = EventThread::spawn([device.clone() as Arc<Mutex<dyn Device>>]).unwrap();
-
-    outside_out.send(&frame(1)).unwrap();
-    wait_for(irq.event());
-    assert_eq!(rx.used(), [(0, 72)]);
-
-    offer_frame(&memory, &mut tx, TX_DATA, &frame(2));
-    kick.write(1).unwrap();
-    wait_for(irq.event());
-    assert_eq!(tx.used().len(), 1);
-    let mut buffer = vec![0; super::backend::FRAME_BYTES_MAX];
-    let len = outside_in.recv(&mut buffer).unwrap().unwrap();
-    assert_eq!(buffer[..len], frame(2));
-
-    // A paused machine holds the mutex: nothing happens to the guest, whatever arrives.
-    let paused = lock(&device);
-    rx.offer(&[(RX_DATA, 2048, true)]);
-    outside_out.send(&frame(3)).unwrap();
-    kick.write(1).unwrap();
-    assert!(rx.used().is_empty());
-    assert!(!raised(irq.event()));
-    drop(paused);
-    wait_for(irq.event());
-    assert_eq!(rx.used().len(), 1);
-
-    // The other side goes away.
-    drop((outside_in, outside_out));
-    wait_for(irq.event());
-    assert!(!lock(&device).device().backend_is_up());
-    drop(thread);
 }
 
 proptest! {
