@@ -10,6 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::trace_span;
 use understudy_transport::{Frame, LinkError, SendQueue};
 
 use super::Limits;
@@ -273,7 +274,11 @@ impl<M: Machine> Capturer<M> {
         let mut state = Vec::with_capacity(64 * 1024);
         let began = Instant::now();
         let mut paused = self.machine.pause()?;
-        paused.harvest(&mut self.dirty)?;
+        {
+            let _step = trace_span!(target: "understudy::pause", "harvest").entered();
+            paused.harvest(&mut self.dirty)?;
+        }
+        let step = trace_span!(target: "understudy::pause", "copy").entered();
         let mut pages = 0;
         for page in self.dirty.iter() {
             if self.captured.len() == self.limits.capture_pages_max {
@@ -290,11 +295,20 @@ impl<M: Machine> Capturer<M> {
             self.captured.push((page, frame));
             pages += 1;
         }
-        paused.save(&mut state)?;
+        drop(step);
+        {
+            let _step = trace_span!(target: "understudy::pause", "save").entered();
+            paused.save(&mut state)?;
+        }
+        let step = trace_span!(target: "understudy::pause", "seal").entered();
         // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
         self.gate.hold();
         let output = self.gate.seal(epoch);
-        drop(paused);
+        drop(step);
+        {
+            let _step = trace_span!(target: "understudy::pause", "resume").entered();
+            drop(paused);
+        }
         self.metrics.captured(epoch, began, began.elapsed(), pages);
         Ok((state, output))
     }
