@@ -43,6 +43,8 @@ const COLUMNS: [&str; 7] = [
     "seal_us",
     "resume_us",
 ];
+/// Longest step that is told from longer ones, in nanoseconds.
+const NS_MAX: u64 = 10_000_000_000;
 /// Longest wait for anything that takes a moment.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -87,7 +89,7 @@ struct Step {
 
 impl Stopwatch {
     fn new() -> Result<Self> {
-        let ns = Histogram::<u64>::new(3)?;
+        let ns = Histogram::<u64>::new_with_max(NS_MAX, 3)?;
         let step = |_| {
             Mutex::new(Step {
                 began: None,
