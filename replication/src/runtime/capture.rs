@@ -10,6 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::trace_span;
 use understudy_transport::{Frame, LinkError, SendQueue};
 
 use super::Limits;
@@ -19,6 +20,9 @@ use crate::core::message::{EpochTally, Message};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::PageSet;
 use crate::ports::{Machine, MachineError, OutputGate, PageMemory, SealedOutput};
+
+/// Frames at hand beyond those that the next capture is expected to need (1 MiB).
+const SPARE_FRAMES_MIN: usize = 256;
 
 /// What the driver asks of this thread, done in order.
 #[derive(Debug)]
@@ -228,9 +232,9 @@ impl<M: Machine> Capturer<M> {
         self.metrics.synchronised(wire_bytes);
         self.dirty.clear();
         self.machine.harvest_running(&mut self.dirty)?;
-        self.tell(Event::SyncRoundShipped {
-            pages_left: self.dirty.len(),
-        });
+        let pages_left = self.dirty.len();
+        self.provide_frames(pages_left);
+        self.tell(Event::SyncRoundShipped { pages_left });
         Ok(())
     }
 
@@ -257,6 +261,7 @@ impl<M: Machine> Capturer<M> {
         self.tell(Event::Captured { epoch });
         self.encode_captured(&mut shipment)?;
         let wire_bytes = shipment.end(state, output)?;
+        self.provide_frames(self.dirty.len());
         self.dirty.clear();
         self.metrics.shipped(self.encoder.stats(), wire_bytes);
         self.tell(Event::Shipped { epoch });
@@ -273,7 +278,11 @@ impl<M: Machine> Capturer<M> {
         let mut state = Vec::with_capacity(64 * 1024);
         let began = Instant::now();
         let mut paused = self.machine.pause()?;
-        paused.harvest(&mut self.dirty)?;
+        {
+            let _step = trace_span!(target: "understudy::pause", "harvest").entered();
+            paused.harvest(&mut self.dirty)?;
+        }
+        let step = trace_span!(target: "understudy::pause", "copy").entered();
         let mut pages = 0;
         for page in self.dirty.iter() {
             if self.captured.len() == self.limits.capture_pages_max {
@@ -290,13 +299,35 @@ impl<M: Machine> Capturer<M> {
             self.captured.push((page, frame));
             pages += 1;
         }
-        paused.save(&mut state)?;
+        drop(step);
+        {
+            let _step = trace_span!(target: "understudy::pause", "save").entered();
+            paused.save(&mut state)?;
+        }
+        let step = trace_span!(target: "understudy::pause", "seal").entered();
         // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
         self.gate.hold();
         let output = self.gate.seal(epoch);
-        drop(paused);
+        drop(step);
+        {
+            let _step = trace_span!(target: "understudy::pause", "resume").entered();
+            drop(paused);
+        }
         self.metrics.captured(epoch, began, began.elapsed(), pages);
         Ok((state, output))
+    }
+
+    /// Makes sure, while the guest runs, that the next capture finds frames for as many pages as the
+    /// last one had and some more: the encoder keeps frames as long as its cache grows.
+    fn provide_frames(&mut self, pages: u64) {
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
+        let wanted = pages
+            .saturating_add(pages / 4 + SPARE_FRAMES_MIN)
+            .min(self.limits.capture_pages_max);
+        let missing = wanted.saturating_sub(self.spare.len());
+        self.spare
+            .extend(std::iter::repeat_with(new_frame).take(missing));
+        self.captured.reserve(wanted);
     }
 
     /// Step ④.
@@ -395,6 +426,8 @@ fn send(target: &Target, message: &Message) -> Result<(), LinkError> {
     })
 }
 
+/// A frame whose memory is there. Not of zeroes: such the allocator may leave to the kernel to provide
+/// at the first touch, in the midst of the pause.
 fn new_frame() -> Box<Page> {
-    Box::new([0; PAGE_BYTES])
+    Box::new([0xff; PAGE_BYTES])
 }

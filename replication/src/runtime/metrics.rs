@@ -11,6 +11,9 @@ use super::status::{Encoded, FailoverFigures, Percentiles, Role, Status};
 use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
 
+/// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
+/// histogram that grows by itself would clamp to its first, tiny range instead.
+const HISTOGRAM_MAX: u64 = 60_000_000;
 /// Epochs whose capture time is remembered for their ack.
 const PENDING_EPOCHS_MAX: usize = 64;
 
@@ -30,7 +33,8 @@ struct Inner {
 
 impl Metrics {
     pub(super) fn new(role: Role, vm: &str, node: &str) -> Self {
-        let histogram = || Histogram::new(3).expect("three significant digits are valid");
+        let histogram =
+            || Histogram::new_with_max(HISTOGRAM_MAX, 3).expect("range and three digits are valid");
         Self(Arc::new(Mutex::new(Inner {
             status: Status {
                 role,
@@ -192,5 +196,32 @@ fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
         p90: histogram.value_at_quantile(0.9),
         p99: histogram.value_at_quantile(0.99),
         max: histogram.max(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_times_and_large_counts_are_counted_as_they_are() {
+        let metrics = Metrics::new(Role::Primary, "vm", "node");
+        let pause = Duration::from_millis(1500);
+        let began = Instant::now() - pause;
+        metrics.captured(EpochId(1), began, pause, 1_000_000);
+        metrics.acked(EpochId(1));
+        let status = metrics.status();
+        let close = |found: u64, to: u64| found.abs_diff(to) <= to / 500;
+        assert!(
+            close(status.pause_us.p50, 1_500_000),
+            "{:?}",
+            status.pause_us
+        );
+        assert!(
+            close(status.dirty_pages.p50, 1_000_000),
+            "{:?}",
+            status.dirty_pages
+        );
+        assert!(status.ack_us.p50 >= 1_490_000, "{:?}", status.ack_us);
     }
 }

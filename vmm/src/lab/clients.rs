@@ -17,6 +17,10 @@ const HEADER_BYTES_MAX: usize = 4096;
 /// measure throughput.
 const THINK: Duration = Duration::from_millis(2);
 
+/// Longest answer time that is told from longer ones. A histogram that grows by itself would clamp to
+/// its first, tiny range instead.
+const ANSWER_US_MAX: u64 = 60_000_000;
+
 /// What a client saw that must not happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -152,8 +156,8 @@ impl Load {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let answer_us =
-            hdrhistogram::Histogram::new(3).expect("three significant digits are valid");
+        let answer_us = hdrhistogram::Histogram::new_with_max(ANSWER_US_MAX, 3)
+            .expect("range and three digits are valid");
         Ok(Self {
             streams,
             counters,

@@ -5,6 +5,7 @@
 
 use std::sync::MutexGuard;
 
+use tracing::trace_span;
 use understudy_replication::PageSet;
 
 use super::state::{self, StateError};
@@ -59,6 +60,7 @@ impl<'a> Paused<'a> {
         } = machine;
         // From here on every way out resumes, errors included.
         let vcpus = Resume { vcpus, stay: false };
+        let step = trace_span!(target: "understudy::pause", "stop_vcpus").entered();
         // All are asked before any is waited for: they leave the guest side by side.
         for vcpu in vcpus.vcpus {
             vcpu.request_park()?;
@@ -66,6 +68,8 @@ impl<'a> Paused<'a> {
         for vcpu in vcpus.vcpus {
             vcpu.wait_parked()?;
         }
+        drop(step);
+        let _step = trace_span!(target: "understudy::pause", "lock_devices").entered();
         // vCPUs first, then devices: a vCPU may hold a device while it finishes an access, and needs no
         // more than that to come to a stop. A device at work is waited for, which completes what it has in
         // flight.

@@ -40,12 +40,33 @@ impl GuestPages {
     }
 
     /// The host address of `page`, which is page-aligned and has [`PAGE_BYTES`] mapped bytes.
-    fn host(&self, page: PageIndex) -> Result<*mut u64, MachineError> {
+    fn host(&self, page: PageIndex) -> Result<*mut u8, MachineError> {
         let (region, offset) = self
             .layout
             .locate(page)
             .ok_or_else(|| MachineError::new(format!("{page} is not guest RAM")))?;
-        Ok((self.hosts[region] + offset as usize * PAGE_BYTES) as *mut u64)
+        Ok((self.hosts[region] + offset as usize * PAGE_BYTES) as *mut u8)
+    }
+}
+
+/// Copies one page by the processor's string instruction. Into a frame that is in no cache, as those of a
+/// capture are, it takes half the time of a loop; and unlike a copy in Rust it promises the compiler
+/// nothing about bytes that a guest may be writing: the worst that comes out is a mixture of old and new
+/// bytes, which [`PageMemory`] allows.
+///
+/// # Safety
+/// `from` must be readable and `into` writable for [`PAGE_BYTES`], without overlap.
+unsafe fn copy_page(from: *const u8, into: *mut u8) {
+    // SAFETY: the instruction reads and writes exactly what the caller vouches for, upwards: the
+    // direction flag is clear in Rust code. It touches no stack and no flag.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") PAGE_BYTES => _,
+            inout("rsi") from => _,
+            inout("rdi") into => _,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -56,26 +77,22 @@ impl PageMemory for GuestPages {
 
     fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
         let from = self.host(page)?.cast_const();
-        let (words, _) = into.as_chunks_mut::<8>();
-        for (number, word) in words.iter_mut().enumerate() {
-            debug_assert!(number < PAGE_WORDS);
-            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
-            // mapped readable; `number` is below PAGE_WORDS because `into` is one page. The page is
-            // 8-byte aligned because mappings are page-aligned. The guest may write the word at the same
-            // time: it is a processor outside the Rust program, the read is volatile and no reference is
-            // made, so the worst that comes out is an old or a new value, which the trait allows.
-            *word = unsafe { from.add(number).read_volatile() }.to_ne_bytes();
-        }
+        // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps mapped
+        // readable; `into` is a page of ours. The guest may write its page at the same time; it is a
+        // processor outside the Rust program, and no reference to its page is made.
+        unsafe { copy_page(from, into.as_mut_ptr()) };
         Ok(())
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
-        let into = self.host(page)?;
+        let into = self.host(page)?.cast::<u64>();
         let (words, _) = from.as_chunks::<8>();
         for (number, word) in words.iter().enumerate() {
             debug_assert!(number < PAGE_WORDS);
-            // SAFETY: as in `read_page`, and the mapping is writable. No Rust reference to guest memory
-            // exists anywhere, so nothing that the compiler may rely on changes under it.
+            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
+            // mapped writable; `number` is below PAGE_WORDS because `from` is one page. The page is 8-byte
+            // aligned because mappings are page-aligned. No Rust reference to guest memory exists anywhere,
+            // so nothing that the compiler may rely on changes under it.
             unsafe { into.add(number).write_volatile(u64::from_ne_bytes(*word)) };
         }
         Ok(())

@@ -15,8 +15,11 @@ pub(super) struct Epochs {
     /// The last one whose output was let go.
     released: EpochId,
     boundary: Boundary,
-    /// When the running epoch began.
+    /// When the running epoch began: the guest ran again.
     began: Duration,
+    /// From when the timer of the running epoch counts. The timer keeps its beat: neither the pause nor a
+    /// late look at it makes the next epoch end later.
+    beat: Duration,
     /// When output last began to wait in the running epoch.
     output_at: Option<Duration>,
     wanted: bool,
@@ -56,6 +59,7 @@ impl Epochs {
             released: EpochId(0),
             boundary: Boundary::Passed,
             began: now,
+            beat: now,
             output_at: None,
             wanted: true,
             failures,
@@ -103,7 +107,7 @@ impl Epochs {
         if self.wanted {
             return Some(self.began);
         }
-        let timer = self.began + policy.epoch_interval;
+        let timer = self.beat + policy.epoch_interval;
         let quiet = self
             .output_at
             .zip(policy.output_quiet)
@@ -112,8 +116,13 @@ impl Epochs {
     }
 
     /// Ends the running epoch: returns it, to be captured.
-    pub(super) fn end(&mut self) -> EpochId {
+    pub(super) fn end(&mut self, now: Duration, policy: &Policy) -> EpochId {
         let epoch = self.running();
+        let timer = self.beat + policy.epoch_interval;
+        // Much later than the timer, something slower sets the pace: catching up would only make epochs
+        // of next to no length.
+        let on_beat = (timer..timer + policy.epoch_interval / 2).contains(&now);
+        self.beat = if on_beat { timer } else { now };
         self.boundary = Boundary::Capturing(epoch);
         self.wanted = false;
         // Output that begins to wait from now on may be sealed under this epoch or the next one. It
@@ -154,6 +163,7 @@ impl Epochs {
         }
         self.boundary = Boundary::Passed;
         self.began = now;
+        self.beat = now;
         self.failures += 1;
         Ok(self.failures)
     }

@@ -217,7 +217,7 @@ impl PrimaryCore {
             {
                 // Not in doubt: a promoted backup repeats the output of its last epoch only, so no
                 // more than one epoch may ever be acked and not released.
-                out.push(Effect::Capture(epochs.end()));
+                out.push(Effect::Capture(epochs.end(now, &self.policy)));
             }
             _ => {}
         }
@@ -371,7 +371,7 @@ impl PrimaryCore {
     /// the runtime's report is read.
     fn capture_first(&mut self, failures: u32, out: &mut Vec<Effect>) {
         let mut epochs = Epochs::new(self.now, failures);
-        out.push(Effect::Capture(epochs.end()));
+        out.push(Effect::Capture(epochs.end(self.now, &self.policy)));
         self.phase = Phase::Protected(epochs);
     }
 

@@ -335,6 +335,35 @@ fn an_epoch_in_flight_needs_life_on_the_link_itself() {
 }
 
 #[test]
+fn the_timer_keeps_its_beat_unless_it_is_far_behind() {
+    let mut bench = Bench::protected();
+    assert_eq!(
+        bench.pass(25 * MS, true, false),
+        [Effect::Capture(EpochId(2))]
+    );
+    let lasting = |bench: &mut Bench, epoch, capture: Duration| {
+        bench.now += capture;
+        bench.ship(epoch);
+        let released = Effect::Release(EpochId(epoch));
+        assert_eq!(bench.ack(epoch), [released]);
+    };
+    lasting(&mut bench, 2, 3 * MS);
+    assert_eq!(bench.pass(21 * MS, true, false), []);
+    assert_eq!(bench.pass(MS, true, false), [Effect::Capture(EpochId(3))]);
+    // So far behind that the beat starts afresh.
+    bench.now += 45 * MS;
+    bench.ship(3);
+    let effects = bench.ack(3);
+    assert_eq!(
+        effects,
+        [Effect::Release(EpochId(3)), Effect::Capture(EpochId(4))]
+    );
+    lasting(&mut bench, 4, 0 * MS);
+    assert_eq!(bench.pass(24 * MS, true, false), []);
+    assert_eq!(bench.pass(MS, true, false), [Effect::Capture(EpochId(5))]);
+}
+
+#[test]
 fn heartbeats_are_sent_in_their_interval() {
     let mut bench = Bench::welcomed();
     let mut sent = 0;

@@ -1,0 +1,55 @@
+//! Benchmarks. Each prints a table for people, or with `--json` one JSON array; progress goes to
+//! standard error. How to run and read them: `benches/README.md`.
+//!
+//! What must not be done here: deciding whether something is correct. Tests do that, and never by time.
+
+mod codec;
+mod epochs;
+mod guest;
+mod pause;
+mod stream;
+mod table;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures Understudy.
+#[derive(Debug, Parser)]
+#[command(name = "understudy-benches", max_term_width = 100)]
+struct Cli {
+    /// Print one JSON array on standard output instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Whole guests that rewrite memory: epochs per second, pause, acknowledgement, bytes, guest speed.
+    ///
+    /// Without any option about the guest, the suite of rows that benches/README.md describes.
+    Epochs(epochs::Arguments),
+    /// Streaming and counting clients under several shortest epochs (sync on output).
+    Stream(stream::Arguments),
+    /// What the pause is made of, step by step, in one process.
+    Pause(pause::Arguments),
+    /// Encoding and decoding pages of several kinds, against copying them.
+    Codec(codec::Arguments),
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let table = match &cli.bench {
+        Bench::Epochs(arguments) => epochs::run(arguments)?,
+        Bench::Stream(arguments) => stream::run(arguments)?,
+        Bench::Pause(arguments) => pause::run(arguments)?,
+        Bench::Codec(arguments) => codec::run(arguments)?,
+    };
+    if cli.json {
+        println!("{}", table.json()?);
+    } else {
+        print!("{}", table.render());
+    }
+    Ok(())
+}

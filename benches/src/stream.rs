@@ -1,0 +1,178 @@
+//! `stream`: sync on output under several shortest epochs. Clients stream and count over the lab's
+//! network, while the guest also rewrites memory freely: what protection leaves of that speed is its
+//! price, the counters' answer times are its worth.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use understudy_vmm::lab::{Host, Network, Pair, PairOptions};
+
+use crate::guest::{self, Speedometer};
+use crate::table::{Cell, Progress, Table, number, text};
+
+/// Longest wait for clients to be served.
+const PATIENCE: Duration = Duration::from_secs(30);
+const MEMORY_MIB: u64 = 256;
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The `vmm` to measure; repeat to compare several in turn [default: the one beside this program].
+    #[arg(long, value_name = "PATH")]
+    binary: Vec<PathBuf>,
+    /// Clients that stream; a quarter as many count.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    clients: usize,
+    /// Shortest epochs to compare, in milliseconds. One as long as the longest epoch switches sync on
+    /// output off.
+    #[arg(
+        long,
+        value_name = "MS",
+        value_delimiter = ',',
+        default_value = "1,2,5,10,25"
+    )]
+    epoch_min_ms: Vec<u64>,
+    /// How long each is watched.
+    #[arg(long, value_name = "S", default_value_t = 10)]
+    seconds: u64,
+    /// How often each is run.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    repeat: u32,
+    /// What the guest does beside serving clients.
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        default_value = "dirty.pages=400 dirty.rate=0 dirty.mode=word dirty.pattern=random"
+    )]
+    dirty: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
+    let binaries = guest::binaries(&arguments.binary)?;
+    let progress = Progress::start()?;
+    let mut table = Table::default();
+    for _ in 0..arguments.repeat {
+        for binary in &binaries {
+            let alone = arguments.unprotected(binary, &progress)?;
+            for epoch_min_ms in &arguments.epoch_min_ms {
+                table.push(arguments.protected(binary, *epoch_min_ms, alone, &progress)?);
+            }
+        }
+    }
+    Ok(table)
+}
+
+impl Arguments {
+    fn workload(&self) -> String {
+        format!("workload=stream,counter,dirty {}", self.dirty)
+    }
+
+    fn connect(&self, network: &Network) -> Result<()> {
+        let counters = self.clients.div_ceil(4);
+        network.connect(self.clients, counters)?;
+        let deadline = Instant::now() + PATIENCE;
+        while network.figures()?.clients_served < self.clients + counters {
+            if Instant::now() > deadline {
+                bail!("not all clients were served within {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Iterations per second of a guest that serves the same clients unprotected.
+    fn unprotected(&self, binary: &Path, progress: &Progress) -> Result<f64> {
+        progress.say(&format!("{}: unprotected", guest::label(binary)));
+        let directory = tempfile::Builder::new()
+            .prefix("understudy-bench-")
+            .tempdir()?;
+        let port = directory.path().join("alone.net");
+        let network = Network::start(&[&port])?;
+        let arguments: Vec<String> = [
+            "run",
+            "--memory-mib",
+            &MEMORY_MIB.to_string(),
+            "--rng",
+            "--net",
+            &format!("socket={},mac=52:54:00:75:73:01", port.display()),
+            "--cmdline",
+            &format!("{} ip={}/24", self.workload(), understudy_vmm::lab::GUEST),
+        ]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+        let _host = Host::start(binary, "alone", directory.path(), &arguments)?;
+        let mut meter = Speedometer::start(&directory.path().join("alone.console"), 1)?;
+        self.connect(&network)?;
+        meter.watch(Duration::from_secs(self.seconds.min(10)), |_| {});
+        Ok(meter.iterations_per_s())
+    }
+
+    fn protected(
+        &self,
+        binary: &Path,
+        epoch_min_ms: u64,
+        alone: f64,
+        progress: &Progress,
+    ) -> Result<Vec<(&'static str, Cell)>> {
+        progress.say(&format!(
+            "{}: protected, epochs of at least {epoch_min_ms} ms",
+            guest::label(binary)
+        ));
+        let directory = tempfile::Builder::new()
+            .prefix("understudy-bench-")
+            .tempdir()?;
+        let options = PairOptions {
+            binary: binary.into(),
+            memory_mib: MEMORY_MIB,
+            vcpus: 1,
+            workload: self.workload(),
+            arguments: vec!["--epoch-min-ms".into(), epoch_min_ms.to_string()],
+        };
+        let pair = Pair::start(directory.path(), &options)?;
+        self.connect(&pair.network)?;
+        let mut meter = Speedometer::start(&directory.path().join("primary.console"), 1)?;
+        let status = || pair.primary.status().context("the primary gives no status");
+        let (before, from, began) = (status()?, pair.network.figures()?, Instant::now());
+        meter.watch(Duration::from_secs(self.seconds), |_| {});
+        let (after, to, seconds) = (
+            status()?,
+            pair.network.figures()?,
+            began.elapsed().as_secs_f64(),
+        );
+        if let Some(error) = to.errors.first() {
+            bail!("the clients did not get what they should: {error}");
+        }
+        let speed = meter.iterations_per_s();
+        let ms = |us: u64| number(us as f64 / 1e3, 2);
+        let per_s = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
+        Ok(vec![
+            ("epoch_min_ms", number(epoch_min_ms as f64, 0)),
+            ("vmm", text(guest::label(binary))),
+            (
+                "epochs_per_s",
+                number(per_s(before.epochs, after.epochs), 0),
+            ),
+            ("pause_p50_ms", ms(after.pause_us.p50)),
+            ("pause_p99_ms", ms(after.pause_us.p99)),
+            ("ack_p50_ms", ms(after.ack_us.p50)),
+            ("ack_p99_ms", ms(after.ack_us.p99)),
+            ("dirty_pages_p50", number(after.dirty_pages.p50 as f64, 0)),
+            ("answer_p50_ms", ms(to.answer_us_p50)),
+            ("answer_p99_ms", ms(to.answer_us_p99)),
+            (
+                "answers_per_s",
+                number(per_s(from.acked_writes, to.acked_writes), 0),
+            ),
+            ("longest_gap_ms", number(to.longest_gap_ms, 0)),
+            (
+                "stream_mb_per_s",
+                number(per_s(from.bytes_checked, to.bytes_checked) / 1e6, 1),
+            ),
+            ("iterations_per_s_alone", number(alone, 0)),
+            ("protected", number(speed, 0)),
+            ("ratio", number(speed / alone.max(f64::MIN_POSITIVE), 2)),
+        ])
+    }
+}
