@@ -15,6 +15,9 @@ use understudy_replication::ports::{MachineError, PageMemory};
 const PAGES: u64 = 4096;
 const ROUNDS: u32 = 20;
 
+/// What a page holds.
+type Content = fn(u64) -> Page;
+
 /// The backup's memory: only read here.
 struct Base(MemoryLayout, Vec<Page>);
 
@@ -72,8 +75,8 @@ fn main() {
         "{:<22}{:>12}{:>12}{:>14}",
         "guest wrote", "encode ns", "decode ns", "bytes a page"
     );
-    let before: fn(u64) -> Page = noise;
-    let cases: [(&str, fn(u64) -> Page, fn(u64) -> Page); 7] = [
+    let before: Content = noise;
+    let cases: [(&str, Content, Content); 7] = [
         ("the same", before, noise),
         ("one word", before, |page| {
             let mut content = noise(page);

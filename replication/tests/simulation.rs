@@ -3,16 +3,19 @@
 //! `UNDERSTUDY_SIM_SEED=n cargo test -p understudy-replication --test simulation` replays one seed with
 //! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes.
 #![forbid(unsafe_code)]
-#![allow(missing_docs, unreachable_pub)]
+// Modules of a test: what fails to unwrap here fails the test.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod sim;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use sim::world::settings;
-use sim::{Report, World};
+use sim::faults::Fault;
+use sim::world::{policy, settings};
+use sim::{Report, Settings, World, ms};
 
 const SEEDS: u64 = 3000;
 
@@ -55,10 +58,167 @@ fn any_schedule_of_faults_keeps_the_rules() {
                         *totals.entry(what).or_default() += count;
                     }
                     *totals.entry("outputs").or_default() += report.outputs;
+                    *totals.entry("outputs repeated").or_default() += report.repeated;
+                    *totals.entry("outputs repeated late").or_default() += report.late;
                 }
             });
         }
     });
     let totals = totals.into_inner().unwrap();
     println!("{seeds} seeds: {totals:#?}");
+    // The schedules must reach what they are to test.
+    for what in [
+        "arbiter silent",
+        "broken links",
+        "captures failed",
+        "commits",
+        "confirmations asked",
+        "epochs discarded",
+        "fenced",
+        "outputs repeated",
+        "promotions",
+        "resets",
+        "solo grants",
+    ] {
+        let enough = seeds / 100;
+        let count = totals.get(what).copied().unwrap_or(0);
+        assert!(
+            count >= enough,
+            "{what}: only {count} times in {seeds} seeds"
+        );
+    }
+}
+
+/// A run of a few hosts with exactly these faults, at these milliseconds.
+fn scenario(hosts: usize, faults: &[(u64, Fault)]) -> Report {
+    let settings = Settings {
+        seed: 7,
+        hosts,
+        policy: policy(),
+        capture_failures_permille: 0,
+        beats_lost_permille: 0,
+        byte_ns: 8,
+        may_repeat_late: false,
+        faults: faults.iter().map(|(at, fault)| (ms(*at), *fault)).collect(),
+        trace: from_environment("UNDERSTUDY_SIM_TRACE").is_some(),
+    };
+    World::new(settings)
+        .run()
+        .unwrap_or_else(|violation| panic!("{violation}; UNDERSTUDY_SIM_TRACE=1 shows the way"))
+}
+
+impl Report {
+    #[track_caller]
+    fn assert(&self, expected: &[(&str, u64)]) {
+        for (what, count) in expected {
+            let found = self.counts.get(what).copied().unwrap_or(0);
+            assert_eq!(found, *count, "{what}: {self:#?}");
+        }
+    }
+}
+
+#[test]
+fn without_faults_epochs_advance_and_nobody_asks_the_arbiter() {
+    let report = scenario(2, &[]);
+    report.assert(&[
+        ("promotions", 0),
+        ("went alone", 0),
+        ("confirmations asked", 0),
+        ("epochs discarded", 0),
+    ]);
+    // 800 ms; the policy ends an epoch after 8 ms at the latest.
+    assert!(report.counts["commits"] >= 100, "{report:#?}");
+    assert_eq!(report.repeated, 0);
+    assert!(report.outputs >= 200, "{report:#?}");
+}
+
+#[test]
+fn a_dead_primary_is_replaced_and_the_new_one_protected_again() {
+    for fault in [Fault::KillProcess(0), Fault::LoseHost(0)] {
+        for at in 50..70 {
+            let report = scenario(2, &[(at, fault)]);
+            report.assert(&[("promotions", 1), ("fenced", 0), ("went alone", 0)]);
+        }
+    }
+}
+
+#[test]
+fn a_dead_backup_leaves_the_primary_running_alone_until_another_comes() {
+    for fault in [Fault::KillProcess(1), Fault::LoseHost(1)] {
+        for at in 50..70 {
+            let report = scenario(2, &[(at, fault)]);
+            report.assert(&[("promotions", 0), ("fenced", 0), ("solo grants", 1)]);
+        }
+    }
+}
+
+#[test]
+fn a_stalled_primary_never_speaks_after_its_successor() {
+    let mut fenced = 0;
+    for at in 50..90 {
+        let long = Fault::Freeze(0, ms(120));
+        let report = scenario(2, &[(at, long)]);
+        report.assert(&[("promotions", 1)]);
+        fenced += report.counts["fenced"];
+        // Stalled too short to be replaced: it makes sure, and goes on.
+        let short = Fault::Freeze(0, ms(30));
+        let report = scenario(2, &[(at, short)]);
+        report.assert(&[("promotions", 0), ("fenced", 0), ("went alone", 0)]);
+        assert!(report.counts["confirmations asked"] >= 1, "{report:#?}");
+    }
+    assert_eq!(fenced, 40);
+}
+
+#[test]
+fn a_stalled_backup_costs_protection_and_nothing_else() {
+    let report = scenario(2, &[(60, Fault::Freeze(1, ms(200)))]);
+    report.assert(&[("promotions", 0), ("solo grants", 1), ("resets", 1)]);
+}
+
+#[test]
+fn a_partition_leaves_one_of_the_two_running() {
+    for at in 50..90 {
+        let cut = [
+            (at, Fault::CutOff(0, ms(150))),
+            (at, Fault::CutOff(1, ms(150))),
+        ];
+        let report = scenario(2, &cut);
+        let promoted = report.counts.get("promotions").copied().unwrap_or(0);
+        let alone = report.counts.get("solo grants").copied().unwrap_or(0);
+        assert_eq!(promoted + alone, 1, "{report:#?}");
+    }
+}
+
+#[test]
+fn neither_side_decides_without_the_arbiter() {
+    let silent = (50, Fault::ArbiterSilent(ms(300)));
+    let heal = (360, Fault::Heal);
+    let report = scenario(2, &[silent, (60, Fault::KillProcess(0)), heal]);
+    report.assert(&[("promotions", 1)]);
+    assert!(report.counts["arbiter silent"] > 5, "{report:#?}");
+    let report = scenario(2, &[silent, (60, Fault::KillProcess(1)), heal]);
+    report.assert(&[("promotions", 0)]);
+    assert!(report.counts["arbiter silent"] > 5, "{report:#?}");
+}
+
+#[test]
+fn a_planned_promotion_moves_the_guest_once() {
+    let report = scenario(2, &[(60, Fault::Promote(1))]);
+    report.assert(&[("promotions", 1), ("fenced", 1), ("solo grants", 0)]);
+}
+
+#[test]
+fn a_guest_that_stopped_is_not_taken_over() {
+    let report = scenario(2, &[(60, Fault::StopGuest(0)), (100, Fault::LoseHost(0))]);
+    report.assert(&[("promotions", 0), ("resets", 1)]);
+}
+
+#[test]
+fn pages_of_failed_captures_come_with_the_next_epoch() {
+    let mut settings = settings(1, false);
+    settings.faults = vec![(Duration::from_millis(300), Fault::Checkpoint(0))];
+    settings.capture_failures_permille = 400;
+    let report = World::new(settings).run().unwrap();
+    assert!(report.counts["captures failed"] > 20, "{report:#?}");
+    assert!(report.counts["commits"] > 20, "{report:#?}");
 }

@@ -133,7 +133,8 @@ pub enum PrimaryInput {
     Verdict(Verdict),
     /// The arbiter could not be asked.
     ArbiterUnavailable,
-    /// The guest ended, or the operator stops it.
+    /// The guest ended, or the operator stops it. Output still held is dropped: who wants it out wants
+    /// a checkpoint first, and waits for its release.
     GuestStopped,
     /// Time passed; look at the timers.
     Tick,

@@ -47,6 +47,20 @@ pub enum Fault {
     Heal,
 }
 
+impl Fault {
+    /// Whether the backup sees the end of the link while the primary lives. It then asks to be promoted
+    /// at once, with no timeout before; if the same end reaches the primary late, it finds an ack before
+    /// it and repeats that epoch's output after its successor. That is harmless (the epoch is part of
+    /// the successor's state, and it has repeated the same output itself), and cannot be excluded
+    /// without trusting in clocks.
+    pub fn closes(self) -> bool {
+        matches!(
+            self,
+            Self::ResetLink(_) | Self::Damage(_, Damage::Cut(_)) | Self::Promote(_)
+        )
+    }
+}
+
 /// The faults of one seed.
 pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
@@ -165,7 +179,7 @@ impl World {
             return;
         };
         for side in [self.links[number].primary.0, self.links[number].backup.0] {
-            let due = self.now + self.delay(0);
+            let due = self.now + self.latency();
             self.links[number].incoming(side).reset(due);
             self.schedule_delivery(number, side);
         }

@@ -15,6 +15,8 @@ use super::outside::Process;
 pub struct Pipe {
     queue: VecDeque<(Duration, Chunk)>,
     last_due: Duration,
+    /// When the last byte sent has left.
+    busy_until: Duration,
     sequence: u64,
     decoder: FrameDecoder,
     pub stalled_until: Duration,
@@ -51,6 +53,7 @@ impl Pipe {
         Self {
             queue: VecDeque::new(),
             last_due: Duration::ZERO,
+            busy_until: Duration::ZERO,
             sequence: 0,
             decoder: FrameDecoder::new(Limits::default()),
             stalled_until: Duration::ZERO,
@@ -59,8 +62,15 @@ impl Pipe {
         }
     }
 
-    /// Sends a message that is due at `due`, or behind the one before. Returns when it arrives.
-    pub fn send(&mut self, due: Duration, generation: Generation, message: &Message) -> Duration {
+    /// Sends a message at `now` that takes `latency`, behind the one before.
+    pub fn send(
+        &mut self,
+        now: Duration,
+        latency: Duration,
+        byte_ns: u64,
+        generation: Generation,
+        message: &Message,
+    ) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame {
             kind,
@@ -72,6 +82,9 @@ impl Pipe {
         let mut bytes = header.expect("bounded").to_vec();
         self.sequence += 1;
         bytes.extend(&frame.body);
+        let sending = Duration::from_nanos(byte_ns * bytes.len() as u64);
+        self.busy_until = self.busy_until.max(now) + sending;
+        let due = self.busy_until + latency;
         match self.damage.take() {
             Some(Damage::Flip(at, with)) => {
                 let at = at as usize % bytes.len();
@@ -80,26 +93,26 @@ impl Pipe {
             Some(Damage::Cut(at)) => {
                 bytes.truncate(at as usize % bytes.len());
                 self.push(due, Chunk::Bytes(bytes));
-                return self.close(due);
+                self.close(due);
+                return;
             }
             None => {}
         }
-        self.push(due, Chunk::Bytes(bytes))
+        self.push(due, Chunk::Bytes(bytes));
     }
 
     /// Closes this direction behind what was sent.
-    pub fn close(&mut self, due: Duration) -> Duration {
-        let due = self.push(due, Chunk::End);
+    pub fn close(&mut self, due: Duration) {
+        self.push(due, Chunk::End);
         self.ended = true;
-        due
     }
 
     /// Resets it: what is on its way is lost.
-    pub fn reset(&mut self, due: Duration) -> Duration {
+    pub fn reset(&mut self, due: Duration) {
         self.queue.clear();
         self.ended = false;
         self.last_due = Duration::ZERO;
-        self.close(due)
+        self.close(due);
     }
 
     /// Nothing more arrives, not even an end: the host is gone.
@@ -108,12 +121,11 @@ impl Pipe {
         self.ended = true;
     }
 
-    fn push(&mut self, due: Duration, chunk: Chunk) -> Duration {
+    fn push(&mut self, due: Duration, chunk: Chunk) {
         if !self.ended {
             self.last_due = self.last_due.max(due);
             self.queue.push_back((self.last_due, chunk));
         }
-        self.last_due
     }
 
     /// When something may arrive next.

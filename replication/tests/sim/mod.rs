@@ -5,7 +5,8 @@
 //! - R1: what a primary releases is acked by the backup of that session, or it runs under its own grant;
 //! - R2: a committed epoch on a backup is exactly the primary's snapshot: memory and machine state;
 //! - R3: the same comparison, after captures that failed: their pages come with the next epoch;
-//! - R4: only the holder of a generation speaks, and no older one after a newer one has spoken;
+//! - R4: only the holder of a generation speaks, and no older one says anything new after a newer one
+//!   has spoken; nor does it repeat anything, but where a link was closed between living hosts;
 //! - the client hears outputs 1, 2, 3 …, none missing, none with two values;
 //! - progress: when the faults are over, the guest runs, protected if there is a second host.
 
@@ -13,6 +14,7 @@ pub mod backup_host;
 pub mod faults;
 pub mod guest;
 pub mod link;
+pub mod network;
 pub mod outside;
 pub mod primary_host;
 pub mod rng;
@@ -20,7 +22,7 @@ pub mod world;
 
 use std::time::Duration;
 
-pub use world::{Report, World};
+pub use world::{Report, Settings, World};
 
 pub const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

@@ -68,6 +68,8 @@ pub struct Client {
     heard: Vec<u64>,
     last_spoke: Generation,
     pub repeated: u64,
+    /// Outputs that an older side repeated after a newer one had spoken.
+    pub late: u64,
 }
 
 impl Client {
@@ -88,13 +90,9 @@ impl Client {
                 "R4: {who:?} speaks in {generation}, which it never got"
             ));
         }
-        if generation < self.last_spoke {
-            return Err(format!(
-                "R4: {who:?} speaks in {generation} after {} spoke",
-                self.last_spoke
-            ));
-        }
-        self.last_spoke = generation;
+        let late = generation < self.last_spoke;
+        self.last_spoke = self.last_spoke.max(generation);
+        self.late += u64::from(late);
         let Output { number, value } = output;
         match self.heard.get(number as usize - 1) {
             Some(before) if *before == value => self.repeated += 1,
@@ -102,6 +100,12 @@ impl Client {
                 return Err(format!(
                     "output {number} is {value:x} and was {before:x} before: \
                      {who:?} continues from a state without it"
+                ));
+            }
+            None if late => {
+                return Err(format!(
+                    "R4: {who:?} says something new in {generation} after {} spoke",
+                    self.last_spoke
                 ));
             }
             None if number == self.heard() + 1 => self.heard.push(value),

@@ -20,6 +20,8 @@ pub struct PrimaryHost {
     pub guest: Guest,
     pub gate: Gate,
     pub running: bool,
+    /// The generation held when last looked at: a new one was granted to go alone.
+    generation: Generation,
     encoder: Encoder,
 }
 
@@ -49,6 +51,7 @@ pub fn hello() -> Hello {
 impl PrimaryHost {
     pub fn new(core: PrimaryCore, memory: Arc<SimMemory>, guest: Guest) -> Self {
         Self {
+            generation: core.generation(),
             core,
             memory,
             guest,
@@ -170,6 +173,9 @@ impl World {
             }
             PrimaryEffect::GoAlone { generation, cause } => {
                 let outputs = node.gate.open();
+                if std::mem::replace(&mut node.generation, generation) != generation {
+                    self.count("solo grants");
+                }
                 self.trace(host, || format!("goes alone under {generation}: {cause}"));
                 self.count("went alone");
                 self.outputs(host, generation, outputs);

@@ -7,14 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use understudy_replication::arbiter::Verdict;
 use understudy_replication::core::backup::BackupInput;
-use understudy_replication::core::message::Message;
 use understudy_replication::core::primary::{Policy, PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::{EpochId, Generation};
 
 use super::backup_host::BackupHost;
 use super::faults::{Fault, Plan};
 use super::guest::Output;
-use super::link::{Arrival, Link};
+use super::link::Link;
 use super::ms;
 use super::outside::{Arbiter, Client, Process, Question};
 use super::primary_host::{PrimaryHost, Work};
@@ -32,6 +31,8 @@ pub struct Settings {
     pub beats_lost_permille: u64,
     /// One byte over the logging channel takes so long: slow links.
     pub byte_ns: u64,
+    /// Whether an older side may repeat outputs after a newer one has spoken; see [`Fault::closes`].
+    pub may_repeat_late: bool,
     /// Faults, in order of time.
     pub faults: Vec<(Duration, Fault)>,
     pub trace: bool,
@@ -60,7 +61,12 @@ const CALM_TAIL: Duration = ms(100);
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub counts: BTreeMap<&'static str, u64>,
+    /// Different outputs the client heard.
     pub outputs: u64,
+    /// Outputs it heard again.
+    pub repeated: u64,
+    /// Outputs it heard again from an older side after a newer one had spoken.
+    pub late: u64,
 }
 
 pub enum Event {
@@ -195,6 +201,8 @@ impl World {
             Some(violation) => Err(violation),
             None => {
                 self.report.outputs = self.client.heard();
+                self.report.repeated = self.client.repeated;
+                self.report.late = self.client.late;
                 Ok(self.report)
             }
         }
@@ -346,7 +354,7 @@ impl World {
 
     /// A process ends; `silently`: with its host, so that no peer is told.
     pub fn kill(&mut self, host: usize, silently: bool) {
-        let due = self.now + self.delay(0);
+        let due = self.now + self.latency();
         for number in 0..self.links.len() {
             let link = &mut self.links[number];
             let here = (host, self.hosts[host].starts);
@@ -381,175 +389,6 @@ impl World {
     pub fn start_beats(&mut self, host: usize) {
         let process = self.process(host);
         self.soon(0, 5_000, Event::BeatTimer(process));
-    }
-
-    // --- logging channel ---
-
-    /// How long a message of so many bytes is on its way.
-    pub fn delay(&mut self, bytes: usize) -> Duration {
-        self.rng.micros(50, 1_500) + Duration::from_nanos(self.settings.byte_ns * bytes as u64)
-    }
-
-    pub fn send(&mut self, host: usize, generation: Generation, message: &Message) {
-        let Some(number) = self.hosts[host].link else {
-            return;
-        };
-        if !matches!(message, Message::Heartbeat) {
-            self.trace(host, || {
-                format!("sends {} of {generation}", describe(message))
-            });
-        }
-        let bytes = 48 + message.encode().2.len();
-        let due = self.now + self.delay(bytes);
-        let link = &mut self.links[number];
-        let peer = link.peer(host).0;
-        link.outgoing(host).send(due, generation, message);
-        self.schedule_delivery(number, peer);
-    }
-
-    pub fn schedule_delivery(&mut self, link: usize, to: usize) {
-        if let Some(due) = self.links[link].incoming(to).next_due() {
-            self.at(due.max(self.now), Event::Deliver(link, to));
-        }
-    }
-
-    /// This side closes its link, if it has one.
-    pub fn close_link(&mut self, host: usize) {
-        self.hosts[host].session += 1;
-        if let Some(number) = self.hosts[host].link.take() {
-            let due = self.now + self.delay(0);
-            let link = &mut self.links[number];
-            let peer = link.peer(host).0;
-            link.outgoing(host).close(due);
-            self.schedule_delivery(number, peer);
-        }
-    }
-
-    fn deliver(&mut self, number: usize, host: usize) {
-        while self.hosts[host].link == Some(number) {
-            let Some(arrival) = self.links[number].incoming(host).arrive(self.now) else {
-                break;
-            };
-            match arrival {
-                Arrival::Message(generation, message) => {
-                    self.received(host, generation, message);
-                }
-                Arrival::Closed => {
-                    self.trace(host, || "finds the link closed".into());
-                    self.close_link(host);
-                    self.link_ended(host, None);
-                }
-                Arrival::Broken(cause) => {
-                    self.trace(host, || format!("finds the link broken: {cause}"));
-                    self.count("broken links");
-                    self.close_link(host);
-                    self.link_ended(host, Some(cause));
-                }
-            }
-        }
-        if self.hosts[host].link == Some(number) {
-            self.schedule_delivery(number, host);
-        }
-    }
-
-    fn received(&mut self, host: usize, generation: Generation, message: Message) {
-        match self.hosts[host].role {
-            Role::Primary(_) => {
-                let input = PrimaryInput::Received {
-                    generation,
-                    message,
-                };
-                self.primary(host, input);
-            }
-            Role::Backup(_) => {
-                let input = BackupInput::Received {
-                    generation,
-                    message,
-                };
-                self.backup(host, input);
-            }
-            Role::Down => {}
-        }
-    }
-
-    fn link_ended(&mut self, host: usize, broken: Option<String>) {
-        match self.hosts[host].role {
-            Role::Primary(_) => {
-                let cause = broken.unwrap_or_else(|| "closed".into());
-                self.primary(host, PrimaryInput::LinkDown { cause });
-            }
-            Role::Backup(_) => {
-                let input = broken.map_or(BackupInput::LinkClosed, |cause| {
-                    BackupInput::LinkBroken { cause }
-                });
-                self.backup(host, input);
-            }
-            Role::Down => {}
-        }
-    }
-
-    /// A primary that runs alone looks for a backup.
-    fn connect(&mut self, host: usize) {
-        let Role::Primary(node) = &self.hosts[host].role else {
-            return;
-        };
-        if node.core.phase() != PrimaryPhase::Alone || self.hosts[host].link.is_some() {
-            return;
-        }
-        let candidates: Vec<usize> = (0..self.hosts.len())
-            .filter(|other| {
-                let other = &self.hosts[*other];
-                matches!(other.role, Role::Backup(_)) && other.link.is_none() && !other.frozen
-            })
-            .collect();
-        let process = self.process(host);
-        if candidates.is_empty() {
-            return self.soon(5_000, 20_000, Event::Connect(process));
-        }
-        let backup = candidates[self.rng.below(candidates.len() as u64) as usize];
-        let number = self.links.len();
-        self.links.push(Link::new(process, self.process(backup)));
-        self.trace(host, || format!("connects to host {backup}, link {number}"));
-        for side in [host, backup] {
-            self.hosts[side].link = Some(number);
-            self.hosts[side].session += 1;
-        }
-        self.backup(backup, BackupInput::LinkUp);
-        self.primary(host, PrimaryInput::LinkUp);
-    }
-
-    // --- heartbeats on their own path ---
-
-    fn send_beats(&mut self, who: Process) {
-        let (generation, primary) = match &self.hosts[who.0].role {
-            Role::Primary(node) => (node.core.generation(), true),
-            Role::Backup(node) => (node.core.generation(), false),
-            Role::Down => return,
-        };
-        for to in 0..self.hosts.len() {
-            let cut = self.beats_cut.contains(&(who.0, to));
-            if to == who.0 || cut || self.rng.chance(self.settings.beats_lost_permille) {
-                continue;
-            }
-            // Some are overtaken by later ones.
-            let slow = self.rng.chance(50);
-            let late = self.rng.micros(50, if slow { 12_000 } else { 1_000 });
-            self.after(late, Event::Beat(to, generation, primary));
-        }
-        self.after(
-            self.settings.policy.heartbeat_interval,
-            Event::BeatTimer(who),
-        );
-    }
-
-    fn beat(&mut self, host: usize, generation: Generation, primary: bool) {
-        match self.hosts[host].role {
-            Role::Primary(_) => self.primary(host, PrimaryInput::HeartbeatHeard { generation }),
-            Role::Backup(_) if primary => {
-                self.backup(host, BackupInput::HeartbeatHeard { generation });
-            }
-            _ => {}
-        }
     }
 
     // --- arbiter ---
@@ -596,6 +435,11 @@ impl World {
             let heard = self.client.hear(who, generation, output, &self.arbiter);
             if let Err(violation) = heard {
                 self.violate(violation);
+            }
+            if self.client.late > 0 && !self.settings.may_repeat_late {
+                self.violate(format!(
+                    "R4: {who:?} speaks in {generation} after its successor"
+                ));
             }
         }
     }
@@ -661,16 +505,6 @@ impl World {
     }
 }
 
-fn describe(message: &Message) -> String {
-    match message {
-        Message::EpochPages { epoch, batch } => format!("{} bytes of pages, {epoch}", batch.len()),
-        Message::EpochEnd { epoch, .. } => format!("the end of {epoch}"),
-        Message::Ack { epoch } => format!("Ack of {epoch}"),
-        Message::Bye(bye) => format!("Bye: {bye}"),
-        other => other.name().into(),
-    }
-}
-
 /// What a seed makes of the world.
 pub fn settings(seed: u64, trace: bool) -> Settings {
     let mut rng = Rng::new(seed ^ 0xfa_017);
@@ -688,6 +522,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         capture_failures_permille,
         beats_lost_permille,
         byte_ns,
+        may_repeat_late: faults.iter().any(|(_, fault)| fault.closes()),
         faults,
         trace,
     }

@@ -3,53 +3,27 @@
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said; and
 //! promoting without the arbiter's grant.
 
+mod introduction;
+mod status;
+
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
 use crate::arbiter::Verdict;
-use crate::core::codec::CodecStats;
-use crate::core::message::{Bye, Hello, Message, Refusal, Welcome};
+use crate::core::message::{Bye, Message};
 use crate::core::primary::Policy;
 use crate::core::staging::{Committed, Staging};
 use crate::core::violation::ProtocolViolation;
-use crate::fingerprint::{Difference, Fingerprint};
+use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
 use crate::ports::{PageMemory, SealedOutput};
 
 /// A peer that connects gets so many heartbeat timeouts to introduce itself.
 const HANDSHAKE_TIMEOUTS: u32 = 10;
-
-/// Where the backup stands, for people and status pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackupPhase {
-    /// Waits for a primary.
-    Listening,
-    /// Receives memory for the first time.
-    Syncing,
-    /// Has a committed epoch and could take over.
-    Standby,
-    /// The primary is lost; the arbiter is being asked.
-    Claiming,
-    /// Owns the guest now.
-    Promoted,
-}
-
-impl BackupPhase {
-    /// The phase in one word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Listening => "listening",
-            Self::Syncing => "syncing",
-            Self::Standby => "standby",
-            Self::Claiming => "claiming",
-            Self::Promoted => "promoted",
-        }
-    }
-}
 
 /// Who this backup is and what it can take over.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,59 +151,6 @@ impl BackupCore {
             Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.question.is_none()),
         };
         [stranger_at, beat_at, phase_at].into_iter().flatten().min()
-    }
-
-    /// Where this backup stands.
-    #[must_use]
-    pub fn phase(&self) -> BackupPhase {
-        match &self.phase {
-            Phase::Listening => BackupPhase::Listening,
-            Phase::Syncing => BackupPhase::Syncing,
-            Phase::Standby { .. } => BackupPhase::Standby,
-            Phase::Claiming { .. } => BackupPhase::Claiming,
-            Phase::Promoted => BackupPhase::Promoted,
-        }
-    }
-
-    /// The generation this side knows: its primary's, or after a promotion its own. Goes into the
-    /// header of everything this side sends.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// The epoch that memory is at.
-    #[must_use]
-    pub fn committed_epoch(&self) -> Option<EpochId> {
-        self.committed.as_ref().map(|committed| committed.epoch)
-    }
-
-    /// Machine state at the end of the committed epoch; empty if there is none.
-    #[must_use]
-    pub fn committed_state(&self) -> &Bytes {
-        self.committed
-            .as_ref()
-            .map_or(&self.nothing.0, |committed| &committed.state)
-    }
-
-    /// Output sealed under the committed epoch; empty if there is none.
-    #[must_use]
-    pub fn committed_output(&self) -> &SealedOutput {
-        self.committed
-            .as_ref()
-            .map_or(&self.nothing.1, |committed| &committed.output)
-    }
-
-    /// The primary's name, from its introduction until it is lost.
-    #[must_use]
-    pub fn primary_node(&self) -> Option<&str> {
-        self.primary_node.as_deref()
-    }
-
-    /// Pages and bytes received since this backup was made.
-    #[must_use]
-    pub fn stats(&self) -> CodecStats {
-        self.staging.stats()
     }
 
     // --- time ---
@@ -419,64 +340,6 @@ impl BackupCore {
                 self.violated(&violation, out);
             }
         }
-    }
-
-    fn introduced(&mut self, generation: Generation, hello: Hello, out: &mut Vec<Effect>) {
-        if generation.0 == 0 {
-            return self.violated(&ProtocolViolation::NoGeneration, out);
-        }
-        if let Some(refusal) = self.objection(generation, &hello) {
-            out.push(Effect::Send(Message::Refuse(refusal)));
-            return self.close_link(out);
-        }
-        let link = std::mem::replace(&mut self.link, Link::Down);
-        if self.committed.is_some() {
-            // A later generation goes on: what is committed here is of the past.
-            self.reset(
-                format!("{} introduced itself: {generation}", hello.node),
-                out,
-            );
-        }
-        debug_assert!(matches!(link, Link::Stranger { .. }));
-        self.link = Link::Welcomed;
-        self.generation = generation;
-        self.phase = Phase::Syncing;
-        self.staging.restart(EpochId(1));
-        self.primary_node = Some(hello.node);
-        self.heard_at = self.now;
-        self.beat_sent_at = self.now;
-        out.push(Effect::Send(Message::Welcome(Welcome {
-            node: self.identity.node.clone(),
-        })));
-    }
-
-    fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {
-        let mine = &self.identity;
-        if hello.vm != mine.vm {
-            return Some(Refusal::OtherVm {
-                vm: mine.vm.clone(),
-            });
-        }
-        let mut differences = hello.fingerprint.differences(&mine.fingerprint);
-        if hello.layout != mine.layout {
-            differences.push(Difference {
-                key: "memory.layout".into(),
-                primary: Some(format!("{:?}", hello.layout.regions())),
-                backup: Some(format!("{:?}", mine.layout.regions())),
-            });
-        }
-        if !differences.is_empty() {
-            return Some(Refusal::Differs(differences));
-        }
-        let current = self.generation;
-        if generation < current {
-            return Some(Refusal::Stale { current });
-        }
-        (generation == current && self.committed.is_some()).then(|| {
-            Refusal::Busy(format!(
-                "holds a committed epoch of {current}; who goes on needs the next generation"
-            ))
-        })
     }
 
     fn session(

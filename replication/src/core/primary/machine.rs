@@ -2,11 +2,16 @@
 //!
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said.
 
+mod arbitration;
+mod status;
+
 use std::time::Duration;
+
+use arbitration::{Doubt, Question};
+pub use status::PrimaryPhase;
 
 use super::epochs::Epochs;
 use super::{Policy, PrimaryEffect as Effect, PrimaryInput as Input};
-use crate::arbiter::Verdict;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
@@ -16,41 +21,6 @@ use crate::ids::{EpochId, Generation};
 const HANDSHAKE_TIMEOUTS: u32 = 10;
 /// After so many failed captures in a row protection is given up: held output must not wait forever.
 const CAPTURE_FAILURES_MAX: u32 = 5;
-
-/// Where the primary stands, for people and status pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PrimaryPhase {
-    /// Runs without a backup; output flows.
-    Alone,
-    /// A link is up; the backup has not answered yet.
-    Handshaking,
-    /// Memory is being sent for the first time, up to the acknowledgement of epoch 1.
-    Syncing,
-    /// Epoch 1 is acked: the backup could take over.
-    Protected,
-    /// The backup is lost; output is held until the arbiter has decided.
-    Claiming,
-    /// Another side owns the guest.
-    Fenced,
-    /// The guest ended.
-    Stopped,
-}
-
-impl PrimaryPhase {
-    /// The phase in one word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Alone => "alone",
-            Self::Handshaking => "handshaking",
-            Self::Syncing => "syncing",
-            Self::Protected => "protected",
-            Self::Claiming => "claiming",
-            Self::Fenced => "fenced",
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 #[derive(Debug)]
 enum Phase {
@@ -72,21 +42,6 @@ enum Phase {
     Stopped,
 }
 
-/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry no
-/// mark of their question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
-    Claim,
-    Confirm,
-}
-
-/// This process was stalled: is the generation still in force?
-#[derive(Debug)]
-struct Doubt {
-    /// When to ask (again). Set while an answer is awaited: that answer is older than the doubt.
-    ask_at: Option<Duration>,
-}
-
 /// The primary of one virtual machine, over as many backups and generations as come.
 #[derive(Debug)]
 pub struct PrimaryCore {
@@ -100,9 +55,11 @@ pub struct PrimaryCore {
     backup_node: Option<String>,
     /// When the link came up.
     link_up_at: Duration,
-    /// When something last came over the link.
+    /// When something last came over the link, not counting time that this side slept.
     link_heard_at: Duration,
-    /// When a heartbeat last came on the separate path.
+    /// When something last came over the link.
+    message_at: Duration,
+    /// When a heartbeat last came on the separate path, not counting time that this side slept.
     beat_heard_at: Duration,
     /// When a heartbeat was last sent over the link.
     beat_sent_at: Duration,
@@ -124,6 +81,7 @@ impl PrimaryCore {
             backup_node: None,
             link_up_at: now,
             link_heard_at: now,
+            message_at: now,
             beat_heard_at: now,
             beat_sent_at: now,
         }
@@ -181,57 +139,6 @@ impl PrimaryCore {
         }
     }
 
-    /// Where this primary stands.
-    #[must_use]
-    pub fn phase(&self) -> PrimaryPhase {
-        match &self.phase {
-            Phase::Alone => PrimaryPhase::Alone,
-            Phase::Handshaking => PrimaryPhase::Handshaking,
-            Phase::Syncing { .. } => PrimaryPhase::Syncing,
-            Phase::Protected(epochs) if epochs.acked().0 == 0 => PrimaryPhase::Syncing,
-            Phase::Protected(_) => PrimaryPhase::Protected,
-            Phase::Claiming { .. } => PrimaryPhase::Claiming,
-            Phase::Fenced => PrimaryPhase::Fenced,
-            Phase::Stopped => PrimaryPhase::Stopped,
-        }
-    }
-
-    /// The generation held. Goes into the header of everything this side sends.
-    #[must_use]
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// The epoch that the guest runs in; `None` unless epochs are being made.
-    #[must_use]
-    pub fn running(&self) -> Option<EpochId> {
-        self.epochs().map(Epochs::running)
-    }
-
-    /// The last epoch that the backup acked in this session.
-    #[must_use]
-    pub fn acked(&self) -> Option<EpochId> {
-        self.epochs().map(Epochs::acked).filter(|epoch| epoch.0 > 0)
-    }
-
-    /// The epoch that was captured and is not acked yet.
-    #[must_use]
-    pub fn in_flight(&self) -> Option<EpochId> {
-        self.epochs().and_then(Epochs::in_flight)
-    }
-
-    /// The backup's name, from its welcome until it is lost.
-    #[must_use]
-    pub fn backup_node(&self) -> Option<&str> {
-        self.backup_node.as_deref()
-    }
-
-    /// Whether releases wait for the arbiter to confirm the generation.
-    #[must_use]
-    pub fn is_in_doubt(&self) -> bool {
-        self.doubt.is_some()
-    }
-
     fn epochs(&self) -> Option<&Epochs> {
         match &self.phase {
             Phase::Protected(epochs) => Some(epochs),
@@ -253,14 +160,6 @@ impl PrimaryCore {
         self.beat_heard_at += jump;
         self.link_up_at += jump;
         self.begin_to_doubt();
-    }
-
-    /// This side or its link was stalled for so long that the backup may have been promoted.
-    fn begin_to_doubt(&mut self) {
-        if matches!(self.phase, Phase::Protected(_)) {
-            let ask_at = Some(self.now);
-            self.doubt = Some(Doubt { ask_at });
-        }
     }
 
     fn silent_at(&self) -> Duration {
@@ -324,27 +223,6 @@ impl PrimaryCore {
         }
     }
 
-    /// Puts the question that is due, if none is open.
-    fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
-        if self.question.is_some() {
-            return;
-        }
-        let (ask_at, question) = match (&mut self.phase, &mut self.doubt) {
-            (Phase::Claiming { ask_at, .. }, _) => (ask_at, Question::Claim),
-            (Phase::Protected(_), Some(doubt)) => (&mut doubt.ask_at, Question::Confirm),
-            _ => return,
-        };
-        if ask_at.is_none_or(|at| at > self.now) {
-            return;
-        }
-        *ask_at = None;
-        self.question = Some(question);
-        out.push(match question {
-            Question::Claim => Effect::Claim(self.generation),
-            Question::Confirm => Effect::Confirm(self.generation),
-        });
-    }
-
     /// R1: the only place where output of an epoch is let go.
     fn release(&mut self, out: &mut Vec<Effect>) {
         if self.doubt.is_none()
@@ -402,6 +280,7 @@ impl PrimaryCore {
                 self.phase = Phase::Handshaking;
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
+                self.message_at = self.now;
                 self.beat_sent_at = self.now;
                 out.push(Effect::Send(Message::Hello(self.introduction.clone())));
             }
@@ -432,10 +311,11 @@ impl PrimaryCore {
             let current = self.generation;
             return out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
         }
-        if self.now.saturating_sub(self.link_heard_at) > self.policy.heartbeat_timeout / 2 {
+        if self.now.saturating_sub(self.message_at) > self.policy.heartbeat_timeout / 2 {
             // What comes now may have been on its way for long.
             self.begin_to_doubt();
         }
+        self.message_at = self.now;
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {
             (Phase::Handshaking, Message::Welcome(welcome)) => {
@@ -530,54 +410,6 @@ impl PrimaryCore {
         }
     }
 
-    fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
-        let Some(question) = self.question.take() else {
-            return;
-        };
-        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
-            return;
-        }
-        match (question, verdict) {
-            (_, Verdict::Refused { current, holder }) => {
-                self.fence(current, format!("the arbiter names {holder}"), out);
-            }
-            (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
-                self.generation = granted;
-                if let Phase::Claiming { cause, .. } =
-                    std::mem::replace(&mut self.phase, Phase::Alone)
-                {
-                    out.push(Effect::GoAlone {
-                        generation: granted,
-                        cause,
-                    });
-                }
-            }
-            (Question::Confirm, Verdict::Granted(granted)) if granted == self.generation => {
-                // An answer to a question put before the last stall says nothing about now.
-                if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
-                    self.doubt = None;
-                }
-            }
-            (_, Verdict::Granted(granted)) => {
-                let why = format!("the arbiter granted it to {question:?}, which cannot be");
-                self.fence(granted, why, out);
-            }
-        }
-    }
-
-    fn arbiter_unavailable(&mut self) {
-        let retry_at = self.now + self.policy.arbiter_retry;
-        match (self.question.take(), &mut self.phase) {
-            (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
-            (Some(Question::Confirm), Phase::Protected(_)) => {
-                if let Some(doubt) = &mut self.doubt {
-                    doubt.ask_at = Some(retry_at);
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn guest_stopped(&mut self, out: &mut Vec<Effect>) {
         if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
             return;
@@ -626,14 +458,6 @@ impl PrimaryCore {
                 self.end_session(Phase::Claiming { cause, ask_at });
             }
             Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {}
-        }
-    }
-
-    /// A later generation was seen. While a claim is open it may be this side's own, whose grant is
-    /// still on its way here: then the arbiter's answer decides, output being held anyway.
-    fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
-        if !matches!(self.phase, Phase::Claiming { .. }) {
-            self.fence(current, how, out);
         }
     }
 

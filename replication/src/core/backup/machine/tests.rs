@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::core::codec::{BatchWriter, Encoder};
-use crate::core::message::EpochTally;
+use crate::core::message::{EpochTally, Hello, Refusal, Welcome};
 use crate::core::testing::TestMemory;
 use crate::ids::{PAGE_BYTES, PageIndex};
 

@@ -1,0 +1,92 @@
+//! What a backup tells about itself, and the committed state it holds. Changes nothing.
+
+use bytes::Bytes;
+
+use super::{BackupCore, Phase};
+use crate::core::codec::CodecStats;
+use crate::ids::{EpochId, Generation};
+use crate::ports::SealedOutput;
+
+/// Where the backup stands, for people and status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupPhase {
+    /// Waits for a primary.
+    Listening,
+    /// Receives memory for the first time.
+    Syncing,
+    /// Has a committed epoch and could take over.
+    Standby,
+    /// The primary is lost; the arbiter is being asked.
+    Claiming,
+    /// Owns the guest now.
+    Promoted,
+}
+
+impl BackupPhase {
+    /// The phase in one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Listening => "listening",
+            Self::Syncing => "syncing",
+            Self::Standby => "standby",
+            Self::Claiming => "claiming",
+            Self::Promoted => "promoted",
+        }
+    }
+}
+
+impl BackupCore {
+    /// Where this backup stands.
+    #[must_use]
+    pub fn phase(&self) -> BackupPhase {
+        match &self.phase {
+            Phase::Listening => BackupPhase::Listening,
+            Phase::Syncing => BackupPhase::Syncing,
+            Phase::Standby { .. } => BackupPhase::Standby,
+            Phase::Claiming { .. } => BackupPhase::Claiming,
+            Phase::Promoted => BackupPhase::Promoted,
+        }
+    }
+
+    /// The generation this side knows: its primary's, or after a promotion its own. Goes into the
+    /// header of everything this side sends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The epoch that memory is at.
+    #[must_use]
+    pub fn committed_epoch(&self) -> Option<EpochId> {
+        self.committed.as_ref().map(|committed| committed.epoch)
+    }
+
+    /// Machine state at the end of the committed epoch; empty if there is none.
+    #[must_use]
+    pub fn committed_state(&self) -> &Bytes {
+        self.committed
+            .as_ref()
+            .map_or(&self.nothing.0, |committed| &committed.state)
+    }
+
+    /// Output sealed under the committed epoch; empty if there is none.
+    #[must_use]
+    pub fn committed_output(&self) -> &SealedOutput {
+        self.committed
+            .as_ref()
+            .map_or(&self.nothing.1, |committed| &committed.output)
+    }
+
+    /// The primary's name, from its introduction until it is lost.
+    #[must_use]
+    pub fn primary_node(&self) -> Option<&str> {
+        self.primary_node.as_deref()
+    }
+
+    /// Pages and bytes received since this backup was made.
+    #[must_use]
+    pub fn stats(&self) -> CodecStats {
+        self.staging.stats()
+    }
+}

@@ -1,0 +1,109 @@
+//! The primary and the arbiter: one question at a time, and what to make of the answers.
+
+use std::time::Duration;
+
+use super::{Effect, Phase, PrimaryCore};
+use crate::arbiter::Verdict;
+use crate::ids::Generation;
+
+/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry no
+/// mark of their question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    Claim,
+    Confirm,
+}
+
+/// This process was stalled: is the generation still in force?
+#[derive(Debug)]
+pub(super) struct Doubt {
+    /// When to ask (again). Set while an answer is awaited: that answer is older than the doubt.
+    pub(super) ask_at: Option<Duration>,
+}
+
+impl PrimaryCore {
+    /// This side or its link was stalled for so long that the backup may have been promoted.
+    pub(super) fn begin_to_doubt(&mut self) {
+        if matches!(self.phase, Phase::Protected(_)) {
+            let ask_at = Some(self.now);
+            self.doubt = Some(Doubt { ask_at });
+        }
+    }
+
+    /// Puts the question that is due, if none is open.
+    pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+        if self.question.is_some() {
+            return;
+        }
+        let (ask_at, question) = match (&mut self.phase, &mut self.doubt) {
+            (Phase::Claiming { ask_at, .. }, _) => (ask_at, Question::Claim),
+            (Phase::Protected(_), Some(doubt)) => (&mut doubt.ask_at, Question::Confirm),
+            _ => return,
+        };
+        if ask_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        *ask_at = None;
+        self.question = Some(question);
+        out.push(match question {
+            Question::Claim => Effect::Claim(self.generation),
+            Question::Confirm => Effect::Confirm(self.generation),
+        });
+    }
+
+    pub(super) fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Some(question) = self.question.take() else {
+            return;
+        };
+        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            return;
+        }
+        match (question, verdict) {
+            (_, Verdict::Refused { current, holder }) => {
+                self.fence(current, format!("the arbiter names {holder}"), out);
+            }
+            (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
+                self.generation = granted;
+                if let Phase::Claiming { cause, .. } =
+                    std::mem::replace(&mut self.phase, Phase::Alone)
+                {
+                    out.push(Effect::GoAlone {
+                        generation: granted,
+                        cause,
+                    });
+                }
+            }
+            (Question::Confirm, Verdict::Granted(granted)) if granted == self.generation => {
+                // An answer to a question put before the last stall says nothing about now.
+                if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
+                    self.doubt = None;
+                }
+            }
+            (_, Verdict::Granted(granted)) => {
+                let why = format!("the arbiter granted it to {question:?}, which cannot be");
+                self.fence(granted, why, out);
+            }
+        }
+    }
+
+    pub(super) fn arbiter_unavailable(&mut self) {
+        let retry_at = self.now + self.policy.arbiter_retry;
+        match (self.question.take(), &mut self.phase) {
+            (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
+            (Some(Question::Confirm), Phase::Protected(_)) => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.ask_at = Some(retry_at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A later generation was seen. While a claim is open it may be this side's own, whose grant is
+    /// still on its way here: then the arbiter's answer decides, output being held anyway.
+    pub(super) fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Claiming { .. }) {
+            self.fence(current, how, out);
+        }
+    }
+}

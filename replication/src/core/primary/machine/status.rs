@@ -1,0 +1,93 @@
+//! What a primary tells about itself, for people, metrics and the runtime. Changes nothing.
+
+use super::{Phase, PrimaryCore};
+use crate::core::primary::epochs::Epochs;
+use crate::ids::{EpochId, Generation};
+
+/// Where the primary stands, for people and status pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrimaryPhase {
+    /// Runs without a backup; output flows.
+    Alone,
+    /// A link is up; the backup has not answered yet.
+    Handshaking,
+    /// Memory is being sent for the first time, up to the acknowledgement of epoch 1.
+    Syncing,
+    /// Epoch 1 is acked: the backup could take over.
+    Protected,
+    /// The backup is lost; output is held until the arbiter has decided.
+    Claiming,
+    /// Another side owns the guest.
+    Fenced,
+    /// The guest ended.
+    Stopped,
+}
+
+impl PrimaryPhase {
+    /// The phase in one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Handshaking => "handshaking",
+            Self::Syncing => "syncing",
+            Self::Protected => "protected",
+            Self::Claiming => "claiming",
+            Self::Fenced => "fenced",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl PrimaryCore {
+    /// Where this primary stands.
+    #[must_use]
+    pub fn phase(&self) -> PrimaryPhase {
+        match &self.phase {
+            Phase::Alone => PrimaryPhase::Alone,
+            Phase::Handshaking => PrimaryPhase::Handshaking,
+            Phase::Syncing { .. } => PrimaryPhase::Syncing,
+            Phase::Protected(epochs) if epochs.acked().0 == 0 => PrimaryPhase::Syncing,
+            Phase::Protected(_) => PrimaryPhase::Protected,
+            Phase::Claiming { .. } => PrimaryPhase::Claiming,
+            Phase::Fenced => PrimaryPhase::Fenced,
+            Phase::Stopped => PrimaryPhase::Stopped,
+        }
+    }
+
+    /// The generation held. Goes into the header of everything this side sends.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The epoch that the guest runs in; `None` unless epochs are being made.
+    #[must_use]
+    pub fn running(&self) -> Option<EpochId> {
+        self.epochs().map(Epochs::running)
+    }
+
+    /// The last epoch that the backup acked in this session.
+    #[must_use]
+    pub fn acked(&self) -> Option<EpochId> {
+        self.epochs().map(Epochs::acked).filter(|epoch| epoch.0 > 0)
+    }
+
+    /// The epoch that was captured and is not acked yet.
+    #[must_use]
+    pub fn in_flight(&self) -> Option<EpochId> {
+        self.epochs().and_then(Epochs::in_flight)
+    }
+
+    /// The backup's name, from its welcome until it is lost.
+    #[must_use]
+    pub fn backup_node(&self) -> Option<&str> {
+        self.backup_node.as_deref()
+    }
+
+    /// Whether releases wait for the arbiter to confirm the generation.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+}
