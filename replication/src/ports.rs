@@ -5,6 +5,7 @@
 //! the outside. Nothing here knows KVM.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -114,8 +115,10 @@ pub trait OutputGate: Send + Sync {
     /// is paused and the gate holds.
     fn seal(&self, epoch: EpochId) -> SealedOutput;
 
-    /// Lets the output of all epochs up to and including `through` go.
-    fn release(&self, through: EpochId);
+    /// Lets the output of all epochs up to and including `through` go. Stops between two frames and
+    /// returns `false` once `until` has passed: this process was stalled in the middle and may not own
+    /// the guest any more. What is left stays held until the next call of `release` or `open`.
+    fn release(&self, through: EpochId, until: Instant) -> bool;
 
     /// Lets everything go and opens the gate: the arbiter granted this side to run alone.
     fn open(&self);

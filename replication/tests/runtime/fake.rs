@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{
@@ -14,7 +15,9 @@ use understudy_replication::{
     EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
 };
 
-pub(crate) const PAGES: u64 = 128;
+/// So many that the guest takes seconds to come back to a page: what an epoch forgot stays wrong for as
+/// long.
+pub(crate) const PAGES: u64 = 8192;
 
 /// What the guest computes: page `n % PAGES` gets `n`, then `n` is said.
 #[derive(Default)]
@@ -131,11 +134,12 @@ impl OutputGate for Gate {
         }
     }
 
-    fn release(&self, through: EpochId) {
+    fn release(&self, through: EpochId, _until: Instant) -> bool {
         let mut inner = self.inner.lock().unwrap();
         let later = inner.sealed.split_off(&through.next());
         let released = std::mem::replace(&mut inner.sealed, later);
         inner.out.extend(released.into_values().flatten());
+        true
     }
 
     fn open(&self) {

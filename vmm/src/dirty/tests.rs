@@ -15,6 +15,8 @@ struct FakeLog(Arc<Mutex<Fake>>);
 struct Fake {
     words: Vec<u64>,
     manual: bool,
+    /// Pages that a running guest writes right after the log has been read.
+    late: Vec<u64>,
     calls_until_failure: Option<usize>,
     fail_mid_clear: bool,
 }
@@ -24,6 +26,7 @@ impl FakeLog {
         Self(Arc::new(Mutex::new(Fake {
             words: vec![0; pages.div_ceil(64) as usize],
             manual,
+            late: Vec::new(),
             calls_until_failure: None,
             fail_mid_clear: false,
         })))
@@ -70,6 +73,9 @@ impl DirtyLog for FakeLog {
         words.copy_from_slice(&fake.words);
         if !fake.manual {
             fake.words.fill(0);
+        }
+        for page in std::mem::take(&mut fake.late) {
+            fake.words[(page / 64) as usize] |= 1 << (page % 64);
         }
         Ok(())
     }
@@ -147,6 +153,25 @@ proptest! {
         tracker.harvest(&mut got).unwrap();
         let got: BTreeSet<u64> = got.iter().map(|page| page.0).collect();
         prop_assert_eq!(got, owed);
+    }
+}
+
+/// The log is read, the guest writes, the log is cleared: the write must stay.
+#[test]
+fn a_write_between_reading_and_clearing_is_in_the_next_harvest() {
+    for manual in [true, false] {
+        let log = FakeLog::new(512, manual);
+        let (mut tracker, memory) = tracker(&log);
+        log.write(7);
+        log.0.lock().unwrap().late = vec![8, 500];
+        let mut harvest = || {
+            let mut got = PageSet::empty(memory.layout());
+            tracker.harvest(&mut got).unwrap();
+            got.iter().map(|page| page.0).collect::<Vec<_>>()
+        };
+        assert_eq!(harvest(), [7]);
+        assert_eq!(harvest(), [8, 500]);
+        assert_eq!(harvest(), [0; 0]);
     }
 }
 

@@ -3,8 +3,8 @@
 //! What must not be done here: run loops, states or formats; they are `vcpu`'s.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave, kvm_xsave2,
@@ -104,12 +104,10 @@ impl VcpuHandle {
         &self.exit
     }
 
-    /// The descriptor. Blocks while the vCPU runs: stop it first.
-    ///
-    /// # Panics
-    /// If its thread panicked while it held the lock: its state is then unknown.
+    /// The descriptor. Blocks while the vCPU runs: stop it first. A panic of another holder does not matter:
+    /// the state is the kernel's, and each call on it is whole or not done.
     pub fn lock(&self) -> std::sync::MutexGuard<'_, VcpuFd> {
-        self.fd.lock().expect("a vCPU thread panicked")
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,8 +22,8 @@ use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
 use crate::output::Gate;
 use crate::vcpu::{
-    Buses, Counter, Ending, MsrList, OnEnd, VcpuThread, configure_cpuid, describe_cpuid,
-    guest_counter, use_host_counter,
+    Buses, Counter, Ending, GuestClock, MsrList, OnEnd, VcpuThread, configure_cpuid,
+    describe_cpuid, guest_counter, use_host_counter,
 };
 
 /// Three pages that Intel processors need for real mode, right below the BIOS of a PC: inside the hole.
@@ -147,6 +147,7 @@ impl MachineBuilder {
         let supported = self.system.supported_cpuid()?;
         let handles = self.create_vcpus(&supported, counter)?;
         let msrs = MsrList::probe(&handles[0], &self.system.msr_indices()?)?;
+        let clock = GuestClock::of(&handles[0], counter);
         let fingerprint = self.fingerprint(&supported, counter, &msrs);
         let slot_pages = self
             .memory
@@ -181,7 +182,7 @@ impl MachineBuilder {
             memory: self.memory,
             vm: self.vm,
             msrs,
-            counter,
+            clock,
             gate: self.gate,
             events: self.events,
             fingerprint,

@@ -23,7 +23,7 @@ mod port;
 mod state;
 
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
@@ -36,7 +36,7 @@ use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::KvmError;
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
-use crate::vcpu::{Counter, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
 
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
@@ -125,7 +125,7 @@ pub struct Machine {
     memory: Memory,
     vm: Arc<VmFd>,
     msrs: MsrList,
-    counter: Counter,
+    clock: GuestClock,
     gate: Arc<Gate>,
     events: Arc<Events>,
     fingerprint: Fingerprint,
@@ -265,6 +265,8 @@ impl Machine {
         let state = MachineState::decode(bytes)?;
         self.phase = Phase::Broken;
         state.restore(self)?;
+        // The counters may have been made as fast as those of the other host.
+        self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;
         self.kernel = None;
         Ok(())
@@ -286,7 +288,9 @@ impl Machine {
         self.vcpus.iter_mut().for_each(VcpuThread::stop);
         self.event_loop.stop();
         for attached in &self.devices {
-            crate::devices::lock(&attached.device).stop();
+            // Also one that a panic left half-changed: it only lets go of the outside.
+            let device = attached.device.lock();
+            device.unwrap_or_else(PoisonError::into_inner).stop();
         }
         self.phase = Phase::Stopped;
     }

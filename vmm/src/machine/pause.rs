@@ -12,7 +12,7 @@ use super::{Machine, MachineFault, Phase};
 use crate::devices::{Device, lock};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::VcpuHandle;
-use crate::vcpu::{MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
 
 /// A machine that stands still.
 pub struct Paused<'a> {
@@ -26,6 +26,7 @@ pub struct Paused<'a> {
     tracker: &'a mut DirtyTracker,
     vm: &'a kvm_ioctls::VmFd,
     msrs: &'a MsrList,
+    clock: GuestClock,
     phase: &'a mut Phase,
 }
 
@@ -52,6 +53,7 @@ impl<'a> Paused<'a> {
             tracker,
             vm,
             msrs,
+            clock,
             phase,
             ..
         } = machine;
@@ -80,6 +82,7 @@ impl<'a> Paused<'a> {
             tracker,
             vm,
             msrs,
+            clock: *clock,
             phase,
         })
     }
@@ -99,7 +102,7 @@ impl<'a> Paused<'a> {
     pub fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), StateError> {
         let devices = self.devices.iter().map(|device| device.save());
         let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
-        state::save(devices, self.vm, vcpus, self.msrs, into)
+        state::save(devices, self.vm, vcpus, self.msrs, self.clock, into)
     }
 
     /// Leaves the guest stopped when the guard is dropped.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Machine;
 use crate::devices::{DeviceError, DeviceState, lock};
 use crate::kvm::{KvmError, VcpuHandle};
-use crate::vcpu::{MsrList, VcpuError, VcpuState, exact};
+use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuState, exact};
 
 /// Version of the blob's layout.
 const VERSION: u16 = 1;
@@ -110,6 +110,8 @@ struct VmState {
     pit: kvm_pit_state2,
     /// Nanoseconds of kvmclock.
     clock_ns: u64,
+    /// Speed of the vCPUs' time-stamp counters; 0 if the host does not tell.
+    tsc_khz: u32,
 }
 
 /// Saves a machine that stands still.
@@ -124,11 +126,12 @@ pub(super) fn save<'a>(
     vm: &VmFd,
     vcpus: impl Iterator<Item = &'a VcpuHandle>,
     msrs: &MsrList,
+    clock: GuestClock,
     into: &mut Vec<u8>,
 ) -> Result<(), StateError> {
     let state = MachineState {
         devices: devices.collect::<Result<_, _>>()?,
-        vm: VmState::save(vm)?,
+        vm: VmState::save(vm, clock)?,
         vcpus: vcpus
             .map(|handle| VcpuState::save(handle, msrs))
             .collect::<Result<_, _>>()?,
@@ -137,7 +140,7 @@ pub(super) fn save<'a>(
 }
 
 impl VmState {
-    fn save(vm: &VmFd) -> Result<Self, KvmError> {
+    fn save(vm: &VmFd, clock: GuestClock) -> Result<Self, KvmError> {
         let chip = |chip_id| {
             let mut chip = kvm_irqchip {
                 chip_id,
@@ -158,6 +161,7 @@ impl VmState {
                 .get_clock()
                 .map_err(KvmError::call("read the clock (KVM_GET_CLOCK)"))?
                 .clock,
+            tsc_khz: clock.speed_khz,
         })
     }
 
@@ -280,8 +284,12 @@ impl MachineState {
         // The VM's interrupt controllers before the vCPUs: writing them passes pending interrupts on to the
         // LAPICs at once. Those are in the saved LAPICs already; written second, these are exact again.
         self.vm.restore_chips(&machine.vm)?;
+        let clock = GuestClock {
+            speed_khz: self.vm.tsc_khz,
+            ..machine.clock
+        };
         for (vcpu, state) in machine.vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu.handle(), machine.counter)?;
+            state.restore(vcpu.handle(), clock)?;
         }
         // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
         // counts it.

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use understudy_replication::ids::EpochId;
@@ -208,11 +208,11 @@ impl OutputGate for Gate {
         output
     }
 
-    fn release(&self, through: EpochId) {
+    fn release(&self, through: EpochId, until: Instant) -> bool {
         {
             let mut state = self.shared.lock();
             if state.mode == Mode::Shut {
-                return;
+                return true;
             }
             while state.sealed.front().is_some_and(|(e, _)| *e <= through) {
                 if let Some((_, bucket)) = state.sealed.pop_front() {
@@ -220,7 +220,7 @@ impl OutputGate for Gate {
                 }
             }
         }
-        self.shared.drain_all();
+        self.shared.drain_all(Some(until))
     }
 
     fn open(&self) {
@@ -236,7 +236,7 @@ impl OutputGate for Gate {
             let bucket = std::mem::take(&mut state.current);
             state.let_go(bucket);
         }
-        self.shared.drain_all();
+        self.shared.drain_all(None);
     }
 
     fn shut(&self) {
@@ -281,7 +281,7 @@ impl OutputGate for Gate {
                 }
             }
         }
-        self.shared.drain_all();
+        self.shared.drain_all(None);
     }
 
     fn set_listener(&self, listener: Listener) {
@@ -394,32 +394,52 @@ impl Shared {
         }
     }
 
-    /// Empties all outboxes.
-    fn drain_all(&self) {
+    /// Empties all outboxes; `false` if `until` passed before that was done.
+    fn drain_all(&self, until: Option<Instant>) -> bool {
         let lines: Vec<_> = {
             let state = self.lock();
             state.networks.iter().map(|n| Arc::clone(&n.line)).collect()
         };
         for (device, line) in lines.iter().enumerate() {
             let _tx = line.lock();
-            while let Some(batch) = self.next_batch(device) {
-                for frame in &batch {
+            while let Some(mut batch) = self.next_batch(device) {
+                while let Some(frame) = batch.front() {
+                    if until.is_some_and(|until| Instant::now() > until) {
+                        self.put_back(device, batch);
+                        return false;
+                    }
                     self.hand_over(line, frame);
+                    batch.pop_front();
                 }
             }
         }
         self.kick_starved();
+        true
     }
 
     /// The next frames of an outbox; `None` when it is empty.
-    fn next_batch(&self, device: usize) -> Option<Vec<Bytes>> {
+    fn next_batch(&self, device: usize) -> Option<VecDeque<Bytes>> {
         let mut guard = self.lock();
         let state = &mut *guard;
         let outbox = &mut state.networks.get_mut(device)?.outbox;
         let frames = outbox.len().min(BATCH_FRAMES);
-        let batch: Vec<_> = outbox.drain(..frames).collect();
+        let batch: VecDeque<_> = outbox.drain(..frames).collect();
         state.waiting_bytes -= batch.iter().map(cost).sum::<usize>();
         (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Puts frames that must not leave now back to where [`Self::next_batch`] took them from.
+    fn put_back(&self, device: usize, batch: VecDeque<Bytes>) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.mode == Mode::Shut {
+            batch.iter().for_each(|frame| self.counters.dropped(frame));
+            return;
+        }
+        if let Some(network) = state.networks.get_mut(device) {
+            state.waiting_bytes += batch.iter().map(cost).sum::<usize>();
+            batch.into_iter().rev().for_each(|frame| network.outbox.push_front(frame));
+        }
     }
 
     /// Wakes refused devices once there is room worth waking for.

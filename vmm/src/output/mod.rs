@@ -19,7 +19,7 @@ mod counters;
 mod gate;
 mod port;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use console::{DiscardSink, FileSink, MemorySink, StdoutSink};
 pub use gate::Gate;

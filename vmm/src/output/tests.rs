@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -36,6 +36,11 @@ impl FrameSink for Wire {
         self.frames.lock().unwrap().push(frame.to_vec());
         Ok(())
     }
+}
+
+/// Later than any test takes.
+pub(crate) fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
 }
 
 pub(crate) fn gate_with(limits: GateLimits) -> (Gate, NetPort, Arc<Wire>) {
@@ -79,21 +84,36 @@ fn r1_nothing_leaves_before_its_epoch_is_released() {
     assert!(wire.take().is_empty());
     assert_eq!(shown(&gate, &screen), "");
 
-    gate.release(EpochId(0));
+    gate.release(EpochId(0), far());
     assert!(wire.take().is_empty());
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     assert_eq!(wire.take(), [b"a"]);
     assert_eq!(shown(&gate, &screen), "A");
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     assert!(wire.take().is_empty());
     // The current bucket has no epoch yet: no release reaches it.
-    gate.release(EpochId(u64::MAX));
+    gate.release(EpochId(u64::MAX), far());
     assert_eq!(wire.take(), [b"b"]);
     assert_eq!(shown(&gate, &screen), "AB");
     gate.seal(EpochId(3));
-    gate.release(EpochId(3));
+    gate.release(EpochId(3), far());
     assert_eq!(wire.take(), [b"c"]);
     assert_eq!(shown(&gate, &screen), "ABC");
+}
+
+#[test]
+fn a_release_whose_time_is_over_stops_between_frames_and_is_taken_up_again() {
+    let (gate, port, wire) = gate_with(GateLimits::default());
+    gate.hold();
+    send(&port, "one");
+    gate.seal(EpochId(1));
+    send(&port, "two");
+    gate.seal(EpochId(2));
+    let past = Instant::now() - Duration::from_millis(1);
+    assert!(!gate.release(EpochId(1), past));
+    assert!(wire.take().is_empty());
+    assert!(gate.release(EpochId(2), far()));
+    assert_eq!(wire.take(), [b"one", b"two"]);
 }
 
 #[test]
@@ -129,7 +149,7 @@ fn opening_lets_everything_go_in_order() {
     send(&port, "held");
     gate.seal(EpochId(1));
     assert!(wire.take().is_empty());
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     assert_eq!(wire.take(), [b"held"]);
 }
 
@@ -143,7 +163,7 @@ fn a_shut_gate_lets_nothing_out_for_good() {
     let sealed = gate.seal(EpochId(1));
     send(&port, "current");
     gate.shut();
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     gate.open();
     gate.repeat(&sealed);
     send(&port, "later");
@@ -173,13 +193,13 @@ fn a_full_gate_refuses_and_wakes_the_device_when_there_is_room() {
     gate.seal(EpochId(1));
     assert_eq!(port.send(frame("x")), Err(Full));
     assert!(port.space_event().read().is_err(), "no room yet");
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     assert_eq!(port.space_event().read().unwrap(), 1);
     send(&port, "x");
     assert_eq!(wire.take().len(), 10);
     // A device that was not refused is not woken.
     gate.seal(EpochId(2));
-    gate.release(EpochId(2));
+    gate.release(EpochId(2), far());
     assert!(port.space_event().read().is_err());
     assert_eq!(wire.take(), [b"x"]);
 }
@@ -195,7 +215,7 @@ fn a_frame_larger_than_the_limit_passes_alone() {
     send(&port, "large");
     assert_eq!(port.send(frame("x")), Err(Full));
     gate.seal(EpochId(1));
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     assert_eq!(wire.take(), [b"large"]);
     assert_eq!(port.space_event().read().unwrap(), 1);
 }
@@ -228,7 +248,7 @@ fn a_full_backend_loses_frames_and_counts_them() {
     send(&port, "abc");
     gate.seal(EpochId(1));
     wire.busy.store(true, Ordering::Relaxed);
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), far());
     wire.busy.store(false, Ordering::Relaxed);
     assert!(wire.take().is_empty());
     let counters = gate.counters();
@@ -449,7 +469,7 @@ fn console_files_are_begun_and_continued() {
     old_tty.write(b"hello ").unwrap();
     let output = old.seal(EpochId(1));
     // The primary releases, and dies: the file has it all.
-    old.release(EpochId(1));
+    old.release(EpochId(1), far());
     assert!(old.flush_consoles(DEADLINE));
     assert_eq!(contents(), "boot hello ");
     new_tty.set_position(11);
@@ -467,7 +487,7 @@ fn nothing_overtakes_while_one_thread_releases_and_another_sends() {
     let (epochs, sealed) = mpsc::channel();
     let releaser = std::thread::spawn(move || {
         for epoch in sealed {
-            other.release(epoch);
+            other.release(epoch, far());
         }
         other.open();
     });
@@ -523,7 +543,7 @@ struct BusyGate {
     port: NetPort,
     slow: Arc<SlowWire>,
     permit: mpsc::Sender<()>,
-    has_begun: mpsc::Receiver<()>,
+    has_begun: Mutex<mpsc::Receiver<()>>,
 }
 
 fn busy_gate() -> BusyGate {
@@ -542,7 +562,7 @@ fn busy_gate() -> BusyGate {
         port,
         slow,
         permit,
-        has_begun,
+        has_begun: Mutex::new(has_begun),
     }
 }
 
@@ -560,7 +580,8 @@ impl BusyGate {
     ) -> (A, B) {
         std::thread::scope(|threads| {
             threads.spawn(first);
-            self.has_begun.recv_timeout(DEADLINE).unwrap();
+            let has_begun = self.has_begun.lock().unwrap();
+            has_begun.recv_timeout(DEADLINE).unwrap();
             let (trying, tries) = mpsc::channel();
             let also_trying = trying.clone();
             let one = threads.spawn(move || {
@@ -682,7 +703,7 @@ proptest! {
                 Act::Seal => {}
                 Act::Release(back) => {
                     let through = epoch.saturating_sub(back);
-                    gate.release(EpochId(through));
+                    gate.release(EpochId(through), far());
                     gone = waiting
                         .extract_if(.., |w| w.0.is_some_and(|e| e <= through))
                         .collect();

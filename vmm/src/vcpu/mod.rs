@@ -17,7 +17,7 @@ use crate::kvm::KvmError;
 pub use cpuid::{configure_cpuid, describe_cpuid};
 pub use state::{Msr, MsrList, VcpuState};
 pub use thread::{Buses, Ending, OnEnd, VcpuThread};
-pub use time::{Counter, guest_counter, use_host_counter};
+pub use time::{Counter, GuestClock, guest_counter, use_host_counter};
 
 /// What can go wrong with a vCPU.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::time::{Counter, MSR_TSC};
+use super::time::{GuestClock, MSR_TSC};
 use super::{VcpuError, exact};
 use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
 
@@ -28,8 +28,6 @@ pub struct Msr {
 pub struct VcpuState {
     /// Which vCPU.
     pub id: u8,
-    /// Speed of its time-stamp counter; 0 if the host does not tell.
-    pub tsc_khz: u32,
     #[serde(with = "exact")]
     mp_state: kvm_mp_state,
     #[serde(with = "exact")]
@@ -144,7 +142,6 @@ impl VcpuState {
         let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         Ok(Self {
             id: vcpu,
-            tsc_khz: fd.get_tsc_khz().unwrap_or(0),
             mp_state,
             regs,
             sregs,
@@ -161,7 +158,7 @@ impl VcpuState {
     ///
     /// # Errors
     /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must then not be run.
-    pub fn restore(&self, handle: &VcpuHandle, counter: Counter) -> Result<(), VcpuError> {
+    pub fn restore(&self, handle: &VcpuHandle, clock: GuestClock) -> Result<(), VcpuError> {
         let vcpu = handle.id();
         if self.id != vcpu {
             return Err(VcpuError::WrongVcpu {
@@ -173,8 +170,9 @@ impl VcpuState {
         let call = |what: &'static str| {
             move |error| VcpuError::kvm(vcpu)(KvmError::call(format!("write {what}"))(error))
         };
-        counter
-            .match_speed(&fd, self.tsc_khz)
+        clock
+            .counter
+            .match_speed(&fd, clock.speed_khz)
             .map_err(VcpuError::kvm(vcpu))?;
         // Before the registers: it decides whether KVM takes the vCPU as one that waits for its SIPI,
         // whose registers would be reset by it.
@@ -191,7 +189,7 @@ impl VcpuState {
             .map_err(call("KVM_SET_DEBUGREGS"))?;
         // The counter before the LAPIC and the deadline, whose timers are armed relative to it; the LAPIC
         // before the deadline, which KVM ignores unless the LAPIC's timer is in deadline mode.
-        let (first, last) = counter.split(&self.msrs);
+        let (first, last) = clock.counter.split(&self.msrs);
         write_msrs(vcpu, &fd, first)?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
         write_msrs(vcpu, &fd, last)?;

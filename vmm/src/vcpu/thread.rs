@@ -235,19 +235,33 @@ struct Runner {
     on_end: OnEnd,
 }
 
-/// So that nobody waits for a thread that panicked.
-struct EndGuard<'a>(&'a Control);
+/// So that nobody waits for a thread that panicked, and that it is told.
+struct EndGuard<'a>(&'a Runner);
 
 impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
-        self.0.lock().1 = Phase::Ended;
-        self.0.changed.notify_all();
+        let Runner {
+            handle,
+            control,
+            on_end,
+            ..
+        } = self.0;
+        control.lock().1 = Phase::Ended;
+        control.changed.notify_all();
+        if std::thread::panicking() {
+            on_end(
+                handle.id(),
+                Ending::Failed {
+                    what: "its thread panicked, which is a bug in this VMM".into(),
+                },
+            );
+        }
     }
 }
 
 impl Runner {
     fn live(self) {
-        let _end = EndGuard(&self.control);
+        let _end = EndGuard(&self);
         while self.park() {
             let ending = {
                 let mut fd = self.handle.lock();

@@ -37,6 +37,26 @@ pub enum Counter {
     Host,
 }
 
+/// How the guest's time-stamp counter behaves; the same for all vCPUs of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestClock {
+    /// Whose counter it is.
+    pub counter: Counter,
+    /// Its speed; 0 if the host does not tell.
+    pub speed_khz: u32,
+}
+
+impl GuestClock {
+    /// Asks a vCPU.
+    #[must_use]
+    pub fn of(handle: &VcpuHandle, counter: Counter) -> Self {
+        Self {
+            counter,
+            speed_khz: handle.lock().get_tsc_khz().unwrap_or(0),
+        }
+    }
+}
+
 impl Counter {
     /// The word for it in fingerprints: both hosts must do alike.
     #[must_use]
@@ -303,6 +323,10 @@ mod tests {
     fn the_guests_clock_is_the_vms_clock_and_goes_on_in_another_vm() {
         let system = System::open().expect("these tests need a usable /dev/kvm");
         let counter = guest_counter(&system).unwrap();
+        println!(
+            "whose time-stamp counter guests read here: {}",
+            counter.as_str()
+        );
         let first = with_clock(&system, counter);
         let before = vm_clock_ns(&first);
         let guest = guest_clock_ns(&first);

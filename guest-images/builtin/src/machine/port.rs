@@ -1,4 +1,4 @@
-//! Port I/O, allowed at CPL 3 by IOPL 3.
+//! Port I/O, allowed at CPL 3 by IOPL 3 and by the TSS's I/O bitmap.
 
 use core::arch::asm;
 

@@ -19,8 +19,8 @@
 .set USER_CODE, 0x2b
 .set USER_DATA, 0x23
 .set TSS_SELECTOR, 0x30
-.set USER_FLAGS, 0x202           # interrupts on
-.set FATAL_FLAGS, 0x2            # interrupts off
+.set USER_FLAGS, 0x3202          # IOPL 3, interrupts on
+.set FATAL_FLAGS, 0x3002         # IOPL 3, interrupts off
 .set TSS_BYTES, 0x68 + 0x400 / 8 + 1
 
 .section .machine, "awx", @progbits
@@ -69,7 +69,9 @@ machine_begin:
 .endr
     .balign 0x1000
 
-# --- TSS: RSP0, and an I/O bitmap that opens ports below 0x400 to CPL 3 (IOPL is not kept everywhere) ---
+# --- TSS: RSP0, and an I/O bitmap that opens the ports below 0x400 to CPL 3 -----------------------------
+# IOPL 3 would do, but some hosts do not keep it; the bitmap would do, but some hosts refuse it when the
+# TSS is marked busy, as it is after a restore. So there are both.
 .set i, 0
 .rept CPUS
     .long 0
@@ -169,8 +171,12 @@ general_protection:
     pop rax
     push 13
 
-# Stack: vector, error code, rip, cs, flags, rsp, ss. Goes on at CPL 3, which prints and shuts down.
+# Stack: vector, error code, rip, cs, flags, rsp, ss. Goes on at CPL 3, which prints and shuts down. If
+# that fails too, without an IDT the next exception stops the machine for good.
 exception_fatal:
+    inc dword ptr [rip + fatal_count]
+    cmp dword ptr [rip + fatal_count], 1
+    jne 1f
     pop rdi
     pop rsi
     mov rdx, [rsp]
@@ -181,6 +187,14 @@ exception_fatal:
     push USER_CODE
     push offset fatal_exception
     iretq
+1:
+    lidt [rip + no_idt]
+    ud2
+fatal_count:
+    .long 0
+no_idt:
+    .word 0
+    .quad 0
     .balign 0x1000
 
 # --- CPL 0 stacks, a page a vCPU; the first words of each page are shared with CPL 3 -------------------

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 use understudy_transport::heartbeat::Sender;
-use understudy_transport::{ConnectError, Endpoint, Link, connect};
+use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::{Ended, Request};
@@ -29,6 +29,8 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::{Clock, HeartbeatPath, Limits, RuntimeError, tokio_runtime};
 
+/// Longest attempt to reach a standby: a host that is down answers nothing at all.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two attempts to reach a standby.
 const CONNECT_RETRY: Duration = Duration::from_millis(250);
 /// The same after a standby refused: a person has to change something.
@@ -49,7 +51,8 @@ pub(super) struct Setup {
     pub(super) gate: Arc<dyn OutputGate>,
 }
 
-type Connecting = Pin<Box<dyn Future<Output = Result<Link, ConnectError>>>>;
+type Connected = Result<Link, String>;
+type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
     setup: Setup,
@@ -75,7 +78,7 @@ pub(super) struct Driver {
 
 /// What the loop waits for.
 enum Happened {
-    Connected(Result<Link, ConnectError>),
+    Connected(Connected),
     Received(Result<(Generation, Message), SessionError>),
     Worked(Option<Report>),
     Requested(Option<Request>),
@@ -155,9 +158,9 @@ impl Driver {
             self.translate(happened, &mut inputs);
             for input in inputs {
                 let link_down = matches!(input, PrimaryInput::LinkDown { .. });
-                let effects = self.core.handle(self.clock.now(), input);
-                for effect in effects {
-                    self.perform(effect).await;
+                let now = self.clock.now();
+                for effect in self.core.handle(now, input) {
+                    self.perform(effect, self.clock.origin + now).await;
                 }
                 if link_down {
                     self.close_session().await;
@@ -182,7 +185,13 @@ impl Driver {
             let at = self.connect_at;
             *connecting = Some(Box::pin(async move {
                 tokio::time::sleep_until(at).await;
-                connect(&endpoint, understudy_transport::Limits::default()).await
+                let connecting = connect(&endpoint, understudy_transport::Limits::default());
+                match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
+                    Ok(connected) => connected.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!(
+                        "{endpoint} does not answer within {CONNECT_PATIENCE:?}"
+                    )),
+                }
             }));
         }
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
@@ -223,15 +232,18 @@ impl Driver {
                 self.session_number += 1;
                 inputs.push_back(PrimaryInput::LinkUp);
             }
-            Happened::Connected(Err(error)) => {
-                self.not_connected(&error.to_string(), CONNECT_RETRY)
-            }
-            Happened::Received(received) => self.drain(received, inputs),
-            Happened::Worked(Some(report)) => {
-                if self.session.is_some() && report.session == self.session_number {
-                    inputs.push_back(worked(report.event));
+            Happened::Connected(Err(error)) => self.not_connected(&error, CONNECT_RETRY),
+            Happened::Received(received) => {
+                let mut messages = VecDeque::new();
+                self.drain(received, &mut messages);
+                // What an acknowledgement is about was reported before it was shipped, but both may
+                // be found here at once: the report is the older one.
+                while let Ok(report) = self.events.try_recv() {
+                    self.report(report, inputs);
                 }
+                inputs.append(&mut messages);
             }
+            Happened::Worked(Some(report)) => self.report(report, inputs),
             Happened::Worked(None) => inputs.push_back(PrimaryInput::GuestStopped),
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
@@ -266,6 +278,12 @@ impl Driver {
                 }
                 inputs.push_back(PrimaryInput::Tick);
             }
+        }
+    }
+
+    fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
+        if self.session.is_some() && report.session == self.session_number {
+            inputs.push_back(worked(report.event));
         }
     }
 
@@ -317,7 +335,7 @@ impl Driver {
         self.command(Command::Detach);
     }
 
-    async fn perform(&mut self, effect: PrimaryEffect) {
+    async fn perform(&mut self, effect: PrimaryEffect, decided: std::time::Instant) {
         match effect {
             PrimaryEffect::Send(message) => {
                 if let Some(session) = &mut self.session {
@@ -338,7 +356,11 @@ impl Driver {
             PrimaryEffect::SyncRound => self.command(Command::SyncRound),
             PrimaryEffect::Capture(epoch) => self.command(Command::Capture(epoch)),
             PrimaryEffect::Release(epoch) => {
-                self.setup.gate.release(epoch);
+                // Stalled for longer than this in the middle of releasing, the core would have doubts.
+                let patience = self.setup.policy.heartbeat_timeout / 2;
+                if !self.setup.gate.release(epoch, decided + patience) {
+                    tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
+                }
                 self.metrics.acked(epoch);
             }
             PrimaryEffect::CloseLink => {

@@ -75,7 +75,7 @@ fn output_goes_through_the_gate() {
     assert_eq!(bench.shown(), "now ");
     let sealed = bench.gate.seal(EpochId(1));
     assert_eq!(sealed.console[0].position, 4);
-    bench.gate.release(EpochId(1));
+    bench.gate.release(EpochId(1), crate::output::tests::far());
     assert_eq!(bench.shown(), "now later");
 }
 

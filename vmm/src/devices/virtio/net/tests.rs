@@ -257,7 +257,7 @@ fn frames_go_to_the_gate_and_nowhere_else() {
     let sealed = gate.seal(EpochId(1));
     assert_eq!(sealed.frames.len(), 2);
     assert!(cable.sent().is_empty());
-    gate.release(EpochId(1));
+    gate.release(EpochId(1), crate::output::tests::far());
     assert_eq!(cable.sent(), [frame(1), frame(2)]);
 }
 
@@ -306,7 +306,7 @@ fn a_full_gate_stops_the_ring_and_loses_nothing() {
     let mut sent = Vec::new();
     for (epoch, used) in [(1, 2), (2, 1)] {
         gate.seal(EpochId(epoch));
-        gate.release(EpochId(epoch));
+        gate.release(EpochId(epoch), crate::output::tests::far());
         sent.extend(cable.sent());
         device.handle_event(SPACE);
         assert_eq!(tx.used().len(), used);

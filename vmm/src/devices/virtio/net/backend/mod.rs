@@ -58,9 +58,21 @@ pub enum BackendError {
         tap::CLONE_DEVICE
     )]
     TunPermission,
+    /// There is no such interface.
+    #[error(
+        "there is no tap {name}; create it and connect it to the guest's network: \
+         ip tuntap add dev {name} mode tap user {user}; ip link set {name} up master BRIDGE"
+    )]
+    NoTap {
+        /// Name of the interface.
+        name: String,
+        /// The user who needs it.
+        user: u32,
+    },
     /// Not allowed to use this tap.
     #[error(
-        "no permission for tap {name}; prepare it: ip tuntap add dev {name} mode tap user {user}"
+        "no permission for tap {name}; make it again for this user: ip link del {name}; \
+         ip tuntap add dev {name} mode tap user {user}; ip link set {name} up master BRIDGE"
     )]
     TapPermission {
         /// Name of the interface.

@@ -27,18 +27,43 @@ struct Tap {
     file: Arc<File>,
 }
 
-/// Opens the tap `name`. It is created if it is not there and this process may do so.
+/// Opens the tap `name`, which must be there: one that the kernel would make now were down and in no
+/// bridge, and a guest without network would look like a guest at work.
 ///
 /// # Errors
 /// If it cannot be opened; the error says what to do.
 pub fn open(name: &str) -> Result<Backend, BackendError> {
-    let request = InterfaceRequest {
-        name: interface_name(name)?,
-        // Without IFF_VNET_HDR: no offloads are negotiated, so there is no header to carry them.
-        flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
-        rest: [0; 22],
-    };
-    let file = OpenOptions::new()
+    let request = InterfaceRequest::tap(name)?;
+    let file = open_driver()?;
+    if nix::net::if_::if_nametoindex(name).is_err() {
+        return Err(BackendError::NoTap {
+            name: name.to_owned(),
+            user: rustix::process::geteuid().as_raw(),
+        });
+    }
+    attach(&file, request).map_err(|source| attach_error(name, source))?;
+    let file = Arc::new(file);
+    Ok(Backend {
+        source: Box::new(Tap {
+            file: Arc::clone(&file),
+        }),
+        sink: Arc::new(Tap { file }),
+    })
+}
+
+impl InterfaceRequest {
+    fn tap(name: &str) -> Result<Self, BackendError> {
+        Ok(Self {
+            name: interface_name(name)?,
+            // Without IFF_VNET_HDR: no offloads are negotiated, so there is no header to carry them.
+            flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
+            rest: [0; 22],
+        })
+    }
+}
+
+fn open_driver() -> Result<File, BackendError> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -51,15 +76,7 @@ pub fn open(name: &str) -> Result<Backend, BackendError> {
                 what: format!("open {CLONE_DEVICE}"),
                 source,
             },
-        })?;
-    attach(&file, request).map_err(|source| attach_error(name, source))?;
-    let file = Arc::new(file);
-    Ok(Backend {
-        source: Box::new(Tap {
-            file: Arc::clone(&file),
-        }),
-        sink: Arc::new(Tap { file }),
-    })
+        })
 }
 
 fn attach(file: &File, mut request: InterfaceRequest) -> io::Result<()> {
@@ -184,22 +201,22 @@ mod tests {
 
     #[test]
     fn a_tap_opens_once_or_says_why_not() {
-        // Gone again when it is closed, and never up: nothing is sent.
         let name = format!("us{}", std::process::id());
-        match open(&name) {
-            Ok(_first) => {
+        let Err(error) = open(&name) else {
+            panic!("opened {name}, which is not there");
+        };
+        let file = match error {
+            BackendError::NoTun | BackendError::TunPermission => return,
+            BackendError::NoTap { .. } => open_driver().unwrap(),
+            other => panic!("{other}"),
+        };
+        // Gone again when it is closed, and never up: nothing is sent.
+        match attach(&file, InterfaceRequest::tap(&name).unwrap()) {
+            Ok(()) => {
                 let error = open(&name).err().expect("it is in use");
                 assert!(matches!(error, BackendError::TapBusy { .. }), "{error}");
             }
-            Err(error) => assert!(
-                matches!(
-                    error,
-                    BackendError::NoTun
-                        | BackendError::TunPermission
-                        | BackendError::TapPermission { .. }
-                ),
-                "{error}"
-            ),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied),
         }
     }
 }

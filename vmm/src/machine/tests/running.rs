@@ -1,0 +1,141 @@
+//! What a machine does while it runs: boot, pause, resume, end.
+
+use super::*;
+
+#[test]
+fn a_guest_boots_and_is_heard() {
+    let mut rig = rig(COUNTING);
+    rig.machine.start().unwrap();
+    for number in 1..=100 {
+        assert_eq!(rig.next(), number);
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_resumes_on_every_way_out() {
+    let mut rig = rig(COUNTING);
+    rig.machine.start().unwrap();
+    rig.await_number(10);
+
+    // Dropped.
+    let paused = rig.machine.pause_guest().unwrap();
+    rig.numbers.try_iter().for_each(drop);
+    let quiet = rig.numbers.recv_timeout(Duration::from_millis(50));
+    assert!(quiet.is_err(), "said {quiet:?} while paused");
+    drop(paused);
+    rig.next();
+
+    // Early return.
+    fn returns_early(machine: &mut Machine) -> Option<()> {
+        let _paused = machine.pause_guest().unwrap();
+        None
+    }
+    assert_eq!(returns_early(&mut rig.machine), None);
+    rig.heard();
+    rig.next();
+
+    // An error in the middle of saving.
+    lock(&rig.read_from).fail_save = true;
+    fn fails(machine: &mut Machine) -> Result<(), understudy_replication::ports::MachineError> {
+        machine.pause_guest()?.save(&mut Vec::new())
+    }
+    assert!(fails(&mut rig.machine).is_err());
+    lock(&rig.read_from).fail_save = false;
+    rig.heard();
+    rig.next();
+
+    // A panic, which must not spoil the devices for the vCPUs either.
+    let machine = &mut rig.machine;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _paused = machine.pause_guest().unwrap();
+        panic!("ordered by the test");
+    }));
+    assert!(panicked.is_err());
+    rig.heard();
+    rig.next();
+    rig.next();
+    rig.machine
+        .pause_guest()
+        .unwrap()
+        .save_state(&mut Vec::new())
+        .unwrap();
+    rig.heard();
+    rig.next();
+
+    // Unless it is to stay stopped.
+    let mut paused = rig.machine.pause_guest().unwrap();
+    paused.stay_stopped();
+    drop(paused);
+    rig.heard();
+    assert!(rig.numbers.recv_timeout(Duration::from_millis(50)).is_err());
+    let error = rig.machine.start().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a machine that is stopped for good cannot be run"
+    );
+}
+
+#[test]
+fn the_guests_end_is_told() {
+    let mut rig = rig(RESETTING);
+    let events = rig.machine.events();
+    rig.machine.start().unwrap();
+    assert_eq!(
+        events.recv_timeout(DEADLINE).unwrap(),
+        MachineEvent::GuestReset
+    );
+
+    let mut rig = rig_with(config(CRASHING), &["numbers"]);
+    let events = rig.machine.events();
+    rig.machine.start().unwrap();
+    let event = events.recv_timeout(DEADLINE).unwrap();
+    assert!(
+        matches!(
+            event,
+            MachineEvent::GuestShutdown { .. } | MachineEvent::VcpuFailed { .. }
+        ),
+        "{event:?}"
+    );
+}
+
+#[test]
+fn a_machine_is_only_run_paused_and_restored_when_it_can_be() {
+    let mut fresh = standby();
+    let error = fresh.machine.start().unwrap_err();
+    assert!(matches!(error, MachineFault::Config(ConfigError::NoKernel)));
+    let Err(error) = fresh.machine.pause_guest().map(drop) else {
+        panic!("paused what never ran");
+    };
+    assert_eq!(
+        error.to_string(),
+        "a machine that has never run cannot be paused"
+    );
+    let mut running = rig(COUNTING);
+    running.machine.start().unwrap();
+    let error = running.machine.load(&[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a machine that is running cannot be restored"
+    );
+    running.machine.shut_down();
+    running.machine.shut_down();
+}
+
+/// A bug in a device must not go unnoticed, nor keep the machine from being stopped.
+#[test]
+fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
+    let mut rig = rig(READING_PORTS);
+    lock(&rig.read_from).in_read = Some(Box::new(|| panic!("ordered by the test")));
+    let events = rig.machine.events();
+    rig.machine.start().unwrap();
+    let event = events.recv_timeout(DEADLINE).unwrap();
+    assert!(
+        matches!(event, MachineEvent::VcpuFailed { vcpu: 0, .. }),
+        "{event:?}"
+    );
+    let Err(error) = rig.machine.pause_guest().map(drop) else {
+        panic!("paused a guest that has ended");
+    };
+    assert!(error.to_string().contains("vCPUs"), "{error}");
+    rig.machine.shut_down();
+}

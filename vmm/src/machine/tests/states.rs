@@ -1,0 +1,124 @@
+//! Saved states that are damaged or another machine's, and fingerprints that tell machines apart.
+
+use super::*;
+
+fn saved_state() -> Vec<u8> {
+    let mut rig = rig(COUNTING);
+    rig.machine.start().unwrap();
+    rig.await_number(3);
+    let mut state = Vec::new();
+    rig.machine
+        .pause_guest()
+        .unwrap()
+        .save_state(&mut state)
+        .unwrap();
+    state
+}
+
+#[test]
+fn bad_states_are_refused_by_name() {
+    let state = saved_state();
+    let refuse = |bytes: &[u8], rig: &mut Rig| rig.machine.load(bytes).unwrap_err();
+
+    let mut longer = state.clone();
+    longer.push(0);
+    assert!(matches!(
+        refuse(&longer, &mut standby()),
+        MachineFault::State(StateError::LeftOver { left_over: 1, .. })
+    ));
+    let mut newer = state.clone();
+    newer[0] = 77;
+    assert!(matches!(
+        refuse(&newer, &mut standby()),
+        MachineFault::State(StateError::Version { found: 77 })
+    ));
+    let two = MachineConfig {
+        vcpus: 2,
+        ..config(COUNTING)
+    };
+    assert!(matches!(
+        refuse(&state, &mut rig_with(two, &["numbers"])),
+        MachineFault::State(StateError::Vcpus { found: 1, here: 2 })
+    ));
+    let MachineFault::State(StateError::UnknownDevice { name }) =
+        refuse(&state, &mut rig_with(config(COUNTING), &["other"]))
+    else {
+        panic!("restored into a machine with another device");
+    };
+    assert_eq!(name, "numbers");
+    let MachineFault::State(StateError::MissingDevice { name }) = refuse(
+        &state,
+        &mut rig_with(config(COUNTING), &["numbers", "more"]),
+    ) else {
+        panic!("restored into a machine with one device more");
+    };
+    assert_eq!(name, "more");
+    // After a failed restore the machine is of no use, and says so.
+    let mut broken = standby();
+    let mut wrong = MachineState::decode(&state).unwrap();
+    wrong.set_vcpu_id(0, 9);
+    let mut bytes = Vec::new();
+    wrong.encode(&mut bytes).unwrap();
+    assert!(broken.machine.load(&bytes).is_err());
+    let error = broken.machine.start().unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a machine that was restored only in part cannot be run"
+    );
+}
+
+#[test]
+fn damaged_states_never_panic() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    let state = saved_state();
+    for cut in (0..state.len()).step_by(97) {
+        assert!(MachineState::decode(&state[..cut]).is_err(), "cut at {cut}");
+    }
+    let mut random = StdRng::seed_from_u64(42);
+    for _ in 0..150 {
+        let mut damaged = state.clone();
+        for _ in 0..random.random_range(1..20) {
+            let at = random.random_range(0..damaged.len());
+            damaged[at] = random.random();
+        }
+        // Most damage is in register contents, which KVM judges; some of it even makes a valid state.
+        let result = standby().machine.load(&damaged);
+        if let Err(error) = result {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    for _ in 0..200 {
+        let noise: Vec<u8> = (0..random.random_range(0..6000))
+            .map(|_| random.random())
+            .collect();
+        assert!(MachineState::decode(&noise).is_err());
+    }
+}
+
+#[test]
+fn fingerprints_name_what_differs() {
+    let one = rig(COUNTING).machine.fingerprint();
+    assert_eq!(one.differences(&standby().machine.fingerprint()), []);
+    let bigger = MachineConfig {
+        memory_mib: 32,
+        vcpus: 2,
+        ..config(COUNTING)
+    };
+    let other = rig_with(bigger, &["numbers", "more"]).machine.fingerprint();
+    let keys: BTreeSet<String> = one
+        .differences(&other)
+        .into_iter()
+        .map(|difference| difference.key)
+        .collect();
+    for key in [
+        "memory.0",
+        "vcpus",
+        "device.more.number",
+        "device.more.place",
+    ] {
+        assert!(keys.contains(key), "{key} is not in {keys:?}");
+    }
+    assert!(!keys.iter().any(|key| key.starts_with("device.numbers")));
+}
