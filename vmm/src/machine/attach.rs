@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::{Bus, BusDevice, BusError, Device, Irq};
 use super::event_loop::EventLoopError;
+use crate::devices::{Bus, BusDevice, BusError, Device, Irq};
 use crate::kvm::KvmError;
 
 /// Where virtio devices begin.

@@ -75,7 +75,12 @@ impl EventLoop {
             .name("devices".into())
             .spawn(move || serve(manager, &stopped))
             .map_err(EventLoopError::Thread)?;
-        Ok(Self { gate, stop, endpoint, thread: Some(thread) })
+        Ok(Self {
+            gate,
+            stop,
+            endpoint,
+            thread: Some(thread),
+        })
     }
 
     /// Keeps the thread from handing out events; waits for the one it may be at.
@@ -128,9 +133,11 @@ fn watch(manager: &mut EventManager<Ward>, ward: Ward) -> Result<(), EventLoopEr
     let ward = manager.subscriber_mut(id).map_err(EventLoopError::Setup)?;
     match ward.failure.take() {
         None => Ok(()),
-        Some((source_index, source)) => {
-            Err(EventLoopError::Watch { device: ward.name.clone(), source_index, source })
-        }
+        Some((source_index, source)) => Err(EventLoopError::Watch {
+            device: ward.name.clone(),
+            source_index,
+            source,
+        }),
     }
 }
 
@@ -155,7 +162,10 @@ impl MutEventSubscriber for Ward {
             && let Some(what) = self.health.as_ref().and_then(|health| health())
         {
             self.health = None;
-            self.events.tell(&MachineEvent::BackendLost { device: self.name.clone(), what });
+            self.events.tell(&MachineEvent::BackendLost {
+                device: self.name.clone(),
+                what,
+            });
         }
     }
 

@@ -1,6 +1,5 @@
 //! A driver for tests: the guest's side of registers and rings.
 
-
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::{AvailRing, DescriptorTable, UsedRing};
