@@ -22,7 +22,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::{Arbiter, ArbiterError, Claim, Verdict};
+use super::{Arbiter, ArbiterError, Claim, Note, Verdict};
 use crate::ids::Generation;
 
 /// Longest file that is read as an arbiter's record.
@@ -46,6 +46,9 @@ pub struct FileArbiter {
 struct Record {
     generation: Generation,
     holder: String,
+    /// Who may have a copy of the holder's guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backup: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +99,7 @@ impl FileArbiter {
                 return Ok(Record {
                     generation: Generation(0),
                     holder: "nobody".into(),
+                    backup: None,
                 });
             }
             Err(error) => return Err(self.failure("cannot open the file", error)),
@@ -165,26 +169,58 @@ impl FileArbiter {
         Ok(i32::from(range.l_type) != libc::F_UNLCK)
     }
 
+    /// Does `what` while no other process reads or replaces the record.
+    fn exclusively<T>(
+        &self,
+        what: impl FnOnce() -> Result<T, ArbiterError>,
+    ) -> Result<T, ArbiterError> {
+        let _claiming = self
+            .claiming
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.set_lock(0, libc::F_WRLCK, Wait::Yes)?;
+        let done = what();
+        let unlocked = self.set_lock(0, libc::F_UNLCK, Wait::No);
+        let done = done?;
+        unlocked?;
+        Ok(done)
+    }
+
     fn grant(
         &self,
         record: &Record,
         claim: Claim,
         claimant: &str,
     ) -> Result<Verdict, ArbiterError> {
-        let refused = || Verdict::Refused {
-            current: record.generation,
-            holder: record.holder.clone(),
+        let refused = |holder: String| {
+            Ok(Verdict::Refused {
+                current: record.generation,
+                holder,
+            })
         };
-        match claim {
-            Claim::Start if self.holder_lives()? => return Ok(refused()),
-            Claim::After(known)
+        let holder = &record.holder;
+        match (claim, &record.backup) {
+            (Claim::Start | Claim::StartOver, _) if self.holder_lives()? => {
+                return refused(format!(
+                    "{holder}, which is alive: stop it first, or start this side as its standby"
+                ));
+            }
+            (Claim::Start, Some(backup)) => {
+                return refused(format!(
+                    "{holder}, which is gone, and its standby {backup} has a copy: let that take over, \
+                     or give the copy up and start from nothing with --start-over"
+                ));
+            }
+            (Claim::After(known), _)
                 if record.generation == known.next() && record.holder == claimant =>
             {
                 self.set_lock(record.generation.0, libc::F_WRLCK, Wait::No)?;
                 return Ok(Verdict::Granted(record.generation));
             }
-            Claim::After(known) if record.generation != known => return Ok(refused()),
-            Claim::Start | Claim::After(_) => {}
+            (Claim::After(known), _) if record.generation != known => {
+                return refused(holder.clone());
+            }
+            (Claim::Start | Claim::StartOver | Claim::After(_), _) => {}
         }
         let generation = record.generation.next();
         // The lock before the record: were it the other way round, a second `Start` in between would
@@ -201,6 +237,7 @@ impl FileArbiter {
         if let Err(error) = self.write(&Record {
             generation,
             holder: claimant.to_owned(),
+            backup: None,
         }) {
             self.set_lock(generation.0, libc::F_UNLCK, Wait::No)?;
             return Err(error);
@@ -211,18 +248,30 @@ impl FileArbiter {
 
 impl Arbiter for FileArbiter {
     fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
-        let _claiming = self
-            .claiming
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.set_lock(0, libc::F_WRLCK, Wait::Yes)?;
-        let verdict = self
-            .read()
-            .and_then(|record| self.grant(&record, claim, claimant));
-        let unlocked = self.set_lock(0, libc::F_UNLCK, Wait::No);
-        let verdict = verdict?;
-        unlocked?;
-        Ok(verdict)
+        self.exclusively(|| self.grant(&self.read()?, claim, claimant))
+    }
+
+    fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError> {
+        self.exclusively(|| {
+            let record = self.read()?;
+            if record.generation != generation {
+                return Err(self.failure(
+                    format!("cannot note anything of {generation}"),
+                    format!(
+                        "{} is in force, held by {}",
+                        record.generation, record.holder
+                    ),
+                ));
+            }
+            let backup = match note {
+                Note::Backup(name) => Some(name.to_owned()),
+                Note::NoBackup => None,
+            };
+            if record.backup == backup {
+                return Ok(());
+            }
+            self.write(&Record { backup, ..record })
+        })
     }
 
     fn current(&self) -> Result<(Generation, String), ArbiterError> {
@@ -307,17 +356,44 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (a, b) = arbiters(&directory);
         a.claim(Claim::Start, "a").unwrap();
-        assert_eq!(
-            b.claim(Claim::Start, "b").unwrap(),
-            Verdict::Refused {
-                current: Generation(1),
-                holder: "a".into()
-            }
-        );
+        for claim in [Claim::Start, Claim::StartOver] {
+            let Verdict::Refused { current, holder } = b.claim(claim, "b").unwrap() else {
+                panic!("{claim:?} was granted");
+            };
+            assert_eq!(current, Generation(1));
+            assert!(holder.starts_with("a, which is alive"), "{holder}");
+        }
         drop(a);
         assert_eq!(
             b.claim(Claim::Start, "b").unwrap(),
             Verdict::Granted(Generation(2))
+        );
+    }
+
+    #[test]
+    fn a_guest_whose_standby_has_a_copy_is_not_started_from_nothing_by_mistake() {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = arbiters(&directory);
+        a.claim(Claim::Start, "a").unwrap();
+        a.note(Generation(1), Note::Backup("standby-b")).unwrap();
+        drop(a);
+        let Verdict::Refused { holder, .. } = b.claim(Claim::Start, "b").unwrap() else {
+            panic!("started although a copy may go on");
+        };
+        assert!(holder.contains("standby-b has a copy"), "{holder}");
+        // The copy itself may, and so may whoever gives it up.
+        assert_eq!(
+            b.claim(Claim::StartOver, "b").unwrap(),
+            Verdict::Granted(Generation(2))
+        );
+        b.note(Generation(2), Note::Backup("standby-c")).unwrap();
+        b.note(Generation(2), Note::NoBackup).unwrap();
+        assert!(b.note(Generation(1), Note::NoBackup).is_err());
+        drop(b);
+        let (c, _) = arbiters(&directory);
+        assert_eq!(
+            c.claim(Claim::Start, "c").unwrap(),
+            Verdict::Granted(Generation(3))
         );
     }
 

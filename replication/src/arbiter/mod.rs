@@ -13,11 +13,23 @@ use crate::ids::Generation;
 /// What a claimant asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// To start the guest from nothing. Granted only if no holder is alive.
+    /// To start the guest from nothing. Granted only if no holder is alive, and no backup may have a
+    /// copy that should go on instead.
     Start,
+    /// The same, giving up a copy that a backup may have.
+    StartOver,
     /// To own the guest after generation `0`, which is the one the claimant knows: a primary that goes
     /// on alone, or a backup that is promoted. Granted only if nobody was granted a later one.
     After(Generation),
+}
+
+/// What a holder tells the arbiter about its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note<'a> {
+    /// From now on the backup of this name may have a copy that can take over.
+    Backup(&'a str),
+    /// Nobody has a copy, or the guest has ended and its copies mean nothing.
+    NoBackup,
 }
 
 /// The arbiter's answer.
@@ -55,6 +67,13 @@ pub trait Arbiter: Send + Sync + 'static {
     /// # Errors
     /// If the arbiter cannot be asked; the claimant then knows nothing.
     fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError>;
+
+    /// Notes, for a later [`Claim::Start`], whether somebody else has a copy of the guest. The holder of
+    /// `generation` calls this before the copy can be whole, and when it is of no use any more.
+    ///
+    /// # Errors
+    /// If the arbiter cannot be asked, or `generation` is not in force.
+    fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError>;
 
     /// The generation in force and its holder.
     ///

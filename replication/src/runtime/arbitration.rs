@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::ids::Generation;
@@ -17,29 +17,57 @@ pub(super) enum Question {
     Confirm(Generation),
 }
 
-/// Asks `question`; the answer is sent through `answers`. The core asks one question at a time, so
-/// the channel holds at most one answer.
-pub(super) fn ask(
-    arbiter: &Arc<dyn Arbiter>,
-    claimant: &str,
-    question: Question,
-    answers: &UnboundedSender<Result<Verdict, ArbiterError>>,
-) {
-    let (arbiter, claimant) = (Arc::clone(arbiter), claimant.to_owned());
-    let to_driver = answers.clone();
-    let asking = move || {
-        // A driver that has ended needs no answer.
-        let _ = to_driver.send(answer(arbiter.as_ref(), &claimant, question));
-    };
-    if let Err(error) = std::thread::Builder::new()
-        .name("arbiter".into())
-        .spawn(asking)
-    {
-        let _ = answers.send(Err(ArbiterError {
-            arbiter: "any".into(),
-            what: "cannot start a thread to ask".into(),
-            source: Some(error.into()),
-        }));
+/// An arbiter's answer.
+pub(super) type Answer = Result<Verdict, ArbiterError>;
+
+/// One side's dealings with the arbiter. The core asks one question at a time, so at most one answer
+/// waits.
+pub(super) struct Arbitration {
+    arbiter: Arc<dyn Arbiter>,
+    claimant: String,
+    answers: UnboundedSender<Answer>,
+    answered: UnboundedReceiver<Answer>,
+}
+
+impl Arbitration {
+    pub(super) fn new(arbiter: Arc<dyn Arbiter>, claimant: String) -> Self {
+        let (answers, answered) = unbounded_channel();
+        Self {
+            arbiter,
+            claimant,
+            answers,
+            answered,
+        }
+    }
+
+    /// Asks; [`Arbitration::answer`] gets the answer.
+    pub(super) fn ask(&self, question: Question) {
+        let (arbiter, claimant) = (Arc::clone(&self.arbiter), self.claimant.clone());
+        let answers = self.answers.clone();
+        let asking = move || {
+            // A driver that has ended needs no answer.
+            let _ = answers.send(answer(arbiter.as_ref(), &claimant, question));
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("arbiter".into())
+            .spawn(asking)
+        {
+            // The receiver is a field of ours.
+            let _ = self.answers.send(Err(ArbiterError {
+                arbiter: "any".into(),
+                what: "cannot start a thread to ask".into(),
+                source: Some(error.into()),
+            }));
+        }
+    }
+
+    /// Waits for the answer to what was asked; for ever if nothing was. Cancel safe.
+    pub(super) async fn answer(&mut self) -> Answer {
+        match self.answered.recv().await {
+            Some(answer) => answer,
+            // Not while a sender is a field of ours.
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use understudy_transport::{Frame, LinkError, SendQueue};
 
 use super::Limits;
 use super::metrics::Metrics;
+use crate::arbiter::{Arbiter, ArbiterError, Note};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
 use crate::core::message::{EpochTally, Message};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
@@ -37,8 +38,8 @@ pub(super) enum Command {
     Capture(EpochId),
     /// The backup is gone: stop tracking.
     Detach,
-    /// The arbiter allows to run alone: let output go.
-    OpenGate,
+    /// The core says to run alone under this generation: let output go.
+    OpenGate(Generation),
     /// Stop the guest and end.
     Stop,
 }
@@ -79,6 +80,8 @@ pub(super) struct Target {
     pub(super) session: u64,
     pub(super) queue: SendQueue,
     pub(super) generation: Generation,
+    /// The backup's name, for the arbiter.
+    pub(super) backup: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,8 @@ enum ShipError {
     Machine(#[from] MachineError),
     #[error("the logging channel failed: {0}")]
     Link(#[from] LinkError),
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
 }
 
 /// The messages of one epoch on their way to the link, and what has to be said at its end.
@@ -100,6 +105,7 @@ struct Shipment<'a> {
 
 pub(super) struct Capturer<M: Machine> {
     machine: M,
+    arbiter: Arc<dyn Arbiter>,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
     events: UnboundedSender<Report>,
@@ -119,6 +125,7 @@ pub(super) struct Capturer<M: Machine> {
 impl<M: Machine> Capturer<M> {
     pub(super) fn new(
         machine: M,
+        arbiter: Arc<dyn Arbiter>,
         limits: Limits,
         events: UnboundedSender<Report>,
         metrics: Metrics,
@@ -129,6 +136,7 @@ impl<M: Machine> Capturer<M> {
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
+            arbiter,
             memory,
             events,
             metrics,
@@ -161,8 +169,12 @@ impl<M: Machine> Capturer<M> {
                     self.metrics.session_ended();
                     self.stop_tracking()
                 }
-                Command::OpenGate => {
+                Command::OpenGate(generation) => {
                     self.gate.open();
+                    // Only a later start would ask for it: no reason to disturb the guest.
+                    if let Err(error) = self.arbiter.note(generation, Note::NoBackup) {
+                        tracing::warn!(%error, "cannot note that there is no backup any more");
+                    }
                     Ok(())
                 }
                 Command::Stop => break,
@@ -184,6 +196,12 @@ impl<M: Machine> Capturer<M> {
     }
 
     fn start_sync(&mut self) -> Result<(), ShipError> {
+        let Some(target) = &self.target else {
+            return Ok(());
+        };
+        // Before there can be a copy, so that none is ever forgotten.
+        self.arbiter
+            .note(target.generation, Note::Backup(&target.backup))?;
         self.machine.start_tracking()?;
         self.tracking = true;
         self.dirty = PageSet::full(self.memory.layout());

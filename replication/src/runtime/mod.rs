@@ -67,10 +67,7 @@ pub enum RuntimeError {
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
     /// Another side owns the guest.
-    #[error(
-        "the guest is owned by {holder} ({generation}) and that process is alive; stop it first, or \
-         start this side as its standby"
-    )]
+    #[error("the arbiter does not let the guest be started here: {generation} belongs to {holder}")]
     Owned {
         /// Who holds the guest.
         holder: String,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
+use super::arbitration::Arbitration;
 use super::capture::{Capturer, Command};
 use super::metrics::Metrics;
 use super::standby::Promoted;
@@ -39,6 +40,7 @@ pub struct PrimaryBuilder<M: Machine> {
     policy: Policy,
     limits: Limits,
     promoted: Option<(Generation, Metrics, String)>,
+    start_over: bool,
 }
 
 /// A guest that runs, protected whenever there is a backup.
@@ -87,6 +89,7 @@ impl Primary {
             policy: Policy::default(),
             limits: Limits::default(),
             promoted: None,
+            start_over: false,
         }
     }
 
@@ -142,6 +145,13 @@ impl<M: Machine> PrimaryBuilder<M> {
         self
     }
 
+    /// Starts the guest from nothing even if a standby may have a copy of it, which is given up.
+    #[must_use]
+    pub fn start_over(mut self) -> Self {
+        self.start_over = true;
+        self
+    }
+
     /// Bounds of buffers.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -163,7 +173,12 @@ impl<M: Machine> PrimaryBuilder<M> {
             Some(promoted) => promoted,
             None => {
                 let claimant = super::claimant(&self.node);
-                let generation = match arbiter.claim(Claim::Start, &claimant)? {
+                let claim = if self.start_over {
+                    Claim::StartOver
+                } else {
+                    Claim::Start
+                };
+                let generation = match arbiter.claim(claim, &claimant)? {
                     Verdict::Granted(generation) => generation,
                     Verdict::Refused { current, holder } => {
                         return Err(RuntimeError::Owned {
@@ -189,10 +204,8 @@ impl<M: Machine> PrimaryBuilder<M> {
             driver::Setup {
                 vm: self.vm,
                 node: self.node,
-                claimant,
                 backup: self.backup,
                 heartbeat: self.heartbeat,
-                arbiter,
                 policy: self.policy,
                 limits: self.limits.clone(),
                 generation,
@@ -200,12 +213,13 @@ impl<M: Machine> PrimaryBuilder<M> {
                 layout: machine.memory().layout().clone(),
                 gate: machine.gate(),
             },
+            Arbitration::new(Arc::clone(&arbiter), claimant),
             requested,
             commands.clone(),
             happened,
             metrics.clone(),
         )?;
-        let capturer = Capturer::new(machine, self.limits, events, metrics.clone());
+        let capturer = Capturer::new(machine, arbiter, self.limits, events, metrics.clone());
         let capturer = spawn("capture", move || capturer.run(&commanded))?;
         let driver = spawn("driver", move || driver.run())?;
         Ok(Protection {

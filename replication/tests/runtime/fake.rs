@@ -102,6 +102,19 @@ impl Gate {
         self.inner.lock().unwrap().out.clone()
     }
 
+    /// Everything that was said, out or held.
+    pub(crate) fn said(&self) -> Vec<u64> {
+        let inner = self.inner.lock().unwrap();
+        let sealed = inner.sealed.values().flatten();
+        inner
+            .out
+            .iter()
+            .chain(sealed)
+            .chain(&inner.open_bucket)
+            .copied()
+            .collect()
+    }
+
     pub(crate) fn is_shut(&self) -> bool {
         self.inner.lock().unwrap().shut
     }

@@ -236,7 +236,28 @@ fn a_guest_is_not_started_twice() {
     let Err(error) = primary(directory.path(), Fake::new()).protect() else {
         panic!("a second owner was let in");
     };
-    assert!(matches!(&error, RuntimeError::Owned { holder, .. } if holder == "somebody"));
+    assert!(
+        matches!(&error, RuntimeError::Owned { holder, .. } if holder.starts_with("somebody, which is alive"))
+    );
+}
+
+#[test]
+fn what_a_guest_says_last_leaves_once_nobody_can_take_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = pair(directory.path());
+    let held = pair.primary_gate.said();
+    pair.primary.handle().guest_stopped();
+    assert_eq!(pair.primary.wait().unwrap(), Ended::GuestStopped);
+    let out = pair.primary_gate.out();
+    assert_counts_up(&out);
+    assert!(out.last() >= held.last(), "the last output was dropped");
+    let (generation, _) = arbiter(directory.path()).current().unwrap();
+    assert_eq!(generation.0, 2, "the standby could still take over");
+    pair.standby.handle().stop();
+    assert!(matches!(
+        pair.standby.await_promotion().unwrap(),
+        Outcome::Stopped
+    ));
 }
 
 #[test]

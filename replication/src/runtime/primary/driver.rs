@@ -8,21 +8,21 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::Instant;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::{Ended, Request};
-use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::arbiter::Verdict;
 use crate::core::message::Message;
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::OutputGate;
-use crate::runtime::arbitration::{Question, ask, causes};
+use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::capture::{Command, Event, Report, Target};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
@@ -39,10 +39,8 @@ const REFUSED_RETRY: Duration = Duration::from_secs(5);
 pub(super) struct Setup {
     pub(super) vm: String,
     pub(super) node: String,
-    pub(super) claimant: String,
     pub(super) backup: Option<Endpoint>,
     pub(super) heartbeat: Option<HeartbeatPath>,
-    pub(super) arbiter: Arc<dyn Arbiter>,
     pub(super) policy: Policy,
     pub(super) limits: Limits,
     pub(super) generation: Generation,
@@ -51,7 +49,7 @@ pub(super) struct Setup {
     pub(super) gate: Arc<dyn OutputGate>,
 }
 
-type Connected = Result<Link, String>;
+type Connected = Result<Box<Link>, String>;
 type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
@@ -59,10 +57,7 @@ pub(super) struct Driver {
     requests: Receiver<Request>,
     commands: SyncSender<Command>,
     events: UnboundedReceiver<Report>,
-    answers: (
-        UnboundedSender<Result<Verdict, ArbiterError>>,
-        UnboundedReceiver<Result<Verdict, ArbiterError>>,
-    ),
+    arbitration: Arbitration,
     metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
@@ -73,6 +68,8 @@ pub(super) struct Driver {
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
     connect_failure: Option<String>,
+    /// The guest is to end; the arbiter is asked whether its last output may leave.
+    ending: bool,
     ended: Option<Ended>,
 }
 
@@ -82,7 +79,7 @@ enum Happened {
     Received(Result<(Generation, Message), SessionError>),
     Worked(Option<Report>),
     Requested(Option<Request>),
-    Answered(Result<Verdict, ArbiterError>),
+    Answered(Answer),
     Heard(Generation),
     Output,
     Heartbeat,
@@ -92,6 +89,7 @@ enum Happened {
 impl Driver {
     pub(super) fn new(
         setup: Setup,
+        arbitration: Arbitration,
         requests: Receiver<Request>,
         commands: SyncSender<Command>,
         events: UnboundedReceiver<Report>,
@@ -111,7 +109,7 @@ impl Driver {
             requests,
             commands,
             events,
-            answers: unbounded_channel(),
+            arbitration,
             metrics,
             clock,
             core,
@@ -120,6 +118,7 @@ impl Driver {
             output,
             connect_at: Instant::now(),
             connect_failure: None,
+            ending: false,
             ended: None,
         })
     }
@@ -187,7 +186,7 @@ impl Driver {
                 tokio::time::sleep_until(at).await;
                 let connecting = connect(&endpoint, understudy_transport::Limits::default());
                 match tokio::time::timeout(CONNECT_PATIENCE, connecting).await {
-                    Ok(connected) => connected.map_err(|error| error.to_string()),
+                    Ok(connected) => connected.map(Box::new).map_err(|error| error.to_string()),
                     Err(_) => Err(format!(
                         "{endpoint} does not answer within {CONNECT_PATIENCE:?}"
                     )),
@@ -202,7 +201,7 @@ impl Driver {
                 None => std::future::pending().await,
             } } => Happened::Received(received),
             event = self.events.recv() => Happened::Worked(event),
-            Some(answer) = self.answers.1.recv() => Happened::Answered(answer),
+            answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
             () = async { match timer {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -226,7 +225,7 @@ impl Driver {
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
         match happened {
             Happened::Connected(Ok(link)) => {
-                let session = Session::start(link, self.setup.limits.send_bytes_max);
+                let session = Session::start(*link, self.setup.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
                 self.session_number += 1;
@@ -248,7 +247,19 @@ impl Driver {
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
             }
-            Happened::Requested(Some(Request::GuestStopped) | None) => {
+            Happened::Requested(Some(Request::GuestStopped) | None) => self.begin_end(inputs),
+            Happened::Answered(answer) if self.ending => {
+                match answer {
+                    // Nobody can take over any more: what the guest said last may leave.
+                    Ok(Verdict::Granted(generation)) => {
+                        self.command(Command::OpenGate(generation));
+                    }
+                    Ok(Verdict::Refused { .. }) => self.setup.gate.shut(),
+                    Err(error) => tracing::warn!(
+                        "the guest's last output is dropped, as the arbiter gives no answer: {}",
+                        causes(&error)
+                    ),
+                }
                 inputs.push_back(PrimaryInput::GuestStopped);
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
@@ -284,6 +295,19 @@ impl Driver {
     fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
         if self.session.is_some() && report.session == self.session_number {
             inputs.push_back(worked(report.event));
+        }
+    }
+
+    /// The guest has ended. Its last output is held still; as no further epoch can be captured, it may
+    /// leave only if the backup cannot take over any more.
+    fn begin_end(&mut self, inputs: &mut VecDeque<PrimaryInput>) {
+        if self.core.phase() == PrimaryPhase::Protected && !self.core.is_in_doubt() && !self.ending
+        {
+            self.ending = true;
+            self.arbitration
+                .ask(Question::Claim(self.core.generation()));
+        } else {
+            inputs.push_back(PrimaryInput::GuestStopped);
         }
     }
 
@@ -348,6 +372,7 @@ impl Driver {
                     session: self.session_number,
                     queue: session.queue(),
                     generation: self.core.generation(),
+                    backup: self.core.backup_node().unwrap_or("unnamed").to_owned(),
                 };
                 self.connect_failure = None;
                 self.command(Command::Attach(target));
@@ -366,13 +391,15 @@ impl Driver {
             PrimaryEffect::CloseLink => {
                 self.close_session().await;
             }
-            PrimaryEffect::Claim(generation) => self.ask(Question::Claim(generation)),
-            PrimaryEffect::Confirm(generation) => self.ask(Question::Confirm(generation)),
+            PrimaryEffect::Claim(generation) => self.arbitration.ask(Question::Claim(generation)),
+            PrimaryEffect::Confirm(generation) => {
+                self.arbitration.ask(Question::Confirm(generation))
+            }
             PrimaryEffect::GoAlone { generation, cause } => {
                 self.raise(format!(
                     "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
                 ));
-                self.command(Command::OpenGate);
+                self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
                 self.setup.gate.shut();
@@ -385,15 +412,6 @@ impl Driver {
     fn command(&self, command: Command) {
         // The capture thread outlives this one, unless it panicked; then `events` ends too.
         let _ = self.commands.send(command);
-    }
-
-    fn ask(&self, question: Question) {
-        ask(
-            &self.setup.arbiter,
-            &self.setup.claimant,
-            question,
-            &self.answers.0,
-        );
     }
 
     fn raise(&self, text: String) {

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::Receiver;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::{Outcome, Promoted, Request};
-use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
-use crate::runtime::arbitration::{Question, ask, causes};
+use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
@@ -42,10 +42,7 @@ pub(super) struct Driver<M: Machine> {
     machine: M,
     memory: Arc<dyn PageMemory>,
     requests: Receiver<Request>,
-    answers: (
-        UnboundedSender<Result<Verdict, ArbiterError>>,
-        UnboundedReceiver<Result<Verdict, ArbiterError>>,
-    ),
+    arbitration: Arbitration,
     metrics: Metrics,
     clock: Clock,
     core: BackupCore,
@@ -59,10 +56,10 @@ pub(super) struct Driver<M: Machine> {
 
 /// What the loop waits for.
 enum Happened {
-    Accepted(Result<Link, ConnectError>),
+    Accepted(Result<Box<Link>, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
     Requested(Option<Request>),
-    Answered(Result<Verdict, ArbiterError>),
+    Answered(Answer),
     Heard(Generation),
     Heartbeat,
     Timer,
@@ -86,6 +83,7 @@ impl<M: Machine> Driver<M> {
     ) -> Self {
         let clock = Clock::start();
         let memory = machine.memory();
+        let arbitration = Arbitration::new(Arc::clone(&setup.arbiter), setup.claimant.clone());
         let core = BackupCore::new(
             setup.policy.clone(),
             BackupIdentity {
@@ -102,7 +100,7 @@ impl<M: Machine> Driver<M> {
             machine,
             memory,
             requests,
-            answers: unbounded_channel(),
+            arbitration,
             metrics,
             clock,
             core,
@@ -187,7 +185,7 @@ impl<M: Machine> Driver<M> {
                 Some(session) => session.recv().await,
                 None => std::future::pending().await,
             } } => Happened::Received(received),
-            Some(answer) = self.answers.1.recv() => Happened::Answered(answer),
+            answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = async { match timer {
@@ -195,13 +193,13 @@ impl<M: Machine> Driver<M> {
                 None => std::future::pending().await,
             } } => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
-            accepted = listener.accept() => Happened::Accepted(accepted),
+            accepted = listener.accept() => Happened::Accepted(accepted.map(Box::new)),
         }
     }
 
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
         match happened {
-            Happened::Accepted(Ok(link)) => self.accept(link, inputs),
+            Happened::Accepted(Ok(link)) => self.accept(*link, inputs),
             Happened::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
             Happened::Received(Ok((generation, message))) => {
                 self.last_contact = Instant::now();
@@ -282,12 +280,7 @@ impl<M: Machine> Driver<M> {
             BackupEffect::Claim(generation) => {
                 self.detected
                     .get_or_insert_with(|| (Instant::now(), monotonic_ns()));
-                ask(
-                    &self.setup.arbiter,
-                    &self.setup.claimant,
-                    Question::Claim(generation),
-                    &self.answers.0,
-                );
+                self.arbitration.ask(Question::Claim(generation));
             }
             BackupEffect::Promote {
                 generation,

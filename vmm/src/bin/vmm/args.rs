@@ -112,6 +112,9 @@ pub(crate) struct ReplicatedArgs {
     /// The arbiter's file, on storage that both hosts see. It decides who may run alone.
     #[arg(long, value_name = "FILE")]
     arbiter: Option<PathBuf>,
+    /// Start the guest from nothing even if a standby may have a copy of it (primary only).
+    #[arg(long)]
+    pub(crate) start_over: bool,
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,

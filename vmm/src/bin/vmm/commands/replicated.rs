@@ -64,6 +64,7 @@ fn required(key: &str, why: &str) -> ConfigError {
 }
 
 pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
+    let start_over = arguments.start_over;
     let config = arguments.merge()?;
     let settings = Settings::new(&config)?;
     if config.replication.backup_endpoint()?.is_none() {
@@ -74,7 +75,10 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config)?;
     let events = machine.events();
-    let builder = describe(Primary::builder(machine), &config, &settings)?;
+    let mut builder = describe(Primary::builder(machine), &config, &settings)?;
+    if start_over {
+        builder = builder.start_over();
+    }
     protect(builder, &current, events, signalled)
 }
 
