@@ -8,6 +8,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::ids::Generation;
 
+/// What came of a question.
+pub(super) type Answer = Result<Verdict, ArbiterError>;
+
 /// A question to the arbiter.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
@@ -23,7 +26,7 @@ pub(super) fn ask(
     arbiter: &Arc<dyn Arbiter>,
     claimant: &str,
     question: Question,
-    answers: &UnboundedSender<Result<Verdict, ArbiterError>>,
+    answers: &UnboundedSender<Answer>,
 ) {
     let (arbiter, claimant) = (Arc::clone(arbiter), claimant.to_owned());
     let to_driver = answers.clone();
@@ -55,11 +58,7 @@ pub(super) fn causes(error: &ArbiterError) -> String {
     text
 }
 
-fn answer(
-    arbiter: &dyn Arbiter,
-    claimant: &str,
-    question: Question,
-) -> Result<Verdict, ArbiterError> {
+fn answer(arbiter: &dyn Arbiter, claimant: &str, question: Question) -> Answer {
     match question {
         Question::Claim(known) => arbiter.claim(Claim::After(known), claimant),
         Question::Confirm(mine) => arbiter.current().map(|(current, holder)| {

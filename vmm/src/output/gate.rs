@@ -438,7 +438,10 @@ impl Shared {
         }
         if let Some(network) = state.networks.get_mut(device) {
             state.waiting_bytes += batch.iter().map(cost).sum::<usize>();
-            batch.into_iter().rev().for_each(|frame| network.outbox.push_front(frame));
+            batch
+                .into_iter()
+                .rev()
+                .for_each(|frame| network.outbox.push_front(frame));
         }
     }
 

@@ -15,14 +15,14 @@ use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::{Ended, Request};
-use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::arbiter::Arbiter;
 use crate::core::message::Message;
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::OutputGate;
-use crate::runtime::arbitration::{Question, ask, causes};
+use crate::runtime::arbitration::{Answer, Question, ask, causes};
 use crate::runtime::capture::{Command, Event, Report, Target};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
@@ -59,10 +59,7 @@ pub(super) struct Driver {
     requests: Receiver<Request>,
     commands: SyncSender<Command>,
     events: UnboundedReceiver<Report>,
-    answers: (
-        UnboundedSender<Result<Verdict, ArbiterError>>,
-        UnboundedReceiver<Result<Verdict, ArbiterError>>,
-    ),
+    answers: (UnboundedSender<Answer>, UnboundedReceiver<Answer>),
     metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
@@ -78,11 +75,11 @@ pub(super) struct Driver {
 
 /// What the loop waits for.
 enum Happened {
-    Connected(Connected),
+    Connected(Result<Box<Link>, String>),
     Received(Result<(Generation, Message), SessionError>),
     Worked(Option<Report>),
     Requested(Option<Request>),
-    Answered(Result<Verdict, ArbiterError>),
+    Answered(Answer),
     Heard(Generation),
     Output,
     Heartbeat,
@@ -214,7 +211,7 @@ impl Driver {
             link = async { match connecting {
                 Some(connecting) => connecting.await,
                 None => std::future::pending().await,
-            } } => Happened::Connected(link),
+            } } => Happened::Connected(link.map(Box::new)),
         };
         if matches!(happened, Happened::Connected(_)) {
             *connecting = None;
@@ -226,7 +223,7 @@ impl Driver {
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
         match happened {
             Happened::Connected(Ok(link)) => {
-                let session = Session::start(link, self.setup.limits.send_bytes_max);
+                let session = Session::start(*link, self.setup.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
                 self.session_number += 1;

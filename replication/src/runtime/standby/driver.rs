@@ -11,13 +11,13 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::{Outcome, Promoted, Request};
-use crate::arbiter::{Arbiter, ArbiterError, Verdict};
+use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
-use crate::runtime::arbitration::{Question, ask, causes};
+use crate::runtime::arbitration::{Answer, Question, ask, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
@@ -42,10 +42,7 @@ pub(super) struct Driver<M: Machine> {
     machine: M,
     memory: Arc<dyn PageMemory>,
     requests: Receiver<Request>,
-    answers: (
-        UnboundedSender<Result<Verdict, ArbiterError>>,
-        UnboundedReceiver<Result<Verdict, ArbiterError>>,
-    ),
+    answers: (UnboundedSender<Answer>, UnboundedReceiver<Answer>),
     metrics: Metrics,
     clock: Clock,
     core: BackupCore,
@@ -59,10 +56,10 @@ pub(super) struct Driver<M: Machine> {
 
 /// What the loop waits for.
 enum Happened {
-    Accepted(Result<Link, ConnectError>),
+    Accepted(Result<Box<Link>, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
     Requested(Option<Request>),
-    Answered(Result<Verdict, ArbiterError>),
+    Answered(Answer),
     Heard(Generation),
     Heartbeat,
     Timer,
@@ -195,13 +192,13 @@ impl<M: Machine> Driver<M> {
                 None => std::future::pending().await,
             } } => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
-            accepted = listener.accept() => Happened::Accepted(accepted),
+            accepted = listener.accept() => Happened::Accepted(accepted.map(Box::new)),
         }
     }
 
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
         match happened {
-            Happened::Accepted(Ok(link)) => self.accept(link, inputs),
+            Happened::Accepted(Ok(link)) => self.accept(*link, inputs),
             Happened::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
             Happened::Received(Ok((generation, message))) => {
                 self.last_contact = Instant::now();
