@@ -1,4 +1,4 @@
-//! ELF64 images, loaded by their physical addresses.
+//! ELF64 images (the built-in guest, `vmlinux`), loaded by their physical addresses.
 //!
 //! `linux-loader` copies the segments; it is told nothing before the headers have been checked here, so
 //! that an error can name what is wrong. What must not be done here: other formats.
@@ -7,8 +7,9 @@ use std::io::Cursor;
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
 
-use super::{BootError, EntryPoint, KERNEL_START};
-use crate::memory::{GuestRam, low_ram_end};
+use super::params::plain_header;
+use super::{BootError, CMDLINE_BYTES_MAX, EntryPoint, KERNEL_START, Plan, has_bytes};
+use crate::memory::GuestRam;
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: u64 = 56;
@@ -16,6 +17,8 @@ const PT_LOAD: u32 = 1;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
+/// What Linux says of itself in a bzImage: 2 GiB.
+const INITRD_END_MAX: u64 = 0x8000_0000;
 const WANTED: &str = "64-bit x86";
 
 struct Segment {
@@ -25,13 +28,19 @@ struct Segment {
     end: u64,
 }
 
-pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
-    let entry = check(image, low_ram_end(ram))?;
-    Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
-    Ok(entry)
+/// Whether `image` says that it is an ELF file.
+pub(super) fn is(image: &[u8]) -> bool {
+    image.starts_with(b"\x7fELF")
 }
 
-pub(super) fn check(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError> {
+pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(), BootError> {
+    Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
+    Ok(())
+}
+
+/// Checks the headers. An ELF image has no setup header: it gets a plain one, and may have an initramfs
+/// wherever Linux takes one.
+pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
     let segments = segments(image, ram_end)?;
     let entry = u64_at(image, 24);
     if !segments
@@ -40,16 +49,20 @@ pub(super) fn check(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError>
     {
         return Err(BootError::EntryOutside(entry));
     }
-    Ok(EntryPoint(entry))
+    let kernel_end = segments.iter().map(|segment| segment.end).max();
+    Ok(Plan {
+        entry: EntryPoint(entry),
+        kernel_end: kernel_end.unwrap_or(KERNEL_START),
+        cmdline_bytes_max: CMDLINE_BYTES_MAX - 1,
+        initrd_end_max: INITRD_END_MAX,
+        header: plain_header(),
+        initrd: None,
+    })
 }
 
 /// Checks the headers and returns the loadable segments.
 fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
-    let magic = &image[..image.len().min(4)];
-    if magic != b"\x7fELF" {
-        return Err(BootError::NotElf(magic.to_vec()));
-    }
-    within(image, "the ELF header", 0, HEADER_BYTES as u64)?;
+    has_bytes(image, "the ELF header", 0, HEADER_BYTES as u64)?;
     let machine = u16_at(image, 18);
     if image[4] != CLASS_64 || image[5] != LITTLE_ENDIAN || machine != MACHINE_X86_64 {
         return Err(BootError::WrongMachine {
@@ -62,7 +75,7 @@ fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
     }
     let table = u64_at(image, 32);
     let count = usize::from(u16_at(image, 56));
-    within(
+    has_bytes(
         image,
         "the program header table",
         table,
@@ -91,7 +104,7 @@ fn segment(image: &[u8], at: usize, number: usize, ram_end: u64) -> Result<Segme
         start,
         end,
     };
-    within(
+    has_bytes(
         image,
         &format!("segment {number}"),
         segment.offset,
@@ -99,25 +112,13 @@ fn segment(image: &[u8], at: usize, number: usize, ram_end: u64) -> Result<Segme
     )?;
     if memory_bytes > 0 && (start < KERNEL_START || end > ram_end) {
         return Err(BootError::DoesNotFit {
-            segment: number,
+            what: format!("segment {number}"),
             start,
             end,
             ram_end,
         });
     }
     Ok(segment)
-}
-
-fn within(image: &[u8], what: &str, offset: u64, bytes: u64) -> Result<(), BootError> {
-    let end = offset.saturating_add(bytes);
-    if end > image.len() as u64 {
-        return Err(BootError::Truncated {
-            what: what.to_owned(),
-            end,
-            bytes: image.len() as u64,
-        });
-    }
-    Ok(())
 }
 
 // The callers have checked that the image is long enough.

@@ -1,31 +1,50 @@
 //! Putting a kernel into guest memory and a vCPU in front of it.
 //!
-//! One format today, ELF64 by the Linux 64-bit boot protocol. A format is one function from image bytes
-//! to [`EntryPoint`]; another one (bzImage, PVH) becomes another file beside `elf.rs` and another arm in
-//! [`load_kernel`]. What must not be done here: keep anything. Booting is over when the vCPU runs.
+//! Two formats, bzImage and ELF64, both entered by the Linux 64-bit boot protocol. A format is a function
+//! from image bytes to a [`Plan`], which touches no memory, and one that copies; another one becomes another
+//! file beside `elf.rs` and another arm in [`plan`] and [`load`]. What must not be done here: keep anything.
+//! Booting is over when the vCPU runs.
 
+mod bzimage;
 mod elf;
 mod params;
 mod registers;
 
-use vm_memory::GuestMemoryError;
+use std::ops::Range;
 
-use crate::memory::GuestRam;
+use linux_loader::loader::bootparam::setup_header;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-pub use params::{
-    BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline, write_boot_params,
-};
-pub use registers::{initial_regs, initial_sregs, write_tables};
+use crate::memory::{GuestRam, low_ram_end};
+
+pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
+pub use registers::{initial_regs, initial_sregs};
+
+use params::write_boot_params;
+use registers::write_tables;
 
 /// Kernels are loaded here or higher; everything the VMM itself puts into memory lies below.
 pub const KERNEL_START: u64 = 0x10_0000;
+/// An initramfs begins at a multiple of this.
+const INITRD_ALIGNMENT_BYTES: u64 = 4096;
 
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The image is no ELF file.
-    #[error("the kernel image is not an ELF file: it begins with {0:02x?} instead of 7f 45 4c 46")]
-    NotElf(Vec<u8>),
+    /// The image is no kernel.
+    #[error("the kernel image is neither a bzImage nor an ELF file: it begins with {0:02x?}")]
+    UnknownFormat(Vec<u8>),
+    /// The bzImage is too old to say what it can.
+    #[error("the bzImage speaks boot protocol {major}.{minor:02}, at least 2.12 is needed")]
+    OldProtocol {
+        /// Before the dot.
+        major: u16,
+        /// Behind it.
+        minor: u16,
+    },
+    /// The bzImage is that of a 32-bit kernel, or of one that is loaded below 1 MiB.
+    #[error("the bzImage has no 64-bit entry point: it is no kernel for x86-64")]
+    No64BitEntry,
     /// The image is an ELF file of the wrong kind.
     #[error("the kernel image is an ELF file for {found}, this machine boots {wanted}")]
     WrongMachine {
@@ -48,12 +67,12 @@ pub enum BootError {
     },
     /// A segment lies where there is no memory for it.
     #[error(
-        "the kernel image does not fit: segment {segment} needs guest memory {start:#x} to {end:#x}, \
+        "the kernel image does not fit: {what} needs guest memory {start:#x} to {end:#x}, \
          a kernel may use {KERNEL_START:#x} to {ram_end:#x}; give the guest more memory"
     )]
     DoesNotFit {
-        /// Number of the program header.
-        segment: usize,
+        /// Which part of it.
+        what: String,
         /// First byte.
         start: u64,
         /// Byte behind the last.
@@ -71,10 +90,28 @@ pub enum BootError {
     #[error("the kernel image cannot be loaded")]
     Loader(#[source] linux_loader::loader::Error),
     /// The command line is too long.
-    #[error("the kernel command line has {bytes} bytes, the limit is {}", CMDLINE_BYTES_MAX - 1)]
+    #[error("the kernel command line has {bytes} bytes, the limit is {limit}")]
     CmdlineTooLong {
         /// How long it is.
         bytes: usize,
+        /// How long it may be for this kernel.
+        limit: usize,
+    },
+    /// There is nothing in the initramfs.
+    #[error("the initramfs is empty")]
+    InitrdEmpty,
+    /// There is no memory for the initramfs.
+    #[error(
+        "the initramfs of {bytes:#x} bytes does not fit: the kernel leaves it guest memory {start:#x} to \
+         {end:#x}; give the guest more memory"
+    )]
+    InitrdDoesNotFit {
+        /// How long it is.
+        bytes: u64,
+        /// Where it could begin.
+        start: u64,
+        /// Where it must end.
+        end: u64,
     },
     /// The command line has a byte that cannot be handed over.
     #[error(
@@ -101,20 +138,141 @@ pub enum BootError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryPoint(pub u64);
 
-/// Loads a kernel image.
+/// What is booted: bytes of files.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    /// A kernel image.
+    pub kernel: Vec<u8>,
+    /// An initramfs for it.
+    pub initrd: Option<Vec<u8>>,
+}
+
+enum Format {
+    Elf,
+    BzImage,
+}
+
+impl Format {
+    fn of(image: &[u8]) -> Result<Self, BootError> {
+        if elf::is(image) {
+            Ok(Self::Elf)
+        } else if bzimage::is(image) {
+            Ok(Self::BzImage)
+        } else {
+            let beginning = &image[..image.len().min(4)];
+            Err(BootError::UnknownFormat(beginning.into()))
+        }
+    }
+}
+
+/// Where everything goes. Made from a [`Payload`] and the size of memory alone.
+#[derive(Debug)]
+pub struct Plan {
+    entry: EntryPoint,
+    /// Behind the last byte that the kernel uses before it manages memory itself.
+    kernel_end: u64,
+    /// Longest command line, without its NUL.
+    cmdline_bytes_max: usize,
+    /// Behind the last byte that an initramfs may have.
+    initrd_end_max: u64,
+    /// The kernel's own header, or a plain one; completed when it is written.
+    header: setup_header,
+    initrd: Option<Range<u64>>,
+}
+
+impl Plan {
+    /// Where vCPU 0 starts.
+    #[must_use]
+    pub fn entry(&self) -> EntryPoint {
+        self.entry
+    }
+
+    /// Where the initramfs lies, if there is one.
+    #[must_use]
+    pub fn initrd(&self) -> Option<&Range<u64>> {
+        self.initrd.as_ref()
+    }
+
+    /// Checks that the kernel takes a command line as long as this.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_cmdline(&self, cmdline: &Cmdline) -> Result<(), BootError> {
+        let (bytes, limit) = (cmdline.as_str().len(), self.cmdline_bytes_max);
+        if bytes > limit {
+            return Err(BootError::CmdlineTooLong { bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// As high as possible, as boot loaders do: out of the way of a kernel that moves itself.
+    fn place_initrd(&mut self, bytes: u64, ram_end: u64) -> Result<(), BootError> {
+        if bytes == 0 {
+            return Err(BootError::InitrdEmpty);
+        }
+        let start = self.kernel_end;
+        let end = ram_end.min(self.initrd_end_max);
+        let at = end
+            .checked_sub(bytes)
+            .map(|at| at / INITRD_ALIGNMENT_BYTES * INITRD_ALIGNMENT_BYTES)
+            .filter(|at| *at >= start)
+            .ok_or(BootError::InitrdDoesNotFit { bytes, start, end })?;
+        self.initrd = Some(at..at + bytes);
+        Ok(())
+    }
+}
+
+/// Checks what is to be booted by a guest whose low RAM ends at `ram_end`, and says where it goes.
 ///
 /// # Errors
 /// If the image is not one, is truncated, or does not fit this guest.
-pub fn load_kernel(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
-    elf::load(ram, image)
+pub fn plan(payload: &Payload, ram_end: u64) -> Result<Plan, BootError> {
+    let image = &payload.kernel;
+    let mut plan = match Format::of(image)? {
+        Format::Elf => elf::plan(image, ram_end)?,
+        Format::BzImage => bzimage::plan(image, ram_end)?,
+    };
+    if let Some(initrd) = &payload.initrd {
+        plan.place_initrd(initrd.len() as u64, ram_end)?;
+    }
+    Ok(plan)
 }
 
-/// Checks a kernel image for a guest whose low RAM ends at `ram_end`, without loading it.
+/// Puts kernel, initramfs, command line and tables into memory; vCPU 0 then starts at the entry point with
+/// [`initial_regs`] and [`initial_sregs`].
 ///
 /// # Errors
-/// As [`load_kernel`].
-pub fn check_kernel(image: &[u8], ram_end: u64) -> Result<EntryPoint, BootError> {
-    elf::check(image, ram_end)
+/// As [`plan`] and [`Plan::check_cmdline`].
+pub fn load(ram: &GuestRam, payload: &Payload, cmdline: &Cmdline) -> Result<EntryPoint, BootError> {
+    let plan = plan(payload, low_ram_end(ram))?;
+    plan.check_cmdline(cmdline)?;
+    match Format::of(&payload.kernel)? {
+        Format::Elf => elf::load(ram, &payload.kernel)?,
+        Format::BzImage => bzimage::load(ram, &payload.kernel, &plan)?,
+    }
+    if let (Some(initrd), Some(place)) = (&payload.initrd, plan.initrd()) {
+        ram.write_slice(initrd, GuestAddress(place.start))
+            .map_err(|source| BootError::Write {
+                what: "the initramfs",
+                source,
+            })?;
+    }
+    write_tables(ram)?;
+    write_boot_params(ram, cmdline, &plan)?;
+    Ok(plan.entry)
+}
+
+/// Checks that the image has `bytes` bytes from `offset` on.
+fn has_bytes(image: &[u8], what: &str, offset: u64, bytes: u64) -> Result<(), BootError> {
+    let end = offset.saturating_add(bytes);
+    if end > image.len() as u64 {
+        return Err(BootError::Truncated {
+            what: what.to_owned(),
+            end,
+            bytes: image.len() as u64,
+        });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

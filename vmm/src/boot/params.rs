@@ -11,10 +11,10 @@
 //! | 0x20000 | command line |
 //! | 0x9fc00.. | not RAM for the guest, as on a PC |
 
-use linux_loader::loader::bootparam::boot_params;
+use linux_loader::loader::bootparam::{boot_params, setup_header};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{BootError, KERNEL_START};
+use super::{BootError, KERNEL_START, Plan};
 use crate::memory::GuestRam;
 
 /// Where `struct boot_params` lies.
@@ -53,7 +53,10 @@ impl Cmdline {
             text.push_str(word.as_ref());
         }
         if text.len() >= CMDLINE_BYTES_MAX {
-            return Err(BootError::CmdlineTooLong { bytes: text.len() });
+            return Err(BootError::CmdlineTooLong {
+                bytes: text.len(),
+                limit: CMDLINE_BYTES_MAX - 1,
+            });
         }
         if let Some((offset, byte)) = text
             .bytes()
@@ -76,7 +79,11 @@ impl Cmdline {
 ///
 /// # Errors
 /// If guest memory has no room for them.
-pub fn write_boot_params(ram: &GuestRam, cmdline: &Cmdline) -> Result<(), BootError> {
+pub(super) fn write_boot_params(
+    ram: &GuestRam,
+    cmdline: &Cmdline,
+    plan: &Plan,
+) -> Result<(), BootError> {
     let write = |what| move |source| BootError::Write { what, source };
     let text = cmdline.as_str().as_bytes();
     ram.write_slice(text, GuestAddress(CMDLINE_ADDRESS))
@@ -86,21 +93,37 @@ pub fn write_boot_params(ram: &GuestRam, cmdline: &Cmdline) -> Result<(), BootEr
         })
         .map_err(write("the command line"))?;
     ram.write_obj(
-        zero_page(ram, text.len()),
+        zero_page(ram, text.len(), plan),
         GuestAddress(BOOT_PARAMS_ADDRESS),
     )
     .map_err(write("struct boot_params"))
 }
 
-fn zero_page(ram: &GuestRam, cmdline_bytes: usize) -> boot_params {
-    let mut params = boot_params::default();
+/// The header of a kernel that brings none.
+pub(super) fn plain_header() -> setup_header {
+    setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HEADER_MAGIC,
+        version: PROTOCOL_VERSION,
+        kernel_alignment: KERNEL_ALIGNMENT_BYTES,
+        ..Default::default()
+    }
+}
+
+fn zero_page(ram: &GuestRam, cmdline_bytes: usize, plan: &Plan) -> boot_params {
+    let mut params = boot_params {
+        hdr: plan.header,
+        ..Default::default()
+    };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
-    params.hdr.boot_flag = BOOT_FLAG;
-    params.hdr.header = HEADER_MAGIC;
-    params.hdr.version = PROTOCOL_VERSION;
-    params.hdr.kernel_alignment = KERNEL_ALIGNMENT_BYTES;
+    params.hdr.setup_data = 0;
     params.hdr.cmd_line_ptr = CMDLINE_ADDRESS as u32;
     params.hdr.cmdline_size = cmdline_bytes as u32;
+    if let Some(initrd) = plan.initrd() {
+        // Low RAM ends at 3 GiB, so both are 32-bit numbers.
+        params.hdr.ramdisk_image = initrd.start as u32;
+        params.hdr.ramdisk_size = (initrd.end - initrd.start) as u32;
+    }
     let mut entries = 0;
     for (start, end) in ram_map(ram) {
         params.e820_table[entries].addr = start;

@@ -55,7 +55,7 @@ const GDT: [u64; 6] = [
 ///
 /// # Errors
 /// If guest memory has no room for them.
-pub fn write_tables(ram: &GuestRam) -> Result<(), BootError> {
+pub(super) fn write_tables(ram: &GuestRam) -> Result<(), BootError> {
     let write = |what, address: u64, entries: &[u64]| {
         let bytes: Vec<u8> = entries
             .iter()

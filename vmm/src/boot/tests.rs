@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::memory::{Backing, Memory};
+use crate::memory::{Backing, GuestRam, Memory};
 
 /// An ELF file with one segment, which begins at byte 0x1000.
 fn image(start: u64, code: &[u8], memory_bytes: u64) -> Vec<u8> {
@@ -22,6 +22,40 @@ fn image(start: u64, code: &[u8], memory_bytes: u64) -> Vec<u8> {
     image[96..104].copy_from_slice(&(code.len() as u64).to_le_bytes());
     image[104..112].copy_from_slice(&memory_bytes.to_le_bytes());
     image.extend_from_slice(code);
+    image
+}
+
+const LOW_RAM_END: u64 = 0x9_fc00;
+
+fn load_kernel(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
+    load(ram, &payload(image, None), &Cmdline::new(["hello"])?)
+}
+
+fn payload(image: &[u8], initrd: Option<&[u8]>) -> Payload {
+    Payload {
+        kernel: image.into(),
+        initrd: initrd.map(Into::into),
+    }
+}
+
+/// A bzImage with one sector of setup and 1 KiB of kernel, which wants to be at 1 MiB and needs 64 KiB.
+fn bzimage() -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    let mut set = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    set(0x1f1, &[1]);
+    set(0x1f4, &64u32.to_le_bytes());
+    set(0x1fe, &0xaa55u16.to_le_bytes());
+    set(0x200, &[0xeb, 0x6a]);
+    set(0x202, b"HdrS");
+    set(0x206, &0x020fu16.to_le_bytes());
+    set(0x211, &[1]);
+    set(0x22c, &0x7fff_ffffu32.to_le_bytes());
+    set(0x236, &1u16.to_le_bytes());
+    set(0x238, &100u32.to_le_bytes());
+    set(0x250, &0x1234_5678u64.to_le_bytes());
+    set(0x258, &0x10_0000u64.to_le_bytes());
+    set(0x260, &0x1_0000u32.to_le_bytes());
+    image.extend((0..1024u32).map(|byte| byte as u8));
     image
 }
 
@@ -48,10 +82,10 @@ fn each_kind_of_bad_image_is_named() {
     let good = image(0x10_0000, b"code", 0x100);
     let error = |image: &[u8]| load_kernel(&ram, image).unwrap_err();
 
-    assert!(matches!(error(b""), BootError::NotElf(_)));
+    assert!(matches!(error(b""), BootError::UnknownFormat(_)));
     assert!(matches!(
         error(b"MZ\0\0 not a kernel"),
-        BootError::NotElf(_)
+        BootError::UnknownFormat(_)
     ));
     assert!(matches!(error(&good[..40]), BootError::Truncated { .. }));
     assert!(matches!(error(&good[..100]), BootError::Truncated { .. }));
@@ -120,42 +154,168 @@ fn the_command_line_is_bounded_and_plain() {
     ));
 }
 
+struct ZeroPage<'a>(&'a GuestRam);
+
+/// Offsets as in the kernel's Documentation/arch/x86/boot.rst and zero-page.rst.
+impl ZeroPage<'_> {
+    fn at<T: vm_memory::ByteValued>(&self, offset: u64) -> T {
+        let address = GuestAddress(BOOT_PARAMS_ADDRESS + offset);
+        self.0.read_obj(address).unwrap()
+    }
+
+    /// Start, length and type of the memory map's ranges.
+    fn map(&self) -> Vec<(u64, u64, u32)> {
+        (0..u64::from(self.at::<u8>(0x1e8)))
+            .map(|number| 0x2d0 + number * 20)
+            .map(|at| (self.at(at), self.at(at + 8), self.at(at + 16)))
+            .collect()
+    }
+}
+
 #[test]
 fn boot_params_point_to_the_command_line_and_describe_ram() {
     let memory = Memory::allocate(4096, Backing::Anonymous).unwrap();
-    write_boot_params(memory.ram(), &Cmdline::new(["hello"]).unwrap()).unwrap();
-    let u32_at = |at| {
-        memory
-            .ram()
-            .read_obj::<u32>(GuestAddress(BOOT_PARAMS_ADDRESS + at))
-            .unwrap()
-    };
-    let u64_at = |at| {
-        memory
-            .ram()
-            .read_obj::<u64>(GuestAddress(BOOT_PARAMS_ADDRESS + at))
-            .unwrap()
-    };
-    // Offsets as in the kernel's Documentation/arch/x86/boot.rst and zero-page.rst.
-    assert_eq!(u32_at(0x228), 0x2_0000);
-    assert_eq!(u32_at(0x238), 5);
+    load_kernel(memory.ram(), &image(0x10_0000, b"code", 0x100)).unwrap();
+    let page = ZeroPage(memory.ram());
+    assert_eq!(page.at::<u32>(0x228), 0x2_0000);
+    assert_eq!(page.at::<u32>(0x238), 5);
     let mut text = [1; 6];
     memory
         .ram()
         .read_slice(&mut text, GuestAddress(CMDLINE_ADDRESS))
         .unwrap();
     assert_eq!(&text, b"hello\0");
+    let usable: Vec<_> = page
+        .map()
+        .into_iter()
+        .filter(|range| range.2 == 1)
+        .collect();
     assert_eq!(
-        memory
-            .ram()
-            .read_obj::<u8>(GuestAddress(BOOT_PARAMS_ADDRESS + 0x1e8))
-            .unwrap(),
-        3
+        usable,
+        [
+            (0, LOW_RAM_END, 1),
+            (0x10_0000, 0xC000_0000 - 0x10_0000, 1),
+            (0x1_0000_0000, 1 << 30, 1)
+        ]
     );
-    let entry = |number: u64| (u64_at(0x2d0 + number * 20), u64_at(0x2d8 + number * 20));
-    assert_eq!(entry(0), (0, 0x9_fc00));
-    assert_eq!(entry(1), (0x10_0000, 0xC000_0000 - 0x10_0000));
-    assert_eq!(entry(2), (0x1_0000_0000, 1 << 30));
+}
+
+#[test]
+fn a_bzimage_gets_its_header_back_completed() {
+    let memory = memory();
+    let initrd = [7; 5000];
+    let payload = payload(&bzimage(), Some(&initrd));
+    let entry = load(memory.ram(), &payload, &Cmdline::new(["hello"]).unwrap()).unwrap();
+    assert_eq!(entry, EntryPoint(0x10_0200));
+    let mut code = [0; 4];
+    memory
+        .ram()
+        .read_slice(&mut code, GuestAddress(0x10_0000))
+        .unwrap();
+    assert_eq!(code, [0, 1, 2, 3]);
+    let page = ZeroPage(memory.ram());
+    assert_eq!(page.at::<u16>(0x206), 0x020f, "the kernel's own");
+    assert_eq!(page.at::<u64>(0x258), 0x10_0000, "the kernel's own");
+    assert_eq!(page.at::<u8>(0x210), 0xff, "type of loader");
+    assert_eq!(
+        page.at::<u64>(0x250),
+        0,
+        "setup data, of which there is none"
+    );
+    assert_eq!(page.at::<u32>(0x228), 0x2_0000);
+    // The highest page boundary below 2 MiB with 5000 bytes behind it.
+    assert_eq!(page.at::<u32>(0x218), 0x1f_e000);
+    assert_eq!(page.at::<u32>(0x21c), 5000);
+    let mut copied = [0; 5001];
+    memory
+        .ram()
+        .read_slice(&mut copied, GuestAddress(0x1f_e000))
+        .unwrap();
+    assert_eq!(copied[..5000], initrd);
+    assert_eq!(copied[5000], 0);
+}
+
+#[test]
+fn each_kind_of_bad_bzimage_is_named() {
+    let error = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut image = bzimage();
+        change(&mut image);
+        plan(&payload(&image, None), 0x20_0000).unwrap_err()
+    };
+    let truncated = error(&|image| image.truncate(2047)).to_string();
+    assert_eq!(
+        truncated,
+        "the kernel image is truncated: the compressed kernel ends at byte 0x800, the image has 0x7ff"
+    );
+    let truncated = error(&|image| image.truncate(0x210)).to_string();
+    assert!(truncated.contains("the setup header"), "{truncated}");
+    assert!(matches!(
+        error(&|image| image[0x206] = 0x0b),
+        BootError::OldProtocol {
+            major: 2,
+            minor: 11
+        }
+    ));
+    assert!(matches!(
+        error(&|image| image[0x236] = 2),
+        BootError::No64BitEntry
+    ));
+    assert!(matches!(
+        error(&|image| image[0x211] = 0),
+        BootError::No64BitEntry
+    ));
+    let no_room = error(&|image| image[0x262] = 0x11).to_string();
+    assert!(no_room.contains("the bzImage needs"), "{no_room}");
+    assert!(matches!(
+        error(&|image| image[0x25a] = 0),
+        BootError::DoesNotFit { .. }
+    ));
+}
+
+#[test]
+fn an_initramfs_goes_where_the_kernel_and_memory_allow() {
+    let place = |image: &[u8], bytes: usize, ram_end| {
+        plan(&payload(image, Some(&vec![1; bytes])), ram_end)
+            .map(|plan| plan.initrd().cloned().unwrap())
+    };
+    // Between the kernel's end at 0x11_0000 and the end of memory.
+    let image = bzimage();
+    assert_eq!(
+        place(&image, 0xf_0000, 0x20_0000).unwrap(),
+        0x11_0000..0x20_0000
+    );
+    let error = place(&image, 0xf_0001, 0x20_0000).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the initramfs of 0xf0001 bytes does not fit: the kernel leaves it guest memory 0x110000 to \
+         0x200000; give the guest more memory"
+    );
+    assert!(matches!(
+        place(&image, 0, 0x20_0000),
+        Err(BootError::InitrdEmpty)
+    ));
+    // Below what the kernel's header allows.
+    assert_eq!(
+        place(&image, 0x1000, 0xC000_0000).unwrap(),
+        0x7fff_f000..0x8000_0000
+    );
+    let elf = self::image(0x10_0000, b"code", 0x100);
+    assert_eq!(
+        place(&elf, 0x1000, 0xC000_0000).unwrap(),
+        0x7fff_f000..0x8000_0000
+    );
+}
+
+#[test]
+fn a_command_line_may_be_as_long_as_the_kernel_says() {
+    let plan = plan(&payload(&bzimage(), None), 0x20_0000).unwrap();
+    let cmdline = |bytes| Cmdline::new(["x".repeat(bytes)]).unwrap();
+    plan.check_cmdline(&cmdline(100)).unwrap();
+    let error = plan.check_cmdline(&cmdline(101)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the kernel command line has 101 bytes, the limit is 100"
+    );
 }
 
 proptest! {
@@ -170,6 +330,24 @@ proptest! {
         image.truncate(cut.max(1));
         let memory = memory();
         if let Ok(EntryPoint(entry)) = load_kernel(memory.ram(), &image) {
+            prop_assert!((KERNEL_START..0x20_0000).contains(&entry));
+        }
+    }
+
+    #[test]
+    fn no_bzimage_makes_the_loader_panic(
+        at in 0x1f1usize..0x280,
+        bytes in proptest::collection::vec(any::<u8>(), 1..16),
+        cut in 0usize..2049,
+        initrd_bytes in 0usize..0x12_0000,
+    ) {
+        let mut image = bzimage();
+        image[at..at + bytes.len()].copy_from_slice(&bytes);
+        image.truncate(cut);
+        let memory = memory();
+        let payload = payload(&image, Some(&vec![1; initrd_bytes]));
+        let cmdline = Cmdline::new(["hello"]).unwrap();
+        if let Ok(EntryPoint(entry)) = load(memory.ram(), &payload, &cmdline) {
             prop_assert!((KERNEL_START..0x20_0000).contains(&entry));
         }
     }

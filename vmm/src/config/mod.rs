@@ -40,8 +40,10 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BootSource {
-    /// Path of an ELF image, or `builtin` (default) for the guest inside this program.
+    /// Path of a bzImage or ELF image, or `builtin` (default) for the guest inside this program.
     pub kernel_image_path: Option<PathBuf>,
+    /// Path of an initramfs.
+    pub initrd_path: Option<PathBuf>,
     /// Command line.
     pub boot_args: Option<String>,
 }

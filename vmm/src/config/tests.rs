@@ -11,7 +11,8 @@ fn read(text: &str) -> Result<Config, ConfigError> {
 fn firecracker_names_and_the_replication_section_are_read() {
     let config = read(
         r#"{
-            "boot-source": {"kernel_image_path": "/boot/guest", "boot_args": "workload=idle"},
+            "boot-source": {"kernel_image_path": "/boot/guest", "initrd_path": "/boot/initrd",
+                            "boot_args": "workload=idle"},
             "machine-config": {"vcpu_count": 2, "mem_size_mib": 512},
             "drives": [],
             "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
@@ -21,6 +22,10 @@ fn firecracker_names_and_the_replication_section_are_read() {
     )
     .unwrap();
     assert_eq!(config.machine_config.vcpu_count, Some(2));
+    assert_eq!(
+        config.boot_source.initrd_path.as_deref(),
+        Some(Path::new("/boot/initrd"))
+    );
     assert_eq!(
         config.network_interfaces[0].host_dev_name.as_deref(),
         Some("tap0")

@@ -4,6 +4,7 @@
 //! other vCPU state, memory slots and the kind of dirty log before logging starts. What must not be done
 //! here: run anything.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -15,7 +16,7 @@ use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
 use super::{Machine, MachineFault, Networks, Phase};
-use crate::boot::{self, Cmdline};
+use crate::boot::{self, Cmdline, Payload};
 use crate::devices::{Bus, Device, SerialInput};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
@@ -34,7 +35,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 pub struct MachineBuilder {
     vcpus: u8,
     cmdline: String,
-    kernel: Option<Vec<u8>>,
+    payload: Option<Payload>,
     system: System,
     vm: Arc<VmFd>,
     memory: Memory,
@@ -64,19 +65,19 @@ impl MachineBuilder {
             }
             .into());
         }
-        let kernel = config.kernel.as_ref().map(read_kernel).transpose()?;
+        let payload = read_payload(&config)?;
         let memory = Memory::allocate(config.memory_mib, config.backing)?;
-        if let Some(image) = &kernel {
+        if let Some(payload) = &payload {
             // Bad images are told of now, although the kernel is only loaded when the guest is first run:
             // the memory of a standby must stay as it is, zero.
-            boot::check_kernel(image, low_ram_end(memory.ram()))?;
+            boot::plan(payload, low_ram_end(memory.ram()))?;
         }
         let vm = create_vm(&system)?;
         memory.attach(&vm, false)?;
         let events = Arc::new(Events::default());
         let mut builder = Self {
             gate: Arc::new(Gate::new(config.gate)),
-            kernel,
+            payload,
             vcpus: config.vcpus,
             cmdline: config.cmdline,
             system,
@@ -143,6 +144,9 @@ impl MachineBuilder {
     /// If the host cannot.
     pub fn build(mut self) -> Result<Machine, MachineFault> {
         let cmdline = self.cmdline()?;
+        if let Some(payload) = &self.payload {
+            boot::plan(payload, low_ram_end(self.memory.ram()))?.check_cmdline(&cmdline)?;
+        }
         let counter = guest_counter(&self.system)?;
         let supported = self.system.supported_cpuid()?;
         let handles = self.create_vcpus(&supported, counter)?;
@@ -188,7 +192,7 @@ impl MachineBuilder {
             fingerprint,
             networks: self.networks,
             console_input: self.console_input,
-            kernel: self.kernel,
+            payload: self.payload,
             cmdline,
             phase: Phase::Built,
         })
@@ -261,14 +265,25 @@ fn digest(indices: impl Iterator<Item = u32>) -> u64 {
         })
 }
 
-fn read_kernel(kernel: &Kernel) -> Result<Vec<u8>, ConfigError> {
-    match kernel {
-        Kernel::Bytes(bytes) => Ok(bytes.clone()),
-        Kernel::Path(path) => std::fs::read(path).map_err(|source| ConfigError::KernelFile {
-            path: path.clone(),
-            source,
-        }),
-    }
+fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> {
+    let Some(kernel) = &config.kernel else {
+        return Ok(None);
+    };
+    let kernel = match kernel {
+        Kernel::Bytes(bytes) => bytes.clone(),
+        Kernel::Path(path) => read("kernel image", path)?,
+    };
+    let initrd = config.initrd.as_deref();
+    let initrd = initrd.map(|path| read("initramfs", path)).transpose()?;
+    Ok(Some(Payload { kernel, initrd }))
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::File {
+        what,
+        path: path.into(),
+        source,
+    })
 }
 
 fn create_vm(system: &System) -> Result<VmFd, KvmError> {

@@ -19,6 +19,8 @@ pub struct MachineConfig {
     pub backing: Backing,
     /// What to boot. A standby machine needs nothing: it gets its memory from the primary.
     pub kernel: Option<Kernel>,
+    /// An initramfs for the kernel.
+    pub initrd: Option<PathBuf>,
     /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
     pub cmdline: String,
     /// Network devices, in the guest's order.
@@ -58,6 +60,7 @@ impl Default for MachineConfig {
             memory_mib: 256,
             backing: Backing::default(),
             kernel: None,
+            initrd: None,
             cmdline: String::new(),
             net: Vec::new(),
             rng: true,
@@ -87,9 +90,11 @@ pub enum ConfigError {
         /// The most.
         max: usize,
     },
-    /// The kernel image cannot be read.
-    #[error("cannot read the kernel image {}", path.display())]
-    KernelFile {
+    /// The kernel image or the initramfs cannot be read.
+    #[error("cannot read the {what} {}", path.display())]
+    File {
+        /// Which of them.
+        what: &'static str,
         /// Where it should be.
         path: PathBuf,
         /// Why.

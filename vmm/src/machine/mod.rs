@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
 
-use crate::boot::{self, BootError, Cmdline};
+use crate::boot::{self, BootError, Cmdline, Payload};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::{SerialInput, Snapshot};
@@ -132,7 +132,7 @@ pub struct Machine {
     fingerprint: Fingerprint,
     networks: Networks,
     console_input: Option<SerialInput>,
-    kernel: Option<Vec<u8>>,
+    payload: Option<Payload>,
     cmdline: Cmdline,
     phase: Phase,
 }
@@ -204,13 +204,11 @@ impl Machine {
     }
 
     fn boot(&mut self) -> Result<(), MachineFault> {
-        let Some(kernel) = self.kernel.take() else {
+        let Some(payload) = self.payload.take() else {
             return Err(ConfigError::NoKernel.into());
         };
         let ram = self.memory.ram();
-        let entry = boot::load_kernel(ram, &kernel)?;
-        boot::write_tables(ram)?;
-        boot::write_boot_params(ram, &self.cmdline)?;
+        let entry = boot::load(ram, &payload, &self.cmdline)?;
         let fd = self.vcpus[0].handle().lock();
         let reset = fd
             .get_sregs()
@@ -269,7 +267,7 @@ impl Machine {
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;
-        self.kernel = None;
+        self.payload = None;
         Ok(())
     }
 

@@ -190,9 +190,9 @@ fn images_that_cannot_be_booted_are_named_with_what_is_wrong() {
     );
     run(
         &write("text", b"#!/bin/sh\n"),
-        &["not an ELF file", "7f 45 4c 46"],
+        &["neither a bzImage nor an ELF file"],
     );
-    run(&write("empty", b""), &["not an ELF file"]);
+    run(&write("empty", b""), &["neither a bzImage nor an ELF file"]);
     let mut other = builtin.to_vec();
     other[18] = 183;
     run(&write("arm", &other), &["machine 183", "64-bit x86"]);

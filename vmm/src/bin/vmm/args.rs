@@ -65,9 +65,13 @@ pub(crate) struct VmArgs {
     /// JSON file with Firecracker's field names plus a `replication` section; flags override it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// ELF image to boot, or `builtin` for the guest inside this program [default: builtin].
+    /// Linux bzImage or ELF image (vmlinux) to boot, or `builtin` for the guest inside this program
+    /// [default: builtin].
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// Initramfs for the kernel.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
     /// The guest's command line [default for the built-in guest: workload=stream,counter,echo].
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
@@ -204,6 +208,7 @@ impl VmArgs {
             None => Config::default(),
         };
         over(&mut config.boot_source.kernel_image_path, self.kernel);
+        over(&mut config.boot_source.initrd_path, self.initrd);
         over(&mut config.boot_source.boot_args, self.cmdline);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);

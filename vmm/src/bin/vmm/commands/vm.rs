@@ -48,11 +48,17 @@ pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
         (None, true) => BUILTIN_CMDLINE.into(),
         (None, false) => String::new(),
     };
+    let initrd = config.boot_source.initrd_path.clone();
+    if builtin && initrd.is_some() {
+        let why = "the built-in guest takes no initramfs; give a kernel_image_path (--kernel) too";
+        return Err(value("boot-source.initrd_path", why).into());
+    }
     let vm = config.replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
         kernel: Some(kernel),
+        initrd,
         cmdline,
         net: config
             .network_interfaces
@@ -161,6 +167,20 @@ mod tests {
         assert_eq!(derived_mac("web", "net0"), derived_mac("web", "net0"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("web", "net1"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("webn", "et0"));
+    }
+
+    #[test]
+    fn an_initramfs_needs_a_kernel() {
+        let mut config = Config::default();
+        config.boot_source.initrd_path = Some("/boot/initrd".into());
+        let error = machine_config(&config)
+            .err()
+            .expect("nobody takes the initramfs")
+            .to_string();
+        assert!(error.contains("boot-source.initrd_path"), "{error}");
+        config.boot_source.kernel_image_path = Some("/boot/vmlinuz".into());
+        let machine = machine_config(&config).unwrap();
+        assert_eq!(machine.initrd.as_deref(), Some(Path::new("/boot/initrd")));
     }
 
     #[test]
