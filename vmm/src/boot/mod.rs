@@ -5,6 +5,8 @@
 //! file beside `elf.rs` and another arm in [`plan`] and [`load`]. What must not be done here: keep anything.
 //! Booting is over when the vCPU runs.
 
+mod acpi;
+mod bios;
 mod bzimage;
 mod elf;
 mod params;
@@ -17,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestRam, low_ram_end};
 
+pub use acpi::{Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
 pub use registers::{initial_regs, initial_sregs};
 
@@ -122,6 +125,12 @@ pub enum BootError {
         byte: u8,
         /// Where.
         offset: usize,
+    },
+    /// There are more devices than can be described.
+    #[error("the ACPI tables would have {bytes:#x} bytes, there is room for {:#x}", acpi::TABLES_END - acpi::TABLES_START)]
+    AcpiTooLong {
+        /// How long they would be.
+        bytes: usize,
     },
     /// Guest memory is too small for the tables of the boot protocol.
     #[error("cannot write {what} to guest memory")]
@@ -238,12 +247,17 @@ pub fn plan(payload: &Payload, ram_end: u64) -> Result<Plan, BootError> {
     Ok(plan)
 }
 
-/// Puts kernel, initramfs, command line and tables into memory; vCPU 0 then starts at the entry point with
+/// Puts kernel, initramfs, command line, ACPI and processor tables, and the reset vector into memory; vCPU 0 then starts at the entry point with
 /// [`initial_regs`] and [`initial_sregs`].
 ///
 /// # Errors
 /// As [`plan`] and [`Plan::check_cmdline`].
-pub fn load(ram: &GuestRam, payload: &Payload, cmdline: &Cmdline) -> Result<EntryPoint, BootError> {
+pub fn load(
+    ram: &GuestRam,
+    payload: &Payload,
+    cmdline: &Cmdline,
+    hardware: &Hardware,
+) -> Result<EntryPoint, BootError> {
     let plan = plan(payload, low_ram_end(ram))?;
     plan.check_cmdline(cmdline)?;
     match Format::of(&payload.kernel)? {
@@ -257,6 +271,9 @@ pub fn load(ram: &GuestRam, payload: &Payload, cmdline: &Cmdline) -> Result<Entr
                 source,
             })?;
     }
+    acpi::write(ram, hardware)?;
+    let (reset_port, reset_value) = hardware.reset;
+    bios::write(ram, reset_port, reset_value)?;
     write_tables(ram)?;
     write_boot_params(ram, cmdline, &plan)?;
     Ok(plan.entry)

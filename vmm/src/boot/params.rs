@@ -10,10 +10,13 @@
 //! | 0x9000.. | page tables |
 //! | 0x20000 | command line |
 //! | 0x9fc00.. | not RAM for the guest, as on a PC |
+//! | 0xe0000.. | ACPI tables |
+//! | 0xffff0.. | reset vector |
 
 use linux_loader::loader::bootparam::{boot_params, setup_header};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::acpi::TABLES_START;
 use super::{BootError, KERNEL_START, Plan};
 use crate::memory::GuestRam;
 
@@ -27,6 +30,8 @@ pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// Where a PC's extended BIOS data begins; not for the guest.
 const LOW_RAM_END: u64 = 0x9_fc00;
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
+const E820_ACPI: u32 = 3;
 
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = 0x5372_6448;
@@ -113,6 +118,7 @@ pub(super) fn plain_header() -> setup_header {
 fn zero_page(ram: &GuestRam, cmdline_bytes: usize, plan: &Plan) -> boot_params {
     let mut params = boot_params {
         hdr: plan.header,
+        acpi_rsdp_addr: TABLES_START,
         ..Default::default()
     };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
@@ -125,27 +131,30 @@ fn zero_page(ram: &GuestRam, cmdline_bytes: usize, plan: &Plan) -> boot_params {
         params.hdr.ramdisk_size = (initrd.end - initrd.start) as u32;
     }
     let mut entries = 0;
-    for (start, end) in ram_map(ram) {
+    for (start, end, kind) in memory_map(ram) {
         params.e820_table[entries].addr = start;
         params.e820_table[entries].size = end - start;
-        params.e820_table[entries].r#type = E820_RAM;
+        params.e820_table[entries].r#type = kind;
         entries += 1;
     }
     params.e820_entries = entries as u8;
     params
 }
 
-/// The RAM that the guest may use: what there is, without the PC's hole below 1 MiB.
-fn ram_map(ram: &GuestRam) -> Vec<(u64, u64)> {
+/// What memory there is: start, end and type. RAM, but for what a PC has below 1 MiB: there nothing is used
+/// but the ACPI tables and the reset vector.
+fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
     let mut map = Vec::new();
     for region in ram.iter() {
         let start = region.start_addr().0;
         let end = start + region.len();
         if start == 0 {
-            map.push((0, LOW_RAM_END));
-            map.push((KERNEL_START, end));
+            map.push((0, LOW_RAM_END, E820_RAM));
+            map.push((LOW_RAM_END, TABLES_START, E820_RESERVED));
+            map.push((TABLES_START, KERNEL_START, E820_ACPI));
+            map.push((KERNEL_START, end, E820_RAM));
         } else {
-            map.push((start, end));
+            map.push((start, end, E820_RAM));
         }
     }
     map

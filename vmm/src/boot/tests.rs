@@ -28,7 +28,23 @@ fn image(start: u64, code: &[u8], memory_bytes: u64) -> Vec<u8> {
 const LOW_RAM_END: u64 = 0x9_fc00;
 
 fn load_kernel(ram: &GuestRam, image: &[u8]) -> Result<EntryPoint, BootError> {
-    load(ram, &payload(image, None), &Cmdline::new(["hello"])?)
+    let cmdline = Cmdline::new(["hello"])?;
+    load(ram, &payload(image, None), &cmdline, &hardware())
+}
+
+fn hardware() -> Hardware {
+    Hardware {
+        vcpus: 1,
+        virtio_mmio: Vec::new(),
+        serial: PortDevice {
+            base: 0x3f8,
+            count: 8,
+            gsi: 4,
+        },
+        sleep_port: 0x600,
+        sleep_type_off: 5,
+        reset: (0x64, 0xfe),
+    }
 }
 
 fn payload(image: &[u8], initrd: Option<&[u8]>) -> Payload {
@@ -185,19 +201,34 @@ fn boot_params_point_to_the_command_line_and_describe_ram() {
         .read_slice(&mut text, GuestAddress(CMDLINE_ADDRESS))
         .unwrap();
     assert_eq!(&text, b"hello\0");
-    let usable: Vec<_> = page
-        .map()
-        .into_iter()
-        .filter(|range| range.2 == 1)
-        .collect();
+    let (ram, reserved, acpi) = (1, 2, 3);
     assert_eq!(
-        usable,
+        page.map(),
         [
-            (0, LOW_RAM_END, 1),
-            (0x10_0000, 0xC000_0000 - 0x10_0000, 1),
-            (0x1_0000_0000, 1 << 30, 1)
+            (0, LOW_RAM_END, ram),
+            (LOW_RAM_END, 0xe_0000 - LOW_RAM_END, reserved),
+            (0xe_0000, 0x2_0000, acpi),
+            (0x10_0000, 0xC000_0000 - 0x10_0000, ram),
+            (0x1_0000_0000, 1 << 30, ram)
         ]
     );
+    assert_eq!(
+        page.at::<u64>(0x70),
+        0xe_0000,
+        "the root of the ACPI tables"
+    );
+    let mut root = [0; 8];
+    memory
+        .ram()
+        .read_slice(&mut root, GuestAddress(0xe_0000))
+        .unwrap();
+    assert_eq!(&root, b"RSD PTR ");
+    let mut code = [0; 4];
+    memory
+        .ram()
+        .read_slice(&mut code, GuestAddress(0xf_fff0))
+        .unwrap();
+    assert_eq!(code, [0xb0, 0xfe, 0xe6, 0x64], "the reset vector");
 }
 
 #[test]
@@ -205,7 +236,8 @@ fn a_bzimage_gets_its_header_back_completed() {
     let memory = memory();
     let initrd = [7; 5000];
     let payload = payload(&bzimage(), Some(&initrd));
-    let entry = load(memory.ram(), &payload, &Cmdline::new(["hello"]).unwrap()).unwrap();
+    let cmdline = Cmdline::new(["hello"]).unwrap();
+    let entry = load(memory.ram(), &payload, &cmdline, &hardware()).unwrap();
     assert_eq!(entry, EntryPoint(0x10_0200));
     let mut code = [0; 4];
     memory
@@ -347,7 +379,7 @@ proptest! {
         let memory = memory();
         let payload = payload(&image, Some(&vec![1; initrd_bytes]));
         let cmdline = Cmdline::new(["hello"]).unwrap();
-        if let Ok(EntryPoint(entry)) = load(memory.ram(), &payload, &cmdline) {
+        if let Ok(EntryPoint(entry)) = load(memory.ram(), &payload, &cmdline, &hardware()) {
             prop_assert!((KERNEL_START..0x20_0000).contains(&entry));
         }
     }

@@ -1,5 +1,5 @@
-//! What is left of the keyboard controller: the command by which an x86 guest resets its machine. For
-//! this VMM that is the guest's end. There is no keyboard.
+//! What is left of the keyboard controller: the command by which an x86 guest resets its machine (also
+//! the way to reset that the ACPI tables tell of). For this VMM that is the guest's end. There is no keyboard.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +11,7 @@ pub const COMMAND_PORT: u64 = 0x64;
 pub const PORTS: u64 = 1;
 
 /// "Pulse the reset line".
-const COMMAND_RESET: u8 = 0xfe;
+pub const COMMAND_RESET: u8 = 0xfe;
 const NAME: &str = "i8042";
 const STATE_VERSION: u16 = 1;
 

@@ -19,12 +19,14 @@ use serde::{Deserialize, Serialize};
 pub mod bus;
 pub mod i8042;
 pub mod irq;
+pub mod power;
 pub mod serial;
 pub mod virtio;
 
 pub use bus::{Bus, BusError};
 pub use i8042::ResetDevice;
 pub use irq::Irq;
+pub use power::PowerDevice;
 pub use serial::{SerialDevice, SerialInput};
 
 /// A device behind a range of ports or addresses.

@@ -34,7 +34,7 @@ pub enum Place {
         /// Its interrupt.
         gsi: u32,
     },
-    /// In the next free slot for virtio-mmio devices. The command line tells the guest.
+    /// In the next free slot for virtio-mmio devices. Command line and ACPI tables tell the guest.
     VirtioMmio,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Attached {
     pub(super) name: String,
     pub(super) device: Arc<Mutex<dyn Device>>,
     pub(super) description: Vec<(String, String)>,
-    /// Where it is, for the fingerprint and for the command line.
+    /// Where it is, for the fingerprint and for telling the guest.
     pub(super) base: u64,
     pub(super) gsi: u32,
     pub(super) is_virtio_mmio: bool,

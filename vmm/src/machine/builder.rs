@@ -92,6 +92,7 @@ impl MachineBuilder {
             console_input: None,
         };
         builder.attach_reset_port()?;
+        builder.attach_power_switch()?;
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
         if config.rng {

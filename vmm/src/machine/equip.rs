@@ -1,21 +1,24 @@
 //! The devices that a configuration asks for, made and attached.
 //!
-//! Their order is fixed: reset port, console, network devices as configured, random numbers. It decides
+//! Their order is fixed: reset port, power switch, console, network devices as configured, random numbers. It decides
 //! addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
 //! they do not. What must not be done here: anything a device could do itself.
 
 use std::sync::{Arc, Mutex};
 
-use super::attach::{AttachError, Attachment, Health, Place};
+use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, NetBackend, NetConfig};
-use super::{MachineFault, Networks};
+use super::{MachineEvent, MachineFault, Networks};
+use crate::boot::{Hardware, MmioDevice, PortDevice};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
-use crate::devices::{Irq, ResetDevice, SerialDevice, SerialInput, i8042, lock, serial};
+use crate::devices::{
+    Irq, PowerDevice, ResetDevice, SerialDevice, SerialInput, i8042, lock, power, serial,
+};
 use crate::output::{ConsoleSink, DiscardSink};
 
 const SERIAL_BASE: u16 = 0x3f8;
@@ -24,6 +27,8 @@ const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
 /// The keyboard controller's interrupt on a PC; nobody raises it here.
 const RESET_GSI: u32 = 1;
+/// The second serial port's interrupt on a PC; nobody raises it here.
+const POWER_GSI: u32 = 3;
 
 /// Why a device cannot be made.
 type Made<T> = Result<T, MachineFault>;
@@ -31,7 +36,9 @@ type Made<T> = Result<T, MachineFault>;
 impl MachineBuilder {
     pub(super) fn attach_reset_port(&mut self) -> Made<()> {
         let events = self.events.clone();
-        let device = ResetDevice::new(Box::new(move || events.guest_reset()));
+        let device = ResetDevice::new(Box::new(move || {
+            events.guest_ends(&MachineEvent::GuestReset);
+        }));
         self.attach(Attachment {
             device: Arc::new(Mutex::new(device)),
             place: Place::Ports {
@@ -42,6 +49,25 @@ impl MachineBuilder {
             irq: Irq::new().map_err(create("the reset port"))?,
             doorbells: Vec::new(),
             description: describe("reset port", None, &[]),
+            health: None,
+        })
+    }
+
+    pub(super) fn attach_power_switch(&mut self) -> Made<()> {
+        let events = self.events.clone();
+        let device = PowerDevice::new(Box::new(move || {
+            events.guest_ends(&MachineEvent::GuestPoweredOff);
+        }));
+        self.attach(Attachment {
+            device: Arc::new(Mutex::new(device)),
+            place: Place::Ports {
+                base: power::CONTROL_PORT as u16,
+                count: power::PORTS as u16,
+                gsi: POWER_GSI,
+            },
+            irq: Irq::new().map_err(create("the power switch"))?,
+            doorbells: Vec::new(),
+            description: describe("power switch", None, &[]),
             health: None,
         })
     }
@@ -135,6 +161,31 @@ impl MachineBuilder {
             health: health(device.clone()),
         })?;
         Ok(device)
+    }
+}
+
+/// What the guest's firmware tables say of `devices`.
+pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
+    let virtio_mmio = devices
+        .iter()
+        .filter(|attached| attached.is_virtio_mmio)
+        .map(|attached| MmioDevice {
+            // All of them lie in the hole below 4 GiB.
+            base: attached.base as u32,
+            bytes: VIRTIO_MMIO_BYTES as u32,
+            gsi: attached.gsi,
+        });
+    Hardware {
+        vcpus,
+        virtio_mmio: virtio_mmio.collect(),
+        serial: PortDevice {
+            base: SERIAL_BASE,
+            count: serial::PORTS as u8,
+            gsi: SERIAL_GSI,
+        },
+        sleep_port: power::CONTROL_PORT as u16,
+        sleep_type_off: power::SLEEP_TYPE_OFF,
+        reset: (i8042::COMMAND_PORT as u8, i8042::COMMAND_RESET),
     }
 }
 

@@ -11,8 +11,10 @@ const UNREAD_MAX: usize = 64;
 /// Something happened to the machine that its owner should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// The guest asked for a reset, which is how guests here end.
+    /// The guest asked for a reset. It is not started again: it has ended.
     GuestReset,
+    /// The guest powered itself off.
+    GuestPoweredOff,
     /// The guest shut down, or crashed beyond repair.
     GuestShutdown {
         /// In plain words.
@@ -64,10 +66,10 @@ impl Events {
             });
     }
 
-    /// The guest ends itself; told once.
-    pub(super) fn guest_reset(&self) {
+    /// The guest ends itself, by `how`; told once.
+    pub(super) fn guest_ends(&self, how: &MachineEvent) {
         if !self.ended.swap(true, Ordering::AcqRel) {
-            self.tell(&MachineEvent::GuestReset);
+            self.tell(how);
         }
     }
 }

@@ -208,7 +208,8 @@ impl Machine {
             return Err(ConfigError::NoKernel.into());
         };
         let ram = self.memory.ram();
-        let entry = boot::load(ram, &payload, &self.cmdline)?;
+        let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
+        let entry = boot::load(ram, &payload, &self.cmdline, &hardware)?;
         let fd = self.vcpus[0].handle().lock();
         let reset = fd
             .get_sregs()

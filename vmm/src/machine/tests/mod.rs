@@ -115,6 +115,9 @@ const COUNTING: &[u8] = &[
 /// Writes 0xfe to port 0x64, then does nothing for ever.
 const RESETTING: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
 
+/// Writes "soft off" to port 0x600, then does nothing for ever.
+const POWERING_OFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee, 0xeb, 0xfe];
+
 /// Loads an empty IDT and divides by zero.
 const CRASHING: &[u8] = &[
     0x31, 0xc0, // xor eax, eax

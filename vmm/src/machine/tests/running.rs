@@ -77,13 +77,15 @@ fn a_paused_guest_stands_still_and_resumes_on_every_way_out() {
 
 #[test]
 fn the_guests_end_is_told() {
-    let mut rig = rig(RESETTING);
-    let events = rig.machine.events();
-    rig.machine.start().unwrap();
-    assert_eq!(
-        events.recv_timeout(DEADLINE).unwrap(),
-        MachineEvent::GuestReset
-    );
+    for (code, end) in [
+        (RESETTING, MachineEvent::GuestReset),
+        (POWERING_OFF, MachineEvent::GuestPoweredOff),
+    ] {
+        let mut rig = rig(code);
+        let events = rig.machine.events();
+        rig.machine.start().unwrap();
+        assert_eq!(events.recv_timeout(DEADLINE).unwrap(), end);
+    }
 
     let mut rig = rig_with(config(CRASHING), &["numbers"]);
     let events = rig.machine.events();

@@ -40,7 +40,13 @@ pub(crate) fn await_end(events: &Receiver<MachineEvent>, signalled: &Receiver<()
     loop {
         match events.recv_timeout(LOOK) {
             Ok(MachineEvent::GuestReset) => {
-                tracing::info!("the guest has ended");
+                tracing::info!(
+                    "the guest asked for a reboot and has ended: this version does not start it again"
+                );
+                return End::Stopped;
+            }
+            Ok(MachineEvent::GuestPoweredOff) => {
+                tracing::info!("the guest has powered itself off");
                 return End::Stopped;
             }
             Ok(MachineEvent::GuestShutdown { what }) => {

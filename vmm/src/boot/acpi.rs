@@ -1,0 +1,357 @@
+//! ACPI tables: how a Linux guest finds vCPUs, interrupt controller, devices and the way to end itself.
+//!
+//! Hardware-reduced ACPI (6.5): no fixed hardware but the sleep registers and the reset register. The
+//! tables lie below 1 MiB where a PC's BIOS would be, the root pointer first:
+//!
+//! | table | says |
+//! | --- | --- |
+//! | RSDP, XSDT | where the others are |
+//! | FADT | how to power off and reset; what of a PC is missing |
+//! | MADT | vCPUs, IOAPIC |
+//! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), power-off (`_S5`) |
+//!
+//! What must not be done here: know devices other than by where they are.
+
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{BootError, bios};
+use crate::memory::GuestRam;
+
+/// Where the tables begin: the root pointer, where Linux would look for it unasked too.
+pub(super) const TABLES_START: u64 = 0xe_0000;
+/// Behind the last byte that tables may have.
+pub(super) const TABLES_END: u64 = bios::RESET_VECTOR;
+/// Every table begins at a multiple of this.
+const ALIGNMENT_BYTES: usize = 16;
+
+const OEM_ID: [u8; 6] = *b"UNDSTD";
+const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
+const OEM_REVISION: u32 = 1;
+const DSDT_REVISION: u8 = 6;
+const TABLE_HEADER_BYTES: u32 = 36;
+
+/// Where KVM has the interrupt controllers.
+const LAPIC_ADDRESS: u32 = 0xfee0_0000;
+const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+
+/// Bits of the FADT's IA-PC boot flags.
+const VGA_NOT_PRESENT: u16 = 1 << 2;
+const MSI_NOT_SUPPORTED: u16 = 1 << 3;
+const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
+
+/// What the guest is told of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hardware {
+    /// How many vCPUs; their APIC numbers count from 0.
+    pub vcpus: u8,
+    /// virtio-mmio devices.
+    pub virtio_mmio: Vec<MmioDevice>,
+    /// The serial console.
+    pub serial: PortDevice,
+    /// First of the two sleep registers (control, status).
+    pub sleep_port: u16,
+    /// The type of sleep that is soft off.
+    pub sleep_type_off: u8,
+    /// Where to write what to reset the machine.
+    pub reset: (u8, u8),
+}
+
+/// A device in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// First address; below 4 GiB.
+    pub base: u32,
+    /// How many.
+    pub bytes: u32,
+    /// Its interrupt, edge-triggered.
+    pub gsi: u32,
+}
+
+/// A device at I/O ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortDevice {
+    /// First port.
+    pub base: u16,
+    /// How many.
+    pub count: u8,
+    /// Its interrupt, edge-triggered.
+    pub gsi: u32,
+}
+
+/// Writes the tables; the root pointer is at [`TABLES_START`].
+///
+/// # Errors
+/// If guest memory has no room for them.
+pub(super) fn write(ram: &GuestRam, hardware: &Hardware) -> Result<(), BootError> {
+    let bytes = tables(hardware);
+    if bytes.len() as u64 > TABLES_END - TABLES_START {
+        return Err(BootError::AcpiTooLong { bytes: bytes.len() });
+    }
+    ram.write_slice(&bytes, GuestAddress(TABLES_START))
+        .map_err(|source| BootError::Write {
+            what: "ACPI tables",
+            source,
+        })
+}
+
+/// All tables, to be placed at [`TABLES_START`].
+fn tables(hardware: &Hardware) -> Vec<u8> {
+    let mut bytes = vec![0; Rsdp::len().next_multiple_of(ALIGNMENT_BYTES)];
+    let mut append = |table: &dyn Aml| {
+        let at = TABLES_START + bytes.len() as u64;
+        table.to_aml_bytes(&mut bytes);
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
+        at
+    };
+    let dsdt = append(&dsdt(hardware));
+    let fadt = append(&fadt(hardware, dsdt));
+    let madt = append(&madt(hardware.vcpus));
+    let mut root = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    root.add_entry(fadt);
+    root.add_entry(madt);
+    let root = append(&root);
+    let mut pointer = Vec::new();
+    Rsdp::new(OEM_ID, root).to_aml_bytes(&mut pointer);
+    bytes[..pointer.len()].copy_from_slice(&pointer);
+    bytes
+}
+
+fn fadt(hardware: &Hardware, dsdt: u64) -> impl Aml + use<> {
+    let port = |port: u16| {
+        let byte = AccessSize::ByteAccess;
+        GAS::new(AddressSpace::SystemIo, 8, 0, byte, port.into())
+    };
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        // Power and sleep buttons would be devices, if there were any.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = (VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
+    fadt.sleep_control_reg = port(hardware.sleep_port);
+    fadt.sleep_status_reg = port(hardware.sleep_port + 1);
+    let (reset_port, reset_value) = hardware.reset;
+    fadt.reset_reg = port(reset_port.into());
+    fadt.reset_value = reset_value;
+    fadt.finalize()
+}
+
+fn madt(vcpus: u8) -> MADT {
+    let lapic = LocalInterruptController::Address(LAPIC_ADDRESS);
+    let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, lapic);
+    for vcpu in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(vcpu, vcpu, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, IOAPIC_ADDRESS, 0));
+    madt
+}
+
+fn dsdt(hardware: &Hardware) -> Encoded {
+    let mut devices = Vec::new();
+    for (number, device) in hardware.virtio_mmio.iter().enumerate() {
+        virtio_mmio(number as u8, device, &mut devices);
+    }
+    serial(&hardware.serial, &mut devices);
+    let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
+    let off = Package::new(vec![&hardware.sleep_type_off, &0u8]);
+    Name::new(Path::new("\\_S5_"), &off).to_aml_bytes(&mut aml);
+    let mut dsdt = Sdt::new(
+        *b"DSDT",
+        TABLE_HEADER_BYTES,
+        DSDT_REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    dsdt.append_slice(&aml);
+    Encoded(dsdt.as_slice().to_vec())
+}
+
+/// Bytes that are a table already.
+struct Encoded(Vec<u8>);
+
+impl Aml for Encoded {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+fn virtio_mmio(number: u8, device: &MmioDevice, into: &mut Vec<u8>) {
+    let memory = Memory32Fixed::new(true, device.base, device.bytes);
+    let interrupt = edge(device.gsi);
+    Device::new(
+        Path::new(&format!("VR{number:02X}")),
+        vec![
+            &Name::new(Path::new("_HID"), &"LNRO0005"),
+            &Name::new(Path::new("_UID"), &number),
+            &Name::new(Path::new("_CCA"), &1u8),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&memory, &interrupt]),
+            ),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
+fn serial(device: &PortDevice, into: &mut Vec<u8>) {
+    let ports = IO::new(device.base, device.base, 1, device.count);
+    let interrupt = edge(device.gsi);
+    Device::new(
+        Path::new("COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&ports, &interrupt]),
+            ),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
+/// An interrupt that a device raises by edges, active high, shared with nobody.
+fn edge(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware(vcpus: u8, devices: u32) -> Hardware {
+        Hardware {
+            vcpus,
+            virtio_mmio: (0..devices)
+                .map(|number| MmioDevice {
+                    base: 0xd000_0000 + number * 0x1000,
+                    bytes: 0x1000,
+                    gsi: 5 + number,
+                })
+                .collect(),
+            serial: PortDevice {
+                base: 0x3f8,
+                count: 8,
+                gsi: 4,
+            },
+            sleep_port: 0x600,
+            sleep_type_off: 5,
+            reset: (0x64, 0xfe),
+        }
+    }
+
+    struct Tables(Vec<u8>);
+
+    impl Tables {
+        fn u32_at(&self, at: usize) -> u32 {
+            u32::from_le_bytes(self.0[at..at + 4].try_into().unwrap())
+        }
+
+        /// Where the table is to which the address at `at` points.
+        fn pointer_at(&self, at: usize) -> usize {
+            let address = u64::from_le_bytes(self.0[at..at + 8].try_into().unwrap());
+            assert_eq!(address % 16, 0);
+            usize::try_from(address - TABLES_START).unwrap()
+        }
+
+        /// The table at `at`, its signature and sum checked.
+        fn table(&self, at: usize, signature: &[u8; 4]) -> &[u8] {
+            let table = &self.0[at..at + self.u32_at(at + 4) as usize];
+            assert_eq!(&table[..4], signature);
+            assert_eq!(sum(table), 0, "{signature:?}");
+            table
+        }
+
+        fn find(&self, number: usize, signature: &[u8; 4]) -> &[u8] {
+            let root = self.pointer_at(24);
+            let entries = (self.table(root, b"XSDT").len() - 36) / 8;
+            assert_eq!(entries, 2);
+            self.table(self.pointer_at(root + 36 + number * 8), signature)
+        }
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes
+            .iter()
+            .fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+    }
+
+    fn contains(table: &[u8], bytes: &[u8]) -> bool {
+        table.windows(bytes.len()).any(|window| window == bytes)
+    }
+
+    #[test]
+    fn every_table_is_found_from_the_root_and_sums_to_zero() {
+        for (vcpus, devices) in [(1, 0), (2, 2), (16, 19)] {
+            let tables = Tables(tables(&hardware(vcpus, devices)));
+            assert!((tables.0.len() as u64) < TABLES_END - TABLES_START);
+            assert_eq!(&tables.0[..8], b"RSD PTR ");
+            assert_eq!(sum(&tables.0[..20]), 0);
+            assert_eq!(sum(&tables.0[..36]), 0);
+            let fadt = tables.find(0, b"FACP").as_ptr() as usize - tables.0.as_ptr() as usize;
+            tables.table(tables.pointer_at(fadt + 140), b"DSDT");
+            tables.find(1, b"APIC");
+        }
+    }
+
+    /// Offsets as in ACPI 6.5, 5.2.9.
+    #[test]
+    fn the_fadt_says_how_to_end() {
+        let tables = Tables(tables(&hardware(1, 1)));
+        let fadt = tables.find(0, b"FACP");
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_ne!(flags & 1 << 20, 0, "hardware-reduced");
+        assert_ne!(flags & 1 << 10, 0, "reset register");
+        let port = |at: usize| (fadt[at], fadt[at + 1], fadt[at + 4], fadt[at + 5]);
+        assert_eq!(port(116), (1, 8, 0x64, 0));
+        assert_eq!(fadt[128], 0xfe);
+        assert_eq!(port(244), (1, 8, 0x00, 6));
+        assert_eq!(port(256), (1, 8, 0x01, 6));
+    }
+
+    #[test]
+    fn the_madt_has_every_vcpu_and_the_ioapic() {
+        let tables = Tables(tables(&hardware(3, 0)));
+        let entries = &tables.find(1, b"APIC")[44..];
+        for vcpu in 0..3u8 {
+            let at = usize::from(vcpu) * 8;
+            assert_eq!(entries[at..at + 8], [0, 8, vcpu, vcpu, 1, 0, 0, 0]);
+        }
+        assert_eq!(entries[24..], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    }
+
+    /// Encodings as in ACPI 6.5, 6.4.
+    #[test]
+    fn the_dsdt_has_every_device() {
+        let tables = Tables(tables(&hardware(1, 2)));
+        let fadt = tables.find(0, b"FACP");
+        let address = u64::from_le_bytes(fadt[140..148].try_into().unwrap());
+        let dsdt = tables.table((address - TABLES_START) as usize, b"DSDT");
+        for (name, base, gsi) in [(b"VR00", 0xd000_0000u32, 5), (b"VR01", 0xd000_1000, 6)] {
+            assert!(contains(dsdt, name));
+            let mut resources = vec![0x86, 9, 0, 1];
+            resources.extend(base.to_le_bytes());
+            resources.extend(0x1000u32.to_le_bytes());
+            resources.extend([0x89, 6, 0, 0b0011, 1, gsi, 0, 0, 0]);
+            assert!(contains(dsdt, &resources), "{name:?}");
+        }
+        assert!(contains(dsdt, b"LNRO0005"));
+        let serial = [0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 0b0011, 1, 4];
+        assert!(contains(dsdt, &serial));
+        assert!(contains(dsdt, b"_S5_\x12\x05\x02\x0a\x05\x00"));
+    }
+}
