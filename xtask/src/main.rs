@@ -3,6 +3,7 @@
 mod check;
 mod demos;
 mod test;
+mod testbed;
 
 use anyhow::{Result, bail};
 
@@ -12,6 +13,8 @@ cargo xtask <task>
   test         all tests; installs the Debian packages they need when run as root, names them otherwise
   check        format, lints and documentation, warnings denied
   demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
+  testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
+               busybox-static and cpio; downloads a kernel package once)
 ";
 
 fn main() -> Result<()> {
@@ -21,6 +24,7 @@ fn main() -> Result<()> {
         ["test", rest @ ..] => test::run(rest),
         ["check"] => check::run(),
         ["demos", times] => demos::run(times.parse()?),
+        ["testbed", "boot"] => testbed::boot(),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())
