@@ -409,9 +409,14 @@ impl Driver {
                 self.arbitration.ask(Question::Confirm(generation))
             }
             PrimaryEffect::GoAlone { generation, cause } => {
-                self.raise(format!(
-                    "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
-                ));
+                if std::mem::replace(&mut self.setup.generation, generation) == generation {
+                    // It never protected anything, and may go on like this four times a second.
+                    self.not_connected(&cause, CONNECT_RETRY);
+                } else {
+                    self.raise(format!(
+                        "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
+                    ));
+                }
                 self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
@@ -433,7 +438,7 @@ impl Driver {
     }
 
     fn not_connected(&mut self, why: &str, retry: Duration) {
-        self.connect_at = Instant::now() + retry;
+        self.connect_at = self.connect_at.max(Instant::now() + retry);
         if self.connect_failure.as_deref() != Some(why) {
             self.raise(format!("no standby, the guest runs unprotected: {why}"));
             self.connect_failure = Some(why.to_owned());
