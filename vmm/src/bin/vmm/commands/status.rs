@@ -49,6 +49,16 @@ fn render(status: &Status) -> String {
         ),
     );
     line("epochs", status.epochs.to_string());
+    let output = &status.output;
+    line(
+        "output",
+        format!(
+            "{:.1} MiB held, {} frames sent, {} dropped",
+            mib(output.held_bytes),
+            output.frames_sent,
+            output.frames_dropped
+        ),
+    );
     if status.role == Role::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));
         line("ack", times(&status.ack_us));
