@@ -25,6 +25,8 @@ pub(crate) enum Life {
 
 /// Longest wait for a console that takes no more, when all else is over.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
+/// A wait that is not worth a word.
+const CONSOLE_SOON: Duration = Duration::from_millis(100);
 
 /// Builds the machine; an image that cannot be booted is named.
 pub(crate) fn build(config: &Config, life: Life) -> Result<Machine> {
@@ -83,6 +85,10 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
 
 /// Lets the consoles take what the guest said last, before the process ends under their threads.
 pub(crate) fn finish_consoles(gate: &Gate) {
+    if gate.flush_consoles(CONSOLE_SOON) {
+        return;
+    }
+    tracing::info!("waiting for the guest's console to take its last output");
     if !gate.flush_consoles(CONSOLE_PATIENCE) {
         tracing::warn!("the guest's console takes no more: its last output is lost");
     }
