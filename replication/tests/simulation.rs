@@ -217,7 +217,8 @@ fn a_guest_that_stopped_is_not_taken_over() {
 fn pages_of_failed_captures_come_with_the_next_epoch() {
     let mut settings = settings(1, false);
     settings.faults = vec![(Duration::from_millis(300), Fault::Checkpoint(0))];
-    settings.capture_failures_permille = 400;
+    // Rarely five in a row, at which a primary gives its backup up.
+    settings.capture_failures_permille = 250;
     let report = World::new(settings).run().unwrap();
     assert!(report.counts["captures failed"] > 20, "{report:#?}");
     assert!(report.counts["commits"] > 20, "{report:#?}");

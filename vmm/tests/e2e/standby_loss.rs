@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{DEADLINE, Lab, await_log, binary, turn, vmm_says};
+use crate::support::{DEADLINE, Lab, await_log, binary, turn, vmm, vmm_says};
 
 #[test]
 fn a_primary_goes_on_without_its_standby_and_is_protected_again() {
@@ -66,4 +66,36 @@ fn a_full_disk_under_the_consoles_harms_neither_guest_nor_failover() {
     lab.pair.await_promotion(DEADLINE).unwrap();
     lab.await_progress("clients of the promoted guest");
     lab.assert_exact();
+}
+
+#[test]
+fn after_the_loss_of_both_hosts_a_guest_starts_from_nothing_only_if_told_to() {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    // Both at once: the standby must not have the time to take over.
+    lab.pair.standby.freeze().unwrap();
+    lab.pair.primary.kill().unwrap();
+    lab.pair.standby.kill().unwrap();
+    let arbiter = lab.directory.path().join("arbiter").display().to_string();
+    let arguments = [
+        "primary",
+        "--arbiter",
+        &arbiter,
+        "--console",
+        "none",
+        "--cmdline",
+        "workload=idle exit_after_ms=1",
+    ];
+    let output = vmm(&arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("its standby standby has a copy"),
+        "{errors}"
+    );
+    assert!(errors.contains("--start-over"), "{errors}");
+    let mut arguments = arguments.to_vec();
+    arguments.push("--start-over");
+    let output = vmm(&arguments);
+    assert!(output.status.success(), "{output:?}");
 }
