@@ -89,3 +89,30 @@ fn a_console_file_that_both_hosts_share_has_everything_once() {
     assert_eq!(console.matches("ready: dirty").count(), 1, "{console}");
     assert!(told(&console).is_sorted_by(|a, b| a < b), "{console}");
 }
+
+#[test]
+fn a_protected_guest_is_heard_to_its_end_and_not_taken_over() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let path = hosts.path("guest.console");
+    let further = [
+        "--console",
+        path.to_str().unwrap(),
+        "--cmdline",
+        "workload=idle exit_after_ms=2000",
+    ];
+    let mut standby = hosts.start_standby("standby", &[]);
+    let mut primary = hosts.start_primary("primary", &further);
+    let exit = primary.await_exit(DEADLINE).unwrap();
+    assert_eq!(exit.code(), Some(0), "{}", primary.log());
+    let console = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        console.ends_with("exit_after_ms is over\n"),
+        "{console}\n{}",
+        primary.log()
+    );
+    let status = standby
+        .await_status("reset", DEADLINE, |status| status.phase == "listening")
+        .unwrap();
+    assert!(status.failover.is_none(), "{status:?}");
+}
