@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{
-    ConsoleOutput, Machine, MachineError, OutputEvent, OutputGate, PageMemory, PausedMachine,
-    SealedOutput,
+    ConsoleOutput, Machine, MachineError, OutputCounts, OutputEvent, OutputGate, PageMemory,
+    PausedMachine, SealedOutput,
 };
 use understudy_replication::{
     EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
@@ -180,6 +180,16 @@ impl OutputGate for Gate {
 
     fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>) {
         self.inner.lock().unwrap().listener = Some(listener);
+    }
+
+    fn counts(&self) -> OutputCounts {
+        let inner = self.inner.lock().unwrap();
+        let held = inner.sealed.values().chain([&inner.open_bucket]);
+        OutputCounts {
+            held_bytes: held.flatten().count() as u64 * size_of::<u64>() as u64,
+            frames_sent: inner.out.len() as u64,
+            frames_dropped: 0,
+        }
     }
 }
 
