@@ -76,6 +76,9 @@ pub enum MachineFault {
     /// A device cannot be attached.
     #[error("attaching devices")]
     Attach(#[from] AttachError),
+    /// Devices cannot be served.
+    #[error("serving devices")]
+    EventLoop(#[from] EventLoopError),
     /// State cannot be saved or restored.
     #[error("the machine's state")]
     State(#[from] StateError),
