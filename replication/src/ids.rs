@@ -37,7 +37,8 @@ impl Generation {
     /// The generation that follows this one.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        // A peer may say any number; what comes after the last is granted to nobody.
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -133,6 +133,20 @@ pub trait OutputGate: Send + Sync {
     /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
     /// nearly full.
     fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>);
+
+    /// What has passed so far, and what waits.
+    fn counts(&self) -> OutputCounts;
+}
+
+/// How much an [`OutputGate`] holds, and what has become of the guest's network output so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputCounts {
+    /// Network output held now, or released and not sent yet, as the gate counts it against its limit.
+    pub held_bytes: u64,
+    /// Frames handed to the network.
+    pub frames_sent: u64,
+    /// Frames lost because the network took no more or was gone, or the gate was shut.
+    pub frames_dropped: u64,
 }
 
 /// What an [`OutputGate`] tells its listener.

@@ -6,11 +6,13 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 /// Programs the tests call, and the Debian package each is in.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
-    ("nft", "nftables"),
+    ("tc", "iproute2"),
     ("curl", "curl"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
     ("cc", "gcc"),
 ];
 

@@ -426,6 +426,15 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_after_the_last_number_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (a, b) = arbiters(&directory);
+        a.claim(Claim::Start, "a").unwrap();
+        let verdict = b.claim(Claim::After(Generation(u64::MAX)), "b").unwrap();
+        assert!(matches!(verdict, Verdict::Refused { current, .. } if current == Generation(1)));
+    }
+
+    #[test]
     fn a_garbled_record_is_an_error_and_grants_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let (a, _) = arbiters(&directory);

@@ -263,18 +263,24 @@ impl<M: Machine> Capturer<M> {
         let mut shipment = Shipment::new(&target, epoch);
         let (state, output) = match self.capture(epoch, &mut shipment) {
             Ok(captured) => captured,
-            // Nothing left this host: the bits wait in `dirty` for the next capture.
-            Err(ShipError::Machine(error)) if shipment.wire_bytes == 0 => {
-                while let Some((_, frame)) = self.captured.pop() {
-                    self.spare.push(frame);
-                }
-                self.tell(Event::CaptureFailed {
-                    epoch,
-                    error: error.to_string(),
-                });
-                return Ok(());
+            Err(error) => {
+                // What was copied is of a moment that no epoch ends at; what was encoded has not
+                // arrived. The bits wait in `dirty` for the next capture.
+                self.spare
+                    .extend(self.captured.drain(..).map(|(_, frame)| frame));
+                self.encoder.forget();
+                return match error {
+                    ShipError::Machine(error) if shipment.wire_bytes == 0 => {
+                        self.tell(Event::CaptureFailed {
+                            epoch,
+                            error: error.to_string(),
+                        });
+                        Ok(())
+                    }
+                    // Part of it is on its way.
+                    error => Err(error),
+                };
             }
-            Err(error) => return Err(error),
         };
         self.tell(Event::Captured { epoch });
         self.encode_captured(&mut shipment)?;

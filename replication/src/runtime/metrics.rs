@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use super::status::{Encoded, FailoverFigures, Percentiles, Role, Status};
 use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
+use crate::ports::OutputCounts;
 
 /// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
 /// histogram that grows by itself would clamp to its first, tiny range instead.
@@ -53,6 +54,7 @@ impl Metrics {
                 raw_dirty_bytes: 0,
                 wire_bytes: 0,
                 encoded: Encoded::default(),
+                output: OutputCounts::default(),
                 sync_bytes: 0,
                 failover: None,
                 alarm: None,
@@ -69,6 +71,7 @@ impl Metrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// All but the gate's counts.
     pub(super) fn status(&self) -> Status {
         let inner = self.lock();
         let mut status = inner.status.clone();

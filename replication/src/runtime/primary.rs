@@ -20,7 +20,7 @@ use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::core::primary::Policy;
 use crate::ids::Generation;
-use crate::ports::Machine;
+use crate::ports::{Machine, OutputGate};
 
 /// Requests of people wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
@@ -56,6 +56,7 @@ pub struct Protection<M: Machine> {
 pub struct ProtectionHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
+    gate: Arc<dyn OutputGate>,
 }
 
 /// How protection ended. The guest is stopped.
@@ -200,6 +201,7 @@ impl<M: Machine> PrimaryBuilder<M> {
         let (commands, commanded) = std::sync::mpsc::sync_channel(64);
         // Answers to commands: bounded by the commands.
         let (events, happened) = mpsc::unbounded_channel();
+        let gate = machine.gate();
         let driver = Driver::new(
             driver::Setup {
                 vm: self.vm,
@@ -211,7 +213,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                 generation,
                 fingerprint: machine.fingerprint(),
                 layout: machine.memory().layout().clone(),
-                gate: machine.gate(),
+                gate: Arc::clone(&gate),
             },
             Arbitration::new(Arc::clone(&arbiter), claimant),
             requested,
@@ -223,7 +225,11 @@ impl<M: Machine> PrimaryBuilder<M> {
         let capturer = spawn("capture", move || capturer.run(&commanded))?;
         let driver = spawn("driver", move || driver.run())?;
         Ok(Protection {
-            handle: ProtectionHandle { requests, metrics },
+            handle: ProtectionHandle {
+                requests,
+                metrics,
+                gate,
+            },
             driver,
             capturer,
             commands,
@@ -276,7 +282,10 @@ impl ProtectionHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.metrics.status()
+        Status {
+            output: self.gate.counts(),
+            ..self.metrics.status()
+        }
     }
 
     /// Asks for a checkpoint as soon as possible.

@@ -16,7 +16,7 @@ use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::Arbiter;
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
-use crate::ports::Machine;
+use crate::ports::{Machine, OutputGate};
 
 /// Requests of people wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
@@ -49,6 +49,7 @@ pub struct StandbyRun<M: Machine> {
 pub struct StandbyHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
+    gate: Arc<dyn OutputGate>,
 }
 
 /// How a standby's work ended.
@@ -158,6 +159,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let metrics = Metrics::new(Role::Standby, &self.vm, &self.node);
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
+        let gate = self.machine.gate();
         let driver = Driver::new(
             driver::Setup {
                 claimant: super::claimant(&self.node),
@@ -181,7 +183,11 @@ impl<M: Machine> StandbyBuilder<M> {
                 what: "start a thread",
                 source,
             })?;
-        let handle = StandbyHandle { requests, metrics };
+        let handle = StandbyHandle {
+            requests,
+            metrics,
+            gate,
+        };
         match listening.recv() {
             Ok(endpoint) => Ok(StandbyRun {
                 handle,
@@ -225,7 +231,10 @@ impl StandbyHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.metrics.status()
+        Status {
+            output: self.gate.counts(),
+            ..self.metrics.status()
+        }
     }
 
     /// Asks for promotion now, although the primary lives: the arbiter decides. Returns whether the
@@ -235,9 +244,9 @@ impl StandbyHandle {
     }
 
     /// Ends the standby. Waits while the queue of requests is full; must not be called from within an
-    /// asynchronous runtime.
-    pub fn stop(&self) {
-        // No receiver: it has ended already.
-        let _ = self.requests.blocking_send(Request::Stop);
+    /// asynchronous runtime. Returns whether the request was taken: a standby that has ended, as by its
+    /// promotion, takes none.
+    pub fn stop(&self) -> bool {
+        self.requests.blocking_send(Request::Stop).is_ok()
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ports::OutputCounts;
+
 /// Which side this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -100,6 +102,8 @@ pub struct Status {
     pub wire_bytes: u64,
     /// How the pages were encoded.
     pub encoded: Encoded,
+    /// The guest's output at this side's gate.
+    pub output: OutputCounts,
     /// Bytes shipped by initial synchronisations.
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{
-    ConsoleOutput, Machine, MachineError, OutputEvent, OutputGate, PageMemory, PausedMachine,
-    SealedOutput,
+    ConsoleOutput, Machine, MachineError, OutputCounts, OutputEvent, OutputGate, PageMemory,
+    PausedMachine, SealedOutput,
 };
 use understudy_replication::{
     EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
@@ -181,6 +181,16 @@ impl OutputGate for Gate {
     fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>) {
         self.inner.lock().unwrap().listener = Some(listener);
     }
+
+    fn counts(&self) -> OutputCounts {
+        let inner = self.inner.lock().unwrap();
+        let held = inner.sealed.values().chain([&inner.open_bucket]);
+        OutputCounts {
+            held_bytes: held.flatten().count() as u64 * size_of::<u64>() as u64,
+            frames_sent: inner.out.len() as u64,
+            frames_dropped: 0,
+        }
+    }
 }
 
 pub(crate) struct Fake {
@@ -192,6 +202,8 @@ pub(crate) struct Fake {
     fingerprint: Fingerprint,
     /// While positive, saving state fails and this counts down.
     pub(crate) save_failures: Arc<AtomicU64>,
+    /// The next pause panics.
+    pub(crate) pause_panics: Arc<AtomicBool>,
 }
 
 impl Fake {
@@ -214,6 +226,7 @@ impl Fake {
             thread: None,
             fingerprint,
             save_failures: Arc::default(),
+            pause_panics: Arc::default(),
         }
     }
 
@@ -242,6 +255,17 @@ impl Fake {
     }
 }
 
+/// Fills a page with what does not compress, so that epochs have many batches.
+fn noise(seed: u64, page: &mut Page) {
+    let mut state = seed;
+    for word in page.chunks_exact_mut(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+}
+
 fn run(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         {
@@ -249,6 +273,7 @@ fn run(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, stop: &AtomicBool) {
             let page = PageIndex(guest.steps % PAGES);
             guest.steps += 1;
             let mut content = [0; PAGE_BYTES];
+            noise(guest.steps, &mut content);
             content[..8].copy_from_slice(&guest.steps.to_le_bytes());
             memory.write_page(page, &content).unwrap();
             memory.dirty.lock().unwrap().insert(page);
@@ -289,6 +314,10 @@ impl Machine for Fake {
     }
 
     fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError> {
+        assert!(
+            !self.pause_panics.load(Ordering::Acquire),
+            "this pause panics on purpose"
+        );
         Ok(Box::new(Paused {
             guest: self.guest.lock().unwrap(),
             memory: &self.memory,

@@ -5,14 +5,16 @@ mod fake;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fake::{Fake, Gate};
-use understudy_replication::arbiter::{Arbiter, Claim, FileArbiter};
+use understudy_replication::arbiter::{Arbiter, ArbiterError, Claim, FileArbiter, Note, Verdict};
+use understudy_replication::core::primary::Policy;
+use understudy_replication::ids::Generation;
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, Standby,
+    Ended, Limits, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, Standby,
     StandbyBuilder, StandbyRun, Status,
 };
 use understudy_transport::Endpoint;
@@ -289,6 +291,109 @@ fn a_promoted_machine_is_protected_again() {
     assert!(next.handle().promote());
     let mut promoted = self::promoted(next);
     assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+/// Asks the arbiter only once something is decided.
+struct Hesitant {
+    arbiter: Arc<dyn Arbiter>,
+    decided: AtomicBool,
+}
+
+impl Arbiter for Hesitant {
+    fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.decided.load(Ordering::Acquire) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.arbiter.claim(claim, claimant)
+    }
+
+    fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError> {
+        self.arbiter.note(generation, note)
+    }
+
+    fn current(&self) -> Result<(Generation, String), ArbiterError> {
+        self.arbiter.current()
+    }
+}
+
+#[test]
+fn pages_of_an_epoch_that_failed_half_way_are_not_in_the_first_epoch_of_the_next_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (Fake::new(), Fake::new());
+    let (failures, gate) = (Arc::clone(&a.save_failures), a.gate_handle());
+    let hesitant = Arc::new(Hesitant {
+        arbiter: arbiter(directory.path()),
+        decided: AtomicBool::new(false),
+    });
+    let standby = standby(directory.path(), b)
+        .arbiter(Arc::clone(&hesitant) as Arc<dyn Arbiter>)
+        .start()
+        .unwrap();
+    // Epochs of some hundred pages of noise, of which all but a few are shipped during the pause.
+    let primary = primary(directory.path(), a)
+        .policy(Policy {
+            epoch_interval: Duration::from_millis(200),
+            output_quiet: None,
+            ..Policy::default()
+        })
+        .limits(Limits {
+            capture_pages_max: 16,
+            ..Limits::default()
+        })
+        .protect()
+        .unwrap();
+    let handle = primary.handle();
+    let is_protected = |status: &Status| status.protected;
+    wait_for("protected", || handle.status(), is_protected);
+    failures.store(1, Ordering::Release);
+    wait_for("alone", || handle.status(), |status| status.generation == 2);
+    // Whatever was captured then is outdated once the guest has been everywhere.
+    let said = gate.out().len();
+    wait_for(
+        "everywhere",
+        || handle.status(),
+        |_| gate.out().len() > said + fake::PAGES as usize + 1000,
+    );
+    hesitant.decided.store(true, Ordering::Release);
+    wait_for("protected anew", || handle.status(), is_protected);
+    assert!(standby.handle().promote());
+    let mut promoted = promoted(standby);
+    assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_standby_takes_over_from_a_primary_whose_capture_thread_has_panicked() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (Fake::new(), Fake::new());
+    let panics = Arc::clone(&a.pause_panics);
+    let standby = standby(directory.path(), b).start().unwrap();
+    let primary = primary(directory.path(), a).protect().unwrap();
+    let handle = primary.handle();
+    wait_for(
+        "protected",
+        || handle.status(),
+        |status| status.protected && status.epochs >= 3,
+    );
+    panics.store(true, Ordering::Release);
+    let taking_over = standby.handle();
+    wait_for(
+        "taken over",
+        || taking_over.status(),
+        |status| status.phase == "promoted",
+    );
+    let mut promoted = promoted(standby);
+    let Err(error) = primary.wait() else {
+        panic!("the primary ended as if nothing had happened");
+    };
+    assert!(
+        matches!(error, RuntimeError::Panicked("capture")),
+        "{error}"
+    );
     promoted.machine.stop();
     promoted.machine.assert_consistent();
 }

@@ -2,11 +2,13 @@
 //! socket; one JSON object a line each way. A request is `{"command": "status"}`, an answer
 //! `{"ok": …}` or `{"error": "…"}`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -18,6 +20,8 @@ mod tests;
 const LINE_BYTES_MAX: u64 = 1 << 20;
 /// How long a client or the server waits for the other's line.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Clients served side by side; further ones are turned away.
+const CLIENTS_MAX: usize = 16;
 
 /// What can be asked of a running `vmm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +59,12 @@ pub enum ControlError {
         /// The socket.
         path: PathBuf,
     },
+    /// Something else has the socket's name.
+    #[error("{} is there already and is no socket; choose another with --control", path.display())]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("cannot {what} the control socket {}", path.display())]
     System {
@@ -79,7 +89,7 @@ pub enum ControlError {
     Refused(String),
 }
 
-/// Answers requests; called on the control thread.
+/// Answers requests; called on a thread of the request's own.
 pub type Handler = Arc<dyn Fn(Command) -> Result<Value, String> + Send + Sync>;
 
 /// A served control socket. Dropping it removes the socket's file; a request under way is finished.
@@ -103,8 +113,15 @@ impl ControlServer {
         };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                if UnixStream::connect(path).is_ok() {
-                    return Err(ControlError::InUse { path: path.into() });
+                let found = std::fs::symlink_metadata(path).map_err(system("replace"))?;
+                if !found.file_type().is_socket() {
+                    return Err(ControlError::NoSocket { path: path.into() });
+                }
+                match UnixStream::connect(path) {
+                    Ok(_) => return Err(ControlError::InUse { path: path.into() }),
+                    // Nobody listens any more.
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                    Err(error) => return Err(system("replace")(error)),
                 }
                 std::fs::remove_file(path).map_err(system("replace"))?;
                 UnixListener::bind(path).map_err(system("bind"))?
@@ -126,21 +143,66 @@ impl Drop for ControlServer {
     }
 }
 
-/// One client after the other: requests are short, and a silent client is dropped after a while.
+/// Each client has a thread, so that one that says nothing keeps nobody from asking for a failover.
 fn serve(listener: &UnixListener, handler: &Handler) {
+    let clients = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
-        let Ok(stream) = stream else { continue };
-        if let Err(error) = answer(stream, handler) {
+        let Ok(stream) = stream else {
+            // Out of descriptors: others are about to give some back.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        if clients.fetch_add(1, Ordering::AcqRel) >= CLIENTS_MAX {
+            clients.fetch_sub(1, Ordering::AcqRel);
+            tracing::debug!("a control client too many");
+            continue;
+        }
+        let (handler, served) = (Arc::clone(handler), Arc::clone(&clients));
+        let spawned = std::thread::Builder::new()
+            .name("control-client".into())
+            .spawn(move || {
+                if let Err(error) = answer(stream, &handler) {
+                    tracing::debug!(%error, "control client");
+                }
+                served.fetch_sub(1, Ordering::AcqRel);
+            });
+        if let Err(error) = spawned {
+            clients.fetch_sub(1, Ordering::AcqRel);
             tracing::debug!(%error, "control client");
         }
     }
 }
 
+/// Reads a whole line within [`PATIENCE`], however slowly it drips.
+fn read_request(stream: &UnixStream) -> std::io::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut reader = BufReader::new(stream.take(LINE_BYTES_MAX));
+    let mut line = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let bytes = match reader.fill_buf() {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+        let (taken, is_last) = (bytes.len(), end.is_some() || bytes.is_empty());
+        if is_last {
+            return String::from_utf8(line)
+                .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error));
+        }
+        reader.consume(taken);
+    }
+}
+
 fn answer(mut stream: UnixStream, handler: &Handler) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(LINE_BYTES_MAX)).read_line(&mut line)?;
+    let line = read_request(&stream)?;
     let answer = match serde_json::from_str::<Request>(&line) {
         Ok(request) => match handler(request.command) {
             Ok(value) => Answer::Ok(value),

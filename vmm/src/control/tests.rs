@@ -56,3 +56,32 @@ fn nobody_there_is_named() {
         .to_string();
     assert!(error.contains("/nonexistent/control"), "{error}");
 }
+
+#[test]
+fn silent_and_dripping_clients_keep_nobody_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let _server = ControlServer::start(&path, handler()).unwrap();
+    let silent: Vec<_> = (0..CLIENTS_MAX - 1)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    (&silent[0]).write_all(b"{").unwrap();
+    let answered = std::thread::spawn(move || ask(&path, Command::Status).unwrap());
+    // Were they served one after the other, the question would wait for all of them.
+    assert_eq!(answered.join().unwrap()["role"], "primary");
+    for mut stream in silent {
+        stream.set_nonblocking(true).unwrap();
+        let error = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "still being served");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("precious");
+    std::fs::write(&path, "data").unwrap();
+    let error = ControlServer::start(&path, handler()).unwrap_err();
+    assert!(matches!(error, ControlError::NoSocket { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+}

@@ -2,12 +2,14 @@
 //!
 //! What must not be done here: run loops, states or formats; they are `vcpu`'s.
 
+use std::io;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_xsave, kvm_xsave2,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_run, kvm_xsave, kvm_xsave2,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -24,25 +26,53 @@ ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ///
 /// Setting it *before* the signal closes the gap between a vCPU thread's look at its orders and its
 /// entering `KVM_RUN`: either the signal meets it inside, or the byte stops it at the door.
+///
+/// The page is mapped a second time for this: `kvm-ioctls` holds a `&mut` to its own mapping of it while
+/// the vCPU runs, and nobody else may write to what that points to.
 #[derive(Debug)]
 pub struct ExitPage {
-    byte: NonNull<u8>,
+    page: NonNull<u8>,
 }
 
-// SAFETY: the pointer leads to one byte that is only accessed atomically, and it stays mapped as long as
-// the `ExitPage` exists: see `VcpuHandle`, which never lets one outlive its mapping.
+// SAFETY: `page` is a mapping that this `ExitPage` alone owns; it belongs to no thread, and only one byte
+// of it is accessed, atomically.
 unsafe impl Send for ExitPage {}
 // SAFETY: as above; all access is through an atomic.
 unsafe impl Sync for ExitPage {}
 
 impl ExitPage {
+    /// What is mapped: the page in which `kvm_run` begins.
+    const BYTES: usize = 4096;
+
+    fn map(fd: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: a new mapping, at an address that the kernel chooses, touches no memory of this program.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast())
+            .map(|page| Self { page })
+            .ok_or_else(|| io::Error::other("mapped at address 0"))
+    }
+
     fn byte(&self) -> &AtomicU8 {
-        // SAFETY: `byte` points into the vCPU's mapped `kvm_run`, aligned trivially. The mapping is owned
-        // by the `VcpuFd`, and the `ExitPage` holds no reference of its own; `VcpuHandle` keeps both in
-        // one `Arc`, so the mapping lives at least as long as `&self`. The kernel only reads the byte, and
-        // no code of ours accesses it other than through this atomic (`set_kvm_immediate_exit` is never
+        const AT: usize = std::mem::offset_of!(kvm_run, immediate_exit);
+        const { assert!(AT < Self::BYTES) };
+        // SAFETY: the byte lies in the page that `self` has mapped readable and writable, and keeps mapped
+        // as long as `&self` lives; an `AtomicU8` has no alignment. Through this mapping no reference is
+        // ever made but this one; what the kernel and `kvm-ioctls` do with the same physical page they do
+        // through mappings of their own, and neither writes this byte (`set_kvm_immediate_exit` is never
         // called).
-        unsafe { AtomicU8::from_ptr(self.byte.as_ptr()) }
+        unsafe { AtomicU8::from_ptr(self.page.as_ptr().add(AT)) }
     }
 
     /// Lets the next (or current, once signalled) `KVM_RUN` return without entering the guest.
@@ -62,11 +92,18 @@ impl ExitPage {
     }
 }
 
+impl Drop for ExitPage {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping made in `map`, which nobody else knows; references into it borrow
+        // `self`, so none is left.
+        unsafe { libc::munmap(self.page.as_ptr().cast(), Self::BYTES) };
+    }
+}
+
 /// One vCPU: its descriptor behind a lock (held by its thread while it runs), and its exit byte beside.
 #[derive(Debug)]
 pub struct VcpuHandle {
-    // Fields drop in this order: nobody can use the pointer, nor can the guest run on, when what they
-    // point into goes away.
+    // Fields drop in this order: the guest cannot run on when its memory goes away.
     exit: ExitPage,
     fd: std::sync::Mutex<VcpuFd>,
     id: u8,
@@ -80,12 +117,15 @@ impl VcpuHandle {
     /// # Errors
     /// If the kernel refuses.
     pub fn new(vm: &VmFd, id: u8, ram: GuestRam) -> Result<Arc<Self>, KvmError> {
-        let mut fd = vm
+        let fd = vm
             .create_vcpu(u64::from(id))
             .map_err(KvmError::call(format!("create vCPU {id}")))?;
-        let byte = NonNull::from(&mut fd.get_kvm_run().immediate_exit);
+        let exit = ExitPage::map(&fd).map_err(|source| KvmError::Call {
+            call: format!("map the run page of vCPU {id}"),
+            source,
+        })?;
         Ok(Arc::new(Self {
-            exit: ExitPage { byte },
+            exit,
             fd: std::sync::Mutex::new(fd),
             id,
             _ram: ram,
@@ -165,4 +205,28 @@ pub fn internal_error_kind(fd: &mut VcpuFd) -> u32 {
     // SAFETY: the exit reason, just checked, says that the kernel filled this member of the union; and
     // all members are plain integers, for which any bits are valid.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::System;
+    use crate::memory::{Backing, Memory};
+
+    #[test]
+    fn a_requested_exit_keeps_the_vcpu_out_of_the_guest() {
+        let system = System::open().expect("these tests need a usable /dev/kvm");
+        let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+        let vm = system.create_vm().unwrap();
+        memory.attach(&vm, false).unwrap();
+        let handle = VcpuHandle::new(&vm, 0, memory.ram().clone()).unwrap();
+        let start = handle.lock().get_regs().unwrap().rip;
+        handle.exit().request();
+        // Without the request it would find no code at its reset address, which is an exit.
+        let interrupted = handle.lock().run().unwrap_err();
+        assert_eq!(interrupted.errno(), libc::EINTR);
+        assert_eq!(handle.lock().get_regs().unwrap().rip, start);
+        handle.exit().clear();
+        assert!(handle.lock().run().is_ok());
+    }
 }

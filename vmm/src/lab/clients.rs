@@ -66,6 +66,8 @@ pub enum ClientError {
 pub struct Figures {
     /// Clients that have got their first byte or answer.
     pub clients_served: usize,
+    /// What each client has got, stream clients first: bytes, or answers.
+    pub progress: Vec<u64>,
     /// Stream bytes compared.
     pub bytes_checked: u64,
     /// Stream bytes that never came although later ones did.
@@ -219,6 +221,9 @@ impl Load {
                     .iter()
                     .filter(|client| client.value > 0)
                     .count(),
+            progress: (self.streams.iter().map(|client| client.position))
+                .chain(self.counters.iter().map(|client| client.value))
+                .collect(),
             bytes_checked: self.streams.iter().map(|client| client.position).sum(),
             bytes_lost: self.streams.iter().map(|client| client.lost).sum(),
             bytes_repeated: self.streams.iter().map(|client| client.repeated).sum(),
@@ -244,6 +249,16 @@ impl Load {
     #[must_use]
     pub fn stream_bytes(&self) -> u64 {
         self.streams.iter().map(|client| client.position).sum()
+    }
+}
+
+impl Figures {
+    /// How many clients have got nothing since `earlier`.
+    #[must_use]
+    pub fn stuck_since(&self, earlier: &Self) -> usize {
+        let got = |number: usize| earlier.progress.get(number).copied().unwrap_or(0);
+        let now = self.progress.iter().enumerate();
+        now.filter(|(number, now)| **now <= got(*number)).count()
     }
 }
 

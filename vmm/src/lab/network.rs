@@ -153,12 +153,6 @@ impl Work {
     fn run(&mut self) {
         loop {
             self.wait();
-            while let Ok(command) = self.commands.try_recv() {
-                if matches!(command, Command::End) {
-                    return;
-                }
-                self.obey(command);
-            }
             self.switch.service();
             self.stack.poll(&mut self.switch);
             if let Some(load) = &mut self.load {
@@ -166,6 +160,13 @@ impl Work {
                 self.stack.poll(&mut self.switch);
             }
             self.switch.service();
+            // Last, so that a look sees all that had come when it was asked for.
+            while let Ok(command) = self.commands.try_recv() {
+                if matches!(command, Command::End) {
+                    return;
+                }
+                self.obey(command);
+            }
         }
     }
 

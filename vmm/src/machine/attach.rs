@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::event_loop::EventLoopError;
 use crate::devices::{Bus, BusDevice, BusError, Device, Irq};
 use crate::kvm::KvmError;
 
@@ -86,9 +85,6 @@ pub enum AttachError {
         #[source]
         source: KvmError,
     },
-    /// The event thread cannot be started.
-    #[error("cannot start the devices' event thread")]
-    EventThread(#[source] EventLoopError),
     /// The host has no descriptors left, or the like.
     #[error("cannot create device {device}")]
     Create {

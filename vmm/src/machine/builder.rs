@@ -167,8 +167,7 @@ impl MachineBuilder {
             self.memory.ram().clone(),
             self.memory.layout().clone(),
         );
-        let event_loop = EventLoop::spawn(&mut self.devices, &self.events)
-            .map_err(super::AttachError::EventThread)?;
+        let event_loop = EventLoop::spawn(&mut self.devices, &self.events)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),

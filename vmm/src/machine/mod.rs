@@ -8,7 +8,9 @@
 //!
 //! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them, `pause`
 //! the guard (R7), `state` what is saved and in which order. Locks are taken in this order: the event
-//! thread's gate, the devices in configuration order, vCPU descriptors. Nobody else holds two of them.
+//! thread's gate, the devices in configuration order, vCPU descriptors. One holds more against this order: a
+//! vCPU's thread locks a device while it holds its own descriptor. It may, because whoever has paused the
+//! machine touches descriptors of parked vCPUs only, and a parked thread holds nothing.
 //!
 //! What must not be done here: emulate anything, or decide when to checkpoint.
 
@@ -74,6 +76,9 @@ pub enum MachineFault {
     /// A device cannot be attached.
     #[error("attaching devices")]
     Attach(#[from] AttachError),
+    /// Devices cannot be served.
+    #[error("serving devices")]
+    EventLoop(#[from] EventLoopError),
     /// State cannot be saved or restored.
     #[error("the machine's state")]
     State(#[from] StateError),

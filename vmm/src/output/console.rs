@@ -209,22 +209,29 @@ impl ConsoleSink for DiscardSink {
 #[derive(Debug)]
 pub struct FileSink {
     file: File,
-    /// `None` until the first append of a joined file.
-    position: Option<u64>,
+    has: Has,
+}
+
+/// What a console file has.
+#[derive(Debug, Clone, Copy)]
+enum Has {
+    /// Another guest's life, to be dropped. Only when this one speaks: a host that asks for the guest and
+    /// is refused must not empty the console of a guest that runs elsewhere.
+    OtherLife,
+    /// As much as its length says, unless it is a file of this host's own. Asked when this side has taken
+    /// over: until then the old primary may append.
+    ItsLength,
+    /// So many bytes of the guest's output.
+    Bytes(u64),
 }
 
 impl FileSink {
-    /// For a guest that boots here: begins an empty file.
+    /// For a guest that boots here: the file is emptied before the guest's first byte.
     ///
     /// # Errors
-    /// If it cannot be created or emptied.
+    /// If it cannot be opened or created.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
-        file.set_len(0)?;
-        Ok(Self {
-            file,
-            position: Some(0),
-        })
+        Self::open(path, Has::OtherLife)
     }
 
     /// For a standby: goes on with the file as it is when this side takes over.
@@ -232,26 +239,43 @@ impl FileSink {
     /// # Errors
     /// If it cannot be opened or created.
     pub fn join(path: &Path) -> io::Result<Self> {
+        Self::open(path, Has::ItsLength)
+    }
+
+    fn open(path: &Path, has: Has) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Self {
-            file,
-            position: None,
-        })
+        Ok(Self { file, has })
+    }
+
+    /// How many of `len` bytes from `position` on a joined file has already. The old primary cannot have
+    /// written more than the guest had said when this side took over: a longer file is not shared.
+    fn present(&self, position: u64, len: usize) -> io::Result<usize> {
+        let present = self.file.metadata()?.len().saturating_sub(position);
+        Ok(usize::try_from(present).map_or(0, |present| if present <= len { present } else { 0 }))
     }
 }
 
 impl ConsoleSink for FileSink {
     fn position(&mut self) -> io::Result<Option<u64>> {
-        match self.position {
-            Some(position) => Ok(Some(position)),
-            // Asked only now: until the takeover the old primary may have appended.
-            None => Ok(Some(self.file.metadata()?.len())),
+        match self.has {
+            Has::OtherLife => Ok(Some(0)),
+            // `append` knows more.
+            Has::ItsLength => Ok(None),
+            Has::Bytes(position) => Ok(Some(position)),
         }
     }
 
     fn append(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.position = Some(position.saturating_add(bytes.len() as u64));
+        let missing = match self.has {
+            Has::OtherLife => {
+                self.file.set_len(0)?;
+                bytes
+            }
+            Has::ItsLength => &bytes[self.present(position, bytes.len())?..],
+            Has::Bytes(_) => bytes,
+        };
+        self.file.write_all(missing)?;
+        self.has = Has::Bytes(position.saturating_add(bytes.len() as u64));
         Ok(())
     }
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use understudy_replication::ids::EpochId;
-use understudy_replication::ports::{NetworkFrame, OutputEvent, OutputGate, SealedOutput};
+use understudy_replication::ports::{
+    NetworkFrame, OutputCounts, OutputEvent, OutputGate, SealedOutput,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bucket::{Bucket, cost};
@@ -286,6 +288,15 @@ impl OutputGate for Gate {
 
     fn set_listener(&self, listener: Listener) {
         self.shared.lock().listener = Some(listener);
+    }
+
+    fn counts(&self) -> OutputCounts {
+        let counters = self.counters();
+        OutputCounts {
+            held_bytes: counters.waiting_bytes,
+            frames_sent: counters.frames_sent,
+            frames_dropped: counters.frames_dropped,
+        }
     }
 }
 

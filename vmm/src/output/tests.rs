@@ -464,6 +464,8 @@ fn console_files_are_begun_and_continued() {
     let new_tty = new
         .add_console(Box::new(FileSink::join(&path).unwrap()))
         .unwrap();
+    // Until the guest speaks, it may run elsewhere.
+    assert_eq!(contents(), "of an older guest");
     old_tty.write(b"boot ").unwrap();
     old.hold();
     old_tty.write(b"hello ").unwrap();
@@ -477,6 +479,22 @@ fn console_files_are_begun_and_continued() {
     new_tty.write(b"again").unwrap();
     assert!(new.flush_consoles(DEADLINE));
     assert_eq!(contents(), "boot hello again");
+}
+
+#[test]
+fn a_longer_console_file_than_the_guest_can_have_written_swallows_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("console");
+    std::fs::write(&path, "of an older guest, on this host. ").unwrap();
+    let gate = Gate::new(GateLimits::default());
+    let tty = gate
+        .add_console(Box::new(FileSink::join(&path).unwrap()))
+        .unwrap();
+    tty.set_position(5);
+    tty.write(b"hello").unwrap();
+    assert!(gate.flush_consoles(DEADLINE));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text, "of an older guest, on this host. hello");
 }
 
 #[test]

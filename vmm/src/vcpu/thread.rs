@@ -337,20 +337,13 @@ impl Runner {
     }
 
     fn write_port(&self, port: u16, data: &[u8]) {
-        for part in data.chunks(PORT_BYTES_MAX) {
+        for part in data.chunks(port_access_bytes(data.len())) {
             self.buses.ports.write(u64::from(port), part);
         }
     }
 
-    /// A string instruction may bring several elements at once; how wide each is, is not told. Devices on
-    /// ports here are byte-wide, so more than one access's worth is taken as bytes.
     fn read_port(&self, port: u16, data: &mut [u8]) {
-        let width = if data.len() > PORT_BYTES_MAX {
-            1
-        } else {
-            data.len().max(1)
-        };
-        for part in data.chunks_mut(width) {
+        for part in data.chunks_mut(port_access_bytes(data.len())) {
             self.buses.ports.read(u64::from(port), part);
         }
     }
@@ -358,6 +351,17 @@ impl Runner {
 
 /// Port accesses are 1, 2 or 4 bytes wide.
 const PORT_BYTES_MAX: usize = 4;
+
+/// How wide each of the accesses is that come as `bytes` bytes. A string instruction may bring several
+/// at once; how wide each is, is not told. Devices on ports here are byte-wide, so more than one access's
+/// worth is taken as bytes.
+fn port_access_bytes(bytes: usize) -> usize {
+    if bytes > PORT_BYTES_MAX {
+        1
+    } else {
+        bytes.max(1)
+    }
+}
 
 fn ending_of(exit: &VcpuExit<'_>) -> Ending {
     match exit {

@@ -25,6 +25,10 @@ fn assert_status(host: &Host, role: &str, headline: &str) {
     assert_eq!(json["generation"], 1);
     assert_eq!(json["protected"], true);
     assert!(json["epochs"].as_u64().unwrap() > 0, "{json}");
+    // The guest speaks through the primary's gate alone.
+    let frames_sent = json["output"]["frames_sent"].as_u64().unwrap();
+    assert_eq!(frames_sent > 0, role == "primary", "{json}");
+    assert!(text.contains("frames sent, 0 dropped"), "{text}");
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn demo(fault: &str) -> Value {
     for key in ["bytes_lost", "bytes_repeated", "acked_writes_missing"] {
         assert_eq!(number(key), 0.0, "{key}: {report}");
     }
+    assert!(number("frames_dropped") + number("held_bytes") >= 0.0);
     assert_eq!(number("clients"), 4.0);
     assert_eq!(report["fault"], fault);
     assert_eq!(report["ok"], true, "{report}");

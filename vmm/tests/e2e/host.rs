@@ -157,5 +157,13 @@ fn a_guest_that_runs_is_not_started_twice() {
         .unwrap();
     let arbiter = hosts.path("arbiter").display().to_string();
     let output = vmm(&["primary", "--arbiter", &arbiter, "--console", "none"]);
-    assert_fails(&output, &["belongs to primary", "which is alive", "stop it first", "standby"]);
+    assert_fails(
+        &output,
+        &[
+            "belongs to primary",
+            "which is alive",
+            "stop it first",
+            "standby",
+        ],
+    );
 }

@@ -6,6 +6,7 @@
 
 mod arbiter;
 mod commands;
+mod console;
 mod demo;
 mod host;
 mod peers;

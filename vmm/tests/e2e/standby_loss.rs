@@ -89,7 +89,10 @@ fn after_the_loss_of_both_hosts_a_guest_starts_from_nothing_only_if_told_to() {
     let output = vmm(&arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("its standby standby has a copy"), "{errors}");
+    assert!(
+        errors.contains("its standby standby has a copy"),
+        "{errors}"
+    );
     assert!(errors.contains("--start-over"), "{errors}");
     let mut arguments = arguments.to_vec();
     arguments.push("--start-over");

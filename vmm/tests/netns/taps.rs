@@ -6,10 +6,9 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
-use understudy_vmm::lab::Host;
 
 use super::namespace::{Namespace, run, text};
 use super::pair::VMM;
@@ -21,6 +20,17 @@ const FAILED: i32 = 1;
 const NOBODY: u32 = 65534;
 /// What the guest's start is logged as.
 const RUNS: &str = "the guest runs";
+
+/// A `vmm run`, killed when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// A host on which anybody may use KVM and taps of their own.
 struct Hypervisor {
@@ -79,18 +89,25 @@ impl Hypervisor {
     }
 
     /// `vmm run` as nobody, with `tap`, once its guest runs.
-    fn running(&self, tap: &str) -> Host {
-        let mut arguments = self.as_nobody(&self.file("vmm"));
-        arguments.extend(run_arguments(tap));
-        let path = self.directory.path();
-        let host = Host::start(Path::new("ip"), tap, path, &arguments)
-            .unwrap_or_else(|error| panic!("{error}"));
+    fn running(&self, tap: &str) -> Running {
+        let log = self.file("log");
+        let errors = std::fs::File::create(&log).unwrap();
+        // All the programs in between give way to `vmm` by exec: the process is its own.
+        let running = Command::new("ip")
+            .args(self.as_nobody(&self.file("vmm")))
+            .args(run_arguments(tap))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .spawn()
+            .map(Running)
+            .unwrap();
         await_some("the guest runs", || {
-            let log = host.log();
-            assert!(!log.contains("vmm: "), "it ended: {log}");
+            let log = std::fs::read_to_string(&log).unwrap();
+            assert!(!log.contains("error") && !log.contains("vmm: "), "{log}");
             log.contains(RUNS).then_some(())
         });
-        host
+        running
     }
 
     /// Does what a message advises: the `ip` commands in it.
@@ -158,10 +175,10 @@ fn a_tap_in_use_is_named_and_free_again_later() {
     let hypervisor = Hypervisor::new();
     let namespace = &hypervisor.namespace;
     namespace.ip(&format!("tuntap add dev tap7 mode tap user {NOBODY}"));
-    let mut first = hypervisor.running("tap7");
+    let first = hypervisor.running("tap7");
     let said = hypervisor.refused("tap7");
     assert!(said.contains("used by another process"), "{said}");
     assert!(said.contains("each VM needs its own"), "{said}");
-    first.kill().unwrap();
+    drop(first);
     drop(hypervisor.running("tap7"));
 }

@@ -71,6 +71,8 @@ pub(super) struct Driver {
     /// The guest is to end; the arbiter is asked whether its last output may leave.
     ending: bool,
     ended: Option<Ended>,
+    /// The capture thread has panicked.
+    broken: bool,
 }
 
 /// What the loop waits for.
@@ -120,6 +122,7 @@ impl Driver {
             connect_failure: None,
             ending: false,
             ended: None,
+            broken: false,
         })
     }
 
@@ -155,6 +158,9 @@ impl Driver {
             }
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
+            if self.broken {
+                return Err(RuntimeError::Panicked("capture"));
+            }
             for input in inputs {
                 let link_down = matches!(input, PrimaryInput::LinkDown { .. });
                 let now = self.clock.now();
@@ -243,12 +249,13 @@ impl Driver {
                 inputs.append(&mut messages);
             }
             Happened::Worked(Some(report)) => self.report(report, inputs),
-            Happened::Worked(None) => inputs.push_back(PrimaryInput::GuestStopped),
+            // Not the guest's end: the standby must take over, so it is not told anything.
+            Happened::Worked(None) => self.broken = true,
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
             }
             Happened::Requested(Some(Request::GuestStopped) | None) => self.begin_end(inputs),
-            Happened::Answered(answer) if self.ending => {
+            Happened::Answered(answer) if self.ending && !self.confirms(&answer) => {
                 match answer {
                     // Nobody can take over any more: what the guest said last may leave.
                     Ok(Verdict::Granted(generation)) => {
@@ -309,6 +316,12 @@ impl Driver {
         } else {
             inputs.push_back(PrimaryInput::GuestStopped);
         }
+    }
+
+    /// Whether this answers a question whether the generation is still in force, which the core may have
+    /// put meanwhile: it grants nothing.
+    fn confirms(&self, answer: &Answer) -> bool {
+        matches!(answer, Ok(Verdict::Granted(generation)) if *generation == self.core.generation())
     }
 
     /// Looks at all that has arrived before anything of it is acted on: if the peer has closed the
@@ -396,9 +409,14 @@ impl Driver {
                 self.arbitration.ask(Question::Confirm(generation))
             }
             PrimaryEffect::GoAlone { generation, cause } => {
-                self.raise(format!(
-                    "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
-                ));
+                if std::mem::replace(&mut self.setup.generation, generation) == generation {
+                    // It never protected anything, and may go on like this four times a second.
+                    self.not_connected(&cause, CONNECT_RETRY);
+                } else {
+                    self.raise(format!(
+                        "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
+                    ));
+                }
                 self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
@@ -420,7 +438,7 @@ impl Driver {
     }
 
     fn not_connected(&mut self, why: &str, retry: Duration) {
-        self.connect_at = Instant::now() + retry;
+        self.connect_at = self.connect_at.max(Instant::now() + retry);
         if self.connect_failure.as_deref() != Some(why) {
             self.raise(format!("no standby, the guest runs unprotected: {why}"));
             self.connect_failure = Some(why.to_owned());

@@ -31,7 +31,7 @@ impl OutputSignal {
         })
     }
 
-    /// Waits for the first output since the last [`OutputSignal::take`].
+    /// Waits for the first output since the last [`OutputSignal::take_fresh`].
     pub(super) async fn wait(&self) {
         self.notify.notified().await;
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 use understudy_transport::heartbeat::Sender;
@@ -24,6 +24,9 @@ use crate::runtime::session::{Session, SessionError};
 use crate::runtime::{
     Clock, FailoverFigures, HeartbeatPath, Limits, RuntimeError, monotonic_ns, tokio_runtime,
 };
+
+/// Pause after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Setup {
     pub(super) vm: String,
@@ -52,6 +55,8 @@ pub(super) struct Driver<M: Machine> {
     /// When the primary counted as lost.
     detected: Option<(Instant, u64)>,
     ended: Option<Ended>,
+    /// No connection is accepted before.
+    accept_at: tokio::time::Instant,
 }
 
 /// What the loop waits for.
@@ -108,6 +113,7 @@ impl<M: Machine> Driver<M> {
             last_contact: Instant::now(),
             detected: None,
             ended: None,
+            accept_at: tokio::time::Instant::now(),
         }
     }
 
@@ -149,6 +155,11 @@ impl<M: Machine> Driver<M> {
                 heartbeats.send(self.core.generation()).await;
                 continue;
             }
+            if matches!(happened, Happened::Received(_)) {
+                // While there is always something to receive, nothing here would ever wait, and what is
+                // sent, heartbeats above all, leaves only while this waits.
+                tokio::task::yield_now().await;
+            }
             let mut inputs = VecDeque::new();
             self.translate(happened, &mut inputs);
             for input in inputs {
@@ -179,28 +190,38 @@ impl<M: Machine> Driver<M> {
         heartbeats: &mut Heartbeats,
     ) -> Happened {
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
+        let accept_at = self.accept_at;
         tokio::select! {
             biased;
+            // Rare things first: during a synchronisation there is always something to receive.
+            answer = self.arbitration.answer() => Happened::Answered(answer),
+            request = self.requests.recv() => Happened::Requested(request),
+            _ = beat.tick() => Happened::Heartbeat,
+            // Before the timer: silence is judged once all that has arrived was looked at.
             received = async { match &mut self.session {
                 Some(session) => session.recv().await,
                 None => std::future::pending().await,
             } } => Happened::Received(received),
-            answer = self.arbitration.answer() => Happened::Answered(answer),
-            request = self.requests.recv() => Happened::Requested(request),
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = async { match timer {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             } } => Happened::Timer,
-            _ = beat.tick() => Happened::Heartbeat,
-            accepted = listener.accept() => Happened::Accepted(accepted.map(Box::new)),
+            accepted = async {
+                tokio::time::sleep_until(accept_at).await;
+                listener.accept().await
+            } => Happened::Accepted(accepted.map(Box::new)),
         }
     }
 
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
         match happened {
             Happened::Accepted(Ok(link)) => self.accept(*link, inputs),
-            Happened::Accepted(Err(error)) => tracing::warn!(%error, "cannot accept a connection"),
+            Happened::Accepted(Err(error)) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // The cause may last, as when there are no file descriptors left.
+                self.accept_at = tokio::time::Instant::now() + ACCEPT_RETRY;
+            }
             Happened::Received(Ok((generation, message))) => {
                 self.last_contact = Instant::now();
                 inputs.push_back(BackupInput::Received {
@@ -219,6 +240,12 @@ impl<M: Machine> Driver<M> {
                 });
             }
             Happened::Requested(Some(Request::Promote)) => {
+                if self.core.phase() != BackupPhase::Standby {
+                    self.raise(format!(
+                        "cannot be promoted while {}: there is no whole copy to go on from",
+                        self.core.phase().name()
+                    ));
+                }
                 inputs.push_back(BackupInput::PromotionWanted);
             }
             Happened::Requested(Some(Request::Stop) | None) => {

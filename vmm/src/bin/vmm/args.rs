@@ -33,7 +33,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a guest, unprotected.
+    /// Run a guest, unprotected. The `replication` section of a configuration is not looked at.
     Run(VmArgs),
     /// Run a guest and protect it by a standby on another host.
     ///
@@ -91,9 +91,6 @@ pub(crate) struct VmArgs {
     /// Where the guest's console goes: `stdout`, `none`, or a file to append to [default: stdout].
     #[arg(long, value_name = "WHERE")]
     console: Option<String>,
-    /// Unix socket for `vmm status`, `failover` and `stop`.
-    #[arg(long, value_name = "PATH")]
-    control: Option<PathBuf>,
 }
 
 /// A VM and its other copy.
@@ -122,6 +119,9 @@ pub(crate) struct ReplicatedArgs {
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,
+    /// Unix socket for `vmm status`, `failover` and `stop`.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     /// Longest epoch, in milliseconds [default: 25].
     #[arg(long, value_name = "MS")]
     epoch_ms: Option<u64>,
@@ -213,7 +213,6 @@ impl VmArgs {
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
         over(&mut config.serial.output, self.console);
-        over(&mut config.replication.control_socket, self.control);
         if self.rng {
             config.entropy = Some(Entropy {});
         }
@@ -239,6 +238,7 @@ impl ReplicatedArgs {
         over(&mut replication.backup, self.backup);
         over(&mut replication.listen, self.listen);
         over(&mut replication.arbiter, self.arbiter);
+        over(&mut replication.control_socket, self.control);
         over(&mut replication.epoch_ms, self.epoch_ms);
         over(&mut replication.epoch_min_ms, self.epoch_min_ms);
         over(&mut replication.heartbeat_ms, self.heartbeat_ms);

@@ -15,8 +15,10 @@ use crate::args::{Cli, Command};
 /// Environment variable with the log level, or `tracing` directives.
 const LOG_VARIABLE: &str = "UNDERSTUDY_LOG";
 
-/// virtio-queue logs what guests do wrong; a guest must not be able to fill the log.
-const LOG_DEFAULT: &str = "info,virtio_queue=off";
+const LOG_DEFAULT: &str = "info";
+/// virtio-queue logs what guests do wrong; a guest must not be able to fill the log, unless somebody asks
+/// for just that.
+const LOG_ALWAYS: &str = "virtio_queue=off";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -38,8 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn start_log(json: bool) {
-    let filter =
-        EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT));
+    let filter = log_filter(std::env::var(LOG_VARIABLE).ok().as_deref());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -49,5 +50,37 @@ fn start_log(json: bool) {
         log.json().init();
     } else {
         log.init();
+    }
+}
+
+fn log_filter(wanted: Option<&str>) -> EnvFilter {
+    let filter = |wanted: &str| EnvFilter::try_new(format!("{LOG_ALWAYS},{wanted}"));
+    match wanted.map(filter) {
+        Some(Ok(filter)) => filter,
+        Some(Err(error)) => {
+            eprintln!("vmm: {LOG_VARIABLE} is not understood ({error}); logging as usual");
+            EnvFilter::new(format!("{LOG_ALWAYS},{LOG_DEFAULT}"))
+        }
+        None => EnvFilter::new(format!("{LOG_ALWAYS},{LOG_DEFAULT}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_for_more_log_lets_no_guest_fill_it() {
+        let text = |wanted| log_filter(wanted).to_string();
+        for wanted in [
+            None,
+            Some("debug"),
+            Some("understudy_vmm=trace,info"),
+            Some("no=such=thing"),
+        ] {
+            assert!(text(wanted).contains("virtio_queue=off"), "{wanted:?}");
+        }
+        assert!(text(Some("virtio_queue=trace")).contains("virtio_queue=trace"));
+        assert!(!text(Some("virtio_queue=trace")).contains("virtio_queue=off"));
     }
 }

@@ -12,6 +12,7 @@ use understudy_replication::runtime::{
 use understudy_vmm::config::{Config, ConfigError};
 use understudy_vmm::control::{Command, ControlServer, Handler};
 use understudy_vmm::machine::{Machine, MachineEvent};
+use understudy_vmm::output::Gate;
 
 use super::run::{End, await_end};
 use super::{signals, vm};
@@ -73,13 +74,13 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let signalled = signals::listen()?;
     // Before anything is claimed or run: a socket in use must not cost a guest.
     let (current, _control) = serve(&config)?;
-    let machine = vm::build(&config)?;
-    let events = machine.events();
+    let machine = vm::build(&config, vm::Life::Boots)?;
+    let (events, gate) = (machine.events(), Arc::clone(machine.output_gate()));
     let mut builder = describe(Primary::builder(machine), &config, &settings)?;
     if start_over {
         builder = builder.start_over();
     }
-    protect(builder, &current, events, signalled)
+    protect(builder, &current, &gate, events, signalled)
 }
 
 /// Everything about a primary that does not depend on how it came to be one.
@@ -106,6 +107,7 @@ fn describe(
 fn protect(
     builder: PrimaryBuilder<Machine>,
     current: &Current,
+    gate: &Gate,
     events: std::sync::mpsc::Receiver<MachineEvent>,
     signalled: std::sync::mpsc::Receiver<()>,
 ) -> Result<()> {
@@ -122,6 +124,8 @@ fn protect(
         })
         .context("cannot start a thread")?;
     let ended = protection.wait()?;
+    // What may not leave is not in them any more.
+    vm::finish_consoles(gate);
     match ended {
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         Ended::GuestStopped => match watcher.join() {
@@ -142,8 +146,8 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     })?;
     let signalled = signals::listen()?;
     let (current, _control) = serve(&config)?;
-    let machine = vm::build(&config)?;
-    let events = machine.events();
+    let machine = vm::build(&config, vm::Life::GoesOn)?;
+    let (events, gate) = (machine.events(), Arc::clone(machine.output_gate()));
     let mut builder = Standby::builder(machine)
         .vm(config.replication.vm_name())
         .node(config.replication.node_name())
@@ -161,7 +165,7 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
         Outcome::Stopped => Ok(()),
         Outcome::Promoted(promoted) => {
             let builder = describe(Primary::promoted(promoted), &config, &settings)?;
-            protect(builder, &current, events, signalled)
+            protect(builder, &current, &gate, events, signalled)
         }
     }
 }
@@ -177,6 +181,7 @@ fn stop_on_signal(
         .name("signal-stop".into())
         .spawn(move || {
             if signalled.recv().is_ok() {
+                // If it is promoted already, the signal is for the guest.
                 standby.stop();
                 // Nobody takes it before the promotion.
                 let _ = sender.try_send(());
@@ -233,9 +238,10 @@ fn obey(role: &Role, command: Command) -> Result<serde_json::Value, String> {
             handle.guest_stopped();
             Ok(serde_json::Value::Null)
         }
-        (Command::Stop, Role::Standby(handle)) => {
-            handle.stop();
-            Ok(serde_json::Value::Null)
+        // Promoted just now, it is about to take requests as a primary.
+        (Command::Stop, Role::Standby(handle)) if !handle.stop() => {
+            Err("the standby is becoming the primary; try again".into())
         }
+        (Command::Stop, Role::Standby(_)) => Ok(serde_json::Value::Null),
     }
 }

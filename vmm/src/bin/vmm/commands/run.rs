@@ -15,12 +15,13 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) fn run(arguments: VmArgs) -> Result<()> {
     let config = arguments.merge()?;
     let signalled = signals::listen()?;
-    let mut machine = vm::build(&config)?;
+    let mut machine = vm::build(&config, vm::Life::Boots)?;
     let events = machine.events();
     machine.start()?;
     tracing::info!(cmdline = machine.cmdline(), "the guest runs, unprotected");
     let end = await_end(&events, &signalled);
     machine.shut_down();
+    vm::finish_consoles(machine.output_gate());
     match end {
         End::Stopped => Ok(()),
         End::Failed(what) => bail!("{what}"),

@@ -1,5 +1,6 @@
 //! `vmm status`, `vmm failover`, `vmm stop`: talk to a running `vmm` over its control socket.
 
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,12 +12,14 @@ use crate::args::{ControlArgs, StatusArgs};
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {
         let value = control::ask(&arguments.control.control, Command::Status)?;
+        // Who reads this may go away, for example `head`: an error, no panic.
+        let mut out = std::io::stdout().lock();
         if arguments.json {
-            println!("{value}");
+            writeln!(out, "{value}")?;
         } else {
             let status =
                 serde_json::from_value(value).context("the running vmm is of another version")?;
-            print!("{}", render(&status));
+            write!(out, "{}", render(&status))?;
         }
         if !arguments.watch {
             return Ok(());
@@ -49,6 +52,16 @@ fn render(status: &Status) -> String {
         ),
     );
     line("epochs", status.epochs.to_string());
+    let output = &status.output;
+    line(
+        "output",
+        format!(
+            "{:.1} MiB held, {} frames sent, {} dropped",
+            mib(output.held_bytes),
+            output.frames_sent,
+            output.frames_dropped
+        ),
+    );
     if status.role == Role::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));
         line("ack", times(&status.ack_us));

@@ -1,22 +1,37 @@
 //! From a configuration to a machine's description.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use understudy_vmm::config::{Config, ConfigError, NetworkInterface};
 use understudy_vmm::machine::{
     Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
 };
-use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, StdoutSink};
+use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, Gate, StdoutSink};
 use understudy_workload::options::Options;
 
 const BUILTIN: &str = "builtin";
 const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gateway=10.77.0.1";
 
+/// How a guest comes to run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// It boots.
+    Boots,
+    /// It goes on where it was on another host.
+    GoesOn,
+}
+
+/// Longest wait for a console that takes no more, when all else is over.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
+/// A wait that is not worth a word.
+const CONSOLE_SOON: Duration = Duration::from_millis(100);
+
 /// Builds the machine; an image that cannot be booted is named.
-pub(crate) fn build(config: &Config) -> Result<Machine> {
+pub(crate) fn build(config: &Config, life: Life) -> Result<Machine> {
     let kernel = config.boot_source.kernel_image_path.as_deref();
-    match (Machine::build(machine_config(config)?), kernel) {
+    match (Machine::build(machine_config(config, life)?), kernel) {
         (Err(fault @ MachineFault::Boot(_)), Some(path)) => {
             Err(fault).with_context(|| format!("--kernel {}", path.display()))
         }
@@ -25,7 +40,7 @@ pub(crate) fn build(config: &Config) -> Result<Machine> {
 }
 
 /// What the machine is to be like on this host.
-pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
+pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfig> {
     let path = config
         .boot_source
         .kernel_image_path
@@ -68,18 +83,33 @@ pub(crate) fn machine_config(config: &Config) -> Result<MachineConfig> {
         rng: config.entropy.is_some(),
         console: Some(console(
             config.serial.output.as_deref().unwrap_or("stdout"),
+            life,
         )?),
         ..MachineConfig::default()
     })
 }
 
-fn console(output: &str) -> Result<Box<dyn ConsoleSink>> {
+/// Lets the consoles take what the guest said last, before the process ends under their threads.
+pub(crate) fn finish_consoles(gate: &Gate) {
+    if gate.flush_consoles(CONSOLE_SOON) {
+        return;
+    }
+    tracing::info!("waiting for the guest's console to take its last output");
+    if !gate.flush_consoles(CONSOLE_PATIENCE) {
+        tracing::warn!("the guest's console takes no more: its last output is lost");
+    }
+}
+
+fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
+    let file = |path: &str| match life {
+        Life::Boots => FileSink::create(Path::new(path)),
+        Life::GoesOn => FileSink::join(Path::new(path)),
+    };
     Ok(match output {
         "stdout" => Box::new(StdoutSink::default()),
         "none" => Box::new(DiscardSink),
         path => Box::new(
-            FileSink::create(Path::new(path))
-                .with_context(|| format!("cannot append the guest's console to {path}"))?,
+            file(path).with_context(|| format!("cannot append the guest's console to {path}"))?,
         ),
     })
 }
@@ -173,13 +203,13 @@ mod tests {
     fn an_initramfs_needs_a_kernel() {
         let mut config = Config::default();
         config.boot_source.initrd_path = Some("/boot/initrd".into());
-        let error = machine_config(&config)
+        let error = machine_config(&config, Life::Boots)
             .err()
             .expect("nobody takes the initramfs")
             .to_string();
         assert!(error.contains("boot-source.initrd_path"), "{error}");
         config.boot_source.kernel_image_path = Some("/boot/vmlinuz".into());
-        let machine = machine_config(&config).unwrap();
+        let machine = machine_config(&config, Life::Boots).unwrap();
         assert_eq!(machine.initrd.as_deref(), Some(Path::new("/boot/initrd")));
     }
 
@@ -187,7 +217,7 @@ mod tests {
     fn wrong_guest_options_are_found_before_booting() {
         let mut config = Config::default();
         config.boot_source.boot_args = Some("workload=stream wrkload=idle".into());
-        let error = machine_config(&config)
+        let error = machine_config(&config, Life::Boots)
             .err()
             .expect("an unknown option")
             .to_string();

@@ -109,22 +109,37 @@ impl<'a> Demo<'a> {
             Fault::Freeze => self.pair.primary.freeze()?,
         }
         let after = self.pair.await_promotion(PATIENCE)?;
+        let taken_over = self.pair.network.figures()?;
         let fenced = match self.arguments.fault {
             Fault::Kill => None,
             Fault::Freeze => Some(self.thaw()?),
         };
         self.watch(half, "promoted standby", |pair| pair.standby.status())?;
-        let figures = self.pair.network.figures()?;
+        let figures = self.await_all_since(&taken_over)?;
+        let end = (self.pair.standby.status()).context("the promoted side gives no status")?;
         self.progress.finish_and_clear();
         Ok(Report::new(
             self.arguments,
             self.clients(),
             failed_ns,
-            &before,
-            &after,
-            (&protected, &figures),
+            [&before, &after, &end],
+            [&protected, &taken_over, &figures],
             fenced,
         ))
+    }
+
+    /// Waits, if that is still needed, until every client has got something since `earlier`. The report
+    /// says if one has not.
+    fn await_all_since(&self, earlier: &Figures) -> Result<Figures> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let figures = self.pair.network.figures()?;
+            let is_over = Instant::now() > deadline || !figures.errors.is_empty();
+            if figures.stuck_since(earlier) == 0 || is_over {
+                return Ok(figures);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn clients(&self) -> usize {

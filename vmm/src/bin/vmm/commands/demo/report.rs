@@ -19,7 +19,7 @@ pub(super) struct Fenced {
 }
 
 /// The object that `--json` prints.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Report {
     fault: &'static str,
     clients: usize,
@@ -44,6 +44,10 @@ pub(super) struct Report {
     dirty_pages: u64,
     raw_dirty_bytes: u64,
     wire_bytes: u64,
+    /// Frames lost at the gates of both sides.
+    frames_dropped: u64,
+    /// Network output that was held when the fault came.
+    held_bytes: u64,
     old_primary: Option<Fenced>,
     /// Why `ok` is false.
     pub(super) faults: Vec<String>,
@@ -51,14 +55,14 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// `before` and `protected` were taken just before the fault; `after` and `figures` are the end's.
+    /// `before` and `protected` were taken just before the fault, `after` and `taken_over` right after the
+    /// promotion, `end` and `figures` at the end.
     pub(super) fn new(
         arguments: &DemoArgs,
         clients: usize,
         failed_ns: u64,
-        before: &Status,
-        after: &Status,
-        (protected, figures): (&Figures, &Figures),
+        [before, after, end]: [&Status; 3],
+        [protected, taken_over, figures]: [&Figures; 3],
         old_primary: Option<Fenced>,
     ) -> Self {
         // Both processes and this one read the same clock, so the times start at the fault itself.
@@ -94,15 +98,17 @@ impl Report {
             dirty_pages: before.dirty_pages.p50,
             raw_dirty_bytes: before.raw_dirty_bytes,
             wire_bytes: before.wire_bytes,
+            frames_dropped: before.output.frames_dropped + end.output.frames_dropped,
+            held_bytes: before.output.held_bytes,
             old_primary,
             faults: Vec::new(),
             ok: false,
         };
-        report.judge(clients, figures);
+        report.judge(clients, taken_over, figures);
         report
     }
 
-    fn judge(&mut self, clients: usize, figures: &Figures) {
+    fn judge(&mut self, clients: usize, taken_over: &Figures, figures: &Figures) {
         let mut require = |holds: bool, fault: String| {
             if !holds {
                 self.faults.push(fault);
@@ -112,6 +118,11 @@ impl Report {
         require(
             served == clients,
             format!("{served} of {clients} clients were served"),
+        );
+        let stuck = figures.stuck_since(taken_over);
+        require(
+            stuck == 0,
+            format!("{stuck} of {clients} clients got nothing after the failover"),
         );
         require(self.bytes_checked > 0, "no byte was checked".into());
         require(
@@ -205,6 +216,14 @@ impl Report {
                 mib(self.raw_dirty_bytes)
             ),
         );
+        line(
+            "held, dropped",
+            format!(
+                "{:.1} KiB held at the fault; {} frames dropped in all",
+                self.held_bytes as f64 / 1024.0,
+                self.frames_dropped
+            ),
+        );
         if let Some(old) = &self.old_primary {
             let reason = old.reason.as_deref().unwrap_or("nothing");
             line(
@@ -235,5 +254,41 @@ impl Report {
             },
         );
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(progress: [u64; 3]) -> Figures {
+        Figures {
+            clients_served: 3,
+            progress: progress.to_vec(),
+            bytes_checked: progress[0] + progress[1],
+            acked_writes: progress[2],
+            ..Figures::default()
+        }
+    }
+
+    fn faults(taken_over: &Figures, end: &Figures) -> Vec<String> {
+        let mut report = Report {
+            bytes_checked: end.bytes_checked,
+            acked_writes: end.acked_writes,
+            ..Report::default()
+        };
+        report.judge(3, taken_over, end);
+        assert_eq!(report.ok, report.faults.is_empty());
+        report.faults
+    }
+
+    #[test]
+    fn a_promoted_guest_that_serves_nobody_is_no_success() {
+        let taken_over = figures([1000, 1000, 10]);
+        assert_eq!(faults(&taken_over, &figures([1001, 1001, 11])), [""; 0]);
+        for stuck in [[1000, 1001, 11], [1001, 1000, 11], [1001, 1001, 10]] {
+            let fault = "1 of 3 clients got nothing after the failover";
+            assert_eq!(faults(&taken_over, &figures(stuck)), [fault]);
+        }
     }
 }
