@@ -93,6 +93,7 @@ impl MachineBuilder {
         builder.attach_reset_port()?;
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
+        builder.attach_drives(config.drives)?;
         if config.rng {
             builder.attach_rng()?;
         }

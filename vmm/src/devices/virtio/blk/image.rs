@@ -19,7 +19,7 @@ use super::SECTOR_BYTES;
 /// How much of each end of an image [`Image::ends_crc32`] looks at.
 const END_BYTES: u64 = 1 << 20;
 /// Zeros written at once where the host cannot be told to make a range zero.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What a disk is stored in. Offsets and lengths are in bytes, and within the disk.
 pub trait Storage: Send {

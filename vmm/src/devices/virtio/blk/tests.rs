@@ -492,7 +492,7 @@ fn impossible_images_are_named_with_a_hint() {
         assert!(error.contains(&format!("{bytes} bytes")), "{error}");
     }
     let path = image_of(directory.path(), "closed", 512);
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
     let root = nix::unistd::geteuid().is_root();
     // Permissions mean nothing to root.
     assert_eq!(Image::open(&path, true).is_ok(), root);
