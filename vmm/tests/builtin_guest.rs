@@ -3,8 +3,11 @@
 //! Without a usable `/dev/kvm` these tests fail; there is nothing to be had instead.
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -12,9 +15,12 @@ use understudy_replication::ids::Page;
 use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
 use understudy_vmm::devices::virtio::net::backend::socket;
-use understudy_vmm::machine::{Kernel, Machine, MachineConfig, NetBackend, NetConfig};
+use understudy_vmm::machine::{
+    DriveConfig, Kernel, Machine, MachineConfig, MachineEvent, NetBackend, NetConfig,
+};
 use understudy_vmm::memory::Memory;
 use understudy_vmm::output::ConsoleSink;
+use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock};
 
 /// How long a test waits for what must come. Only a broken machine makes it wait that long.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -67,9 +73,11 @@ fn await_line(lines: &Receiver<String>, part: &str) -> String {
         let line = lines
             .recv_timeout(left)
             .unwrap_or_else(|_| panic!("the guest never says {part:?}"));
-        assert!(!line.contains("fatal") && !line.contains("panic"), "{line}");
         if line.contains(part) {
             return line;
+        }
+        for bad in ["fatal", "panic", "BAD"] {
+            assert!(!line.contains(bad), "{line}");
         }
     }
 }
@@ -290,4 +298,188 @@ fn harvests_make_an_exact_copy_of_a_busy_guest() {
             assert!(!dirty.is_empty());
         }
     }
+}
+
+/// Blocks of the `disk` workload here.
+const DISK_BLOCKS: u32 = 64;
+const DISK_CMDLINE: &str = "workload=disk disk.blocks=64 disk.rate=0 disk.flush_every=8";
+
+fn disk_image(path: &Path) {
+    let image = File::create(path).unwrap();
+    image
+        .set_len(u64::from(DISK_BLOCKS) * BLOCK_BYTES as u64)
+        .unwrap();
+}
+
+fn with_disk(path: &Path, read_only: bool, cmdline: &str) -> (MachineConfig, Receiver<String>) {
+    let (console, lines) = console();
+    let drive = DriveConfig {
+        id: "disk0".into(),
+        path: path.into(),
+        read_only,
+    };
+    let config = MachineConfig {
+        console,
+        drives: vec![drive],
+        ..config(1, 64, cmdline)
+    };
+    (config, lines)
+}
+
+/// The number behind `key` in the guest's words.
+fn number(line: &str, key: &str) -> u64 {
+    let (_, after) = line.split_once(key).unwrap();
+    after.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Waits until the guest says that it has flushed more than `before`, and returns how much.
+fn await_flushed(lines: &Receiver<String>, before: u64) -> u64 {
+    loop {
+        let flushed = number(&await_line(lines, "disk: writes="), "flushed=");
+        if flushed > before {
+            return flushed;
+        }
+    }
+}
+
+fn check_disk(path: &Path, flushed: u64) -> disk::Report {
+    let image = File::open(path).unwrap();
+    let read = |block: u32, bytes: &mut disk::Block| {
+        let offset = u64::from(block) * BLOCK_BYTES as u64;
+        image.read_exact_at(bytes, offset).unwrap();
+        Ok::<(), (u32, BadBlock)>(())
+    };
+    disk::check_image(DISK_BLOCKS, flushed, read)
+        .unwrap_or_else(|(block, bad)| panic!("block {block}: {bad}"))
+}
+
+#[test]
+fn what_the_guest_has_flushed_is_on_its_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    disk_image(&path);
+
+    let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
+    let mut first = Machine::build(config).unwrap();
+    let events = first.events();
+    first.run().unwrap();
+    let flushed = await_flushed(&lines, 0);
+
+    // Goes on in another machine, from memory, state and disk of the same moment.
+    let memory = first.guest_memory().clone();
+    let mut state = Vec::new();
+    let mut paused = first.pause_guest().unwrap();
+    paused.save_state(&mut state).unwrap();
+    paused.stay();
+    drop(paused);
+    let print = first.fingerprint();
+    assert!(events.try_recv().is_err(), "no alarm");
+    drop(first);
+    assert!(check_disk(&path, flushed).highest >= flushed);
+    let (config, lines) = with_disk(&path, false, "");
+    let mut second = Machine::build(MachineConfig {
+        kernel: None,
+        ..config
+    })
+    .unwrap();
+    copy_memory(
+        &memory,
+        second.guest_memory(),
+        &PageSet::full(memory.layout()),
+    );
+    assert_eq!(print.differences(&second.fingerprint()), []);
+    second.restore(&state).unwrap();
+    second.run().unwrap();
+    let flushed = await_flushed(&lines, flushed);
+    drop(second);
+    let report = check_disk(&path, flushed);
+    assert_eq!(report.written_blocks, DISK_BLOCKS - 1);
+
+    // A guest that boots anew goes on where the last one was.
+    let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
+    let mut third = Machine::build(config).unwrap();
+    third.run().unwrap();
+    let line = await_line(&lines, "ready: disk");
+    assert!(number(&line, "writes=") + 8 >= flushed, "{line}");
+    let flushed = await_flushed(&lines, flushed);
+    drop(third);
+    check_disk(&path, flushed);
+}
+
+#[test]
+fn a_guest_finds_what_is_wrong_on_its_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    disk_image(&path);
+    let image = OpenOptions::new().write(true).open(&path).unwrap();
+    image.write_all_at(b"x", 7 * BLOCK_BYTES as u64).unwrap();
+    let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
+    let mut machine = Machine::build(config).unwrap();
+    machine.run().unwrap();
+    let line = await_line(&lines, "BAD");
+    assert!(line.contains("BAD block 7:"), "{line}");
+}
+
+#[test]
+fn a_guest_outlives_its_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    disk_image(&path);
+    let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
+    let mut machine = Machine::build(config).unwrap();
+    let events = machine.events();
+    machine.run().unwrap();
+    await_line(&lines, "ready: disk");
+    let image = OpenOptions::new().write(true).open(&path).unwrap();
+    let started = Instant::now();
+    let event = loop {
+        // Writes make the file longer again; a read that comes before them fails.
+        image.set_len(0).unwrap();
+        if let Ok(event) = events.recv_timeout(Duration::from_millis(1)) {
+            break event;
+        }
+        assert!(started.elapsed() < DEADLINE, "reads never fail");
+    };
+    let MachineEvent::DiskFailed { device, what } = event else {
+        panic!("{event:?}");
+    };
+    assert_eq!(device, "disk0");
+    assert!(what.contains("cannot read"), "{what}");
+    // What it finds missing from its disk meanwhile is true, and no matter here.
+    let await_word = |part: &str| {
+        loop {
+            let line = lines.recv_timeout(DEADLINE).unwrap();
+            if line.contains(part) {
+                return line;
+            }
+        }
+    };
+    assert_eq!(await_word("cannot read"), "disk: cannot read: status 1");
+    // It is still there, and says how far it is.
+    await_word("disk: writes=");
+}
+
+#[test]
+fn fingerprints_tell_other_images_from_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = ["a", "b", "c"].map(|name| directory.path().join(name));
+    paths.iter().for_each(|path| disk_image(path));
+    let other = OpenOptions::new().write(true).open(&paths[2]).unwrap();
+    other.write_all_at(b"other", 100).unwrap();
+    let print = |path: &Path, read_only| {
+        let (config, _) = with_disk(path, read_only, "");
+        Machine::build(config).unwrap().fingerprint()
+    };
+    let first = print(&paths[0], true);
+    assert_eq!(first.differences(&print(&paths[1], true)), []);
+    let keys = |differences: Vec<understudy_replication::fingerprint::Difference>| {
+        let keys = differences.into_iter().map(|difference| difference.key);
+        keys.collect::<Vec<_>>()
+    };
+    let differences = keys(first.differences(&print(&paths[2], true)));
+    assert_eq!(differences, ["device.disk0.ends_crc32"]);
+    // What the guest writes may differ when a standby is built.
+    let writable = print(&paths[0], false);
+    assert_eq!(writable.differences(&print(&paths[2], false)), []);
+    assert!(keys(first.differences(&writable)).contains(&"device.disk0.read_only".to_owned()));
 }

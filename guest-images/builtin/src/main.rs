@@ -10,6 +10,7 @@
 extern crate alloc;
 
 mod dirty;
+mod disk;
 mod heap;
 mod machine;
 mod memory_map;
@@ -20,6 +21,7 @@ use alloc::boxed::Box;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use dirty::DirtyLoop;
+use disk::DiskLoop;
 use machine::{apic, boot::BootParams, clock, timer::Timer};
 use net::Network;
 use understudy_workload::options::Options;
@@ -72,6 +74,16 @@ fn boot(boot: BootParams) -> ! {
     let seed = seed(options);
     let workloads = options.workloads;
     let serves = workloads.stream || workloads.counter || workloads.echo;
+    let disk = match workloads
+        .disk
+        .then(|| DiskLoop::start(options, clock::now_ns(0)))
+    {
+        Some(None) => {
+            log!("fatal: the disk workload does not start");
+            machine::shut_down();
+        }
+        disk => disk.flatten(),
+    };
     let network = match Network::start(options, seed, clock::now_ns(0)) {
         None if serves => {
             log!("fatal: workloads that need the network, and no network");
@@ -89,14 +101,14 @@ fn boot(boot: BootParams) -> ! {
     for vcpu in 1..usize::from(options.nr_cpus) {
         apic::start(vcpu);
     }
-    if !serves && !workloads.dirty {
+    if !serves && !workloads.dirty && !workloads.disk {
         log!("ready: idle");
     }
     let exit_ns = match options.exit_after_ms {
         0 => None,
         ms => Some(clock::now_ns(0).saturating_add(ms.saturating_mul(NS_PER_MS))),
     };
-    run_first(network, dirty, exit_ns)
+    run_first(network, dirty, disk, exit_ns)
 }
 
 /// Something unpredictable for port and sequence numbers: the entropy device, or at least the clock.
@@ -116,6 +128,7 @@ fn seed(options: &Options) -> u64 {
 fn run_first(
     mut network: Option<Network>,
     mut dirty: Option<DirtyLoop>,
+    mut disk: Option<DiskLoop>,
     exit_ns: Option<u64>,
 ) -> ! {
     let mut timer = Timer::new(0);
@@ -136,9 +149,13 @@ fn run_first(
         if let Some(dirty) = &mut dirty {
             dirty.run(now_ns);
         }
+        if let Some(disk) = &mut disk {
+            disk.run(now_ns);
+        }
         let deadline_ns = [
             network.as_ref().and_then(Network::next_ns),
             dirty.as_ref().map(DirtyLoop::next_ns),
+            disk.as_ref().map(DiskLoop::next_ns),
             exit_ns,
         ];
         if !timer.set(deadline_ns.into_iter().flatten().min()) {

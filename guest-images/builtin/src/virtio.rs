@@ -6,8 +6,8 @@ use alloc::alloc::{alloc_zeroed, dealloc};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use understudy_workload::options::{MmioDevice, Options};
+use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
-use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 /// Devices live in the MMIO hole, which is mapped uncached.
@@ -47,18 +47,22 @@ unsafe impl Hal for IdentityHal {
     unsafe fn unshare(_physical: PhysAddr, _buffer: NonNull<[u8]>, _direction: BufferDirection) {}
 }
 
+/// Where a register window tells the device's type.
+const DEVICE_ID_REGISTER: u64 = 8;
+
 /// The first device of a type on the command line. Later calls must ask for other types.
+///
+/// Devices of other types are not touched: a transport resets its device when it is dropped.
 pub(crate) fn find(
     options: &Options,
     device_type: DeviceType,
 ) -> Option<(MmioDevice, MmioTransport<'static>)> {
-    options.devices.iter().flatten().find_map(|device| {
-        let transport = open(device)?;
-        (transport.device_type() == device_type).then_some((*device, transport))
-    })
+    let devices = options.devices.iter().flatten();
+    let mut of_the_type = devices.filter(|device| type_of(device) == Some(device_type as u32));
+    of_the_type.find_map(|device| Some((*device, open(device)?)))
 }
 
-fn open(device: &MmioDevice) -> Option<MmioTransport<'static>> {
+fn type_of(device: &MmioDevice) -> Option<u32> {
     if !MMIO_HOLE.contains(&device.base)
         || !device.base.is_multiple_of(4096)
         || device.bytes < 0x200
@@ -66,9 +70,15 @@ fn open(device: &MmioDevice) -> Option<MmioTransport<'static>> {
         log!("virtio: no device can be at {device}");
         return None;
     }
+    // SAFETY: the address is aligned and in the MMIO hole, which is mapped and holds no memory; reading a
+    // virtio-mmio identification register, or where nothing is, changes nothing.
+    Some(unsafe { core::ptr::read_volatile((device.base + DEVICE_ID_REGISTER) as *const u32) })
+}
+
+fn open(device: &MmioDevice) -> Option<MmioTransport<'static>> {
     let header = NonNull::new(device.base as *mut VirtIOHeader)?;
-    // SAFETY: the VMM says a virtio-mmio register window lies there; it is mapped for ever, and only
-    // one driver is made for each device.
+    // SAFETY: the VMM says a virtio-mmio register window lies there (`type_of` checked where); it is mapped
+    // for ever, and only one driver is made for each device.
     match unsafe { MmioTransport::new(header, device.bytes.min(4096) as usize) } {
         Ok(transport) => Some(transport),
         Err(error) => {

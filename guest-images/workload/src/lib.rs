@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod counter;
+pub mod disk;
 pub mod http;
 pub mod options;
 pub mod pacing;

@@ -8,6 +8,8 @@ use core::fmt;
 use core::net::Ipv4Addr;
 use core::str::FromStr;
 
+use crate::disk;
+
 /// Most vCPUs the guest runs.
 pub const VCPUS_MAX: u8 = 4;
 /// Most virtio devices a command line may name.
@@ -26,6 +28,8 @@ pub struct Workloads {
     pub echo: bool,
     /// Write memory.
     pub dirty: bool,
+    /// Write a disk, and check it (see [`disk`]).
+    pub disk: bool,
 }
 
 /// How much of a page the `dirty` workload writes.
@@ -74,6 +78,27 @@ impl Default for Dirty {
     }
 }
 
+/// The `disk` workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Blocks of [`disk::BLOCK_BYTES`] at the beginning of the first disk, one of them the ledger.
+    pub blocks: u32,
+    /// Writes per second; 0 runs freely.
+    pub rate: u32,
+    /// Writes between flushes.
+    pub flush_every: u32,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self {
+            blocks: 1024,
+            rate: 200,
+            flush_every: 16,
+        }
+    }
+}
+
 /// A virtio-mmio device, as Linux describes it on a command line: `size@base:irq`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MmioDevice {
@@ -100,6 +125,8 @@ pub struct Options {
     pub stream_rate: u64,
     /// `dirty.…=…`
     pub dirty: Dirty,
+    /// `disk.…=…`
+    pub disk: Disk,
     /// `exit_after_ms=N`: power off that long after boot; 0 is never.
     pub exit_after_ms: u64,
     /// `nr_cpus=N`, appended by the VMM.
@@ -117,6 +144,7 @@ impl Default for Options {
             gateway: None,
             stream_rate: 256 * 1024,
             dirty: Dirty::default(),
+            disk: Disk::default(),
             exit_after_ms: 0,
             nr_cpus: 1,
             devices: [None; DEVICES_MAX],
@@ -163,7 +191,7 @@ impl fmt::Display for OptionError<'_> {
 impl core::error::Error for OptionError<'_> {}
 
 /// Every key but `virtio_mmio.device`, which may be repeated.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 13] = [
     "workload",
     "ip",
     "gateway",
@@ -172,6 +200,9 @@ const KEYS: [&str; 10] = [
     "dirty.mode",
     "dirty.pattern",
     "dirty.rate",
+    "disk.blocks",
+    "disk.rate",
+    "disk.flush_every",
     "exit_after_ms",
     "nr_cpus",
 ];
@@ -237,6 +268,16 @@ impl Options {
                 self.dirty.rate =
                     number(value, 0, 1_000_000, "0 to 1000000 iterations per second")?;
             }
+            "disk.blocks" => {
+                let (least, most) = (disk::BLOCKS_MIN, disk::BLOCKS_MAX);
+                self.disk.blocks = number(value, least, most, "2 to 65536 blocks of 4 KiB")?;
+            }
+            "disk.rate" => {
+                self.disk.rate = number(value, 0, 1_000_000, "0 to 1000000 writes per second")?;
+            }
+            "disk.flush_every" => {
+                self.disk.flush_every = number(value, 1, 1_000_000, "1 to 1000000 writes")?;
+            }
             "exit_after_ms" => self.exit_after_ms = number(value, 0, u64::MAX, "milliseconds")?,
             "nr_cpus" => self.nr_cpus = number(value, 1, VCPUS_MAX, "1 to 4")?,
             _ => {
@@ -274,8 +315,9 @@ impl Workloads {
                 "counter" => workloads.counter = true,
                 "echo" => workloads.echo = true,
                 "dirty" => workloads.dirty = true,
+                "disk" => workloads.disk = true,
                 "idle" => {}
-                _ => return Err("a list of stream, counter, echo, dirty, idle"),
+                _ => return Err("a list of stream, counter, echo, dirty, disk, idle"),
             }
         }
         Ok(workloads)
@@ -289,6 +331,7 @@ impl fmt::Display for Workloads {
             (self.counter, "counter"),
             (self.echo, "echo"),
             (self.dirty, "dirty"),
+            (self.disk, "disk"),
         ];
         let mut names = names.iter().filter(|(on, _)| *on).map(|(_, name)| *name);
         f.write_str(names.next().unwrap_or("idle"))?;
@@ -368,6 +411,13 @@ impl fmt::Display for Options {
         write!(f, " stream.rate={}", self.stream_rate)?;
         write!(f, " dirty.pages={pages} dirty.mode={mode}")?;
         write!(f, " dirty.pattern={pattern} dirty.rate={rate}")?;
+        let Disk {
+            blocks,
+            rate,
+            flush_every,
+        } = self.disk;
+        write!(f, " disk.blocks={blocks} disk.rate={rate}")?;
+        write!(f, " disk.flush_every={flush_every}")?;
         write!(f, " exit_after_ms={}", self.exit_after_ms)
     }
 }
@@ -412,10 +462,14 @@ mod tests {
             ("colour=red", Problem::UnknownKey),
             (
                 "workload=sleep",
-                Problem::BadValue("a list of stream, counter, echo, dirty, idle"),
+                Problem::BadValue("a list of stream, counter, echo, dirty, disk, idle"),
             ),
             ("nr_cpus=5", Problem::BadValue("1 to 4")),
             ("dirty.pages=0", Problem::BadValue("1 to 524288 pages")),
+            (
+                "disk.blocks=1",
+                Problem::BadValue("2 to 65536 blocks of 4 KiB"),
+            ),
             ("dirty.mode=byte", Problem::BadValue("page or word")),
             (
                 "virtio_mmio.device=4K@x:5",
@@ -448,13 +502,15 @@ mod tests {
 
     prop_compose! {
         fn any_options()(
-            stream: bool, counter: bool, echo: bool, dirty: bool,
+            stream: bool, counter: bool, echo: bool, dirty: bool, disk: bool,
+            blocks in disk::BLOCKS_MIN..=disk::BLOCKS_MAX, disk_rate in 0_u32..=1_000_000,
+            flush_every in 1_u32..=1_000_000,
             ip: u32, prefix_bits in 1_u8..=32, gateway: Option<u32>,
             stream_rate in 0..=1_u64 << 40, pages in 1..=DIRTY_PAGES_MAX,
             word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, exit_after_ms: u64,
         ) -> Options {
             Options {
-                workloads: Workloads { stream, counter, echo, dirty },
+                workloads: Workloads { stream, counter, echo, dirty, disk },
                 ip: Ipv4Addr::from_bits(ip),
                 prefix_bits,
                 gateway: gateway.map(Ipv4Addr::from_bits),
@@ -469,6 +525,7 @@ mod tests {
                     },
                     rate,
                 },
+                disk: Disk { blocks, rate: disk_rate, flush_every },
                 exit_after_ms,
                 ..Options::default()
             }

@@ -24,8 +24,8 @@ pub struct Config {
     pub boot_source: BootSource,
     /// CPUs and memory.
     pub machine_config: MachineSection,
-    /// Disks. This version has none: a non-empty list is refused.
-    pub drives: Vec<serde_json::Value>,
+    /// Disks.
+    pub drives: Vec<Drive>,
     /// Network interfaces.
     pub network_interfaces: Vec<NetworkInterface>,
     /// A virtio entropy device, if present.
@@ -73,6 +73,22 @@ pub struct NetworkInterface {
     /// MAC address, equal on both hosts. Default: made from the VM's name and the interface's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<String>,
+}
+
+/// One of `drives`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// Name of the disk, equal on both hosts; the guest reads it as the disk's serial number.
+    pub drive_id: String,
+    /// A raw image file or a block device of this host.
+    pub path_on_host: PathBuf,
+    /// Whether a Linux guest's root file system is on it; then it is the guest's first disk.
+    #[serde(default)]
+    pub is_root_device: bool,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub is_read_only: bool,
 }
 
 /// `entropy`.
@@ -191,18 +207,26 @@ impl Config {
             });
         }
         let text = std::fs::read_to_string(path).map_err(read)?;
-        let config: Self =
-            serde_json::from_str(&text).map_err(|source| ConfigError::Malformed {
-                path: path.into(),
-                source,
-            })?;
-        if !config.drives.is_empty() {
-            return Err(ConfigError::value(
-                "drives",
-                "this version has no disks; remove the entries",
-            ));
-        }
-        Ok(config)
+        serde_json::from_str(&text).map_err(|source| ConfigError::Malformed {
+            path: path.into(),
+            source,
+        })
+    }
+
+    /// Checks that replication can keep the second copy of every disk. It copies no writes yet.
+    ///
+    /// # Errors
+    /// If the guest could write to one of them.
+    pub fn check_drives_are_replicable(&self) -> Result<(), ConfigError> {
+        let Some(drive) = self.drives.iter().find(|drive| !drive.is_read_only) else {
+            return Ok(());
+        };
+        let why = "the writes of a protected guest are not copied to the standby yet: make the drive read-only \
+                   (is_read_only, or --drive …,readonly) and give both hosts the same image, or use `vmm run`";
+        Err(ConfigError::value(
+            format!("drives.{}.is_read_only", drive.drive_id),
+            why,
+        ))
     }
 }
 

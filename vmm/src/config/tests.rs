@@ -50,11 +50,41 @@ fn unknown_keys_are_named() {
 }
 
 #[test]
-fn drives_are_refused_until_there_are_disks() {
-    let error = read(r#"{"drives": [{"drive_id": "root"}]}"#)
-        .unwrap_err()
-        .to_string();
-    assert!(error.starts_with("drives:"), "{error}");
+fn drives_have_firecrackers_names() {
+    let config = read(
+        r#"{"drives": [
+            {"drive_id": "root", "path_on_host": "/a", "is_root_device": true, "is_read_only": true},
+            {"drive_id": "data", "path_on_host": "/b"}
+        ]}"#,
+    )
+    .unwrap();
+    let [root, data] = &config.drives[..] else {
+        panic!("two drives: {:?}", config.drives);
+    };
+    assert!(root.is_root_device && root.is_read_only);
+    assert!(!data.is_root_device && !data.is_read_only);
+    assert_eq!(data.path_on_host, Path::new("/b"));
+    let error = read(r#"{"drives": [{"drive_id": "a", "path_on_host": "/a", "rate": 1}]}"#);
+    assert!(error.unwrap_err().to_string().contains("unknown field"));
+}
+
+#[test]
+fn only_drives_that_are_read_can_be_replicated() {
+    let drive = |drive_id: &str, is_read_only| Drive {
+        drive_id: drive_id.into(),
+        path_on_host: "/a".into(),
+        is_root_device: false,
+        is_read_only,
+    };
+    let mut config = Config {
+        drives: vec![drive("base", true)],
+        ..Config::default()
+    };
+    config.check_drives_are_replicable().unwrap();
+    config.drives.push(drive("data", false));
+    let error = config.check_drives_are_replicable().unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("drives.data.is_read_only:"), "{text}");
 }
 
 #[test]

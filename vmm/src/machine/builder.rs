@@ -95,6 +95,7 @@ impl MachineBuilder {
         builder.attach_power_switch()?;
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
+        builder.attach_drives(config.drives)?;
         if config.rng {
             builder.attach_rng()?;
         }

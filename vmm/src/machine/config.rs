@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
 use crate::output::{ConsoleSink, GateLimits};
@@ -25,6 +26,8 @@ pub struct MachineConfig {
     pub cmdline: String,
     /// Network devices, in the guest's order.
     pub net: Vec<NetConfig>,
+    /// Disks, in the guest's order.
+    pub drives: Vec<DriveConfig>,
     /// Whether the guest gets a source of random numbers.
     pub rng: bool,
     /// Where the guest's serial console goes; nowhere if `None`.
@@ -53,6 +56,17 @@ pub enum NetBackend {
     Open(Backend),
 }
 
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveConfig {
+    /// Its name, equal on both hosts; the guest can read it too.
+    pub id: String,
+    /// A raw image file or a block device of this host.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {
@@ -63,6 +77,7 @@ impl Default for MachineConfig {
             initrd: None,
             cmdline: String::new(),
             net: Vec::new(),
+            drives: Vec::new(),
             rng: true,
             console: None,
             gate: GateLimits::default(),
@@ -115,6 +130,20 @@ pub enum ConfigError {
         #[source]
         source: BackendError,
     },
+    /// A disk image cannot be used.
+    #[error("drive {drive}")]
+    Drive {
+        /// The disk's name.
+        drive: String,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// A disk's name does not fit.
+    #[error(
+        "a drive is called {0:?}; names of drives are 1 to {ID_BYTES_MAX} of letters, digits, '_' and '-'"
+    )]
+    DriveName(String),
     /// Two devices have one name.
     #[error("two devices are called {0}")]
     SameName(String),

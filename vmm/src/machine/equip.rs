@@ -1,6 +1,7 @@
 //! The devices that a configuration asks for, made and attached.
 //!
-//! Their order is fixed: reset port, power switch, console, network devices as configured, random numbers. It decides
+//! Their order is fixed: reset port, power switch, console, network devices and disks as configured,
+//! random numbers. It decides
 //! addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
 //! they do not. What must not be done here: anything a device could do itself.
 
@@ -8,10 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
-use super::config::{ConfigError, NetBackend, NetConfig};
+use super::config::{ConfigError, DriveConfig, NetBackend, NetConfig};
 use super::{MachineEvent, MachineFault, Networks};
 use crate::boot::{Hardware, MmioDevice, PortDevice};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, socket, tap};
@@ -128,6 +130,40 @@ impl MachineBuilder {
         Ok(device)
     }
 
+    pub(super) fn attach_drives(&mut self, configs: Vec<DriveConfig>) -> Made<()> {
+        configs
+            .into_iter()
+            .try_for_each(|config| self.attach_drive(config))
+    }
+
+    fn attach_drive(&mut self, config: DriveConfig) -> Made<()> {
+        let DriveConfig {
+            id,
+            path,
+            read_only,
+        } = config;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
+            return Err(ConfigError::DriveName(id).into());
+        }
+        let opened = Image::open(&path, read_only).and_then(|image| {
+            let description = describe_drive(&image)?;
+            Ok((image, description))
+        });
+        let (image, description) = opened.map_err(|source| ConfigError::Drive {
+            drive: id.clone(),
+            source,
+        })?;
+        let (events, device) = (Arc::clone(&self.events), id.clone());
+        let alarm: Alarm = Box::new(move |what| {
+            let device = device.clone();
+            events.tell(&MachineEvent::DiskFailed { device, what });
+        });
+        let device = BlkDevice::new(id, image, alarm);
+        self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
+        Ok(())
+    }
+
     pub(super) fn attach_rng(&mut self) -> Made<()> {
         self.attach_virtio(RngDevice::new(RNG_NAME), "virtio-rng", &[], |_| None)?;
         Ok(())
@@ -187,6 +223,19 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
         sleep_type_off: power::SLEEP_TYPE_OFF,
         reset: (i8042::COMMAND_PORT as u8, i8042::COMMAND_RESET),
     }
+}
+
+/// What both hosts' images must have in common. One that the guest only reads must be the same image; a look
+/// at its ends finds most mistakes.
+fn describe_drive(image: &Image) -> Result<Vec<(&'static str, String)>, ImageError> {
+    let mut description = vec![
+        ("capacity", format!("{} sectors", image.capacity_sectors())),
+        ("read_only", image.is_read_only().to_string()),
+    ];
+    if image.is_read_only() {
+        description.push(("ends_crc32", format!("{:#010x}", image.ends_crc32()?)));
+    }
+    Ok(description)
 }
 
 fn create(device: &str) -> impl FnOnce(std::io::Error) -> MachineFault {

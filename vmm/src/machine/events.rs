@@ -27,6 +27,13 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// The host's disk failed a request of the guest, which lives on with an I/O error.
+    DiskFailed {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
     /// A device lost what it is connected to on this host.
     BackendLost {
         /// The device's name.

@@ -42,7 +42,9 @@ use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
 
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
-pub use config::{ConfigError, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX};
+pub use config::{
+    ConfigError, DriveConfig, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
+};
 pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
 pub use pause::Paused;

@@ -220,3 +220,22 @@ fn memory_and_vcpus_that_cannot_be_had_are_named_with_the_limits() {
     fails(1, &["run", "--vcpus", "0"], &["0 vCPUs", "1 to "]);
     fails(1, &["run", "--vcpus", "255"], &["255 vCPUs", "1 to "]);
 }
+
+#[test]
+fn drives_that_cannot_be_are_explained() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk");
+    std::fs::write(&image, [0; 1000]).unwrap();
+    let drive = format!("path={}", image.display());
+    fails(
+        1,
+        &["run", "--drive", &drive],
+        &["disk0", "1000 bytes", "512"],
+    );
+    let missing = ["run", "--drive", "path=/nonexistent/disk,id=data"];
+    fails(1, &missing, &["data", "/nonexistent/disk", "truncate"]);
+    for role in ["primary", "standby"] {
+        let needed = ["drives.disk0.is_read_only", "not copied", "vmm run"];
+        fails(1, &[role, "--drive", &drive], &needed);
+    }
+}

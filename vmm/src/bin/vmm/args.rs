@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use understudy_vmm::config::{Config, ConfigError, Entropy, HeartbeatSection, NetworkInterface};
+use understudy_vmm::config::{
+    Config, ConfigError, Drive, Entropy, HeartbeatSection, NetworkInterface,
+};
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):
@@ -85,6 +87,10 @@ pub(crate) struct VmArgs {
     /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
+    /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and `,readonly`.
+    /// Repeatable. A guest with a disk that it can write cannot be protected yet.
+    #[arg(long, value_name = "SPEC")]
+    drive: Vec<String>,
     /// Give the guest a virtio entropy device.
     #[arg(long)]
     rng: bool,
@@ -224,6 +230,12 @@ impl VmArgs {
                 .map(|(number, spec)| network_interface(number, spec))
                 .collect::<Result<_, _>>()?;
         }
+        if !self.drive.is_empty() {
+            let drives = self.drive.iter().enumerate();
+            config.drives = drives
+                .map(|(number, spec)| drive(number, spec))
+                .collect::<Result<_, _>>()?;
+        }
         Ok(config)
     }
 }
@@ -277,6 +289,30 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
         }
     }
     Ok(interface)
+}
+
+fn drive(number: usize, spec: &str) -> Result<Drive, ConfigError> {
+    let mut path = None;
+    let mut drive = Drive {
+        drive_id: format!("disk{number}"),
+        path_on_host: PathBuf::new(),
+        is_root_device: false,
+        is_read_only: false,
+    };
+    for part in spec.split(',') {
+        match part.split_once('=') {
+            Some(("path", file)) if !file.is_empty() => path = Some(PathBuf::from(file)),
+            Some(("id", id)) => drive.drive_id = id.into(),
+            None if part == "readonly" => drive.is_read_only = true,
+            _ => {
+                let why = format!("{part:?} is none of path=FILE, id=NAME, readonly");
+                return Err(wrong("--drive", why));
+            }
+        }
+    }
+    drive.path_on_host =
+        path.ok_or_else(|| wrong("--drive", format!("{spec:?} has no path=FILE")))?;
+    Ok(drive)
 }
 
 fn heartbeat(text: &str) -> Result<HeartbeatSection, ConfigError> {
@@ -344,5 +380,26 @@ mod tests {
         assert!(error.contains("tap=NAME"), "{error}");
         let error = merged(&["--heartbeat", "7001"]).unwrap_err().to_string();
         assert!(error.contains("LOCAL_ADDRESS"), "{error}");
+    }
+
+    #[test]
+    fn drives_are_parsed_or_explained() {
+        let config = merged(&[
+            "--drive",
+            "path=/a,readonly",
+            "--drive",
+            "id=data,path=/b=c",
+        ])
+        .unwrap();
+        let [first, second] = &config.drives[..] else {
+            panic!("two drives: {:?}", config.drives);
+        };
+        assert_eq!((&*first.drive_id, first.is_read_only), ("disk0", true));
+        assert_eq!((&*second.drive_id, second.is_read_only), ("data", false));
+        assert_eq!(second.path_on_host, std::path::Path::new("/b=c"));
+        for spec in ["readonly", "/a", "path=", "path=/a,ro"] {
+            let error = merged(&["--drive", spec]).unwrap_err().to_string();
+            assert!(error.contains("path=FILE"), "{error}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use super::{DeviceError, DeviceState, EventSource, Irq};
 use crate::memory::GuestRam;
 
+pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod rng;

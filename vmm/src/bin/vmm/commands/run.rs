@@ -59,6 +59,9 @@ pub(crate) fn await_end(events: &Receiver<MachineEvent>, signalled: &Receiver<()
             Ok(MachineEvent::BackendLost { device, what }) => {
                 tracing::warn!(device, "lost its connection on this host: {what}");
             }
+            Ok(MachineEvent::DiskFailed { device, what }) => {
+                tracing::error!(device, "this host's disk fails: {what}");
+            }
             Err(RecvTimeoutError::Timeout) if signalled.try_recv().is_ok() => {
                 tracing::info!("stopping the guest on request");
                 return End::Stopped;

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use understudy_vmm::config::{Config, ConfigError, NetworkInterface};
+use understudy_vmm::config::{Config, ConfigError, Drive, NetworkInterface};
 use understudy_vmm::machine::{
-    Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
+    DriveConfig, Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
 };
 use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, Gate, StdoutSink};
 use understudy_workload::options::Options;
@@ -68,6 +68,15 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         let why = "the built-in guest takes no initramfs; give a kernel_image_path (--kernel) too";
         return Err(value("boot-source.initrd_path", why).into());
     }
+    let (drives, root) = drives(&config.drives)?;
+    let cmdline = match root {
+        Some(_) if builtin => {
+            let why = "the built-in guest has no root file system; leave it out";
+            return Err(value("drives.is_root_device", why).into());
+        }
+        Some(root) => format!("{cmdline} {root}").trim_start().to_owned(),
+        None => cmdline,
+    };
     let vm = config.replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
@@ -80,6 +89,7 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
             .iter()
             .map(|interface| net_config(&vm, interface))
             .collect::<Result<_, _>>()?,
+        drives,
         rng: config.entropy.is_some(),
         console: Some(console(
             config.serial.output.as_deref().unwrap_or("stdout"),
@@ -98,6 +108,26 @@ pub(crate) fn finish_consoles(gate: &Gate) {
     if !gate.flush_consoles(CONSOLE_PATIENCE) {
         tracing::warn!("the guest's console takes no more: its last output is lost");
     }
+}
+
+/// The disks in the guest's order, and what the command line says of the one with the root file system.
+fn drives(drives: &[Drive]) -> Result<(Vec<DriveConfig>, Option<&'static str>), ConfigError> {
+    let (root, others): (Vec<&Drive>, Vec<&Drive>) =
+        drives.iter().partition(|drive| drive.is_root_device);
+    if root.len() > 1 {
+        let why = "only one drive can be the root device";
+        return Err(value("drives.is_root_device", why));
+    }
+    let words = root.first().map(|root| match root.is_read_only {
+        true => "root=/dev/vda ro",
+        false => "root=/dev/vda rw",
+    });
+    let in_order = root.iter().chain(&others).map(|drive| DriveConfig {
+        id: drive.drive_id.clone(),
+        path: drive.path_on_host.clone(),
+        read_only: drive.is_read_only,
+    });
+    Ok((in_order.collect(), words))
 }
 
 fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
@@ -211,6 +241,31 @@ mod tests {
         config.boot_source.kernel_image_path = Some("/boot/vmlinuz".into());
         let machine = machine_config(&config, Life::Boots).unwrap();
         assert_eq!(machine.initrd.as_deref(), Some(Path::new("/boot/initrd")));
+    }
+
+    #[test]
+    fn the_root_device_comes_first_and_is_named_to_linux() {
+        let drive = |id: &str, is_root_device| Drive {
+            drive_id: id.into(),
+            path_on_host: "/a".into(),
+            is_root_device,
+            is_read_only: true,
+        };
+        let given = [drive("data", false), drive("root", true)];
+        let (in_order, words) = drives(&given).unwrap();
+        assert_eq!(in_order[0].id, "root");
+        assert_eq!(in_order[1].id, "data");
+        assert_eq!(words, Some("root=/dev/vda ro"));
+        assert_eq!(drives(&given[..1]).unwrap().1, None);
+        assert!(drives(&[drive("a", true), drive("b", true)]).is_err());
+        let config = Config {
+            drives: given.into(),
+            ..Config::default()
+        };
+        let error = machine_config(&config, Life::Boots)
+            .err()
+            .expect("no root there");
+        assert!(error.to_string().contains("built-in"), "{error}");
     }
 
     #[test]

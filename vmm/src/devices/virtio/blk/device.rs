@@ -1,0 +1,345 @@
+//! The disk itself: does what requests ask for, and answers.
+//!
+//! A failing disk of the host is the guest's I/O error and this host's alarm, nothing more: the guest lives
+//! on. What must not be done here: more than one request a call; the room's top comment says why.
+
+use std::io;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::Bytes;
+
+use super::image::Storage;
+use super::request::{
+    Bounds, Command, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, SEGMENT_BYTES_MAX,
+    SEGMENTS_MAX, Status,
+};
+use super::state::{BlkState, VERSION};
+use super::{Image, SECTOR_BYTES};
+use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
+use crate::devices::{DeviceError, DeviceState, EventSource};
+use crate::memory::GuestRam;
+
+const QUEUE: usize = 0;
+/// Descriptors in the queue: header, status and twice the segments of a request fit.
+const QUEUE_SIZE: u16 = 128;
+/// Longest name of a disk: what the guest can be told of it.
+pub const ID_BYTES_MAX: usize = ID_BYTES;
+/// Sectors to which discards should be aligned: the usual block of file systems.
+const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
+
+const F_SIZE_MAX: u64 = 1 << 1;
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Told in plain words when the host's disk fails; not at every failure of a long row.
+pub type Alarm = Box<dyn Fn(String) + Send>;
+
+/// A disk.
+pub struct BlkDevice {
+    name: String,
+    storage: Box<dyn Storage>,
+    bounds: Bounds,
+    alarm: Alarm,
+    /// The driver does not know of flushes: every write must be safe when it is answered.
+    write_through: bool,
+    /// Where data rest between guest and host, within one call.
+    buffer: Box<[u8]>,
+    counters: BlkCounters,
+}
+
+/// What a disk has done since it was built. Not part of its state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlkCounters {
+    /// Reads done.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Writes done.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Flushes done.
+    pub flushes: u64,
+    /// Ranges discarded or made zero.
+    pub ranges: u64,
+    /// Requests refused: out of bounds, of a wrong length, or of an unknown kind.
+    pub refused: u64,
+    /// Requests that the host's disk failed.
+    pub failures: u64,
+    /// Chains of the guest that were no request.
+    pub malformed_chains: u64,
+}
+
+impl BlkDevice {
+    /// A disk named `name` in `image`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, image: Image, alarm: Alarm) -> Self {
+        let (sectors, read_only) = (image.capacity_sectors(), image.is_read_only());
+        Self::with_storage(name, Box::new(image), sectors, read_only, alarm)
+    }
+
+    /// A disk named `name` of `capacity_sectors` in any storage.
+    #[must_use]
+    pub fn with_storage(
+        name: impl Into<String>,
+        storage: Box<dyn Storage>,
+        capacity_sectors: u64,
+        read_only: bool,
+        alarm: Alarm,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            storage,
+            bounds: Bounds {
+                capacity_sectors,
+                read_only,
+            },
+            alarm,
+            write_through: true,
+            buffer: vec![0; DATA_BYTES_MAX].into_boxed_slice(),
+            counters: BlkCounters::default(),
+        }
+    }
+
+    /// What has been done so far.
+    #[must_use]
+    pub fn counters(&self) -> BlkCounters {
+        self.counters
+    }
+
+    /// Does one request and returns how many bytes of the chain were filled.
+    fn serve(&mut self, chain: Chain<'_>, memory: &GuestRam) -> u32 {
+        let Ok(request) = Request::parse(chain, memory, self.bounds) else {
+            self.counters.malformed_chains += 1;
+            return 0;
+        };
+        let done = match request.command {
+            Ok(command) => self.obey(command, memory),
+            Err(status) => {
+                self.counters.refused += 1;
+                Err(status)
+            }
+        };
+        let (status, filled) = match done {
+            Ok(filled) => (Status::Ok, filled),
+            Err(status) => (status, 0),
+        };
+        match memory.write_obj(status as u8, request.status_at) {
+            Ok(()) => filled + 1,
+            // It was in memory when the request was parsed, and memory stays.
+            Err(_) => 0,
+        }
+    }
+
+    /// Obeys and returns how many bytes were filled before the status.
+    fn obey(&mut self, command: Command, memory: &GuestRam) -> Result<u32, Status> {
+        match command {
+            Command::Read { offset, into } => {
+                let data = &mut self.buffer[..into.bytes() as usize];
+                let (bytes, read) = (data.len(), self.storage.read_at(offset, data));
+                self.check("read", offset, read)?;
+                let data = &self.buffer[..bytes];
+                into.scatter(memory, data).ok_or(Status::IoError)?;
+                self.counters.reads += 1;
+                self.counters.read_bytes += bytes as u64;
+                Ok(bytes as u32)
+            }
+            Command::Write { offset, from } => {
+                let data = &mut self.buffer[..from.bytes() as usize];
+                // All of it is here before any of it is written.
+                from.gather(memory, data).ok_or(Status::IoError)?;
+                let (bytes, written) = (data.len() as u64, self.storage.write_at(offset, data));
+                self.check("write", offset, written)?;
+                self.settle()?;
+                self.counters.writes += 1;
+                self.counters.written_bytes += bytes;
+                Ok(0)
+            }
+            Command::Flush => {
+                // What was only read is as safe as it was.
+                if !self.bounds.read_only {
+                    let flushed = self.storage.flush();
+                    self.check("flush", 0, flushed)?;
+                }
+                self.counters.flushes += 1;
+                Ok(0)
+            }
+            Command::Identify { into } => {
+                let mut id = [0; ID_BYTES];
+                let bytes = self.name.len().min(ID_BYTES);
+                id[..bytes].copy_from_slice(&self.name.as_bytes()[..bytes]);
+                into.scatter(memory, &id).ok_or(Status::IoError)?;
+                Ok(ID_BYTES as u32)
+            }
+            Command::Discard { offset, bytes } => {
+                match self.storage.discard(offset, bytes) {
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        return Err(Status::Unsupported);
+                    }
+                    done => self.check("discard", offset, done)?,
+                }
+                self.settle()?;
+                self.counters.ranges += 1;
+                Ok(0)
+            }
+            Command::WriteZeroes {
+                offset,
+                bytes,
+                may_unmap,
+            } => {
+                let done = self.storage.write_zeroes(offset, bytes, may_unmap);
+                self.check("write zeros", offset, done)?;
+                self.settle()?;
+                self.counters.ranges += 1;
+                Ok(0)
+            }
+        }
+    }
+
+    /// Makes a write safe for a driver that cannot ask for it.
+    fn settle(&mut self) -> Result<(), Status> {
+        if !self.write_through {
+            return Ok(());
+        }
+        let flushed = self.storage.flush();
+        self.check("flush", 0, flushed)
+    }
+
+    /// Turns a failure of the host's disk into the guest's error and an alarm.
+    fn check(&mut self, what: &str, offset: u64, done: io::Result<()>) -> Result<(), Status> {
+        let Err(error) = done else { return Ok(()) };
+        self.counters.failures += 1;
+        let failures = self.counters.failures;
+        // A guest that tries again and again must not fill the host's log.
+        if failures.is_power_of_two() {
+            let hint = match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    "; make room on this host, the guest sees I/O errors until then"
+                }
+                _ => "; the guest sees an I/O error",
+            };
+            (self.alarm)(format!(
+                "cannot {what} at byte {offset}: {error} (failure {failures}){hint}"
+            ));
+        }
+        Err(Status::IoError)
+    }
+}
+
+impl VirtioDevice for BlkDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let always = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+        if self.bounds.read_only {
+            always | F_RO
+        } else {
+            always | F_DISCARD | F_WRITE_ZEROES
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // struct virtio_blk_config; geometry, topology and the cache's mode are not offered and zero.
+        let mut space = [0; 60];
+        space[..8].copy_from_slice(&self.bounds.capacity_sectors.to_le_bytes());
+        let mut set =
+            |at: usize, value: u32| space[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        set(8, SEGMENT_BYTES_MAX);
+        set(12, SEGMENTS_MAX);
+        set(20, SECTOR_BYTES as u32);
+        if !self.bounds.read_only {
+            set(36, RANGE_SECTORS_MAX);
+            set(40, 1);
+            set(44, DISCARD_ALIGNMENT_SECTORS);
+            set(48, RANGE_SECTORS_MAX);
+            set(52, 1);
+            space[56] = 1; // write zeroes may unmap
+        }
+        read_space(&space, offset, data);
+    }
+
+    /// Nothing is writable without a switchable cache.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, features: u64) {
+        self.write_through = features & F_FLUSH == 0;
+    }
+
+    fn reset(&mut self) {
+        self.write_through = true;
+    }
+
+    fn start(&mut self, _rings: Option<&mut Rings<'_>>) {}
+
+    fn process_queue(
+        &mut self,
+        _queue: usize,
+        rings: &mut Rings<'_>,
+    ) -> Result<Progress, RingFault> {
+        let chain = match rings.pop(QUEUE)? {
+            Some(chain) => chain,
+            None if rings.await_kick(QUEUE)? => return Ok(Progress::More(QUEUE)),
+            None => return Ok(Progress::Done),
+        };
+        let head = chain.head_index();
+        let filled = self.serve(chain, rings.memory);
+        rings.push_used(QUEUE, head, filled)?;
+        Ok(Progress::More(QUEUE))
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        Vec::new()
+    }
+
+    fn process_event(
+        &mut self,
+        _source: usize,
+        _rings: Option<&mut Rings<'_>>,
+    ) -> Result<Progress, RingFault> {
+        Ok(Progress::Done)
+    }
+
+    fn save(&self) -> Result<DeviceState, DeviceError> {
+        let state = BlkState {
+            capacity_sectors: self.bounds.capacity_sectors,
+            read_only: self.bounds.read_only,
+        };
+        DeviceState::encode(&self.name, VERSION, &state)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        let state: BlkState = state.decode(&self.name, VERSION)?;
+        let here = self.bounds;
+        let invalid = |what: String| DeviceError::Invalid {
+            device: self.name.clone(),
+            what,
+        };
+        if state.capacity_sectors != here.capacity_sectors {
+            return Err(invalid(format!(
+                "a disk of {} sectors, here it has {}",
+                state.capacity_sectors, here.capacity_sectors
+            )));
+        }
+        if state.read_only != here.read_only {
+            return Err(invalid(format!(
+                "a disk with read_only={}, here it has read_only={}",
+                state.read_only, here.read_only
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,342 @@
+//! The host's side of a disk: a raw image file or a block device, locked against other users.
+//!
+//! The lock is an open-file-description lock over the whole file: exclusive for who writes, shared for who
+//! only reads. It goes when the image is closed, however the process ends. What must not be done here:
+//! anything that knows of virtio or guest memory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::SECTOR_BYTES;
+
+/// How much of each end of an image [`Image::ends_crc32`] looks at.
+const END_BYTES: u64 = 1 << 20;
+/// Zeros written at once where the host cannot be told to make a range zero.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What a disk is stored in. Offsets and lengths are in bytes, and within the disk.
+pub trait Storage: Send {
+    /// Fills `data` from `offset`.
+    ///
+    /// # Errors
+    /// What the host's disk says.
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `data` at `offset`.
+    ///
+    /// # Errors
+    /// What the host's disk says; some of it may have been written.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes all that was written survive a loss of power.
+    ///
+    /// # Errors
+    /// What the host's disk says.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Gives the room of a range back to the host; it reads as zeros then.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] if the host cannot do that to this kind of file.
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
+
+    /// Makes a range zero, giving its room back if `may_unmap`.
+    ///
+    /// # Errors
+    /// What the host's disk says; some of it may have been written.
+    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()>;
+}
+
+/// An open and locked image.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    file: File,
+    capacity_sectors: u64,
+    read_only: bool,
+}
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such file.
+    #[error(
+        "the disk image {} does not exist; an empty one is made by: truncate -s 1G {}",
+        path.display(), path.display()
+    )]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// It is a directory.
+    #[error("the disk image {} is a directory; name a raw image file or a block device", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is neither a regular file nor a block device.
+    #[error(
+        "the disk image {} is neither a regular file nor a block device; only raw images are supported",
+        path.display()
+    )]
+    Kind {
+        /// What it is called.
+        path: PathBuf,
+    },
+    /// This user may not open it.
+    #[error(
+        "not allowed to {what} the disk image {}; {hint}", path.display()
+    )]
+    NotAllowed {
+        /// The image.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// It cannot be divided into sectors.
+    #[error(
+        "the disk image {} has {bytes} bytes; a disk needs at least one sector of {SECTOR_BYTES} bytes and \
+         only whole ones: use truncate -s to correct it (an image in another format than raw must be \
+         converted)", path.display()
+    )]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Somebody else has locked it.
+    #[error(
+        "the disk image {} is in use by {holder}: {why}; stop that first, or use a copy of the image",
+        path.display()
+    )]
+    Taken {
+        /// The image.
+        path: PathBuf,
+        /// Who, as far as can be told.
+        holder: String,
+        /// Why both cannot be.
+        why: &'static str,
+    },
+    /// The host refuses something else.
+    #[error("cannot {what} the disk image {}", path.display())]
+    Io {
+        /// The image.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Image {
+    /// Opens and locks the image at `path`.
+    ///
+    /// # Errors
+    /// If it is no possible image, may not be opened, or is in use.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
+        let (path, what) = (path.to_path_buf(), if read_only { "read" } else { "write" });
+        let refused = |source: io::Error| refusal(&path, read_only, source);
+        // Looked at before it is opened: opening a pipe would wait for its other end.
+        let kind = std::fs::metadata(&path).map_err(refused)?.file_type();
+        if kind.is_dir() {
+            return Err(ImageError::Directory { path });
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(ImageError::Kind { path });
+        }
+        let opened = OpenOptions::new().read(true).write(!read_only).open(&path);
+        let mut file = opened.map_err(refused)?;
+        lock(&path, &file, read_only)?;
+        // Seeking tells the size of block devices too.
+        let bytes = match file.seek(SeekFrom::End(0)) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(ImageError::Io { path, what, source }),
+        };
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(ImageError::Size { path, bytes });
+        }
+        Ok(Self {
+            path,
+            file,
+            capacity_sectors: bytes / SECTOR_BYTES,
+            read_only,
+        })
+    }
+
+    /// Size of the disk.
+    #[must_use]
+    pub fn capacity_sectors(&self) -> u64 {
+        self.capacity_sectors
+    }
+
+    /// Whether it is opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// CRC-32 of the first and the last MiB. It tells most different images apart, at the price of one look;
+    /// it does not prove that two are equal.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn ends_crc32(&self) -> Result<u32, ImageError> {
+        let bytes = self.capacity_sectors * SECTOR_BYTES;
+        let mut end = vec![0; END_BYTES.min(bytes) as usize];
+        let mut crc = crc32fast::Hasher::new();
+        for offset in [0, bytes - end.len() as u64] {
+            let read = self.file.read_exact_at(&mut end, offset);
+            read.map_err(|source| ImageError::Io {
+                path: self.path.clone(),
+                what: "read",
+                source,
+            })?;
+            crc.update(&end);
+        }
+        Ok(crc.finalize())
+    }
+}
+
+impl Storage for Image {
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(data, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(self.file.as_fd(), hole, offset, bytes)?)
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
+        let how = if may_unmap {
+            FallocateFlags::PUNCH_HOLE
+        } else {
+            FallocateFlags::ZERO_RANGE
+        };
+        let done = fallocate(
+            self.file.as_fd(),
+            how | FallocateFlags::KEEP_SIZE,
+            offset,
+            bytes,
+        );
+        match done {
+            // Not every file system can; then it is ordinary work.
+            Err(rustix::io::Errno::OPNOTSUPP) => self.fill_with_zeros(offset, bytes),
+            other => Ok(other?),
+        }
+    }
+}
+
+impl Image {
+    fn fill_with_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let (mut at, end) = (offset, offset + bytes);
+        while at < end {
+            let piece = (end - at).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..piece as usize], at)?;
+            at += piece;
+        }
+        Ok(())
+    }
+}
+
+fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
+    let path = path.to_path_buf();
+    let what = if read_only { "read" } else { "write" };
+    match source.kind() {
+        io::ErrorKind::NotFound => ImageError::Missing { path },
+        io::ErrorKind::IsADirectory => ImageError::Directory { path },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            ImageError::NotAllowed {
+                path,
+                what,
+                hint: if read_only {
+                    "this user needs read permission"
+                } else {
+                    "this user needs read and write permission, or give the guest the drive read-only"
+                },
+            }
+        }
+        _ => ImageError::Io { path, what, source },
+    }
+}
+
+fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), ImageError> {
+    let kind = if read_only {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(ImageError::Taken {
+            path: path.into(),
+            holder: holder(path),
+            why: if read_only {
+                "who reads it must not share it with somebody who writes"
+            } else {
+                "who writes it must have it alone"
+            },
+        }),
+        Err(errno) => Err(ImageError::Io {
+            path: path.into(),
+            what: "lock",
+            source: errno.into(),
+        }),
+    }
+}
+
+/// Which processes of this host have the file open, as far as this user may see. The kernel does not tell
+/// who holds a lock of this kind, and the holder may be on another host.
+fn holder(path: &Path) -> String {
+    let Ok(path) = path.canonicalize() else {
+        return "another process".into();
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut found: Vec<String> = processes
+        .filter_map(|entry| entry.file_name().into_string().ok()?.parse::<u32>().ok())
+        .filter(|pid| *pid != std::process::id() && has_open(*pid, &path))
+        .map(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("process {pid} ({})", name.trim())
+        })
+        .collect();
+    found.truncate(3);
+    if found.is_empty() {
+        "another drive of this process, or a process that this user cannot see".into()
+    } else {
+        found.join(", ")
+    }
+}
+
+fn has_open(pid: u32, path: &Path) -> bool {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    let mut files = files.into_iter().flatten().flatten();
+    files.any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == path))
+}
