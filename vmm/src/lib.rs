@@ -1,4 +1,9 @@
 //! A small rust-vmm based VMM whose guests survive the loss of their host.
+//!
+//! The rooms, by the steps of the data's way (`docs/ARCHITECTURE.md`): [`memory`] is ①, [`dirty`] ②, pausing
+//! and saving for ③ in [`machine`], [`output`] ⑨; ④ to ⑧ are in `understudy-replication`. [`kvm`] makes KVM's
+//! ioctls, [`vcpu`], [`boot`] and [`devices`] are what a machine is made of, [`config`] and [`control`] are for
+//! the `vmm` binary, [`lab`] for its demo, the tests and the benchmarks.
 
 pub mod boot;
 pub mod config;

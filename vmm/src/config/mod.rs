@@ -122,7 +122,7 @@ pub struct Replication {
     pub heartbeat: Option<HeartbeatSection>,
     /// Longest epoch, in milliseconds. Default 25.
     pub epoch_ms: Option<u64>,
-    /// Shortest epoch when output waits, in milliseconds.
+    /// Shortest epoch when output waits, in milliseconds. Default 2.
     pub epoch_min_ms: Option<u64>,
     /// Pause between heartbeats, in milliseconds. Default 20.
     pub heartbeat_ms: Option<u64>,

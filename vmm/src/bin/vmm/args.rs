@@ -131,7 +131,7 @@ pub(crate) struct ReplicatedArgs {
     /// Longest epoch, in milliseconds [default: 25].
     #[arg(long, value_name = "MS")]
     epoch_ms: Option<u64>,
-    /// Shortest epoch when output waits, in milliseconds.
+    /// Shortest epoch when output waits, in milliseconds [default: 2].
     #[arg(long, value_name = "MS")]
     epoch_min_ms: Option<u64>,
     /// Pause between heartbeats, in milliseconds [default: 20].
