@@ -15,6 +15,10 @@ cargo xtask <task>
   demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
   testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
                busybox-static and cpio; downloads a kernel package once)
+  testbed list the scenarios of the two-host testbed
+  testbed run [--json] NAME...|all
+               run scenarios on two emulated hosts: faults, and what clients of the guest see of them
+               (needs Debian and root; installs the packages it needs)
 ";
 
 fn main() -> Result<()> {
@@ -25,6 +29,11 @@ fn main() -> Result<()> {
         ["check"] => check::run(),
         ["demos", times] => demos::run(times.parse()?),
         ["testbed", "boot"] => testbed::boot(),
+        ["testbed", "list"] => {
+            testbed::list();
+            Ok(())
+        }
+        ["testbed", "run", rest @ ..] => testbed::run(rest),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())

@@ -38,7 +38,12 @@ fn provide() -> Result<()> {
              (`sudo env PATH=\"$PATH\" cargo xtask test`)"
         );
     }
-    let mut packages: Vec<&str> = NEEDED
+    install(&NEEDED)
+}
+
+/// Installs the packages of those programs that are missing.
+pub(crate) fn install(programs: &[(&str, &'static str)]) -> Result<()> {
+    let mut packages: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| !on_path(program))
         .map(|(_, package)| *package)
@@ -70,7 +75,7 @@ fn on_path(program: &str) -> bool {
         .any(|directory| directory.join(program).exists())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }
