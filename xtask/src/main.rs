@@ -18,6 +18,10 @@ cargo xtask <task>
                ([--kernel cloud|generic] [--fresh]); says where they are
   testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
                busybox-static and cpio; downloads a kernel package once)
+  testbed list the scenarios of the two-host testbed
+  testbed run [--json] NAME...|all
+               run scenarios on two emulated hosts: faults, and what clients of the guest see of them
+               (needs Debian and root; installs the packages it needs)
 ";
 
 fn main() -> Result<()> {
@@ -29,6 +33,11 @@ fn main() -> Result<()> {
         ["demos", times] => demos::run(times.parse()?),
         ["guest-image", rest @ ..] => guest_image::command(rest),
         ["testbed", "boot"] => testbed::boot(),
+        ["testbed", "list"] => {
+            testbed::list();
+            Ok(())
+        }
+        ["testbed", "run", rest @ ..] => testbed::run(rest),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())

@@ -74,7 +74,7 @@ fn on_path(program: &str) -> bool {
         .any(|directory| directory.join(program).exists())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }
