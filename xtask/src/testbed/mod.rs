@@ -40,7 +40,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use boot::boot;
-use kernel::Kernel;
+pub(crate) use kernel::Kernel;
 use lab::Lab;
 pub(crate) use linux::linux;
 use scenarios::{ALL, Scenario};
