@@ -206,12 +206,15 @@ fn pack(tree: &Path, image: &Path) -> Result<()> {
             .arg(tree)
             .arg(image),
     )?;
-    // The time at which a file's metadata changed cannot be set on this machine, only in the image.
+    // The time at which a file's metadata changed cannot be set on this machine, and its owner by root alone:
+    // both are set in the image.
     let mut script = String::new();
     for path in files_below(tree)? {
         let name = path.strip_prefix(tree)?.display();
         let when = EPOCH.as_secs();
-        script.push_str(&format!("set_inode_field \"/{name}\" ctime @{when}\n"));
+        for (field, value) in [("uid", "0"), ("gid", "0"), ("ctime", &format!("@{when}"))] {
+            script.push_str(&format!("set_inode_field \"/{name}\" {field} {value}\n"));
+        }
     }
     let list = image.with_extension("debugfs");
     fs::write(&list, script)?;
