@@ -21,10 +21,6 @@ use crate::ids::EpochId;
 const AHEAD_BLOCKS: u64 = 16;
 /// The bits are written in pieces of this size.
 const PIECE_BYTES: usize = 4096;
-/// What was written within this time is kept marked together: a block in steady use is not marked anew
-/// in each epoch.
-const KEEP: Duration = Duration::from_secs(1);
-
 /// The map of one image.
 pub(super) struct DirtyMap {
     path: PathBuf,
@@ -219,12 +215,12 @@ impl DirtyMap {
         Ok(self.header.current.filter(|id| peer.contains(id)))
     }
 
-    /// `epoch` ends, and nothing is being written.
-    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant) {
+    /// `epoch` ends, and nothing is being written. Marks are kept for some time at least.
+    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at
-            .is_some_and(|at| now.saturating_duration_since(at) < KEEP);
+            .is_some_and(|at| now.saturating_duration_since(at) < kept);
         if waits || early || self.fresh.is_empty() {
             return;
         }

@@ -229,7 +229,7 @@ impl Inner {
         for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
             // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
             if let Ok(mut map) = map.try_lock() {
-                map.rotate(epoch, now);
+                map.rotate(epoch, now, self.limits.marks_kept);
             }
         }
         let (writes, flush) = self.common.with_log(|log| log.seal(epoch));

@@ -530,6 +530,7 @@ pub(super) fn limits() -> DiskLimits {
         journal_bytes_max: 8 << 20,
         destage_interval: Duration::from_millis(1),
         destage_bytes: 1 << 20,
+        marks_kept: Duration::ZERO,
         sync_slice_bytes: 256 << 10,
     }
 }
