@@ -19,6 +19,7 @@ use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::core::primary::Policy;
+use crate::disk::DiskSet;
 use crate::ids::Generation;
 use crate::ports::{Machine, OutputGate};
 
@@ -57,6 +58,7 @@ pub struct ProtectionHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
     gate: Arc<dyn OutputGate>,
+    disks: DiskSet,
 }
 
 /// How protection ended. The guest is stopped.
@@ -188,6 +190,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                         });
                     }
                 };
+                machine.disks().own()?;
                 machine.run()?;
                 (
                     generation,
@@ -201,7 +204,7 @@ impl<M: Machine> PrimaryBuilder<M> {
         let (commands, commanded) = std::sync::mpsc::sync_channel(64);
         // Answers to commands: bounded by the commands.
         let (events, happened) = mpsc::unbounded_channel();
-        let gate = machine.gate();
+        let (gate, disks) = (machine.gate(), machine.disks());
         let driver = Driver::new(
             driver::Setup {
                 vm: self.vm,
@@ -214,6 +217,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                 fingerprint: machine.fingerprint(),
                 layout: machine.memory().layout().clone(),
                 gate: Arc::clone(&gate),
+                disks: disks.clone(),
             },
             Arbitration::new(Arc::clone(&arbiter), claimant),
             requested,
@@ -229,6 +233,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                 requests,
                 metrics,
                 gate,
+                disks,
             },
             driver,
             capturer,

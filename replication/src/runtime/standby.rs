@@ -1,6 +1,7 @@
 //! Keeps a second copy of a guest and takes over: the public face of the standby side. The loop
 //! itself is in [`driver`].
 
+mod disks;
 mod driver;
 
 use std::sync::Arc;
@@ -175,7 +176,7 @@ impl<M: Machine> StandbyBuilder<M> {
             self.machine,
             requested,
             metrics.clone(),
-        );
+        )?;
         let driver = std::thread::Builder::new()
             .name("driver".into())
             .spawn(move || driver.run(&ready))

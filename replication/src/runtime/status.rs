@@ -104,10 +104,37 @@ pub struct Status {
     pub encoded: Encoded,
     /// The guest's output at this side's gate.
     pub output: OutputCounts,
-    /// Bytes shipped by initial synchronisations.
+    /// What is done about disks.
+    #[serde(default)]
+    pub disks: DisksStatus,
+    /// Bytes of memory shipped by initial synchronisations.
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.
     pub failover: Option<FailoverFigures>,
     /// The last thing that went wrong.
     pub alarm: Option<String>,
+}
+
+/// What replication does about disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksStatus {
+    /// The last synchronisation, or the one that goes on; on the primary.
+    pub sync: Option<DiskSync>,
+    /// Bytes of disk writes of all epochs on the logging channel.
+    pub wire_bytes: u64,
+    /// The last epoch of this session that is on the backup's images for good.
+    pub durable_epoch: u64,
+}
+
+/// A synchronisation of disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSync {
+    /// For each disk, in configuration order: whether all of it is sent, not only what differs.
+    pub full: Vec<bool>,
+    /// What was to be copied when it began.
+    pub bytes: u64,
+    /// What is still to be copied.
+    pub bytes_left: u64,
+    /// Sent so far, with what the guest wrote meanwhile.
+    pub bytes_sent: u64,
 }

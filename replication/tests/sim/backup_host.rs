@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use understudy_replication::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput};
-use understudy_replication::core::message::Message;
+use understudy_replication::core::message::{Message, Welcome};
 use understudy_replication::core::primary::PrimaryCore;
 use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::ports::PageMemory;
@@ -28,6 +28,7 @@ impl World {
             node: format!("host {host}"),
             fingerprint: introduction.fingerprint,
             layout: introduction.layout,
+            disks: Vec::new(),
         };
         let policy = self.settings.policy.clone();
         let core = BackupCore::new(policy, identity, Generation(0), self.now);
@@ -67,14 +68,23 @@ impl World {
             BackupEffect::Send(message) => {
                 let generation = node.core.generation();
                 match (&message, link) {
-                    (Message::Welcome(_), Some(link)) => node.session_link = link,
-                    (Message::Ack { epoch }, Some(link)) => {
+                    (Message::Ack { epoch, .. }, Some(link)) => {
                         self.acked.insert(link, *epoch);
                     }
                     _ => {}
                 }
                 self.send(host, generation, &message);
             }
+            BackupEffect::Welcome { node: name } => {
+                let generation = node.core.generation();
+                node.session_link = link.unwrap_or(usize::MAX);
+                let disks = Vec::new();
+                let welcome = Message::Welcome(Welcome { node: name, disks });
+                self.send(host, generation, &welcome);
+            }
+            BackupEffect::BeginCopy(_)
+            | BackupEffect::SyncDisk(_)
+            | BackupEffect::Persist { .. } => {}
             BackupEffect::CloseLink => self.close_link(host),
             BackupEffect::Committed(epoch) => self.check_commit(host, epoch),
             BackupEffect::Discarded { epoch, why } => {

@@ -145,12 +145,13 @@ impl World {
         let generation = node.core.generation();
         match effect {
             PrimaryEffect::Send(message) => self.send(host, generation, &message),
-            PrimaryEffect::StartSync => {
+            PrimaryEffect::StartSync { .. } => {
                 node.encoder.forget();
                 self.begin_work(host, Work::Sync { all: true });
             }
             PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync { all: false }),
             PrimaryEffect::Capture(epoch) => self.begin_work(host, Work::Capture(epoch)),
+            PrimaryEffect::WriteDisks(_) | PrimaryEffect::Durable(_) => {}
             PrimaryEffect::Release(through) => {
                 let outputs = node.gate.release(through);
                 let link = self.hosts[host].link;
@@ -207,7 +208,13 @@ impl World {
             Work::SyncShipped => {
                 if let Role::Primary(node) = &self.hosts[host].role {
                     let pages_left = node.memory.dirty_pages();
-                    self.primary(host, PrimaryInput::SyncRoundShipped { pages_left });
+                    self.primary(
+                        host,
+                        PrimaryInput::SyncRoundShipped {
+                            pages_left,
+                            disk_bytes_left: 0,
+                        },
+                    );
                 }
             }
             Work::Capture(epoch) => self.capture(host, epoch),
