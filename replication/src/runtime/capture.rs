@@ -247,8 +247,10 @@ impl<M: Machine> Capturer<M> {
             bytes += batch.body.len() as u64;
             send(target, &Message::SyncDisk(batch.body))
         })?;
-        self.metrics.disks_synchronised(bytes, step.bytes_left);
-        Ok(step.bytes_left)
+        // Not what the guest has written meanwhile: it may never stop.
+        let bytes_left = self.disks.counts().copy_bytes_left;
+        self.metrics.disks_synchronised(bytes, bytes_left);
+        Ok(bytes_left)
     }
 
     /// One round of the synchronisation. Disks come first, as they take longest: all that time memory
@@ -403,7 +405,7 @@ impl<M: Machine> Capturer<M> {
             paused.save(&mut state)?;
         }
         let step = trace_span!(target: "understudy::pause", "seal").entered();
-        self.disks.hold();
+        self.disks.hold()?;
         let disks = self.disks.seal(epoch)?;
         // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
         self.gate.hold();

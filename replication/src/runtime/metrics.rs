@@ -175,7 +175,16 @@ impl Metrics {
 
     /// On the backup's images for good.
     pub(super) fn durable(&self, epoch: EpochId) {
-        self.lock().status.disks.durable_epoch = epoch.0;
+        let disks = &mut self.lock().status.disks;
+        disks.durable_epoch = epoch.0;
+        disks.unfinished &= epoch.0 == 0;
+    }
+
+    /// On the standby: the images are being overwritten.
+    pub(super) fn disks_unfinished(&self) {
+        let disks = &mut self.lock().status.disks;
+        disks.durable_epoch = 0;
+        disks.unfinished = true;
     }
 
     /// ⑧ on the primary: epochs through `epoch` were acknowledged and released.

@@ -25,7 +25,9 @@ use crate::ports::MachineError;
 
 pub use primary::{Ended, Primary, PrimaryBuilder, Protection, ProtectionHandle};
 pub use standby::{Outcome, Promoted, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
-pub use status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status};
+pub use status::{
+    DiskStatus, DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status,
+};
 
 /// Where UDP heartbeats come from and go to: a path of its own beside the logging channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

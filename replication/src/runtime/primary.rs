@@ -3,6 +3,7 @@
 
 mod driver;
 mod output_signal;
+mod shared_disks;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -287,9 +288,11 @@ impl ProtectionHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
+        let status = self.metrics.status();
         Status {
             output: self.gate.counts(),
-            ..self.metrics.status()
+            disks: status.disks.with(&self.disks),
+            ..status
         }
     }
 

@@ -16,6 +16,7 @@ use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::Arbiter;
 use crate::core::primary::Policy;
+use crate::disk::DiskSet;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, OutputGate};
 
@@ -51,6 +52,7 @@ pub struct StandbyHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
     gate: Arc<dyn OutputGate>,
+    disks: DiskSet,
 }
 
 /// How a standby's work ended.
@@ -160,7 +162,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let metrics = Metrics::new(Role::Standby, &self.vm, &self.node);
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
-        let gate = self.machine.gate();
+        let (gate, disks) = (self.machine.gate(), self.machine.disks());
         let driver = Driver::new(
             driver::Setup {
                 claimant: super::claimant(&self.node),
@@ -188,6 +190,7 @@ impl<M: Machine> StandbyBuilder<M> {
             requests,
             metrics,
             gate,
+            disks,
         };
         match listening.recv() {
             Ok(endpoint) => Ok(StandbyRun {
@@ -232,9 +235,11 @@ impl StandbyHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
+        let status = self.metrics.status();
         Status {
             output: self.gate.counts(),
-            ..self.metrics.status()
+            disks: status.disks.with(&self.disks),
+            ..status
         }
     }
 

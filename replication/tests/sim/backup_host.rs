@@ -102,19 +102,14 @@ impl World {
             BackupEffect::Send(message) => {
                 let generation = node.core.generation();
                 let mut early_ack = None;
-                match (&message, link) {
-                    (Message::Ack { epoch, .. }, Some(link)) => {
-                        let wrote = self.snapshots.get(&(link, *epoch)).is_some_and(|s| s.wrote);
-                        let early = wrote && node.persisted != *epoch;
-                        if early {
-                            let text = format!(
-                                "R1: host {host} acks {epoch} before its disk writes are safe"
-                            );
-                            early_ack = Some(text);
-                        }
-                        self.acked.insert(link, *epoch);
+                if let (Message::Ack { epoch, .. }, Some(link)) = (&message, link) {
+                    let wrote = self.snapshots.get(&(link, *epoch)).is_some_and(|s| s.wrote);
+                    if wrote && node.persisted != *epoch {
+                        early_ack = Some(format!(
+                            "R1: host {host} acks {epoch} before its disk writes are safe"
+                        ));
                     }
-                    _ => {}
+                    self.acked.insert(link, *epoch);
                 }
                 early_ack.into_iter().for_each(|text| self.violate(text));
                 self.send(host, generation, &message);

@@ -14,13 +14,14 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
+use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
 use crate::arbiter::Verdict;
 use crate::core::message::{Bye, Message};
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
-use crate::disk::{DiskError, DiskSet};
+use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{EpochId, Generation};
+use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::{OutputEvent, OutputGate};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
@@ -36,8 +37,6 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_RETRY: Duration = Duration::from_millis(250);
 /// The same after a standby refused: a person has to change something.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
-/// Pause before shared disks that could not be written are tried again.
-const DISKS_RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct Setup {
     pub(super) vm: String,
@@ -57,20 +56,20 @@ type Connected = Result<Box<Link>, String>;
 type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
-    setup: Setup,
+    pub(super) setup: Setup,
     requests: Receiver<Request>,
-    commands: SyncSender<Command>,
+    pub(super) commands: SyncSender<Command>,
     events: UnboundedReceiver<Report>,
     /// Reports of writes to shared disks, bounded by the core, which asks for one at a time.
-    disks_done: UnboundedSender<DisksWritten>,
+    pub(super) disks_done: UnboundedSender<DisksWritten>,
     disks_written: UnboundedReceiver<DisksWritten>,
     arbitration: Arbitration,
     metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     /// Number of the current session, or of the last one.
-    session_number: u64,
+    pub(super) session_number: u64,
     output: Arc<OutputSignal>,
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
@@ -80,13 +79,6 @@ pub(super) struct Driver {
     ended: Option<Ended>,
     /// The capture thread has panicked.
     broken: bool,
-}
-
-/// How writing to shared disks ended.
-struct DisksWritten {
-    session: u64,
-    epoch: EpochId,
-    outcome: Result<(), String>,
 }
 
 /// What the loop waits for.
@@ -327,49 +319,10 @@ impl Driver {
 
     fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
         if let Event::StillHeld { generation, error } = report.event {
-            self.raise(format!(
-                "the guest's output is held until its shared disks can be written: {error}"
-            ));
-            let commands = self.commands.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(DISKS_RETRY).await;
-                // It is lost only if so many wait that the guest is about to be stopped.
-                let _ = commands.try_send(Command::OpenGate(generation));
-            });
-            return;
+            return self.still_held(generation, &error);
         }
         if self.session.is_some() && report.session == self.session_number {
             inputs.push_back(worked(report.event));
-        }
-    }
-
-    /// Lets what is held for shared disks go.
-    fn write_disks(&self, epoch: EpochId) {
-        write_disks(
-            &self.setup.disks,
-            self.disks_done.clone(),
-            self.session_number,
-            epoch,
-        );
-    }
-
-    fn disks_written(&self, written: DisksWritten, inputs: &mut VecDeque<PrimaryInput>) {
-        let DisksWritten { session, epoch, .. } = written;
-        if self.session.is_none() || session != self.session_number {
-            return;
-        }
-        match written.outcome {
-            Ok(()) => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
-            Err(error) => {
-                self.raise(format!(
-                    "the guest's output is held until its shared disks can be written: {error}"
-                ));
-                let (again, disks) = (self.disks_done.clone(), self.setup.disks.clone());
-                tokio::spawn(async move {
-                    tokio::time::sleep(DISKS_RETRY).await;
-                    write_disks(&disks, again, session, epoch);
-                });
-            }
         }
     }
 
@@ -518,7 +471,7 @@ impl Driver {
         let _ = self.commands.send(command);
     }
 
-    fn raise(&self, text: String) {
+    pub(super) fn raise(&self, text: String) {
         tracing::warn!("{text}");
         self.metrics.alarm(text);
     }
@@ -541,20 +494,6 @@ impl Driver {
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
     }
-}
-
-/// Lets what is held for shared disks go, and has `done` told how that ended.
-fn write_disks(disks: &DiskSet, done: UnboundedSender<DisksWritten>, session: u64, epoch: EpochId) {
-    let told = move |outcome: Result<(), DiskError>| {
-        let outcome = outcome.map_err(|error| causes(&error));
-        // Without a driver nobody waits.
-        let _ = done.send(DisksWritten {
-            session,
-            epoch,
-            outcome,
-        });
-    };
-    disks.release(epoch, Box::new(told));
 }
 
 fn is_ack(input: &PrimaryInput) -> bool {

@@ -313,7 +313,8 @@ impl<M: Machine> Driver<M> {
                     session.send(self.core.generation(), &welcome);
                 }
             }
-            DisksReport::Copying | DisksReport::Idle => {}
+            DisksReport::Copying => self.metrics.disks_unfinished(),
+            DisksReport::Idle => {}
             DisksReport::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
                     self.raise(format!("the copy cannot be kept: {error}"));
