@@ -25,7 +25,7 @@ fn hosts(seed: u64) -> (Host, Host) {
     (a, b)
 }
 
-fn images(host: &Host) -> [Vec<u8>; 2] {
+fn images(host: &Host) -> [Content; 2] {
     ["disk0", "disk1"].map(|disk| host.content(disk))
 }
 
