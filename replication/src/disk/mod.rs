@@ -9,11 +9,25 @@
 //! What must not be done here: deciding who runs the guest, or waiting for the network in a call of
 //! [`Disk`].
 
+mod bits;
+mod desk;
+mod device;
 mod error;
+mod files;
+mod header;
+mod journal;
+mod log;
+mod map;
+mod overlay;
+mod replica;
 mod set;
+mod sync;
+#[cfg(test)]
+mod tests;
 
+pub use device::Disk;
 pub use error::DiskError;
-pub use set::{Disk, DiskSet, Done, Listener};
+pub use set::{DiskSet, Done, Listener};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -97,4 +111,19 @@ pub struct SealedDisks {
     pub flush: bool,
     /// Shared images durably have the writes of all epochs up to this one: the backup may forget them.
     pub written_through: EpochId,
+}
+
+/// What the disks of a set keep for the other side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Writes in memory on the side that runs the guest, in bytes.
+    pub log_bytes: u64,
+    /// What the synchronisation has still to copy, in bytes.
+    pub copy_bytes_left: u64,
+    /// What the backup's journal holds, in bytes.
+    pub journal_bytes: u64,
+    /// Writes of shared disks in the backup's memory, in bytes.
+    pub backup_held_bytes: u64,
+    /// Blocks that are marked in the maps, in bytes.
+    pub marked_bytes: u64,
 }
