@@ -18,6 +18,7 @@ use understudy_transport::{LinkError, SendQueue};
 use self::shipment::{Shipment, in_batches, send};
 use super::Limits;
 use super::arbitration::causes;
+use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use crate::arbiter::{Arbiter, ArbiterError, Note};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
@@ -116,6 +117,7 @@ pub(super) struct Capturer<M: Machine> {
     disks: DiskSet,
     /// Disks are being copied; memory waits.
     copying: bool,
+    progress: DiskProgress,
     events: UnboundedSender<Report>,
     metrics: Metrics,
     limits: Limits,
@@ -143,6 +145,7 @@ impl<M: Machine> Capturer<M> {
             gate: machine.gate(),
             disks: machine.disks(),
             copying: false,
+            progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
@@ -231,6 +234,7 @@ impl<M: Machine> Capturer<M> {
         if !self.disks.is_empty() {
             let plan = self.disks.begin_sync(peer)?;
             self.metrics.disks_planned(&plan);
+            self.progress.begin(&self.disks, &plan);
             send(target, &Message::SyncDisks(plan.disks))?;
         }
         self.sync_round()
@@ -263,6 +267,7 @@ impl<M: Machine> Capturer<M> {
         if !self.copying {
             return self.memory_round(&target, false);
         }
+        self.progress.left(disk_bytes_left);
         if disk_bytes_left > 0 {
             self.tell(Event::SyncRoundShipped {
                 pages_left: self.dirty.len(),

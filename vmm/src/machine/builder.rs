@@ -10,6 +10,7 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
+use understudy_replication::disk::DiskSet;
 
 use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
@@ -46,6 +47,7 @@ pub struct MachineBuilder {
     virtio_slots: u32,
     devices: Vec<Attached>,
     networks: Networks,
+    disks: DiskSet,
     console_input: Option<SerialInput>,
 }
 
@@ -89,13 +91,15 @@ impl MachineBuilder {
             virtio_slots: 0,
             devices: Vec::new(),
             networks: Vec::new(),
+            disks: DiskSet::empty(),
             console_input: None,
         };
         builder.attach_reset_port()?;
         builder.attach_power_switch()?;
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
-        builder.attach_drives(config.drives)?;
+        builder.disks =
+            builder.attach_drives(config.drives, config.disk_journal, config.disk_limits)?;
         if config.rng {
             builder.attach_rng()?;
         }
@@ -192,6 +196,7 @@ impl MachineBuilder {
             events: self.events,
             fingerprint,
             networks: self.networks,
+            disks: self.disks,
             console_input: self.console_input,
             payload: self.payload,
             cmdline,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use understudy_replication::disk::{DiskError, DiskLimits};
+
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
@@ -28,6 +30,10 @@ pub struct MachineConfig {
     pub net: Vec<NetConfig>,
     /// Disks, in the guest's order.
     pub drives: Vec<DriveConfig>,
+    /// Where a standby notes writes to replicated disks; needed if there is such a disk.
+    pub disk_journal: Option<PathBuf>,
+    /// Limits of what copies of disks take.
+    pub disk_limits: DiskLimits,
     /// Whether the guest gets a source of random numbers.
     pub rng: bool,
     /// Where the guest's serial console goes; nowhere if `None`.
@@ -63,8 +69,35 @@ pub struct DriveConfig {
     pub id: String,
     /// A raw image file or a block device of this host.
     pub path: PathBuf,
-    /// Whether the guest may only read it.
-    pub read_only: bool,
+    /// What the guest may do to it, and what becomes of that.
+    pub kind: DriveKind,
+}
+
+/// What a guest may do to a disk, and what becomes of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriveKind {
+    /// It may only read.
+    ReadOnly,
+    /// What it writes is on this host alone.
+    Local,
+    /// The other host has an image of its own.
+    Replicated {
+        /// Where the map of changed blocks is.
+        map_path: PathBuf,
+    },
+    /// The other host reaches the same image.
+    Shared {
+        /// Whether it must be free now; a standby takes it when it takes over.
+        at_once: bool,
+    },
+}
+
+impl DriveKind {
+    /// Whether the guest may only read.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        *self == Self::ReadOnly
+    }
 }
 
 impl Default for MachineConfig {
@@ -78,6 +111,8 @@ impl Default for MachineConfig {
             cmdline: String::new(),
             net: Vec::new(),
             drives: Vec::new(),
+            disk_journal: None,
+            disk_limits: DiskLimits::default(),
             rng: true,
             console: None,
             gate: GateLimits::default(),
@@ -139,6 +174,9 @@ pub enum ConfigError {
         #[source]
         source: ImageError,
     },
+    /// Copies of disks cannot be kept.
+    #[error("the guest's disks")]
+    Disks(#[from] DiskError),
     /// A disk's name does not fit.
     #[error(
         "a drive is called {0:?}; names of drives are 1 to {ID_BYTES_MAX} of letters, digits, '_' and '-'"

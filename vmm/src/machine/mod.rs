@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
+use understudy_replication::disk::DiskSet;
 
 use crate::boot::{self, BootError, Cmdline, Payload};
 use crate::devices::virtio::mmio::MmioTransport;
@@ -43,7 +44,7 @@ use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub use config::{
-    ConfigError, DriveConfig, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
+    ConfigError, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
@@ -138,6 +139,7 @@ pub struct Machine {
     events: Arc<Events>,
     fingerprint: Fingerprint,
     networks: Networks,
+    disks: DiskSet,
     console_input: Option<SerialInput>,
     payload: Option<Payload>,
     cmdline: Cmdline,
@@ -170,6 +172,12 @@ impl Machine {
     #[must_use]
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// The disks that have, or may get, a second copy.
+    #[must_use]
+    pub fn disk_set(&self) -> &DiskSet {
+        &self.disks
     }
 
     /// Where input for the guest's console comes in.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::config::{
-    Config, ConfigError, Drive, Entropy, HeartbeatSection, NetworkInterface,
+    Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
 };
 
 const AFTER_HELP: &str = "\
@@ -15,6 +15,9 @@ Try it (needs only /dev/kvm):
 Protect a guest on two hosts that both see /shared:
   host-b$ vmm standby --net tap=tap0 --listen 0.0.0.0:7000 --arbiter /shared/web.arbiter
   host-a$ vmm primary --net tap=tap0 --backup host-b:7000 --arbiter /shared/web.arbiter
+
+With a disk, of which each host has an image of the same size:
+  truncate -s 20G web.disk, and --drive path=web.disk on both hosts
 
 Look at it:
   vmm status --control /run/understudy.sock
@@ -87,8 +90,11 @@ pub(crate) struct VmArgs {
     /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
-    /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and `,readonly`.
-    /// Repeatable. A guest with a disk that it can write cannot be protected yet.
+    /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
+    /// `,readonly`, `,replicated` and `,shared`. Repeatable. A protected guest's disk is `replicated` unless
+    /// something else is said: each host has an image of its own and keeps a map of changed blocks beside it
+    /// (`,map=FILE` puts it elsewhere, as is needed for a block device). `shared`: both hosts reach one image,
+    /// on storage whose locks hold between them.
     #[arg(long, value_name = "SPEC")]
     drive: Vec<String>,
     /// Give the guest a virtio entropy device.
@@ -128,6 +134,10 @@ pub(crate) struct ReplicatedArgs {
     /// Unix socket for `vmm status`, `failover` and `stop`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Where a standby notes writes to replicated disks before they go to the images, as two files
+    /// [default: the first image's path with `.understudy-journal` behind it].
+    #[arg(long, value_name = "FILE")]
+    disk_journal: Option<PathBuf>,
     /// Longest epoch, in milliseconds [default: 25].
     #[arg(long, value_name = "MS")]
     epoch_ms: Option<u64>,
@@ -177,6 +187,15 @@ pub(crate) enum Fault {
     Freeze,
 }
 
+/// A disk in the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoDisk {
+    /// Each side has an image of its own.
+    Replicated,
+    /// Both sides reach one image.
+    Shared,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Clients that stream; a quarter as many (at least one) count with INCR.
@@ -191,6 +210,9 @@ pub(crate) struct DemoArgs {
     /// What happens to the primary.
     #[arg(long, value_enum, default_value_t = Fault::Kill)]
     pub(crate) fault: Fault,
+    /// Give the guest a disk, which it writes and reads back all the time; the image is checked at the end.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) disk: Option<DemoDisk>,
     /// Print one JSON object at the end, and nothing else on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -236,6 +258,7 @@ impl VmArgs {
                 .map(|(number, spec)| drive(number, spec))
                 .collect::<Result<_, _>>()?;
         }
+        config.check_drives()?;
         Ok(config)
     }
 }
@@ -251,6 +274,7 @@ impl ReplicatedArgs {
         over(&mut replication.listen, self.listen);
         over(&mut replication.arbiter, self.arbiter);
         over(&mut replication.control_socket, self.control);
+        over(&mut replication.disk_journal, self.disk_journal);
         over(&mut replication.epoch_ms, self.epoch_ms);
         over(&mut replication.epoch_min_ms, self.epoch_min_ms);
         over(&mut replication.heartbeat_ms, self.heartbeat_ms);
@@ -298,14 +322,21 @@ fn drive(number: usize, spec: &str) -> Result<Drive, ConfigError> {
         path_on_host: PathBuf::new(),
         is_root_device: false,
         is_read_only: false,
+        replication: None,
+        map_path: None,
     };
     for part in spec.split(',') {
         match part.split_once('=') {
             Some(("path", file)) if !file.is_empty() => path = Some(PathBuf::from(file)),
             Some(("id", id)) => drive.drive_id = id.into(),
+            Some(("map", file)) if !file.is_empty() => drive.map_path = Some(file.into()),
             None if part == "readonly" => drive.is_read_only = true,
+            None if part == "replicated" => drive.replication = Some(DriveReplication::Replicated),
+            None if part == "shared" => drive.replication = Some(DriveReplication::Shared),
             _ => {
-                let why = format!("{part:?} is none of path=FILE, id=NAME, readonly");
+                let why = format!(
+                    "{part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE"
+                );
                 return Err(wrong("--drive", why));
             }
         }
@@ -389,17 +420,27 @@ mod tests {
             "path=/a,readonly",
             "--drive",
             "id=data,path=/b=c",
+            "--drive",
+            "path=/d,shared",
+            "--drive",
+            "path=/dev/e,replicated,map=/e",
         ])
         .unwrap();
-        let [first, second] = &config.drives[..] else {
-            panic!("two drives: {:?}", config.drives);
+        let [first, second, third, fourth] = &config.drives[..] else {
+            panic!("four drives: {:?}", config.drives);
         };
         assert_eq!((&*first.drive_id, first.is_read_only), ("disk0", true));
         assert_eq!((&*second.drive_id, second.is_read_only), ("data", false));
         assert_eq!(second.path_on_host, std::path::Path::new("/b=c"));
-        for spec in ["readonly", "/a", "path=", "path=/a,ro"] {
+        assert_eq!(second.replication, None);
+        assert_eq!(third.replication, Some(DriveReplication::Shared));
+        assert_eq!(fourth.replication, Some(DriveReplication::Replicated));
+        assert_eq!(fourth.map_path(), std::path::Path::new("/e"));
+        for spec in ["readonly", "/a", "path=", "path=/a,ro", "path=/a,map="] {
             let error = merged(&["--drive", spec]).unwrap_err().to_string();
             assert!(error.contains("path=FILE"), "{error}");
         }
+        let error = merged(&["--drive", "path=/a,readonly,shared"]).unwrap_err();
+        assert!(error.to_string().contains("disk0.replication"), "{error}");
     }
 }
