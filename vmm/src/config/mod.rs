@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use understudy_replication::core::primary::Policy;
 use understudy_transport::Endpoint;
 
+use crate::vcpu::CpuTemplate;
+
 #[cfg(test)]
 mod tests;
 
@@ -56,6 +58,9 @@ pub struct MachineSection {
     pub vcpu_count: Option<u8>,
     /// Memory in MiB. Default 256.
     pub mem_size_mib: Option<u64>,
+    /// Which CPU features the guest is offered: `host` (default), or a level that hosts of different models
+    /// have in common, `x86-64` to `x86-64-v4`.
+    pub cpu_template: Option<CpuTemplate>,
 }
 
 /// One of `network-interfaces`.

@@ -6,6 +6,7 @@ use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
 use crate::output::{ConsoleSink, GateLimits};
+use crate::vcpu::CpuTemplate;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
@@ -14,6 +15,8 @@ pub const VCPUS_MAX: u8 = 16;
 pub struct MachineConfig {
     /// vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
+    /// Which CPU features the guest is offered when it boots here.
+    pub cpu_template: CpuTemplate,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
     /// What RAM is made of.
@@ -71,6 +74,7 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             vcpus: 1,
+            cpu_template: CpuTemplate::Host,
             memory_mib: 256,
             backing: Backing::default(),
             kernel: None,

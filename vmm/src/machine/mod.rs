@@ -38,7 +38,7 @@ use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::KvmError;
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
-use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
@@ -72,6 +72,9 @@ pub enum MachineFault {
     /// A vCPU fails.
     #[error("vCPUs")]
     Vcpu(#[from] VcpuError),
+    /// The host lacks features of the CPU template.
+    #[error("vCPUs")]
+    Template(#[from] TemplateError),
     /// Dirty pages cannot be tracked.
     #[error("tracking dirty pages")]
     Dirty(#[from] DirtyError),
@@ -132,6 +135,10 @@ pub struct Machine {
     tracker: DirtyTracker,
     memory: Memory,
     vm: Arc<VmFd>,
+    /// The CPU that the guest sees.
+    cpu: CpuModel,
+    /// All that this host could offer.
+    host_cpu: CpuModel,
     msrs: MsrList,
     clock: GuestClock,
     gate: Arc<Gate>,
@@ -272,6 +279,10 @@ impl Machine {
         let state = MachineState::decode(bytes)?;
         self.phase = Phase::Broken;
         state.restore(self)?;
+        // The guest brought its CPU and its MSRs; another host must have them to take over from here.
+        (self.cpu, self.msrs) = state.into_cpu()?;
+        self.cpu.describe(&self.host_cpu, &mut self.fingerprint);
+        self.msrs.describe(&self.msrs, &mut self.fingerprint);
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::config::{
     Config, ConfigError, Drive, Entropy, HeartbeatSection, NetworkInterface,
 };
+use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):
@@ -80,6 +81,10 @@ pub(crate) struct VmArgs {
     /// Number of vCPUs [default: 1].
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
+    /// CPU features that a guest booted here is offered: host (all), or only those of x86-64, x86-64-v2,
+    /// x86-64-v3 or x86-64-v4, so that a standby of another model can take over [default: host].
+    #[arg(long, value_name = "NAME")]
+    cpu_template: Option<CpuTemplate>,
     /// Memory in MiB [default: 256].
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
@@ -218,6 +223,7 @@ impl VmArgs {
         over(&mut config.boot_source.boot_args, self.cmdline);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
+        over(&mut config.machine_config.cpu_template, self.cpu_template);
         over(&mut config.serial.output, self.console);
         if self.rng {
             config.entropy = Some(Entropy {});

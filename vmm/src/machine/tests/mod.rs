@@ -1,6 +1,7 @@
 //! Machines on real KVM, with tiny guests in machine code and one device that only tests have.
 
 mod copies;
+mod cpus;
 mod running;
 mod states;
 

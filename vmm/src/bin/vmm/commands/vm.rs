@@ -80,6 +80,7 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
     let vm = config.replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
+        cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
         kernel: Some(kernel),
         initrd,
