@@ -72,6 +72,10 @@ pub struct NetworkInterface {
     /// A tap device of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_dev_name: Option<String>,
+    /// Whether the tap takes over checksums and TCP segmentation (not in Firecracker). Default true; false if
+    /// the other host's guest would be on a socket, which cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
     /// A Unix stream socket with the framing of QEMU and passt (not in Firecracker).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_path: Option<PathBuf>,

@@ -51,8 +51,10 @@ pub struct NetConfig {
 
 /// What a network device is connected to.
 pub enum NetBackend {
-    /// A tap interface, by name.
+    /// A tap interface, by name, which takes over checksums and TCP segmentation.
     Tap(String),
+    /// A tap interface, by name, without that: as a socket, which may be what the other host has.
+    PlainTap(String),
     /// A listening Unix socket of a network process (passt, QEMU).
     Socket(PathBuf),
     /// Something that is open already.

@@ -89,7 +89,8 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
+    /// over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
     /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and `,readonly`.
@@ -279,6 +280,7 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
     let mut interface = NetworkInterface {
         iface_id: format!("net{number}"),
         host_dev_name: None,
+        offload: None,
         socket_path: None,
         guest_mac: None,
     };
@@ -288,8 +290,12 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
             Some(("socket", path)) => interface.socket_path = Some(path.into()),
             Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
             Some(("id", id)) => interface.iface_id = id.into(),
+            Some(("offload", "on")) => interface.offload = Some(true),
+            Some(("offload", "off")) => interface.offload = Some(false),
             _ => {
-                let why = format!("{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME");
+                let why = format!(
+                    "{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+                );
                 return Err(wrong("--net", why));
             }
         }
@@ -372,7 +378,7 @@ mod tests {
     fn interfaces_and_heartbeats_are_parsed_or_explained() {
         let config = merged(&[
             "--net",
-            "tap=tap0,mac=52:54:00:00:00:01",
+            "tap=tap0,mac=52:54:00:00:00:01,offload=off",
             "--heartbeat",
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
@@ -381,6 +387,7 @@ mod tests {
             config.network_interfaces[0].host_dev_name.as_deref(),
             Some("tap0")
         );
+        assert_eq!(config.network_interfaces[0].offload, Some(false));
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");
