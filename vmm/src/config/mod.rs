@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use understudy_replication::core::primary::Policy;
 use understudy_transport::Endpoint;
 
+use crate::boot::BootProtocol;
 use crate::vcpu::CpuTemplate;
 
 #[cfg(test)]
@@ -48,6 +49,9 @@ pub struct BootSource {
     pub initrd_path: Option<PathBuf>,
     /// Command line.
     pub boot_args: Option<String>,
+    /// `auto` (default: the Linux boot protocol, or PVH if the image has only that), `linux` or `pvh` (not in
+    /// Firecracker).
+    pub boot_protocol: Option<BootProtocol>,
 }
 
 /// `machine-config`.

@@ -271,7 +271,12 @@ fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> 
     };
     let initrd = config.initrd.as_deref();
     let initrd = initrd.map(|path| read("initramfs", path)).transpose()?;
-    Ok(Some(Payload { kernel, initrd }))
+    let protocol = config.boot_protocol;
+    Ok(Some(Payload {
+        protocol,
+        kernel,
+        initrd,
+    }))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::boot::BootProtocol;
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
@@ -23,6 +24,8 @@ pub struct MachineConfig {
     pub backing: Backing,
     /// What to boot. A standby machine needs nothing: it gets its memory from the primary.
     pub kernel: Option<Kernel>,
+    /// By which protocol the kernel is entered.
+    pub boot_protocol: BootProtocol,
     /// An initramfs for the kernel.
     pub initrd: Option<PathBuf>,
     /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
@@ -80,6 +83,7 @@ impl Default for MachineConfig {
             memory_mib: 256,
             backing: Backing::default(),
             kernel: None,
+            boot_protocol: BootProtocol::Auto,
             initrd: None,
             cmdline: String::new(),
             net: Vec::new(),

@@ -228,7 +228,7 @@ impl Machine {
         let reset = fd
             .get_sregs()
             .map_err(KvmError::call("read vCPU 0's registers"))?;
-        fd.set_sregs(&boot::initial_sregs(reset))
+        fd.set_sregs(&boot::entry_sregs(entry, reset))
             .map_err(KvmError::call("set vCPU 0's system registers"))?;
         fd.set_regs(&boot::initial_regs(entry))
             .map_err(KvmError::call("set vCPU 0's registers"))?;

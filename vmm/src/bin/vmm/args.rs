@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
     Config, ConfigError, Drive, Entropy, HeartbeatSection, NetworkInterface,
 };
@@ -72,6 +73,10 @@ pub(crate) struct VmArgs {
     /// [default: builtin].
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// How the kernel is entered: `linux` (64-bit boot protocol), `pvh` (an ELF image with a note that says
+    /// where), or `auto`, which is linux if the image can [default: auto].
+    #[arg(long, value_name = "NAME")]
+    boot_protocol: Option<BootProtocol>,
     /// Initramfs for the kernel.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -222,6 +227,7 @@ impl VmArgs {
         over(&mut config.boot_source.kernel_image_path, self.kernel);
         over(&mut config.boot_source.initrd_path, self.initrd);
         over(&mut config.boot_source.boot_args, self.cmdline);
+        over(&mut config.boot_source.boot_protocol, self.boot_protocol);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
         over(&mut config.machine_config.cpu_template, self.cpu_template);

@@ -2,6 +2,7 @@
 
 mod copies;
 mod cpus;
+mod pvh;
 mod running;
 mod states;
 

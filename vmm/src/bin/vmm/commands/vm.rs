@@ -83,6 +83,7 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
         kernel: Some(kernel),
+        boot_protocol: config.boot_source.boot_protocol.unwrap_or_default(),
         initrd,
         cmdline,
         net: config
