@@ -168,3 +168,63 @@ pub(super) fn write(vcpu: u8, fd: &VcpuFd, msrs: Vec<Msr>) -> Result<(), VcpuErr
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::System;
+    use crate::memory::{Backing, Memory};
+
+    fn list(indices: &[u32]) -> MsrList {
+        MsrList::of(0, indices.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn an_msr_that_a_standby_does_not_know_is_named() {
+        let print = |indices: &[u32]| {
+            let mut print = Fingerprint::new();
+            list(indices).describe(&list(indices), &mut print);
+            print
+        };
+        let (few, more) = (print(&[0x10, 0x174]), print(&[0x10, 0x48, 0x174]));
+        assert_eq!(few.differences(&more), []);
+        let lacking = more.differences(&few);
+        assert_eq!(lacking.len(), 1);
+        assert_eq!(lacking[0].to_string(), "the standby's KVM lacks MSR 0x48");
+    }
+
+    #[test]
+    fn counters_and_what_else_no_guest_is_offered_are_not_saved() {
+        let system = System::open().expect("these tests need a usable /dev/kvm");
+        let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+        let vm = system.create_vm().unwrap();
+        memory.attach(&vm, false).unwrap();
+        let handle = VcpuHandle::new(&vm, 0, memory.ram().clone()).unwrap();
+        let mut wanted = system.msr_indices().unwrap();
+        // The first counter, its control, nested virtualisation, Hyper-V's clock, the microcode's revision.
+        let of_no_use = [0xc1, 0x186, 0x480, 0x4000_0020, 0x8b, 0xc001_0200];
+        wanted.extend(of_no_use);
+        let list = MsrList::probe(&handle, &wanted).unwrap();
+        let saved: Vec<u32> = list.indices().collect();
+        assert!(saved.is_sorted() && !saved.is_empty());
+        assert!(
+            !of_no_use.iter().any(|index| saved.contains(index)),
+            "{saved:x?}"
+        );
+        // The time-stamp counter, and where system calls go.
+        assert!(
+            saved.contains(&MSR_TSC) && saved.contains(&0xc000_0082),
+            "{saved:x?}"
+        );
+    }
+
+    #[test]
+    fn a_list_has_a_limit() {
+        let many: Vec<u32> = (0..=KVM_MAX_MSR_ENTRIES as u32).collect();
+        let error = MsrList::of(3, many.into_iter()).unwrap_err();
+        assert!(
+            matches!(error, VcpuError::TooManyMsrs { vcpu: 3, .. }),
+            "{error}"
+        );
+    }
+}
