@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use understudy_replication::disk::{DiskError, DiskLimits};
 
+use crate::boot::BootProtocol;
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
 use crate::output::{ConsoleSink, GateLimits};
+use crate::vcpu::CpuTemplate;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
@@ -16,12 +18,16 @@ pub const VCPUS_MAX: u8 = 16;
 pub struct MachineConfig {
     /// vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
+    /// Which CPU features the guest is offered when it boots here.
+    pub cpu_template: CpuTemplate,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
     /// What RAM is made of.
     pub backing: Backing,
     /// What to boot. A standby machine needs nothing: it gets its memory from the primary.
     pub kernel: Option<Kernel>,
+    /// By which protocol the kernel is entered.
+    pub boot_protocol: BootProtocol,
     /// An initramfs for the kernel.
     pub initrd: Option<PathBuf>,
     /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
@@ -54,8 +60,10 @@ pub struct NetConfig {
 
 /// What a network device is connected to.
 pub enum NetBackend {
-    /// A tap interface, by name.
+    /// A tap interface, by name, which takes over checksums and TCP segmentation.
     Tap(String),
+    /// A tap interface, by name, without that: as a socket, which may be what the other host has.
+    PlainTap(String),
     /// A listening Unix socket of a network process (passt, QEMU).
     Socket(PathBuf),
     /// Something that is open already.
@@ -104,9 +112,11 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             vcpus: 1,
+            cpu_template: CpuTemplate::Host,
             memory_mib: 256,
             backing: Backing::default(),
             kernel: None,
+            boot_protocol: BootProtocol::Auto,
             initrd: None,
             cmdline: String::new(),
             net: Vec::new(),

@@ -19,7 +19,7 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
-use crate::devices::virtio::net::backend::{Backend, socket, tap};
+use crate::devices::virtio::net::backend::{Backend, Framing, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
 use crate::devices::{
     Irq, PowerDevice, ResetDevice, SerialDevice, SerialInput, i8042, lock, power, serial,
@@ -113,7 +113,8 @@ impl MachineBuilder {
     fn attach_network(&mut self, config: NetConfig) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
         let name = config.id;
         let Backend { source, sink } = match config.backend {
-            NetBackend::Tap(interface) => tap::open(&interface),
+            NetBackend::Tap(interface) => tap::open(&interface, Framing::Headers),
+            NetBackend::PlainTap(interface) => tap::open(&interface, Framing::Bare),
             NetBackend::Socket(path) => socket::connect(&path),
             NetBackend::Open(backend) => Ok(backend),
         }
@@ -124,7 +125,9 @@ impl MachineBuilder {
         let port = self.gate().add_network(sink).map_err(create(&name))?;
         let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
         let device = NetDevice::new(name, config.mac, source, port);
-        let device = self.attach_virtio(device, "virtio-net", &[("mac", mac)], |device| {
+        let offload = device.offload_in_words().to_owned();
+        let more = [("mac", mac), ("offload", offload)];
+        let device = self.attach_virtio(device, "virtio-net", &more, |device| {
             Some(Box::new(move || {
                 (!lock(&device).device().backend_is_up())
                     .then(|| "its network backend failed; the guest's link is down".to_owned())

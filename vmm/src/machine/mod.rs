@@ -39,7 +39,7 @@ use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::KvmError;
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
-use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
@@ -73,6 +73,9 @@ pub enum MachineFault {
     /// A vCPU fails.
     #[error("vCPUs")]
     Vcpu(#[from] VcpuError),
+    /// The host lacks features of the CPU template.
+    #[error("vCPUs")]
+    Template(#[from] TemplateError),
     /// Dirty pages cannot be tracked.
     #[error("tracking dirty pages")]
     Dirty(#[from] DirtyError),
@@ -133,6 +136,10 @@ pub struct Machine {
     tracker: DirtyTracker,
     memory: Memory,
     vm: Arc<VmFd>,
+    /// The CPU that the guest sees.
+    cpu: CpuModel,
+    /// All that this host could offer.
+    host_cpu: CpuModel,
     msrs: MsrList,
     clock: GuestClock,
     gate: Arc<Gate>,
@@ -229,7 +236,7 @@ impl Machine {
         let reset = fd
             .get_sregs()
             .map_err(KvmError::call("read vCPU 0's registers"))?;
-        fd.set_sregs(&boot::initial_sregs(reset))
+        fd.set_sregs(&boot::entry_sregs(entry, reset))
             .map_err(KvmError::call("set vCPU 0's system registers"))?;
         fd.set_regs(&boot::initial_regs(entry))
             .map_err(KvmError::call("set vCPU 0's registers"))?;
@@ -280,6 +287,10 @@ impl Machine {
         let state = MachineState::decode(bytes)?;
         self.phase = Phase::Broken;
         state.restore(self)?;
+        // The guest brought its CPU and its MSRs; another host must have them to take over from here.
+        (self.cpu, self.msrs) = state.into_cpu()?;
+        self.cpu.describe(&self.host_cpu, &mut self.fingerprint);
+        self.msrs.describe(&self.msrs, &mut self.fingerprint);
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;

@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
     Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
 };
+use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):
@@ -74,6 +76,10 @@ pub(crate) struct VmArgs {
     /// [default: builtin].
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// How the kernel is entered: `linux` (64-bit boot protocol), `pvh` (an ELF image with a note that says
+    /// where), or `auto`, which is linux if the image can [default: auto].
+    #[arg(long, value_name = "NAME")]
+    boot_protocol: Option<BootProtocol>,
     /// Initramfs for the kernel.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -83,11 +89,16 @@ pub(crate) struct VmArgs {
     /// Number of vCPUs [default: 1].
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
+    /// CPU features that a guest booted here is offered: host (all), or only those of x86-64, x86-64-v2,
+    /// x86-64-v3 or x86-64-v4, so that a standby of another model can take over [default: host].
+    #[arg(long, value_name = "NAME")]
+    cpu_template: Option<CpuTemplate>,
     /// Memory in MiB [default: 256].
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
+    /// over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
     /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
@@ -238,8 +249,10 @@ impl VmArgs {
         over(&mut config.boot_source.kernel_image_path, self.kernel);
         over(&mut config.boot_source.initrd_path, self.initrd);
         over(&mut config.boot_source.boot_args, self.cmdline);
+        over(&mut config.boot_source.boot_protocol, self.boot_protocol);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
+        over(&mut config.machine_config.cpu_template, self.cpu_template);
         over(&mut config.serial.output, self.console);
         if self.rng {
             config.entropy = Some(Entropy {});
@@ -297,6 +310,7 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
     let mut interface = NetworkInterface {
         iface_id: format!("net{number}"),
         host_dev_name: None,
+        offload: None,
         socket_path: None,
         guest_mac: None,
     };
@@ -306,8 +320,12 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
             Some(("socket", path)) => interface.socket_path = Some(path.into()),
             Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
             Some(("id", id)) => interface.iface_id = id.into(),
+            Some(("offload", "on")) => interface.offload = Some(true),
+            Some(("offload", "off")) => interface.offload = Some(false),
             _ => {
-                let why = format!("{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME");
+                let why = format!(
+                    "{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+                );
                 return Err(wrong("--net", why));
             }
         }
@@ -397,7 +415,7 @@ mod tests {
     fn interfaces_and_heartbeats_are_parsed_or_explained() {
         let config = merged(&[
             "--net",
-            "tap=tap0,mac=52:54:00:00:00:01",
+            "tap=tap0,mac=52:54:00:00:00:01,offload=off",
             "--heartbeat",
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
@@ -406,6 +424,7 @@ mod tests {
             config.network_interfaces[0].host_dev_name.as_deref(),
             Some("tap0")
         );
+        assert_eq!(config.network_interfaces[0].offload, Some(false));
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");

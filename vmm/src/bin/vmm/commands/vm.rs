@@ -84,8 +84,10 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
     let vm = replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
+        cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
         kernel: Some(kernel),
+        boot_protocol: config.boot_source.boot_protocol.unwrap_or_default(),
         initrd,
         cmdline,
         net: config
@@ -207,8 +209,14 @@ fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
 
 fn net_config(vm: &str, interface: &NetworkInterface) -> Result<NetConfig, ConfigError> {
     let key = |what: &str| format!("network-interfaces.{}.{what}", interface.iface_id);
+    let offload = interface.offload.unwrap_or(interface.socket_path.is_none());
     let backend = match (&interface.host_dev_name, &interface.socket_path) {
-        (Some(tap), None) => NetBackend::Tap(tap.clone()),
+        (None, Some(_)) if offload => {
+            let why = "a socket (socket_path) cannot take over checksums and segmentation; only a tap can";
+            return Err(value(&key("offload"), why));
+        }
+        (Some(tap), None) if offload => NetBackend::Tap(tap.clone()),
+        (Some(tap), None) => NetBackend::PlainTap(tap.clone()),
         (None, Some(path)) => NetBackend::Socket(path.clone()),
         _ => {
             let why = "give either a tap (host_dev_name) or a socket (socket_path)";
@@ -288,6 +296,33 @@ mod tests {
         assert_eq!(derived_mac("web", "net0"), derived_mac("web", "net0"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("web", "net1"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("webn", "et0"));
+    }
+
+    #[test]
+    fn taps_take_over_checksums_unless_told_otherwise_and_sockets_never() {
+        let backend = |host_dev_name: Option<&str>, socket_path: Option<&str>, offload| {
+            let interface = NetworkInterface {
+                iface_id: "net0".into(),
+                host_dev_name: host_dev_name.map(Into::into),
+                offload,
+                socket_path: socket_path.map(Into::into),
+                guest_mac: None,
+            };
+            net_config("vm", &interface).map(|config| config.backend)
+        };
+        let tap = Some("tap0");
+        for offload in [None, Some(true)] {
+            let with = backend(tap, None, offload);
+            assert!(matches!(with, Ok(NetBackend::Tap(name)) if name == "tap0"));
+        }
+        let without = backend(tap, None, Some(false));
+        assert!(matches!(without, Ok(NetBackend::PlainTap(name)) if name == "tap0"));
+        let socket = backend(None, Some("/s"), None);
+        assert!(matches!(socket, Ok(NetBackend::Socket(_))));
+        let error = backend(None, Some("/s"), Some(true))
+            .err()
+            .expect("refused");
+        assert!(error.to_string().contains("net0.offload"), "{error}");
     }
 
     #[test]
