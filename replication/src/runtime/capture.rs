@@ -40,6 +40,8 @@ pub(super) enum Command {
     Detach,
     /// The core says to run alone under this generation: let output go.
     OpenGate(Generation),
+    /// Start the guest over.
+    ResetGuest,
     /// Stop the guest and end.
     Stop,
 }
@@ -174,6 +176,13 @@ impl<M: Machine> Capturer<M> {
                     // Only a later start would ask for it: no reason to disturb the guest.
                     if let Err(error) = self.arbiter.note(generation, Note::NoBackup) {
                         tracing::warn!(%error, "cannot note that there is no backup any more");
+                    }
+                    Ok(())
+                }
+                Command::ResetGuest => {
+                    // No failure of the session: the next epoch is of what the guest is now.
+                    if let Err(error) = self.machine.reset() {
+                        tracing::error!("the guest cannot be started over: {error}");
                     }
                     Ok(())
                 }

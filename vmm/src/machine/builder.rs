@@ -15,9 +15,10 @@ use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
+use super::state::Initial;
 use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
-use crate::devices::{Bus, Device, SerialInput};
+use crate::devices::{Bus, Device, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
@@ -91,8 +92,7 @@ impl MachineBuilder {
             networks: Vec::new(),
             console_input: None,
         };
-        builder.attach_reset_port()?;
-        builder.attach_power_switch()?;
+        builder.attach_switches()?;
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
         builder.attach_drives(config.drives)?;
@@ -168,13 +168,14 @@ impl MachineBuilder {
             self.memory.ram().clone(),
             self.memory.layout().clone(),
         );
+        let initial = Initial::save(&self.vm, &handles, &msrs, clock)?;
         let event_loop = EventLoop::spawn(&mut self.devices, &self.events)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),
-            ended: self.events.ended.clone(),
+            halted: self.events.halted.clone(),
         };
-        let on_end = teller(self.events.clone());
+        let on_end = teller(self.events.clone(), buses.ports.clone());
         let vcpus = handles
             .into_iter()
             .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
@@ -193,7 +194,8 @@ impl MachineBuilder {
             fingerprint,
             networks: self.networks,
             console_input: self.console_input,
-            payload: self.payload,
+            initial: Arc::new(initial),
+            payload: self.payload.map(Arc::new),
             cmdline,
             phase: Phase::Built,
         })
@@ -244,7 +246,10 @@ impl MachineBuilder {
             print.set(format!("device.{name}.number"), number);
             print.set(
                 format!("device.{name}.place"),
-                format_args!("{:#x}, interrupt {}", device.base, device.gsi),
+                match device.gsi {
+                    Some(gsi) => format!("{:#x}, interrupt {gsi}", device.base),
+                    None => format!("{:#x}", device.base),
+                },
             );
             for (key, value) in &device.description {
                 print.set(format!("device.{name}.{key}"), value);
@@ -305,9 +310,15 @@ fn create_vm(system: &System) -> Result<VmFd, KvmError> {
 }
 
 /// Turns the end of a vCPU into an event.
-fn teller(events: Arc<Events>) -> OnEnd {
+fn teller(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
     Arc::new(move |vcpu, ending| match ending {
-        Ending::Device => {}
+        Ending::TripleFault => {
+            events.halt(&MachineEvent::GuestCrashed {
+                what: "a fault while handling a fault while handling a fault (triple fault)".into(),
+            });
+            // The guest stands still already; this makes the wish for a reset part of its state.
+            ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
+        }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),
         Ending::Failed { what } => events.tell(&MachineEvent::VcpuFailed { vcpu, what }),
     })

@@ -121,6 +121,11 @@ pub enum ConfigError {
         "there is nothing to run: no kernel image is configured, and no state has been restored"
     )]
     NoKernel,
+    /// There is nothing to boot after a reset.
+    #[error(
+        "the guest wants a reboot, but no kernel image is configured on this host: it cannot begin anew here"
+    )]
+    NothingToReboot,
     /// A network backend cannot be opened.
     #[error("network device {device}")]
     NetBackend {

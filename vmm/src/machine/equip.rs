@@ -12,64 +12,44 @@ use super::builder::MachineBuilder;
 use super::config::{ConfigError, DriveConfig, NetBackend, NetConfig};
 use super::{MachineEvent, MachineFault, Networks};
 use crate::boot::{Hardware, MmioDevice, PortDevice};
+use crate::devices::switch::{self, Kind, Switch};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
-use crate::devices::{
-    Irq, PowerDevice, ResetDevice, SerialDevice, SerialInput, i8042, lock, power, serial,
-};
+use crate::devices::{Irq, SerialDevice, SerialInput, lock, serial};
 use crate::output::{ConsoleSink, DiscardSink};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
 const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
-/// The keyboard controller's interrupt on a PC; nobody raises it here.
-const RESET_GSI: u32 = 1;
-/// The second serial port's interrupt on a PC; nobody raises it here.
-const POWER_GSI: u32 = 3;
 
 /// Why a device cannot be made.
 type Made<T> = Result<T, MachineFault>;
 
 impl MachineBuilder {
-    pub(super) fn attach_reset_port(&mut self) -> Made<()> {
-        let events = self.events.clone();
-        let device = ResetDevice::new(Box::new(move || {
-            events.guest_ends(&MachineEvent::GuestReset);
-        }));
-        self.attach(Attachment {
-            device: Arc::new(Mutex::new(device)),
-            place: Place::Ports {
-                base: i8042::COMMAND_PORT as u16,
-                count: i8042::PORTS as u16,
-                gsi: RESET_GSI,
-            },
-            irq: Irq::new().map_err(create("the reset port"))?,
-            doorbells: Vec::new(),
-            description: describe("reset port", None, &[]),
-            health: None,
-        })
+    pub(super) fn attach_switches(&mut self) -> Made<()> {
+        self.attach_switch(Kind::Reset, switch::RESET_PORT, MachineEvent::GuestReset)?;
+        let off = MachineEvent::GuestPoweredOff;
+        self.attach_switch(Kind::PowerOff, switch::SLEEP_PORT, off)
     }
 
-    pub(super) fn attach_power_switch(&mut self) -> Made<()> {
+    fn attach_switch(&mut self, kind: Kind, base: u16, event: MachineEvent) -> Made<()> {
         let events = self.events.clone();
-        let device = PowerDevice::new(Box::new(move || {
-            events.guest_ends(&MachineEvent::GuestPoweredOff);
-        }));
+        let device = Switch::new(kind, Box::new(move || events.halt(&event)));
         self.attach(Attachment {
             device: Arc::new(Mutex::new(device)),
             place: Place::Ports {
-                base: power::CONTROL_PORT as u16,
-                count: power::PORTS as u16,
-                gsi: POWER_GSI,
+                base,
+                count: kind.ports(),
+                gsi: None,
             },
-            irq: Irq::new().map_err(create("the power switch"))?,
+            irq: None,
             doorbells: Vec::new(),
-            description: describe("power switch", None, &[]),
+            description: describe("switch", None, &[]),
             health: None,
         })
     }
@@ -90,9 +70,9 @@ impl MachineBuilder {
             place: Place::Ports {
                 base: SERIAL_BASE,
                 count: serial::PORTS as u16,
-                gsi: SERIAL_GSI,
+                gsi: Some(SERIAL_GSI),
             },
-            irq,
+            irq: Some(irq),
             doorbells: Vec::new(),
             description: describe("serial", None, &[]),
             health: None,
@@ -191,7 +171,7 @@ impl MachineBuilder {
         self.attach(Attachment {
             device: device.clone(),
             place: Place::VirtioMmio,
-            irq,
+            irq: Some(irq),
             doorbells,
             description,
             health: health(device.clone()),
@@ -209,7 +189,8 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             // All of them lie in the hole below 4 GiB.
             base: attached.base as u32,
             bytes: VIRTIO_MMIO_BYTES as u32,
-            gsi: attached.gsi,
+            // All of them have one.
+            gsi: attached.gsi.unwrap_or_default(),
         });
     Hardware {
         vcpus,
@@ -219,9 +200,9 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             count: serial::PORTS as u8,
             gsi: SERIAL_GSI,
         },
-        sleep_port: power::CONTROL_PORT as u16,
-        sleep_type_off: power::SLEEP_TYPE_OFF,
-        reset: (i8042::COMMAND_PORT as u8, i8042::COMMAND_RESET),
+        sleep_port: switch::SLEEP_PORT,
+        sleep_type_off: switch::SLEEP_TYPE_OFF,
+        reset: (switch::RESET_PORT as u8, switch::RESET_COMMAND),
     }
 }
 

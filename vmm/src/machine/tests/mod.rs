@@ -1,6 +1,7 @@
 //! Machines on real KVM, with tiny guests in machine code and one device that only tests have.
 
 mod copies;
+mod resets;
 mod running;
 mod states;
 
@@ -73,6 +74,10 @@ impl Device for Numbers {
     fn start(&mut self) {}
 
     fn stop(&mut self) {}
+
+    fn reset(&mut self) {
+        self.count = 0;
+    }
 
     fn event_sources(&self) -> Vec<EventSource> {
         Vec::new()
@@ -177,7 +182,7 @@ fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
         let place = Place::Ports {
             base: 0x2e8 - 0x10 * number as u16,
             count: 8,
-            gsi: 3,
+            gsi: Some(3),
         };
         builder.attach(attachment(&device, place)).unwrap();
     }
@@ -205,7 +210,7 @@ fn rig_at(config: MachineConfig, code: &[u8]) -> Rig {
     let ports = Place::Ports {
         base: 0x2e8,
         count: 8,
-        gsi: 3,
+        gsi: Some(3),
     };
     for (device, place) in [(&at_ports, ports), (&in_memory, Place::VirtioMmio)] {
         builder.attach(attachment(device, place)).unwrap();
@@ -226,7 +231,7 @@ fn attachment(device: &Arc<Mutex<Numbers>>, place: Place) -> Attachment<Numbers>
     Attachment {
         device: device.clone(),
         place,
-        irq: Irq::new().unwrap(),
+        irq: Some(Irq::new().unwrap()),
         doorbells: Vec::new(),
         description: vec![("type".into(), "numbers".into())],
         health: None,

@@ -94,7 +94,7 @@ fn the_guests_end_is_told() {
     assert!(
         matches!(
             event,
-            MachineEvent::GuestShutdown { .. } | MachineEvent::VcpuFailed { .. }
+            MachineEvent::GuestCrashed { .. } | MachineEvent::VcpuFailed { .. }
         ),
         "{event:?}"
     );
