@@ -8,12 +8,14 @@
 //! | RSDP, XSDT | where the others are |
 //! | FADT | how to power off and reset; what of a PC is missing |
 //! | MADT | vCPUs, IOAPIC |
-//! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), power-off (`_S5`) |
+//! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), panic port (`QEMU0001`), power button (`PNP0C0C`, told of by the event device `ACPI0013`), power-off (`_S5`) |
 //!
 //! What must not be done here: know devices other than by where they are.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
+    If, Interrupt, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -51,6 +53,9 @@ const VGA_NOT_PRESENT: u16 = 1 << 2;
 const MSI_NOT_SUPPORTED: u16 = 1 << 3;
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
+/// What a button's driver is notified with (ACPI 6.5, 4.8.2.2.1.2).
+const BUTTON_PRESSED: u8 = 0x80;
+
 /// What the guest is told of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hardware {
@@ -60,6 +65,10 @@ pub struct Hardware {
     pub virtio_mmio: Vec<MmioDevice>,
     /// The serial console.
     pub serial: PortDevice,
+    /// The power button.
+    pub button: ButtonRegister,
+    /// The port by which a guest tells that it has panicked.
+    pub panic_port: u16,
     /// First of the two sleep registers (control, status).
     pub sleep_port: u16,
     /// The type of sleep that is soft off.
@@ -87,6 +96,17 @@ pub struct PortDevice {
     /// How many.
     pub count: u8,
     /// Its interrupt, edge-triggered.
+    pub gsi: u32,
+}
+
+/// How the guest learns that its power button was pressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ButtonRegister {
+    /// The register, which is emptied by reading it.
+    pub port: u16,
+    /// The bit in it.
+    pub pressed: u8,
+    /// The interrupt that says that there is something to read, edge-triggered.
     pub gsi: u32,
 }
 
@@ -137,7 +157,7 @@ fn fadt(hardware: &Hardware, dsdt: u64) -> impl Aml + use<> {
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
-        // Power and sleep buttons would be devices, if there were any.
+        // The power button is a device; a sleep button would be, if there were one.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = (VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
@@ -165,6 +185,8 @@ fn dsdt(hardware: &Hardware) -> Encoded {
         virtio_mmio(number as u8, device, &mut devices);
     }
     serial(&hardware.serial, &mut devices);
+    panic_port(hardware.panic_port, &mut devices);
+    power_button(&hardware.button, &mut devices);
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
     let off = Package::new(vec![&hardware.sleep_type_off, &0u8]);
     Name::new(Path::new("\\_S5_"), &off).to_aml_bytes(&mut aml);
@@ -224,6 +246,59 @@ fn serial(device: &PortDevice, into: &mut Vec<u8>) {
     .to_aml_bytes(into);
 }
 
+fn panic_port(port: u16, into: &mut Vec<u8>) {
+    let ports = IO::new(port, port, 1, 1);
+    Device::new(
+        Path::new("PVPN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(Path::new("_STA"), &0x0fu8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
+/// The button, and the device that looks at its register when the interrupt comes and notifies the button.
+fn power_button(button: &ButtonRegister, into: &mut Vec<u8>) {
+    let hid = EISAName::new("PNP0C0C");
+    Device::new(Path::new("PWRB"), vec![&Name::new(Path::new("_HID"), &hid)]).to_aml_bytes(into);
+    let register = FieldEntry::Named(*b"EVTS", 8);
+    Device::new(
+        Path::new("GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&edge(button.gsi)]),
+            ),
+            &OpRegion::new(
+                Path::new("EVTR"),
+                OpRegionSpace::SystemIO,
+                &button.port,
+                &1u8,
+            ),
+            &Field::new(
+                Path::new("EVTR"),
+                FieldAccessType::Byte,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::Preserve,
+                vec![register],
+            ),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&If::new(
+                    &And::new(&ZERO, &Path::new("EVTS"), &button.pressed),
+                    vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                )],
+            ),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
 /// An interrupt that a device raises by edges, active high, shared with nobody.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
@@ -248,6 +323,12 @@ mod tests {
                 count: 8,
                 gsi: 4,
             },
+            button: ButtonRegister {
+                port: 0x604,
+                pressed: 1,
+                gsi: 3,
+            },
+            panic_port: 0x505,
             sleep_port: 0x600,
             sleep_type_off: 5,
             reset: (0x64, 0xfe),
@@ -353,5 +434,15 @@ mod tests {
         let serial = [0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 0b0011, 1, 4];
         assert!(contains(dsdt, &serial));
         assert!(contains(dsdt, b"_S5_\x12\x05\x02\x0a\x05\x00"));
+        assert!(contains(dsdt, b"QEMU0001"));
+        assert!(contains(dsdt, &[0x47, 1, 0x05, 5, 0x05, 5, 1, 1]));
+        // The button, and the event device: interrupt 3, a byte at port 0x604, and what it does.
+        assert!(contains(dsdt, b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c"));
+        assert!(contains(dsdt, b"ACPI0013"));
+        assert!(contains(dsdt, &[0x89, 6, 0, 0b0011, 1, 3, 0, 0, 0]));
+        assert!(contains(dsdt, b"\x5b\x80EVTR\x01\x0b\x04\x06\x01"));
+        assert!(contains(dsdt, b"\x5b\x81\x0bEVTR\x01EVTS\x08"));
+        let body = b"\x14\x1c_EVT\x09\xa0\x15\x7bEVTS\x01\x00\x86\x5c\x2e_SB_PWRB\x0a\x80";
+        assert!(contains(dsdt, body));
     }
 }

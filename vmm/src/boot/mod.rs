@@ -19,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestRam, low_ram_end};
 
-pub use acpi::{Hardware, MmioDevice, PortDevice};
+pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
 pub use registers::{initial_regs, initial_sregs};
 

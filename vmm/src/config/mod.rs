@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use understudy_replication::core::primary::Policy;
 use understudy_transport::Endpoint;
 
+use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub network_interfaces: Vec<NetworkInterface>,
     /// A virtio entropy device, if present.
     pub entropy: Option<Entropy>,
+    /// A watchdog that the guest may drive (not in Firecracker).
+    pub watchdog: Option<WatchdogSection>,
     /// The first serial port.
     pub serial: Serial,
     /// Replication.
@@ -56,6 +60,12 @@ pub struct MachineSection {
     pub vcpu_count: Option<u8>,
     /// Memory in MiB. Default 256.
     pub mem_size_mib: Option<u64>,
+    /// What follows when the guest wants a reboot (not in Firecracker). Default `restart`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_reboot: Option<OnReboot>,
+    /// What follows when the guest's kernel panics (not in Firecracker). Default `report`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_panic: Option<OnPanic>,
 }
 
 /// One of `network-interfaces`.
@@ -95,6 +105,14 @@ pub struct Drive {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {}
+
+/// `watchdog`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchdogSection {
+    /// What follows when the guest does not feed it. Default `reset`.
+    pub action: OnWatchdog,
+}
 
 /// `serial`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

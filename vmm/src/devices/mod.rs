@@ -17,15 +17,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub mod bus;
+pub mod button;
 pub mod irq;
+pub mod pvpanic;
 pub mod serial;
 pub mod switch;
 pub mod virtio;
+pub mod watchdog;
 
 pub use bus::{Bus, BusError};
+pub use button::{ButtonDevice, PowerButton};
 pub use irq::Irq;
+pub use pvpanic::PanicDevice;
 pub use serial::{SerialDevice, SerialInput};
 pub use switch::Switch;
+pub use watchdog::WatchdogDevice;
 
 /// A device behind a range of ports or addresses.
 pub trait BusDevice: Send {

@@ -18,7 +18,7 @@ use super::events::{Events, MachineEvent};
 use super::state::Initial;
 use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
-use crate::devices::{Bus, Device, SerialInput, switch};
+use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
@@ -48,6 +48,7 @@ pub struct MachineBuilder {
     devices: Vec<Attached>,
     networks: Networks,
     console_input: Option<SerialInput>,
+    power_button: Option<PowerButton>,
 }
 
 impl MachineBuilder {
@@ -91,8 +92,14 @@ impl MachineBuilder {
             devices: Vec::new(),
             networks: Vec::new(),
             console_input: None,
+            power_button: None,
         };
         builder.attach_switches()?;
+        builder.power_button = Some(builder.attach_button()?);
+        builder.attach_panic_port(config.on_panic)?;
+        if let Some(action) = config.watchdog {
+            builder.attach_watchdog(action)?;
+        }
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
         builder.attach_drives(config.drives)?;
@@ -194,6 +201,7 @@ impl MachineBuilder {
             fingerprint,
             networks: self.networks,
             console_input: self.console_input,
+            power_button: self.power_button,
             initial: Arc::new(initial),
             payload: self.payload.map(Arc::new),
             cmdline,

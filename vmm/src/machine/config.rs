@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::actions::{OnPanic, OnWatchdog};
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
@@ -30,6 +31,10 @@ pub struct MachineConfig {
     pub drives: Vec<DriveConfig>,
     /// Whether the guest gets a source of random numbers.
     pub rng: bool,
+    /// A watchdog that the guest may drive, and what follows when it fires.
+    pub watchdog: Option<OnWatchdog>,
+    /// What follows when the guest's kernel says that it has panicked.
+    pub on_panic: OnPanic,
     /// Where the guest's serial console goes; nowhere if `None`.
     pub console: Option<Box<dyn ConsoleSink>>,
     /// Limits of the output gate.
@@ -79,6 +84,8 @@ impl Default for MachineConfig {
             net: Vec::new(),
             drives: Vec::new(),
             rng: true,
+            watchdog: None,
+            on_panic: OnPanic::default(),
             console: None,
             gate: GateLimits::default(),
         }

@@ -1,8 +1,7 @@
 //! The devices that a configuration asks for, made and attached.
 //!
-//! Their order is fixed: reset port, power switch, console, network devices and disks as configured,
-//! random numbers. It decides
-//! addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
+//! Their order is fixed: reset port, power switch, power button, panic port, watchdog, console, network devices
+//! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
 //! they do not. What must not be done here: anything a device could do itself.
 
 use std::sync::{Arc, Mutex};
@@ -10,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, DriveConfig, NetBackend, NetConfig};
-use super::{MachineEvent, MachineFault, Networks};
-use crate::boot::{Hardware, MmioDevice, PortDevice};
+use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
+use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice};
+use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, Switch};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError};
@@ -19,11 +19,16 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
-use crate::devices::{Irq, SerialDevice, SerialInput, lock, serial};
+use crate::devices::{
+    ButtonDevice, Device, Irq, PanicDevice, PowerButton, SerialDevice, SerialInput, WatchdogDevice,
+    button, lock, serial, watchdog,
+};
 use crate::output::{ConsoleSink, DiscardSink};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
+/// The second serial port's interrupt on a PC.
+const BUTTON_GSI: u32 = 3;
 const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
 
@@ -40,16 +45,72 @@ impl MachineBuilder {
     fn attach_switch(&mut self, kind: Kind, base: u16, event: MachineEvent) -> Made<()> {
         let events = self.events.clone();
         let device = Switch::new(kind, Box::new(move || events.halt(&event)));
+        self.attach_silent(device, base, kind.ports(), "switch")
+    }
+
+    /// Attaches the power button and returns its outside.
+    pub(super) fn attach_button(&mut self) -> Made<PowerButton> {
+        let irq = Irq::new().map_err(create("the power button"))?;
+        let device = ButtonDevice::new(irq.clone()).map_err(create("the power button"))?;
+        let button = device.button();
+        self.attach(Attachment {
+            device: Arc::new(Mutex::new(device)),
+            place: Place::Ports {
+                base: button::EVENT_PORT,
+                count: 1,
+                gsi: Some(BUTTON_GSI),
+            },
+            irq: Some(irq),
+            doorbells: Vec::new(),
+            description: describe("button", None, &[]),
+            health: None,
+        })?;
+        Ok(button)
+    }
+
+    pub(super) fn attach_panic_port(&mut self, action: OnPanic) -> Made<()> {
+        let events = self.events.clone();
+        let device = PanicDevice::new(Box::new(move |panic| {
+            let crash_kernel = panic == Panic::CrashKernel;
+            let event = MachineEvent::GuestPanicked { crash_kernel };
+            // A crash kernel needs its time: the guest resets itself when that is done.
+            if crash_kernel || action == OnPanic::Report {
+                events.tell(&event);
+            } else {
+                events.halt(&event);
+            }
+        }));
+        self.attach_silent(device, pvpanic::PORT, 1, "pvpanic")
+    }
+
+    pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Made<()> {
+        let events = self.events.clone();
+        let device = WatchdogDevice::new(Box::new(move || match action {
+            OnWatchdog::Reset | OnWatchdog::Poweroff => events.halt(&MachineEvent::WatchdogFired),
+            OnWatchdog::None => events.tell(&MachineEvent::WatchdogFired),
+        }))
+        .map_err(create("the watchdog"))?;
+        self.attach_silent(device, watchdog::STOP_PORT, watchdog::PORTS, "ib700")
+    }
+
+    /// Attaches a device at ports that never interrupts.
+    fn attach_silent<D: Device + 'static>(
+        &mut self,
+        device: D,
+        base: u16,
+        count: u16,
+        kind: &str,
+    ) -> Made<()> {
         self.attach(Attachment {
             device: Arc::new(Mutex::new(device)),
             place: Place::Ports {
                 base,
-                count: kind.ports(),
+                count,
                 gsi: None,
             },
             irq: None,
             doorbells: Vec::new(),
-            description: describe("switch", None, &[]),
+            description: describe(kind, None, &[]),
             health: None,
         })
     }
@@ -200,6 +261,12 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             count: serial::PORTS as u8,
             gsi: SERIAL_GSI,
         },
+        button: ButtonRegister {
+            port: button::EVENT_PORT,
+            pressed: button::EVENT_PRESSED,
+            gsi: BUTTON_GSI,
+        },
+        panic_port: pvpanic::PORT,
         sleep_port: switch::SLEEP_PORT,
         sleep_type_off: switch::SLEEP_TYPE_OFF,
         reset: (switch::RESET_PORT as u8, switch::RESET_COMMAND),

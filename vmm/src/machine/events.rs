@@ -18,6 +18,13 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// The guest did not feed its watchdog. It stands still if something is to follow.
+    WatchdogFired,
+    /// The guest's kernel said that it has panicked. It stands still if something is to follow.
+    GuestPanicked {
+        /// Whether a crash kernel goes on in the guest.
+        crash_kernel: bool,
+    },
     /// The guest could not be reset, and is stopped for good.
     ResetFailed {
         /// In plain words.

@@ -14,6 +14,7 @@
 //!
 //! What must not be done here: emulate anything, or decide when to checkpoint.
 
+mod actions;
 mod attach;
 mod builder;
 mod config;
@@ -34,13 +35,14 @@ use understudy_replication::Fingerprint;
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
-use crate::devices::{SerialInput, Snapshot};
+use crate::devices::{PowerButton, SerialInput, Snapshot};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::{KvmError, VcpuHandle};
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
 use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
 
+pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub use config::{
@@ -155,6 +157,7 @@ pub struct Machine {
     fingerprint: Fingerprint,
     networks: Networks,
     console_input: Option<SerialInput>,
+    power_button: Option<PowerButton>,
     initial: Arc<Initial>,
     payload: Option<Arc<Payload>>,
     cmdline: Cmdline,
@@ -193,6 +196,12 @@ impl Machine {
     #[must_use]
     pub fn console_input(&self) -> Option<&SerialInput> {
         self.console_input.as_ref()
+    }
+
+    /// The guest's power button.
+    #[must_use]
+    pub fn power_button(&self) -> Option<&PowerButton> {
+        self.power_button.as_ref()
     }
 
     /// The guest's command line, devices included.

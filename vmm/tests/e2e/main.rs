@@ -10,6 +10,7 @@ mod console;
 mod demo;
 mod host;
 mod peers;
+mod reboot;
 mod standby_loss;
 mod support;
 mod usage;

@@ -1,0 +1,194 @@
+//! A watchdog as on IB700 boards, which Linux drives with `ib700wdt`: the guest starts it with a time from 0
+//! to 30 s, and again before that is over; if it does not, it is told to the machine's owner.
+//!
+//! Time is counted in ticks, and a tick only when this program was there to count it: a guest that was paused,
+//! whose host was frozen, or that was taken over by another, is not punished for it. What must not be done
+//! here: decide what follows.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use serde::{Deserialize, Serialize};
+
+use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot};
+
+/// The first port. Writing it stops the watchdog.
+pub const STOP_PORT: u16 = 0x441;
+/// How many ports there are; writing the last one starts the watchdog.
+pub const PORTS: u16 = 3;
+
+const STOP: u64 = 0;
+const START: u64 = 2;
+const TICK: Duration = Duration::from_millis(500);
+const TICKS_PER_S: u8 = 2;
+/// The time for code 0; each further code is [`STEP_S`] less.
+const LONGEST_S: u8 = 30;
+const STEP_S: u8 = 2;
+const CODE_MASK: u8 = 0xf;
+const NAME: &str = "watchdog";
+const STATE_VERSION: u16 = 1;
+
+/// Calls back when the guest has not started it again in time.
+pub struct WatchdogDevice {
+    state: State,
+    running: bool,
+    timer: TimerFd,
+    on_fired: Box<dyn Fn() + Send>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    /// Until it fires; `None` if it is stopped.
+    ticks_left: Option<u8>,
+    /// It has, and has not been started since.
+    has_fired: bool,
+}
+
+impl WatchdogDevice {
+    /// A stopped watchdog, on standby. `on_fired` is called with the device's mutex locked: it should set a
+    /// flag or an event and return.
+    ///
+    /// # Errors
+    /// If the host has no timer left.
+    pub fn new(on_fired: Box<dyn Fn() + Send>) -> io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        Ok(Self {
+            state: State::default(),
+            running: false,
+            timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
+            on_fired,
+        })
+    }
+
+    /// Makes the timer tick if there is something to count.
+    fn wind(&self) {
+        let wound = if self.running && self.state.ticks_left.is_some() {
+            let every = Expiration::Interval(TimeSpec::from_duration(TICK));
+            self.timer.set(every, TimerSetTimeFlags::empty())
+        } else {
+            self.timer.unset()
+        };
+        if let Err(error) = wound {
+            // Cannot happen to a timer of our own and constants.
+            tracing::error!(%error, "the watchdog's timer cannot be set");
+        }
+    }
+
+    fn start_counting(&mut self, code: u8) {
+        let seconds = LONGEST_S - STEP_S * (code & CODE_MASK);
+        self.state = State {
+            ticks_left: Some(seconds * TICKS_PER_S),
+            has_fired: false,
+        };
+        if seconds == 0 {
+            self.fire();
+        }
+        self.wind();
+    }
+
+    fn tick(&mut self) {
+        let Some(left) = self.state.ticks_left else {
+            return;
+        };
+        let left = left.saturating_sub(1);
+        self.state.ticks_left = Some(left);
+        if left == 0 {
+            self.fire();
+            self.wind();
+        }
+    }
+
+    fn fire(&mut self) {
+        self.state = State {
+            ticks_left: None,
+            has_fired: true,
+        };
+        (self.on_fired)();
+    }
+}
+
+impl BusDevice for WatchdogDevice {
+    /// Nothing can be read from the board.
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        match (offset, data) {
+            (STOP, &[_]) => {
+                self.state = State::default();
+                self.wind();
+            }
+            (START, &[code]) => self.start_counting(code),
+            _ => {}
+        }
+    }
+}
+
+impl Snapshot for WatchdogDevice {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn save(&self) -> Result<DeviceState, DeviceError> {
+        DeviceState::encode(NAME, STATE_VERSION, &self.state)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        let state: State = state.decode(NAME, STATE_VERSION)?;
+        let most = LONGEST_S * TICKS_PER_S;
+        let possible = match state.ticks_left {
+            None => true,
+            Some(left) => (1..=most).contains(&left) && !state.has_fired,
+        };
+        if !possible {
+            let what = format!("{state:?}; there are 1 to {most} ticks left, or it has fired");
+            return Err(DeviceError::Invalid {
+                device: NAME.into(),
+                what,
+            });
+        }
+        self.state = state;
+        self.wind();
+        Ok(())
+    }
+}
+
+impl Device for WatchdogDevice {
+    /// It counts on from where the old host was. That it fired there may have had no effect yet.
+    fn start(&mut self) {
+        self.running = true;
+        self.wind();
+        if self.state.has_fired {
+            (self.on_fired)();
+        }
+    }
+
+    fn stop(&mut self) {
+        self.running = false;
+        self.wind();
+    }
+
+    fn reset(&mut self) {
+        self.state = State::default();
+        self.wind();
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        vec![EventSource::Counter(self.timer.as_fd().as_raw_fd())]
+    }
+
+    /// One tick, however many have passed: then nobody was there to count them.
+    fn handle_event(&mut self, _source: usize) {
+        // Nothing to read: the guest has started it again meanwhile.
+        if self.timer.wait().is_ok() && self.running {
+            self.tick();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
