@@ -8,6 +8,7 @@
 //! | RSDP, XSDT | where the others are |
 //! | FADT | how to power off and reset; what of a PC is missing |
 //! | MADT | vCPUs, IOAPIC |
+//! | WDAT | how to drive the watchdog (`wdat.rs`) |
 //! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), panic port (`QEMU0001`), power button (`PNP0C0C`, told of by the event device `ACPI0013`), power-off (`_S5`) |
 //!
 //! What must not be done here: know devices other than by where they are.
@@ -28,6 +29,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::wdat::{self, Watchdog};
 use super::{BootError, bios};
 use crate::memory::GuestRam;
 
@@ -38,11 +40,11 @@ pub(super) const TABLES_END: u64 = bios::RESET_VECTOR;
 /// Every table begins at a multiple of this.
 const ALIGNMENT_BYTES: usize = 16;
 
-const OEM_ID: [u8; 6] = *b"UNDSTD";
-const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
-const OEM_REVISION: u32 = 1;
+pub(super) const OEM_ID: [u8; 6] = *b"UNDSTD";
+pub(super) const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
+pub(super) const OEM_REVISION: u32 = 1;
 const DSDT_REVISION: u8 = 6;
-const TABLE_HEADER_BYTES: u32 = 36;
+pub(super) const TABLE_HEADER_BYTES: u32 = 36;
 
 /// Where KVM has the interrupt controllers.
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
@@ -69,6 +71,8 @@ pub struct Hardware {
     pub button: ButtonRegister,
     /// The port by which a guest tells that it has panicked.
     pub panic_port: u16,
+    /// The watchdog, if there is one.
+    pub watchdog: Option<Watchdog>,
     /// First of the two sleep registers (control, status).
     pub sleep_port: u16,
     /// The type of sleep that is soft off.
@@ -138,9 +142,13 @@ fn tables(hardware: &Hardware) -> Vec<u8> {
     let dsdt = append(&dsdt(hardware));
     let fadt = append(&fadt(hardware, dsdt));
     let madt = append(&madt(hardware.vcpus));
+    let wdat = (hardware.watchdog.as_ref()).map(|watchdog| append(&wdat::table(watchdog)));
     let mut root = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     root.add_entry(fadt);
     root.add_entry(madt);
+    if let Some(wdat) = wdat {
+        root.add_entry(wdat);
+    }
     let root = append(&root);
     let mut pointer = Vec::new();
     Rsdp::new(OEM_ID, root).to_aml_bytes(&mut pointer);
@@ -203,7 +211,7 @@ fn dsdt(hardware: &Hardware) -> Encoded {
 }
 
 /// Bytes that are a table already.
-struct Encoded(Vec<u8>);
+pub(super) struct Encoded(pub(super) Vec<u8>);
 
 impl Aml for Encoded {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -329,6 +337,13 @@ mod tests {
                 gsi: 3,
             },
             panic_port: 0x505,
+            watchdog: Some(Watchdog {
+                stop_port: 0x441,
+                count_port: 0x444,
+                run_port: 0x445,
+                tick_ms: 500,
+                ticks_max: 240,
+            }),
             sleep_port: 0x600,
             sleep_type_off: 5,
             reset: (0x64, 0xfe),
@@ -360,7 +375,7 @@ mod tests {
         fn find(&self, number: usize, signature: &[u8; 4]) -> &[u8] {
             let root = self.pointer_at(24);
             let entries = (self.table(root, b"XSDT").len() - 36) / 8;
-            assert_eq!(entries, 2);
+            assert_eq!(entries, 3);
             self.table(self.pointer_at(root + 36 + number * 8), signature)
         }
     }
@@ -386,6 +401,7 @@ mod tests {
             let fadt = tables.find(0, b"FACP").as_ptr() as usize - tables.0.as_ptr() as usize;
             tables.table(tables.pointer_at(fadt + 140), b"DSDT");
             tables.find(1, b"APIC");
+            tables.find(2, b"WDAT");
         }
     }
 
@@ -413,6 +429,36 @@ mod tests {
             assert_eq!(entries[at..at + 8], [0, 8, vcpu, vcpu, 1, 0, 0, 0]);
         }
         assert_eq!(entries[24..], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
+    }
+
+    /// Offsets as in Microsoft's "Hardware Watchdog Timers Design Specification".
+    #[test]
+    fn the_wdat_says_how_to_drive_the_watchdog() {
+        let tables = Tables(tables(&hardware(1, 0)));
+        let wdat = tables.find(2, b"WDAT");
+        let number = |at: usize| u32::from_le_bytes(wdat[at..at + 4].try_into().unwrap());
+        assert_eq!(number(36), 32, "bytes of the header");
+        assert_eq!(wdat[40..45], [0xff, 0, 0xff, 0xff, 0xff], "not on PCI");
+        assert_eq!((number(48), number(52), number(56)), (500, 240, 1));
+        assert_eq!(wdat[60], 1, "enabled");
+        let entries: Vec<&[u8]> = wdat[68..].chunks(24).collect();
+        assert_eq!(number(64) as usize, entries.len());
+        // Action, instruction, port: start, stop, feed, set and get the count, whether it runs or not.
+        let said: Vec<_> = entries.iter().map(|e| (e[0], e[1], e[8])).collect();
+        let expected = [
+            (9, 2, 0x45),
+            (11, 2, 0x41),
+            (1, 2, 0x45),
+            (6, 3, 0x44),
+            (4, 1, 0x44),
+            (8, 0, 0x45),
+            (10, 0, 0x45),
+        ];
+        assert_eq!(said, expected);
+        for entry in entries {
+            assert_eq!(entry[2..8], [0, 0, 1, 8, 0, 1], "a byte-wide port");
+            assert_eq!(entry[20..], [0xff, 0, 0, 0], "all of it");
+        }
     }
 
     /// Encodings as in ACPI 6.5, 6.4.

@@ -11,6 +11,7 @@ mod bzimage;
 mod elf;
 mod params;
 mod registers;
+mod wdat;
 
 use std::ops::Range;
 
@@ -22,6 +23,7 @@ use crate::memory::{GuestRam, low_ram_end};
 pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
 pub use registers::{initial_regs, initial_sregs};
+pub use wdat::Watchdog;
 
 use params::write_boot_params;
 use registers::write_tables;

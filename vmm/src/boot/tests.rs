@@ -47,6 +47,7 @@ fn hardware() -> Hardware {
             gsi: 3,
         },
         panic_port: 0x505,
+        watchdog: None,
         sleep_port: 0x600,
         sleep_type_off: 5,
         reset: (0x64, 0xfe),

@@ -1,5 +1,16 @@
-//! A watchdog as on IB700 boards, which Linux drives with `ib700wdt`: the guest starts it with a time from 0
-//! to 30 s, and again before that is over; if it does not, it is told to the machine's owner.
+//! A watchdog: the guest starts it with a time, and again before that is over; if it does not, the machine's
+//! owner is told. Two drivers of Linux know it:
+//!
+//! - `ib700wdt`: the two ports of IB700 boards, for 0 to 30 s. Nothing tells the guest of it.
+//! - `wdat_wdt`: the ACPI table `WDAT` says what to do with the other two ports. This is the one that
+//!   distributions' kernels for virtual machines have.
+//!
+//! | port | read | written |
+//! | --- | --- | --- |
+//! | 0x441 | | stops it |
+//! | 0x443 | | starts it; the low four bits say for how long, in steps of 2 s less than 30 s |
+//! | 0x444 | ticks left | ticks that a start by 0x445 gives |
+//! | 0x445 | 1 while it runs | starts it |
 //!
 //! Time is counted in ticks, and a tick only when this program was there to count it: a guest that was paused,
 //! whose host was frozen, or that was taken over by another, is not punished for it. What must not be done
@@ -17,18 +28,28 @@ use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot};
 
 /// The first port. Writing it stops the watchdog.
 pub const STOP_PORT: u16 = 0x441;
-/// How many ports there are; writing the last one starts the watchdog.
-pub const PORTS: u16 = 3;
+/// The port with the number of ticks.
+pub const COUNT_PORT: u16 = 0x444;
+/// The port that starts it and says whether it runs.
+pub const RUN_PORT: u16 = 0x445;
+/// How many ports there are.
+pub const PORTS: u16 = 5;
+/// A tick, in milliseconds.
+pub const TICK_MS: u16 = 500;
+/// Most ticks.
+pub const TICKS_MAX: u8 = 240;
+/// The device's name.
+pub const NAME: &str = "watchdog";
 
 const STOP: u64 = 0;
 const START: u64 = 2;
-const TICK: Duration = Duration::from_millis(500);
-const TICKS_PER_S: u8 = 2;
+const COUNT: u64 = (COUNT_PORT - STOP_PORT) as u64;
+const RUN: u64 = (RUN_PORT - STOP_PORT) as u64;
+const TICKS_PER_S: u8 = (1000 / TICK_MS) as u8;
 /// The time for code 0; each further code is [`STEP_S`] less.
 const LONGEST_S: u8 = 30;
 const STEP_S: u8 = 2;
 const CODE_MASK: u8 = 0xf;
-const NAME: &str = "watchdog";
 const STATE_VERSION: u16 = 1;
 
 /// Calls back when the guest has not started it again in time.
@@ -45,6 +66,8 @@ struct State {
     ticks_left: Option<u8>,
     /// It has, and has not been started since.
     has_fired: bool,
+    /// What a start by [`RUN_PORT`] gives.
+    count: u8,
 }
 
 impl WatchdogDevice {
@@ -66,7 +89,8 @@ impl WatchdogDevice {
     /// Makes the timer tick if there is something to count.
     fn wind(&self) {
         let wound = if self.running && self.state.ticks_left.is_some() {
-            let every = Expiration::Interval(TimeSpec::from_duration(TICK));
+            let tick = Duration::from_millis(TICK_MS.into());
+            let every = Expiration::Interval(TimeSpec::from_duration(tick));
             self.timer.set(every, TimerSetTimeFlags::empty())
         } else {
             self.timer.unset()
@@ -77,15 +101,18 @@ impl WatchdogDevice {
         }
     }
 
-    fn start_counting(&mut self, code: u8) {
-        let seconds = LONGEST_S - STEP_S * (code & CODE_MASK);
-        self.state = State {
-            ticks_left: Some(seconds * TICKS_PER_S),
-            has_fired: false,
-        };
-        if seconds == 0 {
+    fn start_counting(&mut self, ticks: u8) {
+        self.state.ticks_left = Some(ticks);
+        self.state.has_fired = false;
+        if ticks == 0 {
             self.fire();
         }
+        self.wind();
+    }
+
+    fn stop_counting(&mut self) {
+        self.state.ticks_left = None;
+        self.state.has_fired = false;
         self.wind();
     }
 
@@ -102,27 +129,34 @@ impl WatchdogDevice {
     }
 
     fn fire(&mut self) {
-        self.state = State {
-            ticks_left: None,
-            has_fired: true,
-        };
+        self.state.ticks_left = None;
+        self.state.has_fired = true;
         (self.on_fired)();
     }
 }
 
 impl BusDevice for WatchdogDevice {
-    /// Nothing can be read from the board.
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+    /// Nothing can be read from the board's own ports.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
+        if let [value] = data {
+            *value = match offset {
+                COUNT => self.state.ticks_left.unwrap_or(0),
+                RUN => self.state.ticks_left.is_some().into(),
+                _ => 0xff,
+            };
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            (STOP, &[_]) => {
-                self.state = State::default();
-                self.wind();
+            (STOP, &[_]) => self.stop_counting(),
+            (START, &[code]) => {
+                let seconds = LONGEST_S - STEP_S * (code & CODE_MASK);
+                self.start_counting(seconds * TICKS_PER_S);
             }
-            (START, &[code]) => self.start_counting(code),
+            (COUNT, &[ticks]) => self.state.count = ticks.min(TICKS_MAX),
+            (RUN, &[_]) => self.start_counting(self.state.count),
             _ => {}
         }
     }
@@ -139,13 +173,12 @@ impl Snapshot for WatchdogDevice {
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
         let state: State = state.decode(NAME, STATE_VERSION)?;
-        let most = LONGEST_S * TICKS_PER_S;
-        let possible = match state.ticks_left {
+        let counts = match state.ticks_left {
             None => true,
-            Some(left) => (1..=most).contains(&left) && !state.has_fired,
+            Some(left) => (1..=TICKS_MAX).contains(&left) && !state.has_fired,
         };
-        if !possible {
-            let what = format!("{state:?}; there are 1 to {most} ticks left, or it has fired");
+        if !counts || state.count > TICKS_MAX {
+            let what = format!("{state:?}; 1 to {TICKS_MAX} ticks are left, or it has fired");
             return Err(DeviceError::Invalid {
                 device: NAME.into(),
                 what,

@@ -10,7 +10,7 @@ use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMI
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, DriveConfig, NetBackend, NetConfig};
 use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
-use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice};
+use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, Switch};
 use crate::devices::virtio::VirtioDevice;
@@ -267,6 +267,15 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             gsi: BUTTON_GSI,
         },
         panic_port: pvpanic::PORT,
+        watchdog: (devices.iter())
+            .any(|attached| attached.name == watchdog::NAME)
+            .then_some(Watchdog {
+                stop_port: watchdog::STOP_PORT,
+                count_port: watchdog::COUNT_PORT,
+                run_port: watchdog::RUN_PORT,
+                tick_ms: watchdog::TICK_MS,
+                ticks_max: watchdog::TICKS_MAX,
+            }),
         sleep_port: switch::SLEEP_PORT,
         sleep_type_off: switch::SLEEP_TYPE_OFF,
         reset: (switch::RESET_PORT as u8, switch::RESET_COMMAND),

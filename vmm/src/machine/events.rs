@@ -97,6 +97,12 @@ impl Events {
         }
     }
 
+    /// Whether it stands still.
+    #[cfg(test)]
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
+    }
+
     /// The guest may run again, having been reset. All vCPUs are parked.
     pub(super) fn unhalt(&self) {
         self.halted.store(false, Ordering::Release);

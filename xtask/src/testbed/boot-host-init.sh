@@ -65,6 +65,12 @@ kill $!
 wait $!
 judge "two reboots in place, 2 vCPUs" $? "guest: 2 vCPUs" "started over in place"
 
+start run watchdog --watchdog reset
+await 2 "guest: starts its watchdog"
+kill $!
+wait $!
+judge "watchdog" $? "guest: starts its watchdog, wdat_wdt" "did not feed its watchdog in time: it is reset"
+
 start primary button --arbiter /tmp/arbiter --control /tmp/control
 await 1 "guest: waits for its power button"
 vmm power-button --control /tmp/control

@@ -58,6 +58,37 @@ fn started_again_it_waits_again_and_stopped_for_ever() {
     assert_eq!(data, [0xff]);
 }
 
+/// As the ACPI table says that it is driven.
+#[test]
+fn its_other_ports_take_and_give_ticks() {
+    let (mut device, fired) = watchdog();
+    device.start();
+    let read = |device: &mut WatchdogDevice, port: u64| {
+        let mut data = [0xaa];
+        device.read(port, &mut data);
+        data[0]
+    };
+    assert_eq!((read(&mut device, RUN), read(&mut device, COUNT)), (0, 0));
+    device.write(COUNT, &[4]);
+    assert_eq!((read(&mut device, RUN), read(&mut device, COUNT)), (0, 0));
+    for _ in 0..10 {
+        device.write(RUN, &[1]);
+        assert_eq!((read(&mut device, RUN), read(&mut device, COUNT)), (1, 4));
+        (0..3).for_each(|_| device.tick());
+    }
+    assert_eq!(read(&mut device, COUNT), 1);
+    device.write(STOP, &[0]);
+    assert_eq!((read(&mut device, RUN), read(&mut device, COUNT)), (0, 0));
+    device.tick();
+    assert_eq!(count(&fired), 0);
+    device.write(RUN, &[1]);
+    (0..4).for_each(|_| device.tick());
+    assert_eq!(count(&fired), 1);
+    device.write(COUNT, &[255]);
+    device.write(RUN, &[1]);
+    assert_eq!(read(&mut device, COUNT), TICKS_MAX);
+}
+
 /// The timer itself: it ticks while the device runs, and many expirations that nobody looked at are one.
 #[test]
 fn ticks_come_from_the_timer_and_only_counted_ones_count() {
@@ -86,6 +117,7 @@ fn the_time_left_is_state_and_does_not_pass_on_standby() {
     let (mut first, _) = watchdog();
     first.start();
     let fresh = first.save().unwrap();
+    first.write(COUNT, &[9]);
     first.write(START, &[13]);
     (0..3).for_each(|_| first.tick());
     let saved = first.save().unwrap();
@@ -119,10 +151,16 @@ fn the_time_left_is_state_and_does_not_pass_on_standby() {
 #[test]
 fn a_bad_state_is_refused() {
     let (mut device, _) = watchdog();
-    for (ticks_left, has_fired) in [(Some(0), false), (Some(61), false), (Some(5), true)] {
+    for (ticks_left, has_fired, count) in [
+        (Some(0), false, 9),
+        (Some(241), false, 9),
+        (Some(5), true, 9),
+        (None, false, 241),
+    ] {
         let state = State {
             ticks_left,
             has_fired,
+            count,
         };
         let bad = DeviceState::encode(NAME, STATE_VERSION, &state).unwrap();
         let error = device.restore(&bad).unwrap_err();

@@ -123,6 +123,12 @@ const RESETTING: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
 /// Writes "soft off" to port 0x600, then does nothing for ever.
 const POWERING_OFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee, 0xeb, 0xfe];
 
+/// Writes a value to a port, then does nothing for ever.
+const fn telling(port: u16, value: u8) -> [u8; 9] {
+    let [low, high] = port.to_le_bytes();
+    [0xb0, value, 0x66, 0xba, low, high, 0xee, 0xeb, 0xfe]
+}
+
 /// Loads an empty IDT and divides by zero.
 const CRASHING: &[u8] = &[
     0x31, 0xc0, // xor eax, eax
