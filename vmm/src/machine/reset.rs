@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::pause::Paused;
 use super::{ConfigError, Machine, MachineEvent, MachineFault, Phase, enter_kernel, equip};
-use crate::boot;
+use crate::boot::{self, Payload};
 
 impl Machine {
     /// Whether there is anything to boot after a reset. A standby has what its own configuration names.
@@ -24,8 +24,8 @@ impl Machine {
     /// this.
     ///
     /// # Errors
-    /// If it does not run or has nothing to boot; it is left as it was. If it cannot be put back: it is
-    /// stopped for good then, and its listeners are told.
+    /// If it does not run or has nothing to boot; it is left as it was. If it cannot be paused or put back; its
+    /// listeners are told then, as it is of no use any more.
     pub fn reset_guest(&mut self) -> Result<(), MachineFault> {
         if self.phase != Phase::Running {
             return Err(self.phase.cannot("be reset"));
@@ -33,6 +33,15 @@ impl Machine {
         let Some(payload) = self.payload.clone() else {
             return Err(ConfigError::NothingToReboot.into());
         };
+        let done = self.begin_anew(&payload);
+        if let Err(fault) = &done {
+            let what = fault.with_causes();
+            self.events.tell(&MachineEvent::ResetFailed { what });
+        }
+        done
+    }
+
+    fn begin_anew(&mut self, payload: &Payload) -> Result<(), MachineFault> {
         let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
         let (initial, events) = (Arc::clone(&self.initial), Arc::clone(&self.events));
         let (ram, cmdline) = (self.memory.ram().clone(), self.cmdline.clone());
@@ -40,22 +49,15 @@ impl Machine {
         let done = paused
             .reset(&initial)
             .map_err(MachineFault::from)
-            .and_then(|()| {
-                let entry = boot::load(&ram, &payload, &cmdline, &hardware)?;
-                paused
-                    .vcpu_handles()
-                    .next()
-                    .map_or(Ok(()), |first| enter_kernel(first, entry))
+            .and_then(|()| Ok(boot::load(&ram, payload, &cmdline, &hardware)?))
+            .and_then(|entry| {
+                let first = paused.vcpu_handles().next();
+                first.map_or(Ok(()), |first| enter_kernel(first, entry))
             });
-        match done {
+        match &done {
             // Before the vCPUs look, which they do when the guard goes.
             Ok(()) => events.unhalt(),
             Err(_) => paused.give_up(),
-        }
-        drop(paused);
-        if let Err(fault) = &done {
-            let what = fault.with_causes();
-            events.tell(&MachineEvent::ResetFailed { what });
         }
         done
     }
