@@ -216,8 +216,8 @@ impl Device for WatchdogDevice {
 
     /// One tick, however many have passed: then nobody was there to count them.
     fn handle_event(&mut self, _source: usize) {
-        // Nothing to read: the guest has started it again meanwhile.
-        if self.timer.wait().is_ok() && self.running {
+        // Nothing to read: the guest has started or stopped it meanwhile, or the machine has stopped.
+        if self.timer.wait().is_ok() {
             self.tick();
         }
     }
