@@ -47,6 +47,8 @@ pub(super) enum Command {
     Detach,
     /// The core says to run alone under this generation: let output go.
     OpenGate(Generation),
+    /// Start the guest over.
+    ResetGuest,
     /// Stop the guest and end.
     Stop,
 }
@@ -185,6 +187,13 @@ impl<M: Machine> Capturer<M> {
                 }
                 Command::OpenGate(generation) => {
                     self.open_gate(generation);
+                    Ok(())
+                }
+                Command::ResetGuest => {
+                    // No failure of the session: the next epoch is of what the guest is now.
+                    if let Err(error) = self.machine.reset() {
+                        tracing::error!("the guest cannot be started over: {error}");
+                    }
                     Ok(())
                 }
                 Command::Stop => break,
