@@ -32,7 +32,7 @@ const HOST_MODULES: [&str; 8] = [
 ];
 const GUEST_BOOT: Duration = Duration::from_secs(120);
 /// For the first synchronisation and for repairs.
-const SYNC: Duration = Duration::from_secs(120);
+const SYNC: Duration = Duration::from_secs(40);
 const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// See the [module documentation](self).
@@ -246,11 +246,13 @@ impl Lab {
 
     /// Waits until the guest on this host would survive its loss.
     pub(super) fn await_protected(&self, side: Side) -> Result<()> {
-        until("the guest to be protected", SYNC, || {
+        let mut last = Value::Null;
+        let protected = until("the guest to be protected", SYNC, || {
             self.check_runs(side)?;
-            let status = self.status(side)?.unwrap_or_default();
-            Ok((status["role"] == "primary" && status["protected"] == true).then_some(()))
-        })?;
+            last = self.status(side)?.unwrap_or_default();
+            Ok((last["role"] == "primary" && last["protected"] == true).then_some(()))
+        });
+        protected.with_context(|| format!("{} says {last}", side.name()))?;
         say(format_args!("protected on {}", side.name()));
         Ok(())
     }
