@@ -1,14 +1,16 @@
 //! Checkpoint replication of a running virtual machine.
 //!
-//! The crate has three rooms:
+//! The crate has four rooms:
 //!
 //! - [`core`]: decides. State machines without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.
+//! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
 pub mod core;
+pub mod disk;
 pub mod fingerprint;
 pub mod ids;
 pub mod page_set;

@@ -31,8 +31,7 @@ fn provide() -> Result<()> {
              ask for nested virtualisation"
         );
     }
-    let root = is_root();
-    if !root {
+    if !is_root() {
         bail!(
             "the tests make network namespaces and tap devices: run them as root \
              (`sudo env PATH=\"$PATH\" cargo xtask test`)"
@@ -41,9 +40,9 @@ fn provide() -> Result<()> {
     install(&NEEDED)
 }
 
-/// Installs the packages of those programs that are missing.
-pub(crate) fn install(programs: &[(&str, &'static str)]) -> Result<()> {
-    let mut packages: Vec<&str> = programs
+/// Installs the packages of programs that are missing; who is not root is told their names.
+pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
+    let mut packages: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !on_path(program))
         .map(|(_, package)| *package)
@@ -52,7 +51,7 @@ pub(crate) fn install(programs: &[(&str, &'static str)]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    if !on_path("apt-get") {
+    if !on_path("apt-get") || !is_root() {
         bail!(
             "missing programs: install what your distribution calls {}",
             packages.join(", ")

@@ -4,6 +4,7 @@
 
 pub mod backup;
 pub mod codec;
+pub mod disk;
 pub mod message;
 pub mod primary;
 pub mod staging;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use understudy_replication::disk::DiskSet;
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{
     ConsoleOutput, Machine, MachineError, OutputCounts, OutputEvent, OutputGate, PageMemory,
@@ -295,6 +296,10 @@ impl Machine for Fake {
 
     fn gate(&self) -> Arc<dyn OutputGate> {
         self.gate.clone()
+    }
+
+    fn disks(&self) -> DiskSet {
+        DiskSet::empty()
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

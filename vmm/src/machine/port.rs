@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use understudy_replication::disk::DiskSet;
 use understudy_replication::ports::{
     Machine as MachinePort, MachineError, OutputGate, PageMemory, PausedMachine,
 };
@@ -20,6 +21,10 @@ impl MachinePort for Machine {
 
     fn gate(&self) -> Arc<dyn OutputGate> {
         self.gate.clone()
+    }
+
+    fn disks(&self) -> DiskSet {
+        DiskSet::empty()
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

@@ -8,13 +8,12 @@ use std::io;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 
-use super::image::Storage;
 use super::request::{
     Bounds, Command, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, SEGMENT_BYTES_MAX,
     SEGMENTS_MAX, Status,
 };
 use super::state::{BlkState, VERSION};
-use super::{Image, SECTOR_BYTES};
+use super::{Image, SECTOR_BYTES, Storage};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::memory::GuestRam;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FallocateFlags, fallocate};
+use understudy_replication::ports::Storage;
 
 use super::SECTOR_BYTES;
 
@@ -20,39 +21,6 @@ use super::SECTOR_BYTES;
 const END_BYTES: u64 = 1 << 20;
 /// Zeros written at once where the host cannot be told to make a range zero.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-
-/// What a disk is stored in. Offsets and lengths are in bytes, and within the disk.
-pub trait Storage: Send {
-    /// Fills `data` from `offset`.
-    ///
-    /// # Errors
-    /// What the host's disk says.
-    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
-
-    /// Writes `data` at `offset`.
-    ///
-    /// # Errors
-    /// What the host's disk says; some of it may have been written.
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-
-    /// Makes all that was written survive a loss of power.
-    ///
-    /// # Errors
-    /// What the host's disk says.
-    fn flush(&self) -> io::Result<()>;
-
-    /// Gives the room of a range back to the host; it reads as zeros then.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::Unsupported`] if the host cannot do that to this kind of file.
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
-
-    /// Makes a range zero, giving its room back if `may_unmap`.
-    ///
-    /// # Errors
-    /// What the host's disk says; some of it may have been written.
-    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()>;
-}
 
 /// An open and locked image.
 #[derive(Debug)]
@@ -210,6 +178,22 @@ impl Image {
 }
 
 impl Storage for Image {
+    fn bytes(&self) -> u64 {
+        self.capacity_sectors * SECTOR_BYTES
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        match lock(&self.path, &self.file, self.read_only) {
+            Ok(()) => {}
+            Err(ImageError::Taken { .. }) => return Ok(false),
+            Err(ImageError::Io { source, .. }) => return Err(source),
+            Err(other) => return Err(io::Error::other(other)),
+        }
+        // What this host remembers of the image may be older than what its last holder wrote elsewhere.
+        rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?;
+        Ok(true)
+    }
+
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(data, offset)
     }

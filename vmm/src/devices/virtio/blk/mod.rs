@@ -18,7 +18,8 @@ mod state;
 mod tests;
 
 pub use device::{Alarm, BlkCounters, BlkDevice, ID_BYTES_MAX};
-pub use image::{Image, ImageError, Storage};
+pub use image::{Image, ImageError};
+pub use understudy_replication::ports::Storage;
 
 /// Bytes of a sector: the unit of capacities and positions, whatever the host's disk is made of.
 pub const SECTOR_BYTES: u64 = 512;

@@ -72,6 +72,14 @@ impl Platter {
 }
 
 impl Storage for Platter {
+    fn bytes(&self) -> u64 {
+        SECTORS * SECTOR_BYTES
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.called("read")?;
         data.copy_from_slice(&self.bytes.lock().unwrap()[offset as usize..][..data.len()]);

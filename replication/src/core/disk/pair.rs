@@ -1,0 +1,98 @@
+//! Which two images are a pair, and what a backup says of its disks.
+//!
+//! Two images whose ids meet differ at most in the blocks that either side's map marks. What must not be
+//! done here: deciding anything from a peer's numbers before [`PeerDisk::check`] has seen them.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::SECTOR_BYTES;
+
+/// Blocks of a map are at least this large, in bytes.
+pub const BLOCK_BYTES_MIN: u64 = 64 << 10;
+/// A map has at most so many blocks.
+pub const BLOCKS_MAX: u64 = 1 << 20;
+/// An image carries at most this many ids: the pair it belongs to and the one it may come to belong to.
+pub const PEER_IDS_MAX: usize = 2;
+
+/// Names a pair of images; drawn at random by the primary, never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PairId(pub u128);
+
+impl fmt::Display for PairId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A disk as the backup describes it in its `Welcome`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerDisk {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The pairs its image may belong to; none if it belongs to nobody, or is shared.
+    pub ids: Vec<PairId>,
+    /// Whether it is a copy that was not finished.
+    pub unfinished: bool,
+    /// Size of a block of its map.
+    pub block_bytes: u64,
+    /// The blocks its own guest has written since it was part of the pair, lowest bit first. Bits that
+    /// are missing at the end are 0.
+    pub dirty: Bytes,
+}
+
+/// How one disk is brought up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSyncPlan {
+    /// The pair both images will be once the copy is whole.
+    pub candidate: PairId,
+    /// Whether everything is sent, not only what the maps mark.
+    pub full: bool,
+    /// The pair they are now, if not everything is sent.
+    pub from: Option<PairId>,
+}
+
+/// Size of the blocks into which a map divides a disk of `bytes`: 64 KiB, doubled until there are at most
+/// [`BLOCKS_MAX`].
+#[must_use]
+pub fn block_bytes_for(bytes: u64) -> u64 {
+    let mut block = BLOCK_BYTES_MIN;
+    while bytes.div_ceil(block) > BLOCKS_MAX {
+        block *= 2;
+    }
+    block
+}
+
+/// How many blocks a disk of `bytes` has.
+#[must_use]
+pub fn blocks_of(bytes: u64) -> u64 {
+    bytes.div_ceil(block_bytes_for(bytes))
+}
+
+impl PeerDisk {
+    /// Whether this can describe a disk at all.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        if self.bytes == 0 || !self.bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(format!("it has {} bytes", self.bytes));
+        }
+        if self.ids.len() > PEER_IDS_MAX || self.ids.contains(&PairId(0)) {
+            return Err(format!("it has {} ids", self.ids.len()));
+        }
+        let limit = blocks_of(self.bytes).div_ceil(8);
+        if self.dirty.len() as u64 > limit {
+            return Err(format!(
+                "its map has {} bytes, limit {limit}",
+                self.dirty.len()
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! The codec of writes against anything a peer may send.

@@ -1,0 +1,124 @@
+//! Why something about disks did not work. Every error names the disk or the file.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::core::disk::DiskBatchError;
+use crate::ids::EpochId;
+
+/// What is wrong with a disk, its map or the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The host's storage refuses.
+    #[error("disk {disk}: cannot {what} at byte {offset}")]
+    Io {
+        /// The disk's name.
+        disk: String,
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        offset: u64,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A map or journal file cannot be used.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The image is the beginning of a copy.
+    #[error(
+        "the image of disk {disk} is an unfinished copy, its synchronisation was interrupted: start this host as \
+         a standby again so that it is brought up to date, or take another copy of the image and remove {}",
+        map.display()
+    )]
+    Unfinished {
+        /// The disk's name.
+        disk: String,
+        /// Its map.
+        map: PathBuf,
+    },
+    /// The map cannot be read, so nobody knows whether the image is whole.
+    #[error(
+        "the map {} of disk {disk} is damaged, it cannot be told whether the image is whole: if it is, remove \
+         the map (the next synchronisation sends everything)", map.display()
+    )]
+    MapDamaged {
+        /// The disk's name.
+        disk: String,
+        /// Its map.
+        map: PathBuf,
+    },
+    /// Another process has the lock of a shared image.
+    #[error(
+        "the shared image of disk {disk} is in use by another process or host; stop that first"
+    )]
+    Locked {
+        /// The disk's name.
+        disk: String,
+    },
+    /// The other side's disks are not these.
+    #[error("the other side's disks differ: {what}")]
+    PeerDiffers {
+        /// In what.
+        what: String,
+    },
+    /// An epoch was to end while the copy was not whole.
+    #[error("the disks are not synchronised yet, {bytes_left} bytes are left")]
+    NotSynced {
+        /// What is left.
+        bytes_left: u64,
+    },
+    /// What the primary sent is no batch of writes.
+    #[error("{epoch}: malformed disk writes")]
+    Batch {
+        /// The epoch, 0 during synchronisation.
+        epoch: EpochId,
+        /// What is wrong.
+        #[source]
+        source: DiskBatchError,
+    },
+    /// The primary sent more than this side can hold.
+    #[error("{epoch}: {bytes} bytes of disk writes, limit {limit}")]
+    TooMuch {
+        /// The epoch.
+        epoch: EpochId,
+        /// What it has.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// The disks cannot be brought to this epoch.
+    #[error("the disks stand at {have}, they cannot be brought to {wanted}")]
+    WrongEpoch {
+        /// The epoch asked for.
+        wanted: EpochId,
+        /// Where they are.
+        have: EpochId,
+    },
+    /// It failed before; the first failure's words.
+    #[error("{0}")]
+    Failed(String),
+    /// This side was told to stop.
+    #[error("the disks are shut: another host runs this guest")]
+    Shut,
+}
+
+impl DiskError {
+    /// As the error of a device's request.
+    #[must_use]
+    pub fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Self::Io { source, .. } | Self::File { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self)
+    }
+}
