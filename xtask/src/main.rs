@@ -19,7 +19,7 @@ cargo xtask <task>
   testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
                busybox-static and cpio; downloads a kernel package once)
   testbed list the scenarios of the two-host testbed
-  testbed run [--json] NAME...|all
+  testbed run [--json] [--times N] [--seed N] NAME...|all
                run scenarios on two emulated hosts: faults, and what clients of the guest see of them
                (needs Debian and root; installs the packages it needs)
 ";
