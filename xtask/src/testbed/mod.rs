@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   boot.rs       one host whose init boots guests: no root needed
+//!   linux.rs      the same with the Linux guest image: a disk, both kernels
 //!   sandbox.rs    namespaces around everything below
 //!   lab.rs        two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
 //!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside
@@ -19,6 +20,7 @@ mod host;
 mod initramfs;
 mod kernel;
 mod lab;
+mod linux;
 mod load;
 mod machine;
 mod network;
@@ -40,8 +42,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 pub(crate) use boot::boot;
-use kernel::Kernel;
+pub(crate) use kernel::Kernel;
 use lab::Lab;
+pub(crate) use linux::linux;
 use options::Options;
 use scenarios::{ALL, Scenario};
 use wait::say;
