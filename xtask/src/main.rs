@@ -21,7 +21,7 @@ cargo xtask <task>
   testbed linux
                the same with the Linux guest image: root on a disk, both of Debian's kernels
   testbed list the scenarios of the two-host testbed
-  testbed run [--json] NAME...|all
+  testbed run [--json] [--times N] [--seed N] NAME...|all
                run scenarios on two emulated hosts: faults, and what clients of the guest see of them
                (needs Debian and root; installs the packages it needs)
 ";
