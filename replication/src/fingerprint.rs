@@ -1,26 +1,46 @@
 //! What two machines must have in common so that one can take over the other's state.
+//!
+//! Two kinds of things are compared: values, which must be equal, and abilities, which the primary's guest
+//! may use and of which the backup may have more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Everything that must be equal on both hosts, as named values: memory layout, devices, CPU
-/// features. The embedding VMM fills it; the handshake compares it key by key, so that a refusal can
-/// name what differs.
+/// Everything that matters to a takeover: memory layout and devices as named values, CPU features and the
+/// like as abilities of named parts. The embedding VMM fills it; the handshake compares it one by one, so
+/// that a refusal can name what differs and what is lacking.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Fingerprint(BTreeMap<String, String>);
+pub struct Fingerprint {
+    /// Must be equal on both hosts.
+    values: BTreeMap<String, String>,
+    /// What the guest may use, by part.
+    needs: BTreeMap<String, BTreeSet<String>>,
+    /// What this host could give a guest, by part. Nobody but this host asks, so it does not travel.
+    #[serde(skip)]
+    has: BTreeMap<String, BTreeSet<String>>,
+}
 
-/// One key on which two fingerprints differ.
+/// One thing on which two machines do not fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Difference {
-    /// The key, for example `memory.bytes` or `cpu.0x7.0.ebx`.
-    pub key: String,
-    /// The primary's value; `None` if it has no such key.
-    pub primary: Option<String>,
-    /// The backup's value; `None` if it has no such key.
-    pub backup: Option<String>,
+pub enum Difference {
+    /// A value that must be equal and is not.
+    Unequal {
+        /// The key, for example `memory.bytes`.
+        key: String,
+        /// The primary's value; `None` if it has no such key.
+        primary: Option<String>,
+        /// The backup's value; `None` if it has no such key.
+        backup: Option<String>,
+    },
+    /// An ability that the backup would need and has not.
+    Lacking {
+        /// The part, for example `CPU`.
+        part: String,
+        /// The ability, in words.
+        what: String,
+    },
 }
 
 impl Fingerprint {
@@ -30,55 +50,105 @@ impl Fingerprint {
         Self::default()
     }
 
-    /// Adds or replaces one named value.
+    /// Adds or replaces one named value, which must be equal on both hosts.
     pub fn set(&mut self, key: impl Into<String>, value: impl fmt::Display) {
-        self.0.insert(key.into(), value.to_string());
+        self.values.insert(key.into(), value.to_string());
     }
 
-    /// Number of named values.
+    /// Adds something the guest may use: a host whose `part` has not got it cannot take over.
+    pub fn need(&mut self, part: impl Into<String>, what: impl fmt::Display) {
+        let part = self.needs.entry(part.into()).or_default();
+        part.insert(what.to_string());
+    }
+
+    /// Adds something that this host can give a guest, whether the guest uses it or not.
+    pub fn have(&mut self, part: impl Into<String>, what: impl fmt::Display) {
+        let part = self.has.entry(part.into()).or_default();
+        part.insert(what.to_string());
+    }
+
+    /// Forgets what the guest may use of `part`.
+    pub fn need_nothing(&mut self, part: &str) {
+        self.needs.remove(part);
+    }
+
+    /// Number of named values and of things the guest may use.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.values.len() + self.needs.values().map(BTreeSet::len).sum::<usize>()
     }
 
     /// Whether nothing is named.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
-    /// The keys on which `self` (the primary's) and `backup` differ, in key order.
+    /// Where `self` (the primary's) and `backup` do not fit: values in the order of their keys, then what
+    /// the backup lacks.
     #[must_use]
     pub fn differences(&self, backup: &Self) -> Vec<Difference> {
-        let keys: std::collections::BTreeSet<&String> =
-            self.0.keys().chain(backup.0.keys()).collect();
-        keys.into_iter()
-            .filter(|key| self.0.get(*key) != backup.0.get(*key))
-            .map(|key| Difference {
+        let keys: BTreeSet<&String> = self.values.keys().chain(backup.values.keys()).collect();
+        let unequal = keys
+            .into_iter()
+            .filter(|key| self.values.get(*key) != backup.values.get(*key))
+            .map(|key| Difference::Unequal {
                 key: key.clone(),
-                primary: self.0.get(key).cloned(),
-                backup: backup.0.get(key).cloned(),
-            })
-            .collect()
+                primary: self.values.get(key).cloned(),
+                backup: backup.values.get(key).cloned(),
+            });
+        let lacking = self.needs.iter().flat_map(|(part, needed)| {
+            let has = backup.has.get(part);
+            needed
+                .iter()
+                .filter(move |what| !has.is_some_and(|has| has.contains(*what)))
+                .map(|what| Difference::Lacking {
+                    part: part.clone(),
+                    what: what.clone(),
+                })
+        });
+        unequal.chain(lacking).collect()
+    }
+}
+
+impl Difference {
+    /// The key of the unequal value, or the part that lacks something.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Unequal { key, .. } => key,
+            Self::Lacking { part, .. } => part,
+        }
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
-        write!(
-            f,
-            "{}: primary has {}, backup has {}",
-            self.key,
-            show(&self.primary),
-            show(&self.backup)
-        )
+        match self {
+            Self::Unequal {
+                key,
+                primary,
+                backup,
+            } => write!(
+                f,
+                "{key}: primary has {}, backup has {}",
+                show(primary),
+                show(backup)
+            ),
+            Self::Lacking { part, what } => write!(f, "the standby's {part} lacks {what}"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lines(primary: &Fingerprint, backup: &Fingerprint) -> Vec<String> {
+        let differences = primary.differences(backup);
+        differences.iter().map(ToString::to_string).collect()
+    }
 
     #[test]
     fn differences_name_key_and_both_values() {
@@ -89,17 +159,47 @@ mod tests {
         backup.set("memory.bytes", 2048);
         backup.set("device.net0", "virtio-net");
         backup.set("device.net1", "virtio-net");
-        let lines: Vec<String> = primary
-            .differences(&backup)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
         assert_eq!(
-            lines,
+            lines(&primary, &backup),
             [
                 "device.net1: primary has nothing, backup has virtio-net",
                 "memory.bytes: primary has 1024, backup has 2048",
             ]
         );
+    }
+
+    #[test]
+    fn a_backup_may_be_able_to_do_more_but_not_less() {
+        let mut small = Fingerprint::new();
+        let mut large = Fingerprint::new();
+        for print in [&mut small, &mut large] {
+            print.need("CPU", "sse2");
+            print.have("CPU", "sse2");
+        }
+        large.have("CPU", "avx");
+        // That the other host could do more matters as little as what it lets its guests use.
+        assert_eq!(lines(&small, &large), [""; 0]);
+        assert_eq!(lines(&large, &small), [""; 0]);
+        large.need("CPU", "avx");
+        assert_eq!(lines(&small, &large), [""; 0]);
+        assert_eq!(lines(&large, &small), ["the standby's CPU lacks avx"]);
+        assert_eq!(lines(&large, &large), [""; 0]);
+        large.need("KVM", "MSR 0x10");
+        assert_eq!(lines(&large, &large), ["the standby's KVM lacks MSR 0x10"]);
+        large.need_nothing("CPU");
+        assert_eq!(lines(&large, &small), ["the standby's KVM lacks MSR 0x10"]);
+    }
+
+    #[test]
+    fn only_what_the_guest_may_use_travels() {
+        let mut print = Fingerprint::new();
+        print.set("vcpus", 1);
+        print.need("CPU", "sse2");
+        let bytes = postcard::to_stdvec(&print).unwrap();
+        print.have("CPU", "avx");
+        assert_eq!(postcard::to_stdvec(&print).unwrap(), bytes);
+        let mut arrived: Fingerprint = postcard::from_bytes(&bytes).unwrap();
+        arrived.have("CPU", "avx");
+        assert_eq!(arrived, print);
     }
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod demos;
+mod guest_image;
 mod test;
 mod testbed;
 
@@ -13,8 +14,16 @@ cargo xtask <task>
   test         all tests; installs the Debian packages they need when run as root, names them otherwise
   check        format, lints and documentation, warnings denied
   demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
+  guest-image  the Linux guest: kernel, initramfs and root file system from Debian's packages
+               ([--kernel cloud|generic] [--fresh]); says where they are
   testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
                busybox-static and cpio; downloads a kernel package once)
+  testbed linux
+               the same with the Linux guest image: root on a disk, both of Debian's kernels
+  testbed list the scenarios of the two-host testbed
+  testbed run [--json] NAME...|all
+               run scenarios on two emulated hosts: faults, and what clients of the guest see of them
+               (needs Debian and root; installs the packages it needs)
 ";
 
 fn main() -> Result<()> {
@@ -24,7 +33,14 @@ fn main() -> Result<()> {
         ["test", rest @ ..] => test::run(rest),
         ["check"] => check::run(),
         ["demos", times] => demos::run(times.parse()?),
+        ["guest-image", rest @ ..] => guest_image::command(rest),
         ["testbed", "boot"] => testbed::boot(),
+        ["testbed", "linux"] => testbed::linux(),
+        ["testbed", "list"] => {
+            testbed::list();
+            Ok(())
+        }
+        ["testbed", "run", rest @ ..] => testbed::run(rest),
         ["help" | "--help" | "-h"] | [] => {
             print!("{HELP}");
             Ok(())

@@ -31,14 +31,18 @@ fn provide() -> Result<()> {
              ask for nested virtualisation"
         );
     }
-    let root = is_root();
-    if !root {
+    if !is_root() {
         bail!(
             "the tests make network namespaces and tap devices: run them as root \
              (`sudo env PATH=\"$PATH\" cargo xtask test`)"
         );
     }
-    let mut packages: Vec<&str> = NEEDED
+    install(&NEEDED)
+}
+
+/// Installs the packages of programs that are missing; who is not root is told their names.
+pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
+    let mut packages: Vec<&str> = needed
         .iter()
         .filter(|(program, _)| !on_path(program))
         .map(|(_, package)| *package)
@@ -47,7 +51,7 @@ fn provide() -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    if !on_path("apt-get") {
+    if !on_path("apt-get") || !is_root() {
         bail!(
             "missing programs: install what your distribution calls {}",
             packages.join(", ")
@@ -70,7 +74,7 @@ fn on_path(program: &str) -> bool {
         .any(|directory| directory.join(program).exists())
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }

@@ -16,6 +16,7 @@ use understudy_workload::options::{Disk, Options};
 use virtio_drivers::transport::DeviceType;
 
 const NS_PER_S: u64 = 1_000_000_000;
+const NS_PER_MS: u64 = 1_000_000;
 /// A loop that has fallen further behind its rate than this starts afresh.
 const BEHIND_NS_MAX: u64 = NS_PER_S / 10;
 /// Steps between two looks at the rest of the guest.
@@ -89,7 +90,7 @@ impl DiskLoop {
             checked: 0,
             again: false,
             next_ns: u64::MAX,
-            log_ns: now_ns + NS_PER_S,
+            log_ns: now_ns + log_interval_ns(plan),
         };
         this.ask(Step::Scan(LEDGER));
         Some(this)
@@ -113,7 +114,7 @@ impl DiskLoop {
                 self.flushed,
                 self.checked
             );
-            self.log_ns = now_ns + NS_PER_S;
+            self.log_ns = now_ns + log_interval_ns(self.plan);
         }
         self.again = false;
         for _ in 0..STEPS_PER_RUN {
@@ -267,4 +268,8 @@ impl DiskLoop {
             Err(bad) => log!("disk: BAD block {block}: {bad}"),
         }
     }
+}
+
+fn log_interval_ns(plan: Disk) -> u64 {
+    u64::from(plan.log_ms) * NS_PER_MS
 }

@@ -87,6 +87,8 @@ pub struct Disk {
     pub rate: u32,
     /// Writes between flushes.
     pub flush_every: u32,
+    /// `disk.log_ms=N`: milliseconds between two lines about the disk.
+    pub log_ms: u32,
 }
 
 impl Default for Disk {
@@ -95,6 +97,7 @@ impl Default for Disk {
             blocks: 1024,
             rate: 200,
             flush_every: 16,
+            log_ms: 1000,
         }
     }
 }
@@ -191,7 +194,7 @@ impl fmt::Display for OptionError<'_> {
 impl core::error::Error for OptionError<'_> {}
 
 /// Every key but `virtio_mmio.device`, which may be repeated.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "workload",
     "ip",
     "gateway",
@@ -203,6 +206,7 @@ const KEYS: [&str; 13] = [
     "disk.blocks",
     "disk.rate",
     "disk.flush_every",
+    "disk.log_ms",
     "exit_after_ms",
     "nr_cpus",
 ];
@@ -277,6 +281,9 @@ impl Options {
             }
             "disk.flush_every" => {
                 self.disk.flush_every = number(value, 1, 1_000_000, "1 to 1000000 writes")?;
+            }
+            "disk.log_ms" => {
+                self.disk.log_ms = number(value, 10, 60_000, "10 to 60000 milliseconds")?;
             }
             "exit_after_ms" => self.exit_after_ms = number(value, 0, u64::MAX, "milliseconds")?,
             "nr_cpus" => self.nr_cpus = number(value, 1, VCPUS_MAX, "1 to 4")?,
@@ -415,9 +422,10 @@ impl fmt::Display for Options {
             blocks,
             rate,
             flush_every,
+            log_ms,
         } = self.disk;
         write!(f, " disk.blocks={blocks} disk.rate={rate}")?;
-        write!(f, " disk.flush_every={flush_every}")?;
+        write!(f, " disk.flush_every={flush_every} disk.log_ms={log_ms}")?;
         write!(f, " exit_after_ms={}", self.exit_after_ms)
     }
 }
@@ -505,6 +513,7 @@ mod tests {
             stream: bool, counter: bool, echo: bool, dirty: bool, disk: bool,
             blocks in disk::BLOCKS_MIN..=disk::BLOCKS_MAX, disk_rate in 0_u32..=1_000_000,
             flush_every in 1_u32..=1_000_000,
+            log_ms in 10_u32..=60_000,
             ip: u32, prefix_bits in 1_u8..=32, gateway: Option<u32>,
             stream_rate in 0..=1_u64 << 40, pages in 1..=DIRTY_PAGES_MAX,
             word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, exit_after_ms: u64,
@@ -525,7 +534,7 @@ mod tests {
                     },
                     rate,
                 },
-                disk: Disk { blocks, rate: disk_rate, flush_every },
+                disk: Disk { blocks, rate: disk_rate, flush_every, log_ms },
                 exit_after_ms,
                 ..Options::default()
             }

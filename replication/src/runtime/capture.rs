@@ -20,6 +20,7 @@ use self::notes::Notes;
 use self::shipment::{Shipment, in_batches, send};
 use super::Limits;
 use super::arbitration::causes;
+use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use crate::arbiter::{Arbiter, ArbiterError};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
@@ -118,6 +119,7 @@ pub(super) struct Capturer<M: Machine> {
     disks: DiskSet,
     /// Disks are being copied; memory waits.
     copying: bool,
+    progress: DiskProgress,
     events: UnboundedSender<Report>,
     metrics: Metrics,
     limits: Limits,
@@ -145,6 +147,7 @@ impl<M: Machine> Capturer<M> {
             gate: machine.gate(),
             disks: machine.disks(),
             copying: false,
+            progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
@@ -230,6 +233,7 @@ impl<M: Machine> Capturer<M> {
         if !self.disks.is_empty() {
             let plan = self.disks.begin_sync(peer)?;
             self.metrics.disks_planned(&plan);
+            self.progress.begin(&self.disks, &plan);
             send(target, &Message::SyncDisks(plan.disks))?;
         }
         self.sync_round()
@@ -262,6 +266,7 @@ impl<M: Machine> Capturer<M> {
         if !self.copying {
             return self.memory_round(&target, false);
         }
+        self.progress.left(disk_bytes_left);
         if disk_bytes_left > 0 {
             self.tell(Event::SyncRoundShipped {
                 pages_left: self.dirty.len(),

@@ -31,6 +31,7 @@ struct Inner {
     dirty_pages: Histogram<u64>,
     captured: VecDeque<(EpochId, Instant)>,
     failed_at: Option<Instant>,
+    copying_since: Option<Instant>,
 }
 
 impl Metrics {
@@ -66,6 +67,7 @@ impl Metrics {
             dirty_pages: histogram(),
             captured: VecDeque::new(),
             failed_at: None,
+            copying_since: None,
         })))
     }
 
@@ -150,19 +152,28 @@ impl Metrics {
 
     /// Disks are going to be copied.
     pub(super) fn disks_planned(&self, plan: &SyncPlan) {
-        let disks = &mut self.lock().status.disks;
+        let mut inner = self.lock();
+        inner.copying_since = Some(Instant::now());
+        let disks = &mut inner.status.disks;
         disks.durable_epoch = 0;
         disks.sync = Some(DiskSync {
             full: plan.disks.iter().map(|disk| disk.full).collect(),
             bytes: plan.bytes,
             bytes_left: plan.bytes,
             bytes_sent: 0,
+            elapsed_ms: 0,
         });
     }
 
     /// A piece of the disks was sent.
     pub(super) fn disks_synchronised(&self, bytes_sent: u64, bytes_left: u64) {
-        if let Some(sync) = &mut self.lock().status.disks.sync {
+        let mut inner = self.lock();
+        let since = inner.copying_since;
+        if let Some(sync) = &mut inner.status.disks.sync {
+            // What is sent after the end is what the guest writes until the first epoch.
+            if let Some(since) = since.filter(|_| sync.bytes_left > 0) {
+                sync.elapsed_ms = since.elapsed().as_millis() as u64;
+            }
             sync.bytes_sent += bytes_sent;
             sync.bytes_left = bytes_left;
         }

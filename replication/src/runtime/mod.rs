@@ -7,6 +7,7 @@
 
 mod arbitration;
 mod capture;
+mod disk_progress;
 mod heartbeats;
 mod metrics;
 mod primary;

@@ -161,6 +161,8 @@ pub struct DiskSync {
     pub bytes_left: u64,
     /// Sent so far, with what the guest wrote meanwhile.
     pub bytes_sent: u64,
+    /// How long the copying has taken, in milliseconds.
+    pub elapsed_ms: u64,
 }
 
 impl DisksStatus {

@@ -110,7 +110,7 @@ fn fingerprints_name_what_differs() {
     let keys: BTreeSet<String> = one
         .differences(&other)
         .into_iter()
-        .map(|difference| difference.key)
+        .map(|difference| difference.key().to_owned())
         .collect();
     for key in [
         "memory.0",

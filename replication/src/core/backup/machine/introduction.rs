@@ -52,7 +52,7 @@ impl BackupCore {
         }
         let mut differences = hello.fingerprint.differences(&mine.fingerprint);
         if hello.layout != mine.layout {
-            differences.push(Difference {
+            differences.push(Difference::Unequal {
                 key: "memory.layout".into(),
                 primary: Some(format!("{:?}", hello.layout.regions())),
                 backup: Some(format!("{:?}", mine.layout.regions())),

@@ -212,7 +212,7 @@ fn the_introduction_must_fit() {
                 ..hello.clone()
             },
             3,
-            |refusal| matches!(refusal, Refusal::Differs(d) if d[0].key == "cpu"),
+            |refusal| matches!(refusal, Refusal::Differs(d) if d[0].key() == "cpu"),
         ),
         (
             Hello {
@@ -220,7 +220,7 @@ fn the_introduction_must_fit() {
                 ..hello.clone()
             },
             3,
-            |refusal| matches!(refusal, Refusal::Differs(d) if d[0].key == "memory.layout"),
+            |refusal| matches!(refusal, Refusal::Differs(d) if d[0].key() == "memory.layout"),
         ),
         (hello.clone(), 1, |refusal| {
             matches!(

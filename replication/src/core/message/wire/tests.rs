@@ -13,6 +13,7 @@ use crate::ports::{ConsoleOutput, NetworkFrame};
 fn hello() -> Hello {
     let mut fingerprint = Fingerprint::new();
     fingerprint.set("cpu", 7);
+    fingerprint.need("C", "fpu");
     Hello {
         vm: "vm0".into(),
         node: "a".into(),
@@ -51,7 +52,7 @@ fn golden() -> Vec<(Message, u16, u64, &'static str)> {
             Message::Hello(hello()),
             1,
             0,
-            "03766d300161010363707501370100ac02",
+            "03766d3001610103637075013701014301036670750100ac02",
         ),
         (
             Message::Welcome(Welcome {

@@ -15,8 +15,10 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) fn run(arguments: VmArgs) -> Result<()> {
     let config = arguments.merge()?;
     let signalled = signals::listen()?;
-    let mut machine = vm::build(&config, vm::Life::Boots)?;
+    let mut machine = vm::build(&config, vm::Life::Alone)?;
     let events = machine.events();
+    // Images that are one of a pair note what changes, and one that is no whole copy is not run.
+    machine.disk_set().own()?;
     machine.start()?;
     tracing::info!(cmdline = machine.cmdline(), "the guest runs, unprotected");
     let end = await_end(&events, &signalled);

@@ -88,6 +88,9 @@ fn render(status: &Status) -> String {
             ),
         );
     }
+    for (name, disk) in super::disk_status::lines(status) {
+        line(&name, disk);
+    }
     if let Some(failover) = &status.failover {
         let repair = failover.repair_ms.map_or_else(
             || "not protected again yet".into(),

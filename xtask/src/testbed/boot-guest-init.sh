@@ -6,8 +6,8 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 exec < /dev/console > /dev/console 2>&1
 
-for module in virtio_ring virtio virtio_mmio virtio-rng; do
-    insmod /modules/$module.ko
+for module in $(cat /modules/order); do
+    insmod /modules/$module
 done
 echo "guest: $(grep -c ^processor /proc/cpuinfo) vCPUs, virtio devices: $(ls /sys/bus/virtio/devices | wc -l)"
 

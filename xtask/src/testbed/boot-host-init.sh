@@ -7,8 +7,8 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 exec < /dev/console > /dev/console 2>&1
 
-for module in irqbypass kvm kvm-amd; do
-    insmod /modules/$module.ko
+for module in $(cat /modules/order); do
+    insmod /modules/$module
 done
 
 now() {
