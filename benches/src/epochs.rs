@@ -249,6 +249,7 @@ impl Scenario {
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             workload: self.workload(),
+            disk: None,
             arguments: vec!["--epoch-ms".into(), self.epoch_ms.to_string()],
         };
         let pair = Pair::start(directory, &options)?;

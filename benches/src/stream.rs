@@ -128,6 +128,7 @@ impl Arguments {
             memory_mib: MEMORY_MIB,
             vcpus: 1,
             workload: self.workload(),
+            disk: None,
             arguments: vec!["--epoch-min-ms".into(), epoch_min_ms.to_string()],
         };
         let pair = Pair::start(directory.path(), &options)?;

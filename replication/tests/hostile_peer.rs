@@ -2,6 +2,7 @@
 //! had by the rules.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use proptest::prelude::*;
 use understudy_replication::arbiter::Verdict;
 use understudy_replication::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput};
 use understudy_replication::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
+use understudy_replication::core::disk::{
+    DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, PeerDisk, What,
+};
 use understudy_replication::core::message::{Bye, EpochTally, Hello, Message, Refusal, Welcome};
 use understudy_replication::core::primary::{
     Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
@@ -49,6 +53,13 @@ impl PageMemory for Memory {
     }
 }
 
+fn welcome_of_b() -> Welcome {
+    Welcome {
+        node: "b".into(),
+        disks: Vec::new(),
+    }
+}
+
 fn hello(pages: u64) -> Hello {
     let first = PageIndex(0);
     Hello {
@@ -57,6 +68,48 @@ fn hello(pages: u64) -> Hello {
         fingerprint: Default::default(),
         layout: MemoryLayout::new(vec![Region { first, pages }]),
     }
+}
+
+/// The backup's only disk.
+const DISK_BYTES: u64 = 1 << 20;
+
+fn plan(disks: usize) -> Message {
+    let candidate = PairId(7);
+    let (full, from) = (true, None);
+    Message::SyncDisks(vec![
+        DiskSyncPlan {
+            candidate,
+            full,
+            from
+        };
+        disks
+    ])
+}
+
+fn disk_batch(epoch: EpochId) -> Bytes {
+    let mut writer = DiskBatchWriter::new(1 << 16);
+    let write = DiskWrite {
+        disk: 0,
+        offset: 512,
+        what: What::Data(vec![epoch.0 as u8; 512].into()),
+    };
+    writer.push(&write, |_| {});
+    writer.finish().expect("a write").body
+}
+
+/// Every other epoch writes to the disk, and the first one is persisted in any case.
+fn has_disk_writes(epoch: EpochId) -> bool {
+    epoch.0 % 2 == 1
+}
+
+/// The parts of a good epoch, in order.
+fn good_epoch(epoch: u64) -> impl Iterator<Item = Message> {
+    let parts: &[u8] = if has_disk_writes(EpochId(epoch)) {
+        &[0, 4, 1, 2, 3]
+    } else {
+        &[0, 1, 2, 3]
+    };
+    parts.iter().map(move |part| epoch_part(epoch, *part))
 }
 
 /// The messages of a good epoch, to be sent in any order.
@@ -74,9 +127,16 @@ fn epoch_part(epoch: u64, part: u8) -> Message {
         },
         1 => Message::EpochState { epoch, state },
         2 => Message::EpochOutput { epoch, output },
+        4 => Message::EpochDisk {
+            epoch,
+            batch: disk_batch(epoch),
+        },
         _ => {
             let mut tally = EpochTally::new();
             tally.batch(&batch.body, batch.pages);
+            if has_disk_writes(epoch) {
+                tally.disk_batch(&disk_batch(epoch));
+            }
             tally.state(&state);
             tally.output(&output);
             let summary = tally.summary();
@@ -90,17 +150,44 @@ fn messages() -> impl Strategy<Value = Message> {
     let generations = (0u64..6).prop_map(Generation);
     prop_oneof![
         (1u64..4).prop_map(|pages| Message::Hello(hello(pages))),
-        Just(Message::Welcome(Welcome { node: "b".into() })),
+        Just(Message::Welcome(welcome_of_b())),
         Just(Message::Refuse(Refusal::Busy("so".into()))),
         generations
             .clone()
             .prop_map(|current| Message::Refuse(Refusal::Stale { current })),
         proptest::collection::vec(any::<u8>(), 0..40)
             .prop_map(|bytes| Message::SyncPages(bytes.into())),
-        (1u64..4, 0u8..4).prop_map(|(epoch, part)| epoch_part(epoch, part)),
-        epochs.prop_map(|epoch| Message::Ack {
-            epoch: EpochId(epoch)
+        (1u64..4, 0u8..5).prop_map(|(epoch, part)| epoch_part(epoch, part)),
+        (epochs, prop_oneof![3 => Just(0u64), 1 => any::<u64>()]).prop_map(|(epoch, durable)| {
+            Message::Ack {
+                epoch: EpochId(epoch),
+                durable: EpochId(durable),
+            }
         }),
+        prop_oneof![3 => Just(1), 1 => 0usize..3, 1 => Just(5000)].prop_map(plan),
+        proptest::collection::vec(any::<u8>(), 0..40)
+            .prop_map(|bytes| Message::SyncDisk(bytes.into())),
+        (1u64..4, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(|(epoch, bytes)| {
+            Message::EpochDisk {
+                epoch: EpochId(epoch),
+                batch: bytes.into(),
+            }
+        }),
+        any::<u64>().prop_map(|bytes| {
+            Message::Welcome(Welcome {
+                disks: vec![PeerDisk {
+                    name: "d".into(),
+                    bytes,
+                    ids: vec![PairId(0); 9],
+                    unfinished: true,
+                    block_bytes: bytes,
+                    dirty: Bytes::from_static(&[255; 64]),
+                }],
+                ..welcome_of_b()
+            })
+        }),
+        Just(Message::SyncDisk(disk_batch(EpochId(1)))),
+        Just(Message::Bye(Bye::Unable("so".into()))),
         Just(Message::Heartbeat),
         Just(Message::Bye(Bye::GuestStopped)),
         Just(Message::Bye(Bye::BackupStopped)),
@@ -169,7 +256,7 @@ proptest! {
                 Step::LinkUp => PrimaryInput::LinkUp,
                 Step::LinkEnds(_) => PrimaryInput::LinkDown { cause: "so".into() },
                 Step::Hear(from, message) => {
-                    if let Message::Ack { epoch } = message && from == generation.0 {
+                    if let Message::Ack { epoch, durable } = message && durable <= epoch && from == generation.0 {
                         // Also before the report that it is shipped.
  if core.in_flight() == Some(epoch) { acked = epoch; }
                     }
@@ -177,17 +264,17 @@ proptest! {
                 }
                 Step::Introduce => PrimaryInput::Received {
                     generation,
-                    message: Message::Welcome(Welcome { node: "b".into() }),
+                    message: Message::Welcome(welcome_of_b()),
                 },
                 Step::Good => match core.in_flight() {
                     Some(epoch) => {
                         acked = epoch;
-                        PrimaryInput::Received { generation, message: Message::Ack { epoch } }
+                        PrimaryInput::Received { generation, message: Message::Ack { epoch, durable: EpochId(0) } }
                     }
                     None => PrimaryInput::Received {
                         generation,
                         message: match core.phase() {
-                            PrimaryPhase::Handshaking => Message::Welcome(Welcome { node: "b".into() }),
+                            PrimaryPhase::Handshaking => Message::Welcome(welcome_of_b()),
                             _ => Message::Heartbeat,
                         },
                     },
@@ -218,8 +305,8 @@ proptest! {
                     PrimaryEffect::Release(through) => {
                         prop_assert!(through <= shipped && through <= acked, "{} of {} acked", through, acked);
                     }
-                    PrimaryEffect::StartSync | PrimaryEffect::SyncRound => {
-                        todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0 });
+                    PrimaryEffect::StartSync { .. } | PrimaryEffect::SyncRound => {
+                        todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0 });
                     }
                     PrimaryEffect::Capture(epoch) => {
                         todo.push(PrimaryInput::Captured { epoch });
@@ -249,25 +336,30 @@ proptest! {
             node: "b".into(),
             fingerprint: Default::default(),
             layout: memory.layout().clone(),
+            disks: vec![DISK_BYTES],
         };
         let mut core = BackupCore::new(Policy::default(), identity, Generation(0), now);
         let (mut committed, mut acked) = (EpochId(0), EpochId(0));
+        // What the runtime was asked to persist and has not answered, and what it has persisted.
+        let mut pending: Option<(u64, EpochId)> = None;
+        let mut persisted = EpochId(0);
         for step in steps {
             let before = core.generation();
-            let mut inputs = Vec::new();
+            let is_good = matches!(step, Step::Good);
+            let mut inputs = VecDeque::new();
             match step {
-                Step::LinkUp => inputs.push(BackupInput::LinkUp),
-                Step::LinkEnds(true) => inputs.push(BackupInput::LinkClosed),
-                Step::LinkEnds(false) => inputs.push(BackupInput::LinkBroken { cause: "so".into() }),
+                Step::LinkUp => inputs.push_back(BackupInput::LinkUp),
+                Step::LinkEnds(true) => inputs.push_back(BackupInput::LinkClosed),
+                Step::LinkEnds(false) => inputs.push_back(BackupInput::LinkBroken { cause: "so".into() }),
                 Step::Hear(from, message) => {
                     let generation = Generation(from);
-                    inputs.push(BackupInput::Received { generation, message });
+                    inputs.push_back(BackupInput::Received { generation, message });
                 }
                 Step::Introduce => {
                     let generation = Generation(GENERATION).max(core.generation());
                     let message = Message::Hello(hello(2));
-                    inputs.push(BackupInput::LinkUp);
-                    inputs.push(BackupInput::Received {
+                    inputs.push_back(BackupInput::LinkUp);
+                    inputs.push_back(BackupInput::Received {
                         generation,
                         message,
                     });
@@ -275,41 +367,63 @@ proptest! {
                 Step::Good => {
                     let next = core.committed_epoch().map_or(1, |epoch| epoch.0 + 1);
                     let good = [Message::Hello(hello(2))].into_iter().filter(|_| core.primary_node().is_none());
-                    for message in good.chain((0..4).map(|part| epoch_part(next, part))) {
+                    let plan = [plan(1)].into_iter().filter(|_| next == 1);
+                    for message in good.chain(plan).chain(good_epoch(next)) {
                         let generation = Generation(GENERATION).max(core.generation());
-                        inputs.push(BackupInput::Received { generation, message });
+                        inputs.push_back(BackupInput::Received { generation, message });
                     }
-                    inputs.push(BackupInput::Tick);
+                    inputs.push_back(BackupInput::Tick);
                 }
-                Step::Beat(from) => inputs.push(BackupInput::HeartbeatHeard { generation: Generation(from) }),
+                Step::Beat(from) => inputs.push_back(BackupInput::HeartbeatHeard { generation: Generation(from) }),
                 Step::Pass(millis) => {
                     now += Duration::from_millis(millis);
-                    inputs.push(BackupInput::Tick);
+                    inputs.push_back(BackupInput::Tick);
                 }
-                Step::Obey => inputs.push(BackupInput::PromotionWanted),
-                Step::Answer(None) => inputs.push(BackupInput::ArbiterUnavailable),
-                Step::Answer(Some(verdict)) => inputs.push(BackupInput::Verdict(verdict)),
+                Step::Obey => match pending.take() {
+                    None => inputs.push_back(BackupInput::PromotionWanted),
+                    Some((ticket, epoch)) => {
+                        let outcome = if ticket % 4 == 0 { Err("full".into()) } else { Ok(()) };
+                        if outcome.is_ok() {
+                            persisted = epoch;
+                        }
+                        inputs.push_back(BackupInput::Persisted { ticket, outcome });
+                        inputs.push_back(BackupInput::DisksDurable { epoch });
+                    }
+                },
+                Step::Answer(None) => inputs.push_back(BackupInput::ArbiterUnavailable),
+                Step::Answer(Some(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
             }
-            let effects: Vec<_> = inputs
-                .into_iter()
-                .flat_map(|input| core.handle(now, input, &memory))
-                .collect();
-            for effect in effects {
+            while let Some(input) = inputs.pop_front() {
+            for effect in core.handle(now, input, &memory) {
                 match effect {
-                    BackupEffect::Send(Message::Ack { epoch }) => {
+                    BackupEffect::Persist { ticket, epoch, .. } => {
+                        prop_assert_eq!(epoch, committed.next());
+                        pending = Some((ticket, epoch));
+                        if is_good {
+                            pending = None;
+                            persisted = epoch;
+                            inputs.push_front(BackupInput::Persisted { ticket, outcome: Ok(()) });
+                        }
+                    }
+                    BackupEffect::BeginCopy(plan) => prop_assert_eq!(plan.len(), 1),
+                    BackupEffect::Send(Message::Ack { epoch, durable }) => {
+                        prop_assert!(durable <= epoch);
+                        prop_assert!(!has_disk_writes(epoch) || persisted == epoch);
                         prop_assert_eq!(epoch, committed.next());
                         acked = epoch;
                     }
                     BackupEffect::Committed(epoch) => {
-                        prop_assert_eq!(epoch, acked);
+                        // What was persisted is committed even if it could not be acked any more.
+                        prop_assert!(epoch == acked || epoch == persisted);
+                        prop_assert!(!has_disk_writes(epoch) || persisted == epoch);
                         prop_assert_eq!(epoch, committed.next());
                         committed = epoch;
                         let mut page = [0; PAGE_BYTES];
                         memory.read_page(PageIndex(1), &mut page).expect("memory");
                         prop_assert_eq!(page, [epoch.0 as u8; PAGE_BYTES]);
                     }
-                    BackupEffect::Send(Message::Welcome(_)) | BackupEffect::Reset { .. } => {
-                        (committed, acked) = (EpochId(0), EpochId(0));
+                    BackupEffect::Welcome { .. } | BackupEffect::Reset { .. } => {
+                        (committed, acked, persisted) = (EpochId(0), EpochId(0), EpochId(0));
                     }
                     BackupEffect::Claim(_) => prop_assert!(committed.0 > 0),
                     BackupEffect::Promote { generation, epoch, .. } => {
@@ -319,6 +433,7 @@ proptest! {
                     }
                     _ => {}
                 }
+            }
             }
         }
     }

@@ -72,6 +72,11 @@ fn any_schedule_of_faults_keeps_the_rules() {
         "broken links",
         "captures failed",
         "commits",
+        "crashes of a backup checked",
+        "durable epochs",
+        "persisting when promoted",
+        "persisting failed",
+        "waits for the lock",
         "confirmations asked",
         "epochs discarded",
         "fenced",
@@ -96,6 +101,7 @@ fn scenario(hosts: usize, faults: &[(u64, Fault)]) -> Report {
         hosts,
         policy: policy(),
         capture_failures_permille: 0,
+        persist_failures_permille: 0,
         beats_lost_permille: 0,
         byte_ns: 8,
         may_repeat_late: false,
@@ -219,6 +225,7 @@ fn pages_of_failed_captures_come_with_the_next_epoch() {
     settings.faults = vec![(Duration::from_millis(300), Fault::Checkpoint(0))];
     // Rarely five in a row, at which a primary gives its backup up.
     settings.capture_failures_permille = 250;
+    settings.persist_failures_permille = 0;
     let report = World::new(settings).run().unwrap();
     assert!(report.counts["captures failed"] > 20, "{report:#?}");
     assert!(report.counts["commits"] > 20, "{report:#?}");

@@ -16,7 +16,7 @@ use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
 use understudy_vmm::devices::virtio::net::backend::socket;
 use understudy_vmm::machine::{
-    DriveConfig, Kernel, Machine, MachineConfig, MachineEvent, NetBackend, NetConfig,
+    DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent, NetBackend, NetConfig,
 };
 use understudy_vmm::memory::Memory;
 use understudy_vmm::output::ConsoleSink;
@@ -316,7 +316,11 @@ fn with_disk(path: &Path, read_only: bool, cmdline: &str) -> (MachineConfig, Rec
     let drive = DriveConfig {
         id: "disk0".into(),
         path: path.into(),
-        read_only,
+        kind: if read_only {
+            DriveKind::ReadOnly
+        } else {
+            DriveKind::Local
+        },
     };
     let config = MachineConfig {
         console,

@@ -24,12 +24,20 @@
 //!
 //! An epoch that is whole is acked at once and committed at the next call of `handle`, which
 //! `next_wakeup` asks for without delay: the ack does not wait for the pages to be copied. Whatever
-//! comes in, a whole epoch is committed before it is looked at.
+//! comes in, a whole epoch is committed before it is looked at; a tick copies no more than a slice, so that
+//! signs of life go on while a huge epoch is copied.
+//!
+//! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in the
+//! journal. What happens meanwhile waits for that: if it succeeds the epoch is committed, although it may
+//! not be acked any more, otherwise it is discarded. So memory and disks are of one epoch whatever comes.
 
 pub mod machine;
 
 pub use machine::{BackupCore, BackupIdentity, BackupPhase};
 
+use bytes::Bytes;
+
+use super::disk::DiskSyncPlan;
 use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
@@ -62,6 +70,25 @@ pub enum BackupInput {
         /// The sender's generation.
         generation: Generation,
     },
+    /// What [`BackupEffect::Persist`] asked for has been done, or cannot be.
+    Persisted {
+        /// Of the effect. Tickets of what has been given up meanwhile mean nothing.
+        ticket: u64,
+        /// Why it cannot be done.
+        outcome: Result<(), String>,
+    },
+    /// All through this epoch of this session is on the images for good.
+    DisksDurable {
+        /// The epoch.
+        epoch: EpochId,
+    },
+    /// A disk cannot be written: there can be no copy here any more.
+    DisksFailed {
+        /// Why.
+        error: String,
+    },
+    /// This side has stopped reading the link for a while, as its disks take no more: silence says nothing.
+    NotReading,
     /// The operator wants this side promoted now.
     PromotionWanted,
     /// The arbiter's answer.
@@ -77,6 +104,29 @@ pub enum BackupInput {
 pub enum BackupEffect {
     /// Send a message over the link.
     Send(Message),
+    /// Welcome the primary, with this side's disks as they are now.
+    Welcome {
+        /// This side's name.
+        node: String,
+    },
+    /// Disks are going to be copied as planned, one plan for each: mark them as unfinished.
+    BeginCopy(Vec<DiskSyncPlan>),
+    /// Write this good batch to the images: a part of the copy.
+    SyncDisk(Bytes),
+    /// Write an epoch's disk writes to the journal, for good if `flush`, and report `Persisted`. They must
+    /// not get to the images before that was reported.
+    Persist {
+        /// For the report.
+        ticket: u64,
+        /// The epoch.
+        epoch: EpochId,
+        /// Batches of disk writes, in order.
+        batches: Vec<Bytes>,
+        /// Whether it must survive a loss of power.
+        flush: bool,
+        /// What the primary wrote to shared disks itself, so that it need not be kept.
+        written_through: EpochId,
+    },
     /// Close the link; a `Bye` or `Refuse` just before still goes out.
     CloseLink,
     /// A staged epoch was committed to memory; state and output are to be had from the core.

@@ -10,6 +10,7 @@ pub mod wire;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::disk::{DiskSyncPlan, PeerDisk};
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
@@ -17,9 +18,9 @@ use crate::ports::SealedOutput;
 
 pub use wire::{EpochTally, MessageError};
 
-/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncPages` while the
-/// guest runs; then for each epoch `EpochPages`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered
-/// by `Ack`. `Heartbeat` at any time after `Welcome`; `Bye` last.
+/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if there are
+/// disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch `EpochPages`…,
+/// `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`. `Heartbeat` at any time after `Welcome`; `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// Primary introduces itself and its machine.
@@ -30,11 +31,22 @@ pub enum Message {
     Refuse(Refusal),
     /// Pages of the initial synchronisation; applied at once, as there is no committed state yet.
     SyncPages(Bytes),
+    /// What is going to be copied of each disk; before anything else about disks.
+    SyncDisks(Vec<DiskSyncPlan>),
+    /// Writes to disks of the initial synchronisation; applied at once.
+    SyncDisk(Bytes),
     /// Pages of an epoch, encoded by the page codec.
     EpochPages {
         /// The epoch.
         epoch: EpochId,
         /// A batch of the page codec.
+        batch: Bytes,
+    },
+    /// What the guest wrote to its disks in an epoch, in order.
+    EpochDisk {
+        /// The epoch.
+        epoch: EpochId,
+        /// A batch of disk writes.
         batch: Bytes,
     },
     /// Machine state at the end of an epoch.
@@ -58,10 +70,13 @@ pub enum Message {
         /// What it consisted of, to be verified.
         summary: EpochSummary,
     },
-    /// Backup has the epoch whole and verified and can always commit it (step ⑧).
+    /// Backup has the epoch whole and verified and can always commit it (step ⑧); its disk writes are in
+    /// the backup's journal, for good if the epoch had a flush.
     Ack {
         /// The epoch.
         epoch: EpochId,
+        /// The last epoch of this session whose disk writes are on the backup's images for good.
+        durable: EpochId,
     },
     /// A sign of life.
     Heartbeat,
@@ -87,6 +102,8 @@ pub struct Hello {
 pub struct Welcome {
     /// The backup's name, for messages to people.
     pub node: String,
+    /// Its disks, in configuration order: which of their blocks need not be sent.
+    pub disks: Vec<PeerDisk>,
 }
 
 /// The backup's refusal.
@@ -115,6 +132,13 @@ pub struct EpochSummary {
     pub pages: u64,
     /// `EpochPages` messages shipped.
     pub batches: u32,
+    /// `EpochDisk` messages shipped.
+    pub disk_batches: u32,
+    /// Whether the guest had a disk flushed in this epoch: it may be acknowledged only once its disk
+    /// writes survive a loss of power.
+    pub flush: bool,
+    /// The last epoch whose writes to shared disks the primary has seen on their images for good.
+    pub written_through: EpochId,
     /// CRC32 over the bodies of all the epoch's messages before `EpochEnd`, in order.
     pub digest: u32,
 }
@@ -133,6 +157,8 @@ pub enum Bye {
     },
     /// The sender could not accept what it received.
     Protocol(String),
+    /// The backup cannot keep its copy any more, for the reason given: its disk is full, for example.
+    Unable(String),
 }
 
 impl Message {
@@ -144,7 +170,10 @@ impl Message {
             Self::Welcome(_) => "Welcome",
             Self::Refuse(_) => "Refuse",
             Self::SyncPages(_) => "SyncPages",
+            Self::SyncDisks(_) => "SyncDisks",
+            Self::SyncDisk(_) => "SyncDisk",
             Self::EpochPages { .. } => "EpochPages",
+            Self::EpochDisk { .. } => "EpochDisk",
             Self::EpochState { .. } => "EpochState",
             Self::EpochOutput { .. } => "EpochOutput",
             Self::EpochEnd { .. } => "EpochEnd",
@@ -178,6 +207,7 @@ impl std::fmt::Display for Bye {
             Self::BackupStopped => write!(f, "the backup stopped"),
             Self::Fenced { current } => write!(f, "{current} is in force"),
             Self::Protocol(what) => write!(f, "the peer could not accept what it got: {what}"),
+            Self::Unable(why) => write!(f, "the backup cannot keep its copy: {why}"),
         }
     }
 }

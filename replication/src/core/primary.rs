@@ -22,6 +22,9 @@
 //! | Claiming | held | – |
 //! | Fenced, Stopped | dropped | – |
 //!
+//! If there are shared disks, an acked epoch's writes to them go first, then its other output; the next
+//! epoch does not end before both have: the backup repeats those of one epoch only.
+//!
 //! While Protected, a jump of time (the process was stalled) or a message after long silence on the
 //! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no further
 //! epoch ended, before the arbiter has confirmed the generation.
@@ -31,6 +34,7 @@ pub mod machine;
 
 use std::time::Duration;
 
+use super::disk::PeerDisk;
 use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
@@ -105,6 +109,8 @@ pub enum PrimaryInput {
     SyncRoundShipped {
         /// Pages dirtied meanwhile, not shipped yet.
         pages_left: u64,
+        /// Bytes of disks still to be copied. Memory comes after them: rounds do not count before.
+        disk_bytes_left: u64,
     },
     /// The guest was paused and the epoch's pages, state and output captured and sealed; it runs again.
     Captured {
@@ -124,10 +130,15 @@ pub enum PrimaryInput {
         /// The epoch.
         epoch: EpochId,
     },
+    /// All that [`PrimaryEffect::WriteDisks`] let go has been written.
+    DisksWritten {
+        /// The epoch.
+        epoch: EpochId,
+    },
     /// The gate holds fresh output.
     OutputWaiting,
-    /// End the epoch as soon as possible: the gate or the dirty-page pool is nearly full, or somebody
-    /// asked for a checkpoint.
+    /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes is nearly
+    /// full, or somebody asked for a checkpoint.
     CheckpointWanted,
     /// The arbiter's answer to [`PrimaryEffect::Claim`] or [`PrimaryEffect::Confirm`].
     Verdict(Verdict),
@@ -145,12 +156,22 @@ pub enum PrimaryInput {
 pub enum PrimaryEffect {
     /// Send a message over the link.
     Send(Message),
-    /// Start dirty tracking and ship all of memory, then report `SyncRoundShipped`.
-    StartSync,
-    /// Ship what was dirtied since the last round, then report `SyncRoundShipped`.
+    /// Start dirty tracking; ship what the backup's disks lack, or else all of memory; then report
+    /// `SyncRoundShipped`.
+    StartSync {
+        /// The backup's disks, as it describes them.
+        disks: Vec<PeerDisk>,
+    },
+    /// Ship more of the disks, or, once they are copied, all of memory, and from then on what was dirtied
+    /// since the last round; then report `SyncRoundShipped`.
     SyncRound,
     /// Pause, capture, hold output from now on, seal, resume, ship; report `Captured`, `Shipped`.
     Capture(EpochId),
+    /// Let writes to shared disks through this epoch go, then report `DisksWritten`. Emitted nowhere but
+    /// for acked epochs (R1), and only if there are shared disks.
+    WriteDisks(EpochId),
+    /// The backup has everything through this epoch on its images for good.
+    Durable(EpochId),
     /// Let output through this epoch go. Emitted nowhere but for acked epochs (R1).
     Release(EpochId),
     /// Close the link to the backup; drop what is still queued for it, but for a `Bye` just before.

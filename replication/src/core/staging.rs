@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::codec::{CodecError, CodecStats, Decoder, PageSink};
+use super::disk;
 use super::message::{EpochSummary, EpochTally};
 use crate::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::{MemoryLayout, PageSet};
@@ -14,6 +15,9 @@ use crate::ports::{MachineError, PageMemory, SealedOutput};
 
 /// So many frames are kept for the next epoch (64 MiB); what a larger epoch needed is given back.
 const POOL_PAGES_MAX: usize = 16 << 10;
+
+/// Largest sum of an epoch's disk batches in bytes: a primary slows its guest long before.
+pub const DISK_BYTES_MAX: usize = 256 << 20;
 
 /// Why an epoch cannot be committed. Always names it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +50,22 @@ pub enum StagingError {
         /// What is wrong with it.
         #[source]
         error: CodecError,
+    },
+    /// A batch of disk writes is corrupt.
+    #[error("{epoch}: disk batch {batch}: {why}")]
+    Disk {
+        /// The epoch.
+        epoch: EpochId,
+        /// Number of the batch in the epoch, from 0.
+        batch: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// More disk writes than an epoch may have.
+    #[error("{epoch}: more than {DISK_BYTES_MAX} bytes of disk writes")]
+    DiskBytes {
+        /// The epoch.
+        epoch: EpochId,
     },
     /// A batch of the initial synchronisation is corrupt.
     #[error("initial synchronisation: {0}")]
@@ -89,6 +109,8 @@ struct Frames {
     seen: PageSet,
     staged: Vec<(PageIndex, Box<Page>)>,
     pool: Vec<Box<Page>>,
+    /// So many of the staged ones have been committed.
+    written: usize,
 }
 
 impl PageSink for Frames {
@@ -105,6 +127,7 @@ impl PageSink for Frames {
 
 impl Frames {
     fn clear(&mut self) {
+        self.written = 0;
         for (page, frame) in self.staged.drain(..) {
             self.seen.remove(page);
             if self.pool.len() < POOL_PAGES_MAX {
@@ -113,13 +136,19 @@ impl Frames {
         }
     }
 
-    fn write(&mut self, memory: &dyn PageMemory) -> Result<(), (PageIndex, MachineError)> {
-        for (page, frame) in &self.staged {
+    /// Writes up to so many more; returns whether all have been written.
+    fn write(
+        &mut self,
+        pages_max: usize,
+        memory: &dyn PageMemory,
+    ) -> Result<bool, (PageIndex, MachineError)> {
+        for (page, frame) in self.staged.iter().skip(self.written).take(pages_max) {
             memory
                 .write_page(*page, frame)
                 .map_err(|error| (*page, error))?;
+            self.written += 1;
         }
-        Ok(())
+        Ok(self.written == self.staged.len())
     }
 }
 
@@ -130,6 +159,8 @@ pub struct Staging {
     epoch: EpochId,
     frames: Frames,
     decoder: Decoder,
+    disk_batches: Vec<Bytes>,
+    disk_bytes: usize,
     batches: u32,
     tally: EpochTally,
     state: Option<Bytes>,
@@ -147,7 +178,10 @@ impl Staging {
                 seen: PageSet::empty(layout),
                 staged: Vec::new(),
                 pool: Vec::new(),
+                written: 0,
             },
+            disk_batches: Vec::new(),
+            disk_bytes: 0,
             decoder: Decoder::new(),
             batches: 0,
             tally: EpochTally::new(),
@@ -166,7 +200,10 @@ impl Staging {
     /// Whether anything of the epoch has arrived.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.batches > 0 || self.state.is_some() || self.output.is_some()
+        self.batches > 0
+            || !self.disk_batches.is_empty()
+            || self.state.is_some()
+            || self.output.is_some()
     }
 
     /// Whether the epoch is whole and verified, so that it can be committed.
@@ -185,6 +222,8 @@ impl Staging {
     pub fn restart(&mut self, epoch: EpochId) {
         self.epoch = epoch;
         self.frames.clear();
+        self.disk_batches.clear();
+        self.disk_bytes = 0;
         self.batches = 0;
         self.tally = EpochTally::new();
         self.state = None;
@@ -209,7 +248,8 @@ impl Staging {
             .map_err(StagingError::Sync);
         let written = decoded.and_then(|_| {
             self.frames
-                .write(memory)
+                .write(usize::MAX, memory)
+                .map(drop)
                 .map_err(|(page, error)| StagingError::SyncWrite {
                     page,
                     why: error.to_string(),
@@ -229,7 +269,8 @@ impl Staging {
         batch: &[u8],
         base: &dyn PageMemory,
     ) -> Result<(), StagingError> {
-        self.expect("pages", epoch, self.state.is_none())?;
+        let in_order = self.state.is_none() && self.disk_batches.is_empty();
+        self.expect("pages", epoch, in_order)?;
         let pages = self
             .decoder
             .decode(batch, base, &mut self.frames)
@@ -241,6 +282,37 @@ impl Staging {
         self.batches += 1;
         self.tally.batch(batch, pages);
         Ok(())
+    }
+
+    /// Stages a batch of writes to disks of these sizes in bytes.
+    ///
+    /// # Errors
+    /// If it belongs to another epoch, comes after the state, is corrupt, or one too many.
+    pub fn disk(
+        &mut self,
+        epoch: EpochId,
+        batch: Bytes,
+        sizes: &[u64],
+    ) -> Result<(), StagingError> {
+        self.expect("disk writes", epoch, self.state.is_none())?;
+        if self.disk_bytes + batch.len() > DISK_BYTES_MAX {
+            return Err(StagingError::DiskBytes { epoch });
+        }
+        disk::decode_batch(&batch, sizes, drop).map_err(|error| StagingError::Disk {
+            epoch,
+            batch: self.disk_batches.len(),
+            why: error.to_string(),
+        })?;
+        self.tally.disk_batch(&batch);
+        self.disk_bytes += batch.len();
+        self.disk_batches.push(batch);
+        Ok(())
+    }
+
+    /// The disk writes of the whole epoch, to be persisted.
+    pub fn take_disk_batches(&mut self) -> Vec<Bytes> {
+        self.disk_bytes = 0;
+        std::mem::take(&mut self.disk_batches)
     }
 
     /// Stages the machine state.
@@ -272,7 +344,12 @@ impl Staging {
     /// If it belongs to another epoch, something is missing, or the summary differs.
     pub fn end(&mut self, epoch: EpochId, sent: EpochSummary) -> Result<(), StagingError> {
         self.expect("end", epoch, self.output.is_some())?;
-        let found = self.tally.summary();
+        // What these two say cannot be seen in what arrived.
+        let found = EpochSummary {
+            flush: sent.flush,
+            written_through: sent.written_through,
+            ..self.tally.summary()
+        };
         if found != sent {
             return Err(StagingError::SummaryDiffers { epoch, sent, found });
         }
@@ -299,27 +376,40 @@ impl Staging {
         Ok(())
     }
 
-    /// Commits the whole epoch to memory and waits for the next one; `None` if it is not whole.
+    /// Commits up to so many pages of the whole epoch to memory, and waits for the next epoch once all of
+    /// them are; `None` if it is not whole, or not all of it is committed yet. Nothing else may be done
+    /// in between, nor memory be used.
     ///
     /// # Errors
     /// If memory cannot be written although every page was checked against its layout. Memory is then
     /// of no epoch any more: this standby must never be promoted.
-    pub fn commit(&mut self, memory: &dyn PageMemory) -> Result<Option<Committed>, MachineError> {
+    pub fn commit(
+        &mut self,
+        pages_max: usize,
+        memory: &dyn PageMemory,
+    ) -> Result<Option<Committed>, MachineError> {
         if !self.whole {
+            return Ok(None);
+        }
+        let epoch = self.epoch;
+        let all = self
+            .frames
+            .write(pages_max, memory)
+            .map_err(|(page, error)| {
+                MachineError::caused(format!("commit {epoch}: {page}"), error)
+            })?;
+        if !all {
             return Ok(None);
         }
         let (Some(state), Some(output)) = (self.state.take(), self.output.take()) else {
             return Ok(None);
         };
         let committed = Committed {
-            epoch: self.epoch,
+            epoch,
             state,
             output,
             pages: self.frames.staged.len() as u64,
         };
-        self.frames.write(memory).map_err(|(page, error)| {
-            MachineError::caused(format!("commit {}: {page}", committed.epoch), error)
-        })?;
         self.restart(committed.epoch.next());
         Ok(Some(committed))
     }

@@ -23,6 +23,19 @@ pub enum ProtocolViolation {
         /// The epoch in flight.
         in_flight: Option<EpochId>,
     },
+    /// More is said to be durable than was acknowledged, or less than before.
+    #[error("{durable} is said to be durable, acknowledged is {acked}, durable was {before}")]
+    Durable {
+        /// The epoch acknowledged.
+        acked: EpochId,
+        /// The epoch said to be durable.
+        durable: EpochId,
+        /// The one said to be durable before.
+        before: EpochId,
+    },
+    /// Something about disks that does not fit the disks there are.
+    #[error("disks: {0}")]
+    Disks(String),
     /// A message of a later generation than the session's.
     #[error("message of {found} in a session of {session}")]
     LaterGeneration {

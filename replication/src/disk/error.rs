@@ -56,6 +56,15 @@ pub enum DiskError {
         /// Its map.
         map: PathBuf,
     },
+    /// A replicated disk needs a journal.
+    #[error("disk {disk} is replicated, which needs a journal; no path was given for it")]
+    NoJournal {
+        /// The disk's name.
+        disk: String,
+    },
+    /// They cannot be numbered.
+    #[error("more than 65536 disks")]
+    TooManyDisks,
     /// Another process has the lock of a shared image.
     #[error(
         "the shared image of disk {disk} is in use by another process or host; stop that first"
@@ -63,6 +72,15 @@ pub enum DiskError {
     Locked {
         /// The disk's name.
         disk: String,
+    },
+    /// A journal that was left over is not of these disks.
+    #[error(
+        "the journal {} belongs to other disks than the configured ones: start once with the disks it was made \
+         for, or remove it and let the disks be synchronised again", path.display()
+    )]
+    OtherDisks {
+        /// One of its files.
+        path: PathBuf,
     },
     /// The other side's disks are not these.
     #[error("the other side's disks differ: {what}")]

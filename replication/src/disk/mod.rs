@@ -9,11 +9,25 @@
 //! What must not be done here: deciding who runs the guest, or waiting for the network in a call of
 //! [`Disk`].
 
+mod bits;
+mod desk;
+mod device;
 mod error;
+mod files;
+mod header;
+mod journal;
+mod log;
+mod map;
+mod overlay;
+mod replica;
 mod set;
+mod sync;
+#[cfg(test)]
+mod tests;
 
+pub use device::Disk;
 pub use error::DiskError;
-pub use set::{Disk, DiskSet, Done, Listener};
+pub use set::{DiskSet, Done, Listener};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,6 +68,9 @@ pub struct DiskLimits {
     pub destage_interval: Duration,
     /// The journal is brought to the images when it has so many bytes.
     pub destage_bytes: u64,
+    /// Marks of written blocks are kept at least so long: a block in steady use is not marked anew again
+    /// and again.
+    pub marks_kept: Duration,
     /// What one [`DiskSet::sync_some`] copies at most.
     pub sync_slice_bytes: u64,
 }
@@ -65,6 +82,7 @@ impl Default for DiskLimits {
             journal_bytes_max: 1 << 30,
             destage_interval: Duration::from_millis(500),
             destage_bytes: 16 << 20,
+            marks_kept: Duration::from_secs(1),
             sync_slice_bytes: 8 << 20,
         }
     }
@@ -97,4 +115,19 @@ pub struct SealedDisks {
     pub flush: bool,
     /// Shared images durably have the writes of all epochs up to this one: the backup may forget them.
     pub written_through: EpochId,
+}
+
+/// What the disks of a set keep for the other side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Writes in memory on the side that runs the guest, in bytes.
+    pub log_bytes: u64,
+    /// What the synchronisation has still to copy, in bytes.
+    pub copy_bytes_left: u64,
+    /// What the backup's journal holds, in bytes.
+    pub journal_bytes: u64,
+    /// Writes of shared disks in the backup's memory, in bytes.
+    pub backup_held_bytes: u64,
+    /// Blocks that are marked in the maps, in bytes.
+    pub marked_bytes: u64,
 }

@@ -71,10 +71,10 @@ impl Arbitration {
     }
 }
 
-/// An arbiter's error with all its causes, for a person.
-pub(super) fn causes(error: &ArbiterError) -> String {
+/// An error with all its causes, for a person.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
+    let mut next = error.source();
     while let Some(cause) = next {
         text.push_str(": ");
         text.push_str(&cause.to_string());

@@ -1,9 +1,11 @@
 //! Steps ② to ⑤ on the primary: the thread that owns the machine. It harvests dirty pages, captures
-//! them while the guest is paused, encodes and ships them while it runs again.
+//! them and the disk writes while the guest is paused, encodes and ships them while it runs again.
 //!
 //! A dirty bit lives in `dirty` from its harvest until its epoch has been handed to the link (R3):
 //! whatever fails in between, the next capture finds it there. The pause is a guard: whatever fails,
 //! the guest runs on (R7).
+
+mod shipment;
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -11,13 +13,18 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::trace_span;
-use understudy_transport::{Frame, LinkError, SendQueue};
+use understudy_transport::{LinkError, SendQueue};
 
+use self::shipment::{Shipment, in_batches, send};
 use super::Limits;
+use super::arbitration::causes;
+use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use crate::arbiter::{Arbiter, ArbiterError, Note};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
-use crate::core::message::{EpochTally, Message};
+use crate::core::disk::PeerDisk;
+use crate::core::message::Message;
+use crate::disk::{DiskError, DiskSet, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::PageSet;
 use crate::ports::{Machine, MachineError, OutputGate, PageMemory, SealedOutput};
@@ -30,9 +37,9 @@ const SPARE_FRAMES_MIN: usize = 256;
 pub(super) enum Command {
     /// A backup is connected; ship to it.
     Attach(Target),
-    /// Start dirty tracking, ship all of memory.
-    StartSync,
-    /// Ship what was dirtied since.
+    /// Begin the synchronisation with a backup that has these disks.
+    StartSync(Vec<PeerDisk>),
+    /// Go on with it: disks first, then all of memory, then what was dirtied since.
     SyncRound,
     /// Capture and ship one epoch.
     Capture(EpochId),
@@ -58,6 +65,7 @@ pub(super) struct Report {
 pub(super) enum Event {
     SyncRoundShipped {
         pages_left: u64,
+        disk_bytes_left: u64,
     },
     Captured {
         epoch: EpochId,
@@ -68,6 +76,11 @@ pub(super) enum Event {
     },
     Shipped {
         epoch: EpochId,
+    },
+    /// What was held for shared disks could not be written: output stays held. Of no session.
+    StillHeld {
+        generation: Generation,
+        error: String,
     },
     /// The session cannot go on, although the link may still be up.
     SessionFailed {
@@ -94,15 +107,8 @@ enum ShipError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
-}
-
-/// The messages of one epoch on their way to the link, and what has to be said at its end.
-struct Shipment<'a> {
-    target: &'a Target,
-    epoch: EpochId,
-    batch: BatchWriter,
-    tally: EpochTally,
-    wire_bytes: u64,
+    #[error("{}", causes(.0))]
+    Disk(#[from] DiskError),
 }
 
 pub(super) struct Capturer<M: Machine> {
@@ -110,6 +116,10 @@ pub(super) struct Capturer<M: Machine> {
     arbiter: Arc<dyn Arbiter>,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
+    disks: DiskSet,
+    /// Disks are being copied; memory waits.
+    copying: bool,
+    progress: DiskProgress,
     events: UnboundedSender<Report>,
     metrics: Metrics,
     limits: Limits,
@@ -135,6 +145,9 @@ impl<M: Machine> Capturer<M> {
         let memory = machine.memory();
         Self {
             gate: machine.gate(),
+            disks: machine.disks(),
+            copying: false,
+            progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
@@ -162,21 +175,18 @@ impl<M: Machine> Capturer<M> {
                     self.encoder.forget();
                     Ok(())
                 }
-                Command::StartSync => self.start_sync(),
-                Command::SyncRound => self.sync_round(false),
+                Command::StartSync(peer) => self.start_sync(&peer),
+                Command::SyncRound => self.sync_round(),
                 Command::Capture(epoch) => self.epoch(epoch),
                 Command::Detach => {
                     self.target = None;
+                    self.disks.detach();
                     self.encoder.forget();
                     self.metrics.session_ended();
                     self.stop_tracking()
                 }
                 Command::OpenGate(generation) => {
-                    self.gate.open();
-                    // Only a later start would ask for it: no reason to disturb the guest.
-                    if let Err(error) = self.arbiter.note(generation, Note::NoBackup) {
-                        tracing::warn!(%error, "cannot note that there is no backup any more");
-                    }
+                    self.open_gate(generation);
                     Ok(())
                 }
                 Command::ResetGuest => {
@@ -204,17 +214,81 @@ impl<M: Machine> Capturer<M> {
         let _ = self.events.send(Report { session, event });
     }
 
-    fn start_sync(&mut self) -> Result<(), ShipError> {
+    /// Lets everything held go: writes to shared disks before what else the guest said after them.
+    fn open_gate(&mut self, generation: Generation) {
+        let (done, written) = std::sync::mpsc::sync_channel(1);
+        self.disks.go_alone(Box::new(move |outcome| {
+            // This thread waits for it.
+            let _ = done.send(outcome);
+        }));
+        if let Ok(Err(error)) = written.recv() {
+            let error = causes(&error);
+            return self.tell(Event::StillHeld { generation, error });
+        }
+        self.gate.open();
+        // Only a later start would ask for it: no reason to disturb the guest.
+        if let Err(error) = self.arbiter.note(generation, Note::NoBackup) {
+            tracing::warn!(%error, "cannot note that there is no backup any more");
+        }
+    }
+
+    fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {
         let Some(target) = &self.target else {
             return Ok(());
         };
         // Before there can be a copy, so that none is ever forgotten.
         self.arbiter
             .note(target.generation, Note::Backup(&target.backup))?;
+        self.copying = true;
+        if !self.disks.is_empty() {
+            let plan = self.disks.begin_sync(peer)?;
+            self.metrics.disks_planned(&plan);
+            self.progress.begin(&self.disks, &plan);
+            send(target, &Message::SyncDisks(plan.disks))?;
+        }
+        self.sync_round()
+    }
+
+    /// Ships the next piece of the disks; returns how much is left to be copied.
+    fn sync_disks(&self, target: &Target) -> Result<u64, ShipError> {
+        if self.disks.is_empty() {
+            return Ok(0);
+        }
+        let step = self.disks.sync_some()?;
+        let mut bytes = 0;
+        in_batches(&step.writes, |batch| {
+            bytes += batch.body.len() as u64;
+            send(target, &Message::SyncDisk(batch.body))
+        })?;
+        // Not what the guest has written meanwhile: it may never stop.
+        let bytes_left = self.disks.counts().copy_bytes_left;
+        self.metrics.disks_synchronised(bytes, bytes_left);
+        Ok(bytes_left)
+    }
+
+    /// One round of the synchronisation. Disks come first, as they take longest: all that time memory
+    /// need not be tracked.
+    fn sync_round(&mut self) -> Result<(), ShipError> {
+        let Some(target) = self.target.clone() else {
+            return Ok(());
+        };
+        let disk_bytes_left = self.sync_disks(&target)?;
+        if !self.copying {
+            return self.memory_round(&target, false);
+        }
+        self.progress.left(disk_bytes_left);
+        if disk_bytes_left > 0 {
+            self.tell(Event::SyncRoundShipped {
+                pages_left: self.dirty.len(),
+                disk_bytes_left,
+            });
+            return Ok(());
+        }
+        self.copying = false;
         self.machine.start_tracking()?;
         self.tracking = true;
         self.dirty = PageSet::full(self.memory.layout());
-        self.sync_round(true)
+        self.memory_round(&target, true)
     }
 
     fn stop_tracking(&mut self) -> Result<(), ShipError> {
@@ -226,10 +300,7 @@ impl<M: Machine> Capturer<M> {
 
     /// One pre-copy round. Pages may be torn by the running guest; then they are dirty again. The
     /// backup's memory starts as zero, so the first round leaves zero pages out.
-    fn sync_round(&mut self, first: bool) -> Result<(), ShipError> {
-        let Some(target) = self.target.clone() else {
-            return Ok(());
-        };
+    fn memory_round(&mut self, target: &Target, first: bool) -> Result<(), ShipError> {
         // Not the epochs' encoder: these pages would only crowd its cache.
         let mut encoder = Encoder::new(0);
         let mut batch = BatchWriter::new(BATCH_BYTES_DEFAULT);
@@ -240,7 +311,7 @@ impl<M: Machine> Capturer<M> {
                 return Ok(());
             };
             wire_bytes += full.body.len() as u64;
-            send(&target, &Message::SyncPages(full.body))
+            send(target, &Message::SyncPages(full.body))
         };
         for page in self.dirty.iter() {
             self.memory.read_page(page, &mut frame)?;
@@ -252,6 +323,8 @@ impl<M: Machine> Capturer<M> {
                 .unwrap_or_else(new_frame);
             if batch.is_full() {
                 send_batch(&mut batch)?;
+                // A guest that writes to disks meanwhile must not be slowed for a whole round.
+                self.sync_disks(target)?;
             }
         }
         send_batch(&mut batch)?;
@@ -261,7 +334,10 @@ impl<M: Machine> Capturer<M> {
         self.machine.harvest_running(&mut self.dirty)?;
         let pages_left = self.dirty.len();
         self.provide_frames(pages_left);
-        self.tell(Event::SyncRoundShipped { pages_left });
+        self.tell(Event::SyncRoundShipped {
+            pages_left,
+            disk_bytes_left: 0,
+        });
         Ok(())
     }
 
@@ -270,7 +346,7 @@ impl<M: Machine> Capturer<M> {
             return Ok(());
         };
         let mut shipment = Shipment::new(&target, epoch);
-        let (state, output) = match self.capture(epoch, &mut shipment) {
+        let (disks, state, output) = match self.capture(epoch, &mut shipment) {
             Ok(captured) => captured,
             Err(error) => {
                 // What was copied is of a moment that no epoch ends at; what was encoded has not
@@ -279,7 +355,9 @@ impl<M: Machine> Capturer<M> {
                     .extend(self.captured.drain(..).map(|(_, frame)| frame));
                 self.encoder.forget();
                 return match error {
-                    ShipError::Machine(error) if shipment.wire_bytes == 0 => {
+                    error @ (ShipError::Machine(_) | ShipError::Disk(_))
+                        if shipment.wire_bytes == 0 =>
+                    {
                         self.tell(Event::CaptureFailed {
                             epoch,
                             error: error.to_string(),
@@ -293,7 +371,10 @@ impl<M: Machine> Capturer<M> {
         };
         self.tell(Event::Captured { epoch });
         self.encode_captured(&mut shipment)?;
-        let wire_bytes = shipment.end(state, output)?;
+        let (wire_bytes, disk_bytes) = shipment.end(&disks, state, output)?;
+        self.metrics.disks_shipped(disk_bytes);
+        self.disks.shipped(epoch);
+        drop(disks);
         self.provide_frames(self.dirty.len());
         self.dirty.clear();
         self.metrics.shipped(self.encoder.stats(), wire_bytes);
@@ -307,7 +388,7 @@ impl<M: Machine> Capturer<M> {
         &mut self,
         epoch: EpochId,
         shipment: &mut Shipment<'_>,
-    ) -> Result<(Vec<u8>, SealedOutput), ShipError> {
+    ) -> Result<(SealedDisks, Vec<u8>, SealedOutput), ShipError> {
         let mut state = Vec::with_capacity(64 * 1024);
         let began = Instant::now();
         let mut paused = self.machine.pause()?;
@@ -338,6 +419,8 @@ impl<M: Machine> Capturer<M> {
             paused.save(&mut state)?;
         }
         let step = trace_span!(target: "understudy::pause", "seal").entered();
+        self.disks.hold()?;
+        let disks = self.disks.seal(epoch)?;
         // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
         self.gate.hold();
         let output = self.gate.seal(epoch);
@@ -347,7 +430,7 @@ impl<M: Machine> Capturer<M> {
             drop(paused);
         }
         self.metrics.captured(epoch, began, began.elapsed(), pages);
-        Ok((state, output))
+        Ok((disks, state, output))
     }
 
     /// Makes sure, while the guest runs, that the next capture finds frames for as many pages as the
@@ -389,74 +472,6 @@ fn encode(
         }
     }
     Ok(())
-}
-
-impl<'a> Shipment<'a> {
-    fn new(target: &'a Target, epoch: EpochId) -> Self {
-        Self {
-            target,
-            epoch,
-            batch: BatchWriter::new(BATCH_BYTES_DEFAULT),
-            tally: EpochTally::new(),
-            wire_bytes: 0,
-        }
-    }
-
-    fn send_batch(&mut self) -> Result<(), LinkError> {
-        let Some(batch) = self.batch.finish() else {
-            return Ok(());
-        };
-        self.tally.batch(&batch.body, batch.pages);
-        self.wire_bytes += batch.body.len() as u64;
-        send(
-            self.target,
-            &Message::EpochPages {
-                epoch: self.epoch,
-                batch: batch.body,
-            },
-        )
-    }
-
-    /// Ships the rest of the epoch; returns its bytes on the wire.
-    fn end(mut self, state: Vec<u8>, output: SealedOutput) -> Result<u64, LinkError> {
-        self.send_batch()?;
-        let epoch = self.epoch;
-        self.tally.state(&state);
-        self.tally.output(&output);
-        self.wire_bytes += state.len() as u64;
-        send(
-            self.target,
-            &Message::EpochState {
-                epoch,
-                state: state.into(),
-            },
-        )?;
-        self.wire_bytes += output
-            .frames
-            .iter()
-            .map(|frame| frame.bytes.len() as u64)
-            .sum::<u64>();
-        send(self.target, &Message::EpochOutput { epoch, output })?;
-        send(
-            self.target,
-            &Message::EpochEnd {
-                epoch,
-                summary: self.tally.summary(),
-            },
-        )?;
-        Ok(self.wire_bytes)
-    }
-}
-
-/// Hands a message to the link, waiting while its queue is full (R5).
-fn send(target: &Target, message: &Message) -> Result<(), LinkError> {
-    let (kind, epoch, body) = message.encode();
-    target.queue.blocking_send(Frame {
-        kind,
-        generation: target.generation.0,
-        epoch,
-        body,
-    })
 }
 
 /// A frame whose memory is there. Not of zeroes: such the allocator may leave to the kernel to provide

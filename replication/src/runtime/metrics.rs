@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::status::{Encoded, FailoverFigures, Percentiles, Role, Status};
+use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status};
 use crate::core::codec::CodecStats;
+use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
 use crate::ports::OutputCounts;
 
@@ -30,6 +31,7 @@ struct Inner {
     dirty_pages: Histogram<u64>,
     captured: VecDeque<(EpochId, Instant)>,
     failed_at: Option<Instant>,
+    copying_since: Option<Instant>,
 }
 
 impl Metrics {
@@ -55,6 +57,7 @@ impl Metrics {
                 wire_bytes: 0,
                 encoded: Encoded::default(),
                 output: OutputCounts::default(),
+                disks: DisksStatus::default(),
                 sync_bytes: 0,
                 failover: None,
                 alarm: None,
@@ -64,6 +67,7 @@ impl Metrics {
             dirty_pages: histogram(),
             captured: VecDeque::new(),
             failed_at: None,
+            copying_since: None,
         })))
     }
 
@@ -146,6 +150,54 @@ impl Metrics {
         self.lock().status.sync_bytes += wire_bytes;
     }
 
+    /// Disks are going to be copied.
+    pub(super) fn disks_planned(&self, plan: &SyncPlan) {
+        let mut inner = self.lock();
+        inner.copying_since = Some(Instant::now());
+        let disks = &mut inner.status.disks;
+        disks.durable_epoch = 0;
+        disks.sync = Some(DiskSync {
+            full: plan.disks.iter().map(|disk| disk.full).collect(),
+            bytes: plan.bytes,
+            bytes_left: plan.bytes,
+            bytes_sent: 0,
+            elapsed_ms: 0,
+        });
+    }
+
+    /// A piece of the disks was sent.
+    pub(super) fn disks_synchronised(&self, bytes_sent: u64, bytes_left: u64) {
+        let mut inner = self.lock();
+        let since = inner.copying_since;
+        if let Some(sync) = &mut inner.status.disks.sync {
+            // What is sent after the end is what the guest writes until the first epoch.
+            if let Some(since) = since.filter(|_| sync.bytes_left > 0) {
+                sync.elapsed_ms = since.elapsed().as_millis() as u64;
+            }
+            sync.bytes_sent += bytes_sent;
+            sync.bytes_left = bytes_left;
+        }
+    }
+
+    /// ⑤: disk writes of an epoch were shipped.
+    pub(super) fn disks_shipped(&self, wire_bytes: u64) {
+        self.lock().status.disks.wire_bytes += wire_bytes;
+    }
+
+    /// On the backup's images for good.
+    pub(super) fn durable(&self, epoch: EpochId) {
+        let disks = &mut self.lock().status.disks;
+        disks.durable_epoch = epoch.0;
+        disks.unfinished &= epoch.0 == 0;
+    }
+
+    /// On the standby: the images are being overwritten.
+    pub(super) fn disks_unfinished(&self) {
+        let disks = &mut self.lock().status.disks;
+        disks.durable_epoch = 0;
+        disks.unfinished = true;
+    }
+
     /// ⑧ on the primary: epochs through `epoch` were acknowledged and released.
     pub(super) fn acked(&self, epoch: EpochId) {
         let mut inner = self.lock();
@@ -179,6 +231,7 @@ impl Metrics {
 
     pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
         let mut inner = self.lock();
+        inner.status.role = Role::Primary;
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
     }
@@ -205,6 +258,29 @@ fn percentiles(histogram: &Histogram<u64>) -> Percentiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_that_took_over_is_the_primary() {
+        let metrics = Metrics::new(Role::Standby, "vm", "node");
+        metrics.promoted(
+            FailoverFigures {
+                cause: "test".into(),
+                generation: 2,
+                epoch: 7,
+                reaction_ms: 1.0,
+                recovery_ms: 1.0,
+                outage_ms: 2.0,
+                repair_ms: None,
+                detected_monotonic_ns: 0,
+                running_monotonic_ns: 0,
+            },
+            Some(Instant::now()),
+        );
+        assert_eq!(metrics.status().role, Role::Primary);
+        metrics.set_phase("protected", Generation(2), EpochId(8), true);
+        let failover = metrics.status().failover.unwrap();
+        assert!(failover.repair_ms.is_some(), "{failover:?}");
+    }
 
     #[test]
     fn long_times_and_large_counts_are_counted_as_they_are() {

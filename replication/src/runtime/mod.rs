@@ -3,10 +3,11 @@
 //!
 //! Threads of a primary: the *driver* (one thread, a tokio current-thread runtime) owns the core, the
 //! link and the timers; the *capture* thread owns the machine and does steps ② to ⑤. Threads of a
-//! standby: the driver alone does ⑥ to ⑧. Calls to the arbiter may block and get a thread each.
+//! standby: the driver alone does ⑥ to ⑧ but for disks, which the *disks* thread writes. Calls to the arbiter may block and get a thread each.
 
 mod arbitration;
 mod capture;
+mod disk_progress;
 mod heartbeats;
 mod metrics;
 mod primary;
@@ -20,11 +21,14 @@ use std::time::{Duration, Instant};
 use understudy_transport::ConnectError;
 
 use crate::arbiter::ArbiterError;
+use crate::disk::DiskError;
 use crate::ports::MachineError;
 
 pub use primary::{Ended, Primary, PrimaryBuilder, Protection, ProtectionHandle};
 pub use standby::{Outcome, Promoted, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
-pub use status::{Encoded, FailoverFigures, Percentiles, Role, Status};
+pub use status::{
+    DiskStatus, DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status,
+};
 
 /// Where UDP heartbeats come from and go to: a path of its own beside the logging channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,9 @@ pub enum RuntimeError {
     /// The arbiter gave no answer.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
+    /// The disks cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Another side owns the guest.
     #[error("the arbiter does not let the guest be started here: {generation} belongs to {holder}")]
     Owned {

@@ -3,6 +3,7 @@
 
 mod driver;
 mod output_signal;
+mod shared_disks;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,6 +20,7 @@ use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::core::primary::Policy;
+use crate::disk::DiskSet;
 use crate::ids::Generation;
 use crate::ports::{Machine, OutputGate};
 
@@ -57,6 +59,7 @@ pub struct ProtectionHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
     gate: Arc<dyn OutputGate>,
+    disks: DiskSet,
 }
 
 /// How protection ended. The guest is stopped.
@@ -189,6 +192,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                         });
                     }
                 };
+                machine.disks().own()?;
                 machine.run()?;
                 (
                     generation,
@@ -202,7 +206,7 @@ impl<M: Machine> PrimaryBuilder<M> {
         let (commands, commanded) = std::sync::mpsc::sync_channel(64);
         // Answers to commands: bounded by the commands.
         let (events, happened) = mpsc::unbounded_channel();
-        let gate = machine.gate();
+        let (gate, disks) = (machine.gate(), machine.disks());
         let driver = Driver::new(
             driver::Setup {
                 vm: self.vm,
@@ -215,6 +219,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                 fingerprint: machine.fingerprint(),
                 layout: machine.memory().layout().clone(),
                 gate: Arc::clone(&gate),
+                disks: disks.clone(),
             },
             Arbitration::new(Arc::clone(&arbiter), claimant),
             requested,
@@ -230,6 +235,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                 requests,
                 metrics,
                 gate,
+                disks,
             },
             driver,
             capturer,
@@ -283,9 +289,11 @@ impl ProtectionHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
+        let status = self.metrics.status();
         Status {
             output: self.gate.counts(),
-            ..self.metrics.status()
+            disks: status.disks.with(&self.disks),
+            ..status
         }
     }
 

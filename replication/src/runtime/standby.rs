@@ -1,6 +1,7 @@
 //! Keeps a second copy of a guest and takes over: the public face of the standby side. The loop
 //! itself is in [`driver`].
 
+mod disks;
 mod driver;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::Arbiter;
 use crate::core::primary::Policy;
+use crate::disk::DiskSet;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, OutputGate};
 
@@ -50,6 +52,7 @@ pub struct StandbyHandle {
     requests: mpsc::Sender<Request>,
     metrics: Metrics,
     gate: Arc<dyn OutputGate>,
+    disks: DiskSet,
 }
 
 /// How a standby's work ended.
@@ -159,7 +162,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let metrics = Metrics::new(Role::Standby, &self.vm, &self.node);
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
-        let gate = self.machine.gate();
+        let (gate, disks) = (self.machine.gate(), self.machine.disks());
         let driver = Driver::new(
             driver::Setup {
                 claimant: super::claimant(&self.node),
@@ -175,7 +178,7 @@ impl<M: Machine> StandbyBuilder<M> {
             self.machine,
             requested,
             metrics.clone(),
-        );
+        )?;
         let driver = std::thread::Builder::new()
             .name("driver".into())
             .spawn(move || driver.run(&ready))
@@ -187,6 +190,7 @@ impl<M: Machine> StandbyBuilder<M> {
             requests,
             metrics,
             gate,
+            disks,
         };
         match listening.recv() {
             Ok(endpoint) => Ok(StandbyRun {
@@ -231,9 +235,11 @@ impl StandbyHandle {
     /// How things stand.
     #[must_use]
     pub fn status(&self) -> Status {
+        let status = self.metrics.status();
         Status {
             output: self.gate.counts(),
-            ..self.metrics.status()
+            disks: status.disks.with(&self.disks),
+            ..status
         }
     }
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ports::OutputCounts;
+use crate::disk::{Disk, DiskMode, DiskSet};
+use crate::ports::{OutputCounts, Storage};
 
 /// Which side this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,10 +105,83 @@ pub struct Status {
     pub encoded: Encoded,
     /// The guest's output at this side's gate.
     pub output: OutputCounts,
-    /// Bytes shipped by initial synchronisations.
+    /// What is done about disks.
+    #[serde(default)]
+    pub disks: DisksStatus,
+    /// Bytes of memory shipped by initial synchronisations.
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.
     pub failover: Option<FailoverFigures>,
     /// The last thing that went wrong.
     pub alarm: Option<String>,
+}
+
+/// The disks, and what replication does about them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksStatus {
+    /// In configuration order; those that are only read are not among them.
+    pub disks: Vec<DiskStatus>,
+    /// The last synchronisation, or the one that goes on; on the primary.
+    pub sync: Option<DiskSync>,
+    /// Standby: the images are copies that are not whole yet.
+    pub unfinished: bool,
+    /// Bytes of disk writes of all epochs on the logging channel.
+    pub wire_bytes: u64,
+    /// The last epoch of this session that is on the backup's images for good.
+    pub durable_epoch: u64,
+    /// Primary: writes in memory that are not shipped, or held for shared disks, in bytes.
+    pub log_bytes: u64,
+    /// Standby: what the journal holds, in bytes.
+    pub journal_bytes: u64,
+    /// Standby: writes of shared disks in memory, in bytes.
+    pub held_bytes: u64,
+    /// What the next synchronisation with the same backup would copy at least, in bytes.
+    pub marked_bytes: u64,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Its name.
+    pub name: String,
+    /// `replicated`: each host has an image; `shared`: there is one.
+    pub mode: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A synchronisation of disks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSync {
+    /// For each disk, in configuration order: whether all of it is sent, not only what differs.
+    pub full: Vec<bool>,
+    /// What was to be copied when it began.
+    pub bytes: u64,
+    /// What is still to be copied.
+    pub bytes_left: u64,
+    /// Sent so far, with what the guest wrote meanwhile.
+    pub bytes_sent: u64,
+    /// How long the copying has taken, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl DisksStatus {
+    /// Adds what the disks themselves know.
+    pub(super) fn with(mut self, set: &DiskSet) -> Self {
+        let describe = |disk: &Disk| DiskStatus {
+            name: disk.name().to_owned(),
+            mode: match disk.mode() {
+                DiskMode::Replicated => "replicated".into(),
+                DiskMode::Shared => "shared".into(),
+            },
+            bytes: disk.bytes(),
+        };
+        let counts = set.counts();
+        self.disks = set.disks().iter().map(describe).collect();
+        self.log_bytes = counts.log_bytes;
+        self.journal_bytes = counts.journal_bytes;
+        self.held_bytes = counts.backup_held_bytes;
+        self.marked_bytes = counts.marked_bytes;
+        self
+    }
 }

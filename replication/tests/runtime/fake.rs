@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use understudy_replication::disk::DiskSet;
+use understudy_replication::disk::{Disk, DiskSet};
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{
     ConsoleOutput, Machine, MachineError, OutputCounts, OutputEvent, OutputGate, PageMemory,
@@ -15,6 +15,8 @@ use understudy_replication::ports::{
 use understudy_replication::{
     EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
 };
+
+use crate::images::{self, DiskUse, Images};
 
 /// So many that the guest takes seconds to come back to a page: what an epoch forgot stays wrong for as
 /// long.
@@ -205,6 +207,10 @@ pub(crate) struct Fake {
     pub(crate) save_failures: Arc<AtomicU64>,
     /// The next pause panics.
     pub(crate) pause_panics: Arc<AtomicBool>,
+    disks: DiskSet,
+    pub(crate) disk_use: Arc<DiskUse>,
+    /// Between two steps of the guest.
+    pace: Duration,
 }
 
 impl Fake {
@@ -228,7 +234,20 @@ impl Fake {
             fingerprint,
             save_failures: Arc::default(),
             pause_panics: Arc::default(),
+            disks: DiskSet::empty(),
+            disk_use: Arc::default(),
+            pace: Duration::from_micros(300),
         }
+    }
+
+    pub(crate) fn with_disks(mut self, images: &Images) -> Self {
+        self.disks = images.set.clone();
+        self
+    }
+
+    pub(crate) fn with_pace(mut self, pace: Duration) -> Self {
+        self.pace = pace;
+        self
     }
 
     pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
@@ -253,11 +272,14 @@ impl Fake {
             let got = u64::from_le_bytes(page[..8].try_into().unwrap());
             assert_eq!(got, expected, "page {number} after {steps} steps");
         }
+        if !self.disks.is_empty() {
+            images::assert_written(&self.disks, steps);
+        }
     }
 }
 
 /// Fills a page with what does not compress, so that epochs have many batches.
-fn noise(seed: u64, page: &mut Page) {
+pub(crate) fn noise(seed: u64, page: &mut Page) {
     let mut state = seed;
     for word in page.chunks_exact_mut(8) {
         state ^= state << 13;
@@ -267,22 +289,23 @@ fn noise(seed: u64, page: &mut Page) {
     }
 }
 
-fn run(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) {
-        {
-            let mut guest = guest.lock().unwrap();
-            let page = PageIndex(guest.steps % PAGES);
-            guest.steps += 1;
-            let mut content = [0; PAGE_BYTES];
-            noise(guest.steps, &mut content);
-            content[..8].copy_from_slice(&guest.steps.to_le_bytes());
-            memory.write_page(page, &content).unwrap();
-            memory.dirty.lock().unwrap().insert(page);
-            gate.say(guest.steps);
+fn step(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, disks: &DiskSet, used: &DiskUse) {
+    let mut guest = guest.lock().unwrap();
+    if !disks.is_empty() {
+        // An error: another side runs the guest, and this one is about to be stopped.
+        if images::step(disks, guest.steps + 1).is_err() {
+            return;
         }
-        // The pace of the guest, not a wait for something.
-        std::thread::sleep(std::time::Duration::from_micros(300));
+        used.writes.fetch_add(1, Ordering::AcqRel);
     }
+    let page = PageIndex(guest.steps % PAGES);
+    guest.steps += 1;
+    let mut content = [0; PAGE_BYTES];
+    noise(guest.steps, &mut content);
+    content[..8].copy_from_slice(&guest.steps.to_le_bytes());
+    memory.write_page(page, &content).unwrap();
+    memory.dirty.lock().unwrap().insert(page);
+    gate.say(guest.steps);
 }
 
 impl Machine for Fake {
@@ -299,7 +322,7 @@ impl Machine for Fake {
     }
 
     fn disks(&self) -> DiskSet {
-        DiskSet::empty()
+        self.disks.clone()
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {
@@ -335,7 +358,12 @@ impl Machine for Fake {
         let steps = state
             .try_into()
             .map_err(|_| MachineError::new("state of a wrong size"))?;
-        self.guest.lock().unwrap().steps = u64::from_le_bytes(steps);
+        let steps = u64::from_le_bytes(steps);
+        self.guest.lock().unwrap().steps = steps;
+        if !self.disks.is_empty() {
+            // Exactly at this moment: a little later the guest has written everything once more.
+            images::assert_written(&self.disks, steps);
+        }
         Ok(())
     }
 
@@ -344,8 +372,17 @@ impl Machine for Fake {
     fn run(&mut self) -> Result<(), MachineError> {
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
+        let (disks, used, pace) = (self.disks.clone(), self.disk_use.clone(), self.pace);
         self.thread = Some(std::thread::spawn(move || {
-            run(&guest, &memory, &gate, &stop)
+            while !stop.load(Ordering::Acquire) {
+                if disks.disks().iter().all(Disk::has_room) {
+                    step(&guest, &memory, &gate, &disks, &used);
+                } else {
+                    used.refused.fetch_add(1, Ordering::AcqRel);
+                }
+                // The pace of the guest, not a wait for something.
+                std::thread::sleep(pace);
+            }
         }));
         Ok(())
     }

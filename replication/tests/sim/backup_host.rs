@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use understudy_replication::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput};
-use understudy_replication::core::message::Message;
+use understudy_replication::core::backup::{
+    BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase,
+};
+use understudy_replication::core::message::{Message, Welcome};
 use understudy_replication::core::primary::PrimaryCore;
 use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::ports::PageMemory;
 
+use super::disk::{DISK_BYTES, REPLICATED, SHARED, Write, apply, decode};
 use super::guest::{Guest, SimMemory, from_sealed};
 use super::outside::Question;
 use super::primary_host::{PrimaryHost, hello};
@@ -18,6 +21,32 @@ pub struct BackupHost {
     pub memory: Arc<SimMemory>,
     /// The link of the last session: epochs committed are of this one.
     session_link: usize,
+    /// Number of the copy: what was begun for an earlier one means nothing.
+    copy: u64,
+    /// The last epoch whose disk writes are in the journal.
+    persisted: EpochId,
+    /// The journal is being written.
+    persisting: bool,
+    /// Writes to the shared disk that the primary has not reported as written.
+    shared: Vec<(EpochId, Vec<Write>)>,
+}
+
+/// Disk writes of an epoch on their way to the journal.
+pub struct Persisting {
+    ticket: u64,
+    copy: u64,
+    epoch: EpochId,
+    writes: Vec<Write>,
+    written_through: EpochId,
+}
+
+impl BackupHost {
+    fn next_copy(&mut self) {
+        self.copy += 1;
+        self.persisted = EpochId(0);
+        self.persisting = false;
+        self.shared.clear();
+    }
 }
 
 impl World {
@@ -28,7 +57,9 @@ impl World {
             node: format!("host {host}"),
             fingerprint: introduction.fingerprint,
             layout: introduction.layout,
+            disks: DISK_BYTES.to_vec(),
         };
+        self.hosts[host].disk.recover();
         let policy = self.settings.policy.clone();
         let core = BackupCore::new(policy, identity, Generation(0), self.now);
         self.trace(host, || "starts as backup".into());
@@ -36,6 +67,10 @@ impl World {
             core,
             memory: Arc::new(SimMemory::new()),
             session_link: usize::MAX,
+            copy: 0,
+            persisted: EpochId(0),
+            persisting: false,
+            shared: Vec::new(),
         }));
         self.start_beats(host);
     }
@@ -66,14 +101,53 @@ impl World {
         match effect {
             BackupEffect::Send(message) => {
                 let generation = node.core.generation();
-                match (&message, link) {
-                    (Message::Welcome(_), Some(link)) => node.session_link = link,
-                    (Message::Ack { epoch }, Some(link)) => {
-                        self.acked.insert(link, *epoch);
+                let mut early_ack = None;
+                if let (Message::Ack { epoch, .. }, Some(link)) = (&message, link) {
+                    let wrote = self.snapshots.get(&(link, *epoch)).is_some_and(|s| s.wrote);
+                    if wrote && node.persisted != *epoch {
+                        early_ack = Some(format!(
+                            "R1: host {host} acks {epoch} before its disk writes are safe"
+                        ));
                     }
-                    _ => {}
+                    self.acked.insert(link, *epoch);
                 }
+                early_ack.into_iter().for_each(|text| self.violate(text));
                 self.send(host, generation, &message);
+            }
+            BackupEffect::Welcome { node: name } => {
+                let generation = node.core.generation();
+                node.session_link = link.unwrap_or(usize::MAX);
+                node.next_copy();
+                self.hosts[host].disk.recover();
+                let disks = Vec::new();
+                let welcome = Message::Welcome(Welcome { node: name, disks });
+                self.send(host, generation, &welcome);
+            }
+            BackupEffect::BeginCopy(_) => self.hosts[host].disk.recover(),
+            BackupEffect::SyncDisk(batch) => {
+                apply(
+                    &decode(&batch),
+                    REPLICATED,
+                    &mut self.hosts[host].disk.image,
+                );
+            }
+            BackupEffect::Persist {
+                ticket,
+                epoch,
+                batches,
+                written_through,
+                ..
+            } => {
+                node.persisting = true;
+                let persisting = Persisting {
+                    ticket,
+                    copy: node.copy,
+                    epoch,
+                    writes: batches.iter().flat_map(decode).collect(),
+                    written_through,
+                };
+                let process = self.process(host);
+                self.soon(50, 4_000, Event::Persisted(process, persisting));
             }
             BackupEffect::CloseLink => self.close_link(host),
             BackupEffect::Committed(epoch) => self.check_commit(host, epoch),
@@ -87,14 +161,21 @@ impl World {
                 epoch,
                 cause,
             } => {
+                let persisting = node.persisting;
                 self.trace(host, || {
                     format!("is promoted to {generation}, {epoch}: {cause}")
                 });
                 self.count("promotions");
+                // No persisting may be open: what it ended with decides which epoch this is.
+                if persisting {
+                    self.violate(format!("R2: host {host} is promoted while it persists"));
+                }
                 self.promote(host, generation);
             }
             BackupEffect::Reset { reason } => {
                 let cleared = node.memory.clear();
+                node.next_copy();
+                self.hosts[host].disk.recover();
                 self.trace(host, || format!("resets: {reason}"));
                 self.count("resets");
                 cleared.expect("memory clears");
@@ -114,6 +195,9 @@ impl World {
             None => Some("was never captured"),
             Some(snapshot) if snapshot.memory != memory => Some("has other memory"),
             Some(snapshot) if snapshot.state != *state => Some("has other machine state"),
+            Some(snapshot) if snapshot.disks[0] != self.hosts[host].disk.at(epoch) => {
+                Some("has other disks")
+            }
             Some(_) => None,
         };
         if let Some(problem) = problem {
@@ -123,9 +207,98 @@ impl World {
             self.snapshots.remove(&(key.0, EpochId(epoch.0 - 2)));
         }
         self.count("commits");
+        // Now and then what the journal has goes to the image.
+        if self.rng.chance(300) {
+            self.hosts[host].disk.destage(epoch);
+        }
     }
 
-    fn promote(&mut self, host: usize, generation: Generation) {
+    /// The journal has taken an epoch, or cannot.
+    pub fn persisted(&mut self, host: usize, persisting: Persisting) {
+        let failed = self.rng.chance(self.settings.persist_failures_permille);
+        let Role::Backup(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        let Persisting {
+            ticket,
+            epoch,
+            writes,
+            written_through,
+            ..
+        } = persisting;
+        let is_present = node.copy == persisting.copy;
+        if is_present {
+            node.persisting = false;
+        }
+        if node.core.phase() == BackupPhase::Claiming {
+            self.count("persisting when promoted");
+        }
+        if failed {
+            self.count("persisting failed");
+            let outcome = Err("simulated".into());
+            return self.backup(host, BackupInput::Persisted { ticket, outcome });
+        }
+        if is_present && let Role::Backup(node) = &mut self.hosts[host].role {
+            node.persisted = epoch;
+            node.shared.retain(|(of, _)| *of > written_through);
+            node.shared.push((epoch, writes.clone()));
+            self.hosts[host].disk.persist(epoch, writes);
+        }
+        let epoch = self.hosts[host].disk.durable;
+        if epoch.0 > 0 {
+            self.backup(host, BackupInput::DisksDurable { epoch });
+        }
+        let outcome = Ok(());
+        self.backup(host, BackupInput::Persisted { ticket, outcome });
+    }
+
+    /// A process ends: what a restart would make of the journal is one epoch's.
+    pub fn check_crash(&mut self, host: usize) {
+        let Role::Backup(node) = &self.hosts[host].role else {
+            return;
+        };
+        let disk = &self.hosts[host].disk;
+        let Some(epoch) = disk.persisted() else {
+            return;
+        };
+        let Some(snapshot) = self.snapshots.get(&(node.session_link, epoch)) else {
+            return;
+        };
+        if disk.at(EpochId(u64::MAX)) != snapshot.disks[0] {
+            self.violate(format!(
+                "R2: host {host} crashes, its disk is not {epoch}'s"
+            ));
+        }
+        self.count("crashes of a backup checked");
+    }
+
+    pub fn promote(&mut self, host: usize, generation: Generation) {
+        let Role::Backup(node) = &self.hosts[host].role else {
+            return;
+        };
+        if self.lock.is_some() {
+            // Whoever has it is stalled, or about to find out.
+            self.count("waits for the lock");
+            let process = self.process(host);
+            return self.after(super::ms(1), Event::Lock(process, generation));
+        }
+        let key = (
+            node.session_link,
+            node.core.committed_epoch().unwrap_or_default(),
+        );
+        let again = node.shared.iter().flat_map(|(_, writes)| writes);
+        apply(again, SHARED, &mut self.shared);
+        self.lock = Some(self.process(host));
+        let disk = &mut self.hosts[host].disk;
+        disk.cut(key.1);
+        disk.recover();
+        let disks = [disk.image, self.shared];
+        if self.snapshots.get(&key).is_none_or(|s| s.disks != disks) {
+            let epoch = key.1;
+            self.violate(format!(
+                "R2: host {host} goes on from {epoch} with other disks"
+            ));
+        }
         let Role::Backup(node) = &self.hosts[host].role else {
             return;
         };
@@ -137,7 +310,7 @@ impl World {
             Err(problem) => return self.violate(format!("R2: host {host} promoted: {problem}")),
         };
         let core = PrimaryCore::new(self.settings.policy.clone(), hello(), generation, self.now);
-        let node = PrimaryHost::new(core, memory, guest);
+        let node = PrimaryHost::new(core, memory, guest, self.shared);
         self.hosts[host].role = Role::Primary(Box::new(node));
         // Restoring and announcing take their time; the sealed output is repeated before the run.
         let process = self.process(host);

@@ -65,6 +65,7 @@ impl Fault {
 pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     pub capture_failures_permille: u64,
+    pub persist_failures_permille: u64,
     pub beats_lost_permille: u64,
     pub byte_ns: u64,
 }
@@ -88,6 +89,7 @@ impl Plan {
         Self {
             faults,
             capture_failures_permille: sometimes(rng, 400),
+            persist_failures_permille: sometimes(rng, 60),
             beats_lost_permille: sometimes(rng, 900),
             byte_ns: sometimes(rng, 400),
         }

@@ -11,6 +11,7 @@ use understudy_replication::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
 use understudy_replication::page_set::{MemoryLayout, PageSet, Region};
 use understudy_replication::ports::{MachineError, NetworkFrame, PageMemory, SealedOutput};
 
+use super::disk::{SECTORS, Write};
 use super::rng::mix;
 
 pub const PAGES: u64 = 32;
@@ -126,6 +127,14 @@ pub struct Output {
     pub value: u64,
 }
 
+/// What a step of the guest does to the outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    pub output: Option<Output>,
+    pub write: Option<Write>,
+    pub flush: bool,
+}
+
 /// The registers of the simulated machine; the rest of its state is in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {
@@ -142,7 +151,7 @@ impl Guest {
     }
 
     /// One step, fed with `input` from outside.
-    pub fn step(&mut self, input: u64, memory: &SimMemory) -> Option<Output> {
+    pub fn step(&mut self, input: u64, memory: &SimMemory) -> Step {
         self.state = mix(self.state ^ input);
         let speaks = self.state.is_multiple_of(3);
         self.number += u64::from(speaks);
@@ -170,10 +179,20 @@ impl Guest {
                 }
             });
         }
-        speaks.then_some(Output {
+        let output = speaks.then_some(Output {
             number: self.number,
             value: self.state,
-        })
+        });
+        let write = (self.state % 4 == 1).then_some(Write {
+            disk: (self.state >> 20 & 1) as u16,
+            sector: (self.state >> 30) as usize % SECTORS,
+            value: self.state,
+        });
+        Step {
+            output,
+            write,
+            flush: self.state % 16 == 5,
+        }
     }
 
     pub fn save(&self) -> Bytes {

@@ -3,7 +3,11 @@
 //!
 //! Invariants, checked at every step:
 //! - R1: what a primary releases is acked by the backup of that session, or it runs under its own grant;
-//! - R2: a committed epoch on a backup is exactly the primary's snapshot: memory and machine state;
+//! - R1 for disks: what reaches the shared disk is acked, or its writer runs under its own grant, and has the
+//!   lock; frames of an epoch do not leave before its writes to the shared disk; no epoch with disk writes is
+//!   acked before they are in the journal; what is said to be durable is on the image;
+//! - R2: a committed epoch on a backup is exactly the primary's snapshot: memory, machine state, disks; so
+//!   are the disks of a promoted side, and those of a backup that crashes, after replaying its journal;
 //! - R3: the same comparison, after captures that failed: their pages come with the next epoch;
 //! - R4: only the holder of a generation speaks, and no older one says anything new after a newer one
 //!   has spoken; nor does it repeat anything, but where a link was closed between living hosts;
@@ -11,6 +15,7 @@
 //! - progress: when the faults are over, the guest runs, protected if there is a second host.
 
 pub mod backup_host;
+pub mod disk;
 pub mod faults;
 pub mod guest;
 pub mod link;

@@ -183,7 +183,7 @@ fn describe(message: &Message) -> String {
     match message {
         Message::EpochPages { epoch, batch } => format!("{} bytes of pages, {epoch}", batch.len()),
         Message::EpochEnd { epoch, .. } => format!("the end of {epoch}"),
-        Message::Ack { epoch } => format!("Ack of {epoch}"),
+        Message::Ack { epoch, .. } => format!("Ack of {epoch}"),
         Message::Bye(bye) => format!("Bye: {bye}"),
         other => other.name().into(),
     }

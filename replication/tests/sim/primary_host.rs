@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use understudy_replication::core::codec::{BatchWriter, Encoder};
-use understudy_replication::core::message::{EpochTally, Hello, Message};
+use understudy_replication::core::disk::{DiskSyncPlan, PairId};
+use understudy_replication::core::message::{EpochSummary, EpochTally, Hello, Message};
 use understudy_replication::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput};
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES};
 use understudy_replication::page_set::PageSet;
 use understudy_replication::ports::PageMemory;
 
+use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, batches};
 use super::guest::{Gate, Guest, SimMemory, layout};
 use super::outside::{Process, Question};
 use super::world::{Event, Role, Snapshot, World};
@@ -20,6 +22,7 @@ pub struct PrimaryHost {
     pub guest: Guest,
     pub gate: Gate,
     pub running: bool,
+    pub disks: PrimaryDisks,
     /// The generation held when last looked at: a new one was granted to go alone.
     generation: Generation,
     encoder: Encoder,
@@ -27,8 +30,9 @@ pub struct PrimaryHost {
 
 /// Something the runtime does meanwhile.
 pub enum Work {
-    Sync { all: bool },
+    Sync,
     SyncShipped,
+    WriteShared(EpochId),
     Capture(EpochId),
     Ship(EpochId, VecDeque<Message>),
     Shipped(EpochId),
@@ -48,11 +52,22 @@ pub fn hello() -> Hello {
     }
 }
 
+/// Everything of both disks is sent.
+fn plan() -> Message {
+    let plan = DiskSyncPlan {
+        candidate: PairId(1),
+        full: true,
+        from: None,
+    };
+    Message::SyncDisks(vec![plan; 2])
+}
+
 impl PrimaryHost {
-    pub fn new(core: PrimaryCore, memory: Arc<SimMemory>, guest: Guest) -> Self {
+    pub fn new(core: PrimaryCore, memory: Arc<SimMemory>, guest: Guest, shared: Image) -> Self {
         Self {
             generation: core.generation(),
-            core,
+            core: core.with_shared_disks(true),
+            disks: PrimaryDisks::of(shared),
             memory,
             guest,
             gate: Gate::default(),
@@ -86,7 +101,8 @@ impl World {
     pub fn boot_guest(&mut self, host: usize) {
         let policy = self.settings.policy.clone();
         let core = PrimaryCore::new(policy, hello(), Generation(1), self.now);
-        let node = PrimaryHost::new(core, Arc::new(SimMemory::new()), Guest::boot());
+        let node = PrimaryHost::new(core, Arc::new(SimMemory::new()), Guest::boot(), self.shared);
+        self.lock = Some(self.process(host));
         self.hosts[host].role = Role::Primary(Box::new(node));
         self.run_promoted(self.process(host));
         self.start_beats(host);
@@ -109,7 +125,20 @@ impl World {
         if !node.running {
             return;
         }
-        if let Some(output) = node.guest.step(input, &node.memory) {
+        let step = node.guest.step(input, &node.memory);
+        node.disks.flush |= step.flush;
+        if let Some(write) = step.write
+            && node.disks.write(write)
+        {
+            match write.disk {
+                REPLICATED => self.hosts[who.0].disk.image[write.sector] = write.value,
+                _ => self.write_shared(who.0, &[write]),
+            }
+        }
+        let Role::Primary(node) = &mut self.hosts[who.0].role else {
+            return;
+        };
+        if let Some(output) = step.output {
             let generation = node.core.generation();
             match node.gate.take(output) {
                 Some(output) => self.outputs(who.0, generation, vec![output]),
@@ -145,14 +174,26 @@ impl World {
         let generation = node.core.generation();
         match effect {
             PrimaryEffect::Send(message) => self.send(host, generation, &message),
-            PrimaryEffect::StartSync => {
+            PrimaryEffect::StartSync { .. } => {
                 node.encoder.forget();
-                self.begin_work(host, Work::Sync { all: true });
+                node.disks.attach();
+                self.send(host, generation, &plan());
+                self.begin_work(host, Work::Sync);
             }
-            PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync { all: false }),
+            PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync),
             PrimaryEffect::Capture(epoch) => self.begin_work(host, Work::Capture(epoch)),
+            PrimaryEffect::WriteDisks(through) => {
+                self.begin_work(host, Work::WriteShared(through));
+            }
+            PrimaryEffect::Durable(epoch) => self.check_durable(host, epoch),
             PrimaryEffect::Release(through) => {
                 let outputs = node.gate.release(through);
+                let early = node.disks.holds_through(through);
+                if early {
+                    self.violate(format!(
+                        "R1: host {host} releases frames of {through} before its disk writes"
+                    ));
+                }
                 let link = self.hosts[host].link;
                 if link.and_then(|link| self.acked.get(&link)) < Some(&through) {
                     self.violate(format!(
@@ -165,7 +206,10 @@ impl World {
                 self.count("releases");
                 self.outputs(host, generation, outputs);
             }
-            PrimaryEffect::CloseLink => self.close_link(host),
+            PrimaryEffect::CloseLink => {
+                node.disks.detach();
+                self.close_link(host);
+            }
             PrimaryEffect::Claim(after) => self.ask(host, Question::Claim(after)),
             PrimaryEffect::Confirm(held) => {
                 self.count("confirmations asked");
@@ -173,11 +217,13 @@ impl World {
             }
             PrimaryEffect::GoAlone { generation, cause } => {
                 let outputs = node.gate.open();
+                let writes = node.disks.go_alone();
                 if std::mem::replace(&mut node.generation, generation) != generation {
                     self.count("solo grants");
                 }
                 self.trace(host, || format!("goes alone under {generation}: {cause}"));
                 self.count("went alone");
+                self.write_shared(host, &writes);
                 self.outputs(host, generation, outputs);
                 let process = self.process(host);
                 self.soon(1_000, 20_000, Event::Connect(process));
@@ -203,11 +249,19 @@ impl World {
 
     pub fn work(&mut self, host: usize, work: Work) {
         match work {
-            Work::Sync { all } => self.sync_round(host, all),
+            Work::Sync => self.sync_round(host),
+            Work::WriteShared(epoch) => self.write_released(host, epoch),
             Work::SyncShipped => {
                 if let Role::Primary(node) = &self.hosts[host].role {
                     let pages_left = node.memory.dirty_pages();
-                    self.primary(host, PrimaryInput::SyncRoundShipped { pages_left });
+                    let disk_bytes_left = u64::from(node.disks.is_copying());
+                    self.primary(
+                        host,
+                        PrimaryInput::SyncRoundShipped {
+                            pages_left,
+                            disk_bytes_left,
+                        },
+                    );
                 }
             }
             Work::Capture(epoch) => self.capture(host, epoch),
@@ -231,14 +285,65 @@ impl World {
         }
     }
 
-    fn sync_round(&mut self, host: usize, all: bool) {
+    /// What an acked epoch wrote to the shared disk goes there.
+    fn write_released(&mut self, host: usize, epoch: EpochId) {
+        let link = self.hosts[host].link;
+        if link.and_then(|link| self.acked.get(&link)) < Some(&epoch) {
+            self.violate(format!(
+                "R1: host {host} writes {epoch} to the shared disk, which is not acked"
+            ));
+        }
         let Role::Primary(node) = &mut self.hosts[host].role else {
             return;
         };
+        let writes = node.disks.release(epoch);
+        self.write_shared(host, &writes);
+        self.primary(host, PrimaryInput::DisksWritten { epoch });
+    }
+
+    fn write_shared(&mut self, host: usize, writes: &[Write]) {
+        if self.lock != Some(self.process(host)) && !writes.is_empty() {
+            self.violate(format!(
+                "R4: host {host} writes to the shared disk without its lock"
+            ));
+        }
+        apply(writes, SHARED, &mut self.shared);
+    }
+
+    fn check_durable(&mut self, host: usize, epoch: EpochId) {
+        let Some(link) = self.hosts[host].link else {
+            return;
+        };
+        let (peer, starts) = self.links[link].backup;
+        if self.hosts[peer].starts == starts && self.hosts[peer].disk.durable < epoch {
+            self.violate(format!(
+                "host {host} takes {epoch} for durable on host {peer}, which has {}",
+                self.hosts[peer].disk.durable
+            ));
+        }
+        self.count("durable epochs");
+    }
+
+    /// Disks first, then all of memory, then what became dirty.
+    fn sync_round(&mut self, host: usize) {
+        let image = self.hosts[host].disk.image;
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        let generation = node.core.generation();
+        let all = node.disks.is_copying();
+        for batch in batches(&node.disks.sync_some(&image)) {
+            self.send(host, generation, &Message::SyncDisk(batch));
+        }
+        let Role::Primary(node) = &mut self.hosts[host].role else {
+            return;
+        };
+        if node.disks.is_copying() {
+            return self.begin_work(host, Work::SyncShipped);
+        }
         // Tracking starts before the first page is read: what changes meanwhile is dirty again.
         let dirty = node.memory.harvest();
         let pages = if all { PageSet::full(&layout()) } else { dirty };
-        let generation = node.core.generation();
         for (body, _) in node.encode(&pages) {
             self.send(host, generation, &Message::SyncPages(body));
         }
@@ -248,6 +353,7 @@ impl World {
     /// Steps ② to ④ of an epoch, the guest standing still.
     fn capture(&mut self, host: usize, epoch: EpochId) {
         let failed = self.rng.chance(self.settings.capture_failures_permille);
+        let image = self.hosts[host].disk.image;
         let Role::Primary(node) = &mut self.hosts[host].role else {
             return;
         };
@@ -261,21 +367,33 @@ impl World {
         let state = node.guest.save();
         node.gate.hold();
         let output = node.gate.seal(epoch);
+        let (writes, flush) = node.disks.seal(epoch);
         let snapshot = Snapshot {
             memory: node.memory.checksum(),
             state: state.clone(),
+            disks: [image, node.disks.shared],
+            wrote: !writes.is_empty(),
         };
+        let written_through = node.disks.written_through;
         let mut tally = EpochTally::new();
         let mut messages = VecDeque::new();
         for (batch, pages) in node.encode(&pages) {
             tally.batch(&batch, pages);
             messages.push_back(Message::EpochPages { epoch, batch });
         }
+        for batch in batches(&writes) {
+            tally.disk_batch(&batch);
+            messages.push_back(Message::EpochDisk { epoch, batch });
+        }
         tally.state(&state);
         tally.output(&output);
         messages.push_back(Message::EpochState { epoch, state });
         messages.push_back(Message::EpochOutput { epoch, output });
-        let summary = tally.summary();
+        let summary = EpochSummary {
+            flush,
+            written_through,
+            ..tally.summary()
+        };
         messages.push_back(Message::EpochEnd { epoch, summary });
         if let Some(link) = self.hosts[host].link {
             self.snapshots.insert((link, epoch), snapshot);

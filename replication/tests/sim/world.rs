@@ -10,7 +10,8 @@ use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::primary::{Policy, PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::{EpochId, Generation};
 
-use super::backup_host::BackupHost;
+use super::backup_host::{BackupHost, Persisting};
+use super::disk::{HostDisk, Image};
 use super::faults::{Fault, Plan};
 use super::guest::Output;
 use super::link::Link;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Captures that fail, in a thousand.
     pub capture_failures_permille: u64,
+    /// Epochs whose disk writes cannot be persisted, in a thousand.
+    pub persist_failures_permille: u64,
     /// Heartbeats lost on the separate path, in a thousand.
     pub beats_lost_permille: u64,
     /// One byte over the logging channel takes so long: slow links.
@@ -83,6 +86,10 @@ pub enum Event {
     /// The output of the last committed epoch is sent once more.
     Repeat(Process, Vec<Output>),
     Run(Process),
+    /// The journal has taken an epoch's disk writes, or cannot.
+    Persisted(Process, Persisting),
+    /// A promoted side tries to get the lock of the shared disk.
+    Lock(Process, Generation),
     Restart(Process),
     Thaw(Process),
     Fault(Fault),
@@ -102,6 +109,7 @@ pub struct Host {
     /// Counts sessions: work begun for an earlier one is dropped.
     pub session: u64,
     pub frozen: bool,
+    pub disk: HostDisk,
     deferred: Vec<Event>,
     wake_number: u64,
 }
@@ -110,6 +118,10 @@ pub struct Host {
 pub struct Snapshot {
     pub memory: u64,
     pub state: Bytes,
+    /// What the guest sees of its disks.
+    pub disks: [Image; 2],
+    /// Whether it wrote to them in this epoch.
+    pub wrote: bool,
 }
 
 pub struct World {
@@ -120,6 +132,9 @@ pub struct World {
     pub links: Vec<Link>,
     pub arbiter: Arbiter,
     pub client: Client,
+    /// The shared disk, and who has its lock.
+    pub shared: Image,
+    pub lock: Option<Process>,
     pub report: Report,
     /// By link and epoch.
     pub snapshots: HashMap<(usize, EpochId), Snapshot>,
@@ -146,6 +161,8 @@ impl World {
             links: Vec::new(),
             arbiter: Arbiter::new((0, 0)),
             client: Client::default(),
+            shared: Image::default(),
+            lock: None,
             report: Report::default(),
             snapshots: HashMap::new(),
             acked: HashMap::new(),
@@ -165,6 +182,7 @@ impl World {
                 link: None,
                 session: 0,
                 frozen: false,
+                disk: HostDisk::default(),
                 deferred: Vec::new(),
                 wake_number: 0,
             });
@@ -262,6 +280,8 @@ impl World {
             | Event::Work(who, ..)
             | Event::Answer(who, _)
             | Event::Repeat(who, _)
+            | Event::Persisted(who, _)
+            | Event::Lock(who, _)
             | Event::Run(who) => *who,
             Event::Deliver(_, host) | Event::Beat(host, ..) => self.process(*host),
             _ => return Some(usize::MAX),
@@ -301,6 +321,8 @@ impl World {
                 }
             }
             Event::Run(who) => self.run_promoted(who),
+            Event::Persisted((host, _), persisting) => self.persisted(host, persisting),
+            Event::Lock((host, _), generation) => self.promote(host, generation),
             Event::Restart((host, starts)) => {
                 if self.hosts[host].starts == starts {
                     self.start_backup(host);
@@ -369,6 +391,10 @@ impl World {
                 pipe.close(due);
                 self.schedule_delivery(number, peer);
             }
+        }
+        self.check_crash(host);
+        if self.lock == Some(self.process(host)) {
+            self.lock = None;
         }
         let host = &mut self.hosts[host];
         host.starts += 1;
@@ -491,6 +517,7 @@ impl World {
         self.arbiter.available = true;
         self.beats_cut.clear();
         self.settings.capture_failures_permille = 0;
+        self.settings.persist_failures_permille = 0;
         for number in 0..self.links.len() {
             for side in [self.links[number].primary.0, self.links[number].backup.0] {
                 self.links[number].incoming(side).stalled_until = Duration::ZERO;
@@ -512,6 +539,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
     let Plan {
         faults,
         capture_failures_permille,
+        persist_failures_permille,
         beats_lost_permille,
         byte_ns,
     } = Plan::new(&mut rng, hosts);
@@ -520,6 +548,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         hosts,
         policy: policy(),
         capture_failures_permille,
+        persist_failures_permille,
         beats_lost_permille,
         byte_ns,
         may_repeat_late: faults.iter().any(|(_, fault)| fault.closes()),

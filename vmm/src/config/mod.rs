@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use understudy_replication::core::primary::Policy;
+use understudy_replication::disk::DiskLimits;
 use understudy_transport::Endpoint;
 
+use crate::boot::BootProtocol;
 use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+use crate::vcpu::CpuTemplate;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +53,9 @@ pub struct BootSource {
     pub initrd_path: Option<PathBuf>,
     /// Command line.
     pub boot_args: Option<String>,
+    /// `auto` (default: the Linux boot protocol, or PVH if the image has only that), `linux` or `pvh` (not in
+    /// Firecracker).
+    pub boot_protocol: Option<BootProtocol>,
 }
 
 /// `machine-config`.
@@ -60,6 +66,9 @@ pub struct MachineSection {
     pub vcpu_count: Option<u8>,
     /// Memory in MiB. Default 256.
     pub mem_size_mib: Option<u64>,
+    /// Which CPU features the guest is offered: `host` (default), or a level that hosts of different models
+    /// have in common, `x86-64` to `x86-64-v4`.
+    pub cpu_template: Option<CpuTemplate>,
     /// What follows when the guest wants a reboot (not in Firecracker). Default `restart`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_reboot: Option<OnReboot>,
@@ -77,6 +86,10 @@ pub struct NetworkInterface {
     /// A tap device of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_dev_name: Option<String>,
+    /// Whether the tap takes over checksums and TCP segmentation (not in Firecracker). Default true; false if
+    /// the other host's guest would be on a socket, which cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
     /// A Unix stream socket with the framing of QEMU and passt (not in Firecracker).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_path: Option<PathBuf>,
@@ -99,6 +112,24 @@ pub struct Drive {
     /// Whether the guest may only read it.
     #[serde(default)]
     pub is_read_only: bool,
+    /// What becomes of its writes while the guest is protected (not in Firecracker). Default
+    /// `replicated`; a drive that is only read needs nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication: Option<DriveReplication>,
+    /// Where a replicated drive's map of changed blocks is (not in Firecracker). Default: the image's path
+    /// with `.understudy-map` behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_path: Option<PathBuf>,
+}
+
+/// `drives.replication`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveReplication {
+    /// Each host has an image of its own; the standby's follows epoch by epoch.
+    Replicated,
+    /// Both hosts reach one image.
+    Shared,
 }
 
 /// `entropy`.
@@ -148,6 +179,14 @@ pub struct Replication {
     pub timeout_ms: Option<u64>,
     /// Unix socket for `vmm status` and `vmm failover`.
     pub control_socket: Option<PathBuf>,
+    /// Where a standby notes writes to replicated drives before they go to the images; two files are made of
+    /// it. Default: the path of the first replicated drive, or of its map if that is given, with
+    /// `.understudy-journal` behind it.
+    pub disk_journal: Option<PathBuf>,
+    /// Most room that the journal takes, in MiB. Default 1024.
+    pub disk_journal_mib: Option<u64>,
+    /// Most memory for writes that the standby has not got yet, in MiB. Default 32.
+    pub disk_log_mib: Option<u64>,
 }
 
 /// `replication.heartbeat`.
@@ -231,21 +270,60 @@ impl Config {
         })
     }
 
-    /// Checks that replication can keep the second copy of every disk. It copies no writes yet.
+    /// Checks what is said of drives.
     ///
     /// # Errors
-    /// If the guest could write to one of them.
-    pub fn check_drives_are_replicable(&self) -> Result<(), ConfigError> {
-        let Some(drive) = self.drives.iter().find(|drive| !drive.is_read_only) else {
-            return Ok(());
-        };
-        let why = "the writes of a protected guest are not copied to the standby yet: make the drive read-only \
-                   (is_read_only, or --drive …,readonly) and give both hosts the same image, or use `vmm run`";
-        Err(ConfigError::value(
-            format!("drives.{}.is_read_only", drive.drive_id),
-            why,
-        ))
+    /// If two settings of a drive contradict each other, or a limit is out of its range.
+    pub fn check_drives(&self) -> Result<(), ConfigError> {
+        for drive in &self.drives {
+            let wrong = |key: &str, why: &str| {
+                Err(ConfigError::value(
+                    format!("drives.{}.{key}", drive.drive_id),
+                    why,
+                ))
+            };
+            if drive.is_read_only && drive.replication.is_some() {
+                let why = "what the guest only reads is not copied: leave it out, and give both hosts the same image";
+                return wrong("replication", why);
+            }
+            if drive.map_path.is_some() && !drive.is_replicated() {
+                let why = "only a replicated drive has a map: leave it out";
+                return wrong("map_path", why);
+            }
+        }
+        self.replication.disk_limits().map(drop)
     }
+}
+
+impl Drive {
+    /// Whether each host has an image of its own for what the guest writes.
+    #[must_use]
+    pub fn is_replicated(&self) -> bool {
+        !self.is_read_only && self.replication != Some(DriveReplication::Shared)
+    }
+
+    /// Where its map of changed blocks is.
+    #[must_use]
+    pub fn map_path(&self) -> PathBuf {
+        let beside = || beside(&self.path_on_host, "map");
+        self.map_path.clone().unwrap_or_else(beside)
+    }
+
+    /// Where the journal is, if this is the first replicated drive and nothing else is said.
+    #[must_use]
+    pub fn journal_path(&self) -> PathBuf {
+        match &self.map_path {
+            Some(map) => beside(map, "journal"),
+            None => beside(&self.path_on_host, "journal"),
+        }
+    }
+}
+
+/// A file of ours beside an image.
+fn beside(image: &Path, what: &str) -> PathBuf {
+    let mut path = image.as_os_str().to_owned();
+    path.push(format!(".understudy-{what}"));
+    path.into()
 }
 
 impl Replication {
@@ -301,6 +379,34 @@ impl Replication {
             return Err(ConfigError::value("replication.timeout_ms", why));
         }
         Ok(policy)
+    }
+
+    /// What copies of disks may take.
+    ///
+    /// # Errors
+    /// If a limit is out of its range.
+    pub fn disk_limits(&self) -> Result<DiskLimits, ConfigError> {
+        let mut limits = DiskLimits::default();
+        let set = |to: &mut u64, mib: Option<u64>, key: &str, most: u64| {
+            let Some(mib) = mib else { return Ok(()) };
+            // A request of the guest has up to 1 MiB, and several must fit.
+            let range = 8..=most;
+            if !range.contains(&mib) {
+                let why = format!("{mib} is not in {}..={most} MiB", range.start());
+                return Err(ConfigError::value(format!("replication.{key}"), why));
+            }
+            *to = mib << 20;
+            Ok(())
+        };
+        let (log, journal) = (self.disk_log_mib, self.disk_journal_mib);
+        set(&mut limits.log_bytes_max, log, "disk_log_mib", 4096)?;
+        set(
+            &mut limits.journal_bytes_max,
+            journal,
+            "disk_journal_mib",
+            1 << 20,
+        )?;
+        Ok(limits)
     }
 
     /// Where the standby listens, as seen from the primary.

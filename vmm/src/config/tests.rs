@@ -99,22 +99,40 @@ fn what_follows_from_what_is_read_or_explained() {
 }
 
 #[test]
-fn only_drives_that_are_read_can_be_replicated() {
-    let drive = |drive_id: &str, is_read_only| Drive {
-        drive_id: drive_id.into(),
-        path_on_host: "/a".into(),
-        is_root_device: false,
-        is_read_only,
+fn drives_say_how_they_are_copied() {
+    let drives = |drives: &str| read(&format!(r#"{{"drives": [{drives}]}}"#)).unwrap();
+    let config = drives(
+        r#"{"drive_id": "a", "path_on_host": "/a"},
+           {"drive_id": "b", "path_on_host": "/b", "replication": "shared"},
+           {"drive_id": "c", "path_on_host": "/dev/c", "replication": "replicated", "map_path": "/c.map"},
+           {"drive_id": "d", "path_on_host": "/d", "is_read_only": true}"#,
+    );
+    config.check_drives().unwrap();
+    let replicated: Vec<bool> = config.drives.iter().map(Drive::is_replicated).collect();
+    assert_eq!(replicated, [true, false, true, false]);
+    let [a, _, c, _] = &config.drives[..] else {
+        panic!("four drives");
     };
-    let mut config = Config {
-        drives: vec![drive("base", true)],
-        ..Config::default()
-    };
-    config.check_drives_are_replicable().unwrap();
-    config.drives.push(drive("data", false));
-    let error = config.check_drives_are_replicable().unwrap_err();
-    let text = error.to_string();
-    assert!(text.starts_with("drives.data.is_read_only:"), "{text}");
+    assert_eq!(a.map_path(), Path::new("/a.understudy-map"));
+    assert_eq!(a.journal_path(), Path::new("/a.understudy-journal"));
+    assert_eq!(c.map_path(), Path::new("/c.map"));
+    assert_eq!(c.journal_path(), Path::new("/c.map.understudy-journal"));
+    for (drive, key) in [
+        (
+            r#"{"drive_id": "a", "path_on_host": "/a", "is_read_only": true, "replication": "shared"}"#,
+            "drives.a.replication:",
+        ),
+        (
+            r#"{"drive_id": "a", "path_on_host": "/a", "replication": "shared", "map_path": "/m"}"#,
+            "drives.a.map_path:",
+        ),
+    ] {
+        let text = drives(drive).check_drives().unwrap_err().to_string();
+        assert!(text.starts_with(key), "{text}");
+    }
+    let wrong =
+        read(r#"{"drives": [{"drive_id": "a", "path_on_host": "/a", "replication": "both"}]}"#);
+    assert!(wrong.unwrap_err().to_string().contains("`shared`"));
 }
 
 #[test]
@@ -122,6 +140,9 @@ fn values_out_of_range_name_key_and_range() {
     let config = read(r#"{"replication": {"epoch_ms": 0}}"#).unwrap();
     let error = config.replication.policy().unwrap_err().to_string();
     assert_eq!(error, "replication.epoch_ms: 0 is not in 1..=10000 ms");
+    let config = read(r#"{"replication": {"disk_journal_mib": 64, "disk_log_mib": 4}}"#).unwrap();
+    let error = config.check_drives().unwrap_err().to_string();
+    assert_eq!(error, "replication.disk_log_mib: 4 is not in 8..=4096 MiB");
     let config = read(r#"{"replication": {"timeout_ms": 30}}"#).unwrap();
     let error = config.replication.policy().unwrap_err().to_string();
     assert!(error.contains("three heartbeats"), "{error}");

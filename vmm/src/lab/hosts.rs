@@ -22,6 +22,7 @@ pub struct Host {
     child: Child,
     control: PathBuf,
     log: PathBuf,
+    console: PathBuf,
 }
 
 impl Host {
@@ -40,14 +41,14 @@ impl Host {
         let log = directory.join(format!("{name}.log"));
         let control = directory.join(format!("{name}.control"));
         let errors = File::create(&log).map_err(system("create a log file"))?;
-        let console = File::create(directory.join(format!("{name}.console")))
-            .map_err(system("create a console file"))?;
+        let console = directory.join(format!("{name}.console"));
+        let output = File::create(&console).map_err(system("create a console file"))?;
         let child = Command::new(binary)
             .args(arguments)
             .arg("--control")
             .arg(&control)
             .stdin(Stdio::null())
-            .stdout(console)
+            .stdout(output)
             .stderr(errors)
             .spawn()
             .map_err(system("start a vmm process"))?;
@@ -56,6 +57,7 @@ impl Host {
             child,
             control,
             log,
+            console,
         })
     }
 
@@ -69,6 +71,13 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What its guest said on standard output.
+    #[must_use]
+    pub fn console(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Its status, if it answers.

@@ -3,6 +3,7 @@
 //! the end-to-end tests and the benchmarks are made of it. Nothing of it runs in production.
 
 mod clients;
+mod disks;
 mod hosts;
 mod network;
 mod pair;
@@ -10,9 +11,10 @@ mod stack;
 mod switch;
 
 pub use clients::{ClientError, Figures, Load};
+pub use disks::{DiskFault, DiskWords, WorkloadDisk};
 pub use hosts::Host;
 pub use network::{GUEST, Network};
-pub use pair::{Pair, PairOptions};
+pub use pair::{Pair, PairDisk, PairOptions};
 pub use switch::{PortCounts, Switch};
 
 /// Why a lab cannot work.
@@ -30,6 +32,9 @@ pub enum LabError {
     /// The clients could not connect.
     #[error("the clients cannot connect: {0}")]
     Connect(String),
+    /// A disk's image cannot be made, or is not what it must be.
+    #[error("a disk's image")]
+    Disk(#[from] DiskFault),
     /// The network's thread has ended.
     #[error("the lab's network thread has ended; see its message above")]
     Ended,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use understudy_replication::runtime::{Role, Status};
 
+use super::disks::{DiskFault, WorkloadDisk};
 use super::hosts::Host;
 use super::network::Network;
 use super::{GUEST, LabError};
@@ -23,9 +24,25 @@ pub struct PairOptions {
     pub vcpus: u8,
     /// The guest's workload options; its address is added.
     pub workload: String,
+    /// A disk for the guest, with how it gets its second copy.
+    pub disk: Option<PairDisk>,
     /// Further arguments for both sides.
     pub arguments: Vec<String>,
 }
+
+/// How the disk of a pair gets its second copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PairDisk {
+    /// An image for each side.
+    Replicated,
+    /// One for both.
+    Shared,
+}
+
+/// Size of a pair's images: more than the workload uses.
+const IMAGE_BYTES: u64 = 64 << 20;
+/// Blocks of 4 KiB that the disk workload uses.
+const DISK_BLOCKS: u32 = 2048;
 
 /// Two hosts in a directory.
 pub struct Pair {
@@ -35,6 +52,8 @@ pub struct Pair {
     pub primary: Host,
     /// The side that keeps the copy; port 1 of the switch.
     pub standby: Host,
+    /// The image of the standby's disk, if there is one.
+    pub standby_disk: Option<WorkloadDisk>,
     /// How the standby was started.
     standby_start: (PathBuf, PathBuf, Vec<String>),
 }
@@ -48,6 +67,10 @@ impl Pair {
         let port = |side: &str| directory.join(format!("{side}.net"));
         let network = Network::start(&[&port("primary"), &port("standby")])?;
         let heartbeats = [free_udp_port()?, free_udp_port()?];
+        let [primary_disk, standby_disk] = match options.disk {
+            Some(kind) => make_disks(directory, kind)?.map(Some),
+            None => [None, None],
+        };
         let link = format!("unix:{}", directory.join("channel").display());
         let arguments = |side: &str, mine: u16, theirs: u16, link: [&str; 2]| -> Vec<String> {
             let mut arguments: Vec<String> = [
@@ -70,11 +93,18 @@ impl Pair {
                 "--net",
                 &format!("socket={},mac=52:54:00:75:73:01", port(side).display()),
                 "--cmdline",
-                &format!("{} ip={GUEST}/24 gateway=10.77.0.1", options.workload),
+                &cmdline(options),
             ]
             .iter()
             .map(ToString::to_string)
             .collect();
+            let disk = match side {
+                "primary" => &primary_disk,
+                _ => &standby_disk,
+            };
+            if let (Some(disk), Some(kind)) = (disk, options.disk) {
+                arguments.extend(["--drive".into(), drive(disk, kind)]);
+            }
             arguments.extend(options.arguments.iter().cloned());
             arguments
         };
@@ -92,6 +122,7 @@ impl Pair {
             network,
             primary,
             standby,
+            standby_disk,
             standby_start,
         })
     }
@@ -113,6 +144,34 @@ impl Pair {
         self.standby
             .await_status("promoted", patience, |status| status.failover.is_some())
     }
+}
+
+fn cmdline(options: &PairOptions) -> String {
+    let disk = match options.disk {
+        Some(_) => format!(" disk.blocks={DISK_BLOCKS} disk.log_ms=100"),
+        None => String::new(),
+    };
+    format!("{}{disk} ip={GUEST}/24 gateway=10.77.0.1", options.workload)
+}
+
+/// The image of each side, which is the same if it is shared.
+fn make_disks(directory: &Path, kind: PairDisk) -> Result<[WorkloadDisk; 2], DiskFault> {
+    let make = |name| WorkloadDisk::create(&directory.join(name), IMAGE_BYTES, DISK_BLOCKS);
+    match kind {
+        PairDisk::Replicated => Ok([make("primary.disk")?, make("standby.disk")?]),
+        PairDisk::Shared => {
+            let disk = make("shared.disk")?;
+            Ok([disk.clone(), disk])
+        }
+    }
+}
+
+fn drive(disk: &WorkloadDisk, kind: PairDisk) -> String {
+    let kind = match kind {
+        PairDisk::Replicated => "replicated",
+        PairDisk::Shared => "shared",
+    };
+    format!("path={},{kind}", disk.path().display())
 }
 
 fn start_standby(

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
+use understudy_replication::disk::DiskSet;
 
 use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
@@ -24,8 +25,8 @@ use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
 use crate::output::Gate;
 use crate::vcpu::{
-    Buses, Counter, Ending, GuestClock, MsrList, OnEnd, VcpuThread, configure_cpuid,
-    describe_cpuid, guest_counter, use_host_counter,
+    Buses, Counter, CpuModel, CpuTemplate, Ending, GuestClock, MsrList, OnEnd, VcpuThread,
+    guest_counter, use_host_counter,
 };
 
 /// Three pages that Intel processors need for real mode, right below the BIOS of a PC: inside the hole.
@@ -35,6 +36,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// A machine being built: create it, attach devices, finish it.
 pub struct MachineBuilder {
     vcpus: u8,
+    template: CpuTemplate,
     cmdline: String,
     payload: Option<Payload>,
     system: System,
@@ -47,6 +49,7 @@ pub struct MachineBuilder {
     virtio_slots: u32,
     devices: Vec<Attached>,
     networks: Networks,
+    disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
 }
@@ -81,6 +84,7 @@ impl MachineBuilder {
             gate: Arc::new(Gate::new(config.gate)),
             payload,
             vcpus: config.vcpus,
+            template: config.cpu_template,
             cmdline: config.cmdline,
             system,
             vm: Arc::new(vm),
@@ -91,6 +95,7 @@ impl MachineBuilder {
             virtio_slots: 0,
             devices: Vec::new(),
             networks: Vec::new(),
+            disks: DiskSet::empty(),
             console_input: None,
             power_button: None,
         };
@@ -102,7 +107,8 @@ impl MachineBuilder {
         }
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
-        builder.attach_drives(config.drives)?;
+        builder.disks =
+            builder.attach_drives(config.drives, config.disk_journal, config.disk_limits)?;
         if config.rng {
             builder.attach_rng()?;
         }
@@ -157,11 +163,18 @@ impl MachineBuilder {
             boot::plan(payload, low_ram_end(self.memory.ram()))?.check_cmdline(&cmdline)?;
         }
         let counter = guest_counter(&self.system)?;
-        let supported = self.system.supported_cpuid()?;
-        let handles = self.create_vcpus(&supported, counter)?;
+        let host = CpuModel::of_host(&self.system)?;
+        let cpu = self.template.cut(&host)?;
+        let handles = self.create_vcpus(&host, counter)?;
         let msrs = MsrList::probe(&handles[0], &self.system.msr_indices()?)?;
         let clock = GuestClock::of(&handles[0], counter);
-        let fingerprint = self.fingerprint(&supported, counter, &msrs);
+        // What the guest is to be like, after what the host can was found out with all of it.
+        for handle in &handles {
+            cpu.give_to(handle, self.vcpus)?;
+        }
+        let mut fingerprint = self.fingerprint(counter);
+        cpu.describe(&host, &mut fingerprint);
+        msrs.describe(&msrs, &mut fingerprint);
         let slot_pages = self
             .memory
             .layout()
@@ -194,12 +207,15 @@ impl MachineBuilder {
             tracker,
             memory: self.memory,
             vm: self.vm,
+            cpu,
+            host_cpu: host,
             msrs,
             clock,
             gate: self.gate,
             events: self.events,
             fingerprint,
             networks: self.networks,
+            disks: self.disks,
             console_input: self.console_input,
             power_button: self.power_button,
             initial: Arc::new(initial),
@@ -219,13 +235,13 @@ impl MachineBuilder {
 
     fn create_vcpus(
         &self,
-        supported: &kvm_bindings::CpuId,
+        cpu: &CpuModel,
         counter: Counter,
     ) -> Result<Vec<Arc<VcpuHandle>>, MachineFault> {
         let mut handles = Vec::new();
         for id in 0..self.vcpus {
             let handle = VcpuHandle::new(&self.vm, id, self.memory.ram().clone())?;
-            configure_cpuid(&self.system, supported, &handle, self.vcpus)?;
+            cpu.give_to(&handle, self.vcpus)?;
             if counter == Counter::Host {
                 use_host_counter(&handle)?;
             }
@@ -234,13 +250,8 @@ impl MachineBuilder {
         Ok(handles)
     }
 
-    /// What must be equal on both hosts.
-    fn fingerprint(
-        &self,
-        supported: &kvm_bindings::CpuId,
-        counter: Counter,
-        msrs: &MsrList,
-    ) -> Fingerprint {
+    /// What must be equal on both hosts, but for the CPU.
+    fn fingerprint(&self, counter: Counter) -> Fingerprint {
         let mut print = Fingerprint::new();
         for (number, region) in self.memory.layout().regions().iter().enumerate() {
             print.set(
@@ -264,19 +275,8 @@ impl MachineBuilder {
             }
         }
         print.set("cpu.tsc", counter.as_str());
-        describe_cpuid(&self.system, supported, self.vcpus, &mut print);
-        print.set("cpu.msrs", format_args!("{:x}", digest(msrs.indices())));
         print
     }
-}
-
-/// A number that differs when the lists differ; for comparing, not for security. (FNV-1a, 64 bits.)
-fn digest(indices: impl Iterator<Item = u32>) -> u64 {
-    indices
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        })
 }
 
 fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> {
@@ -289,7 +289,12 @@ fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> 
     };
     let initrd = config.initrd.as_deref();
     let initrd = initrd.map(|path| read("initramfs", path)).transpose()?;
-    Ok(Some(Payload { kernel, initrd }))
+    let protocol = config.boot_protocol;
+    Ok(Some(Payload {
+        protocol,
+        kernel,
+        initrd,
+    }))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {

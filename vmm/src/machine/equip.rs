@@ -4,20 +4,23 @@
 //! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
 //! they do not. What must not be done here: anything a device could do itself.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+
+use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
-use super::config::{ConfigError, DriveConfig, NetBackend, NetConfig};
+use super::config::{ConfigError, DriveConfig, DriveKind, NetBackend, NetConfig};
 use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
 use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, Switch};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError};
+use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
-use crate::devices::virtio::net::backend::{Backend, socket, tap};
+use crate::devices::virtio::net::backend::{Backend, Framing, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
 use crate::devices::{
     ButtonDevice, Device, Irq, PanicDevice, PowerButton, SerialDevice, SerialInput, WatchdogDevice,
@@ -151,7 +154,8 @@ impl MachineBuilder {
     fn attach_network(&mut self, config: NetConfig) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
         let name = config.id;
         let Backend { source, sink } = match config.backend {
-            NetBackend::Tap(interface) => tap::open(&interface),
+            NetBackend::Tap(interface) => tap::open(&interface, Framing::Headers),
+            NetBackend::PlainTap(interface) => tap::open(&interface, Framing::Bare),
             NetBackend::Socket(path) => socket::connect(&path),
             NetBackend::Open(backend) => Ok(backend),
         }
@@ -162,7 +166,9 @@ impl MachineBuilder {
         let port = self.gate().add_network(sink).map_err(create(&name))?;
         let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
         let device = NetDevice::new(name, config.mac, source, port);
-        let device = self.attach_virtio(device, "virtio-net", &[("mac", mac)], |device| {
+        let offload = device.offload_in_words().to_owned();
+        let more = [("mac", mac), ("offload", offload)];
+        let device = self.attach_virtio(device, "virtio-net", &more, |device| {
             Some(Box::new(move || {
                 (!lock(&device).device().backend_is_up())
                     .then(|| "its network backend failed; the guest's link is down".to_owned())
@@ -171,36 +177,46 @@ impl MachineBuilder {
         Ok(device)
     }
 
-    pub(super) fn attach_drives(&mut self, configs: Vec<DriveConfig>) -> Made<()> {
-        configs
-            .into_iter()
-            .try_for_each(|config| self.attach_drive(config))
+    /// Attaches the disks, and returns those that have, or may get, a second copy.
+    pub(super) fn attach_drives(
+        &mut self,
+        configs: Vec<DriveConfig>,
+        journal: Option<PathBuf>,
+        limits: DiskLimits,
+    ) -> Made<DiskSet> {
+        let mut opened = Vec::with_capacity(configs.len());
+        let mut specs = Vec::new();
+        for config in configs {
+            opened.push(open_drive(config, &mut specs)?);
+        }
+        let journal =
+            journal.filter(|_| specs.iter().any(|spec| spec.mode == DiskMode::Replicated));
+        let set = DiskSet::open(specs, journal, limits).map_err(ConfigError::from)?;
+        for drive in opened {
+            self.attach_drive(drive, &set)?;
+        }
+        Ok(set)
     }
 
-    fn attach_drive(&mut self, config: DriveConfig) -> Made<()> {
-        let DriveConfig {
+    fn attach_drive(&mut self, drive: OpenDrive, set: &DiskSet) -> Made<()> {
+        let OpenDrive {
             id,
-            path,
             read_only,
-        } = config;
-        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-        if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
-            return Err(ConfigError::DriveName(id).into());
-        }
-        let opened = Image::open(&path, read_only).and_then(|image| {
-            let description = describe_drive(&image)?;
-            Ok((image, description))
-        });
-        let (image, description) = opened.map_err(|source| ConfigError::Drive {
-            drive: id.clone(),
-            source,
-        })?;
+            capacity_sectors,
+            description,
+            medium,
+        } = drive;
+        let medium = match medium {
+            OpenMedium::Plain(image) => Medium::plain(image),
+            OpenMedium::Numbered(number) => Medium::Copied(set.disks()[number].clone()),
+        };
         let (events, device) = (Arc::clone(&self.events), id.clone());
         let alarm: Alarm = Box::new(move |what| {
             let device = device.clone();
             events.tell(&MachineEvent::DiskFailed { device, what });
         });
-        let device = BlkDevice::new(id, image, alarm);
+        let device = BlkDevice::new(id.as_str(), medium, capacity_sectors, read_only, alarm);
+        let device = device.map_err(create(&id))?;
         self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
         Ok(())
     }
@@ -282,15 +298,89 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
     }
 }
 
+/// A drive whose image is open.
+struct OpenDrive {
+    id: String,
+    read_only: bool,
+    capacity_sectors: u64,
+    description: Vec<(&'static str, String)>,
+    medium: OpenMedium,
+}
+
+enum OpenMedium {
+    Plain(Image),
+    /// A disk of the set, by its number.
+    Numbered(usize),
+}
+
+/// Opens a drive's image; if a copy of it is to be kept the image goes into `specs`.
+fn open_drive(config: DriveConfig, specs: &mut Vec<DiskSpec>) -> Result<OpenDrive, ConfigError> {
+    let DriveConfig { id, path, kind } = config;
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
+        return Err(ConfigError::DriveName(id));
+    }
+    let opened = match &kind {
+        DriveKind::Shared { at_once } => Image::open_shared(&path).and_then(|image| {
+            if *at_once {
+                image.take()?;
+            }
+            Ok(image)
+        }),
+        _ => Image::open(&path, kind.is_read_only()),
+    };
+    let opened = opened.and_then(|image| Ok((describe_drive(&image, &kind)?, image)));
+    let (description, image) = opened.map_err(|source| ConfigError::Drive {
+        drive: id.clone(),
+        source,
+    })?;
+    let capacity_sectors = image.capacity_sectors();
+    let read_only = kind.is_read_only();
+    let (mode, map_path) = match kind {
+        DriveKind::ReadOnly | DriveKind::Local => {
+            return Ok(OpenDrive {
+                id,
+                read_only,
+                capacity_sectors,
+                description,
+                medium: OpenMedium::Plain(image),
+            });
+        }
+        DriveKind::Replicated { map_path } => (DiskMode::Replicated, map_path),
+        DriveKind::Shared { .. } => (DiskMode::Shared, PathBuf::new()),
+    };
+    specs.push(DiskSpec {
+        name: id.clone(),
+        storage: Box::new(image),
+        mode,
+        map_path,
+    });
+    Ok(OpenDrive {
+        id,
+        read_only,
+        capacity_sectors,
+        description,
+        medium: OpenMedium::Numbered(specs.len() - 1),
+    })
+}
+
 /// What both hosts' images must have in common. One that the guest only reads must be the same image; a look
 /// at its ends finds most mistakes.
-fn describe_drive(image: &Image) -> Result<Vec<(&'static str, String)>, ImageError> {
+fn describe_drive(
+    image: &Image,
+    kind: &DriveKind,
+) -> Result<Vec<(&'static str, String)>, ImageError> {
     let mut description = vec![
         ("capacity", format!("{} sectors", image.capacity_sectors())),
-        ("read_only", image.is_read_only().to_string()),
+        ("read_only", kind.is_read_only().to_string()),
     ];
-    if image.is_read_only() {
-        description.push(("ends_crc32", format!("{:#010x}", image.ends_crc32()?)));
+    match kind {
+        DriveKind::ReadOnly => {
+            description.push(("ends_crc32", format!("{:#010x}", image.ends_crc32()?)));
+        }
+        DriveKind::Local => description.push(("replication", "none".into())),
+        DriveKind::Replicated { .. } => description.push(("replication", "replicated".into())),
+        DriveKind::Shared { .. } => description.push(("replication", "shared".into())),
     }
     Ok(description)
 }

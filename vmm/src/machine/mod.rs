@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
+use understudy_replication::disk::DiskSet;
 
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::virtio::mmio::MmioTransport;
@@ -40,13 +41,13 @@ use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::{KvmError, VcpuHandle};
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
-use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
 pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub use config::{
-    ConfigError, DriveConfig, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
+    ConfigError, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
@@ -76,6 +77,9 @@ pub enum MachineFault {
     /// A vCPU fails.
     #[error("vCPUs")]
     Vcpu(#[from] VcpuError),
+    /// The host lacks features of the CPU template.
+    #[error("vCPUs")]
+    Template(#[from] TemplateError),
     /// Dirty pages cannot be tracked.
     #[error("tracking dirty pages")]
     Dirty(#[from] DirtyError),
@@ -150,12 +154,17 @@ pub struct Machine {
     tracker: DirtyTracker,
     memory: Memory,
     vm: Arc<VmFd>,
+    /// The CPU that the guest sees.
+    cpu: CpuModel,
+    /// All that this host could offer.
+    host_cpu: CpuModel,
     msrs: MsrList,
     clock: GuestClock,
     gate: Arc<Gate>,
     events: Arc<Events>,
     fingerprint: Fingerprint,
     networks: Networks,
+    disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
     initial: Arc<Initial>,
@@ -190,6 +199,12 @@ impl Machine {
     #[must_use]
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// The disks that have, or may get, a second copy.
+    #[must_use]
+    pub fn disk_set(&self) -> &DiskSet {
+        &self.disks
     }
 
     /// Where input for the guest's console comes in.
@@ -290,6 +305,10 @@ impl Machine {
         let state = MachineState::decode(bytes)?;
         self.phase = Phase::Broken;
         state.restore(self)?;
+        // The guest brought its CPU and its MSRs; another host must have them to take over from here.
+        (self.cpu, self.msrs) = state.into_cpu()?;
+        self.cpu.describe(&self.host_cpu, &mut self.fingerprint);
+        self.msrs.describe(&self.msrs, &mut self.fingerprint);
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;
@@ -326,7 +345,7 @@ fn enter_kernel(vcpu: &VcpuHandle, entry: EntryPoint) -> Result<(), MachineFault
     let reset = fd
         .get_sregs()
         .map_err(KvmError::call("read vCPU 0's registers"))?;
-    fd.set_sregs(&boot::initial_sregs(reset))
+    fd.set_sregs(&boot::entry_sregs(entry, reset))
         .map_err(KvmError::call("set vCPU 0's system registers"))?;
     fd.set_regs(&boot::initial_regs(entry))
         .map_err(KvmError::call("set vCPU 0's registers"))?;

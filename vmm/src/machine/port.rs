@@ -24,7 +24,7 @@ impl MachinePort for Machine {
     }
 
     fn disks(&self) -> DiskSet {
-        DiskSet::empty()
+        self.disks.clone()
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

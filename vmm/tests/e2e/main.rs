@@ -8,6 +8,7 @@ mod arbiter;
 mod commands;
 mod console;
 mod demo;
+mod disks;
 mod host;
 mod peers;
 mod reboot;

@@ -10,7 +10,7 @@ use understudy_vmm::lab::{Figures, Host, Pair, PairOptions};
 /// How long a test waits for what must come. Only a failure waits that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Silence that counts as a loss, in milliseconds: long, so that a busy machine is no lost host.
-const TIMEOUT_MS: &str = "2000";
+pub(crate) const TIMEOUT_MS: &str = "2000";
 
 const STREAMS: usize = 3;
 const COUNTERS: usize = 1;
@@ -96,6 +96,7 @@ impl Lab {
             memory_mib: 64,
             vcpus: 1,
             workload: "workload=stream,counter".into(),
+            disk: None,
             arguments: all,
         };
         let pair = Pair::start(directory.path(), &options).unwrap();

@@ -44,6 +44,7 @@ fn help_lists_every_command_and_shows_the_first_steps() {
         "demo Show a failover",
         "vmm standby --net tap=tap0 --listen",
         "vmm primary --net tap=tap0 --backup",
+        "--drive path=web.disk on both hosts",
         "3 fenced",
         "UNDERSTUDY_LOG",
     ] {
@@ -65,6 +66,9 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
                 "leaves only after the standby has the state",
                 "storage that both hosts see",
                 "HOST:PORT or unix:PATH",
+                "each host has an image of its own",
+                "both hosts reach one image",
+                "--disk-journal",
             ],
         ),
         (
@@ -94,7 +98,7 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
         ("check", &["what to do about it", "--json"]),
         (
             "demo",
-            &["check every byte", "SIGKILL", "SIGSTOP", "--keep"],
+            &["check every byte", "SIGKILL", "SIGSTOP", "--keep", "--disk"],
         ),
     ] {
         let text = help(&[command, "--help"]);
@@ -247,8 +251,9 @@ fn drives_that_cannot_be_are_explained() {
     );
     let missing = ["run", "--drive", "path=/nonexistent/disk,id=data"];
     fails(1, &missing, &["data", "/nonexistent/disk", "truncate"]);
-    for role in ["primary", "standby"] {
-        let needed = ["drives.disk0.is_read_only", "not copied", "vmm run"];
-        fails(1, &[role, "--drive", &drive], &needed);
+    let contradictory = format!("{drive},readonly,shared");
+    for command in ["run", "primary", "standby"] {
+        let needed = ["drives.disk0.replication", "same image"];
+        fails(1, &[command, "--drive", &contradictory], &needed);
     }
 }

@@ -3,12 +3,14 @@
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said; and
 //! promoting without the arbiter's grant.
 
+mod disks;
 mod introduction;
 mod status;
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use disks::Disks;
 pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
@@ -25,6 +27,9 @@ use crate::ports::{PageMemory, SealedOutput};
 /// A peer that connects gets so many heartbeat timeouts to introduce itself.
 const HANDSHAKE_TIMEOUTS: u32 = 10;
 
+/// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for more.
+const COMMIT_PAGES_MAX: usize = 8192;
+
 /// Who this backup is and what it can take over.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupIdentity {
@@ -36,6 +41,8 @@ pub struct BackupIdentity {
     pub fingerprint: Fingerprint,
     /// Its guest memory.
     pub layout: MemoryLayout,
+    /// Sizes of its disks in bytes, in configuration order.
+    pub disks: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -77,6 +84,9 @@ pub struct BackupCore {
     link: Link,
     staging: Staging,
     committed: Option<Committed>,
+    disks: Disks,
+    /// The last one given to `Persist`.
+    ticket: u64,
     nothing: (Bytes, SealedOutput),
     primary_node: Option<String>,
     /// The generation that an open question to the arbiter was about.
@@ -105,6 +115,8 @@ impl BackupCore {
             link: Link::Down,
             staging,
             committed: None,
+            disks: Disks::default(),
+            ticket: 0,
             nothing: Default::default(),
             primary_node: None,
             question: None,
@@ -120,7 +132,12 @@ impl BackupCore {
     pub fn handle(&mut self, now: Duration, input: Input, memory: &dyn PageMemory) -> Vec<Effect> {
         let mut out = Vec::new();
         self.advance(now);
-        self.commit(memory, &mut out);
+        // What comes in while an epoch is being copied waits for all of it.
+        let pages_max = match input {
+            Input::Tick => COMMIT_PAGES_MAX,
+            _ => usize::MAX,
+        };
+        self.commit(pages_max, memory, &mut out);
         self.apply(input, memory, &mut out);
         self.look_at_timers(&mut out);
         out
@@ -135,7 +152,7 @@ impl BackupCore {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        if self.staging.is_whole() {
+        if self.commit_is_due() {
             return Some(self.now);
         }
         let stranger_at = match self.link {
@@ -148,7 +165,7 @@ impl BackupCore {
         let phase_at = match &self.phase {
             Phase::Listening | Phase::Promoted => None,
             Phase::Syncing | Phase::Standby { .. } => Some(self.silent_at()),
-            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.question.is_none()),
+            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.may_ask()),
         };
         [stranger_at, beat_at, phase_at].into_iter().flatten().min()
     }
@@ -186,7 +203,7 @@ impl BackupCore {
             self.close_link(out);
         }
         // A whole epoch is committed before silence is judged.
-        if self.now >= self.silent_at() && !self.staging.is_whole() {
+        if self.now >= self.silent_at() && !self.commit_is_due() {
             let silence = self.policy.heartbeat_timeout;
             let silent = format!("no sign of life for {silence:?}");
             match &self.phase {
@@ -203,8 +220,9 @@ impl BackupCore {
             self.beat_sent_at = self.now;
             out.push(Effect::Send(Message::Heartbeat));
         }
+        let may_ask = self.may_ask();
         if let Phase::Claiming { ask_at, .. } = &mut self.phase
-            && self.question.is_none()
+            && may_ask
             && ask_at.is_some_and(|at| at <= self.now)
         {
             *ask_at = None;
@@ -213,9 +231,24 @@ impl BackupCore {
         }
     }
 
-    /// Commits the epoch that is whole, if one is: step ⑦.
-    fn commit(&mut self, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
-        match self.staging.commit(memory) {
+    /// Whether an epoch is whole, and its disk writes persisted, so that nothing is to be waited for. The
+    /// runtime looks at nothing but timers until it has been committed.
+    #[must_use]
+    pub fn commit_is_due(&self) -> bool {
+        self.staging.is_whole() && !self.is_persisting()
+    }
+
+    /// One question at a time, and not before it is settled which epoch this side would go on from.
+    fn may_ask(&self) -> bool {
+        self.question.is_none() && !self.staging.is_whole()
+    }
+
+    /// Commits up to so many pages of the epoch that is whole, if one is: step ⑦.
+    fn commit(&mut self, pages_max: usize, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
+        if self.is_persisting() {
+            return;
+        }
+        match self.staging.commit(pages_max, memory) {
             Ok(None) => {}
             Ok(Some(committed)) => {
                 out.push(Effect::Committed(committed.epoch));
@@ -257,6 +290,10 @@ impl BackupCore {
                     self.heard_at = self.now;
                 }
             }
+            Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),
+            Input::DisksDurable { epoch } => self.disks_durable(epoch),
+            Input::DisksFailed { error } => self.disks_failed(error, out),
+            Input::NotReading => self.heard_at = self.now,
             Input::PromotionWanted => {
                 if matches!(self.phase, Phase::Standby { .. }) {
                     self.claim_from_living("promotion was asked for".into(), out);
@@ -351,13 +388,12 @@ impl BackupCore {
         match message {
             Message::SyncPages(batch) => self.staging.sync(&batch, memory)?,
             Message::EpochPages { epoch, batch } => self.staging.pages(epoch, &batch, memory)?,
+            Message::SyncDisks(plan) => self.sync_disks(plan, out)?,
+            Message::SyncDisk(batch) => self.sync_disk(batch, out)?,
+            Message::EpochDisk { epoch, batch } => self.epoch_disk(epoch, batch)?,
             Message::EpochState { epoch, state } => self.staging.state(epoch, state)?,
             Message::EpochOutput { epoch, output } => self.staging.output(epoch, output)?,
-            Message::EpochEnd { epoch, summary } => {
-                self.staging.end(epoch, summary)?;
-                // Step ⑧: whole and verified. It is committed before anything else is looked at.
-                out.push(Effect::Send(Message::Ack { epoch }));
-            }
+            Message::EpochEnd { epoch, summary } => self.epoch_ended(epoch, summary, out)?,
             Message::Heartbeat => {}
             Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
             Message::Bye(Bye::Fenced { current }) if current > self.generation => {
@@ -426,8 +462,12 @@ impl BackupCore {
         }
     }
 
-    /// R2: what is staged and not whole is dropped whole, and named.
+    /// R2: what is staged and not whole is dropped whole, and named. Not an epoch whose disk writes are
+    /// being persisted: whether they are decides what becomes of it.
     fn discard(&mut self, why: &str, out: &mut Vec<Effect>) {
+        if self.is_persisting() {
+            return;
+        }
         if self.staging.has_begun() {
             out.push(Effect::Discarded {
                 epoch: self.staging.epoch(),
@@ -485,6 +525,7 @@ impl BackupCore {
 
     fn reset(&mut self, reason: String, out: &mut Vec<Effect>) {
         self.close_link(out);
+        self.disks = Disks::default();
         self.discard(&reason, out);
         self.staging.restart(EpochId(1));
         self.committed = None;

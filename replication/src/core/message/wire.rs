@@ -10,12 +10,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{EpochSummary, Message};
-use crate::core::codec;
+use crate::core::{codec, disk};
 use crate::ids::EpochId;
 use crate::ports::SealedOutput;
 
-/// Largest body of `Hello`, `Welcome`, `Refuse`, `EpochEnd` and `Bye`, in bytes.
+/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd` and `Bye`, in bytes.
 pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+/// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
+pub const WELCOME_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochState`, in bytes: what a transport frame carries by default.
 pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
@@ -46,6 +48,12 @@ pub mod kind {
     pub const HEARTBEAT: u16 = 10;
     /// [`Message::Bye`](super::Message::Bye).
     pub const BYE: u16 = 11;
+    /// [`Message::SyncDisks`](super::Message::SyncDisks).
+    pub const SYNC_DISKS: u16 = 12;
+    /// [`Message::SyncDisk`](super::Message::SyncDisk).
+    pub const SYNC_DISK: u16 = 13;
+    /// [`Message::EpochDisk`](super::Message::EpochDisk).
+    pub const EPOCH_DISK: u16 = 14;
 }
 
 /// Why bytes are not a message.
@@ -102,16 +110,19 @@ pub enum MessageError {
 fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     Some(match kind {
         kind::HELLO => ("Hello", false, SMALL_BODY_BYTES_MAX),
-        kind::WELCOME => ("Welcome", false, SMALL_BODY_BYTES_MAX),
+        kind::WELCOME => ("Welcome", false, WELCOME_BYTES_MAX),
         kind::REFUSE => ("Refuse", false, SMALL_BODY_BYTES_MAX),
         kind::SYNC_PAGES => ("SyncPages", false, codec::BATCH_BYTES_MAX),
         kind::EPOCH_PAGES => ("EpochPages", true, codec::BATCH_BYTES_MAX),
         kind::EPOCH_STATE => ("EpochState", true, STATE_BYTES_MAX),
         kind::EPOCH_OUTPUT => ("EpochOutput", true, OUTPUT_BYTES_MAX),
         kind::EPOCH_END => ("EpochEnd", true, SMALL_BODY_BYTES_MAX),
-        kind::ACK => ("Ack", true, 0),
+        kind::ACK => ("Ack", true, SMALL_BODY_BYTES_MAX),
         kind::HEARTBEAT => ("Heartbeat", false, 0),
         kind::BYE => ("Bye", false, SMALL_BODY_BYTES_MAX),
+        kind::SYNC_DISKS => ("SyncDisks", false, SMALL_BODY_BYTES_MAX),
+        kind::SYNC_DISK => ("SyncDisk", false, disk::DISK_BATCH_BYTES_MAX),
+        kind::EPOCH_DISK => ("EpochDisk", true, disk::DISK_BATCH_BYTES_MAX),
         _ => return None,
     })
 }
@@ -154,9 +165,12 @@ impl Message {
             Self::EpochState { epoch, state } => (kind::EPOCH_STATE, epoch.0, state.clone()),
             Self::EpochOutput { epoch, output } => (kind::EPOCH_OUTPUT, epoch.0, small(output)),
             Self::EpochEnd { epoch, summary } => (kind::EPOCH_END, epoch.0, small(summary)),
-            Self::Ack { epoch } => (kind::ACK, epoch.0, Bytes::new()),
+            Self::Ack { epoch, durable } => (kind::ACK, epoch.0, small(durable)),
             Self::Heartbeat => (kind::HEARTBEAT, 0, Bytes::new()),
             Self::Bye(bye) => (kind::BYE, 0, small(bye)),
+            Self::SyncDisks(plan) => (kind::SYNC_DISKS, 0, small(plan)),
+            Self::SyncDisk(batch) => (kind::SYNC_DISK, 0, batch.clone()),
+            Self::EpochDisk { epoch, batch } => (kind::EPOCH_DISK, epoch.0, batch.clone()),
         }
     }
 
@@ -197,9 +211,15 @@ impl Message {
                 epoch,
                 summary: parse(name, &body)?,
             },
-            kind::ACK => Self::Ack { epoch },
+            kind::ACK => Self::Ack {
+                epoch,
+                durable: parse(name, &body)?,
+            },
             kind::HEARTBEAT => Self::Heartbeat,
             kind::BYE => Self::Bye(parse(name, &body)?),
+            kind::SYNC_DISKS => Self::SyncDisks(parse(name, &body)?),
+            kind::SYNC_DISK => Self::SyncDisk(body),
+            kind::EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
             _ => return Err(MessageError::UnknownKind(kind)),
         })
     }
@@ -211,6 +231,7 @@ impl Message {
 pub struct EpochTally {
     pages: u64,
     batches: u32,
+    disk_batches: u32,
     digest: crc32fast::Hasher,
 }
 
@@ -228,6 +249,12 @@ impl EpochTally {
         self.digest.update(batch);
     }
 
+    /// Counts an `EpochDisk` body.
+    pub fn disk_batch(&mut self, batch: &[u8]) {
+        self.disk_batches = self.disk_batches.saturating_add(1);
+        self.digest.update(batch);
+    }
+
     /// Counts an `EpochState` body.
     pub fn state(&mut self, state: &[u8]) {
         self.digest.update(state);
@@ -238,12 +265,15 @@ impl EpochTally {
         self.digest.update(&small(output));
     }
 
-    /// What `EpochEnd` says.
+    /// What `EpochEnd` says of what was counted; without a flush, and nothing written to shared disks.
     #[must_use]
     pub fn summary(&self) -> EpochSummary {
         EpochSummary {
             pages: self.pages,
             batches: self.batches,
+            disk_batches: self.disk_batches,
+            flush: false,
+            written_through: EpochId(0),
             digest: self.digest.clone().finalize(),
         }
     }

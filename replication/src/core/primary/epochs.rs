@@ -14,6 +14,12 @@ pub(super) struct Epochs {
     acked: EpochId,
     /// The last one whose output was let go.
     released: EpochId,
+    /// The last one whose writes to shared disks were let go.
+    writing: EpochId,
+    /// The last one all of whose writes to shared disks have been made.
+    written: EpochId,
+    /// The last one that is on the backup's images for good.
+    durable: EpochId,
     boundary: Boundary,
     /// When the running epoch began: the guest ran again.
     began: Duration,
@@ -57,6 +63,9 @@ impl Epochs {
         Self {
             acked: EpochId(0),
             released: EpochId(0),
+            writing: EpochId(0),
+            written: EpochId(0),
+            durable: EpochId(0),
             boundary: Boundary::Passed,
             began: now,
             beat: now,
@@ -182,13 +191,26 @@ impl Epochs {
         }
     }
 
-    pub(super) fn ack(&mut self, received: EpochId) -> Result<(), ProtocolViolation> {
+    /// Takes an acknowledgement; returns whether it says something new about what is durable.
+    pub(super) fn ack(
+        &mut self,
+        received: EpochId,
+        durable: EpochId,
+    ) -> Result<bool, ProtocolViolation> {
         let in_flight = self.in_flight();
+        if durable > received || durable < self.durable {
+            let before = self.durable;
+            return Err(ProtocolViolation::Durable {
+                acked: received,
+                durable,
+                before,
+            });
+        }
         match &mut self.boundary {
             Boundary::InFlight { epoch, acked, .. } if *epoch == received && !*acked => {
                 *acked = true;
                 self.settle();
-                Ok(())
+                Ok(std::mem::replace(&mut self.durable, durable) < durable)
             }
             _ => Err(ProtocolViolation::Ack {
                 acked: received,
@@ -212,12 +234,41 @@ impl Epochs {
         }
     }
 
-    /// The epoch through which output may go now, if that is news.
-    pub(super) fn release(&mut self) -> Option<EpochId> {
-        (self.released < self.acked).then(|| {
-            self.released = self.acked;
+    /// The epoch through which writes to shared disks may go now, if that is news.
+    pub(super) fn write_disks(&mut self) -> Option<EpochId> {
+        (self.writing < self.acked).then(|| {
+            self.writing = self.acked;
             self.acked
         })
+    }
+
+    /// All writes to shared disks through this epoch have been made.
+    pub(super) fn disks_written(&mut self, epoch: EpochId) -> Result<(), OutOfOrder> {
+        if epoch != self.writing || epoch == self.written {
+            let what = "writing to shared disks";
+            return Err(OutOfOrder { what, epoch });
+        }
+        self.written = epoch;
+        Ok(())
+    }
+
+    /// The epoch through which output may go now, if that is news; once its writes to shared disks have
+    /// been made if `disks_first`.
+    pub(super) fn release(&mut self, disks_first: bool) -> Option<EpochId> {
+        let through = if disks_first {
+            self.written
+        } else {
+            self.acked
+        };
+        (self.released < through).then(|| {
+            self.released = through;
+            through
+        })
+    }
+
+    /// Whether output of an acked epoch has not been let go.
+    pub(super) fn is_releasing(&self) -> bool {
+        self.released < self.acked
     }
 
     pub(super) fn output_waiting(&mut self, now: Duration) {

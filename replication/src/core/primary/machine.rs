@@ -47,6 +47,8 @@ enum Phase {
 pub struct PrimaryCore {
     policy: Policy,
     introduction: Hello,
+    /// Whether output must wait for writes to shared disks.
+    disks_first: bool,
     generation: Generation,
     now: Duration,
     phase: Phase,
@@ -73,6 +75,7 @@ impl PrimaryCore {
         Self {
             policy,
             introduction,
+            disks_first: false,
             generation,
             now,
             phase: Phase::Alone,
@@ -85,6 +88,13 @@ impl PrimaryCore {
             beat_heard_at: now,
             beat_sent_at: now,
         }
+    }
+
+    /// There are shared disks: writes to them go before the other output of their epoch.
+    #[must_use]
+    pub fn with_shared_disks(mut self, shared: bool) -> Self {
+        self.disks_first = shared;
+        self
     }
 
     /// Takes in what happened at time `now` and says what is to be done, in order. Must be called with
@@ -129,7 +139,7 @@ impl PrimaryCore {
                 Some(beat_at),
                 Some(self.silent_at()),
                 self.unacked_at(epochs),
-                epochs.ends_at(policy).filter(|_| self.doubt.is_none()),
+                epochs.ends_at(policy).filter(|_| self.may_end(epochs)),
                 doubt_at,
             ]
             .into_iter()
@@ -202,6 +212,7 @@ impl PrimaryCore {
             self.beat_sent_at = now;
             out.push(Effect::Send(Message::Heartbeat));
         }
+        let may_end = self.epochs().is_some_and(|epochs| self.may_end(epochs));
         match &mut self.phase {
             Phase::Syncing {
                 capture_at: Some(at),
@@ -212,25 +223,32 @@ impl PrimaryCore {
                 self.capture_first(failures, out);
             }
             Phase::Protected(epochs)
-                if self.doubt.is_none()
-                    && epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
+                if may_end && epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
             {
-                // Not in doubt: a promoted backup repeats the output of its last epoch only, so no
-                // more than one epoch may ever be acked and not released.
                 out.push(Effect::Capture(epochs.end(now, &self.policy)));
             }
             _ => {}
         }
     }
 
+    /// A promoted backup repeats the output of its last epoch only, so no more than one epoch may ever be
+    /// acked and not released.
+    fn may_end(&self, epochs: &Epochs) -> bool {
+        self.doubt.is_none() && !epochs.is_releasing()
+    }
+
     /// R1: the only place where output of an epoch is let go.
     fn release(&mut self, out: &mut Vec<Effect>) {
-        if self.doubt.is_none()
-            && let Phase::Protected(epochs) = &mut self.phase
-            && let Some(through) = epochs.release()
-        {
-            out.push(Effect::Release(through));
+        let Phase::Protected(epochs) = &mut self.phase else {
+            return;
+        };
+        if self.doubt.is_some() {
+            return;
         }
+        if self.disks_first {
+            out.extend(epochs.write_disks().map(Effect::WriteDisks));
+        }
+        out.extend(epochs.release(self.disks_first).map(Effect::Release));
     }
 
     // --- inputs ---
@@ -250,7 +268,13 @@ impl PrimaryCore {
                     self.beat_heard_at = self.now;
                 }
             }
-            Input::SyncRoundShipped { pages_left } => self.round_shipped(pages_left, out),
+            Input::SyncRoundShipped {
+                pages_left,
+                disk_bytes_left,
+            } => self.round_shipped(pages_left, disk_bytes_left, out),
+            Input::DisksWritten { epoch } => {
+                self.report(|epochs| epochs.disks_written(epoch), out);
+            }
             Input::Captured { epoch } => {
                 let now = self.now;
                 self.report(|epochs| epochs.captured(epoch, now), out);
@@ -325,18 +349,22 @@ impl PrimaryCore {
                     capture_at: None,
                     failures: 0,
                 };
-                out.push(Effect::StartSync);
+                out.push(Effect::StartSync {
+                    disks: welcome.disks,
+                });
             }
             (Phase::Syncing { .. } | Phase::Protected(_), Message::Heartbeat) => {}
-            (Phase::Protected(epochs), Message::Ack { epoch }) => {
-                if let Err(violation) = epochs.ack(epoch) {
-                    self.violated(&violation, out);
+            (Phase::Protected(epochs), Message::Ack { epoch, durable }) => {
+                match epochs.ack(epoch, durable) {
+                    Ok(true) => out.push(Effect::Durable(durable)),
+                    Ok(false) => {}
+                    Err(violation) => self.violated(&violation, out),
                 }
             }
             (_, Message::Bye(Bye::Fenced { current })) if current > self.generation => {
                 self.fence(current, "the backup says so".into(), out);
             }
-            (_, Message::Bye(bye @ (Bye::BackupStopped | Bye::Protocol(_)))) => {
+            (_, Message::Bye(bye @ (Bye::BackupStopped | Bye::Protocol(_) | Bye::Unable(_)))) => {
                 self.lose_backup(bye.to_string(), out);
             }
             (_, message) => {
@@ -349,17 +377,20 @@ impl PrimaryCore {
         }
     }
 
-    fn round_shipped(&mut self, pages_left: u64, out: &mut Vec<Effect>) {
+    fn round_shipped(&mut self, pages_left: u64, disk_bytes_left: u64, out: &mut Vec<Effect>) {
         let Phase::Syncing {
             rounds, capture_at, ..
         } = &mut self.phase
         else {
             return;
         };
-        *rounds += 1;
         if capture_at.is_some() {
             return;
         }
+        if disk_bytes_left > 0 {
+            return out.push(Effect::SyncRound);
+        }
+        *rounds += 1;
         if pages_left <= self.policy.sync_pages_left || *rounds >= self.policy.sync_rounds_max {
             self.capture_first(0, out);
         } else {

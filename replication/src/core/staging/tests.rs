@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::core::codec::{BatchWriter, Encoder};
+use crate::core::disk::{DiskBatchWriter, DiskWrite, What};
 use crate::core::testing::TestMemory;
 
 const STATE: Bytes = Bytes::from_static(b"state");
@@ -49,10 +50,13 @@ fn nothing_is_written_before_the_commit_and_everything_by_it() {
     let epoch = EpochId(1);
     let batches = [batch(&[(100, 1), (103, 2)]), batch(&[(101, 3)])];
     stage_all(&mut staging, epoch, &batches, &memory);
-    assert_eq!(staging.commit(&memory).expect("not yet"), None);
+    assert_eq!(staging.commit(usize::MAX, &memory).expect("not yet"), None);
     staging.end(epoch, summary(&batches)).expect("whole");
     assert_eq!(fills(&memory), [0, 0, 0, 0]);
-    let committed = staging.commit(&memory).expect("commits").expect("whole");
+    let committed = staging
+        .commit(usize::MAX, &memory)
+        .expect("commits")
+        .expect("whole");
     assert_eq!(
         committed,
         Committed {
@@ -64,7 +68,7 @@ fn nothing_is_written_before_the_commit_and_everything_by_it() {
     );
     assert_eq!(fills(&memory), [1, 3, 0, 2]);
     assert_eq!(staging.epoch(), EpochId(2));
-    assert_eq!(staging.commit(&memory).expect("once"), None);
+    assert_eq!(staging.commit(usize::MAX, &memory).expect("once"), None);
 }
 
 #[test]
@@ -80,7 +84,10 @@ fn a_restart_drops_everything_and_the_pages_may_come_again() {
     staging
         .end(EpochId(1), summary(&batches))
         .expect("only what came after counts");
-    staging.commit(&memory).expect("commits").expect("whole");
+    staging
+        .commit(usize::MAX, &memory)
+        .expect("commits")
+        .expect("whole");
     assert_eq!(fills(&memory), [1, 1, 0, 0]);
 }
 
@@ -103,7 +110,7 @@ fn a_different_summary_is_refused() {
         let error = staging.end(EpochId(1), wrong).expect_err("differs");
         assert!(error.to_string().starts_with("epoch 1: "), "{error}");
         assert!(!staging.is_whole());
-        assert_eq!(staging.commit(&memory).expect("nothing"), None);
+        assert_eq!(staging.commit(usize::MAX, &memory).expect("nothing"), None);
     }
     assert_eq!(fills(&memory), [0, 0, 0, 0]);
 }
@@ -189,6 +196,118 @@ fn memory_that_cannot_be_written_is_reported() {
     stage_all(&mut staging, EpochId(1), &batches, &memory);
     staging.end(EpochId(1), summary(&batches)).expect("whole");
     memory.broken.store(true, Ordering::Relaxed);
-    let error = staging.commit(&memory).expect_err("cannot write");
+    let error = staging
+        .commit(usize::MAX, &memory)
+        .expect_err("cannot write");
     assert!(error.to_string().contains("epoch 1"), "{error}");
+}
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn disk_batch(offset: u64) -> Bytes {
+    let mut writer = DiskBatchWriter::new(1 << 16);
+    let what = What::Data(vec![7; 512].into());
+    let write = DiskWrite {
+        disk: 0,
+        offset,
+        what,
+    };
+    writer.push(&write, |_| panic!("one batch is enough"));
+    writer.finish().expect("a write").body
+}
+
+/// Stages pages and one disk write; `sent` is what the primary says of the latter.
+fn with_disk(memory: &TestMemory, staged: &Bytes, sent: &Bytes) -> Result<Staging, StagingError> {
+    let epoch = EpochId(1);
+    let pages = batch(&[(100, 1)]);
+    let mut staging = Staging::new(memory.layout());
+    staging.pages(epoch, &pages.0, memory)?;
+    staging.disk(epoch, staged.clone(), &[DISK_BYTES])?;
+    staging.state(epoch, STATE)?;
+    staging.output(epoch, SealedOutput::default())?;
+    let mut tally = EpochTally::new();
+    tally.batch(&pages.0, pages.1);
+    tally.disk_batch(sent);
+    tally.state(&STATE);
+    tally.output(&SealedOutput::default());
+    let (flush, written_through) = (true, EpochId(9));
+    let summary = EpochSummary {
+        flush,
+        written_through,
+        ..tally.summary()
+    };
+    staging.end(epoch, summary)?;
+    Ok(staging)
+}
+
+#[test]
+fn disk_writes_are_part_of_the_digest_and_given_out_once() {
+    let memory = TestMemory::new(4);
+    let (one, other) = (disk_batch(0), disk_batch(512));
+    let mut staging = with_disk(&memory, &one, &one).expect("whole");
+    assert_eq!(staging.take_disk_batches(), std::slice::from_ref(&one));
+    assert!(staging.take_disk_batches().is_empty());
+    let error = with_disk(&memory, &one, &other).expect_err("another write");
+    assert!(
+        matches!(error, StagingError::SummaryDiffers { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn disk_writes_out_of_order_of_other_epochs_or_other_disks_are_refused() {
+    let memory = TestMemory::new(4);
+    let one = EpochId(1);
+    let sizes = [DISK_BYTES];
+    let mut staging = Staging::new(memory.layout());
+    let late = staging.disk(EpochId(2), disk_batch(0), &sizes);
+    assert!(
+        matches!(late, Err(StagingError::WrongEpoch { .. })),
+        "{late:?}"
+    );
+    assert!(!staging.has_begun());
+    for (batch, sizes) in [
+        (disk_batch(DISK_BYTES), &sizes[..]),
+        (disk_batch(0), &[]),
+        (Bytes::from_static(&[1, 0, 0]), &sizes),
+    ] {
+        let bad = staging.disk(one, batch, sizes);
+        assert!(matches!(bad, Err(StagingError::Disk { .. })), "{bad:?}");
+    }
+    staging.disk(one, disk_batch(0), &sizes).expect("good");
+    assert!(staging.has_begun());
+    let pages = staging.pages(one, &batch(&[(100, 1)]).0, &memory);
+    assert!(
+        matches!(pages, Err(StagingError::OutOfOrder { .. })),
+        "pages after disk writes: {pages:?}"
+    );
+    let sync = staging.sync(&batch(&[(100, 1)]).0, &memory);
+    assert!(
+        matches!(sync, Err(StagingError::OutOfOrder { .. })),
+        "{sync:?}"
+    );
+    staging.state(one, STATE).expect("state");
+    let after = staging.disk(one, disk_batch(0), &sizes);
+    assert!(
+        matches!(after, Err(StagingError::OutOfOrder { .. })),
+        "{after:?}"
+    );
+    staging.restart(one);
+    assert!(!staging.has_begun());
+    assert!(staging.take_disk_batches().is_empty());
+}
+
+#[test]
+fn a_commit_in_slices_is_whole_only_after_the_last() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let batches = [batch(&[(100, 1), (101, 2), (102, 3)])];
+    stage_all(&mut staging, EpochId(1), &batches, &memory);
+    staging.end(EpochId(1), summary(&batches)).expect("whole");
+    assert_eq!(staging.commit(2, &memory).expect("a slice"), None);
+    assert!(staging.is_whole());
+    assert_eq!(fills(&memory), [1, 2, 0, 0]);
+    let committed = staging.commit(2, &memory).expect("the rest").expect("all");
+    assert_eq!(committed.pages, 3);
+    assert_eq!(fills(&memory), [1, 2, 3, 0]);
 }

@@ -8,20 +8,22 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
+use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
 use crate::arbiter::Verdict;
-use crate::core::message::Message;
+use crate::core::message::{Bye, Message};
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
+use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
-use crate::ports::OutputGate;
+use crate::ports::{OutputEvent, OutputGate};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::capture::{Command, Event, Report, Target};
 use crate::runtime::heartbeats::Heartbeats;
@@ -47,23 +49,27 @@ pub(super) struct Setup {
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
     pub(super) gate: Arc<dyn OutputGate>,
+    pub(super) disks: DiskSet,
 }
 
 type Connected = Result<Box<Link>, String>;
 type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
-    setup: Setup,
+    pub(super) setup: Setup,
     requests: Receiver<Request>,
-    commands: SyncSender<Command>,
+    pub(super) commands: SyncSender<Command>,
     events: UnboundedReceiver<Report>,
+    /// Reports of writes to shared disks, bounded by the core, which asks for one at a time.
+    pub(super) disks_done: UnboundedSender<DisksWritten>,
+    disks_written: UnboundedReceiver<DisksWritten>,
     arbitration: Arbitration,
     metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     /// Number of the current session, or of the last one.
-    session_number: u64,
+    pub(super) session_number: u64,
     output: Arc<OutputSignal>,
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
@@ -80,6 +86,7 @@ enum Happened {
     Connected(Connected),
     Received(Result<(Generation, Message), SessionError>),
     Worked(Option<Report>),
+    DisksWritten(DisksWritten),
     Requested(Option<Request>),
     Answered(Answer),
     Heard(Generation),
@@ -100,17 +107,26 @@ impl Driver {
         let clock = Clock::start();
         let output = Arc::new(OutputSignal::default());
         setup.gate.set_listener(output.listener());
+        let log = output.listener();
+        // To the core both mean that the epoch should end.
+        setup
+            .disks
+            .set_listener(Arc::new(move || log(OutputEvent::Full)));
+        let (disks_done, disks_written) = unbounded_channel();
         let core = PrimaryCore::new(
             setup.policy.clone(),
             setup.hello(),
             setup.generation,
             clock.now(),
-        );
+        )
+        .with_shared_disks(!setup.disks.is_empty());
         Ok(Self {
             setup,
             requests,
             commands,
             events,
+            disks_done,
+            disks_written,
             arbitration,
             metrics,
             clock,
@@ -129,7 +145,7 @@ impl Driver {
     pub(super) fn run(mut self) -> Result<Ended, RuntimeError> {
         let result = tokio_runtime().and_then(|runtime| runtime.block_on(self.drive()));
         if result.is_err() {
-            self.setup.gate.shut();
+            self.shut();
         }
         // The capture thread stops the guest. It may be waiting for the link: that is closed already.
         drop(self.session.take());
@@ -207,6 +223,7 @@ impl Driver {
                 None => std::future::pending().await,
             } } => Happened::Received(received),
             event = self.events.recv() => Happened::Worked(event),
+            Some(written) = self.disks_written.recv() => Happened::DisksWritten(written),
             answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
             () = async { match timer {
@@ -249,6 +266,7 @@ impl Driver {
                 inputs.append(&mut messages);
             }
             Happened::Worked(Some(report)) => self.report(report, inputs),
+            Happened::DisksWritten(written) => self.disks_written(written, inputs),
             // Not the guest's end: the standby must take over, so it is not told anything.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(Some(Request::Checkpoint)) => {
@@ -262,7 +280,7 @@ impl Driver {
                     Ok(Verdict::Granted(generation)) => {
                         self.command(Command::OpenGate(generation));
                     }
-                    Ok(Verdict::Refused { .. }) => self.setup.gate.shut(),
+                    Ok(Verdict::Refused { .. }) => self.shut(),
                     Err(error) => tracing::warn!(
                         "the guest's last output is dropped, as the arbiter gives no answer: {}",
                         causes(&error)
@@ -301,9 +319,18 @@ impl Driver {
     }
 
     fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
+        if let Event::StillHeld { generation, error } = report.event {
+            return self.still_held(generation, &error);
+        }
         if self.session.is_some() && report.session == self.session_number {
             inputs.push_back(worked(report.event));
         }
+    }
+
+    /// Nothing of what is held may leave any more.
+    fn shut(&self) {
+        self.setup.gate.shut();
+        self.setup.disks.shut();
     }
 
     /// The guest has ended. Its last output is held still; as no further epoch can be captured, it may
@@ -336,8 +363,15 @@ impl Driver {
         loop {
             match next {
                 Ok(Some((generation, message))) => {
-                    if let Message::Refuse(refusal) = &message {
-                        self.not_connected(&format!("refused: {refusal}"), REFUSED_RETRY);
+                    match &message {
+                        Message::Refuse(refusal) => {
+                            self.not_connected(&format!("refused: {refusal}"), REFUSED_RETRY);
+                        }
+                        // What is missing there is not going to be there in a moment.
+                        Message::Bye(bye @ Bye::Unable(_)) => {
+                            self.not_connected(&bye.to_string(), REFUSED_RETRY);
+                        }
+                        _ => {}
                     }
                     inputs.push_back(PrimaryInput::Received {
                         generation,
@@ -380,7 +414,7 @@ impl Driver {
                     session.send(self.core.generation(), &message);
                 }
             }
-            PrimaryEffect::StartSync => {
+            PrimaryEffect::StartSync { disks } => {
                 let Some(session) = &self.session else { return };
                 let target = Target {
                     session: self.session_number,
@@ -390,10 +424,15 @@ impl Driver {
                 };
                 self.connect_failure = None;
                 self.command(Command::Attach(target));
-                self.command(Command::StartSync);
+                self.command(Command::StartSync(disks));
             }
             PrimaryEffect::SyncRound => self.command(Command::SyncRound),
             PrimaryEffect::Capture(epoch) => self.command(Command::Capture(epoch)),
+            PrimaryEffect::WriteDisks(epoch) => self.write_disks(epoch),
+            PrimaryEffect::Durable(epoch) => {
+                self.setup.disks.durable(epoch);
+                self.metrics.durable(epoch);
+            }
             PrimaryEffect::Release(epoch) => {
                 // Stalled for longer than this in the middle of releasing, the core would have doubts.
                 let patience = self.setup.policy.heartbeat_timeout / 2;
@@ -421,7 +460,7 @@ impl Driver {
                 self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
-                self.setup.gate.shut();
+                self.shut();
                 self.raise(reason.clone());
                 self.ended = Some(Ended::Fenced { reason });
             }
@@ -433,7 +472,7 @@ impl Driver {
         let _ = self.commands.send(command);
     }
 
-    fn raise(&self, text: String) {
+    pub(super) fn raise(&self, text: String) {
         tracing::warn!("{text}");
         self.metrics.alarm(text);
     }
@@ -470,11 +509,19 @@ fn is_ack(input: &PrimaryInput) -> bool {
 
 fn worked(event: Event) -> PrimaryInput {
     match event {
-        Event::SyncRoundShipped { pages_left } => PrimaryInput::SyncRoundShipped { pages_left },
+        Event::SyncRoundShipped {
+            pages_left,
+            disk_bytes_left,
+        } => PrimaryInput::SyncRoundShipped {
+            pages_left,
+            disk_bytes_left,
+        },
         Event::Captured { epoch } => PrimaryInput::Captured { epoch },
         Event::CaptureFailed { epoch, error } => PrimaryInput::CaptureFailed { epoch, error },
         Event::Shipped { epoch } => PrimaryInput::Shipped { epoch },
-        Event::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
+        Event::SessionFailed { error } | Event::StillHeld { error, .. } => {
+            PrimaryInput::LinkDown { cause: error }
+        }
     }
 }
 

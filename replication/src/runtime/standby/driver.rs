@@ -10,13 +10,14 @@ use tokio::sync::mpsc::Receiver;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
+use super::disks::{Disks, Persist, Report as DisksReport};
 use super::{Outcome, Promoted, Request};
 use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
-use crate::core::message::{Bye, Message, Refusal};
+use crate::core::message::{Bye, Message, Refusal, Welcome};
 use crate::core::primary::Policy;
 use crate::ids::{EpochId, Generation};
-use crate::ports::{Machine, PageMemory};
+use crate::ports::{Machine, PageMemory, Storage};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
@@ -44,6 +45,11 @@ pub(super) struct Driver<M: Machine> {
     setup: Setup,
     machine: M,
     memory: Arc<dyn PageMemory>,
+    disks: Disks,
+    /// This side's name, while its disks are being described to the primary: nothing is said before.
+    welcome: Option<String>,
+    /// What the core knows to be durable.
+    durable: EpochId,
     requests: Receiver<Request>,
     arbitration: Arbitration,
     metrics: Metrics,
@@ -63,6 +69,7 @@ pub(super) struct Driver<M: Machine> {
 enum Happened {
     Accepted(Result<Box<Link>, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
+    Disks(DisksReport),
     Requested(Option<Request>),
     Answered(Answer),
     Heard(Generation),
@@ -85,9 +92,9 @@ impl<M: Machine> Driver<M> {
         machine: M,
         requests: Receiver<Request>,
         metrics: Metrics,
-    ) -> Self {
+    ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
-        let memory = machine.memory();
+        let (memory, disks) = (machine.memory(), machine.disks());
         let arbitration = Arbitration::new(Arc::clone(&setup.arbiter), setup.claimant.clone());
         let core = BackupCore::new(
             setup.policy.clone(),
@@ -96,14 +103,18 @@ impl<M: Machine> Driver<M> {
                 node: setup.node.clone(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
+                disks: disks.disks().iter().map(Storage::bytes).collect(),
             },
             setup.known,
             clock.now(),
         );
-        Self {
+        Ok(Self {
             setup,
             machine,
             memory,
+            disks: Disks::start(disks)?,
+            welcome: None,
+            durable: EpochId(0),
             requests,
             arbitration,
             metrics,
@@ -114,7 +125,7 @@ impl<M: Machine> Driver<M> {
             detected: None,
             ended: None,
             accept_at: tokio::time::Instant::now(),
-        }
+        })
     }
 
     pub(super) fn run(mut self, ready: &SyncSender<Endpoint>) -> Result<Outcome<M>, RuntimeError> {
@@ -150,7 +161,7 @@ impl<M: Machine> Driver<M> {
                 }
                 return Ok(ended);
             }
-            let happened = self.wait(&listener, &mut beat, &mut heartbeats).await;
+            let happened = self.wait(&listener, &mut beat, &mut heartbeats).await?;
             if matches!(happened, Happened::Heartbeat) {
                 heartbeats.send(self.core.generation()).await;
                 continue;
@@ -161,6 +172,7 @@ impl<M: Machine> Driver<M> {
                 tokio::task::yield_now().await;
             }
             let mut inputs = VecDeque::new();
+            self.look_at_disks(&mut inputs);
             self.translate(happened, &mut inputs);
             for input in inputs {
                 let broken = matches!(input, BackupInput::LinkBroken { .. });
@@ -188,19 +200,31 @@ impl<M: Machine> Driver<M> {
         listener: &Listener,
         beat: &mut tokio::time::Interval,
         heartbeats: &mut Heartbeats,
-    ) -> Happened {
+    ) -> Result<Happened, RuntimeError> {
+        if self.core.commit_is_due() {
+            // Nothing else may be looked at before all of the epoch is in memory, but what is sent, an
+            // acknowledgement and signs of life, must leave meanwhile.
+            tokio::task::yield_now().await;
+            return Ok(tokio::select! {
+                biased;
+                _ = beat.tick() => Happened::Heartbeat,
+                () = std::future::ready(()) => Happened::Timer,
+            });
+        }
+        let is_full = self.disks.is_full();
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
         let accept_at = self.accept_at;
-        tokio::select! {
+        Ok(tokio::select! {
             biased;
             // Rare things first: during a synchronisation there is always something to receive.
             answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
+            report = self.disks.report() => Happened::Disks(report?),
             _ = beat.tick() => Happened::Heartbeat,
             // Before the timer: silence is judged once all that has arrived was looked at.
             received = async { match &mut self.session {
-                Some(session) => session.recv().await,
-                None => std::future::pending().await,
+                Some(session) if !is_full => session.recv().await,
+                _ => std::future::pending().await,
             } } => Happened::Received(received),
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = async { match timer {
@@ -211,7 +235,7 @@ impl<M: Machine> Driver<M> {
                 tokio::time::sleep_until(accept_at).await;
                 listener.accept().await
             } => Happened::Accepted(accepted.map(Box::new)),
-        }
+        })
     }
 
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
@@ -263,8 +287,44 @@ impl<M: Machine> Driver<M> {
                 self.last_contact = Instant::now();
                 inputs.push_back(BackupInput::HeartbeatHeard { generation });
             }
+            Happened::Disks(report) => self.disks_reported(report, inputs),
             Happened::Heartbeat => {}
             Happened::Timer => inputs.push_back(BackupInput::Tick),
+        }
+    }
+
+    /// What the disks thread does beside what it reports.
+    fn look_at_disks(&mut self, inputs: &mut VecDeque<BackupInput>) {
+        if self.disks.is_full() || self.welcome.is_some() {
+            inputs.push_back(BackupInput::NotReading);
+        }
+        let epoch = self.disks.durable_epoch();
+        if std::mem::replace(&mut self.durable, epoch) < epoch {
+            self.metrics.durable(epoch);
+            inputs.push_back(BackupInput::DisksDurable { epoch });
+        }
+    }
+
+    fn disks_reported(&mut self, report: DisksReport, inputs: &mut VecDeque<BackupInput>) {
+        match report {
+            DisksReport::Described(disks) => {
+                if let (Some(node), Some(session)) = (self.welcome.take(), &mut self.session) {
+                    let welcome = Message::Welcome(Welcome { node, disks });
+                    session.send(self.core.generation(), &welcome);
+                }
+            }
+            DisksReport::Copying => self.metrics.disks_unfinished(),
+            DisksReport::Idle => {}
+            DisksReport::Persisted { ticket, outcome } => {
+                if let Err(error) = &outcome {
+                    self.raise(format!("the copy cannot be kept: {error}"));
+                }
+                inputs.push_back(BackupInput::Persisted { ticket, outcome });
+            }
+            DisksReport::Failed(error) => {
+                self.raise(format!("the copy cannot be kept: {error}"));
+                inputs.push_back(BackupInput::DisksFailed { error });
+            }
         }
     }
 
@@ -286,7 +346,12 @@ impl<M: Machine> Driver<M> {
 
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
+            // Nothing comes before the welcome.
+            BackupEffect::Send(Message::Heartbeat) if self.welcome.is_some() => {}
             BackupEffect::Send(message) => {
+                if let Message::Ack { epoch, .. } = &message {
+                    self.disks.set.committed(*epoch);
+                }
                 if let Message::Refuse(refusal) = &message {
                     // In the primary's words; it says so too, but a person may be looking here.
                     tracing::warn!("refused a primary: {refusal}");
@@ -296,11 +361,36 @@ impl<M: Machine> Driver<M> {
                 }
             }
             BackupEffect::CloseLink => {
+                self.welcome = None;
                 if let Some(session) = self.session.take() {
                     session.close().await;
                 }
             }
-            BackupEffect::Committed(_) => self.metrics.committed(),
+            BackupEffect::Committed(epoch) => {
+                // An epoch that was not acked has been committed, too.
+                self.disks.set.committed(epoch);
+                self.metrics.committed();
+            }
+            BackupEffect::Welcome { node } => {
+                self.welcome = Some(node);
+                self.disks.describe();
+            }
+            BackupEffect::BeginCopy(plan) => self.disks.begin_copy(plan),
+            BackupEffect::SyncDisk(batch) => self.disks.sync(batch),
+            BackupEffect::Persist {
+                ticket,
+                epoch,
+                batches,
+                flush,
+                written_through,
+            } => self.disks.persist(Persist {
+                ticket,
+                generation: self.core.generation(),
+                epoch,
+                batches,
+                flush,
+                written_through,
+            }),
             BackupEffect::Discarded { epoch, why } => {
                 self.raise(format!("discarded {epoch} whole: {why}"));
             }
@@ -325,6 +415,7 @@ impl<M: Machine> Driver<M> {
                     "the copy is given up: {reason}; waiting for a primary"
                 ));
                 self.detected = None;
+                self.disks.abandon();
                 self.memory.clear()?;
             }
         }
@@ -339,6 +430,16 @@ impl<M: Machine> Driver<M> {
         epoch: EpochId,
         cause: String,
     ) -> Result<Outcome<M>, RuntimeError> {
+        let metrics = self.metrics.clone();
+        let mut waits_for = String::new();
+        self.disks.set.promote(epoch, &mut |what| {
+            // It goes on for as long as it takes; once is enough for the log.
+            if waits_for != what {
+                what.clone_into(&mut waits_for);
+                tracing::warn!("the promotion waits: {what}");
+                metrics.alarm(format!("the promotion waits: {what}"));
+            }
+        })?;
         self.machine.restore(self.core.committed_state())?;
         self.machine.announce();
         self.machine.gate().repeat(self.core.committed_output());

@@ -4,10 +4,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
-    Config, ConfigError, Drive, Entropy, HeartbeatSection, NetworkInterface, WatchdogSection,
+    Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
+    WatchdogSection,
 };
 use understudy_vmm::machine::{OnPanic, OnReboot, OnWatchdog};
+use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):
@@ -16,6 +19,9 @@ Try it (needs only /dev/kvm):
 Protect a guest on two hosts that both see /shared:
   host-b$ vmm standby --net tap=tap0 --listen 0.0.0.0:7000 --arbiter /shared/web.arbiter
   host-a$ vmm primary --net tap=tap0 --backup host-b:7000 --arbiter /shared/web.arbiter
+
+With a disk, of which each host has an image of the same size:
+  truncate -s 20G web.disk, and --drive path=web.disk on both hosts
 
 Look at it:
   vmm status --control /run/understudy.sock
@@ -76,6 +82,10 @@ pub(crate) struct VmArgs {
     /// [default: builtin].
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// How the kernel is entered: `linux` (64-bit boot protocol), `pvh` (an ELF image with a note that says
+    /// where), or `auto`, which is linux if the image can [default: auto].
+    #[arg(long, value_name = "NAME")]
+    boot_protocol: Option<BootProtocol>,
     /// Initramfs for the kernel.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -85,15 +95,23 @@ pub(crate) struct VmArgs {
     /// Number of vCPUs [default: 1].
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
+    /// CPU features that a guest booted here is offered: host (all), or only those of x86-64, x86-64-v2,
+    /// x86-64-v3 or x86-64-v4, so that a standby of another model can take over [default: host].
+    #[arg(long, value_name = "NAME")]
+    cpu_template: Option<CpuTemplate>,
     /// Memory in MiB [default: 256].
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
+    /// over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
-    /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and `,readonly`.
-    /// Repeatable. A guest with a disk that it can write cannot be protected yet.
+    /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
+    /// `,readonly`, `,replicated` and `,shared`. Repeatable. A protected guest's disk is `replicated` unless
+    /// something else is said: each host has an image of its own and keeps a map of changed blocks beside it
+    /// (`,map=FILE` puts it elsewhere, as is needed for a block device). `shared`: both hosts reach one image,
+    /// on storage whose locks hold between them.
     #[arg(long, value_name = "SPEC")]
     drive: Vec<String>,
     /// Give the guest a virtio entropy device.
@@ -144,6 +162,10 @@ pub(crate) struct ReplicatedArgs {
     /// Unix socket for `vmm status`, `failover`, `stop` and `power-button`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// Where a standby notes writes to replicated disks before they go to the images, as two files
+    /// [default: the first image's path with `.understudy-journal` behind it].
+    #[arg(long, value_name = "FILE")]
+    disk_journal: Option<PathBuf>,
     /// Longest epoch, in milliseconds [default: 25].
     #[arg(long, value_name = "MS")]
     epoch_ms: Option<u64>,
@@ -193,6 +215,15 @@ pub(crate) enum Fault {
     Freeze,
 }
 
+/// A disk in the demo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoDisk {
+    /// Each side has an image of its own.
+    Replicated,
+    /// Both sides reach one image.
+    Shared,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Clients that stream; a quarter as many (at least one) count with INCR.
@@ -207,6 +238,9 @@ pub(crate) struct DemoArgs {
     /// What happens to the primary.
     #[arg(long, value_enum, default_value_t = Fault::Kill)]
     pub(crate) fault: Fault,
+    /// Give the guest a disk, which it writes and reads back all the time; the image is checked at the end.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) disk: Option<DemoDisk>,
     /// Print one JSON object at the end, and nothing else on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -232,8 +266,10 @@ impl VmArgs {
         over(&mut config.boot_source.kernel_image_path, self.kernel);
         over(&mut config.boot_source.initrd_path, self.initrd);
         over(&mut config.boot_source.boot_args, self.cmdline);
+        over(&mut config.boot_source.boot_protocol, self.boot_protocol);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
+        over(&mut config.machine_config.cpu_template, self.cpu_template);
         over(&mut config.serial.output, self.console);
         over(&mut config.machine_config.on_reboot, self.on_reboot);
         over(&mut config.machine_config.on_panic, self.on_panic);
@@ -257,6 +293,7 @@ impl VmArgs {
                 .map(|(number, spec)| drive(number, spec))
                 .collect::<Result<_, _>>()?;
         }
+        config.check_drives()?;
         Ok(config)
     }
 }
@@ -272,6 +309,7 @@ impl ReplicatedArgs {
         over(&mut replication.listen, self.listen);
         over(&mut replication.arbiter, self.arbiter);
         over(&mut replication.control_socket, self.control);
+        over(&mut replication.disk_journal, self.disk_journal);
         over(&mut replication.epoch_ms, self.epoch_ms);
         over(&mut replication.epoch_min_ms, self.epoch_min_ms);
         over(&mut replication.heartbeat_ms, self.heartbeat_ms);
@@ -294,6 +332,7 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
     let mut interface = NetworkInterface {
         iface_id: format!("net{number}"),
         host_dev_name: None,
+        offload: None,
         socket_path: None,
         guest_mac: None,
     };
@@ -303,8 +342,12 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
             Some(("socket", path)) => interface.socket_path = Some(path.into()),
             Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
             Some(("id", id)) => interface.iface_id = id.into(),
+            Some(("offload", "on")) => interface.offload = Some(true),
+            Some(("offload", "off")) => interface.offload = Some(false),
             _ => {
-                let why = format!("{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME");
+                let why = format!(
+                    "{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+                );
                 return Err(wrong("--net", why));
             }
         }
@@ -319,14 +362,21 @@ fn drive(number: usize, spec: &str) -> Result<Drive, ConfigError> {
         path_on_host: PathBuf::new(),
         is_root_device: false,
         is_read_only: false,
+        replication: None,
+        map_path: None,
     };
     for part in spec.split(',') {
         match part.split_once('=') {
             Some(("path", file)) if !file.is_empty() => path = Some(PathBuf::from(file)),
             Some(("id", id)) => drive.drive_id = id.into(),
+            Some(("map", file)) if !file.is_empty() => drive.map_path = Some(file.into()),
             None if part == "readonly" => drive.is_read_only = true,
+            None if part == "replicated" => drive.replication = Some(DriveReplication::Replicated),
+            None if part == "shared" => drive.replication = Some(DriveReplication::Shared),
             _ => {
-                let why = format!("{part:?} is none of path=FILE, id=NAME, readonly");
+                let why = format!(
+                    "{part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE"
+                );
                 return Err(wrong("--drive", why));
             }
         }
@@ -412,7 +462,7 @@ mod tests {
     fn interfaces_and_heartbeats_are_parsed_or_explained() {
         let config = merged(&[
             "--net",
-            "tap=tap0,mac=52:54:00:00:00:01",
+            "tap=tap0,mac=52:54:00:00:00:01,offload=off",
             "--heartbeat",
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
@@ -421,6 +471,7 @@ mod tests {
             config.network_interfaces[0].host_dev_name.as_deref(),
             Some("tap0")
         );
+        assert_eq!(config.network_interfaces[0].offload, Some(false));
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");
@@ -435,17 +486,27 @@ mod tests {
             "path=/a,readonly",
             "--drive",
             "id=data,path=/b=c",
+            "--drive",
+            "path=/d,shared",
+            "--drive",
+            "path=/dev/e,replicated,map=/e",
         ])
         .unwrap();
-        let [first, second] = &config.drives[..] else {
-            panic!("two drives: {:?}", config.drives);
+        let [first, second, third, fourth] = &config.drives[..] else {
+            panic!("four drives: {:?}", config.drives);
         };
         assert_eq!((&*first.drive_id, first.is_read_only), ("disk0", true));
         assert_eq!((&*second.drive_id, second.is_read_only), ("data", false));
         assert_eq!(second.path_on_host, std::path::Path::new("/b=c"));
-        for spec in ["readonly", "/a", "path=", "path=/a,ro"] {
+        assert_eq!(second.replication, None);
+        assert_eq!(third.replication, Some(DriveReplication::Shared));
+        assert_eq!(fourth.replication, Some(DriveReplication::Replicated));
+        assert_eq!(fourth.map_path(), std::path::Path::new("/e"));
+        for spec in ["readonly", "/a", "path=", "path=/a,ro", "path=/a,map="] {
             let error = merged(&["--drive", spec]).unwrap_err().to_string();
             assert!(error.contains("path=FILE"), "{error}");
         }
+        let error = merged(&["--drive", "path=/a,readonly,shared"]).unwrap_err();
+        assert!(error.to_string().contains("disk0.replication"), "{error}");
     }
 }

@@ -1,6 +1,8 @@
 //! Machines on real KVM, with tiny guests in machine code and one device that only tests have.
 
 mod copies;
+mod cpus;
+mod pvh;
 mod resets;
 mod running;
 mod states;

@@ -1,7 +1,8 @@
 //! The handshake from the backup's side: whom it lets in.
 
+use super::disks::Disks;
 use super::{BackupCore, Effect, Link, Phase};
-use crate::core::message::{Hello, Message, Refusal, Welcome};
+use crate::core::message::{Hello, Message, Refusal};
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Difference;
 use crate::ids::{EpochId, Generation};
@@ -36,9 +37,10 @@ impl BackupCore {
         self.primary_node = Some(hello.node);
         self.heard_at = self.now;
         self.beat_sent_at = self.now;
-        out.push(Effect::Send(Message::Welcome(Welcome {
+        self.disks = Disks::default();
+        out.push(Effect::Welcome {
             node: self.identity.node.clone(),
-        })));
+        });
     }
 
     pub(super) fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {

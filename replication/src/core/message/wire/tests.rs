@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::core::message::{Bye, Hello, Refusal, Welcome};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Generation, PageIndex};
@@ -53,7 +54,22 @@ fn golden() -> Vec<(Message, u16, u64, &'static str)> {
             0,
             "03766d3001610103637075013701014301036670750100ac02",
         ),
-        (Message::Welcome(Welcome { node: "b".into() }), 2, 0, "0162"),
+        (
+            Message::Welcome(Welcome {
+                node: "b".into(),
+                disks: vec![PeerDisk {
+                    name: "root".into(),
+                    bytes: 65536,
+                    ids: vec![PairId(300)],
+                    unfinished: true,
+                    block_bytes: 65536,
+                    dirty: Bytes::from_static(&[1]),
+                }],
+            }),
+            2,
+            0,
+            "01620104726f6f7480800401ac02018080040101",
+        ),
         (
             Message::Refuse(Refusal::OtherVm { vm: "x".into() }),
             3,
@@ -99,14 +115,25 @@ fn golden() -> Vec<(Message, u16, u64, &'static str)> {
                 summary: EpochSummary {
                     pages: 300,
                     batches: 2,
+                    disk_batches: 3,
+                    flush: true,
+                    written_through: EpochId(7),
                     digest: 0x0102_0304,
                 },
             },
             8,
             9,
-            "ac020284868808",
+            "ac020203010784868808",
         ),
-        (Message::Ack { epoch }, 9, 9, ""),
+        (
+            Message::Ack {
+                epoch,
+                durable: EpochId(300),
+            },
+            9,
+            9,
+            "ac02",
+        ),
         (Message::Heartbeat, 10, 0, ""),
         (
             Message::Bye(Bye::Fenced {
@@ -115,6 +142,27 @@ fn golden() -> Vec<(Message, u16, u64, &'static str)> {
             11,
             0,
             "0205",
+        ),
+        (Message::Bye(Bye::Unable("x".into())), 11, 0, "040178"),
+        (
+            Message::SyncDisks(vec![DiskSyncPlan {
+                candidate: PairId(5),
+                full: false,
+                from: Some(PairId(4)),
+            }]),
+            12,
+            0,
+            "0105000104",
+        ),
+        (Message::SyncDisk(Bytes::from_static(&[8])), 13, 0, "08"),
+        (
+            Message::EpochDisk {
+                epoch,
+                batch: Bytes::from_static(&[9]),
+            },
+            14,
+            9,
+            "09",
         ),
     ]
 }
@@ -140,7 +188,11 @@ fn a_byte_too_many_is_an_error_wherever_the_length_is_known() {
     for (message, kind, epoch, _) in golden() {
         let raw = matches!(
             kind,
-            kind::SYNC_PAGES | kind::EPOCH_PAGES | kind::EPOCH_STATE
+            kind::SYNC_PAGES
+                | kind::EPOCH_PAGES
+                | kind::EPOCH_STATE
+                | kind::SYNC_DISK
+                | kind::EPOCH_DISK
         );
         let mut body = message.encode().2.to_vec();
         body.push(0);
@@ -154,7 +206,11 @@ fn a_byte_too_few_is_an_error_wherever_the_length_is_known() {
     for (message, kind, epoch, _) in golden() {
         let raw = matches!(
             kind,
-            kind::SYNC_PAGES | kind::EPOCH_PAGES | kind::EPOCH_STATE
+            kind::SYNC_PAGES
+                | kind::EPOCH_PAGES
+                | kind::EPOCH_STATE
+                | kind::SYNC_DISK
+                | kind::EPOCH_DISK
         );
         let mut body = message.encode().2.to_vec();
         if raw || body.pop().is_none() {
@@ -187,13 +243,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 12, 0xffff] {
+    for kind in [0, 15, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=11 {
+    for kind in 1..=14 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(
@@ -223,26 +279,31 @@ fn batches_and_state_are_not_copied() {
 
 #[test]
 fn tally_depends_on_every_byte_and_count() {
-    let whole = |batch: &[u8], pages, state: &[u8], output: &SealedOutput| {
+    let whole = |batch: &[u8], pages, disk: &[u8], state: &[u8], output: &SealedOutput| {
         let mut tally = EpochTally::new();
         tally.batch(batch, pages);
+        tally.disk_batch(disk);
         tally.state(state);
         tally.output(output);
         tally.summary()
     };
-    let reference = whole(&[1, 2], 1, &[3], &output());
-    assert_eq!(reference, whole(&[1, 2], 1, &[3], &output()));
-    assert_ne!(reference, whole(&[1, 0], 1, &[3], &output()));
-    assert_ne!(reference, whole(&[1, 2], 2, &[3], &output()));
-    assert_ne!(reference, whole(&[1, 2], 1, &[4], &output()));
-    assert_ne!(reference, whole(&[1, 2], 1, &[3], &SealedOutput::default()));
+    let reference = whole(&[1, 2], 1, &[9], &[3], &output());
+    assert_eq!(reference, whole(&[1, 2], 1, &[9], &[3], &output()));
+    assert_ne!(reference, whole(&[1, 0], 1, &[9], &[3], &output()));
+    assert_ne!(reference, whole(&[1, 2], 1, &[8], &[3], &output()));
+    assert_ne!(reference, whole(&[1, 2], 2, &[9], &[3], &output()));
+    assert_ne!(reference, whole(&[1, 2], 1, &[9], &[4], &output()));
+    assert_ne!(
+        reference,
+        whole(&[1, 2], 1, &[9], &[3], &SealedOutput::default())
+    );
 }
 
 proptest! {
     /// Whatever a peer sends, decoding ends with a message or an error, and a message means exactly
     /// the bytes it came from or shorter ones (postcard accepts long-winded numbers).
     #[test]
-    fn arbitrary_bytes_never_panic(kind in 0u16..13, epoch in 0u64..3, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_never_panic(kind in 0u16..16, epoch in 0u64..3, body in proptest::collection::vec(any::<u8>(), 0..200)) {
         let length = body.len();
         if let Ok(message) = Message::decode(kind, epoch, body.into()) {
             let (kind_again, epoch_again, body_again) = message.encode();

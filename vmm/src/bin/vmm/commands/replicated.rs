@@ -97,7 +97,6 @@ fn required(key: &str, why: &str) -> ConfigError {
 pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let start_over = arguments.start_over;
     let config = arguments.merge()?;
-    config.check_drives_are_replicable()?;
     let settings = Settings::new(&config)?;
     if config.replication.backup_endpoint()?.is_none() {
         tracing::warn!("no --backup is given: the guest runs unprotected");
@@ -174,7 +173,6 @@ fn protect(
 
 pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     let config = arguments.merge()?;
-    config.check_drives_are_replicable()?;
     let settings = Settings::new(&config)?;
     let listen = config.replication.listen_endpoint()?.ok_or_else(|| {
         required(

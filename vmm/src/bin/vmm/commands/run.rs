@@ -10,8 +10,10 @@ use crate::args::VmArgs;
 pub(crate) fn run(arguments: VmArgs) -> Result<()> {
     let config = arguments.merge()?;
     let signalled = signals::listen()?;
-    let mut machine = vm::build(&config, vm::Life::Boots)?;
+    let mut machine = vm::build(&config, vm::Life::Alone)?;
     let events = machine.events();
+    // Images that are one of a pair note what changes, and one that is no whole copy is not run.
+    machine.disk_set().own()?;
     let rules = Rules::new(&config, machine.can_be_reset());
     let notes = GuestNotes::default();
     machine.start()?;

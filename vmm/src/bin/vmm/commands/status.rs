@@ -95,6 +95,9 @@ fn render(report: &Report) -> String {
             ),
         );
     }
+    for (name, disk) in super::disk_status::lines(status) {
+        line(&name, disk);
+    }
     if let Some(failover) = &status.failover {
         let repair = failover.repair_ms.map_or_else(
             || "not protected again yet".into(),

@@ -1,12 +1,13 @@
 //! From a configuration to a machine's description.
 
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use understudy_vmm::config::{Config, ConfigError, Drive, NetworkInterface};
+use understudy_vmm::config::{Config, ConfigError, Drive, DriveReplication, NetworkInterface};
 use understudy_vmm::machine::{
-    DriveConfig, Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
+    DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
 };
 use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, Gate, StdoutSink};
 use understudy_workload::options::Options;
@@ -17,7 +18,9 @@ const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gate
 /// How a guest comes to run here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// It boots.
+    /// It boots, and nobody has a second copy.
+    Alone,
+    /// It boots, and is protected.
     Boots,
     /// It goes on where it was on another host.
     GoesOn,
@@ -69,7 +72,8 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         let why = "the built-in guest takes no initramfs; give a kernel_image_path (--kernel) too";
         return Err(value("boot-source.initrd_path", why).into());
     }
-    let (drives, root) = drives(&config.drives)?;
+    let root = root_words(&config.drives)?;
+    let replication = &config.replication;
     let cmdline = match root {
         Some(_) if builtin => {
             let why = "the built-in guest has no root file system; leave it out";
@@ -78,11 +82,13 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         Some(root) => format!("{cmdline} {root}").trim_start().to_owned(),
         None => cmdline,
     };
-    let vm = config.replication.vm_name();
+    let vm = replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
+        cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
         kernel,
+        boot_protocol: config.boot_source.boot_protocol.unwrap_or_default(),
         initrd,
         cmdline,
         net: config
@@ -90,7 +96,9 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
             .iter()
             .map(|interface| net_config(&vm, interface))
             .collect::<Result<_, _>>()?,
-        drives,
+        drives: drives(config, life)?,
+        disk_journal: Some(journal_path(config)),
+        disk_limits: replication.disk_limits()?,
         rng: config.entropy.is_some(),
         watchdog: config.watchdog.map(|watchdog| watchdog.action),
         on_panic: config.machine_config.on_panic.unwrap_or_default(),
@@ -113,29 +121,84 @@ pub(crate) fn finish_consoles(gate: &Gate) {
     }
 }
 
-/// The disks in the guest's order, and what the command line says of the one with the root file system.
-fn drives(drives: &[Drive]) -> Result<(Vec<DriveConfig>, Option<&'static str>), ConfigError> {
+/// The disks in the guest's order: the one with the root file system first.
+fn in_order(drives: &[Drive]) -> Vec<&Drive> {
     let (root, others): (Vec<&Drive>, Vec<&Drive>) =
         drives.iter().partition(|drive| drive.is_root_device);
-    if root.len() > 1 {
+    root.into_iter().chain(others).collect()
+}
+
+/// What the command line says of the disk with the root file system.
+fn root_words(drives: &[Drive]) -> Result<Option<&'static str>, ConfigError> {
+    let mut roots = drives.iter().filter(|drive| drive.is_root_device);
+    let root = roots.next();
+    if roots.next().is_some() {
         let why = "only one drive can be the root device";
         return Err(value("drives.is_root_device", why));
     }
-    let words = root.first().map(|root| match root.is_read_only {
+    Ok(root.map(|root| match root.is_read_only {
         true => "root=/dev/vda ro",
         false => "root=/dev/vda rw",
-    });
-    let in_order = root.iter().chain(&others).map(|drive| DriveConfig {
-        id: drive.drive_id.clone(),
-        path: drive.path_on_host.clone(),
-        read_only: drive.is_read_only,
-    });
-    Ok((in_order.collect(), words))
+    }))
+}
+
+fn drives(config: &Config, life: Life) -> Result<Vec<DriveConfig>, ConfigError> {
+    let drives = in_order(&config.drives);
+    // A guest that runs alone has no copies; but images that are one of a pair stay that: what changes is
+    // noted, and is all that has to be copied when the guest is protected again.
+    let is_kept = life != Life::Alone || drives.iter().any(|drive| has_map(drive));
+    let kind = |drive: &Drive| {
+        Ok(match drive.replication {
+            _ if drive.is_read_only => DriveKind::ReadOnly,
+            _ if !is_kept => DriveKind::Local,
+            Some(DriveReplication::Shared) => DriveKind::Shared {
+                at_once: life != Life::GoesOn,
+            },
+            _ => DriveKind::Replicated {
+                map_path: map_path(drive)?,
+            },
+        })
+    };
+    drives
+        .into_iter()
+        .map(|drive| {
+            Ok(DriveConfig {
+                id: drive.drive_id.clone(),
+                path: drive.path_on_host.clone(),
+                kind: kind(drive)?,
+            })
+        })
+        .collect()
+}
+
+fn has_map(drive: &Drive) -> bool {
+    drive.is_replicated() && drive.map_path().exists()
+}
+
+/// Where a replicated drive's map is. Beside a device file it would not survive a reboot.
+fn map_path(drive: &Drive) -> Result<PathBuf, ConfigError> {
+    let image = std::fs::metadata(&drive.path_on_host);
+    let is_device = image.is_ok_and(|image| image.file_type().is_block_device());
+    if is_device && drive.map_path.is_none() {
+        let why = "a replicated block device needs a place for its map of changed blocks, on a file system of \
+                   this host: --drive path=…,map=FILE";
+        return Err(value(&format!("drives.{}.map_path", drive.drive_id), why));
+    }
+    Ok(drive.map_path())
+}
+
+/// Where a standby notes writes: beside the first map if nothing else is said.
+fn journal_path(config: &Config) -> PathBuf {
+    let replicated = |drive: &&Drive| drive.is_replicated();
+    let first = in_order(&config.drives).into_iter().find(replicated);
+    let beside = || first.map(Drive::journal_path).unwrap_or_default();
+    let given = config.replication.disk_journal.clone();
+    given.unwrap_or_else(beside)
 }
 
 fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
     let file = |path: &str| match life {
-        Life::Boots => FileSink::create(Path::new(path)),
+        Life::Alone | Life::Boots => FileSink::create(Path::new(path)),
         Life::GoesOn => FileSink::join(Path::new(path)),
     };
     Ok(match output {
@@ -149,8 +212,14 @@ fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
 
 fn net_config(vm: &str, interface: &NetworkInterface) -> Result<NetConfig, ConfigError> {
     let key = |what: &str| format!("network-interfaces.{}.{what}", interface.iface_id);
+    let offload = interface.offload.unwrap_or(interface.socket_path.is_none());
     let backend = match (&interface.host_dev_name, &interface.socket_path) {
-        (Some(tap), None) => NetBackend::Tap(tap.clone()),
+        (None, Some(_)) if offload => {
+            let why = "a socket (socket_path) cannot take over checksums and segmentation; only a tap can";
+            return Err(value(&key("offload"), why));
+        }
+        (Some(tap), None) if offload => NetBackend::Tap(tap.clone()),
+        (Some(tap), None) => NetBackend::PlainTap(tap.clone()),
         (None, Some(path)) => NetBackend::Socket(path.clone()),
         _ => {
             let why = "give either a tap (host_dev_name) or a socket (socket_path)";
@@ -233,6 +302,33 @@ mod tests {
     }
 
     #[test]
+    fn taps_take_over_checksums_unless_told_otherwise_and_sockets_never() {
+        let backend = |host_dev_name: Option<&str>, socket_path: Option<&str>, offload| {
+            let interface = NetworkInterface {
+                iface_id: "net0".into(),
+                host_dev_name: host_dev_name.map(Into::into),
+                offload,
+                socket_path: socket_path.map(Into::into),
+                guest_mac: None,
+            };
+            net_config("vm", &interface).map(|config| config.backend)
+        };
+        let tap = Some("tap0");
+        for offload in [None, Some(true)] {
+            let with = backend(tap, None, offload);
+            assert!(matches!(with, Ok(NetBackend::Tap(name)) if name == "tap0"));
+        }
+        let without = backend(tap, None, Some(false));
+        assert!(matches!(without, Ok(NetBackend::PlainTap(name)) if name == "tap0"));
+        let socket = backend(None, Some("/s"), None);
+        assert!(matches!(socket, Ok(NetBackend::Socket(_))));
+        let error = backend(None, Some("/s"), Some(true))
+            .err()
+            .expect("refused");
+        assert!(error.to_string().contains("net0.offload"), "{error}");
+    }
+
+    #[test]
     fn a_standby_reboots_only_what_it_was_told_is_the_guest() {
         let mut config = Config::default();
         let kernel = |config: &Config, life| machine_config(config, life).unwrap().kernel;
@@ -256,29 +352,75 @@ mod tests {
         assert_eq!(machine.initrd.as_deref(), Some(Path::new("/boot/initrd")));
     }
 
+    fn drive(id: &str, path: &Path) -> Drive {
+        Drive {
+            drive_id: id.into(),
+            path_on_host: path.into(),
+            is_root_device: false,
+            is_read_only: false,
+            replication: None,
+            map_path: None,
+        }
+    }
+
     #[test]
     fn the_root_device_comes_first_and_is_named_to_linux() {
         let drive = |id: &str, is_root_device| Drive {
-            drive_id: id.into(),
-            path_on_host: "/a".into(),
             is_root_device,
             is_read_only: true,
+            ..drive(id, Path::new("/a"))
         };
-        let given = [drive("data", false), drive("root", true)];
-        let (in_order, words) = drives(&given).unwrap();
-        assert_eq!(in_order[0].id, "root");
-        assert_eq!(in_order[1].id, "data");
-        assert_eq!(words, Some("root=/dev/vda ro"));
-        assert_eq!(drives(&given[..1]).unwrap().1, None);
-        assert!(drives(&[drive("a", true), drive("b", true)]).is_err());
-        let config = Config {
-            drives: given.into(),
+        let mut config = Config {
+            drives: vec![drive("data", false), drive("root", true)],
             ..Config::default()
         };
+        let in_order = drives(&config, Life::Alone).unwrap();
+        assert_eq!(in_order[0].id, "root");
+        assert_eq!(in_order[1].id, "data");
+        assert_eq!(
+            root_words(&config.drives).unwrap(),
+            Some("root=/dev/vda ro")
+        );
+        assert_eq!(root_words(&config.drives[..1]).unwrap(), None);
+        assert!(root_words(&[drive("a", true), drive("b", true)]).is_err());
         let error = machine_config(&config, Life::Boots)
             .err()
             .expect("no root there");
         assert!(error.to_string().contains("built-in"), "{error}");
+        config.drives.clear();
+        assert!(machine_config(&config, Life::Boots).is_ok());
+    }
+
+    #[test]
+    fn what_becomes_of_writes_depends_on_how_the_guest_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let shared = Drive {
+            replication: Some(DriveReplication::Shared),
+            ..drive("shared", &path("shared"))
+        };
+        let config = Config {
+            drives: vec![drive("own", &path("own")), shared],
+            ..Config::default()
+        };
+        let kinds = |life| {
+            let drives = drives(&config, life).unwrap();
+            drives
+                .into_iter()
+                .map(|drive| drive.kind)
+                .collect::<Vec<_>>()
+        };
+        let replicated = || DriveKind::Replicated {
+            map_path: path("own.understudy-map"),
+        };
+        let shared = |at_once| DriveKind::Shared { at_once };
+        assert_eq!(kinds(Life::Alone), [DriveKind::Local, DriveKind::Local]);
+        assert_eq!(kinds(Life::Boots), [replicated(), shared(true)]);
+        assert_eq!(kinds(Life::GoesOn), [replicated(), shared(false)]);
+        // Its image is one of a pair.
+        std::fs::write(path("own.understudy-map"), "").unwrap();
+        assert_eq!(kinds(Life::Alone), [replicated(), shared(true)]);
+        assert_eq!(journal_path(&config), path("own.understudy-journal"));
     }
 
     #[test]

@@ -4,16 +4,21 @@
 //! on. What must not be done here: more than one request a call; the room's top comment says why.
 
 use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
+use understudy_replication::disk::Disk;
+use understudy_replication::ports::Storage;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
+use vmm_sys_util::eventfd::EventFd;
 
+use super::SECTOR_BYTES;
 use super::request::{
     Bounds, Command, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, SEGMENT_BYTES_MAX,
     SEGMENTS_MAX, Status,
 };
 use super::state::{BlkState, VERSION};
-use super::{Image, SECTOR_BYTES, Storage};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::memory::GuestRam;
@@ -37,12 +42,22 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 /// Told in plain words when the host's disk fails; not at every failure of a long row.
 pub type Alarm = Box<dyn Fn(String) + Send>;
 
+/// What requests go to.
+pub enum Medium {
+    /// An image that nobody has a second copy of, or that is only read.
+    Plain(Box<dyn Storage>),
+    /// A disk with a second copy.
+    Copied(Disk),
+}
+
 /// A disk.
 pub struct BlkDevice {
     name: String,
-    storage: Box<dyn Storage>,
+    medium: Medium,
     bounds: Bounds,
     alarm: Alarm,
+    /// The medium has room again. Written from its threads, therefore shared.
+    room: Arc<EventFd>,
     /// The driver does not know of flushes: every write must be safe when it is answered.
     write_through: bool,
     /// Where data rest between guest and host, within one call.
@@ -71,37 +86,62 @@ pub struct BlkCounters {
     pub failures: u64,
     /// Chains of the guest that were no request.
     pub malformed_chains: u64,
+    /// Times the guest had to wait because the standby has not got its earlier writes.
+    pub waits: u64,
+}
+
+impl Medium {
+    /// A plain disk of `storage`.
+    pub fn plain(storage: impl Storage + 'static) -> Self {
+        Self::Plain(Box::new(storage))
+    }
+
+    fn has_room(&self) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Copied(disk) => disk.has_room(),
+        }
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        match self {
+            Self::Plain(storage) => &**storage,
+            Self::Copied(disk) => disk,
+        }
+    }
 }
 
 impl BlkDevice {
-    /// A disk named `name` in `image`.
-    #[must_use]
-    pub fn new(name: impl Into<String>, image: Image, alarm: Alarm) -> Self {
-        let (sectors, read_only) = (image.capacity_sectors(), image.is_read_only());
-        Self::with_storage(name, Box::new(image), sectors, read_only, alarm)
-    }
-
-    /// A disk named `name` of `capacity_sectors` in any storage.
-    #[must_use]
-    pub fn with_storage(
+    /// A disk named `name` of `capacity_sectors`.
+    ///
+    /// # Errors
+    /// If the host has no descriptors left.
+    pub fn new(
         name: impl Into<String>,
-        storage: Box<dyn Storage>,
+        medium: Medium,
         capacity_sectors: u64,
         read_only: bool,
         alarm: Alarm,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        if let Medium::Copied(disk) = &medium {
+            let room = Arc::clone(&room);
+            // Fails only if the counter is full: then the device is going to look anyhow.
+            disk.set_room_listener(Arc::new(move || drop(room.write(1))));
+        }
+        Ok(Self {
             name: name.into(),
-            storage,
+            medium,
             bounds: Bounds {
                 capacity_sectors,
                 read_only,
             },
             alarm,
+            room,
             write_through: true,
             buffer: vec![0; DATA_BYTES_MAX].into_boxed_slice(),
             counters: BlkCounters::default(),
-        }
+        })
     }
 
     /// What has been done so far.
@@ -139,7 +179,7 @@ impl BlkDevice {
         match command {
             Command::Read { offset, into } => {
                 let data = &mut self.buffer[..into.bytes() as usize];
-                let (bytes, read) = (data.len(), self.storage.read_at(offset, data));
+                let (bytes, read) = (data.len(), self.medium.storage().read_at(offset, data));
                 self.check("read", offset, read)?;
                 let data = &self.buffer[..bytes];
                 into.scatter(memory, data).ok_or(Status::IoError)?;
@@ -151,7 +191,10 @@ impl BlkDevice {
                 let data = &mut self.buffer[..from.bytes() as usize];
                 // All of it is here before any of it is written.
                 from.gather(memory, data).ok_or(Status::IoError)?;
-                let (bytes, written) = (data.len() as u64, self.storage.write_at(offset, data));
+                let (bytes, written) = (
+                    data.len() as u64,
+                    self.medium.storage().write_at(offset, data),
+                );
                 self.check("write", offset, written)?;
                 self.settle()?;
                 self.counters.writes += 1;
@@ -161,7 +204,7 @@ impl BlkDevice {
             Command::Flush => {
                 // What was only read is as safe as it was.
                 if !self.bounds.read_only {
-                    let flushed = self.storage.flush();
+                    let flushed = self.medium.storage().flush();
                     self.check("flush", 0, flushed)?;
                 }
                 self.counters.flushes += 1;
@@ -175,7 +218,7 @@ impl BlkDevice {
                 Ok(ID_BYTES as u32)
             }
             Command::Discard { offset, bytes } => {
-                match self.storage.discard(offset, bytes) {
+                match self.medium.storage().discard(offset, bytes) {
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                         return Err(Status::Unsupported);
                     }
@@ -190,7 +233,7 @@ impl BlkDevice {
                 bytes,
                 may_unmap,
             } => {
-                let done = self.storage.write_zeroes(offset, bytes, may_unmap);
+                let done = self.medium.storage().write_zeroes(offset, bytes, may_unmap);
                 self.check("write zeros", offset, done)?;
                 self.settle()?;
                 self.counters.ranges += 1;
@@ -204,7 +247,7 @@ impl BlkDevice {
         if !self.write_through {
             return Ok(());
         }
-        let flushed = self.storage.flush();
+        let flushed = self.medium.storage().flush();
         self.check("flush", 0, flushed)
     }
 
@@ -289,6 +332,11 @@ impl VirtioDevice for BlkDevice {
         _queue: usize,
         rings: &mut Rings<'_>,
     ) -> Result<Progress, RingFault> {
+        // Before a request is taken: one that has to wait stays in the ring, and the guest with it (R5).
+        if !self.medium.has_room() {
+            self.counters.waits += 1;
+            return Ok(Progress::Done);
+        }
         let chain = match rings.pop(QUEUE)? {
             Some(chain) => chain,
             None if rings.await_kick(QUEUE)? => return Ok(Progress::More(QUEUE)),
@@ -301,15 +349,17 @@ impl VirtioDevice for BlkDevice {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        Vec::new()
+        vec![EventSource::Counter(self.room.as_raw_fd())]
     }
 
     fn process_event(
         &mut self,
         _source: usize,
-        _rings: Option<&mut Rings<'_>>,
+        rings: Option<&mut Rings<'_>>,
     ) -> Result<Progress, RingFault> {
-        Ok(Progress::Done)
+        // Fails only if there is nothing to read: then an earlier call has seen the room already.
+        let _ = self.room.read();
+        rings.map_or(Ok(Progress::Done), |rings| self.process_queue(QUEUE, rings))
     }
 
     fn save(&self) -> Result<DeviceState, DeviceError> {

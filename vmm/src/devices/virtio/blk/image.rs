@@ -1,14 +1,16 @@
 //! The host's side of a disk: a raw image file or a block device, locked against other users.
 //!
 //! The lock is an open-file-description lock over the whole file: exclusive for who writes, shared for who
-//! only reads. It goes when the image is closed, however the process ends. What must not be done here:
-//! anything that knows of virtio or guest memory.
+//! only reads. It goes when the image is closed, however the process ends. A standby opens an image that both
+//! hosts share without it, and takes it when it takes over. What must not be done here: anything that knows
+//! of virtio or guest memory.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -22,13 +24,14 @@ const END_BYTES: u64 = 1 << 20;
 /// Zeros written at once where the host cannot be told to make a range zero.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// An open and locked image.
+/// An open image.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
     file: File,
     capacity_sectors: u64,
     read_only: bool,
+    locked: AtomicBool,
 }
 
 /// Why an image cannot be used.
@@ -40,6 +43,16 @@ pub enum ImageError {
         path.display(), path.display()
     )]
     Missing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// It is to be shared, and this host does not see it.
+    #[error(
+        "the shared disk image {} does not exist on this host; mount the storage that has it, or let each \
+         host have an image of its own (replicated)",
+        path.display()
+    )]
+    NotShared {
         /// Where it should be.
         path: PathBuf,
     },
@@ -114,6 +127,23 @@ impl Image {
     /// # Errors
     /// If it is no possible image, may not be opened, or is in use.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
+        let image = Self::open_unlocked(path, read_only)?;
+        image.take()?;
+        Ok(image)
+    }
+
+    /// Opens the image at `path` that another host may be using: it must not be touched before it is locked.
+    ///
+    /// # Errors
+    /// If it is no possible image, or may not be opened.
+    pub fn open_shared(path: &Path) -> Result<Self, ImageError> {
+        match Self::open_unlocked(path, false) {
+            Err(ImageError::Missing { path }) => Err(ImageError::NotShared { path }),
+            opened => opened,
+        }
+    }
+
+    fn open_unlocked(path: &Path, read_only: bool) -> Result<Self, ImageError> {
         let (path, what) = (path.to_path_buf(), if read_only { "read" } else { "write" });
         let refused = |source: io::Error| refusal(&path, read_only, source);
         // Looked at before it is opened: opening a pipe would wait for its other end.
@@ -126,7 +156,6 @@ impl Image {
         }
         let opened = OpenOptions::new().read(true).write(!read_only).open(&path);
         let mut file = opened.map_err(refused)?;
-        lock(&path, &file, read_only)?;
         // Seeking tells the size of block devices too.
         let bytes = match file.seek(SeekFrom::End(0)) {
             Ok(bytes) => bytes,
@@ -140,7 +169,21 @@ impl Image {
             file,
             capacity_sectors: bytes / SECTOR_BYTES,
             read_only,
+            locked: AtomicBool::new(false),
         })
+    }
+
+    /// Takes the lock, if it is not held yet.
+    ///
+    /// # Errors
+    /// If somebody else has it, or the storage knows no locks.
+    pub fn take(&self) -> Result<(), ImageError> {
+        if self.locked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        lock(&self.path, &self.file, self.read_only)?;
+        self.locked.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Size of the disk.
@@ -183,7 +226,7 @@ impl Storage for Image {
     }
 
     fn lock(&self) -> io::Result<bool> {
-        match lock(&self.path, &self.file, self.read_only) {
+        match self.take() {
             Ok(()) => {}
             Err(ImageError::Taken { .. }) => return Ok(false),
             Err(ImageError::Io { source, .. }) => return Err(source),

@@ -1,7 +1,8 @@
 //! virtio-blk (VIRTIO 1.2, section 5.2): a disk of the guest in a raw file or a block device of this host.
 //!
 //! [`image`] is the host's side, `request` what the guest asks for, and the device between them does one
-//! request at a time, on the spot. Nothing here knows of replication.
+//! request at a time, on the spot. Of replication it knows one thing: that a request is left in the ring while the
+//! medium has no room.
 //!
 //! # Why one request a call
 //!
@@ -17,9 +18,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Alarm, BlkCounters, BlkDevice, ID_BYTES_MAX};
+pub use device::{Alarm, BlkCounters, BlkDevice, ID_BYTES_MAX, Medium};
 pub use image::{Image, ImageError};
-pub use understudy_replication::ports::Storage;
 
 /// Bytes of a sector: the unit of capacities and positions, whatever the host's disk is made of.
 pub const SECTOR_BYTES: u64 = 512;

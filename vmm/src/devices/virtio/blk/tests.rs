@@ -5,7 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes as Frame;
 use proptest::prelude::*;
+use understudy_replication::core::disk::{PeerDisk, block_bytes_for};
+use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::ports::Storage;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -19,6 +23,8 @@ const HEADER: u64 = 0x4000;
 const STATUS: u64 = 0x5000;
 const DATA: u64 = 0x1_0000;
 const KICK: usize = 0;
+/// The event of room in the log.
+const ROOM: usize = 1;
 const SECTORS: u64 = 64;
 const FLUSH_FEATURE: u64 = 1 << 9;
 const IN: u32 = 0;
@@ -113,15 +119,14 @@ type Alarms = Arc<Mutex<Vec<String>>>;
 
 fn device(
     memory: &GuestRam,
-    platter: &Platter,
+    medium: Medium,
     sectors: u64,
     read_only: bool,
 ) -> (MmioTransport<BlkDevice>, Alarms) {
     let alarms = Alarms::default();
     let told = alarms.clone();
     let alarm: Alarm = Box::new(move |what| told.lock().unwrap().push(what));
-    let storage = Box::new(platter.clone());
-    let device = BlkDevice::with_storage("disk0", storage, sectors, read_only, alarm);
+    let device = BlkDevice::new("disk0", medium, sectors, read_only, alarm).unwrap();
     let transport = MmioTransport::new(device, memory.clone(), Irq::new().unwrap()).unwrap();
     (transport, alarms)
 }
@@ -145,7 +150,12 @@ impl<'a> Bench<'a> {
         read_only: bool,
         features: u64,
     ) -> Self {
-        let (mut device, alarms) = device(memory, platter, SECTORS, read_only);
+        let medium = Medium::plain(platter.clone());
+        Self::with_medium(memory, medium, read_only, features)
+    }
+
+    fn with_medium(memory: &'a GuestRam, medium: Medium, read_only: bool, features: u64) -> Self {
+        let (mut device, alarms) = device(memory, medium, SECTORS, read_only);
         device.start();
         let ring = Ring::new(memory, RING);
         assert_eq!(initialise(&mut device, features, &[&ring]), READY);
@@ -226,7 +236,7 @@ fn data_goes_both_ways_in_any_pieces() {
 fn configuration_tells_capacity_and_limits() {
     let (memory, platter) = (ram(), Platter::new());
     for read_only in [false, true] {
-        let (mut device, _) = device(&memory, &platter, SECTORS, read_only);
+        let (mut device, _) = device(&memory, Medium::plain(platter.clone()), SECTORS, read_only);
         let mut space = [0; 64];
         device.read(0x100, &mut space);
         assert_eq!(space[..8], SECTORS.to_le_bytes());
@@ -267,7 +277,12 @@ fn nothing_beyond_the_disk_is_touched() {
 #[test]
 fn a_request_has_no_more_data_than_its_limit() {
     let (memory, platter) = (ram(), Platter::new());
-    let (device, alarms) = device(&memory, &platter, u64::MAX / SECTOR_BYTES, false);
+    let (device, alarms) = device(
+        &memory,
+        Medium::plain(platter.clone()),
+        u64::MAX / SECTOR_BYTES,
+        false,
+    );
     let mut bench = Bench {
         memory: &memory,
         device,
@@ -416,7 +431,7 @@ fn snapshot_mutate_restore_compare() {
 
     // On another host the driver's features still hold: writes wait for flushes.
     let elsewhere = Platter::new();
-    let (mut other, _) = device(&memory, &elsewhere, SECTORS, false);
+    let (mut other, _) = device(&memory, Medium::plain(elsewhere.clone()), SECTORS, false);
     other.restore(&saved).unwrap();
     assert_eq!(other.save().unwrap(), saved);
     other.start();
@@ -426,10 +441,10 @@ fn snapshot_mutate_restore_compare() {
 #[test]
 fn another_disk_is_refused() {
     let (memory, platter) = (ram(), Platter::new());
-    let (saved, _) = device(&memory, &platter, SECTORS, false);
+    let (saved, _) = device(&memory, Medium::plain(platter.clone()), SECTORS, false);
     let saved = saved.save().unwrap();
     for (sectors, read_only) in [(SECTORS + 1, false), (SECTORS, true)] {
-        let (mut other, _) = device(&memory, &platter, sectors, read_only);
+        let (mut other, _) = device(&memory, Medium::plain(platter.clone()), sectors, read_only);
         let before = other.save().unwrap();
         let error = other.restore(&saved).unwrap_err();
         assert!(matches!(error, DeviceError::Invalid { .. }), "{error}");
@@ -527,6 +542,86 @@ fn writers_are_alone() {
     }
     drop(writer);
     Image::open(&path, false).unwrap();
+}
+
+#[test]
+fn shared_images_are_opened_before_they_are_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = image_of(directory.path(), "disk", 512);
+    let primary = Image::open(&path, false).unwrap();
+    let standby = Image::open_shared(&path).unwrap();
+    assert!(!standby.lock().unwrap());
+    let error = standby.take().unwrap_err().to_string();
+    assert!(error.contains("in use"), "{error}");
+    drop(primary);
+    assert!(standby.lock().unwrap());
+    assert!(standby.lock().unwrap(), "it is held already");
+    assert!(Image::open(&path, true).is_err(), "it is held");
+    let missing = Image::open_shared(&directory.path().join("none")).unwrap_err();
+    let text = missing.to_string();
+    assert!(
+        text.contains("none") && text.contains("mount the storage"),
+        "{text}"
+    );
+}
+
+/// A set with one replicated disk, whose log is full after a few writes; its copy is whole.
+fn small_set(directory: &Path) -> DiskSet {
+    let path = image_of(directory, "disk", SECTORS * SECTOR_BYTES);
+    let spec = DiskSpec {
+        name: "disk0".into(),
+        storage: Box::new(Image::open(&path, false).unwrap()),
+        mode: DiskMode::Replicated,
+        map_path: directory.join("map"),
+    };
+    let limits = DiskLimits {
+        log_bytes_max: 16 << 10,
+        ..DiskLimits::default()
+    };
+    let set = DiskSet::open(vec![spec], Some(directory.join("journal")), limits).unwrap();
+    set.own().unwrap();
+    let bytes = SECTORS * SECTOR_BYTES;
+    let peer = PeerDisk {
+        name: "disk0".into(),
+        bytes,
+        ids: Vec::new(),
+        unfinished: false,
+        block_bytes: block_bytes_for(bytes),
+        dirty: Frame::new(),
+    };
+    set.begin_sync(&[peer]).unwrap();
+    while set.sync_some().unwrap().bytes_left > 0 {}
+    set
+}
+
+/// R5: the guest waits, nothing is lost, and it goes on as soon as there is room.
+#[test]
+fn a_request_waits_in_the_ring_while_the_log_is_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let set = small_set(directory.path());
+    let memory = ram();
+    let medium = Medium::Copied(set.disks()[0].clone());
+    let features = VERSION_1 | FLUSH_FEATURE;
+    let mut bench = Bench::with_medium(&memory, medium, false, features);
+    let data = [(DATA, 4096, false)];
+    let mut written = 0;
+    while bench.counters().waits == 0 {
+        assert!(written < 100, "the log has no limit");
+        bench.offer(OUT, 8, &data);
+        bench.device.handle_event(KICK);
+        written += bench.ring.used().len();
+    }
+    assert!(written > 0, "it never had room");
+    assert_eq!(bench.status(), UNTOUCHED);
+    bench.device.handle_event(KICK);
+    assert_eq!(bench.ring.used().len(), 0, "it waits still");
+    // What was written is handed to the link.
+    let logged = set.sync_some().unwrap().writes;
+    assert!(!logged.is_empty());
+    bench.device.handle_event(ROOM);
+    assert_eq!(bench.ring.used().len(), 1);
+    assert_eq!(bench.status(), OK);
+    assert_eq!(bench.counters().writes, written as u64 + 1);
 }
 
 proptest! {

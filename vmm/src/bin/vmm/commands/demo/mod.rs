@@ -11,16 +11,22 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use understudy_replication::runtime::Status;
 use understudy_vmm::kvm::System;
-use understudy_vmm::lab::{Figures, Pair, PairOptions};
+use understudy_vmm::lab::{DiskWords, Figures, Pair, PairDisk, PairOptions};
 
 use self::report::Report;
-use crate::args::{DemoArgs, Fault};
+use crate::args::{DemoArgs, DemoDisk, Fault};
 
 /// Longest wait for things that normally take less than a second.
 const PATIENCE: Duration = Duration::from_secs(20);
 const WORKLOAD: &str = "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
 
 pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
+    if arguments.disk == Some(DemoDisk::Shared) && arguments.fault == Fault::Freeze {
+        bail!(
+            "--disk shared goes with --fault kill: a frozen primary keeps the lock of the shared image, and the \
+             standby waits for it before it touches the image"
+        );
+    }
     // Both hosts would say so too, each in its own log.
     System::open()?;
     let temporary = tempfile::Builder::new()
@@ -72,7 +78,14 @@ impl<'a> Demo<'a> {
             binary: std::env::current_exe().context("cannot find this program")?,
             memory_mib: arguments.memory_mib,
             vcpus: 1,
-            workload: WORKLOAD.into(),
+            workload: match arguments.disk {
+                Some(_) => WORKLOAD.replacen("dirty", "dirty,disk", 1),
+                None => WORKLOAD.into(),
+            },
+            disk: arguments.disk.map(|disk| match disk {
+                DemoDisk::Replicated => PairDisk::Replicated,
+                DemoDisk::Shared => PairDisk::Shared,
+            }),
             arguments: Vec::new(),
         };
         let pair = Pair::start(directory, &options)?;
@@ -117,6 +130,7 @@ impl<'a> Demo<'a> {
         self.watch(half, "promoted standby", |pair| pair.standby.status())?;
         let figures = self.await_all_since(&taken_over)?;
         let end = (self.pair.standby.status()).context("the promoted side gives no status")?;
+        let disk = self.check_disk()?;
         self.progress.finish_and_clear();
         Ok(Report::new(
             self.arguments,
@@ -125,7 +139,36 @@ impl<'a> Demo<'a> {
             [&before, &after, &end],
             [&protected, &taken_over, &figures],
             fenced,
+            disk,
         ))
+    }
+
+    /// Ends the promoted side, and holds what its guest said against the image.
+    fn check_disk(&mut self) -> Result<Option<report::DiskFindings>> {
+        let Some(disk) = &self.pair.standby_disk else {
+            return Ok(None);
+        };
+        self.pair.standby.kill()?;
+        let mut fault = None;
+        let mut flushed = 0;
+        for host in [&self.pair.primary, &self.pair.standby] {
+            match DiskWords::latest(&host.console()) {
+                Ok(words) => flushed = flushed.max(words.map_or(0, |words| words.flushed)),
+                Err(line) => fault = Some(line),
+            }
+        }
+        let highest = match disk.check_exact(flushed) {
+            Ok(found) => found.highest,
+            Err(bad) => {
+                fault.get_or_insert(bad.to_string());
+                0
+            }
+        };
+        Ok(Some(report::DiskFindings {
+            flushed_writes: flushed,
+            found_writes: highest,
+            fault,
+        }))
     }
 
     /// Waits, if that is still needed, until every client has got something since `earlier`. The report

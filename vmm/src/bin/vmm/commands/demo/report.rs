@@ -18,6 +18,17 @@ pub(super) struct Fenced {
     pub(super) reason: Option<String>,
 }
 
+/// What was found on the guest's disk at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct DiskFindings {
+    /// The last write that the guest said was flushed.
+    pub(super) flushed_writes: u64,
+    /// The last write on the image, which holds all before it.
+    pub(super) found_writes: u64,
+    /// What is wrong with it.
+    pub(super) fault: Option<String>,
+}
+
 /// The object that `--json` prints.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Report {
@@ -49,6 +60,7 @@ pub(super) struct Report {
     /// Network output that was held when the fault came.
     held_bytes: u64,
     old_primary: Option<Fenced>,
+    disk: Option<DiskFindings>,
     /// Why `ok` is false.
     pub(super) faults: Vec<String>,
     pub(super) ok: bool,
@@ -64,6 +76,7 @@ impl Report {
         [before, after, end]: [&Status; 3],
         [protected, taken_over, figures]: [&Figures; 3],
         old_primary: Option<Fenced>,
+        disk: Option<DiskFindings>,
     ) -> Self {
         // Both processes and this one read the same clock, so the times start at the fault itself.
         let since = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
@@ -101,6 +114,7 @@ impl Report {
             frames_dropped: before.output.frames_dropped + end.output.frames_dropped,
             held_bytes: before.output.held_bytes,
             old_primary,
+            disk,
             faults: Vec::new(),
             ok: false,
         };
@@ -158,6 +172,11 @@ impl Report {
                 old.reason.is_some(),
                 "the old primary did not say why it stopped".into(),
             );
+        }
+        if let Some(disk) = &self.disk {
+            let fault = disk.fault.clone().unwrap_or_default();
+            require(disk.fault.is_none(), format!("the guest's disk: {fault}"));
+            require(disk.flushed_writes > 0, "the guest flushed nothing".into());
         }
         self.ok = self.faults.is_empty();
     }
@@ -229,6 +248,17 @@ impl Report {
             line(
                 "old primary",
                 format!("released {} frames, said: {reason}", old.frames_released),
+            );
+        }
+        if let Some(disk) = &self.disk {
+            line(
+                "disk",
+                disk.fault.clone().unwrap_or_else(|| {
+                    format!(
+                        "writes 1 to {} are there, {} of them flushed before the end",
+                        disk.found_writes, disk.flushed_writes
+                    )
+                }),
             );
         }
         line(

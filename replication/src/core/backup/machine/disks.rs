@@ -1,0 +1,158 @@
+//! The backup's side of disks: what may be written when, and what an epoch waits for.
+//!
+//! Must not be done here: I/O. The runtime writes; here it is decided that it may.
+
+use bytes::Bytes;
+
+use super::{BackupCore, Effect, Phase};
+use crate::core::disk::{self, DiskSyncPlan};
+use crate::core::message::{Bye, EpochSummary, Message};
+use crate::core::violation::ProtocolViolation;
+use crate::ids::EpochId;
+
+/// Disks within one session.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    /// The primary has said what it is going to copy.
+    planned: bool,
+    /// The whole epoch waits for this to be reported.
+    persisting: Option<u64>,
+    /// The last epoch on the images for good.
+    durable: EpochId,
+}
+
+impl BackupCore {
+    /// Whether a whole epoch waits for its disk writes to be persisted.
+    pub(super) fn is_persisting(&self) -> bool {
+        self.disks.persisting.is_some()
+    }
+
+    pub(super) fn sync_disks(
+        &mut self,
+        plan: Vec<DiskSyncPlan>,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), ProtocolViolation> {
+        if self.disks.planned || self.staging.has_begun() || !matches!(self.phase, Phase::Syncing) {
+            return Err(ProtocolViolation::Unexpected {
+                message: "SyncDisks",
+                phase: self.phase().name(),
+            });
+        }
+        let mine = self.identity.disks.len();
+        if plan.is_empty() || plan.len() != mine {
+            let text = format!("a plan for {} disks, there are {mine}", plan.len());
+            return Err(ProtocolViolation::Disks(text));
+        }
+        self.disks.planned = true;
+        out.push(Effect::BeginCopy(plan));
+        Ok(())
+    }
+
+    pub(super) fn sync_disk(
+        &mut self,
+        batch: Bytes,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), ProtocolViolation> {
+        if self.staging.has_begun() || !matches!(self.phase, Phase::Syncing) {
+            return Err(ProtocolViolation::Unexpected {
+                message: "SyncDisk",
+                phase: self.phase().name(),
+            });
+        }
+        self.expect_plan()?;
+        disk::decode_batch(&batch, &self.identity.disks, drop)
+            .map_err(|error| ProtocolViolation::Disks(error.to_string()))?;
+        out.push(Effect::SyncDisk(batch));
+        Ok(())
+    }
+
+    pub(super) fn epoch_disk(
+        &mut self,
+        epoch: EpochId,
+        batch: Bytes,
+    ) -> Result<(), ProtocolViolation> {
+        self.expect_plan()?;
+        Ok(self.staging.disk(epoch, batch, &self.identity.disks)?)
+    }
+
+    /// Without a plan nobody knows what of the images can be trusted.
+    fn expect_plan(&self) -> Result<(), ProtocolViolation> {
+        if self.disks.planned {
+            return Ok(());
+        }
+        let text = String::from("nobody said what was going to be copied");
+        Err(ProtocolViolation::Disks(text))
+    }
+
+    /// An epoch has arrived whole and verified. Step ⑧ is here, or at [`BackupCore::persisted`].
+    pub(super) fn epoch_ended(
+        &mut self,
+        epoch: EpochId,
+        summary: EpochSummary,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), ProtocolViolation> {
+        if !self.identity.disks.is_empty() {
+            self.expect_plan()?;
+        }
+        self.staging.end(epoch, summary)?;
+        let batches = self.staging.take_disk_batches();
+        // The first one also says that the copy is complete.
+        let first = epoch == EpochId(1) && self.disks.planned;
+        if batches.is_empty() && !summary.flush && !first {
+            self.acknowledge(epoch, out);
+            return Ok(());
+        }
+        self.ticket += 1;
+        self.disks.persisting = Some(self.ticket);
+        out.push(Effect::Persist {
+            ticket: self.ticket,
+            epoch,
+            batches,
+            flush: summary.flush,
+            written_through: summary.written_through,
+        });
+        Ok(())
+    }
+
+    fn acknowledge(&self, epoch: EpochId, out: &mut Vec<Effect>) {
+        let durable = self.disks.durable.min(epoch);
+        out.push(Effect::Send(Message::Ack { epoch, durable }));
+    }
+
+    pub(super) fn persisted(
+        &mut self,
+        ticket: u64,
+        outcome: Result<(), String>,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.disks.persisting != Some(ticket) {
+            return;
+        }
+        self.disks.persisting = None;
+        match outcome {
+            // It is committed at the next call. From the claim on nothing is acked any more.
+            Ok(()) if self.sends_beats() => self.acknowledge(self.staging.epoch(), out),
+            Ok(()) => {}
+            Err(error) => {
+                self.discard(&error, out);
+                self.disks_failed(error, out);
+            }
+        }
+    }
+
+    pub(super) fn disks_durable(&mut self, epoch: EpochId) {
+        self.disks.durable = self.disks.durable.max(epoch);
+    }
+
+    /// The copy cannot go on. What is committed stays good until the arbiter has named another side.
+    pub(super) fn disks_failed(&mut self, error: String, out: &mut Vec<Effect>) {
+        if self.sends_beats() {
+            out.push(Effect::Send(Message::Bye(Bye::Unable(error.clone()))));
+            self.cut_off(
+                format!("this side cannot keep its copy: {error}"),
+                false,
+                out,
+            );
+        }
+    }
+}

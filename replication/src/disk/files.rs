@@ -1,0 +1,78 @@
+//! The files that maps and journals stand in. Behind a trait, so that tests can lose power.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// An open file.
+pub(super) trait HostFile: Send + Sync {
+    fn bytes(&self) -> io::Result<u64>;
+    /// Fills `data`, or fails.
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Cuts or lengthens the file, durably.
+    fn set_bytes(&self, bytes: u64) -> io::Result<()>;
+    /// Makes what was written survive a loss of power.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Where files are.
+pub(super) trait HostFiles: Send + Sync {
+    /// The file, if there is one.
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn HostFile>>>;
+    /// Makes or replaces the file, durably: after a crash it is either the old one or all of the new one.
+    fn create(&self, path: &Path, content: &[u8]) -> io::Result<Box<dyn HostFile>>;
+}
+
+/// The host's file system.
+#[derive(Debug, Default)]
+pub(super) struct FileSystem;
+
+impl HostFiles for FileSystem {
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn HostFile>>> {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Some(Box::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn create(&self, path: &Path, content: &[u8]) -> io::Result<Box<dyn HostFile>> {
+        let mut new = path.to_path_buf().into_os_string();
+        new.push(".new");
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(true);
+        let mut file = options.open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        // The name itself must survive, too.
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(Box::new(file))
+    }
+}
+
+impl HostFile for File {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(data, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write_all_at(data, offset)
+    }
+
+    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)?;
+        self.sync_all()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}

@@ -1,0 +1,214 @@
+//! What the guest has written and the backup does not have yet, or a shared image must not have yet.
+//!
+//! Bounded: [`Log::has_room`] says when devices must wait. What must not be done here: I/O.
+
+use std::collections::VecDeque;
+
+use super::bits::BitSet;
+use super::overlay::Held;
+use crate::core::disk::DiskWrite;
+use crate::ids::EpochId;
+
+/// The writes of one epoch.
+#[derive(Debug, Default)]
+struct Bucket {
+    writes: Vec<DiskWrite>,
+    /// Memory of those of replicated disks; the others are counted as held.
+    bytes: u64,
+    flush: bool,
+}
+
+/// The blocks of a disk that are still to be copied.
+pub(super) struct ToCopy {
+    pub(super) blocks: BitSet,
+    pub(super) block_bytes: u64,
+    pub(super) disk_bytes: u64,
+}
+
+impl ToCopy {
+    pub(super) fn bytes_left(&self) -> u64 {
+        self.blocks.count() * self.block_bytes
+    }
+}
+
+/// The log of a set.
+pub(super) struct Log {
+    bytes_max: u64,
+    /// There is a backup, or will be.
+    logging: bool,
+    current: Bucket,
+    /// Sealed and not shipped.
+    sealed: VecDeque<(EpochId, Bucket)>,
+    bytes: u64,
+    /// For each disk of the set.
+    pub(super) to_copy: Vec<Option<ToCopy>>,
+    /// Writes of shared disks that are not on the image.
+    pub(super) held: Held,
+    pub(super) shut: bool,
+    /// The listener was told in this epoch.
+    told: bool,
+    /// Somebody was told that there is no room.
+    waiting: bool,
+}
+
+impl Log {
+    pub(super) fn new(disks: usize, bytes_max: u64) -> Self {
+        Self {
+            bytes_max,
+            logging: false,
+            current: Bucket::default(),
+            sealed: VecDeque::new(),
+            bytes: 0,
+            to_copy: (0..disks).map(|_| None).collect(),
+            held: Held::new(disks),
+            shut: false,
+            told: false,
+            waiting: false,
+        }
+    }
+
+    pub(super) fn is_logging(&self) -> bool {
+        self.logging
+    }
+
+    /// Memory in use.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes + self.held.bytes()
+    }
+
+    pub(super) fn has_room(&mut self) -> bool {
+        let room = self.shut || self.bytes() < self.bytes_max;
+        self.waiting |= !room;
+        room
+    }
+
+    /// Whether who was sent away must be told that there is room now.
+    pub(super) fn take_wakeup(&mut self) -> bool {
+        let room = self.shut || self.bytes() < self.bytes_max;
+        let wake = self.waiting && room;
+        self.waiting &= !wake;
+        wake
+    }
+
+    /// Whether the listener must be told that the log is half full.
+    pub(super) fn take_half_full(&mut self) -> bool {
+        let active = self.logging || self.held.is_holding();
+        let full = active && self.bytes() >= self.bytes_max / 2;
+        let news = full && !self.told;
+        self.told |= full;
+        news
+    }
+
+    pub(super) fn begin(&mut self, to_copy: Vec<Option<ToCopy>>) {
+        self.end();
+        self.to_copy = to_copy;
+        self.logging = true;
+    }
+
+    /// Nothing is logged from now on.
+    pub(super) fn end(&mut self) {
+        self.logging = false;
+        self.current = Bucket::default();
+        self.sealed.clear();
+        self.bytes = 0;
+        self.to_copy.fill_with(|| None);
+    }
+
+    /// A replicated disk has been written. Parts that the copier has still to read are left to it: it
+    /// will see them. (The copier takes a block off the set first, and reads it then.)
+    pub(super) fn wrote(&mut self, write: DiskWrite) {
+        if !self.logging {
+            return;
+        }
+        let Some(to_copy) = &self.to_copy[usize::from(write.disk)] else {
+            return self.push(write);
+        };
+        let block = to_copy.block_bytes;
+        let end = write.offset + write.bytes();
+        let (mut parts, mut from) = (Vec::new(), write.offset);
+        // Block by block: a part that is logged must never follow a copy of the same block that is newer.
+        for at in write.offset / block..end.div_ceil(block) {
+            if to_copy.blocks.contains(at) {
+                parts.extend(write.part(from, at * block));
+                from = (at + 1) * block;
+            }
+        }
+        parts.extend(write.part(from, end));
+        parts.into_iter().for_each(|part| self.push(part));
+    }
+
+    fn push(&mut self, write: DiskWrite) {
+        self.current.bytes += write.memory_bytes();
+        self.bytes += write.memory_bytes();
+        self.current.writes.push(write);
+    }
+
+    /// A shared disk is written, and writes are held.
+    pub(super) fn hold_write(&mut self, write: DiskWrite) {
+        self.held.push(write.clone());
+        if self.logging {
+            self.current.writes.push(write);
+        }
+    }
+
+    /// A replicated disk was flushed.
+    pub(super) fn flushed(&mut self) {
+        self.current.flush |= self.logging;
+    }
+
+    /// Takes what was written since the last time, during synchronisation.
+    pub(super) fn drain(&mut self) -> Vec<DiskWrite> {
+        let drained = std::mem::take(&mut self.current);
+        self.bytes -= drained.bytes;
+        self.told = false;
+        drained.writes
+    }
+
+    /// What the synchronisation has still to send.
+    pub(super) fn bytes_left(&self) -> u64 {
+        let blocks: u64 = self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
+        blocks + self.current.bytes
+    }
+
+    /// What the synchronisation has still to copy.
+    pub(super) fn copy_left(&self) -> u64 {
+        self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum()
+    }
+
+    /// Ends the epoch; its writes, and whether the guest flushed.
+    pub(super) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
+        let bucket = std::mem::take(&mut self.current);
+        let sealed = (bucket.writes.clone(), bucket.flush);
+        self.held.seal(epoch);
+        if self.logging {
+            self.sealed.push_back((epoch, bucket));
+        }
+        self.told = false;
+        sealed
+    }
+
+    /// Gives sealed epochs from `epoch` on back to the current one.
+    pub(super) fn unseal(&mut self, epoch: EpochId) {
+        self.held.unseal(epoch);
+        while self.sealed.back().is_some_and(|(last, _)| *last >= epoch) {
+            let Some((_, mut bucket)) = self.sealed.pop_back() else {
+                return;
+            };
+            bucket.writes.append(&mut self.current.writes);
+            bucket.bytes += self.current.bytes;
+            bucket.flush |= self.current.flush;
+            self.current = bucket;
+        }
+    }
+
+    pub(super) fn shipped(&mut self, epoch: EpochId) {
+        while self
+            .sealed
+            .front()
+            .is_some_and(|(first, _)| *first <= epoch)
+        {
+            let bucket = self.sealed.pop_front();
+            self.bytes -= bucket.map_or(0, |(_, bucket)| bucket.bytes);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The dirty-block map of an image, in a file beside it: which blocks may differ from the other side's.
+//!
+//! A block is marked, durably, before it is written; that is what the whole resynchronisation rests on.
+//! Marks go once the other side has the block for good; nobody needs to be sure that they are gone.
+//! What must not be done here: clearing a mark because of time, or of an epoch that is not durable.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::DiskError;
+use super::bits::BitSet;
+use super::files::{HostFile, HostFiles};
+use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
+use crate::core::disk::PairId;
+use crate::ids::EpochId;
+
+/// So many blocks are marked beyond a write that continues the one before it.
+const AHEAD_BLOCKS: u64 = 16;
+/// The bits are written in pieces of this size.
+const PIECE_BYTES: usize = 4096;
+/// The map of one image.
+pub(super) struct DirtyMap {
+    path: PathBuf,
+    files: Arc<dyn HostFiles>,
+    /// None as long as there is no file, or not one that can be used.
+    file: Option<Box<dyn HostFile>>,
+    damaged: bool,
+    header: Header,
+    /// Blocks that are marked in the file, durably.
+    bits: BitSet,
+    /// Blocks written in the epochs since the last rotation.
+    fresh: BitSet,
+    /// Blocks written before that, up to the epoch; their marks go when it is durable.
+    old: BitSet,
+    old_epoch: Option<EpochId>,
+    /// Blocks of which nobody knows what they hold: an I/O error.
+    unsure: BitSet,
+    /// Which synchronisation and what follows it.
+    session: u64,
+    /// The backup has taken the candidate.
+    joined: bool,
+    rotated_at: Option<Instant>,
+    /// The block after the last write.
+    next: u64,
+}
+
+impl DirtyMap {
+    /// The map at `path` of an image of `disk_bytes`; one that belongs to no pair if there is none yet.
+    pub(super) fn open(
+        path: PathBuf,
+        disk_bytes: u64,
+        files: Arc<dyn HostFiles>,
+    ) -> Result<Self, DiskError> {
+        let header = Header::new(disk_bytes);
+        let blocks = disk_bytes.div_ceil(header.block_bytes);
+        let empty = || BitSet::new(blocks);
+        let mut map = Self {
+            path,
+            files,
+            file: None,
+            damaged: false,
+            header,
+            bits: empty(),
+            fresh: empty(),
+            old: empty(),
+            old_epoch: None,
+            unsure: empty(),
+            session: 0,
+            joined: false,
+            rotated_at: None,
+            next: u64::MAX,
+        };
+        let opened = map.files.open(&map.path);
+        if let Some(file) = opened.map_err(|error| map.failed("open", error))? {
+            let loaded = map.load(file);
+            loaded.map_err(|error| map.failed("read", error))?;
+        }
+        Ok(map)
+    }
+
+    fn load(&mut self, file: Box<dyn HostFile>) -> io::Result<()> {
+        let bytes = file.bytes()?;
+        let mut best: Option<Header> = None;
+        for slot in SLOTS {
+            let mut raw = [0; HEADER_BYTES];
+            if bytes < slot + HEADER_BYTES as u64 {
+                continue;
+            }
+            file.read_at(slot, &mut raw)?;
+            let better = |header: &Header| best.as_ref().is_none_or(|b| header.number > b.number);
+            if let Some(header) = Header::decode(&raw).filter(better) {
+                best = Some(header);
+            }
+        }
+        let Some(header) = best else {
+            self.damaged = true;
+            return Ok(());
+        };
+        let same = (header.disk_bytes, header.block_bytes)
+            == (self.header.disk_bytes, self.header.block_bytes);
+        if !same {
+            // The image has another size than it had: all that still counts is whether it was whole.
+            self.header.unfinished = header.unfinished;
+            return Ok(());
+        }
+        let mut raw = vec![0; self.bits_bytes()];
+        if bytes < BITS_AT + raw.len() as u64 {
+            self.damaged = true;
+            return Ok(());
+        }
+        file.read_at(BITS_AT, &mut raw)?;
+        self.bits = BitSet::from_bytes(&raw, self.bits.len());
+        self.header = header;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.header.block_bytes
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged
+    }
+
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.header.unfinished
+    }
+
+    /// The pairs this image may belong to.
+    pub(super) fn ids(&self) -> Vec<PairId> {
+        let ids = [self.header.current, self.header.candidate];
+        ids.into_iter().flatten().collect()
+    }
+
+    /// The blocks that are marked.
+    pub(super) fn bits(&self) -> &BitSet {
+        &self.bits
+    }
+
+    /// The marks as bytes, without the zeros at the end.
+    pub(super) fn bits_trimmed(&self) -> Vec<u8> {
+        let mut bytes = self.bits.bytes(0..self.bits.len().div_ceil(8) as usize);
+        bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1));
+        bytes
+    }
+
+    /// The blocks that a range of bytes touches.
+    pub(super) fn blocks(&self, offset: u64, bytes: u64) -> Range<u64> {
+        let block = self.header.block_bytes;
+        offset / block..(offset + bytes).div_ceil(block)
+    }
+
+    /// Marks what is going to be written; afterwards it may be. Durable when it returns.
+    pub(super) fn mark(&mut self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        if self.ids().is_empty() {
+            return Ok(()); // Nobody is to be compared with.
+        }
+        let touched = self.blocks(offset, bytes);
+        self.fresh.insert(touched.clone());
+        let goes_on = self.next == touched.start || self.next == touched.start + 1;
+        self.next = touched.end;
+        if self.bits.contains_all(touched.clone()) {
+            return Ok(());
+        }
+        let end = if goes_on {
+            (touched.end + AHEAD_BLOCKS).min(self.bits.len())
+        } else {
+            touched.end
+        };
+        let before = self.bits.clone();
+        self.bits.insert(touched.start..end);
+        // What is marked ahead would lose its mark with the next epoch otherwise, for nothing.
+        self.fresh.insert(touched.end..end);
+        let written = self
+            .write_bits((touched.start / 8) as usize..end.div_ceil(8) as usize)
+            .and_then(|()| self.opened()?.sync());
+        written.map_err(|error| {
+            self.bits = before;
+            self.failed("mark blocks in", error)
+        })
+    }
+
+    /// Nobody knows what these blocks hold: they stay marked.
+    pub(super) fn unsure(&mut self, offset: u64, bytes: u64) {
+        let touched = self.blocks(offset, bytes);
+        self.unsure.insert(touched);
+    }
+
+    // ---- the side that runs the guest ----
+
+    /// A synchronisation with `peer` begins, towards `candidate`; returns the id by which they are a
+    /// pair already.
+    pub(super) fn begin_session(
+        &mut self,
+        session: u64,
+        peer: &[PairId],
+        candidate: PairId,
+    ) -> Result<Option<PairId>, DiskError> {
+        // The peer has taken the last candidate, and this side did not hear of it.
+        if let Some(taken) = self.header.candidate.filter(|id| peer.contains(id)) {
+            self.header.current = Some(taken);
+        }
+        self.header.candidate = Some(candidate);
+        self.session = session;
+        self.fresh.clear();
+        self.old.clear();
+        // Whatever they hold is copied now, or the copy fails.
+        self.unsure.clear();
+        (self.old_epoch, self.joined, self.rotated_at) = (None, false, None);
+        self.store()?;
+        Ok(self.header.current.filter(|id| peer.contains(id)))
+    }
+
+    /// `epoch` ends, and nothing is being written. Marks are kept for some time at least.
+    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
+        let waits = self.old_epoch.is_some();
+        let early = self
+            .rotated_at
+            .is_some_and(|at| now.saturating_duration_since(at) < kept);
+        if waits || early || self.fresh.is_empty() {
+            return;
+        }
+        std::mem::swap(&mut self.old, &mut self.fresh);
+        self.fresh.clear();
+        self.old_epoch = Some(epoch);
+        self.rotated_at = Some(now);
+    }
+
+    /// Whether marks may go now that the other side has `epoch` of `session` on its image for good.
+    pub(super) fn may_clear(&self, session: u64, epoch: EpochId) -> bool {
+        let passed = self.old_epoch.is_some_and(|old| old <= epoch);
+        session == self.session && epoch.0 > 0 && (passed || !self.joined)
+    }
+
+    /// The other side has everything up to `epoch` of `session` on its image for good, and so has this side.
+    pub(super) fn durable(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
+        if !self.may_clear(session, epoch) {
+            return Ok(());
+        }
+        if !self.joined {
+            if let Some(candidate) = self.header.candidate.take() {
+                self.header.current = Some(candidate);
+                self.store()?;
+            }
+            self.joined = true;
+        }
+        if self.old_epoch.is_some_and(|old| old <= epoch) {
+            self.old.clear();
+            self.old_epoch = None;
+        }
+        let mut left = self.fresh.clone();
+        left.unite(&self.old);
+        left.unite(&self.unsure);
+        self.replace_bits(left)
+    }
+
+    // ---- the copy ----
+
+    /// The image is an unfinished copy from now on. `from` is the pair it belongs to, if not all of it will
+    /// be replaced.
+    pub(super) fn begin_copy(&mut self, from: Option<PairId>) -> Result<(), DiskError> {
+        self.header.unfinished = true;
+        self.header.current = from;
+        self.header.candidate = None;
+        self.store()
+    }
+
+    /// The image is whole, durably, and belongs to `pair`.
+    pub(super) fn finish_copy(&mut self, pair: PairId) -> Result<(), DiskError> {
+        self.header.unfinished = false;
+        self.header.current = Some(pair);
+        self.header.candidate = None;
+        self.store()?;
+        self.fresh.clear();
+        self.old.clear();
+        self.old_epoch = None;
+        self.unsure.clear();
+        self.replace_bits(BitSet::new(self.bits.len()))
+    }
+
+    // ---- the file ----
+
+    /// Writes the header, durably; makes the file if there is none.
+    fn store(&mut self) -> Result<(), DiskError> {
+        self.header.number += 1;
+        let header = self.header.encode();
+        let slot = SLOTS[(self.header.number % 2) as usize];
+        let stored = match &self.file {
+            Some(file) => file.write_at(slot, &header).and_then(|()| file.sync()),
+            None => {
+                let mut content = vec![0; BITS_AT as usize];
+                content[slot as usize..][..HEADER_BYTES].copy_from_slice(&header);
+                content.extend(self.bits.bytes(0..self.bits_bytes()));
+                let created = self.files.create(&self.path, &content);
+                created.map(|file| self.file = Some(file))
+            }
+        };
+        stored.map_err(|error| self.failed("write", error))?;
+        self.damaged = false;
+        Ok(())
+    }
+
+    /// Changes the marks, without making sure: one that has gone may come back, which harms nobody.
+    fn replace_bits(&mut self, bits: BitSet) -> Result<(), DiskError> {
+        let before = std::mem::replace(&mut self.bits, bits);
+        for start in (0..self.bits_bytes()).step_by(PIECE_BYTES) {
+            let piece = start..(start + PIECE_BYTES).min(self.bits_bytes());
+            if before.bytes(piece.clone()) != self.bits.bytes(piece.clone()) {
+                let written = self.write_bits(piece);
+                written.map_err(|error| self.failed("clear blocks in", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_bits(&self, bytes: Range<usize>) -> io::Result<()> {
+        let at = BITS_AT + bytes.start as u64;
+        self.opened()?.write_at(at, &self.bits.bytes(bytes))
+    }
+
+    fn opened(&self) -> io::Result<&dyn HostFile> {
+        let file = self.file.as_deref();
+        file.ok_or_else(|| io::Error::other("an image that belongs to a pair has no map"))
+    }
+
+    fn bits_bytes(&self) -> usize {
+        self.bits.len().div_ceil(8).next_multiple_of(512) as usize
+    }
+
+    fn failed(&self, what: &'static str, source: io::Error) -> DiskError {
+        DiskError::File {
+            path: self.path.clone(),
+            what,
+            source,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Writes of shared disks that are held: in order for the image, and as an overlay for who reads.
+//!
+//! What must not be done here: I/O, or letting go of a write that is not on the image.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::core::disk::{DiskWrite, What};
+use crate::ids::EpochId;
+
+/// The newest held content of a range.
+#[derive(Debug, Clone)]
+struct Extent {
+    end: u64,
+    /// None for zeros.
+    data: Option<Bytes>,
+    /// Number of the write.
+    number: u64,
+}
+
+/// Ranges that do not overlap, by their beginning.
+#[derive(Debug, Default)]
+struct Overlay {
+    extents: BTreeMap<u64, Extent>,
+}
+
+impl Extent {
+    fn part(&self, start: u64, from: u64, to: u64) -> Self {
+        let slice = |data: &Bytes| data.slice((from - start) as usize..(to - start) as usize);
+        Self {
+            end: to,
+            data: self.data.as_ref().map(slice),
+            number: self.number,
+        }
+    }
+}
+
+impl Overlay {
+    /// Beginnings of the extents that meet `from..to`.
+    fn touched(&self, from: u64, to: u64) -> Vec<u64> {
+        let before = self.extents.range(..from).next_back();
+        let before = before.filter(|(_, extent)| extent.end > from);
+        let inside = self.extents.range(from..to);
+        before
+            .into_iter()
+            .chain(inside)
+            .map(|(at, _)| *at)
+            .collect()
+    }
+
+    fn insert(&mut self, from: u64, extent: Extent) {
+        let to = extent.end;
+        for start in self.touched(from, to) {
+            let Some(old) = self.extents.remove(&start) else {
+                continue;
+            };
+            if start < from {
+                self.extents.insert(start, old.part(start, start, from));
+            }
+            if old.end > to {
+                self.extents.insert(to, old.part(start, to, old.end));
+            }
+        }
+        self.extents.insert(from, extent);
+    }
+}
+
+/// Held content to be laid over what was read.
+#[derive(Debug, Default)]
+pub(super) struct Patch(Vec<(u64, Extent)>);
+
+impl Patch {
+    /// Lays it over `data`, which was read from `offset`.
+    pub(super) fn lay_over(&self, offset: u64, data: &mut [u8]) {
+        for (start, extent) in &self.0 {
+            let (start, end) = ((start - offset) as usize, (extent.end - offset) as usize);
+            match &extent.data {
+                Some(bytes) => data[start..end].copy_from_slice(bytes),
+                None => data[start..end].fill(0),
+            }
+        }
+    }
+}
+
+/// Held writes of one epoch.
+#[derive(Debug, Default)]
+struct Bucket {
+    writes: Vec<DiskWrite>,
+    bytes: u64,
+    flush: bool,
+}
+
+/// The held writes of a set.
+#[derive(Debug)]
+pub(super) struct Held {
+    holding: bool,
+    overlays: Vec<Overlay>,
+    current: Bucket,
+    sealed: VecDeque<(EpochId, Bucket)>,
+    bytes: u64,
+    /// Number of the last write.
+    number: u64,
+}
+
+/// Held writes that are to go to their images.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    /// In order.
+    pub(super) writes: Vec<DiskWrite>,
+    /// To be made durable at the end.
+    pub(super) flush: bool,
+}
+
+impl Held {
+    pub(super) fn new(disks: usize) -> Self {
+        Self {
+            holding: false,
+            overlays: (0..disks).map(|_| Overlay::default()).collect(),
+            current: Bucket::default(),
+            sealed: VecDeque::new(),
+            bytes: 0,
+            number: 0,
+        }
+    }
+
+    pub(super) fn is_holding(&self) -> bool {
+        self.holding
+    }
+
+    pub(super) fn hold(&mut self) {
+        self.holding = true;
+    }
+
+    /// Memory in use.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, write: DiskWrite) {
+        self.number += 1;
+        let data = match &write.what {
+            What::Data(data) => Some(data.clone()),
+            What::Zero { .. } | What::Discard { .. } => None,
+        };
+        let extent = Extent {
+            end: write.offset + write.bytes(),
+            data,
+            number: self.number,
+        };
+        self.overlays[usize::from(write.disk)].insert(write.offset, extent);
+        self.bytes += write.memory_bytes();
+        self.current.bytes += write.memory_bytes();
+        self.current.writes.push(write);
+    }
+
+    pub(super) fn flushed(&mut self) {
+        self.current.flush = true;
+    }
+
+    /// What is held of a range. To be asked before the image is read: what is not held then any more
+    /// is on the image already.
+    pub(super) fn patch(&self, disk: u16, offset: u64, bytes: u64) -> Patch {
+        let overlay = &self.overlays[usize::from(disk)];
+        let (from, to) = (offset, offset + bytes);
+        let part = |start: u64| {
+            let extent = overlay.extents.get(&start)?;
+            let (at, end) = (start.max(from), extent.end.min(to));
+            Some((at, extent.part(start, at, end)))
+        };
+        Patch(
+            overlay
+                .touched(from, to)
+                .into_iter()
+                .filter_map(part)
+                .collect(),
+        )
+    }
+
+    pub(super) fn seal(&mut self, epoch: EpochId) {
+        if self.holding {
+            let bucket = std::mem::take(&mut self.current);
+            self.sealed.push_back((epoch, bucket));
+        }
+    }
+
+    pub(super) fn unseal(&mut self, epoch: EpochId) {
+        while self.sealed.back().is_some_and(|(last, _)| *last >= epoch) {
+            let Some((_, mut bucket)) = self.sealed.pop_back() else {
+                return;
+            };
+            bucket.writes.append(&mut self.current.writes);
+            bucket.bytes += self.current.bytes;
+            bucket.flush |= self.current.flush;
+            self.current = bucket;
+        }
+    }
+
+    /// What must go to the images so that they have everything up to `epoch`.
+    pub(super) fn due(&self, epoch: EpochId) -> Due {
+        let mut due = Due::default();
+        for (_, bucket) in self.sealed.iter().take_while(|(at, _)| *at <= epoch) {
+            due.writes.extend(bucket.writes.iter().cloned());
+            due.flush |= bucket.flush;
+        }
+        due
+    }
+
+    /// Everything up to `epoch` is on the images.
+    pub(super) fn written(&mut self, epoch: EpochId) {
+        let mut writes = 0;
+        while self.sealed.front().is_some_and(|(at, _)| *at <= epoch) {
+            if let Some((_, bucket)) = self.sealed.pop_front() {
+                writes += bucket.writes.len() as u64;
+                self.bytes -= bucket.bytes;
+            }
+        }
+        if writes == 0 {
+            return;
+        }
+        let waiting: usize = self.sealed.iter().map(|(_, b)| b.writes.len()).sum();
+        let last = self.number - (waiting + self.current.writes.len()) as u64;
+        for overlay in &mut self.overlays {
+            overlay.extents.retain(|_, extent| extent.number > last);
+        }
+    }
+
+    /// Ends the current epoch without a name: it is as due as the last one.
+    pub(super) fn seal_all(&mut self) {
+        let last = self.sealed.back().map_or(EpochId(0), |(at, _)| *at);
+        self.seal(last);
+    }
+
+    /// Writes pass from now on. What is held is dropped.
+    pub(super) fn let_go(&mut self) {
+        let (disks, number) = (self.overlays.len(), self.number);
+        *self = Self::new(disks);
+        self.number = number;
+    }
+}

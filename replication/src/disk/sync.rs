@@ -1,0 +1,257 @@
+//! The primary's work on a set: bringing a backup up to date while the guest runs, and ending epochs.
+//!
+//! What must not be done here: reading a block before it is off the list of those to be copied.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use super::bits::BitSet;
+use super::device::{Drive, lock};
+use super::log::ToCopy;
+use super::set::Inner;
+use super::{DiskError, SealedDisks, SyncPlan, SyncStep};
+use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, PeerDisk, What};
+use crate::ids::EpochId;
+
+/// At most so much is read from an image at once.
+const READ_BYTES: u64 = 1 << 20;
+
+impl Inner {
+    pub(super) fn is_holding(&self) -> bool {
+        lock(&self.common.log).held.is_holding()
+    }
+
+    /// Whether the images are whole, as far as their maps know.
+    pub(super) fn own_maps(&self) -> Result<(), DiskError> {
+        for drive in &self.drives {
+            let Some(map) = &drive.map else { continue };
+            let (disk, path) = (drive.name.clone(), drive.map_path.clone());
+            let map = lock(map);
+            if map.is_unfinished() {
+                return Err(DiskError::Unfinished { disk, map: path });
+            }
+            if map.is_damaged() {
+                return Err(DiskError::MapDamaged { disk, map: path });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a primary must know of these disks.
+    pub(super) fn describe(&self) -> Vec<PeerDisk> {
+        let describe = |drive: &std::sync::Arc<Drive>| {
+            let mut disk = PeerDisk {
+                name: drive.name.clone(),
+                bytes: drive.storage.bytes(),
+                ids: Vec::new(),
+                unfinished: false,
+                block_bytes: 0,
+                dirty: bytes::Bytes::new(),
+            };
+            if let Some(map) = &drive.map {
+                let map = lock(map);
+                disk.ids = map.ids();
+                disk.unfinished = map.is_unfinished();
+                disk.block_bytes = map.block_bytes();
+                disk.dirty = map.bits_trimmed().into();
+            }
+            disk
+        };
+        self.drives.iter().map(describe).collect()
+    }
+
+    fn check_peer(&self, peer: &[PeerDisk]) -> Result<(), DiskError> {
+        let differs = |what: String| Err(DiskError::PeerDiffers { what });
+        if peer.len() != self.drives.len() {
+            return differs(format!(
+                "it has {} disks, here are {}",
+                peer.len(),
+                self.drives.len()
+            ));
+        }
+        for (drive, peer) in self.drives.iter().zip(peer) {
+            if drive.name != peer.name {
+                return differs(format!(
+                    "its disk {} is {}, here it is {}",
+                    drive.number, peer.name, drive.name
+                ));
+            }
+            let bytes = drive.storage.bytes();
+            if peer.bytes != bytes {
+                return differs(format!(
+                    "its disk {} has {} bytes, here it has {bytes}",
+                    peer.name, peer.bytes
+                ));
+            }
+            if let Err(what) = peer.check() {
+                return differs(format!("disk {}: {what}", peer.name));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
+        self.check_peer(peer)?;
+        self.common.with_log(|log| log.end());
+        let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.desk.begin_session(session);
+        let mut plan = Vec::new();
+        for (drive, peer) in self.drives.iter().zip(peer) {
+            let candidate = new_id();
+            let from = match &drive.map {
+                None => None,
+                Some(map) => {
+                    let mut map = lock(map);
+                    let comparable = peer.block_bytes == map.block_bytes();
+                    map.begin_session(session, &peer.ids, candidate)?
+                        .filter(|_| comparable)
+                }
+            };
+            plan.push(DiskSyncPlan {
+                candidate,
+                full: drive.map.is_some() && from.is_none(),
+                from,
+            });
+        }
+        // What is being written now is finished before the list of blocks is made and logging begins.
+        let turns: Vec<_> = self.drives.iter().map(|drive| lock(&drive.turn)).collect();
+        let mut to_copy = Vec::new();
+        for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
+            to_copy.push(drive.map.as_ref().map(|map| {
+                let map = lock(map);
+                let blocks = if plan.full {
+                    BitSet::full(map.bits().len())
+                } else {
+                    let mut blocks = BitSet::from_bytes(&peer.dirty, map.bits().len());
+                    blocks.unite(map.bits());
+                    blocks
+                };
+                ToCopy {
+                    blocks,
+                    block_bytes: map.block_bytes(),
+                    disk_bytes: drive.storage.bytes(),
+                }
+            }));
+        }
+        let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
+        self.common.with_log(|log| log.begin(to_copy));
+        drop(turns);
+        // What was written before blocks were marked must not be lost any more: nothing would tell of it.
+        for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
+            drive.flush()?;
+        }
+        Ok(SyncPlan { disks: plan, bytes })
+    }
+
+    pub(super) fn sync_some(&self) -> Result<SyncStep, DiskError> {
+        let mut writes = self.common.with_log(|log| log.drain());
+        let mut left = self.limits.sync_slice_bytes;
+        while left > 0 {
+            let Some((drive, offset, bytes)) = self.next_blocks(left.min(READ_BYTES)) else {
+                break;
+            };
+            self.copy(drive, offset, bytes, &mut writes)?;
+            left = left.saturating_sub(bytes);
+        }
+        let bytes_left = lock(&self.common.log).bytes_left();
+        if bytes_left == 0 && !self.is_holding() {
+            // So that little is left to be flushed once the guest stands still.
+            self.flush_shared()?;
+        }
+        Ok(SyncStep { writes, bytes_left })
+    }
+
+    /// Takes some blocks off the list; they must be read now.
+    fn next_blocks(&self, most: u64) -> Option<(&Drive, u64, u64)> {
+        let mut log = lock(&self.common.log);
+        for (drive, to_copy) in self.drives.iter().zip(&mut log.to_copy) {
+            let Some(to_copy) = to_copy else { continue };
+            let block = to_copy.block_bytes;
+            let Some(run) = to_copy.blocks.next_run(0, (most / block).max(1)) else {
+                continue;
+            };
+            to_copy.blocks.remove(run.clone());
+            let (start, end) = (run.start * block, run.end * block);
+            return Some((drive, start, end.min(to_copy.disk_bytes) - start));
+        }
+        None
+    }
+
+    fn copy(
+        &self,
+        drive: &Drive,
+        offset: u64,
+        bytes: u64,
+        writes: &mut Vec<DiskWrite>,
+    ) -> Result<(), DiskError> {
+        let mut data = BytesMut::zeroed(bytes as usize);
+        let read = drive.storage.read_at(offset, &mut data);
+        read.map_err(|error| drive.failed("read", offset, error))?;
+        let (mut rest, mut at) = (data.freeze(), offset);
+        let piece = crate::core::disk::BLOCK_BYTES_MIN as usize;
+        while !rest.is_empty() {
+            let data = rest.split_to(piece.min(rest.len()));
+            let length = data.len() as u64;
+            let what = if data.iter().all(|byte| *byte == 0) {
+                What::Zero { bytes: length }
+            } else {
+                What::Data(data)
+            };
+            match (&what, writes.last_mut()) {
+                // A hole of gigabytes is told in few words.
+                (
+                    What::Zero { .. },
+                    Some(DiskWrite {
+                        disk,
+                        offset: before,
+                        what: What::Zero { bytes },
+                    }),
+                ) if *disk == drive.number && *before + *bytes == at => *bytes += length,
+                _ => writes.push(DiskWrite {
+                    disk: drive.number,
+                    offset: at,
+                    what,
+                }),
+            }
+            at += length;
+        }
+        Ok(())
+    }
+
+    pub(super) fn seal(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
+        let bytes_left = lock(&self.common.log).copy_left();
+        if bytes_left > 0 {
+            return Err(DiskError::NotSynced { bytes_left });
+        }
+        let now = Instant::now();
+        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+            // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
+            if let Ok(mut map) = map.try_lock() {
+                map.rotate(epoch, now, self.limits.marks_kept);
+            }
+        }
+        let (writes, flush) = self.common.with_log(|log| log.seal(epoch));
+        Ok(SealedDisks {
+            writes,
+            flush,
+            written_through: self.desk.written_through(),
+        })
+    }
+
+    pub(super) fn flush_shared(&self) -> Result<(), DiskError> {
+        let mut shared = self.drives.iter().filter(|drive| drive.is_shared());
+        shared.try_for_each(|drive| drive.flush())
+    }
+}
+
+/// An id that nobody has.
+fn new_id() -> PairId {
+    loop {
+        let id = rand::random::<u128>();
+        if id != 0 {
+            return PairId(id);
+        }
+    }
+}

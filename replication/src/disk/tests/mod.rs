@@ -1,0 +1,10 @@
+//! The disks of both sides, in memory and in files.
+
+mod faults;
+mod host;
+mod journal;
+mod map;
+mod overlay;
+mod pair;
+mod replicated;
+mod shared;

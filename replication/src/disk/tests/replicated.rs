@@ -1,0 +1,231 @@
+//! Replicated disks from synchronisation to promotion, against a guest that writes all the time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::Rng;
+
+use super::host::*;
+use crate::core::disk::DiskWrite;
+use crate::disk::DiskMode::Replicated;
+use crate::disk::{DiskError, DiskSet};
+use crate::ids::EpochId;
+use crate::ports::Storage;
+
+const BYTES: u64 = 3 << 20;
+
+/// Two hosts with different images of two disks.
+fn hosts(seed: u64) -> (Host, Host) {
+    let mut random = seeded(seed);
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for host in [&a, &b] {
+        for disk in ["disk0", "disk1"] {
+            host.make_image(disk, BYTES, &mut random);
+        }
+    }
+    (a, b)
+}
+
+fn images(host: &Host) -> [Content; 2] {
+    ["disk0", "disk1"].map(|disk| host.content(disk))
+}
+
+fn sets(a: &Host, b: &Host) -> (DiskSet, DiskSet) {
+    let modes = [Replicated, Replicated];
+    (a.open(&modes, limits()), b.open(&modes, limits()))
+}
+
+#[test]
+fn a_copy_of_a_guest_that_writes_is_exact_at_each_epoch() {
+    for seed in 0..8 {
+        let (a, b) = hosts(seed);
+        let (primary, backup) = sets(&a, &b);
+        primary.own().unwrap();
+        let mut session = Session::begin(&primary, &backup, 1);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for number in 0..2 {
+                let (disk, stop) = (&primary.disks()[number], &stop);
+                scope.spawn(move || {
+                    let mut random = seeded(seed * 100 + number as u64);
+                    let mut writes = 0;
+                    while !stop.load(Ordering::Relaxed) && writes < 4000 {
+                        if disk.has_room() {
+                            scribble(disk, BYTES, &mut random);
+                            writes += 1;
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            let mut steps = 0;
+            while session.sync_step() > 0 && steps < 2000 {
+                steps += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        session.sync();
+        session.epoch();
+        session.settle();
+        assert_eq!(images(&a), images(&b), "seed {seed}: after synchronisation");
+        let mut random = seeded(seed);
+        for round in 0..20 {
+            for _ in 0..random.random_range(0..20) {
+                let disk = &primary.disks()[random.random_range(0..2)];
+                scribble(disk, BYTES, &mut random);
+            }
+            session.epoch();
+            session.settle();
+            assert_eq!(images(&a), images(&b), "seed {seed}: after round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
+    let (a, b) = hosts(1);
+    let (primary, backup) = sets(&a, &b);
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    let disk = &primary.disks()[0];
+    // The first slice of 256 KiB is copied, what lies behind is not.
+    session.sync_step();
+    disk.write_at((256 << 10) - 512, &[1; 1024]).unwrap();
+    // This one is seen by the copier only.
+    disk.write_at(256 << 10, &[2; 512]).unwrap();
+    let step = primary.sync_some().unwrap();
+    let logged: Vec<&DiskWrite> = step
+        .writes
+        .iter()
+        .filter(|w| w.offset < 256 << 10)
+        .collect();
+    assert_eq!(logged.len(), 1);
+    assert_eq!(
+        (logged[0].offset, logged[0].bytes()),
+        ((256 << 10) - 512, 512)
+    );
+    for batch in batches(&step.writes) {
+        backup.apply_sync(&batch).unwrap();
+    }
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_eq!(images(&a), images(&b));
+}
+
+#[test]
+fn an_epoch_does_not_end_before_everything_was_copied() {
+    let (a, b) = hosts(2);
+    let (primary, backup) = sets(&a, &b);
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync_step();
+    let early = primary.seal(EpochId(1));
+    assert!(matches!(early, Err(DiskError::NotSynced { bytes_left }) if bytes_left > 0));
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_eq!(images(&a), images(&b));
+}
+
+#[test]
+fn the_writes_of_an_epoch_that_was_not_shipped_are_in_the_next() {
+    let (a, b) = hosts(3);
+    let (primary, backup) = sets(&a, &b);
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    let disk = &primary.disks()[0];
+    disk.write_at(0, &[1; 512]).unwrap();
+    disk.flush().unwrap();
+    let lost = primary.seal(EpochId(2)).unwrap();
+    primary.unseal(EpochId(2));
+    disk.write_at(0, &[2; 512]).unwrap();
+    let again = primary.seal(EpochId(2)).unwrap();
+    assert_eq!(again.writes[..1], lost.writes[..]);
+    assert_eq!((again.writes.len(), again.flush), (2, true));
+    primary.unseal(EpochId(2));
+    session.epoch();
+    session.settle();
+    assert_eq!(images(&a), images(&b));
+    assert_eq!(primary.counts().log_bytes, 0);
+}
+
+#[test]
+fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
+    for seed in 0..10 {
+        let (a, b) = hosts(seed);
+        let (primary, _) = sets(&a, &b);
+        // The journal is not brought to the images, or is, or in the middle of it.
+        let slow = if seed % 2 == 0 { lazy() } else { limits() };
+        let backup = b.open(&[Replicated, Replicated], slow);
+        primary.own().unwrap();
+        let mut session = Session::protect(&primary, &backup, 1);
+        let mut random = seeded(seed);
+        for _ in 0..random.random_range(0..10) {
+            scribble(&primary.disks()[1], BYTES, &mut random);
+            session.epoch();
+        }
+        let expected = images(&a);
+        let committed = EpochId(session.epoch);
+        // One more is in the journal, which memory does not have.
+        primary.disks()[0].write_at(0, &[seed as u8; 2048]).unwrap();
+        session.ship();
+        backup
+            .promote(committed, &mut |_| panic!("nothing to wait for"))
+            .unwrap();
+        assert_eq!(expected, images(&b), "seed {seed}");
+        // And what was dropped does not come back with the next start.
+        drop((session, backup));
+        let again = b.after_kill();
+        let restarted = again.open(&[Replicated, Replicated], limits());
+        restarted.own().unwrap();
+        assert_eq!(expected, images(&again), "seed {seed}, after a restart");
+    }
+}
+
+#[test]
+fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
+    let (a, b) = hosts(4);
+    let (primary, _) = sets(&a, &b);
+    let backup = b.open(&[Replicated, Replicated], lazy());
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    primary.disks()[0].write_at(4096, &[7; 512]).unwrap();
+    session.epoch();
+    b.take_events();
+    a.take_events();
+    // Nothing is written in this epoch: the flush is for what the one before has written.
+    primary.disks()[0].flush().unwrap();
+    assert!(a.take_events().contains(&Event::Sync {
+        name: "disk0".into()
+    }));
+    session.epoch();
+    let synced =
+        |event: &Event| matches!(event, Event::Sync { name } if name.starts_with("journal"));
+    assert!(b.take_events().iter().any(synced));
+    // And really: what is left after a loss of power has it.
+    let left = b.after_power_loss(&mut seeded(4));
+    let restarted = left.open(&[Replicated, Replicated], limits());
+    restarted.own().unwrap();
+    assert_eq!(images(&left)[0][4096..4608], [7; 512]);
+}
+
+#[test]
+fn who_is_shut_writes_nothing_any_more() {
+    let (a, b) = hosts(5);
+    let (primary, backup) = sets(&a, &b);
+    primary.own().unwrap();
+    let _session = Session::protect(&primary, &backup, 1);
+    let before = images(&a);
+    primary.shut();
+    let disk = &primary.disks()[0];
+    assert!(disk.write_at(0, &[1; 512]).is_err());
+    assert!(disk.flush().is_err());
+    assert!(disk.read_at(0, &mut [0; 512]).is_err());
+    assert!(
+        disk.discard(0, 512)
+            .unwrap_err()
+            .to_string()
+            .contains("another host")
+    );
+    assert_eq!(before, images(&a));
+}

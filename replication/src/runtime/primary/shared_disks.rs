@@ -1,0 +1,85 @@
+//! Writes to shared disks that were held: they go out when the core says so, and are tried again for as long
+//! as the storage refuses. The guest's other output waits for them.
+//!
+//! Must not be done here: deciding that they may go.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::driver::Driver;
+use crate::core::primary::PrimaryInput;
+use crate::disk::{DiskError, DiskSet};
+use crate::ids::{EpochId, Generation};
+use crate::runtime::arbitration::causes;
+use crate::runtime::capture::Command;
+
+/// Pause before shared disks that could not be written are tried again.
+const DISKS_RETRY: Duration = Duration::from_secs(1);
+
+/// How writing to shared disks ended.
+pub(super) struct DisksWritten {
+    session: u64,
+    epoch: EpochId,
+    outcome: Result<(), String>,
+}
+
+impl Driver {
+    /// Lets what is held for shared disks go.
+    pub(super) fn write_disks(&self, epoch: EpochId) {
+        write_disks(
+            &self.setup.disks,
+            self.disks_done.clone(),
+            self.session_number,
+            epoch,
+        );
+    }
+
+    pub(super) fn disks_written(&self, written: DisksWritten, inputs: &mut VecDeque<PrimaryInput>) {
+        let DisksWritten { session, epoch, .. } = written;
+        if self.session.is_none() || session != self.session_number {
+            return;
+        }
+        match written.outcome {
+            Ok(()) => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
+            Err(error) => {
+                self.raise(format!(
+                    "the guest's output is held until its shared disks can be written: {error}"
+                ));
+                let (again, disks) = (self.disks_done.clone(), self.setup.disks.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(DISKS_RETRY).await;
+                    write_disks(&disks, again, session, epoch);
+                });
+            }
+        }
+    }
+
+    /// The guest is to go on alone, but what is held cannot be written.
+    pub(super) fn still_held(&self, generation: Generation, error: &str) {
+        self.raise(format!(
+            "the guest's output is held until its shared disks can be written: {error}"
+        ));
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(DISKS_RETRY).await;
+            // It is lost only if so many wait that the guest is about to be stopped.
+            let _ = commands.try_send(Command::OpenGate(generation));
+        });
+    }
+}
+
+/// Lets what is held for shared disks go, and has `done` told how that ended.
+fn write_disks(disks: &DiskSet, done: UnboundedSender<DisksWritten>, session: u64, epoch: EpochId) {
+    let told = move |outcome: Result<(), DiskError>| {
+        let outcome = outcome.map_err(|error| causes(&error));
+        // Without a driver nobody waits.
+        let _ = done.send(DisksWritten {
+            session,
+            epoch,
+            outcome,
+        });
+    };
+    disks.release(epoch, Box::new(told));
+}

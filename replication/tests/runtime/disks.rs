@@ -1,0 +1,272 @@
+//! Disks end to end: real images, maps and journals in files, both runtimes in one process.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use understudy_replication::core::primary::Policy;
+use understudy_replication::disk::{DiskLimits, DiskSet};
+use understudy_replication::ports::Machine;
+use understudy_replication::runtime::{
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder, StandbyRun,
+    Status,
+};
+use understudy_transport::Endpoint;
+
+use crate::fake::Fake;
+use crate::images::{self, IMAGE_BYTES, Images};
+use crate::{endpoint, promoted, wait_for};
+
+fn open(directory: &Path, host: &str, shared: bool) -> Images {
+    Images::open(directory, host, shared, DiskLimits::default())
+}
+
+/// So long that a busy machine is no lost host: these tests end links, or say that they do.
+fn patient() -> Policy {
+    Policy {
+        heartbeat_timeout: Duration::from_secs(20),
+        ..Policy::default()
+    }
+}
+
+fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
+    crate::standby(directory, machine).policy(patient())
+}
+
+fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
+    crate::primary(directory, machine).policy(patient())
+}
+
+fn protected(status: &Status) -> bool {
+    status.protected && status.epochs >= 5
+}
+
+#[test]
+fn a_promoted_standby_has_exactly_the_disks_of_its_epoch_and_shared_ones_have_one_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", true), open(directory, "b", true));
+    let standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let primary = primary(directory, Fake::new().with_disks(&a))
+        .protect()
+        .unwrap();
+    drop(a);
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), protected);
+    let sync = handle.status().disks.sync.unwrap();
+    assert_eq!(sync.full, [true, false], "there is no map of a shared disk");
+    assert_eq!(sync.bytes_left, 0);
+    wait_for(
+        "durable",
+        || handle.status(),
+        |status| status.disks.durable_epoch > 0 && status.disks.wire_bytes > 100_000,
+    );
+    let taking_over = standby.handle();
+    assert_eq!(taking_over.status().disks.disks.len(), 2);
+    drop(handle);
+    assert!(taking_over.promote());
+    // The old primary has the shared image's lock for as long as it lives.
+    assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    let mut promoted = promoted(standby);
+    wait_for(
+        "writing",
+        || taking_over.status(),
+        |_| promoted.machine.disk_use.writes.load(Ordering::Acquire) > 100,
+    );
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+/// Lets the primary die without a word, and the standby take over.
+fn fail_over(
+    directory: &Path,
+    primary: Protection<Fake>,
+    panics: &std::sync::atomic::AtomicBool,
+    standby: StandbyRun<Fake>,
+) -> Promoted<Fake> {
+    panics.store(true, Ordering::Release);
+    assert!(primary.wait().is_err(), "it was to panic: {directory:?}");
+    promoted(standby)
+}
+
+#[test]
+fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", false), open(directory, "b", false));
+    let (first, second) = (Fake::new().with_disks(&a), Fake::new().with_disks(&b));
+    let (first_panics, second_panics) = (first.pause_panics.clone(), second.pause_panics.clone());
+    drop((a, b));
+    let standby_b = standby(directory, second).start().unwrap();
+    let primary_a = primary(directory, first).protect().unwrap();
+    let handle = primary_a.handle();
+    wait_for(
+        "durable",
+        || handle.status(),
+        |status| protected(status) && status.disks.durable_epoch > 0,
+    );
+    assert!(handle.status().disks.sync.unwrap().bytes >= IMAGE_BYTES);
+    drop(handle);
+    let promoted = fail_over(directory, primary_a, &first_panics, standby_b);
+
+    // The same image, map and journal, in a new process so to speak.
+    let a = open(directory, "a", false);
+    let standby_a = standby(directory, Fake::new().with_disks(&a))
+        .start()
+        .unwrap();
+    drop(a);
+    let primary_b = Primary::promoted(promoted)
+        .arbiter(crate::arbiter(directory))
+        .backup(endpoint(directory))
+        .policy(patient())
+        .protect()
+        .unwrap();
+    let handle = primary_b.handle();
+    wait_for(
+        "protected again",
+        || handle.status(),
+        |status| status.protected && status.disks.durable_epoch > 0,
+    );
+    let sync = handle.status().disks.sync.unwrap();
+    assert_eq!(sync.full, [false]);
+    assert!(
+        sync.bytes > 0 && sync.bytes < IMAGE_BYTES / 8,
+        "{} bytes were to be sent",
+        sync.bytes
+    );
+    drop(handle);
+    let mut promoted = fail_over(directory, primary_b, &second_panics, standby_a);
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_standby_whose_disk_is_full_says_so_and_the_guest_goes_on_unprotected() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", false), open(directory, "b", false));
+    let standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let machine = Fake::new().with_disks(&a);
+    let (gate, used) = (machine.gate_handle(), machine.disk_use.clone());
+    let primary = primary(directory, machine).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), protected);
+    b.is_full.store(true, Ordering::Release);
+    wait_for(
+        "alone",
+        || handle.status(),
+        |status| !status.protected && status.generation == 2 && !gate.is_holding(),
+    );
+    wait_for(
+        "told why",
+        || handle.status(),
+        |status| {
+            status
+                .alarm
+                .as_ref()
+                .is_some_and(|alarm| alarm.contains("root"))
+        },
+    );
+    let why = standby.handle().status().alarm.unwrap();
+    assert!(why.contains("root"), "{why}");
+    let writes = used.writes.load(Ordering::Acquire);
+    wait_for(
+        "writing on",
+        || handle.status(),
+        |_| used.writes.load(Ordering::Acquire) > writes + 100,
+    );
+    // Once there is room again, the two come together without anybody's help.
+    b.is_full.store(false, Ordering::Release);
+    wait_for(
+        "protected again",
+        || handle.status(),
+        |status| status.protected,
+    );
+    handle.guest_stopped();
+    assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
+    standby.handle().stop();
+    assert!(matches!(
+        standby.await_promotion().unwrap(),
+        Outcome::Stopped
+    ));
+}
+
+/// Passes on what comes in at `from` to `to`, so many bytes a millisecond, and everything that comes back.
+fn slow_link(from: &Path, to: &Path, bytes_per_ms: usize) {
+    let listener = UnixListener::bind(from).unwrap();
+    let to = to.to_owned();
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, UnixStream::connect(&to)) else {
+                return;
+            };
+            let (mut back_in, mut back_out) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            std::thread::spawn(move || {
+                // Both ends see the end of either.
+                let _ = std::io::copy(&mut back_in, &mut back_out);
+                let _ = back_out.shutdown(std::net::Shutdown::Both);
+            });
+            let (mut near, mut far) = (near, far);
+            let mut piece = vec![0; bytes_per_ms * 5];
+            while let Ok(bytes @ 1..) = near.read(&mut piece) {
+                // The pace of the link.
+                std::thread::sleep(Duration::from_micros((bytes * 1000 / bytes_per_ms) as u64));
+                if far.write_all(&piece[..bytes]).is_err() {
+                    break;
+                }
+            }
+            let _ = far.shutdown(std::net::Shutdown::Both);
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_is_slowed_and_memory_is_bounded() {
+    const LOG_BYTES_MAX: u64 = 512 << 10;
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let limits = DiskLimits {
+        log_bytes_max: LOG_BYTES_MAX,
+        ..DiskLimits::default()
+    };
+    let a = Images::open(directory, "a", false, limits);
+    let b = Images::open(directory, "b", false, limits);
+    let machine = Fake::new()
+        .with_disks(&a)
+        .with_pace(Duration::from_micros(20));
+    let used = machine.disk_use.clone();
+    let standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let slow = directory.join("slow");
+    slow_link(&slow, &directory.join("channel"), 20_000);
+    let primary = primary(directory, machine)
+        .backup(Endpoint::Unix(slow))
+        .protect()
+        .unwrap();
+    let handle = primary.handle();
+    let set: DiskSet = a.set.clone();
+    wait_for(
+        "slowed",
+        || handle.status(),
+        |status| {
+            let log_bytes = set.counts().log_bytes;
+            // One request may be taken while there is a little room.
+            assert!(log_bytes <= LOG_BYTES_MAX + (64 << 10), "{log_bytes}");
+            status.protected && status.epochs >= 10 && used.refused.load(Ordering::Acquire) > 10
+        },
+    );
+    drop((handle, set, a));
+    assert!(standby.handle().promote());
+    assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
+    let mut promoted = promoted(standby);
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+    assert!(images::file_matches(directory, "b", &b.set));
+}

@@ -1,0 +1,114 @@
+//! What `vmm status` says of disks, for a person: a line for each.
+
+use understudy_replication::runtime::{DiskStatus, DiskSync, Role, Status};
+
+/// A line for each disk, behind its name.
+pub(super) fn lines(status: &Status) -> Vec<(String, String)> {
+    let disks = status.disks.disks.iter().enumerate();
+    disks
+        .map(|(number, disk)| (disk.name.clone(), line(status, number, disk)))
+        .collect()
+}
+
+fn line(status: &Status, number: usize, disk: &DiskStatus) -> String {
+    let state = match disk.mode.as_str() {
+        "shared" => shared(status),
+        _ => replicated(status, number),
+    };
+    format!("{}, {}, {state}", disk.mode, mib(disk.bytes))
+}
+
+fn shared(status: &Status) -> String {
+    match (status.role, status.protected) {
+        (Role::Primary, true) => "writes are held until the standby has their epoch",
+        (Role::Primary, false) => "written at once, NOT protected",
+        (Role::Standby, true) => "written by the primary",
+        (Role::Standby, false) => "not in use here",
+    }
+    .into()
+}
+
+fn replicated(status: &Status, number: usize) -> String {
+    let sync = status.disks.sync.as_ref();
+    let durable = match status.disks.durable_epoch {
+        0 => String::new(),
+        epoch if status.role == Role::Primary => {
+            format!(", on the standby's image up to epoch {epoch}")
+        }
+        epoch => format!(", on this image up to epoch {epoch}"),
+    };
+    match (status.role, status.protected, sync) {
+        (Role::Primary, false, Some(sync)) if status.phase == "syncing" => progress(sync),
+        (Role::Primary, false, _) => match status.disks.marked_bytes {
+            0 => "NOT protected".into(),
+            bytes => format!(
+                "NOT protected; {} of all disks to be copied when its standby comes back",
+                mib(bytes)
+            ),
+        },
+        (Role::Primary, true, Some(sync)) => {
+            let how = match sync.full.get(number) {
+                Some(false) => "what had changed",
+                _ => "all of it",
+            };
+            let (copied, sent) = (mib(sync.bytes), mib(sync.bytes_sent));
+            format!("in sync (last time {how} was copied: {copied}, {sent} sent){durable}")
+        }
+        (_, true, _) => format!("in sync{durable}"),
+        (Role::Standby, false, _) if status.phase == "syncing" => {
+            "being synchronised; the primary knows how far it is".into()
+        }
+        (Role::Standby, false, _) => "not in sync".into(),
+    }
+}
+
+/// How far a synchronisation is.
+pub(super) fn progress(sync: &DiskSync) -> String {
+    let done = sync.bytes.saturating_sub(sync.bytes_left);
+    let percent = match sync.bytes {
+        0 => 100.0,
+        bytes => done as f64 * 100.0 / bytes as f64,
+    };
+    let seconds = sync.elapsed_ms as f64 / 1e3;
+    let rate = match sync.elapsed_ms {
+        0 => String::new(),
+        _ => format!(", {:.1} MiB/s", sync.bytes_sent as f64 / seconds / MIB),
+    };
+    format!(
+        "synchronising: {percent:.0} % ({} of {}{rate})",
+        mib(done),
+        mib(sync.bytes)
+    )
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / MIB)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_synchronisation_tells_how_far_it_is() {
+        let sync = DiskSync {
+            full: vec![true],
+            bytes: 40 << 20,
+            bytes_left: 30 << 20,
+            bytes_sent: 12 << 20,
+            elapsed_ms: 500,
+        };
+        let text = progress(&sync);
+        assert_eq!(
+            text,
+            "synchronising: 25 % (10.0 MiB of 40.0 MiB, 24.0 MiB/s)"
+        );
+        let nothing = DiskSync::default();
+        assert_eq!(
+            progress(&nothing),
+            "synchronising: 100 % (0.0 MiB of 0.0 MiB)"
+        );
+    }
+}
