@@ -388,7 +388,10 @@ impl Machine for Fake {
     }
 
     fn reset(&mut self) -> Result<(), MachineError> {
-        self.guest.lock().unwrap().steps = 0;
+        let mut guest = self.guest.lock().unwrap();
+        guest.steps = 0;
+        self.memory.clear()?;
+        *self.memory.dirty.lock().unwrap() = PageSet::full(&self.memory.layout);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use understudy_replication::runtime::Status;
+use understudy_replication::runtime::{Role, Status};
 use understudy_vmm::lab::{DiskWords, Host, WorkloadDisk};
 
 use crate::support::{DEADLINE, TIMEOUT_MS, binary, wait_for};
@@ -105,7 +105,8 @@ impl Disks {
     /// With another program as `vmm`, and further arguments.
     pub(crate) fn start_standby_with(&mut self, host: usize, program: &Path, further: &[&str]) {
         self.start_host("standby", host, program, further);
-        self.await_status(host, "listening", |status| status.phase == "listening");
+        // A primary may be there already.
+        self.await_status(host, "listening", |status| status.role == Role::Standby);
     }
 
     /// Flags given again in `further` replace the usual ones.

@@ -43,7 +43,7 @@ fn all_of_the_image_is_copied_also_where_nobody_writes() {
     let mut disks = Disks::new(Mode::Replicated);
     // Beyond what the guest uses.
     let mut image = std::fs::read(disks.image_path(A)).unwrap();
-    let pattern = (0..image.len()).map(|at| (at * 2_654_435_761 >> 13) as u8);
+    let pattern = (0..image.len()).map(|at| ((at * 2_654_435_761) >> 13) as u8);
     let used = image.len() / 4;
     for (byte, new) in image.iter_mut().zip(pattern).skip(used) {
         *byte = new;
