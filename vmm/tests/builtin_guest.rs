@@ -477,7 +477,9 @@ fn fingerprints_tell_other_images_from_the_same() {
     let first = print(&paths[0], true);
     assert_eq!(first.differences(&print(&paths[1], true)), []);
     let keys = |differences: Vec<understudy_replication::fingerprint::Difference>| {
-        let keys = differences.iter().map(|difference| difference.key().to_owned());
+        let keys = differences
+            .iter()
+            .map(|difference| difference.key().to_owned());
         keys.collect::<Vec<_>>()
     };
     let differences = keys(first.differences(&print(&paths[2], true)));

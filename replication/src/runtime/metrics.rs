@@ -231,6 +231,7 @@ impl Metrics {
 
     pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
         let mut inner = self.lock();
+        inner.status.role = Role::Primary;
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
     }
