@@ -18,8 +18,10 @@ cargo xtask <task>
                ([--kernel cloud|generic] [--fresh]); says where they are
   testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
                busybox-static and cpio; downloads a kernel package once)
+  testbed linux
+               the same with the Linux guest image: root on a disk, both of Debian's kernels
   testbed list the scenarios of the two-host testbed
-  testbed run [--json] NAME...|all
+  testbed run [--json] [--times N] [--seed N] NAME...|all
                run scenarios on two emulated hosts: faults, and what clients of the guest see of them
                (needs Debian and root; installs the packages it needs)
 ";
@@ -33,6 +35,7 @@ fn main() -> Result<()> {
         ["demos", times] => demos::run(times.parse()?),
         ["guest-image", rest @ ..] => guest_image::command(rest),
         ["testbed", "boot"] => testbed::boot(),
+        ["testbed", "linux"] => testbed::linux(),
         ["testbed", "list"] => {
             testbed::list();
             Ok(())

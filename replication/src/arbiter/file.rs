@@ -13,7 +13,7 @@
 //! of one host, NFSv4, OCFS2, GFS2 …).
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -76,6 +76,7 @@ impl FileArbiter {
             .map_err(|error| {
                 failure(&path, format!("cannot open {}", lock_path.display()), error)
             })?;
+        open_record(&path).map_err(|error| failure(&path, "cannot open the file", error))?;
         Ok(Self {
             path,
             lock_path,
@@ -93,21 +94,19 @@ impl FileArbiter {
     }
 
     fn read(&self) -> Result<Record, ArbiterError> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Ok(Record {
-                    generation: Generation(0),
-                    holder: "nobody".into(),
-                    backup: None,
-                });
-            }
-            Err(error) => return Err(self.failure("cannot open the file", error)),
-        };
+        let file =
+            open_record(&self.path).map_err(|error| self.failure("cannot open the file", error))?;
         let mut text = String::new();
         file.take(RECORD_BYTES_MAX)
             .read_to_string(&mut text)
             .map_err(|error| self.failure("cannot read the file", error))?;
+        if text.is_empty() {
+            return Ok(Record {
+                generation: Generation(0),
+                holder: "nobody".into(),
+                backup: None,
+            });
+        }
         serde_json::from_str(&text).map_err(|error| {
             self.failure(
                 "the file is not an arbiter's record; if you know that no guest runs, remove it",
@@ -279,6 +278,18 @@ impl Arbiter for FileArbiter {
     }
 }
 
+/// Opens the record; before the first grant it is empty. It is created rather than missed: an NFS client
+/// remembers for half a minute that a name was not there, and would not see the other host's first grant. A
+/// name that is there it looks up anew each time.
+fn open_record(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
 fn failure(
     path: &Path,
     what: impl Into<String>,
@@ -314,6 +325,14 @@ mod tests {
             FileArbiter::open(&path).unwrap(),
             FileArbiter::open(&path).unwrap(),
         )
+    }
+
+    #[test]
+    fn nobody_remembers_that_there_was_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let arbiter = FileArbiter::open(directory.path().join("arbiter")).unwrap();
+        assert!(directory.path().join("arbiter").exists());
+        assert_eq!(arbiter.current().unwrap(), (Generation(0), "nobody".into()));
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! done here: writing what was not released, or anything once the set is shut.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -20,6 +19,8 @@ struct Mail {
     released: Vec<Done>,
     alone: Vec<Done>,
     durable: Option<EpochId>,
+    /// The session to which `durable` and `release` belong.
+    session: u64,
     stop: bool,
 }
 
@@ -28,7 +29,8 @@ struct Shared {
     common: Arc<Common>,
     mail: Mutex<Mail>,
     bell: Condvar,
-    written_through: AtomicU64,
+    /// The session, and what shared images have of it durably.
+    written_through: Mutex<(u64, EpochId)>,
     /// So much may be written to shared images without being made durable; the backup keeps it meanwhile.
     unsynced_bytes_max: u64,
 }
@@ -69,7 +71,7 @@ impl Desk {
                 common,
                 mail: Mutex::default(),
                 bell: Condvar::new(),
-                written_through: AtomicU64::new(0),
+                written_through: Mutex::default(),
                 unsynced_bytes_max,
             }),
             thread: Mutex::new(None),
@@ -103,14 +105,16 @@ impl Desk {
         self.tell(|mail| mail.durable = mail.durable.max(Some(epoch)));
     }
 
-    /// A new session: epochs begin anew.
-    pub(super) fn restart(&self) {
-        lock(&self.shared.mail).durable = None;
-        self.shared.written_through.store(0, Ordering::Release);
+    /// A new session: epochs begin anew, and what is said of the last one's does not count for it.
+    pub(super) fn begin_session(&self, session: u64) {
+        let mut mail = lock(&self.shared.mail);
+        mail.durable = None;
+        mail.session = session;
+        *lock(&self.shared.written_through) = (session, EpochId(0));
     }
 
     pub(super) fn written_through(&self) -> EpochId {
-        EpochId(self.shared.written_through.load(Ordering::Acquire))
+        lock(&self.shared.written_through).1
     }
 }
 
@@ -137,10 +141,10 @@ impl Clerk {
     fn work(mut self) {
         while let Some(mut mail) = self.next() {
             if let Some(epoch) = mail.durable.take() {
-                self.clear_marks(epoch);
+                self.clear_marks(mail.session, epoch);
             }
             if let Some(epoch) = mail.release.take() {
-                answer(mail.released, self.release(epoch));
+                answer(mail.released, self.release(mail.session, epoch));
             }
             if !mail.alone.is_empty() {
                 answer(mail.alone, self.go_alone());
@@ -156,7 +160,14 @@ impl Clerk {
                 return None;
             }
             if work {
-                return Some(std::mem::take(&mut *mail));
+                let session = mail.session;
+                return Some(std::mem::replace(
+                    &mut *mail,
+                    Mail {
+                        session,
+                        ..Mail::default()
+                    },
+                ));
             }
             mail = self
                 .shared
@@ -166,21 +177,28 @@ impl Clerk {
         }
     }
 
-    fn clear_marks(&self, epoch: EpochId) {
+    fn clear_marks(&self, session: u64, epoch: EpochId) {
         for drive in &self.shared.drives {
             let Some(map) = &drive.map else { continue };
-            if let Err(error) = lock(map).durable(epoch) {
+            if !lock(map).may_clear(session, epoch) {
+                continue;
+            }
+            // A block is equal on both sides only if a loss of power here cannot take it back either.
+            let cleared = drive
+                .flush()
+                .and_then(|()| lock(map).durable(session, epoch));
+            if let Err(error) = cleared {
                 // The marks stay, which costs nothing but bytes at the next synchronisation.
                 tracing::warn!(disk = drive.name, %error, "marks of written blocks stay");
             }
         }
     }
 
-    fn release(&mut self, epoch: EpochId) -> Result<(), DiskError> {
+    fn release(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
         self.write_held(epoch)?;
-        if self.unsynced.is_empty() {
-            let through = &self.shared.written_through;
-            through.fetch_max(epoch.0, Ordering::AcqRel);
+        let mut through = lock(&self.shared.written_through);
+        if self.unsynced.is_empty() && through.0 == session {
+            through.1 = through.1.max(epoch);
         }
         Ok(())
     }

@@ -21,10 +21,6 @@ use crate::ids::EpochId;
 const AHEAD_BLOCKS: u64 = 16;
 /// The bits are written in pieces of this size.
 const PIECE_BYTES: usize = 4096;
-/// What was written within this time is kept marked together: a block in steady use is not marked anew
-/// in each epoch.
-const KEEP: Duration = Duration::from_secs(1);
-
 /// The map of one image.
 pub(super) struct DirtyMap {
     path: PathBuf,
@@ -42,6 +38,8 @@ pub(super) struct DirtyMap {
     old_epoch: Option<EpochId>,
     /// Blocks of which nobody knows what they hold: an I/O error.
     unsure: BitSet,
+    /// Which synchronisation and what follows it.
+    session: u64,
     /// The backup has taken the candidate.
     joined: bool,
     rotated_at: Option<Instant>,
@@ -70,6 +68,7 @@ impl DirtyMap {
             old: empty(),
             old_epoch: None,
             unsure: empty(),
+            session: 0,
             joined: false,
             rotated_at: None,
             next: u64::MAX,
@@ -197,6 +196,7 @@ impl DirtyMap {
     /// pair already.
     pub(super) fn begin_session(
         &mut self,
+        session: u64,
         peer: &[PairId],
         candidate: PairId,
     ) -> Result<Option<PairId>, DiskError> {
@@ -205,6 +205,7 @@ impl DirtyMap {
             self.header.current = Some(taken);
         }
         self.header.candidate = Some(candidate);
+        self.session = session;
         self.fresh.clear();
         self.old.clear();
         // Whatever they hold is copied now, or the copy fails.
@@ -214,12 +215,12 @@ impl DirtyMap {
         Ok(self.header.current.filter(|id| peer.contains(id)))
     }
 
-    /// `epoch` ends, and nothing is being written.
-    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant) {
+    /// `epoch` ends, and nothing is being written. Marks are kept for some time at least.
+    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at
-            .is_some_and(|at| now.saturating_duration_since(at) < KEEP);
+            .is_some_and(|at| now.saturating_duration_since(at) < kept);
         if waits || early || self.fresh.is_empty() {
             return;
         }
@@ -229,10 +230,15 @@ impl DirtyMap {
         self.rotated_at = Some(now);
     }
 
-    /// The other side has everything up to `epoch` (1 or later) on its image for good.
-    pub(super) fn durable(&mut self, epoch: EpochId) -> Result<(), DiskError> {
+    /// Whether marks may go now that the other side has `epoch` of `session` on its image for good.
+    pub(super) fn may_clear(&self, session: u64, epoch: EpochId) -> bool {
         let passed = self.old_epoch.is_some_and(|old| old <= epoch);
-        if epoch.0 == 0 || (self.joined && !passed) {
+        session == self.session && epoch.0 > 0 && (passed || !self.joined)
+    }
+
+    /// The other side has everything up to `epoch` of `session` on its image for good, and so has this side.
+    pub(super) fn durable(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
+        if !self.may_clear(session, epoch) {
             return Ok(());
         }
         if !self.joined {
@@ -242,7 +248,7 @@ impl DirtyMap {
             }
             self.joined = true;
         }
-        if passed {
+        if self.old_epoch.is_some_and(|old| old <= epoch) {
             self.old.clear();
             self.old_epoch = None;
         }

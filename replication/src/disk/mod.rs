@@ -11,6 +11,7 @@
 
 mod bits;
 mod desk;
+mod destage;
 mod device;
 mod error;
 mod files;
@@ -19,6 +20,7 @@ mod journal;
 mod log;
 mod map;
 mod overlay;
+mod persist;
 mod replica;
 mod set;
 mod sync;
@@ -68,6 +70,9 @@ pub struct DiskLimits {
     pub destage_interval: Duration,
     /// The journal is brought to the images when it has so many bytes.
     pub destage_bytes: u64,
+    /// Marks of written blocks are kept at least so long: a block in steady use is not marked anew again
+    /// and again.
+    pub marks_kept: Duration,
     /// What one [`DiskSet::sync_some`] copies at most.
     pub sync_slice_bytes: u64,
 }
@@ -79,6 +84,7 @@ impl Default for DiskLimits {
             journal_bytes_max: 1 << 30,
             destage_interval: Duration::from_millis(500),
             destage_bytes: 16 << 20,
+            marks_kept: Duration::from_secs(1),
             sync_slice_bytes: 8 << 20,
         }
     }

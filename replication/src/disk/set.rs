@@ -1,6 +1,7 @@
 //! The set of a machine's disks.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -39,6 +40,8 @@ pub(super) struct Inner {
     pub(super) common: Arc<Common>,
     pub(super) limits: DiskLimits,
     pub(super) desk: Desk,
+    /// Synchronisations begun.
+    pub(super) sessions: AtomicU64,
     replica: Replica,
 }
 
@@ -109,6 +112,7 @@ impl DiskSet {
             common,
             limits,
             desk,
+            sessions: AtomicU64::new(0),
         })))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! What must not be done here: reading a block before it is off the list of those to be copied.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -94,7 +95,8 @@ impl Inner {
     pub(super) fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.check_peer(peer)?;
         self.common.with_log(|log| log.end());
-        self.desk.restart();
+        let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.desk.begin_session(session);
         let mut plan = Vec::new();
         for (drive, peer) in self.drives.iter().zip(peer) {
             let candidate = new_id();
@@ -103,7 +105,7 @@ impl Inner {
                 Some(map) => {
                     let mut map = lock(map);
                     let comparable = peer.block_bytes == map.block_bytes();
-                    map.begin_session(&peer.ids, candidate)?
+                    map.begin_session(session, &peer.ids, candidate)?
                         .filter(|_| comparable)
                 }
             };
@@ -114,7 +116,7 @@ impl Inner {
             });
         }
         // What is being written now is finished before the list of blocks is made and logging begins.
-        let _turns: Vec<_> = self.drives.iter().map(|drive| lock(&drive.turn)).collect();
+        let turns: Vec<_> = self.drives.iter().map(|drive| lock(&drive.turn)).collect();
         let mut to_copy = Vec::new();
         for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
             to_copy.push(drive.map.as_ref().map(|map| {
@@ -135,6 +137,11 @@ impl Inner {
         }
         let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
         self.common.with_log(|log| log.begin(to_copy));
+        drop(turns);
+        // What was written before blocks were marked must not be lost any more: nothing would tell of it.
+        for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
+            drive.flush()?;
+        }
         Ok(SyncPlan { disks: plan, bytes })
     }
 
@@ -222,7 +229,7 @@ impl Inner {
         for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
             // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
             if let Ok(mut map) = map.try_lock() {
-                map.rotate(epoch, now);
+                map.rotate(epoch, now, self.limits.marks_kept);
             }
         }
         let (writes, flush) = self.common.with_log(|log| log.seal(epoch));

@@ -260,6 +260,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_standby_that_took_over_is_the_primary() {
+        let metrics = Metrics::new(Role::Standby, "vm", "node");
+        metrics.promoted(
+            FailoverFigures {
+                cause: "test".into(),
+                generation: 2,
+                epoch: 7,
+                reaction_ms: 1.0,
+                recovery_ms: 1.0,
+                outage_ms: 2.0,
+                repair_ms: None,
+                detected_monotonic_ns: 0,
+                running_monotonic_ns: 0,
+            },
+            Some(Instant::now()),
+        );
+        assert_eq!(metrics.status().role, Role::Primary);
+        metrics.set_phase("protected", Generation(2), EpochId(8), true);
+        let failover = metrics.status().failover.unwrap();
+        assert!(failover.repair_ms.is_some(), "{failover:?}");
+    }
+
+    #[test]
     fn long_times_and_large_counts_are_counted_as_they_are() {
         let metrics = Metrics::new(Role::Primary, "vm", "node");
         let pause = Duration::from_millis(1500);

@@ -6,17 +6,37 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use understudy_replication::core::primary::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
-use understudy_replication::runtime::{Ended, Outcome, Primary, Status};
+use understudy_replication::runtime::{
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder, StandbyRun,
+    Status,
+};
 use understudy_transport::Endpoint;
 
 use crate::fake::Fake;
 use crate::images::{self, IMAGE_BYTES, Images};
-use crate::{endpoint, primary, promoted, standby, wait_for};
+use crate::{endpoint, promoted, wait_for};
 
 fn open(directory: &Path, host: &str, shared: bool) -> Images {
     Images::open(directory, host, shared, DiskLimits::default())
+}
+
+/// So long that a busy machine is no lost host: these tests end links, or say that they do.
+fn patient() -> Policy {
+    Policy {
+        heartbeat_timeout: Duration::from_secs(20),
+        ..Policy::default()
+    }
+}
+
+fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
+    crate::standby(directory, machine).policy(patient())
+}
+
+fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
+    crate::primary(directory, machine).policy(patient())
 }
 
 fn protected(status: &Status) -> bool {
@@ -64,10 +84,10 @@ fn a_promoted_standby_has_exactly_the_disks_of_its_epoch_and_shared_ones_have_on
 /// Lets the primary die without a word, and the standby take over.
 fn fail_over(
     directory: &Path,
-    primary: understudy_replication::runtime::Protection<Fake>,
+    primary: Protection<Fake>,
     panics: &std::sync::atomic::AtomicBool,
-    standby: understudy_replication::runtime::StandbyRun<Fake>,
-) -> understudy_replication::runtime::Promoted<Fake> {
+    standby: StandbyRun<Fake>,
+) -> Promoted<Fake> {
     panics.store(true, Ordering::Release);
     assert!(primary.wait().is_err(), "it was to panic: {directory:?}");
     promoted(standby)
@@ -102,6 +122,7 @@ fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
     let primary_b = Primary::promoted(promoted)
         .arbiter(crate::arbiter(directory))
         .backup(endpoint(directory))
+        .policy(patient())
         .protect()
         .unwrap();
     let handle = primary_b.handle();

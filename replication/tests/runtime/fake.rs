@@ -358,7 +358,12 @@ impl Machine for Fake {
         let steps = state
             .try_into()
             .map_err(|_| MachineError::new("state of a wrong size"))?;
-        self.guest.lock().unwrap().steps = u64::from_le_bytes(steps);
+        let steps = u64::from_le_bytes(steps);
+        self.guest.lock().unwrap().steps = steps;
+        if !self.disks.is_empty() {
+            // Exactly at this moment: a little later the guest has written everything once more.
+            images::assert_written(&self.disks, steps);
+        }
         Ok(())
     }
 
@@ -379,6 +384,14 @@ impl Machine for Fake {
                 std::thread::sleep(pace);
             }
         }));
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), MachineError> {
+        let mut guest = self.guest.lock().unwrap();
+        guest.steps = 0;
+        self.memory.clear()?;
+        *self.memory.dirty.lock().unwrap() = PageSet::full(&self.memory.layout);
         Ok(())
     }
 

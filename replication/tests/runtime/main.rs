@@ -132,6 +132,32 @@ fn a_promoted_standby_goes_on_where_the_clients_are_and_the_old_primary_is_fence
 }
 
 #[test]
+fn a_protected_guest_that_is_started_over_stays_protected_and_all_it_said_is_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = pair(directory.path());
+    let handle = pair.primary.handle();
+    handle.reset_guest();
+    // The second 1 leaves when the epoch after the reset has been acknowledged.
+    let gate = Arc::clone(&pair.primary_gate);
+    let runs = || gate.out().iter().filter(|number| **number == 1).count();
+    wait_for(
+        "started over",
+        || handle.status(),
+        |status| runs() == 2 && status.protected,
+    );
+    assert!(pair.standby.handle().promote());
+    let mut promoted = promoted(pair.standby);
+    pair.primary.wait().unwrap();
+    promoted.machine.stop();
+    // Its memory is that of the second run.
+    promoted.machine.assert_consistent();
+    let out = gate.out();
+    let second = out.iter().rposition(|number| *number == 1).unwrap();
+    assert_counts_up(&out[..second]);
+    assert_counts_up(&out[second..]);
+}
+
+#[test]
 fn a_primary_that_loses_its_standby_goes_on_alone_under_a_new_generation() {
     let directory = tempfile::tempdir().unwrap();
     let pair = pair(directory.path());

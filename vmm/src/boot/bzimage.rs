@@ -80,7 +80,7 @@ pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
         return Err(BootError::EntryOutside(start + ENTRY_64));
     }
     Ok(Plan {
-        entry: EntryPoint(start + ENTRY_64),
+        entry: EntryPoint::Linux64(start + ENTRY_64),
         kernel_end: end,
         cmdline_bytes_max: (header.cmdline_size as usize).min(CMDLINE_BYTES_MAX - 1),
         initrd_end_max: u64::from(header.initrd_addr_max) + 1,

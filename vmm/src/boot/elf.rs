@@ -6,14 +6,19 @@
 use std::io::Cursor;
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::params::plain_header;
-use super::{BootError, CMDLINE_BYTES_MAX, EntryPoint, KERNEL_START, Plan, has_bytes};
-use crate::memory::GuestRam;
+use super::{
+    BootError, BootProtocol, CMDLINE_BYTES_MAX, EntryPoint, KERNEL_START, Plan, has_bytes, pvh,
+};
+use crate::memory::{GuestRam, low_ram_end};
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: u64 = 56;
+const PAGE_BYTES: u64 = 4096;
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
@@ -33,31 +38,89 @@ pub(super) fn is(image: &[u8]) -> bool {
     image.starts_with(b"\x7fELF")
 }
 
+/// Copies the segments; what they have beyond their bytes in the image is zero, whatever is there (an
+/// earlier run of the guest).
 pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(), BootError> {
+    for segment in segments(image, low_ram_end(ram))? {
+        clear(ram, segment.start + segment.file_bytes, segment.end)?;
+    }
     Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
+    Ok(())
+}
+
+/// Makes memory zero. Pages that are stay untouched, so that fresh memory is not taken from the host.
+fn clear(ram: &GuestRam, start: u64, end: u64) -> Result<(), BootError> {
+    let mut chunk = [0; PAGE_BYTES as usize];
+    let mut at = start;
+    while at < end {
+        let next = ((at / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
+        let bytes = &mut chunk[..(next - at) as usize];
+        let done = ram.read_slice(bytes, GuestAddress(at)).and_then(|()| {
+            if bytes.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
+            bytes.fill(0);
+            ram.write_slice(bytes, GuestAddress(at))
+        });
+        done.map_err(|source| BootError::Write {
+            what: "the kernel's zeroed memory",
+            source,
+        })?;
+        at = next;
+    }
     Ok(())
 }
 
 /// Checks the headers. An ELF image has no setup header: it gets a plain one, and may have an initramfs
 /// wherever Linux takes one.
-pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
+pub(super) fn plan(image: &[u8], ram_end: u64, protocol: BootProtocol) -> Result<Plan, BootError> {
     let segments = segments(image, ram_end)?;
-    let entry = u64_at(image, 24);
-    if !segments
-        .iter()
-        .any(|segment| (segment.start..segment.end).contains(&entry))
-    {
-        return Err(BootError::EntryOutside(entry));
-    }
     let kernel_end = segments.iter().map(|segment| segment.end).max();
     Ok(Plan {
-        entry: EntryPoint(entry),
+        entry: entry(image, &segments, protocol)?,
         kernel_end: kernel_end.unwrap_or(KERNEL_START),
         cmdline_bytes_max: CMDLINE_BYTES_MAX - 1,
         initrd_end_max: INITRD_END_MAX,
         header: plain_header(),
         initrd: None,
     })
+}
+
+/// The 64-bit entry point, or that of PVH's note: if it is asked for, or the other one is in no segment.
+fn entry(
+    image: &[u8],
+    segments: &[Segment],
+    protocol: BootProtocol,
+) -> Result<EntryPoint, BootError> {
+    let is_loaded = |entry: u64| {
+        let mut segments = segments.iter();
+        segments.any(|segment| (segment.start..segment.end).contains(&entry))
+    };
+    let entry = u64_at(image, 24);
+    let pvh_entry = match protocol {
+        BootProtocol::Auto if is_loaded(entry) => None,
+        BootProtocol::Linux => None,
+        BootProtocol::Auto => pvh_entry(image),
+        BootProtocol::Pvh => Some(pvh_entry(image).ok_or(BootError::NoPvh(
+            "it has no note that says where its 32-bit entry is (XEN_ELFNOTE_PHYS32_ENTRY)",
+        ))?),
+    };
+    let place = pvh_entry.map_or(entry, u64::from);
+    if !is_loaded(place) {
+        return Err(BootError::EntryOutside(place));
+    }
+    Ok(pvh_entry.map_or(EntryPoint::Linux64(entry), EntryPoint::Pvh))
+}
+
+/// PVH's entry point, as a note in one of the image's note segments tells it.
+fn pvh_entry(image: &[u8]) -> Option<u32> {
+    program_headers(image)
+        .filter(|at| u32_at(image, *at) == PT_NOTE)
+        .find_map(|at| {
+            let start = usize::try_from(u64_at(image, at + 8)).ok()?;
+            let bytes = usize::try_from(u64_at(image, at + 32)).ok()?;
+            pvh::entry_in_notes(image.get(start..start.checked_add(bytes)?)?)
+        })
 }
 
 /// Checks the headers and returns the loadable segments.
@@ -82,8 +145,7 @@ fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
         count as u64 * PROGRAM_HEADER_BYTES,
     )?;
     let mut segments = Vec::new();
-    for number in 0..count {
-        let at = table as usize + number * PROGRAM_HEADER_BYTES as usize;
+    for (number, at) in program_headers(image).enumerate() {
         if u32_at(image, at) == PT_LOAD {
             segments.push(segment(image, at, number, ram_end)?);
         }
@@ -92,6 +154,13 @@ fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
         return Err(BootError::Empty);
     }
     Ok(segments)
+}
+
+/// Where the program headers are. Their table has been checked to be in the image.
+fn program_headers(image: &[u8]) -> impl Iterator<Item = usize> {
+    let table = u64_at(image, 32) as usize;
+    let count = usize::from(u16_at(image, 56));
+    (0..count).map(move |number| table + number * PROGRAM_HEADER_BYTES as usize)
 }
 
 fn segment(image: &[u8], at: usize, number: usize, ram_end: u64) -> Result<Segment, BootError> {

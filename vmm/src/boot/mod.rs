@@ -1,8 +1,8 @@
 //! Putting a kernel into guest memory and a vCPU in front of it.
 //!
-//! Two formats, bzImage and ELF64, both entered by the Linux 64-bit boot protocol. A format is a function
-//! from image bytes to a [`Plan`], which touches no memory, and one that copies; another one becomes another
-//! file beside `elf.rs` and another arm in [`plan`] and [`load`]. What must not be done here: keep anything.
+//! Two formats, bzImage and ELF64, entered by the Linux 64-bit boot protocol, ELF64 also by PVH's. A format is a
+//! function from image bytes to a [`Plan`], which touches no memory, and one that copies; another one becomes
+//! another file beside `elf.rs` and another arm in [`plan`] and [`load`]. What must not be done here: keep anything.
 //! Booting is over when the vCPU runs.
 
 mod acpi;
@@ -10,18 +10,22 @@ mod bios;
 mod bzimage;
 mod elf;
 mod params;
+mod pvh;
 mod registers;
+mod wdat;
 
 use std::ops::Range;
 
 use linux_loader::loader::bootparam::setup_header;
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestRam, low_ram_end};
 
-pub use acpi::{Hardware, MmioDevice, PortDevice};
+pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
-pub use registers::{initial_regs, initial_sregs};
+pub use registers::{entry_sregs, initial_regs, initial_sregs};
+pub use wdat::Watchdog;
 
 use params::write_boot_params;
 use registers::write_tables;
@@ -86,6 +90,9 @@ pub enum BootError {
     /// The entry point is in no segment.
     #[error("the kernel's entry point {0:#x} lies outside everything the image loads")]
     EntryOutside(u64),
+    /// PVH is asked for, of an image that does not offer it.
+    #[error("the kernel image cannot be booted by PVH: {0}; leave the boot protocol to be chosen")]
+    NoPvh(&'static str),
     /// Nothing to load.
     #[error("the kernel image loads nothing: it has no loadable segment")]
     Empty,
@@ -143,13 +150,46 @@ pub enum BootError {
     },
 }
 
-/// Where vCPU 0 starts.
+/// Where and how vCPU 0 starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EntryPoint(pub u64);
+pub enum EntryPoint {
+    /// In 64-bit mode, by the Linux boot protocol.
+    Linux64(u64),
+    /// In 32-bit mode without paging, by PVH's.
+    Pvh(u32),
+}
+
+/// By which protocol a kernel is entered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProtocol {
+    /// Linux' if the image can, else PVH's.
+    #[default]
+    Auto,
+    /// The Linux 64-bit boot protocol.
+    Linux,
+    /// PVH: an ELF image with a note that says where its 32-bit entry is.
+    Pvh,
+}
+
+impl std::str::FromStr for BootProtocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "linux" => Ok(Self::Linux),
+            "pvh" => Ok(Self::Pvh),
+            _ => Err(format!("{text:?} is none of auto, linux, pvh")),
+        }
+    }
+}
 
 /// What is booted: bytes of files.
 #[derive(Debug, Clone)]
 pub struct Payload {
+    /// By which protocol.
+    pub protocol: BootProtocol,
     /// A kernel image.
     pub kernel: Vec<u8>,
     /// An initramfs for it.
@@ -238,7 +278,10 @@ impl Plan {
 pub fn plan(payload: &Payload, ram_end: u64) -> Result<Plan, BootError> {
     let image = &payload.kernel;
     let mut plan = match Format::of(image)? {
-        Format::Elf => elf::plan(image, ram_end)?,
+        Format::Elf => elf::plan(image, ram_end, payload.protocol)?,
+        Format::BzImage if payload.protocol == BootProtocol::Pvh => {
+            return Err(BootError::NoPvh("it is a bzImage, whose vmlinux could be"));
+        }
         Format::BzImage => bzimage::plan(image, ram_end)?,
     };
     if let Some(initrd) = &payload.initrd {
@@ -248,7 +291,7 @@ pub fn plan(payload: &Payload, ram_end: u64) -> Result<Plan, BootError> {
 }
 
 /// Puts kernel, initramfs, command line, ACPI and processor tables, and the reset vector into memory; vCPU 0 then starts at the entry point with
-/// [`initial_regs`] and [`initial_sregs`].
+/// [`initial_regs`] and [`entry_sregs`].
 ///
 /// # Errors
 /// As [`plan`] and [`Plan::check_cmdline`].
@@ -275,7 +318,10 @@ pub fn load(
     let (reset_port, reset_value) = hardware.reset;
     bios::write(ram, reset_port, reset_value)?;
     write_tables(ram)?;
-    write_boot_params(ram, cmdline, &plan)?;
+    match plan.entry {
+        EntryPoint::Linux64(_) => write_boot_params(ram, cmdline, &plan)?,
+        EntryPoint::Pvh(_) => pvh::write_start_info(ram, cmdline, &plan)?,
+    }
     Ok(plan.entry)
 }
 

@@ -5,6 +5,7 @@
 //! | address | what |
 //! | --- | --- |
 //! | 0x500 | GDT |
+//! | 0x6000 | PVH's `struct hvm_start_info`, and what it points to |
 //! | 0x7000 | `struct boot_params` |
 //! | 0x8ff0 | initial stack pointer |
 //! | 0x9000.. | page tables |
@@ -89,19 +90,29 @@ pub(super) fn write_boot_params(
     cmdline: &Cmdline,
     plan: &Plan,
 ) -> Result<(), BootError> {
-    let write = |what| move |source| BootError::Write { what, source };
+    write_cmdline(ram, cmdline)?;
+    ram.write_obj(
+        zero_page(ram, cmdline.as_str().len(), plan),
+        GuestAddress(BOOT_PARAMS_ADDRESS),
+    )
+    .map_err(|source| BootError::Write {
+        what: "struct boot_params",
+        source,
+    })
+}
+
+/// Writes the command line and its NUL.
+pub(super) fn write_cmdline(ram: &GuestRam, cmdline: &Cmdline) -> Result<(), BootError> {
     let text = cmdline.as_str().as_bytes();
     ram.write_slice(text, GuestAddress(CMDLINE_ADDRESS))
         .and_then(|()| {
             let end = GuestAddress(CMDLINE_ADDRESS + text.len() as u64);
             ram.write_slice(&[0], end)
         })
-        .map_err(write("the command line"))?;
-    ram.write_obj(
-        zero_page(ram, text.len(), plan),
-        GuestAddress(BOOT_PARAMS_ADDRESS),
-    )
-    .map_err(write("struct boot_params"))
+        .map_err(|source| BootError::Write {
+            what: "the command line",
+            source,
+        })
 }
 
 /// The header of a kernel that brings none.
@@ -143,7 +154,7 @@ fn zero_page(ram: &GuestRam, cmdline_bytes: usize, plan: &Plan) -> boot_params {
 
 /// What memory there is: start, end and type. RAM, but for what a PC has below 1 MiB: there nothing is used
 /// but the ACPI tables and the reset vector.
-fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
+pub(super) fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
     let mut map = Vec::new();
     for region in ram.iter() {
         let start = region.start_addr().0;

@@ -1,4 +1,4 @@
-//! The state in which vCPU 0 enters the kernel: the Linux 64-bit boot protocol.
+//! The state in which vCPU 0 enters the kernel: the Linux 64-bit boot protocol, and PVH.
 //!
 //! Tables are built in guest memory below 1 MiB, registers are returned; the caller sets them. What must
 //! not be done here: talk to KVM.
@@ -7,6 +7,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::params::BOOT_PARAMS_ADDRESS;
+use super::pvh::START_INFO_ADDRESS;
 use super::{BootError, EntryPoint};
 use crate::memory::GuestRam;
 
@@ -83,17 +84,44 @@ pub(super) fn write_tables(ram: &GuestRam) -> Result<(), BootError> {
 /// General registers at entry.
 #[must_use]
 pub fn initial_regs(entry: EntryPoint) -> kvm_regs {
-    kvm_regs {
-        rip: entry.0,
-        rsi: BOOT_PARAMS_ADDRESS,
-        rsp: STACK_POINTER,
-        rbp: STACK_POINTER,
-        rflags: RFLAGS_RESERVED,
-        ..Default::default()
+    match entry {
+        EntryPoint::Linux64(entry) => kvm_regs {
+            rip: entry,
+            rsi: BOOT_PARAMS_ADDRESS,
+            rsp: STACK_POINTER,
+            rbp: STACK_POINTER,
+            rflags: RFLAGS_RESERVED,
+            ..Default::default()
+        },
+        EntryPoint::Pvh(entry) => kvm_regs {
+            rip: entry.into(),
+            rbx: START_INFO_ADDRESS,
+            rflags: RFLAGS_RESERVED,
+            ..Default::default()
+        },
     }
 }
 
-/// System registers at entry, made from those after reset (whose APIC base and the like stay).
+/// System registers at entry, made from those after reset.
+#[must_use]
+pub fn entry_sregs(entry: EntryPoint, reset: kvm_sregs) -> kvm_sregs {
+    match entry {
+        EntryPoint::Linux64(_) => initial_sregs(reset),
+        EntryPoint::Pvh(_) => pvh_sregs(reset),
+    }
+}
+
+/// 32-bit protected mode, flat segments, no paging.
+fn pvh_sregs(reset: kvm_sregs) -> kvm_sregs {
+    let mut sregs = initial_sregs(reset);
+    // The GDT has no 32-bit code; kernels load their own before they load a segment.
+    (sregs.cs.l, sregs.cs.db) = (0, 1);
+    sregs.cr0 = CR0_PE | CR0_ET;
+    (sregs.cr3, sregs.cr4, sregs.efer) = (0, 0, 0);
+    sregs
+}
+
+/// System registers of 64-bit mode, made from those after reset (whose APIC base and the like stay).
 #[must_use]
 pub fn initial_sregs(reset: kvm_sregs) -> kvm_sregs {
     let mut sregs = reset;

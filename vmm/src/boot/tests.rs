@@ -41,6 +41,13 @@ fn hardware() -> Hardware {
             count: 8,
             gsi: 4,
         },
+        button: ButtonRegister {
+            port: 0x604,
+            pressed: 1,
+            gsi: 3,
+        },
+        panic_port: 0x505,
+        watchdog: None,
         sleep_port: 0x600,
         sleep_type_off: 5,
         reset: (0x64, 0xfe),
@@ -49,6 +56,7 @@ fn hardware() -> Hardware {
 
 fn payload(image: &[u8], initrd: Option<&[u8]>) -> Payload {
     Payload {
+        protocol: BootProtocol::Auto,
         kernel: image.into(),
         initrd: initrd.map(Into::into),
     }
@@ -82,14 +90,17 @@ fn memory() -> Memory {
 #[test]
 fn a_segment_lands_at_its_physical_address() {
     let memory = memory();
-    let entry = load_kernel(memory.ram(), &image(0x10_0000, b"code", 0x100)).unwrap();
-    assert_eq!(entry, EntryPoint(0x10_0000));
-    let mut code = [0; 5];
-    memory
-        .ram()
-        .read_slice(&mut code, GuestAddress(0x10_0000))
-        .unwrap();
-    assert_eq!(&code, b"code\0");
+    // As an earlier run may have left it.
+    let old = vec![0xaa; 0x3000];
+    let start = GuestAddress(0x10_0000);
+    memory.ram().write_slice(&old, start).unwrap();
+    let entry = load_kernel(memory.ram(), &image(0x10_0000, b"code", 0x2100)).unwrap();
+    assert_eq!(entry, EntryPoint::Linux64(0x10_0000));
+    let mut loaded = vec![0; 0x3000];
+    memory.ram().read_slice(&mut loaded, start).unwrap();
+    assert_eq!(&loaded[..4], b"code");
+    assert!(loaded[4..0x2100].iter().all(|byte| *byte == 0));
+    assert_eq!(loaded[0x2100..], old[0x2100..], "no more than that");
 }
 
 #[test]
@@ -238,7 +249,7 @@ fn a_bzimage_gets_its_header_back_completed() {
     let payload = payload(&bzimage(), Some(&initrd));
     let cmdline = Cmdline::new(["hello"]).unwrap();
     let entry = load(memory.ram(), &payload, &cmdline, &hardware()).unwrap();
-    assert_eq!(entry, EntryPoint(0x10_0200));
+    assert_eq!(entry, EntryPoint::Linux64(0x10_0200));
     let mut code = [0; 4];
     memory
         .ram()
@@ -350,7 +361,122 @@ fn a_command_line_may_be_as_long_as_the_kernel_says() {
     );
 }
 
+/// An image whose note says that its 32-bit entry point is at `entry`.
+fn with_note(mut image: Vec<u8>, entry: u32) -> Vec<u8> {
+    image[56] = 2;
+    image[120] = 4;
+    image[128..136].copy_from_slice(&0x200u64.to_le_bytes());
+    image[152..160].copy_from_slice(&44u64.to_le_bytes());
+    let name = u32::from_le_bytes(*b"Xen\0");
+    // Another note first, whose name and content are padded.
+    let words = [5, 1, 18, 0x756e_6547, 0x6e, 7, 4, 4, 18, name, entry];
+    for (number, word) in words.into_iter().enumerate() {
+        image[0x200 + 4 * number..][..4].copy_from_slice(&u32::to_le_bytes(word));
+    }
+    image
+}
+
+#[test]
+fn pvh_is_for_images_that_offer_it_and_nothing_else_or_if_asked_for() {
+    let entry = |image: &[u8], protocol| {
+        let payload = Payload {
+            protocol,
+            ..payload(image, None)
+        };
+        plan(&payload, 0x20_0000).map(|plan| plan.entry())
+    };
+    let plain = image(0x10_0000, b"code", 0x100);
+    let both = with_note(plain.clone(), 0x10_0002);
+    let mut only = both.clone();
+    only[24..32].copy_from_slice(&0x8000_0000u64.to_le_bytes());
+    let (linux, pvh) = (EntryPoint::Linux64(0x10_0000), EntryPoint::Pvh(0x10_0002));
+    assert_eq!(entry(&both, BootProtocol::Auto).unwrap(), linux);
+    assert_eq!(entry(&both, BootProtocol::Linux).unwrap(), linux);
+    assert_eq!(entry(&both, BootProtocol::Pvh).unwrap(), pvh);
+    assert_eq!(entry(&only, BootProtocol::Auto).unwrap(), pvh);
+    for (image, protocol) in [
+        (&only, BootProtocol::Linux),
+        (&with_note(plain.clone(), 0x10_0100), BootProtocol::Pvh),
+        (&with_note(plain.clone(), 0xf_ffff), BootProtocol::Pvh),
+    ] {
+        let error = entry(image, protocol).unwrap_err();
+        assert!(matches!(error, BootError::EntryOutside(_)), "{error}");
+    }
+    for image in [&plain, &bzimage()] {
+        let error = entry(image, BootProtocol::Pvh).unwrap_err();
+        assert!(matches!(error, BootError::NoPvh(_)), "{error}");
+    }
+    for (text, protocol) in [
+        ("auto", BootProtocol::Auto),
+        ("linux", BootProtocol::Linux),
+        ("pvh", BootProtocol::Pvh),
+    ] {
+        assert_eq!(text.parse(), Ok(protocol));
+    }
+    assert!("bios".parse::<BootProtocol>().unwrap_err().contains("pvh"));
+}
+
+#[test]
+fn pvh_kernels_find_start_info_module_and_memory_map() {
+    let memory = Memory::allocate(4096, Backing::Anonymous).unwrap();
+    let payload = Payload {
+        protocol: BootProtocol::Pvh,
+        ..payload(
+            &with_note(image(0x10_0000, b"code", 0x100), 0x10_0002),
+            Some(&[7; 5000]),
+        )
+    };
+    let cmdline = Cmdline::new(["hello"]).unwrap();
+    let entry = load(memory.ram(), &payload, &cmdline, &hardware()).unwrap();
+    assert_eq!(entry, EntryPoint::Pvh(0x10_0002));
+    let regs = initial_regs(entry);
+    assert_eq!((regs.rip, regs.rflags), (0x10_0002, 2));
+    let u32_at = |at: u64| memory.ram().read_obj::<u32>(GuestAddress(at)).unwrap();
+    let u64_at = |at: u64| memory.ram().read_obj::<u64>(GuestAddress(at)).unwrap();
+    let info = regs.rbx;
+    assert_eq!(
+        [0, 4, 8, 12].map(|at| u32_at(info + at)),
+        [0x336e_c578, 1, 0, 1]
+    );
+    assert_eq!(u64_at(info + 24), CMDLINE_ADDRESS);
+    assert_eq!(u64_at(info + 32), 0xe_0000, "the root of the ACPI tables");
+    let module = u64_at(info + 16);
+    assert_eq!((u64_at(module), u64_at(module + 8)), (0x7fff_e000, 5000));
+    assert_eq!(u32_at(0x7fff_e000), 0x0707_0707);
+    let map = u64_at(info + 40);
+    let entries: Vec<(u64, u64, u32)> = (0..u64::from(u32_at(info + 48)))
+        .map(|number| map + 24 * number)
+        .map(|at| (u64_at(at), u64_at(at + 8), u32_at(at + 16)))
+        .collect();
+    assert_eq!(entries.len(), 5);
+    assert_eq!(entries[0], (0, LOW_RAM_END, 1));
+    assert_eq!(entries[4], (0x1_0000_0000, 1 << 30, 1));
+    let sregs = entry_sregs(entry, Default::default());
+    assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
+    assert_eq!((sregs.cs.db, sregs.cs.l, sregs.ds.db), (1, 0, 1));
+}
+
 proptest! {
+    #[test]
+    fn no_notes_make_the_planner_panic(
+        notes in proptest::collection::vec(any::<u8>(), 0..80),
+        words in proptest::collection::vec(0u32..24, 0..12),
+    ) {
+        let words: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        for notes in [notes, words] {
+            let mut image = with_note(image(0x10_0000, b"code", 0x100), 0x10_0000);
+            image[152..160].copy_from_slice(&(notes.len() as u64).to_le_bytes());
+            image[0x200..0x200 + notes.len()].copy_from_slice(&notes);
+            let payload = Payload {
+                protocol: BootProtocol::Pvh,
+                ..payload(&image, None)
+            };
+            if let Ok(plan) = plan(&payload, 0x20_0000) {
+                prop_assert!(matches!(plan.entry(), EntryPoint::Pvh(0x10_0000..0x10_0100)));
+            }
+        }
+    }
+
     #[test]
     fn no_image_makes_the_loader_panic(
         at in 0usize..120,
@@ -361,7 +487,7 @@ proptest! {
         image[at..at + bytes.len()].copy_from_slice(&bytes);
         image.truncate(cut.max(1));
         let memory = memory();
-        if let Ok(EntryPoint(entry)) = load_kernel(memory.ram(), &image) {
+        if let Ok(EntryPoint::Linux64(entry)) = load_kernel(memory.ram(), &image) {
             prop_assert!((KERNEL_START..0x20_0000).contains(&entry));
         }
     }
@@ -379,7 +505,7 @@ proptest! {
         let memory = memory();
         let payload = payload(&image, Some(&vec![1; initrd_bytes]));
         let cmdline = Cmdline::new(["hello"]).unwrap();
-        if let Ok(EntryPoint(entry)) = load(memory.ram(), &payload, &cmdline, &hardware()) {
+        if let Ok(EntryPoint::Linux64(entry)) = load(memory.ram(), &payload, &cmdline, &hardware()) {
             prop_assert!((KERNEL_START..0x20_0000).contains(&entry));
         }
     }

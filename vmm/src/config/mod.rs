@@ -11,6 +11,10 @@ use understudy_replication::core::primary::Policy;
 use understudy_replication::disk::DiskLimits;
 use understudy_transport::Endpoint;
 
+use crate::boot::BootProtocol;
+use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+use crate::vcpu::CpuTemplate;
+
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +35,8 @@ pub struct Config {
     pub network_interfaces: Vec<NetworkInterface>,
     /// A virtio entropy device, if present.
     pub entropy: Option<Entropy>,
+    /// A watchdog that the guest may drive (not in Firecracker).
+    pub watchdog: Option<WatchdogSection>,
     /// The first serial port.
     pub serial: Serial,
     /// Replication.
@@ -47,6 +53,9 @@ pub struct BootSource {
     pub initrd_path: Option<PathBuf>,
     /// Command line.
     pub boot_args: Option<String>,
+    /// `auto` (default: the Linux boot protocol, or PVH if the image has only that), `linux` or `pvh` (not in
+    /// Firecracker).
+    pub boot_protocol: Option<BootProtocol>,
 }
 
 /// `machine-config`.
@@ -57,6 +66,15 @@ pub struct MachineSection {
     pub vcpu_count: Option<u8>,
     /// Memory in MiB. Default 256.
     pub mem_size_mib: Option<u64>,
+    /// Which CPU features the guest is offered: `host` (default), or a level that hosts of different models
+    /// have in common, `x86-64` to `x86-64-v4`.
+    pub cpu_template: Option<CpuTemplate>,
+    /// What follows when the guest wants a reboot (not in Firecracker). Default `restart`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_reboot: Option<OnReboot>,
+    /// What follows when the guest's kernel panics (not in Firecracker). Default `report`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_panic: Option<OnPanic>,
 }
 
 /// One of `network-interfaces`.
@@ -68,6 +86,10 @@ pub struct NetworkInterface {
     /// A tap device of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_dev_name: Option<String>,
+    /// Whether the tap takes over checksums and TCP segmentation (not in Firecracker). Default true; false if
+    /// the other host's guest would be on a socket, which cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<bool>,
     /// A Unix stream socket with the framing of QEMU and passt (not in Firecracker).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket_path: Option<PathBuf>,
@@ -114,6 +136,14 @@ pub enum DriveReplication {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {}
+
+/// `watchdog`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchdogSection {
+    /// What follows when the guest does not feed it. Default `reset`.
+    pub action: OnWatchdog,
+}
 
 /// `serial`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

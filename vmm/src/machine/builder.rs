@@ -16,16 +16,17 @@ use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
+use super::state::Initial;
 use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
-use crate::devices::{Bus, Device, SerialInput};
+use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
 use crate::output::Gate;
 use crate::vcpu::{
-    Buses, Counter, Ending, GuestClock, MsrList, OnEnd, VcpuThread, configure_cpuid,
-    describe_cpuid, guest_counter, use_host_counter,
+    Buses, Counter, CpuModel, CpuTemplate, Ending, GuestClock, MsrList, OnEnd, VcpuThread,
+    guest_counter, use_host_counter,
 };
 
 /// Three pages that Intel processors need for real mode, right below the BIOS of a PC: inside the hole.
@@ -35,6 +36,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// A machine being built: create it, attach devices, finish it.
 pub struct MachineBuilder {
     vcpus: u8,
+    template: CpuTemplate,
     cmdline: String,
     payload: Option<Payload>,
     system: System,
@@ -49,6 +51,7 @@ pub struct MachineBuilder {
     networks: Networks,
     disks: DiskSet,
     console_input: Option<SerialInput>,
+    power_button: Option<PowerButton>,
 }
 
 impl MachineBuilder {
@@ -81,6 +84,7 @@ impl MachineBuilder {
             gate: Arc::new(Gate::new(config.gate)),
             payload,
             vcpus: config.vcpus,
+            template: config.cpu_template,
             cmdline: config.cmdline,
             system,
             vm: Arc::new(vm),
@@ -93,9 +97,14 @@ impl MachineBuilder {
             networks: Vec::new(),
             disks: DiskSet::empty(),
             console_input: None,
+            power_button: None,
         };
-        builder.attach_reset_port()?;
-        builder.attach_power_switch()?;
+        builder.attach_switches()?;
+        builder.power_button = Some(builder.attach_button()?);
+        builder.attach_panic_port(config.on_panic)?;
+        if let Some(action) = config.watchdog {
+            builder.attach_watchdog(action)?;
+        }
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
         builder.disks =
@@ -154,11 +163,18 @@ impl MachineBuilder {
             boot::plan(payload, low_ram_end(self.memory.ram()))?.check_cmdline(&cmdline)?;
         }
         let counter = guest_counter(&self.system)?;
-        let supported = self.system.supported_cpuid()?;
-        let handles = self.create_vcpus(&supported, counter)?;
+        let host = CpuModel::of_host(&self.system)?;
+        let cpu = self.template.cut(&host)?;
+        let handles = self.create_vcpus(&host, counter)?;
         let msrs = MsrList::probe(&handles[0], &self.system.msr_indices()?)?;
         let clock = GuestClock::of(&handles[0], counter);
-        let fingerprint = self.fingerprint(&supported, counter, &msrs);
+        // What the guest is to be like, after what the host can was found out with all of it.
+        for handle in &handles {
+            cpu.give_to(handle, self.vcpus)?;
+        }
+        let mut fingerprint = self.fingerprint(counter);
+        cpu.describe(&host, &mut fingerprint);
+        msrs.describe(&msrs, &mut fingerprint);
         let slot_pages = self
             .memory
             .layout()
@@ -172,13 +188,14 @@ impl MachineBuilder {
             self.memory.ram().clone(),
             self.memory.layout().clone(),
         );
+        let initial = Initial::save(&self.vm, &handles, &msrs, clock)?;
         let event_loop = EventLoop::spawn(&mut self.devices, &self.events)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),
-            ended: self.events.ended.clone(),
+            halted: self.events.halted.clone(),
         };
-        let on_end = teller(self.events.clone());
+        let on_end = teller(self.events.clone(), buses.ports.clone());
         let vcpus = handles
             .into_iter()
             .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
@@ -190,6 +207,8 @@ impl MachineBuilder {
             tracker,
             memory: self.memory,
             vm: self.vm,
+            cpu,
+            host_cpu: host,
             msrs,
             clock,
             gate: self.gate,
@@ -198,7 +217,9 @@ impl MachineBuilder {
             networks: self.networks,
             disks: self.disks,
             console_input: self.console_input,
-            payload: self.payload,
+            power_button: self.power_button,
+            initial: Arc::new(initial),
+            payload: self.payload.map(Arc::new),
             cmdline,
             phase: Phase::Built,
         })
@@ -214,13 +235,13 @@ impl MachineBuilder {
 
     fn create_vcpus(
         &self,
-        supported: &kvm_bindings::CpuId,
+        cpu: &CpuModel,
         counter: Counter,
     ) -> Result<Vec<Arc<VcpuHandle>>, MachineFault> {
         let mut handles = Vec::new();
         for id in 0..self.vcpus {
             let handle = VcpuHandle::new(&self.vm, id, self.memory.ram().clone())?;
-            configure_cpuid(&self.system, supported, &handle, self.vcpus)?;
+            cpu.give_to(&handle, self.vcpus)?;
             if counter == Counter::Host {
                 use_host_counter(&handle)?;
             }
@@ -229,13 +250,8 @@ impl MachineBuilder {
         Ok(handles)
     }
 
-    /// What must be equal on both hosts.
-    fn fingerprint(
-        &self,
-        supported: &kvm_bindings::CpuId,
-        counter: Counter,
-        msrs: &MsrList,
-    ) -> Fingerprint {
+    /// What must be equal on both hosts, but for the CPU.
+    fn fingerprint(&self, counter: Counter) -> Fingerprint {
         let mut print = Fingerprint::new();
         for (number, region) in self.memory.layout().regions().iter().enumerate() {
             print.set(
@@ -249,26 +265,18 @@ impl MachineBuilder {
             print.set(format!("device.{name}.number"), number);
             print.set(
                 format!("device.{name}.place"),
-                format_args!("{:#x}, interrupt {}", device.base, device.gsi),
+                match device.gsi {
+                    Some(gsi) => format!("{:#x}, interrupt {gsi}", device.base),
+                    None => format!("{:#x}", device.base),
+                },
             );
             for (key, value) in &device.description {
                 print.set(format!("device.{name}.{key}"), value);
             }
         }
         print.set("cpu.tsc", counter.as_str());
-        describe_cpuid(&self.system, supported, self.vcpus, &mut print);
-        print.set("cpu.msrs", format_args!("{:x}", digest(msrs.indices())));
         print
     }
-}
-
-/// A number that differs when the lists differ; for comparing, not for security. (FNV-1a, 64 bits.)
-fn digest(indices: impl Iterator<Item = u32>) -> u64 {
-    indices
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        })
 }
 
 fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> {
@@ -281,7 +289,12 @@ fn read_payload(config: &MachineConfig) -> Result<Option<Payload>, ConfigError> 
     };
     let initrd = config.initrd.as_deref();
     let initrd = initrd.map(|path| read("initramfs", path)).transpose()?;
-    Ok(Some(Payload { kernel, initrd }))
+    let protocol = config.boot_protocol;
+    Ok(Some(Payload {
+        protocol,
+        kernel,
+        initrd,
+    }))
 }
 
 fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
@@ -310,9 +323,15 @@ fn create_vm(system: &System) -> Result<VmFd, KvmError> {
 }
 
 /// Turns the end of a vCPU into an event.
-fn teller(events: Arc<Events>) -> OnEnd {
+fn teller(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
     Arc::new(move |vcpu, ending| match ending {
-        Ending::Device => {}
+        Ending::TripleFault => {
+            events.halt(&MachineEvent::GuestCrashed {
+                what: "a fault while handling a fault while handling a fault (triple fault)".into(),
+            });
+            // The guest stands still already; this makes the wish for a reset part of its state.
+            ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
+        }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),
         Ending::Failed { what } => events.tell(&MachineEvent::VcpuFailed { vcpu, what }),
     })

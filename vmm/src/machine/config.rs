@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use understudy_replication::disk::{DiskError, DiskLimits};
 
+use super::actions::{OnPanic, OnWatchdog};
+use crate::boot::BootProtocol;
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
 use crate::output::{ConsoleSink, GateLimits};
+use crate::vcpu::CpuTemplate;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
@@ -16,12 +19,16 @@ pub const VCPUS_MAX: u8 = 16;
 pub struct MachineConfig {
     /// vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
+    /// Which CPU features the guest is offered when it boots here.
+    pub cpu_template: CpuTemplate,
     /// Guest RAM in MiB.
     pub memory_mib: u64,
     /// What RAM is made of.
     pub backing: Backing,
     /// What to boot. A standby machine needs nothing: it gets its memory from the primary.
     pub kernel: Option<Kernel>,
+    /// By which protocol the kernel is entered.
+    pub boot_protocol: BootProtocol,
     /// An initramfs for the kernel.
     pub initrd: Option<PathBuf>,
     /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
@@ -36,6 +43,10 @@ pub struct MachineConfig {
     pub disk_limits: DiskLimits,
     /// Whether the guest gets a source of random numbers.
     pub rng: bool,
+    /// A watchdog that the guest may drive, and what follows when it fires.
+    pub watchdog: Option<OnWatchdog>,
+    /// What follows when the guest's kernel says that it has panicked.
+    pub on_panic: OnPanic,
     /// Where the guest's serial console goes; nowhere if `None`.
     pub console: Option<Box<dyn ConsoleSink>>,
     /// Limits of the output gate.
@@ -54,8 +65,10 @@ pub struct NetConfig {
 
 /// What a network device is connected to.
 pub enum NetBackend {
-    /// A tap interface, by name.
+    /// A tap interface, by name, which takes over checksums and TCP segmentation.
     Tap(String),
+    /// A tap interface, by name, without that: as a socket, which may be what the other host has.
+    PlainTap(String),
     /// A listening Unix socket of a network process (passt, QEMU).
     Socket(PathBuf),
     /// Something that is open already.
@@ -104,9 +117,11 @@ impl Default for MachineConfig {
     fn default() -> Self {
         Self {
             vcpus: 1,
+            cpu_template: CpuTemplate::Host,
             memory_mib: 256,
             backing: Backing::default(),
             kernel: None,
+            boot_protocol: BootProtocol::Auto,
             initrd: None,
             cmdline: String::new(),
             net: Vec::new(),
@@ -114,6 +129,8 @@ impl Default for MachineConfig {
             disk_journal: None,
             disk_limits: DiskLimits::default(),
             rng: true,
+            watchdog: None,
+            on_panic: OnPanic::default(),
             console: None,
             gate: GateLimits::default(),
         }
@@ -156,6 +173,11 @@ pub enum ConfigError {
         "there is nothing to run: no kernel image is configured, and no state has been restored"
     )]
     NoKernel,
+    /// There is nothing to boot after a reset.
+    #[error(
+        "the guest wants a reboot, but no kernel image is configured on this host: it cannot begin anew here"
+    )]
+    NothingToReboot,
     /// A network backend cannot be opened.
     #[error("network device {device}")]
     NetBackend {

@@ -13,7 +13,7 @@ use super::{Machine, MachineFault, Phase};
 use crate::devices::{Device, lock};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::VcpuHandle;
-use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{CpuModel, GuestClock, MsrList, VcpuError, VcpuThread};
 
 /// A machine that stands still.
 pub struct Paused<'a> {
@@ -26,6 +26,7 @@ pub struct Paused<'a> {
     vcpus: Resume<'a>,
     tracker: &'a mut DirtyTracker,
     vm: &'a kvm_ioctls::VmFd,
+    cpu: &'a CpuModel,
     msrs: &'a MsrList,
     clock: GuestClock,
     phase: &'a mut Phase,
@@ -53,6 +54,7 @@ impl<'a> Paused<'a> {
             devices: attached,
             tracker,
             vm,
+            cpu,
             msrs,
             clock,
             phase,
@@ -85,6 +87,7 @@ impl<'a> Paused<'a> {
             vcpus,
             tracker,
             vm,
+            cpu,
             msrs,
             clock: *clock,
             phase,
@@ -106,7 +109,23 @@ impl<'a> Paused<'a> {
     pub fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), StateError> {
         let devices = self.devices.iter().map(|device| device.save());
         let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
-        state::save(devices, self.vm, vcpus, self.msrs, self.clock, into)
+        state::save(
+            devices, self.vm, self.cpu, vcpus, self.msrs, self.clock, into,
+        )
+    }
+
+    /// Puts devices, interrupt controllers, timer and vCPUs back to what they were before the machine first
+    /// ran, in this order: what a device still wanted to interrupt for is then forgotten downstream too.
+    pub(super) fn reset(&mut self, initial: &state::Initial) -> Result<(), StateError> {
+        self.devices.iter_mut().for_each(|device| device.reset());
+        let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
+        initial.restore(self.vm, vcpus, self.clock)
+    }
+
+    /// Leaves the guest stopped for good: what was done to it is only half of what had to be.
+    pub(super) fn give_up(&mut self) {
+        self.vcpus.stay = true;
+        *self.phase = Phase::Broken;
     }
 
     /// Leaves the guest stopped when the guard is dropped.
@@ -145,12 +164,6 @@ impl From<StateError> for understudy_replication::ports::MachineError {
 impl From<MachineFault> for understudy_replication::ports::MachineError {
     fn from(fault: MachineFault) -> Self {
         // The fault's own text names only the part of the machine.
-        let mut what = fault.to_string();
-        let mut cause = std::error::Error::source(&fault);
-        while let Some(error) = cause {
-            what = format!("{what}: {error}");
-            cause = error.source();
-        }
-        Self::new(what)
+        Self::new(fault.with_causes())
     }
 }

@@ -4,6 +4,8 @@
 //! are checked before anything is touched, and left-over bytes, unknown or missing devices and another
 //! number of vCPUs are errors that name the thing. What must not be done here: guest memory.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
     kvm_pit_state2,
@@ -14,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::Machine;
 use crate::devices::{DeviceError, DeviceState, lock};
 use crate::kvm::{KvmError, VcpuHandle};
-use crate::vcpu::{GuestClock, MsrList, VcpuError, VcpuState, exact};
+use crate::vcpu::{CpuError, CpuModel, GuestClock, MsrList, VcpuError, VcpuState, exact};
 
 /// Version of the blob's layout.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// The interrupt controllers of a PC, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [
@@ -84,6 +86,9 @@ pub enum StateError {
     /// A vCPU's part cannot be saved or restored.
     #[error("vCPU state")]
     Vcpu(#[from] VcpuError),
+    /// This host cannot be the CPU that the guest knows.
+    #[error("the guest's CPU")]
+    Cpu(#[from] CpuError),
     /// KVM refuses some of the VM's part.
     #[error("interrupt controllers, timer and clock")]
     Kvm(#[from] KvmError),
@@ -94,6 +99,7 @@ pub enum StateError {
 pub struct MachineState {
     devices: Vec<DeviceState>,
     vm: VmState,
+    cpu: CpuModel,
     vcpus: Vec<VcpuState>,
 }
 
@@ -114,6 +120,46 @@ struct VmState {
     tsc_khz: u32,
 }
 
+/// What KVM made of a machine before it first ran: what a reset brings back. Devices reset themselves.
+#[derive(Debug)]
+pub(super) struct Initial {
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+}
+
+impl Initial {
+    /// Reads the state of vCPUs that have never run.
+    pub(super) fn save(
+        vm: &VmFd,
+        vcpus: &[Arc<VcpuHandle>],
+        msrs: &MsrList,
+        clock: GuestClock,
+    ) -> Result<Self, StateError> {
+        Ok(Self {
+            vm: VmState::save(vm, clock)?,
+            vcpus: vcpus
+                .iter()
+                .map(|handle| Ok(VcpuState::save(handle, msrs)?.without_counter()))
+                .collect::<Result<_, StateError>>()?,
+        })
+    }
+
+    /// Writes it into the machine it is of, in the order of [`MachineState::restore`]. The clocks go on:
+    /// time in the guest does not begin anew, and never went backwards for those who talk to it.
+    pub(super) fn restore<'a>(
+        &self,
+        vm: &VmFd,
+        vcpus: impl Iterator<Item = &'a VcpuHandle>,
+        clock: GuestClock,
+    ) -> Result<(), StateError> {
+        self.vm.restore_chips(vm)?;
+        for (handle, state) in vcpus.zip(&self.vcpus) {
+            state.restore(handle, clock)?;
+        }
+        Ok(())
+    }
+}
+
 /// Saves a machine that stands still.
 ///
 /// The order: devices, then the VM, then vCPUs. Devices raise interrupts into the VM's controllers, and
@@ -124,6 +170,7 @@ struct VmState {
 pub(super) fn save<'a>(
     devices: impl Iterator<Item = Result<DeviceState, DeviceError>>,
     vm: &VmFd,
+    cpu: &CpuModel,
     vcpus: impl Iterator<Item = &'a VcpuHandle>,
     msrs: &MsrList,
     clock: GuestClock,
@@ -132,6 +179,7 @@ pub(super) fn save<'a>(
     let state = MachineState {
         devices: devices.collect::<Result<_, _>>()?,
         vm: VmState::save(vm, clock)?,
+        cpu: cpu.clone(),
         vcpus: vcpus
             .map(|handle| VcpuState::save(handle, msrs))
             .collect::<Result<_, _>>()?,
@@ -245,6 +293,7 @@ impl MachineState {
                 here: machine.vcpus.len(),
             });
         }
+        self.cpu.check(&machine.host_cpu)?;
         let shorten = |name: &str| name.chars().take(64).collect();
         for (number, state) in self.devices.iter().enumerate() {
             if !machine.devices.iter().any(|here| here.name == state.name) {
@@ -271,10 +320,27 @@ impl MachineState {
         Ok(())
     }
 
+    /// What the guest brings along of its old host.
+    pub(super) fn into_cpu(self) -> Result<(CpuModel, MsrList), StateError> {
+        let first = self
+            .vcpus
+            .first()
+            .ok_or(StateError::Vcpus { found: 0, here: 1 })?;
+        let msrs = MsrList::of(first.id, first.msr_indices())?;
+        Ok((self.cpu, msrs))
+    }
+
     /// Loads the state into a machine that has never run.
     pub(super) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
         self.check(machine)?;
-        // Devices first: they can still refuse, and they touch neither memory nor interrupts until they
+        // CPUID before all else, and before the vCPUs ever run: KVM judges registers by it.
+        let vcpus = machine.vcpus.len() as u8;
+        for vcpu in &machine.vcpus {
+            self.cpu
+                .give_to(vcpu.handle(), vcpus)
+                .map_err(CpuError::from)?;
+        }
+        // Then devices: they can still refuse, and they touch neither memory nor interrupts until they
         // are started.
         for here in &machine.devices {
             for state in self.devices.iter().filter(|state| state.name == here.name) {

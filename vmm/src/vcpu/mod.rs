@@ -1,21 +1,24 @@
 //! vCPUs: one thread each, stopped and resumed together, their whole state saved and restored.
 //!
-//! `thread` runs them, `state` is what they are made of, `cpuid` what they claim to be, `time` how their
-//! clocks go on elsewhere. What must not be done here: know devices (there are two buses), or decide when
+//! `thread` runs them, `state` is what they are made of, `msr` a large part of it, `cpuid` what they claim to
+//! be, `time` how their clocks go on elsewhere; `trial` tries out what the host's KVM really does. What must not be done here: know devices (there are two buses), or decide when
 //! to pause.
 
 mod cpuid;
 pub(crate) mod exact;
+mod msr;
 mod state;
 mod thread;
 mod time;
+mod trial;
 
 use std::io;
 
 use crate::kvm::KvmError;
 
-pub use cpuid::{configure_cpuid, describe_cpuid};
-pub use state::{Msr, MsrList, VcpuState};
+pub use cpuid::{CpuError, CpuModel, CpuTemplate, Feature, Register, TemplateError};
+pub use msr::{Msr, MsrList};
+pub use state::VcpuState;
 pub use thread::{Buses, Ending, OnEnd, VcpuThread};
 pub use time::{Counter, GuestClock, guest_counter, use_host_counter};
 

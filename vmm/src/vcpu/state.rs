@@ -3,27 +3,17 @@
 //! What must not be done here: run or stop the vCPU. The caller has stopped it.
 
 use kvm_bindings::{
-    KVM_MAX_MSR_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_xsave,
 };
-use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
+use super::msr::{Msr, MsrList};
 use super::time::{GuestClock, MSR_TSC};
-use super::{VcpuError, exact};
+use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
 
-/// One model-specific register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Msr {
-    /// Its number.
-    pub index: u32,
-    /// Its value.
-    pub data: u64,
-}
-
-/// Everything a vCPU is made of, but for its CPUID, which is configuration: the fingerprints of both
-/// hosts compare it.
+/// Everything a vCPU is made of, but for its CPUID, which the machine's state has once for all vCPUs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Which vCPU.
@@ -47,76 +37,6 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// The MSRs that are saved: what KVM lists, without what this KVM then refuses to read or write. Found
-/// once, when the machine is built.
-#[derive(Debug, Clone)]
-pub struct MsrList {
-    template: Msrs,
-}
-
-/// Memory types; older kernels leave them out of their list.
-const MTRRS: [u32; 13] = [
-    0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x277,
-];
-
-impl MsrList {
-    /// Tries each of `indices` on a fresh vCPU.
-    ///
-    /// # Errors
-    /// If KVM has more MSRs than it takes in one call.
-    pub fn probe(handle: &VcpuHandle, indices: &[u32]) -> Result<Self, VcpuError> {
-        let fd = handle.lock();
-        let mut all: Vec<u32> = indices.iter().chain(&MTRRS).copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        all.retain(|index| Self::works(&fd, *index));
-        let template = messages(
-            handle.id(),
-            all.iter().map(|index| Msr {
-                index: *index,
-                data: 0,
-            }),
-        )?;
-        Ok(Self { template })
-    }
-
-    fn works(fd: &VcpuFd, index: u32) -> bool {
-        let entry = kvm_msr_entry {
-            index,
-            ..Default::default()
-        };
-        let Ok(mut one) = Msrs::from_entries(&[entry]) else {
-            return false;
-        };
-        if !matches!(fd.get_msrs(&mut one), Ok(1)) {
-            return false;
-        }
-        // Writing the counter would move it; KVM can write it wherever it can read it.
-        index == MSR_TSC || matches!(fd.set_msrs(&one), Ok(1))
-    }
-
-    /// The MSRs, ascending.
-    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.template.as_slice().iter().map(|entry| entry.index)
-    }
-}
-
-fn messages(vcpu: u8, msrs: impl ExactSizeIterator<Item = Msr>) -> Result<Msrs, VcpuError> {
-    let count = msrs.len();
-    let entries: Vec<kvm_msr_entry> = msrs
-        .map(|msr| kvm_msr_entry {
-            index: msr.index,
-            data: msr.data,
-            ..Default::default()
-        })
-        .collect();
-    Msrs::from_entries(&entries).map_err(|_| VcpuError::TooManyMsrs {
-        vcpu,
-        count,
-        limit: KVM_MAX_MSR_ENTRIES,
-    })
-}
-
 impl VcpuState {
     /// Reads the state of a stopped vCPU.
     ///
@@ -137,7 +57,7 @@ impl VcpuState {
         let debugregs = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
         // LAPIC and MSRs close together: the timer's remaining count and the counter belong together.
         let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
-        let msrs = read_msrs(vcpu, &fd, list)?;
+        let msrs = msr::read(vcpu, &fd, list)?;
         // Last: what is on its way into the vCPU depends on all of the above.
         let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         Ok(Self {
@@ -154,7 +74,14 @@ impl VcpuState {
         })
     }
 
-    /// Writes the state into a vCPU that has never run, whose CPUID is set.
+    /// The state without the time-stamp counter, which then goes on when it is restored.
+    #[must_use]
+    pub fn without_counter(mut self) -> Self {
+        self.msrs.retain(|msr| msr.index != MSR_TSC);
+        self
+    }
+
+    /// Writes the state into a stopped vCPU whose CPUID is set.
     ///
     /// # Errors
     /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must then not be run.
@@ -190,12 +117,17 @@ impl VcpuState {
         // The counter before the LAPIC and the deadline, whose timers are armed relative to it; the LAPIC
         // before the deadline, which KVM ignores unless the LAPIC's timer is in deadline mode.
         let (first, last) = clock.counter.split(&self.msrs);
-        write_msrs(vcpu, &fd, first)?;
+        msr::write(vcpu, &fd, first)?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
-        write_msrs(vcpu, &fd, last)?;
+        msr::write(vcpu, &fd, last)?;
         // Last: writing general or system registers drops exceptions and interrupts on their way in.
         fd.set_vcpu_events(&self.events)
             .map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// The MSRs that were saved.
+    pub fn msr_indices(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        self.msrs.iter().map(|msr| msr.index)
     }
 
     /// The value of an MSR, if it was saved.
@@ -212,41 +144,4 @@ impl VcpuState {
     pub fn instruction_pointer(&self) -> u64 {
         self.regs.rip
     }
-}
-
-fn read_msrs(vcpu: u8, fd: &VcpuFd, list: &MsrList) -> Result<Vec<Msr>, VcpuError> {
-    let mut msrs = list.template.clone();
-    let count = fd
-        .get_msrs(&mut msrs)
-        .map_err(|error| VcpuError::kvm(vcpu)(KvmError::call("read KVM_GET_MSRS")(error)))?;
-    if let Some(failed) = msrs.as_slice().get(count) {
-        return Err(VcpuError::Msr {
-            vcpu,
-            index: failed.index,
-            verb: "read",
-        });
-    }
-    Ok(msrs
-        .as_slice()
-        .iter()
-        .map(|entry| Msr {
-            index: entry.index,
-            data: entry.data,
-        })
-        .collect())
-}
-
-fn write_msrs(vcpu: u8, fd: &VcpuFd, msrs: Vec<Msr>) -> Result<(), VcpuError> {
-    let entries = messages(vcpu, msrs.into_iter())?;
-    let count = fd
-        .set_msrs(&entries)
-        .map_err(|error| VcpuError::kvm(vcpu)(KvmError::call("write KVM_SET_MSRS")(error)))?;
-    if let Some(failed) = entries.as_slice().get(count) {
-        return Err(VcpuError::Msr {
-            vcpu,
-            index: failed.index,
-            verb: "written",
-        });
-    }
-    Ok(())
 }

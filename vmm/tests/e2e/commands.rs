@@ -52,6 +52,13 @@ fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("ask the standby's control socket"), "{text}");
 
+    let text = vmm_says(&["power-button", "--control", &primary]);
+    assert!(text.contains("power button pressed"), "{text}");
+    let output = vmm(&["power-button", "--control", &standby]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("ask the primary's control socket"), "{text}");
+
     let text = vmm_says(&["failover", "--control", &standby]);
     assert!(text.contains("promotion requested"), "{text}");
     let status = lab.pair.await_promotion(DEADLINE).unwrap();

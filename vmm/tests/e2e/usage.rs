@@ -76,12 +76,25 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
             &[
                 "take over when its host dies",
                 "same VM settings",
+                "the guest can reboot there",
                 "ADDRESS:PORT",
             ],
         ),
         ("status", &["--json", "--watch", "control socket"]),
         ("failover", &["The old primary is fenced", "--control"]),
         ("stop", &["cleanly", "--control"]),
+        (
+            "run",
+            &[
+                "restart` it in place",
+                "says so by pvpanic",
+                "when it does not feed it",
+            ],
+        ),
+        (
+            "power-button",
+            &["asks it to shut itself down", "--control"],
+        ),
         ("check", &["what to do about it", "--json"]),
         (
             "demo",

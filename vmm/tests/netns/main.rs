@@ -11,6 +11,7 @@ mod client;
 mod cuts;
 mod kill;
 mod namespace;
+mod offload;
 mod pair;
 mod sniffer;
 mod taps;

@@ -9,10 +9,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::modules::Modules;
 use super::packages;
 use super::{Flavor, Work, files_below, lines, quiet, settle_times};
+use crate::testbed::Kernel;
 
+const OPTIONAL: &str = "optional:";
 const LIST: &str = include_str!("../../../guest-images/linux/initramfs/modules.txt");
 
 /// Puts `vmlinuz` and `initrd.cpio` into `into`.
@@ -22,14 +23,10 @@ pub(super) fn build(work: &Work, flavor: Flavor, into: &Path) -> Result<()> {
     let archives = packages::fetch(&[&package, "busybox-static", "e2fsck-static"])?;
     let unpacked = work.path.join("kernel");
     packages::unpack(&archives[0], &unpacked)?;
-    let version = package.trim_start_matches("linux-image-");
+    let kernel = Kernel::unpacked(&unpacked)?;
     let result = work.path.join("boot");
     fs::create_dir_all(&result)?;
-    fs::copy(
-        unpacked.join("boot").join(format!("vmlinuz-{version}")),
-        result.join("vmlinuz"),
-    )
-    .with_context(|| format!("{package} has no vmlinuz-{version}"))?;
+    fs::copy(&kernel.image, result.join("vmlinuz"))?;
 
     work.step("initramfs");
     let programs = work.path.join("initramfs-programs");
@@ -56,8 +53,7 @@ pub(super) fn build(work: &Work, flavor: Flavor, into: &Path) -> Result<()> {
         tree.join("init"),
     )?;
     fs::write(tree.join("etc/mtab"), "")?;
-    let modules = Modules::of(&unpacked.join("lib/modules").join(version))?;
-    take_modules(&modules, &tree.join("modules"))?;
+    take_modules(&kernel, &tree.join("modules"))?;
     pack(&tree, &result.join("initrd.cpio"))?;
     // Last, so that what is there is whole.
     match fs::rename(&result, into) {
@@ -67,43 +63,30 @@ pub(super) fn build(work: &Work, flavor: Flavor, into: &Path) -> Result<()> {
     }
 }
 
-/// Copies the modules, and writes down in which order to load them.
-fn take_modules(modules: &Modules, into: &Path) -> Result<()> {
-    let mut order: Vec<PathBuf> = Vec::new();
-    for line in lines(LIST) {
-        let (list, name) = match line.strip_prefix("optional:") {
-            Some(name) => (None, name.trim()),
-            None => (Some(&mut order), line),
-        };
-        if list.is_none() && !modules.has(name) {
-            continue;
-        }
-        let files = modules.order(name)?;
-        for file in &files {
-            let name = file.file_name().context("a module has a name")?;
-            fs::copy(file, into.join(name))?;
-        }
-        let names = files.iter().filter_map(|file| file.file_name());
-        if let Some(list) = list {
-            for name in names {
-                if !list.iter().any(|there| there == name) {
-                    list.push(name.into());
-                }
-            }
-        } else {
-            let text: Vec<_> = names.map(|name| name.to_string_lossy() + "\n").collect();
-            fs::write(
-                into.join("optional").join(format!("{name}.order")),
-                text.concat(),
-            )?;
+/// Copies the modules, and writes down in which order to load them: `order` for those that always are, and
+/// `optional/NAME.order` for each of the others that this kernel has.
+fn take_modules(kernel: &Kernel, into: &Path) -> Result<()> {
+    let (optional, always): (Vec<&str>, Vec<&str>) =
+        lines(LIST).partition(|line| line.starts_with(OPTIONAL));
+    write_order(&kernel.modules(&always)?, into, "order")?;
+    for line in optional {
+        let name = line.trim_start_matches(OPTIONAL).trim();
+        match kernel.modules(&[name]) {
+            Ok(files) => write_order(&files, into, &format!("optional/{name}.order"))?,
+            Err(why) => eprintln!("          left out: {why}"),
         }
     }
-    let text: Vec<_> = order
-        .iter()
-        .map(|name| name.to_string_lossy() + "\n")
-        .collect();
-    fs::write(into.join("order"), text.concat())?;
     Ok(())
+}
+
+fn write_order(files: &[PathBuf], into: &Path, list: &str) -> Result<()> {
+    let mut order = String::new();
+    for file in files {
+        let name = file.file_name().context("a module has a name")?;
+        fs::copy(file, into.join(name))?;
+        order.push_str(&format!("{}\n", name.to_string_lossy()));
+    }
+    Ok(fs::write(into.join(list), order)?)
 }
 
 /// Packs a tree into an uncompressed cpio archive, always the same.

@@ -5,7 +5,6 @@
 //! once and kept; `--fresh` asks Debian again. What must not be done here: run anything of the guest.
 
 mod initramfs;
-mod modules;
 mod packages;
 mod root;
 

@@ -187,18 +187,43 @@ fn check_libraries(tree: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes an ext4 image of a tree, always the same.
 fn pack(tree: &Path, image: &Path) -> Result<()> {
     let file = fs::File::create(image)?;
     file.set_len(SIZE_MIB << 20)?;
     let options = format!("lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed={UUID}");
+    let e2fsprogs = |program: &str| {
+        let mut command = Command::new(program);
+        command
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .env("E2FSPROGS_FAKE_TIME", EPOCH.as_secs().to_string());
+        command
+    };
     quiet(
-        Command::new("mkfs.ext4")
+        e2fsprogs("mkfs.ext4")
             .args(["-q", "-F", "-L", "understudy", "-U", UUID, "-E", &options])
             .args(["-b", "4096", "-m", "0", "-J", "size=8", "-d"])
             .arg(tree)
-            .arg(image)
-            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-            .env("E2FSPROGS_FAKE_TIME", EPOCH.as_secs().to_string()),
+            .arg(image),
     )?;
-    Ok(())
+    // The time at which a file's metadata changed cannot be set on this machine, and its owner by root alone:
+    // both are set in the image.
+    let mut script = String::new();
+    for path in files_below(tree)? {
+        let name = path.strip_prefix(tree)?.display();
+        let when = EPOCH.as_secs();
+        for (field, value) in [("uid", "0"), ("gid", "0"), ("ctime", &format!("@{when}"))] {
+            script.push_str(&format!("set_inode_field \"/{name}\" {field} {value}\n"));
+        }
+    }
+    let list = image.with_extension("debugfs");
+    fs::write(&list, script)?;
+    quiet(
+        e2fsprogs("debugfs")
+            .arg("-w")
+            .arg("-f")
+            .arg(&list)
+            .arg(image),
+    )?;
+    quiet(e2fsprogs("e2fsck").args(["-f", "-n"]).arg(image)).map(drop)
 }

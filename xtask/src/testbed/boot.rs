@@ -19,7 +19,7 @@ use super::{directory, machine, vmm_binary};
 /// How long everything in the emulated host may take together. Ordinary is 25 s.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Guests that the host's init runs.
-const GUESTS: usize = 4;
+const GUESTS: usize = 6;
 const HOST_INIT: &str = include_str!("boot-host-init.sh");
 const GUEST_INIT: &str = include_str!("boot-guest-init.sh");
 
@@ -29,7 +29,15 @@ pub(crate) fn boot() -> Result<()> {
     let kernel = Kernel::provide(&directory)?;
     let vmm = vmm_binary::build(&directory)?;
     let guest = Tree::new(&directory, "boot-guest", GUEST_INIT)?;
-    guest.modules(&kernel, &["virtio_mmio", "virtio_rng"])?;
+    let drivers = [
+        "virtio_mmio",
+        "virtio_rng",
+        "pvpanic_mmio",
+        "button",
+        "evdev",
+        "wdat_wdt",
+    ];
+    guest.modules(&kernel, &drivers)?;
     let host = Tree::new(&directory, "boot-host", HOST_INIT)?;
     host.modules(&kernel, &["kvm_amd"])?;
     host.copy(&vmm, "bin/vmm")?;
@@ -40,22 +48,23 @@ pub(crate) fn boot() -> Result<()> {
         "+ booting the host; its console goes to {}",
         console.display()
     );
-    let mut host = Host::start(&kernel.image, &host.pack()?)?;
-    let outcome = follow(&host.lines, &console);
+    let mut host = Host::start(&kernel.image, &host.pack()?, &[])?;
+    let outcome = follow(&host.lines, &console, GUESTS, LIMIT);
     host.stop();
     outcome.with_context(|| format!("the log is {}", console.display()))
 }
 
 /// An emulated host. It ends with the value, and with this process.
-struct Host {
+pub(super) struct Host {
     process: Child,
-    lines: Receiver<String>,
+    pub(super) lines: Receiver<String>,
 }
 
 impl Host {
-    fn start(kernel: &Path, initramfs: &Path) -> Result<Self> {
+    pub(super) fn start(kernel: &Path, initramfs: &Path, further: &[&str]) -> Result<Self> {
         let mut process = machine::emulator(kernel, initramfs, "", 2048)
             .args(["-serial", "stdio"])
+            .args(further)
             .stdout(Stdio::piped())
             .spawn()
             .context(machine::MISSING)?;
@@ -73,7 +82,7 @@ impl Host {
         Ok(Self { process, lines })
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         // It may have ended by itself: then there is nothing to kill, only to reap.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -87,15 +96,20 @@ impl Drop for Host {
 }
 
 /// Keeps the console's log, shows what is for us, and judges it.
-fn follow(lines: &Receiver<String>, log: &Path) -> Result<()> {
+pub(super) fn follow(
+    lines: &Receiver<String>,
+    log: &Path,
+    guests: usize,
+    limit: Duration,
+) -> Result<()> {
     let mut log = File::create(log)?;
     let begin = Instant::now();
     let mut passed = 0;
     loop {
-        let left = LIMIT.saturating_sub(begin.elapsed());
+        let left = limit.saturating_sub(begin.elapsed());
         let line = match lines.recv_timeout(left) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => bail!("the host was not done within {LIMIT:?}"),
+            Err(RecvTimeoutError::Timeout) => bail!("the host was not done within {limit:?}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the host ended before it was done"),
         };
         writeln!(log, "{line}")?;
@@ -110,8 +124,8 @@ fn follow(lines: &Receiver<String>, log: &Path) -> Result<()> {
         }
     }
     ensure!(
-        passed == GUESTS,
-        "{passed} of {GUESTS} guests did what they should"
+        passed == guests,
+        "{passed} of {guests} guests did what they should"
     );
     Ok(())
 }

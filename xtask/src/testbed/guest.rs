@@ -9,6 +9,7 @@ use super::initramfs::Tree;
 use super::kernel::Kernel;
 use super::network::GUEST;
 use super::shell;
+use crate::guest_image;
 
 /// A Linux guest. It must bring its interface up with the address [`GUEST`], and serve a shell on port 9000
 /// (`nc -ll -p 9000 -e /bin/sh`).
@@ -35,10 +36,7 @@ pub(super) struct Drive {
 
 /// Where a disk's image is, and who writes to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(super) enum Mode {
-    /// Each host has an image that is never written.
-    ReadOnly,
     /// Each host has its own; writes travel in epochs.
     Replicated,
     /// One image on the shared storage.
@@ -47,11 +45,10 @@ pub(super) enum Mode {
 
 impl Mode {
     /// The drive's `replication` in vmm's configuration.
-    pub(super) fn replication(self) -> Option<&'static str> {
+    pub(super) fn replication(self) -> &'static str {
         match self {
-            Self::ReadOnly => None,
-            Self::Replicated => Some("replicated"),
-            Self::Shared => Some("shared"),
+            Self::Replicated => "replicated",
+            Self::Shared => "shared",
         }
     }
 }
@@ -65,7 +62,7 @@ impl Drive {
     /// Its image, as hosts see it.
     pub(super) fn path_on_host(&self, directory: &str) -> String {
         match self.mode {
-            Mode::ReadOnly | Mode::Replicated => format!("/data/{}", self.file_name()),
+            Mode::Replicated => format!("/data/{}", self.file_name()),
             Mode::Shared => format!("{directory}/{}", self.file_name()),
         }
     }
@@ -74,6 +71,26 @@ impl Drive {
 /// Runs a shell script in the guest, over the network; it must succeed. Returns what it printed.
 pub(super) fn shell(script: &str, patience: Duration) -> Result<String> {
     shell::must(&format!("{GUEST}:9000"), script, patience)
+}
+
+/// The Linux guest from Debian's packages, with its root file system on a drive called `root`.
+pub(super) fn linux(mode: Mode) -> Result<Guest> {
+    let image = guest_image::image(guest_image::Flavor::Cloud)?;
+    Ok(Guest {
+        name: "linux".into(),
+        kernel: image.kernel,
+        initrd: Some(image.initrd),
+        cmdline: format!(
+            "console=ttyS0 loglevel=4 panic=-1 understudy.ip={GUEST}/24 understudy.services=redis,fsync,shell"
+        ),
+        memory_mib: 384,
+        drives: vec![Drive {
+            id: "root".into(),
+            image: image.rootfs,
+            mode,
+            is_root: true,
+        }],
+    })
 }
 
 /// Lines of the web guest's file.
@@ -90,9 +107,7 @@ pub(super) fn web(directory: &Path, kernel: &Kernel) -> Result<Guest> {
         name: "web".into(),
         kernel: kernel.image.clone(),
         initrd: Some(tree.pack()?),
-        cmdline: format!(
-            "console=ttyS0 loglevel=4 panic=-1 noxsave address={GUEST}/24 lines={WEB_LINES}"
-        ),
+        cmdline: format!("console=ttyS0 loglevel=4 panic=-1 address={GUEST}/24 lines={WEB_LINES}"),
         memory_mib: 192,
         drives: Vec::new(),
     })

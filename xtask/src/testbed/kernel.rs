@@ -12,9 +12,9 @@ use super::packages;
 
 const PACKAGE: &str = "linux-image-cloud-amd64";
 
-/// The kernel, unpacked.
-pub(super) struct Kernel {
-    pub(super) image: PathBuf,
+/// A kernel, unpacked.
+pub(crate) struct Kernel {
+    pub(crate) image: PathBuf,
     /// Where its modules are.
     modules: PathBuf,
 }
@@ -31,7 +31,11 @@ impl Kernel {
 
     /// The kernel that [`Kernel::provide`] has left below `directory`.
     pub(super) fn find(directory: &Path) -> Result<Self> {
-        let unpacked = directory.join("kernel");
+        Self::unpacked(&directory.join("kernel"))
+    }
+
+    /// The kernel of a package that is unpacked there.
+    pub(crate) fn unpacked(unpacked: &Path) -> Result<Self> {
         let only = |below: &str, beginning: &str| -> Result<PathBuf> {
             let below = unpacked.join(below);
             let mut entries = fs::read_dir(&below)?.collect::<Result<Vec<_>, _>>()?;
@@ -51,7 +55,7 @@ impl Kernel {
     }
 
     /// The files of the modules called `wanted` and of what they depend on, each after what it needs.
-    pub(super) fn modules(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
+    pub(crate) fn modules(&self, wanted: &[&str]) -> Result<Vec<PathBuf>> {
         let mut files = HashMap::new();
         collect(&self.modules, &mut files)?;
         // What this kernel has built in needs no loading.

@@ -13,6 +13,7 @@ use super::host::{Host, LOGS};
 use super::initramfs::Tree;
 use super::kernel::Kernel;
 use super::network::{self, Network, Side};
+use super::options::Options;
 use super::report::Measure;
 use super::speakers::Speakers;
 use super::storage::Storage;
@@ -37,6 +38,7 @@ const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// See the [module documentation](self).
 pub(super) struct Lab {
+    pub(super) options: Options,
     pub(super) directory: PathBuf,
     hosts: [Host; 2],
     storage: Storage,
@@ -52,15 +54,16 @@ pub(super) struct Lab {
 
 impl Lab {
     /// Sets everything up but boots nothing.
-    pub(super) fn new(directory: &Path, vmm: &Path) -> Result<Self> {
+    pub(super) fn new(directory: &Path, options: Options) -> Result<Self> {
         network::make()?;
         let kernel = Kernel::find(directory)?;
         let tree = Tree::new(directory, "cluster-host", HOST_INIT)?;
         tree.modules(&kernel, &HOST_MODULES)?;
-        tree.copy(vmm, "bin/vmm")?;
+        tree.copy(&directory.join("vmm"), "bin/vmm")?;
         let initramfs = tree.pack()?;
         let host = |side| Host::new(side, &directory.join("hosts"), &kernel, &initramfs);
         Ok(Self {
+            options,
             directory: directory.to_owned(),
             hosts: [host(Side::A)?, host(Side::B)?],
             storage: Storage::start(directory)?,
@@ -139,6 +142,13 @@ impl Lab {
             failover,
             gap,
         });
+    }
+
+    /// Adds to the last failover that was noted how long it took until the guest was protected again.
+    pub(super) fn repaired(&mut self, repair_ms: f64) {
+        if let Some(measure) = self.measures.last_mut() {
+            measure.failover["repair_ms"] = repair_ms.into();
+        }
     }
 
     // ---- hosts and networks ----
@@ -246,11 +256,13 @@ impl Lab {
 
     /// Waits until the guest on this host would survive its loss.
     pub(super) fn await_protected(&self, side: Side) -> Result<()> {
-        until("the guest to be protected", SYNC, || {
+        let mut last = Value::Null;
+        let protected = until("the guest to be protected", SYNC, || {
             self.check_runs(side)?;
-            let status = self.status(side)?.unwrap_or_default();
-            Ok((status["role"] == "primary" && status["protected"] == true).then_some(()))
-        })?;
+            last = self.status(side)?.unwrap_or_default();
+            Ok((last["role"] == "primary" && last["protected"] == true).then_some(()))
+        });
+        protected.with_context(|| format!("{} says {last}", side.name()))?;
         say(format_args!("protected on {}", side.name()));
         Ok(())
     }
@@ -327,7 +339,6 @@ impl Lab {
 
     /// Takes a drive's image from where `side` had it, after cutting that host's power. Returns a copy on this
     /// machine, for `e2fsck` and the like.
-    #[allow(dead_code)]
     pub(super) fn take_image(&mut self, side: Side, id: &str) -> Result<PathBuf> {
         let (guest, _) = self.guest.as_ref().context("no guest yet")?;
         let drive = guest.drives.iter().find(|drive| drive.id == id);
@@ -338,7 +349,7 @@ impl Lab {
         let copy = kept.join(format!("{}.{}", side.name(), drive.file_name()));
         match drive.mode {
             Mode::Shared => drop(fs::copy(self.shared().join(drive.file_name()), &copy)?),
-            Mode::ReadOnly | Mode::Replicated => {
+            Mode::Replicated => {
                 self.host(side).take_from_disk(&drive.file_name(), &copy)?;
             }
         }

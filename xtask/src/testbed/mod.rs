@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   boot.rs       one host whose init boots guests: no root needed
+//!   linux.rs      the same with the Linux guest image: a disk, both kernels
 //!   sandbox.rs    namespaces around everything below
 //!   lab.rs        two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
 //!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside
@@ -19,8 +20,11 @@ mod host;
 mod initramfs;
 mod kernel;
 mod lab;
+mod linux;
+mod load;
 mod machine;
 mod network;
+mod options;
 mod packages;
 mod report;
 mod sandbox;
@@ -35,15 +39,17 @@ mod wait;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 pub(crate) use boot::boot;
-use kernel::Kernel;
+pub(crate) use kernel::Kernel;
 use lab::Lab;
+pub(crate) use linux::linux;
+use options::Options;
 use scenarios::{ALL, Scenario};
 use wait::say;
 
-use crate::root;
+use crate::{guest_image, root};
 
 /// Prints the scenarios.
 pub(crate) fn list() {
@@ -52,41 +58,37 @@ pub(crate) fn list() {
     }
 }
 
-/// Runs scenarios by name, `all` of them, with `--json` for the figures as JSON.
+/// Runs scenarios; see [`Options`].
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    let names: Vec<&str> = (arguments.iter().copied())
-        .filter(|argument| *argument != "--json")
-        .collect();
-    let chosen = choose(&names)?;
+    let options = Options::parse(arguments)?;
     let directory = directory()?;
     if !sandbox::is_inside() {
         sandbox::check(&packages::PROGRAMS)?;
         Kernel::provide(&directory)?;
         storage::provide(&directory)?;
         vmm_binary::build(&directory)?;
-        let code = sandbox::enter(&[&["run"], arguments].concat())?;
+        // Needs the network, which is not there inside.
+        if options
+            .scenarios
+            .iter()
+            .any(|scenario| scenario.needs_image)
+        {
+            guest_image::image(guest_image::Flavor::Cloud)?;
+        }
+        // The same numbers inside.
+        let seed = options.seed().to_string();
+        let code = sandbox::enter(&[&["run"], arguments, &["--seed", &seed]].concat())?;
         std::process::exit(code);
     }
-    let mut lab = Lab::new(&directory, &directory.join("vmm"))?;
+    say(format_args!("seed {}", options.seed()));
+    let (scenarios, as_json) = (options.scenarios.clone(), options.json);
+    let mut lab = Lab::new(&directory, options)?;
     let mut verdicts = Vec::new();
-    for scenario in chosen {
-        let begin = Instant::now();
-        say(format_args!("=== {}: {}", scenario.name, scenario.about));
-        let outcome = lab
-            .begin(scenario.name)
-            .and_then(|()| (scenario.act)(&mut lab));
-        lab.end()?;
-        let verdict = match outcome {
-            Ok(()) => Ok(begin.elapsed().as_secs_f64()),
-            Err(error) => Err(format!("{error:#}")),
-        };
-        match &verdict {
-            Ok(seconds) => say(format_args!("=== pass {} in {seconds:.0} s", scenario.name)),
-            Err(why) => say(format_args!("=== FAIL {}: {why}", scenario.name)),
-        }
+    for scenario in scenarios {
+        let verdict = judge(&mut lab, scenario)?;
         verdicts.push((scenario.name.to_owned(), verdict));
     }
-    if arguments.contains(&"--json") {
+    if as_json {
         println!("{}", report::json(&lab.measures, &verdicts));
     } else {
         report::print_table(&lab.measures);
@@ -101,25 +103,25 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         failed.join(", "),
         directory.display()
     );
+    say(format_args!("all {} passed", verdicts.len()));
     Ok(())
 }
 
-fn choose(names: &[&str]) -> Result<Vec<&'static Scenario>> {
-    if names.is_empty() {
-        bail!("which scenario? `cargo xtask testbed list` shows them; `all` runs all");
+/// Runs one scenario: how many seconds it took, or what went wrong.
+fn judge(lab: &mut Lab, scenario: &Scenario) -> Result<Result<f64, String>> {
+    let begin = Instant::now();
+    say(format_args!("=== {}: {}", scenario.name, scenario.about));
+    let outcome = lab.begin(scenario.name).and_then(|()| (scenario.act)(lab));
+    lab.end()?;
+    let verdict = match outcome {
+        Ok(()) => Ok(begin.elapsed().as_secs_f64()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    match &verdict {
+        Ok(seconds) => say(format_args!("=== pass {} in {seconds:.0} s", scenario.name)),
+        Err(why) => say(format_args!("=== FAIL {}: {why}", scenario.name)),
     }
-    let mut chosen = Vec::new();
-    for name in names {
-        if *name == "all" {
-            chosen.extend(ALL);
-            continue;
-        }
-        let found = ALL.iter().find(|scenario| scenario.name == *name);
-        chosen.push(found.with_context(|| {
-            format!("no scenario {name:?}; `cargo xtask testbed list` shows them")
-        })?);
-    }
-    Ok(chosen)
+    Ok(verdict)
 }
 
 /// Where everything of the testbed is kept.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::guest::{Guest, Mode};
+use super::guest::Guest;
 use super::host::Host;
 use super::network::{Network, Side};
 
@@ -40,17 +40,12 @@ fn config(guest: &Guest, vcpus: u8, side: Side, directory: &str) -> Value {
     let at = |network: Network, side, port: u16| format!("{}:{port}", network.address(side));
     let drives: Vec<Value> = (guest.drives.iter())
         .map(|drive| {
-            let path = drive.path_on_host(directory);
-            let mut section = json!({
+            json!({
                 "drive_id": drive.id,
-                "path_on_host": path,
+                "path_on_host": drive.path_on_host(directory),
                 "is_root_device": drive.is_root,
-                "is_read_only": drive.mode == Mode::ReadOnly,
-            });
-            if let Some(mode) = drive.mode.replication() {
-                section["replication"] = mode.into();
-            }
-            section
+                "replication": drive.mode.replication(),
+            })
         })
         .collect();
     let mut boot = json!({

@@ -1,1 +1,302 @@
-//! To come.
+//! The host's storage fails: errors that name the disk or the file, and nothing that is half-done counts.
+
+use std::io::ErrorKind::{Other, StorageFull};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::host::*;
+use crate::core::disk::{DiskWrite, What};
+use crate::disk::DiskMode::Replicated;
+use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
+use crate::ids::{EpochId, Generation};
+use crate::ports::Storage;
+
+const BYTES: u64 = 2 << 20;
+
+fn protected() -> (Host, Host, DiskSet, DiskSet, Session) {
+    let hosts = [Host::new("a"), Host::new("b")];
+    for (seed, host) in hosts.iter().enumerate() {
+        host.make_image("disk0", BYTES, &mut seeded(seed as u64));
+    }
+    let [a, b] = hosts;
+    let (primary, backup) = (
+        a.open(&[Replicated], limits()),
+        b.open(&[Replicated], limits()),
+    );
+    primary.own().unwrap();
+    let session = Session::protect(&primary, &backup, 1);
+    (a, b, primary, backup, session)
+}
+
+/// Seals an epoch and gives what persisting it says.
+fn persist(session: &mut Session) -> Result<(), DiskError> {
+    session.epoch += 1;
+    let epoch = EpochId(session.epoch);
+    let sealed = session.primary.seal(epoch).unwrap();
+    let (told, persisted) = done();
+    let batches = batches(&sealed.writes);
+    session.backup.persist(
+        Generation(1),
+        epoch,
+        batches,
+        sealed.flush,
+        EpochId(0),
+        told,
+    );
+    session.primary.shipped(epoch);
+    let result = persisted.recv_timeout(DEADLINE).unwrap();
+    if result.is_ok() {
+        session.backup.committed(epoch);
+    }
+    result
+}
+
+#[test]
+fn a_full_journal_disk_is_told_and_the_next_copy_works() {
+    let (a, b, primary, backup, mut session) = protected();
+    primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+    b.fail("journal", 0, StorageFull);
+    let refused = persist(&mut session).unwrap_err();
+    assert!(refused.to_string().contains("journal."), "{refused}");
+    // It stays refused, also once there is room: an epoch is missing.
+    b.heal();
+    primary.disks()[0].write_at(0, &[2; 4096]).unwrap();
+    assert!(matches!(persist(&mut session), Err(DiskError::Failed(_))));
+    assert_eq!(backup.durable_epoch(), EpochId(0));
+    backup.abandon();
+    primary.detach();
+    primary.disks()[0].write_at(0, &[3; 4096]).unwrap();
+    let session = Session::protect(&primary, &backup, 2);
+    assert!(session.sent_bytes < BYTES / 2);
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
+    let (a, b, primary, backup, mut session) = protected();
+    b.fail("disk0", 0, Other);
+    primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+    persist(&mut session).unwrap();
+    let mut refused = None;
+    until("the failure is told", || {
+        primary.disks()[0].write_at(0, &[2; 512]).unwrap();
+        refused = persist(&mut session).err();
+        refused.is_some()
+    });
+    assert!(refused.unwrap().to_string().contains("disk0"));
+    backup.abandon();
+    // As long as the journal cannot be brought to the image, there is no copy to be described.
+    assert!(backup.describe().is_err());
+    b.heal();
+    primary.detach();
+    let _session = Session::protect(&primary, &backup, 2);
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
+    let (a, b, primary, _, _) = protected();
+    let backup = b.open(&[Replicated], lazy());
+    primary.detach();
+    let mut session = Session::protect(&primary, &backup, 2);
+    primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+    let epoch = session.epoch();
+    b.fail("disk0", 0, StorageFull);
+    let refused = backup.promote(epoch, &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(&refused, DiskError::Io { disk, source, .. }
+        if disk == "disk0" && source.kind() == StorageFull),
+        "{refused}"
+    );
+    // With room again it can be tried again.
+    b.heal();
+    backup.promote(epoch, &mut |_| {}).unwrap();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+    drop((session, backup));
+    b.after_kill().open(&[Replicated], limits()).own().unwrap();
+}
+
+#[test]
+fn a_write_that_fails_on_the_primary_leaves_equal_images() {
+    let (a, b, primary, _backup, mut session) = protected();
+    let disk = &primary.disks()[0];
+    disk.write_at(0, &[1; 512]).unwrap();
+    a.fail("disk0", 0, Other);
+    assert_eq!(disk.write_at(0, &[2; 512]).unwrap_err().kind(), Other);
+    a.heal();
+    // Somebody writes a part and fails; what is there is what the backup gets.
+    session.epoch();
+    session.settle();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn requests_outside_of_the_disk_are_refused() {
+    let (a, _b, primary, _backup, _session) = protected();
+    let disk = &primary.disks()[0];
+    let before = a.content("disk0");
+    for (offset, bytes) in [
+        (BYTES, 512),
+        (BYTES - 512, 1024),
+        (u64::MAX - 511, 512),
+        (1, 512),
+        (0, 511),
+    ] {
+        assert!(disk.write_at(offset, &vec![1; bytes]).is_err());
+        assert!(disk.read_at(offset, &mut vec![1; bytes]).is_err());
+        assert!(disk.discard(offset, bytes as u64).is_err());
+        assert!(disk.write_zeroes(offset, bytes as u64, true).is_err());
+    }
+    assert_eq!(a.content("disk0"), before);
+}
+
+#[test]
+fn what_a_primary_must_not_send_is_refused_whole() {
+    let (_a, b, _primary, backup, session) = protected();
+    let before = b.content("disk0");
+    let outside = DiskWrite {
+        disk: 0,
+        offset: BYTES,
+        what: What::Zero { bytes: 512 },
+    };
+    let inside = DiskWrite {
+        offset: 0,
+        ..outside.clone()
+    };
+    let batch = batches(&[inside.clone(), outside]).remove(0);
+    assert!(matches!(
+        backup.check_batch(&batch),
+        Err(DiskError::Batch { .. })
+    ));
+    assert_eq!(backup.check_batch(&batches(&[inside])[0]).unwrap(), 1);
+    // Synchronisation is over.
+    assert!(backup.apply_sync(&batch).is_err());
+    let (told, persisted) = done();
+    let next = EpochId(session.epoch + 1);
+    backup.persist(Generation(1), next, vec![batch], false, EpochId(0), told);
+    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(refused, Err(DiskError::Batch { epoch, .. }) if epoch == next));
+    assert_eq!(b.content("disk0"), before);
+    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    assert_eq!(b.content("disk0"), before);
+}
+
+#[test]
+fn a_plan_for_other_disks_is_refused() {
+    let (_a, b, primary, _, _) = protected();
+    let backup = b.open(&[Replicated], limits());
+    let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
+    assert!(backup.begin_copy(&[]).is_err());
+    let mut other = plan.disks.clone();
+    other[0].from = Some(crate::core::disk::PairId(99));
+    assert!(matches!(
+        backup.begin_copy(&other),
+        Err(DiskError::PeerDiffers { .. })
+    ));
+    backup.own().unwrap();
+}
+
+#[test]
+fn an_image_that_cannot_be_read_ends_the_synchronisation_with_its_name() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for host in [&a, &b] {
+        host.make_image("disk0", BYTES, &mut seeded(1));
+    }
+    let (primary, backup) = (
+        a.open(&[Replicated], limits()),
+        b.open(&[Replicated], limits()),
+    );
+    primary.own().unwrap();
+    let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
+    backup.begin_copy(&plan.disks).unwrap();
+    a.remove("disk0");
+    let refused = primary.sync_some().unwrap_err();
+    assert!(matches!(refused, DiskError::Io { disk, what: "read", .. } if disk == "disk0"));
+}
+
+#[test]
+fn a_full_log_stops_the_device_and_shipping_it_lets_it_go_on() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for host in [&a, &b] {
+        host.make_image("disk0", BYTES, &mut seeded(1));
+    }
+    let small = DiskLimits {
+        log_bytes_max: 64 << 10,
+        ..limits()
+    };
+    let (primary, backup) = (
+        a.open(&[Replicated], small),
+        b.open(&[Replicated], limits()),
+    );
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    let (half, room) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let count = |counter: &Arc<AtomicU64>| {
+        let counter = counter.clone();
+        Arc::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    primary.set_listener(count(&half));
+    let disk = &primary.disks()[0];
+    disk.set_room_listener(count(&room));
+    for round in 1..4 {
+        while disk.has_room() {
+            disk.write_at(0, &[round as u8; 4096]).unwrap();
+        }
+        // One request may be above the limit, and no more.
+        assert!(primary.counts().log_bytes < (64 << 10) + 8192);
+        assert_eq!(half.load(Ordering::SeqCst), round);
+        session.epoch();
+        assert_eq!(room.load(Ordering::SeqCst), round);
+        assert!(disk.has_room());
+    }
+    // Who has lost its backup needs no log.
+    while disk.has_room() {
+        disk.write_at(0, &[9; 4096]).unwrap();
+    }
+    primary.detach();
+    assert!(disk.has_room());
+    assert_eq!(room.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn a_set_needs_a_journal_for_its_replicated_disks() {
+    let a = Host::new("a");
+    a.make_image("disk0", BYTES, &mut seeded(1));
+    let spec = |mode| {
+        vec![DiskSpec {
+            name: "root".into(),
+            storage: a.storage("disk0"),
+            mode,
+            map_path: "map".into(),
+        }]
+    };
+    let without = DiskSet::open(spec(Replicated), None, limits());
+    assert!(matches!(without, Err(DiskError::NoJournal { disk }) if disk == "root"));
+    let shared = DiskSet::open(spec(DiskMode::Shared), None, limits()).unwrap();
+    assert_eq!((shared.disks().len(), shared.is_empty()), (1, false));
+}
+
+#[test]
+fn an_empty_set_does_nothing_and_says_yes() {
+    let set = DiskSet::empty();
+    set.own().unwrap();
+    assert_eq!(set.begin_sync(&set.describe().unwrap()).unwrap().bytes, 0);
+    assert_eq!(set.sync_some().unwrap().bytes_left, 0);
+    set.hold().unwrap();
+    assert_eq!(set.seal(EpochId(1)).unwrap(), Default::default());
+    for act in [DiskSet::go_alone, |set: &DiskSet, told| {
+        set.release(EpochId(1), told)
+    }] {
+        let (told, result) = done();
+        act(&set, told);
+        result.recv_timeout(DEADLINE).unwrap().unwrap();
+    }
+    set.begin_copy(&[]).unwrap();
+    set.committed(EpochId(4));
+    until("nothing is durable at once", || {
+        set.durable_epoch() == EpochId(4)
+    });
+    set.promote(EpochId(4), &mut |_| {}).unwrap();
+}

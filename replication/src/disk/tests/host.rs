@@ -34,7 +34,7 @@ pub(super) enum Event {
 }
 
 /// One thing that stores bytes: what is in the cache, and what would be left after a loss of power.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Platter {
     cached: Vec<u8>,
     /// Ranges that are not durable, with what was there before, oldest first.
@@ -81,6 +81,35 @@ impl Platter {
     }
 }
 
+/// The content of an image; said as its checksum.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Content(pub(super) Vec<u8>);
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} bytes, crc {:08x}",
+            self.0.len(),
+            crc32fast::hash(&self.0)
+        )
+    }
+}
+
+impl std::ops::Deref for Content {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Content {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
 #[derive(Default)]
 struct World {
     platters: BTreeMap<String, Platter>,
@@ -89,6 +118,8 @@ struct World {
     fail_after: Option<(u64, io::ErrorKind)>,
     /// Only of names that contain this.
     fail_name: String,
+    /// Is done before the next write.
+    before_write: Option<Box<dyn FnOnce() + Send>>,
     /// Who holds the lock of an image.
     locks: BTreeMap<String, String>,
 }
@@ -129,6 +160,8 @@ impl Host {
     }
 
     fn write(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
+        let hook = self.world.lock().unwrap().before_write.take();
+        hook.into_iter().for_each(|hook| hook());
         self.change(name)?;
         let mut world = self.world.lock().unwrap();
         world.events.push(Event::Write {
@@ -181,8 +214,8 @@ impl Host {
             .insert(name.into(), platter);
     }
 
-    pub(super) fn content(&self, name: &str) -> Vec<u8> {
-        self.world.lock().unwrap().platters[name].cached.clone()
+    pub(super) fn content(&self, name: &str) -> Content {
+        Content(self.world.lock().unwrap().platters[name].cached.clone())
     }
 
     pub(super) fn set_content(&self, name: &str, bytes: Vec<u8>) {
@@ -211,20 +244,21 @@ impl Host {
         world.fail_after = Some((after, kind));
     }
 
+    /// Does something in the middle of the next write, before anything of it is there.
+    pub(super) fn before_write(&self, hook: impl FnOnce() + Send + 'static) {
+        self.world.lock().unwrap().before_write = Some(Box::new(hook));
+    }
+
     pub(super) fn heal(&self) {
         self.world.lock().unwrap().fail_after = None;
     }
 
     /// What this host's storage is after a loss of power now. The old one goes on for whoever still uses it.
     pub(super) fn after_power_loss(&self, random: &mut StdRng) -> Self {
-        let mut world = self.world.lock().unwrap();
+        let world = self.world.lock().unwrap();
         let mut left = World::default();
-        for (name, platter) in &mut world.platters {
-            let mut copy = Platter {
-                cached: platter.cached.clone(),
-                unsynced: platter.unsynced.clone(),
-                durable_bytes: platter.durable_bytes,
-            };
+        for (name, platter) in &world.platters {
+            let mut copy = platter.clone();
             copy.lose(random);
             left.platters.insert(name.clone(), copy);
         }
@@ -239,12 +273,7 @@ impl Host {
         let world = self.world.lock().unwrap();
         let mut left = World::default();
         for (name, platter) in &world.platters {
-            let copy = Platter {
-                cached: platter.cached.clone(),
-                unsynced: platter.unsynced.clone(),
-                durable_bytes: platter.durable_bytes,
-            };
-            left.platters.insert(name.clone(), copy);
+            left.platters.insert(name.clone(), platter.clone());
         }
         Self {
             name: self.name.clone(),
@@ -510,6 +539,7 @@ pub(super) fn limits() -> DiskLimits {
         journal_bytes_max: 8 << 20,
         destage_interval: Duration::from_millis(1),
         destage_bytes: 1 << 20,
+        marks_kept: Duration::ZERO,
         sync_slice_bytes: 256 << 10,
     }
 }

@@ -1,1 +1,339 @@
-//! To come.
+//! The journal: whatever is left of it, a replay does whole epochs, and can be done again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rand::Rng;
+
+use super::host::*;
+use crate::disk::DiskMode::Replicated;
+use crate::disk::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record, START, replay};
+use crate::disk::{DiskError, DiskLimits};
+use crate::ids::{EpochId, Generation};
+use crate::ports::Storage;
+
+const ANY: EpochId = EpochId(u64::MAX);
+
+fn place(epoch: u64) -> Place {
+    (Generation(3), EpochId(epoch))
+}
+
+fn record(epoch: u64, previous: u64) -> Record {
+    Record {
+        place: place(epoch),
+        previous: if previous == 0 {
+            START
+        } else {
+            place(previous)
+        },
+        batches: vec![
+            Bytes::from(vec![epoch as u8; 20 + epoch as usize]),
+            Bytes::from_static(b"x"),
+        ],
+    }
+}
+
+fn open(host: &Host, number: usize) -> JournalFile {
+    JournalFile::open(host, journal_files()[number].clone(), 77).unwrap()
+}
+
+/// Appends records of these epochs, each after the one before it, and returns where they end.
+fn fill(file: &JournalFile, epochs: std::ops::Range<u64>) -> Vec<u64> {
+    let mut at = FILE_HEADER_BYTES;
+    let append = |epoch: u64| {
+        let record = record(epoch, epoch - 1);
+        file.append(&record, at).unwrap();
+        at += record.bytes();
+        at
+    };
+    epochs.map(append).collect()
+}
+
+fn replayed(host: &Host, limit: EpochId) -> Vec<u64> {
+    let files = [open(host, 0), open(host, 1)];
+    let mut applied = Vec::new();
+    let apply = |found: &Record| {
+        assert_eq!(found.batches, record(found.place.1.0, 0).batches);
+        applied.push(found.place.1.0);
+        Ok(())
+    };
+    replay(&files, limit, apply, || Ok(())).unwrap();
+    applied
+}
+
+#[test]
+fn a_journal_cut_at_any_byte_gives_the_whole_epochs_before_it() {
+    let host = Host::new("b");
+    let ends = fill(&open(&host, 0), 1..6);
+    let content = host.content("journal.0");
+    for cut in 0..=content.len() {
+        let left = Host::new("b");
+        left.set_content("journal.0", content[..cut].to_vec());
+        let whole = ends.iter().filter(|end| **end <= cut as u64).count() as u64;
+        let expected: Vec<u64> = (1..=whole).collect();
+        assert_eq!(replayed(&left, ANY), expected, "cut after {cut} bytes");
+        assert_eq!(replayed(&left, ANY), [0; 0], "a second time");
+    }
+}
+
+#[test]
+fn a_changed_bit_anywhere_ends_the_row() {
+    let host = Host::new("b");
+    let ends = fill(&open(&host, 0), 1..5);
+    let content = host.content("journal.0");
+    for at in FILE_HEADER_BYTES as usize..content.len() {
+        let mut changed = content.clone();
+        changed[at] ^= 1 << (at % 8);
+        let left = Host::new("b");
+        left.set_content("journal.0", changed.0);
+        let whole = ends.iter().filter(|end| **end <= at as u64).count() as u64;
+        assert_eq!(
+            replayed(&left, ANY),
+            (1..=whole).collect::<Vec<_>>(),
+            "byte {at}"
+        );
+    }
+}
+
+#[test]
+fn the_second_file_counts_only_if_the_first_is_whole_or_on_the_images() {
+    let host = Host::new("b");
+    fill(&open(&host, 0), 1..4);
+    fill(&open(&host, 1), 4..7);
+    assert_eq!(replayed(&host.after_kill(), ANY), [1, 2, 3, 4, 5, 6]);
+    // The first file has lost its end: what follows must not be applied either.
+    let left = host.after_kill();
+    let mut cut = left.content("journal.0");
+    cut.pop();
+    left.set_content("journal.0", cut.0);
+    assert_eq!(replayed(&left, ANY), [1, 2]);
+    // All of it is lost, header and all.
+    let left = host.after_kill();
+    left.set_content("journal.0", Vec::new());
+    assert_eq!(replayed(&left, ANY), [0; 0]);
+    // It is on the images already.
+    let left = host.after_kill();
+    open(&left, 0).empty(place(3)).unwrap();
+    assert_eq!(replayed(&left, ANY), [4, 5, 6]);
+    // The header says so, and the records have come back after a loss of power.
+    let left = host.after_kill();
+    let mut back = left.content("journal.0");
+    open(&left, 0).empty(place(3)).unwrap();
+    let header = FILE_HEADER_BYTES as usize;
+    back[..header].copy_from_slice(&left.content("journal.0")[..header]);
+    left.set_content("journal.0", back.0);
+    assert_eq!(replayed(&left, ANY), [4, 5, 6]);
+}
+
+#[test]
+fn what_is_later_than_the_limit_is_dropped_for_good() {
+    let host = Host::new("b");
+    fill(&open(&host, 0), 1..4);
+    fill(&open(&host, 1), 4..7);
+    assert_eq!(replayed(&host, EpochId(4)), [1, 2, 3, 4]);
+    assert_eq!(replayed(&host, ANY), [0; 0]);
+}
+
+#[test]
+fn a_journal_of_other_disks_is_not_applied() {
+    let host = Host::new("b");
+    fill(&open(&host, 0), 1..4);
+    let other = JournalFile::open(&host, journal_files()[0].clone(), 78).unwrap();
+    let refused = replay(&[other], ANY, |_| panic!("applied"), || Ok(()));
+    assert!(matches!(refused, Err(DiskError::OtherDisks { .. })));
+}
+
+#[test]
+fn a_length_in_a_record_is_not_believed() {
+    let host = Host::new("b");
+    let file = open(&host, 0);
+    fill(&file, 1..2);
+    let mut content = host.content("journal.0");
+    let at = FILE_HEADER_BYTES as usize + 4;
+    content[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+    host.set_content("journal.0", content.0);
+    assert_eq!(replayed(&host, ANY), [0; 0]);
+}
+
+const BYTES: u64 = 1 << 20;
+
+/// A backup that is cut off at any moment has exactly one of the epochs, with all that was flushed.
+#[test]
+fn after_a_loss_of_power_the_images_are_at_one_epoch() {
+    let modes = [Replicated, Replicated];
+    let images = |host: &Host| ["disk0", "disk1"].map(|disk| host.content(disk));
+    let mut late = 0;
+    for seed in 0..60 {
+        let mut random = seeded(seed);
+        let (a, b) = (Host::new("a"), Host::new("b"));
+        for host in [&a, &b] {
+            for disk in ["disk0", "disk1"] {
+                host.make_image(disk, BYTES, &mut random);
+            }
+        }
+        let destage = DiskLimits {
+            destage_bytes: random.random_range(1..200 << 10),
+            ..lazy()
+        };
+        let (primary, backup) = (a.open(&modes, lazy()), b.open(&modes, destage));
+        primary.own().unwrap();
+        let mut session = Session::protect(&primary, &backup, 1);
+        let mut epochs = vec![images(&a)];
+        let mut flushed = 0;
+        for _ in 0..random.random_range(1..12) {
+            for _ in 0..random.random_range(0..4) {
+                let disk = &primary.disks()[random.random_range(0..2)];
+                scribble(disk, BYTES, &mut random);
+            }
+            if random.random_bool(0.3) {
+                primary.disks()[0].flush().unwrap();
+                flushed = epochs.len();
+            }
+            session.epoch();
+            epochs.push(images(&a));
+            // The destaging thread is at anything now.
+            let left = b.after_power_loss(&mut random);
+            for again in 0..2 {
+                let restarted = left.open(&modes, limits());
+                restarted.own().unwrap();
+                drop(restarted);
+                let now = images(&left);
+                let epoch = epochs.iter().rposition(|epoch| *epoch == now);
+                assert!(epoch.is_some(), "seed {seed}: no epoch, start {again}");
+                assert!(
+                    epoch >= Some(flushed),
+                    "seed {seed}: {epoch:?}, flushed {flushed}"
+                );
+                late += usize::from(epoch < Some(epochs.len() - 1));
+            }
+        }
+    }
+    assert!(late > 0, "no loss of power has lost anything");
+}
+
+/// Recovery itself is cut off, again and again.
+#[test]
+fn a_replay_that_is_cut_off_is_done_again() {
+    for seed in 0..20 {
+        let mut random = seeded(seed);
+        let (a, b) = (Host::new("a"), Host::new("b"));
+        for host in [&a, &b] {
+            host.make_image("disk0", BYTES, &mut random);
+        }
+        let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], lazy()));
+        primary.own().unwrap();
+        let mut session = Session::protect(&primary, &backup, 1);
+        for _ in 0..6 {
+            scribble(&primary.disks()[0], BYTES, &mut random);
+            primary.disks()[0].flush().unwrap();
+            session.epoch();
+        }
+        drop((session, backup));
+        let mut host = b.after_power_loss(&mut random);
+        for after in 0.. {
+            host.fail("", after, std::io::ErrorKind::Other);
+            let owned = host.open(&[Replicated], limits()).own();
+            host = host.after_power_loss(&mut random);
+            if owned.is_ok() {
+                break;
+            }
+        }
+        assert_eq!(host.content("disk0"), a.content("disk0"), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_image_is_touched_only_when_the_journal_is_durable() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for host in [&a, &b] {
+        host.make_image("disk0", BYTES, &mut seeded(9));
+    }
+    let (primary, backup) = (
+        a.open(&[Replicated], limits()),
+        b.open(&[Replicated], limits()),
+    );
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    for round in 0..10 {
+        b.take_events();
+        primary.disks()[0].write_at(round * 512, &[1; 512]).unwrap();
+        session.epoch();
+        session.settle();
+        let events = b.take_events();
+        let at = |wanted: &dyn Fn(&Event) -> bool| events.iter().position(wanted).unwrap();
+        let put = at(&|e| matches!(e, Event::Write { name, .. } if name.starts_with("journal")));
+        let safe = at(&|e| matches!(e, Event::Sync { name } if name.starts_with("journal")));
+        let write = at(&|e| matches!(e, Event::Write { name, .. } if name == "disk0"));
+        let flush = at(&|e| matches!(e, Event::Sync { name } if name == "disk0"));
+        assert!(put < safe && safe < write && write < flush, "{events:?}");
+    }
+}
+
+#[test]
+fn the_journal_is_bounded_and_who_fills_it_waits() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for host in [&a, &b] {
+        host.make_image("disk0", BYTES, &mut seeded(9));
+    }
+    let small = DiskLimits {
+        journal_bytes_max: 64 << 10,
+        ..lazy()
+    };
+    let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], small));
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    for round in 0..40u8 {
+        let offset = u64::from(round) * 4096;
+        primary.disks()[0]
+            .write_at(offset, &[round; 10 << 10])
+            .unwrap();
+        session.epoch();
+        assert!(backup.counts().journal_bytes <= 64 << 10);
+    }
+    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+    // An epoch that can never fit is an error, not a wait.
+    let backup = b.open(&[Replicated], small);
+    let mut session = Session::begin(&primary, &backup, 2);
+    session.sync();
+    let write = crate::core::disk::DiskWrite {
+        disk: 0,
+        offset: 0,
+        what: crate::core::disk::What::Data(vec![1; 40 << 10].into()),
+    };
+    let (told, persisted) = done();
+    backup.persist(
+        Generation(2),
+        EpochId(1),
+        batches(&[write]),
+        false,
+        EpochId(0),
+        told,
+    );
+    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(refused, Err(DiskError::TooMuch { .. })));
+}
+
+#[test]
+fn real_files_do_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = crate::disk::files::FileSystem;
+    let path = folder.path().join("journal.0");
+    let file = JournalFile::open(&files, path.clone(), 1).unwrap();
+    fill(&file, 1..4);
+    file.sync().unwrap();
+    drop(file);
+    let files: Arc<dyn crate::disk::files::HostFiles> = Arc::new(files);
+    let file = JournalFile::open_existing(&*files, &path, 1)
+        .unwrap()
+        .unwrap();
+    assert_eq!(file.walk(|_| Ok(())).unwrap().0, Some(place(3)));
+    file.empty(place(3)).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), FILE_HEADER_BYTES);
+    let missing = folder.path().join("journal.1");
+    assert!(
+        JournalFile::open_existing(&*files, &missing, 1)
+            .unwrap()
+            .is_none()
+    );
+}

@@ -1,1 +1,320 @@
-//! To come.
+//! The dirty-block map: a mark is durable before its write, and goes only when both sides have the block.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::host::*;
+use crate::core::disk::{BLOCKS_MAX, PairId, block_bytes_for, blocks_of};
+use crate::disk::DiskMode::Replicated;
+use crate::disk::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
+use crate::disk::map::DirtyMap;
+use crate::disk::{DiskError, DiskSet};
+use crate::ids::EpochId;
+use crate::ports::Storage;
+
+const BYTES: u64 = 8 << 20;
+const BLOCK: u64 = 64 << 10;
+const MAP: &str = "disk0-map";
+
+fn open(host: &Host) -> DirtyMap {
+    DirtyMap::open(MAP.into(), BYTES, Arc::new(host.clone())).unwrap()
+}
+
+/// A host with a map of an image that belongs to pair 1.
+fn marked_host() -> (Host, DirtyMap) {
+    let host = Host::new("a");
+    host.make_image("disk0", BYTES, &mut seeded(1));
+    let mut map = open(&host);
+    map.begin_copy(None).unwrap();
+    map.finish_copy(PairId(1)).unwrap();
+    (host, map)
+}
+
+fn marked(map: &DirtyMap) -> Vec<u64> {
+    (0..map.bits().len())
+        .filter(|at| map.bits().contains(*at))
+        .collect()
+}
+
+#[test]
+fn a_map_is_never_larger_than_its_limit() {
+    for bytes in [
+        512,
+        BLOCK,
+        BLOCK + 512,
+        BLOCKS_MAX * BLOCK,
+        BLOCKS_MAX * BLOCK + 512,
+        1 << 50,
+    ] {
+        assert!(blocks_of(bytes) <= BLOCKS_MAX);
+        assert!(blocks_of(bytes) * block_bytes_for(bytes) >= bytes);
+    }
+    assert_eq!(block_bytes_for(BLOCKS_MAX * BLOCK), BLOCK);
+    assert_eq!(block_bytes_for(BLOCKS_MAX * BLOCK + 512), 2 * BLOCK);
+}
+
+#[test]
+fn marks_survive_a_loss_of_power_at_any_moment() {
+    for seed in 0..20 {
+        let (host, mut map) = marked_host();
+        let mut random = seeded(seed);
+        let mut written = Vec::new();
+        for _ in 0..30 {
+            let block = random.random_range(0..BYTES / BLOCK);
+            map.mark(block * BLOCK + 512, 512).unwrap();
+            written.push(block);
+            let left = host.after_power_loss(&mut random);
+            let now = marked(&open(&left));
+            assert!(
+                written.iter().all(|block| now.contains(block)),
+                "seed {seed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_block_is_marked_durably_before_the_image_is_written() {
+    let host = Host::new("a");
+    host.make_image("disk0", BYTES, &mut seeded(2));
+    let other = Host::new("b");
+    other.make_image("disk0", BYTES, &mut seeded(3));
+    let (set, backup) = (
+        host.open(&[Replicated], lazy()),
+        other.open(&[Replicated], lazy()),
+    );
+    set.own().unwrap();
+    let _session = Session::protect(&set, &backup, 1);
+    until("the marks are cleared", || set.counts().marked_bytes == 0);
+    host.take_events();
+    set.disks()[0].write_at(7 * BLOCK, &[1; 512]).unwrap();
+    let events = host.take_events();
+    let at = |wanted: &dyn Fn(&Event) -> bool| events.iter().position(wanted).unwrap();
+    let mark = at(&|e| matches!(e, Event::Write { name, .. } if name == MAP));
+    let durable = at(&|e| matches!(e, Event::Sync { name } if name == MAP));
+    let write = at(&|e| matches!(e, Event::Write { name, .. } if name == "disk0"));
+    assert!(mark < durable && durable < write, "{events:?}");
+    // A block that is marked costs nothing more.
+    set.disks()[0].write_at(7 * BLOCK + 512, &[1; 512]).unwrap();
+    let touches_map =
+        |e: &Event| matches!(e, Event::Write { name, .. } | Event::Sync { name } if name == MAP);
+    assert!(!host.take_events().iter().any(touches_map));
+}
+
+#[test]
+fn writes_in_a_row_are_marked_ahead() {
+    let (host, mut map) = marked_host();
+    host.take_events();
+    for sector in 0..BYTES / 4096 {
+        map.mark(sector * 4096, 4096).unwrap();
+    }
+    let syncs = host
+        .take_events()
+        .iter()
+        .filter(|e| matches!(e, Event::Sync { .. }))
+        .count();
+    assert_eq!(marked(&map).len() as u64, BYTES / BLOCK);
+    assert!(syncs <= 10, "{syncs} flushes for {} blocks", BYTES / BLOCK);
+}
+
+#[test]
+fn only_what_is_durable_is_cleared() {
+    let (_host, mut map) = marked_host();
+    let now = Instant::now();
+    let kept = Duration::from_secs(1);
+    map.begin_session(7, &[PairId(1)], PairId(2)).unwrap();
+    map.mark(0, 512).unwrap();
+    map.rotate(EpochId(1), now, kept);
+    map.mark(20 * BLOCK, 512).unwrap();
+    // Another session's word does not count, nor does epoch 0.
+    map.durable(6, EpochId(9)).unwrap();
+    map.durable(7, EpochId(0)).unwrap();
+    assert_eq!(
+        (marked(&map), map.ids()),
+        (vec![0, 20], vec![PairId(1), PairId(2)])
+    );
+    map.durable(7, EpochId(1)).unwrap();
+    assert_eq!((marked(&map), map.ids()), (vec![20], vec![PairId(2)]));
+    // Too early to be collected again; block 20 is of epoch 2.
+    map.rotate(EpochId(2), now + kept / 2, kept);
+    map.durable(7, EpochId(2)).unwrap();
+    assert_eq!(marked(&map), [20]);
+    map.rotate(EpochId(3), now + kept, kept);
+    map.mark(20 * BLOCK, 512).unwrap();
+    map.mark(40 * BLOCK, 512).unwrap();
+    map.durable(7, EpochId(2)).unwrap();
+    assert_eq!(marked(&map), [20, 40]);
+    // Written again since then: it stays.
+    map.durable(7, EpochId(3)).unwrap();
+    assert_eq!(marked(&map), [20, 40]);
+    map.rotate(EpochId(4), now + 2 * kept, kept);
+    map.unsure(40 * BLOCK, 512);
+    map.durable(7, EpochId(4)).unwrap();
+    assert_eq!(marked(&map), [40]);
+}
+
+#[test]
+fn what_a_pair_is_survives_a_torn_header() {
+    let (host, mut map) = marked_host();
+    map.mark(3 * BLOCK, 512).unwrap();
+    let before = host.content(MAP);
+    map.begin_session(1, &[PairId(1)], PairId(2)).unwrap();
+    let after = host.content(MAP);
+    let slot = SLOTS.iter().find(|at| {
+        let range = **at as usize..**at as usize + HEADER_BYTES;
+        before[range.clone()] != after[range]
+    });
+    let slot = *slot.unwrap() as usize;
+    for torn in (0..HEADER_BYTES).step_by(7) {
+        let mut mixed = before.clone();
+        mixed[slot..slot + torn].copy_from_slice(&after[slot..slot + torn]);
+        let left = Host::new("a");
+        left.set_content(MAP, mixed.0);
+        let map = open(&left);
+        assert!(!map.is_damaged());
+        assert_eq!(map.ids()[0], PairId(1), "torn after {torn} bytes");
+        assert_eq!(marked(&map), [3]);
+    }
+}
+
+#[test]
+fn any_changed_byte_of_a_header_is_seen() {
+    let header = Header {
+        number: 5,
+        unfinished: true,
+        current: Some(PairId(u128::MAX)),
+        ..Header::new(BYTES)
+    };
+    let good = header.encode();
+    assert_eq!(Header::decode(&good), Some(header));
+    for at in 0..HEADER_BYTES {
+        for bit in 0..8 {
+            let mut bad = good;
+            bad[at] ^= 1 << bit;
+            assert_eq!(Header::decode(&bad), None, "byte {at}, bit {bit}");
+        }
+    }
+    // A good checksum does not make left-over bytes, flags or versions right.
+    for (at, value) in [(100, 1), (12, 2), (8, 2), (32, 3)] {
+        let mut bad = good;
+        bad[at] = value;
+        let crc = crc32fast::hash(&bad[..508]);
+        bad[508..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Header::decode(&bad), None, "byte {at}");
+    }
+}
+
+fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {
+    let hosts = [Host::new("a"), Host::new("b")];
+    for (seed, host) in hosts.iter().enumerate() {
+        host.make_image("disk0", BYTES, &mut seeded(seed as u64));
+    }
+    let [a, b] = hosts;
+    let (primary, backup) = (
+        a.open(&[Replicated], limits()),
+        b.open(&[Replicated], limits()),
+    );
+    primary.own().unwrap();
+    drop(Session::protect(&primary, &backup, 1));
+    primary.detach();
+    (a, b, primary, backup)
+}
+
+#[test]
+fn a_damaged_or_missing_map_means_that_everything_is_sent() {
+    type Harm = fn(&Host);
+    let harm: [(&str, Harm); 4] = [
+        ("missing", |host| host.remove(MAP)),
+        ("empty", |host| host.set_content(MAP, Vec::new())),
+        ("cut off", |host| {
+            let mut content = host.content(MAP);
+            content.truncate(BITS_AT as usize + 8);
+            host.set_content(MAP, content.0);
+        }),
+        ("overwritten", |host| {
+            host.set_content(MAP, vec![0x5a; 1 << 16])
+        }),
+    ];
+    for (what, harm) in harm {
+        let (a, b, primary, backup) = pair_of_sets();
+        drop(backup);
+        harm(&b);
+        let backup = b.open(&[Replicated], limits());
+        let owned = backup.own();
+        if what == "missing" {
+            owned.unwrap();
+        } else {
+            assert!(matches!(owned, Err(DiskError::MapDamaged { .. })), "{what}");
+        }
+        let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
+        assert!(plan.disks[0].full, "{what}");
+        assert_eq!(plan.bytes, BYTES);
+        let session = Session::protect(&primary, &backup, 2);
+        assert!(session.sent_bytes > BYTES, "{what}");
+        assert_eq!(a.content("disk0"), b.content("disk0"), "{what}");
+        // And the map is good again.
+        drop((session, backup));
+        b.open(&[Replicated], limits()).own().unwrap();
+    }
+}
+
+#[test]
+fn a_map_of_an_image_that_has_grown_is_no_pair() {
+    let (_a, b, _primary, backup) = pair_of_sets();
+    drop(backup);
+    let grown = DirtyMap::open(MAP.into(), 2 * BYTES, Arc::new(b)).unwrap();
+    assert_eq!(
+        (grown.ids(), grown.is_damaged(), grown.is_unfinished()),
+        (vec![], false, false)
+    );
+}
+
+#[test]
+fn a_guest_that_never_had_a_backup_marks_nothing() {
+    let host = Host::new("a");
+    host.make_image("disk0", BYTES, &mut seeded(2));
+    let set = host.open(&[Replicated], limits());
+    set.own().unwrap();
+    set.disks()[0].write_at(0, &[1; 512]).unwrap();
+    assert!(!host.has(MAP));
+    assert_eq!(set.counts().marked_bytes, 0);
+}
+
+#[test]
+fn a_guest_without_its_backup_goes_on_marking_also_after_a_restart() {
+    let (a, _b, primary, _backup) = pair_of_sets();
+    until("the marks are cleared", || {
+        primary.counts().marked_bytes == 0
+    });
+    primary.disks()[0].write_at(0, &[1; 512]).unwrap();
+    drop(primary);
+    let again = a.after_kill();
+    let set = again.open(&[Replicated], limits());
+    set.own().unwrap();
+    set.disks()[0].write_at(30 * BLOCK, &[1; 512]).unwrap();
+    assert_eq!(set.counts().marked_bytes, 2 * BLOCK);
+}
+
+#[test]
+fn a_write_that_cannot_be_marked_fails_and_changes_nothing() {
+    let (a, _b, primary, _backup) = pair_of_sets();
+    until("the marks are cleared", || {
+        primary.counts().marked_bytes == 0
+    });
+    let before = a.content("disk0");
+    a.fail(MAP, 0, std::io::ErrorKind::StorageFull);
+    let refused = primary.disks()[0].write_at(0, &[1; 512]).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+    assert!(refused.to_string().contains(MAP), "{refused}");
+    assert_eq!(a.content("disk0"), before);
+    // Marked, but not durably: the next write must not take it for marked.
+    a.heal();
+    a.fail(MAP, 1, std::io::ErrorKind::StorageFull);
+    assert!(primary.disks()[0].write_at(0, &[1; 512]).is_err());
+    assert!(primary.disks()[0].write_at(0, &[1; 512]).is_err());
+    assert_eq!(a.content("disk0"), before);
+    a.heal();
+    primary.disks()[0].write_at(0, &[1; 512]).unwrap();
+}

@@ -1,1 +1,409 @@
-//! To come.
+//! Shared disks: nothing reaches the image before it is released, and the guest reads what it wrote.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rand::Rng;
+
+use super::host::*;
+use crate::disk::DiskMode::{Replicated, Shared};
+use crate::disk::{DiskError, DiskSet};
+use crate::ids::{EpochId, Generation};
+use crate::ports::Storage;
+
+const BYTES: u64 = 256 << 10;
+
+/// Two users of the same storage.
+fn users(seed: u64) -> (Host, Host) {
+    let a = Host::new("a");
+    a.make_image("disk0", BYTES, &mut seeded(seed));
+    let b = a.as_user("b");
+    (a, b)
+}
+
+fn image(host: &Host) -> Content {
+    host.content("disk0")
+}
+
+fn read_all(set: &DiskSet) -> Content {
+    let mut all = vec![0; BYTES as usize];
+    set.disks()[0].read_at(0, &mut all).unwrap();
+    Content(all)
+}
+
+fn release(set: &DiskSet, epoch: EpochId) -> Result<(), DiskError> {
+    let (told, released) = done();
+    set.release(epoch, told);
+    released.recv_timeout(DEADLINE).unwrap()
+}
+
+fn go_alone(set: &DiskSet) -> Result<(), DiskError> {
+    let (told, gone) = done();
+    set.go_alone(told);
+    gone.recv_timeout(DEADLINE).unwrap()
+}
+
+/// A change to the disk and to a model of it.
+fn scribble_both(set: &DiskSet, model: &mut [u8], random: &mut rand::rngs::StdRng) {
+    let sectors = BYTES / 512;
+    let first = random.random_range(0..sectors);
+    let count = random.random_range(1..=(sectors - first).min(40));
+    let (offset, length) = (first * 512, count * 512);
+    let place = &mut model[offset as usize..(offset + length) as usize];
+    let disk = &set.disks()[0];
+    if random.random_bool(0.2) {
+        place.fill(0);
+        disk.write_zeroes(offset, length, false).unwrap();
+    } else if random.random_bool(0.1) {
+        place.fill(0);
+        disk.discard(offset, length).unwrap();
+    } else {
+        random.fill(place);
+        disk.write_at(offset, place).unwrap();
+    }
+}
+
+#[test]
+fn the_guest_reads_what_it_wrote_and_the_image_has_what_was_released() {
+    for seed in 0..10 {
+        let (a, b) = users(seed);
+        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+        primary.own().unwrap();
+        let mut session = Session::begin(&primary, &backup, 1);
+        session.sync();
+        let mut random = seeded(seed);
+        let mut model = image(&a);
+        // Before the first capture writes pass.
+        scribble_both(&primary, &mut model, &mut random);
+        assert_eq!(image(&a), model);
+        session.epoch();
+        let (mut sealed, mut released) = (vec![model.clone()], 0);
+        for round in 0..60 {
+            for _ in 0..random.random_range(0..6) {
+                scribble_both(&primary, &mut model, &mut random);
+                assert_eq!(read_all(&primary), model, "seed {seed}, round {round}");
+            }
+            session.epoch();
+            sealed.push(model.clone());
+            assert_eq!(image(&a), sealed[released], "seed {seed}, round {round}");
+            if random.random_bool(0.6) {
+                let to = random.random_range(released..sealed.len());
+                release(&primary, EpochId(to as u64 + 1)).unwrap();
+                released = to;
+                assert_eq!(image(&a), sealed[released], "seed {seed}, round {round}");
+                assert_eq!(read_all(&primary), model);
+            }
+        }
+        scribble_both(&primary, &mut model, &mut random);
+        go_alone(&primary).unwrap();
+        assert_eq!(
+            (image(&a), read_all(&primary)),
+            (model.clone(), model.clone())
+        );
+        assert_eq!(primary.counts().log_bytes, 0);
+        // And writes pass again.
+        scribble_both(&primary, &mut model, &mut random);
+        assert_eq!(image(&a), model);
+    }
+}
+
+#[test]
+fn reads_are_right_while_releases_write_the_image() {
+    let (a, b) = users(1);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let disk = primary.disks()[0].clone();
+    let counter = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            // What is read never gets older.
+            let mut last = 0;
+            while last < 300 {
+                let before = counter.load(Ordering::Acquire);
+                let mut sector = [0; 512];
+                disk.read_at(0, &mut sector).unwrap();
+                let seen = u64::from_le_bytes(sector[..8].try_into().unwrap());
+                assert!(
+                    seen >= before && seen >= last,
+                    "{seen} after {before} and {last}"
+                );
+                last = seen;
+            }
+        });
+        disk.write_at(0, &[0; 512]).unwrap();
+        for number in 1..=300u64 {
+            let mut sector = [0; 512];
+            sector[..8].copy_from_slice(&number.to_le_bytes());
+            disk.write_at(0, &sector).unwrap();
+            counter.store(number, Ordering::Release);
+            let epoch = session.epoch();
+            let (told, _released) = done();
+            primary.release(epoch, told);
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn promotion_writes_what_the_old_primary_may_not_have_written() {
+    for seed in 0..20 {
+        let (a, b) = users(seed);
+        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+        primary.own().unwrap();
+        let mut session = Session::begin(&primary, &backup, 1);
+        session.sync();
+        session.epoch();
+        let (mut random, mut model) = (seeded(seed), image(&a));
+        for _ in 0..random.random_range(1..20) {
+            scribble_both(&primary, &mut model, &mut random);
+            if random.random_bool(0.3) {
+                primary.disks()[0].flush().unwrap();
+            }
+            let epoch = session.epoch();
+            if random.random_bool(0.7) {
+                release(&primary, epoch).unwrap();
+            }
+        }
+        // Held, and never acknowledged.
+        let committed = model.clone();
+        scribble_both(&primary, &mut model, &mut random);
+        // The primary's host loses power: what it wrote to the image and did not flush may be gone.
+        let left = a.after_power_loss(&mut random);
+        b.set_content("disk0", left.content("disk0").0);
+        a.unlock();
+        let promote = || backup.promote(EpochId(session.epoch), &mut |_| {});
+        promote().unwrap();
+        assert_eq!(image(&b), committed, "seed {seed}");
+        assert_eq!(read_all(&backup), committed);
+    }
+}
+
+#[test]
+fn the_backup_keeps_what_is_not_durable_and_no_more() {
+    let (a, b) = users(2);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let disk = &primary.disks()[0];
+    disk.write_at(0, &[1; 4096]).unwrap();
+    let epoch = session.epoch();
+    release(&primary, epoch).unwrap();
+    // Written, but not flushed: it counts as not written through.
+    disk.write_at(4096, &[2; 512]).unwrap();
+    session.epoch();
+    assert!(backup.counts().backup_held_bytes > 4096 + 512);
+    disk.flush().unwrap();
+    let epoch = session.epoch();
+    release(&primary, epoch).unwrap();
+    assert_eq!(
+        primary.seal(EpochId(epoch.0 + 1)).unwrap().written_through,
+        epoch
+    );
+    primary.unseal(EpochId(epoch.0 + 1));
+    disk.write_at(0, &[3; 512]).unwrap();
+    session.epoch();
+    assert!(backup.counts().backup_held_bytes < 1024);
+    // Nothing of a shared disk stands in the journal or is marked.
+    assert_eq!(backup.counts().journal_bytes, 0);
+    assert_eq!(primary.counts().marked_bytes, 0);
+}
+
+#[test]
+fn promotion_waits_for_the_lock_and_says_so() {
+    let (a, b) = users(3);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    assert!(matches!(backup.own(), Err(DiskError::Locked { disk }) if disk == "disk0"));
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let mut model = image(&a);
+    model[..512].fill(9);
+    primary.disks()[0].write_at(0, &[9; 512]).unwrap();
+    let epoch = session.epoch();
+    let said = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let promotion = scope.spawn(|| {
+            let mut waiting = |what: &str| said.lock().unwrap().push(what.to_string());
+            backup.promote(epoch, &mut waiting)
+        });
+        until("it says that it waits", || !said.lock().unwrap().is_empty());
+        assert!(said.lock().unwrap()[0].contains("disk0"));
+        assert_ne!(image(&b), model, "written without the lock");
+        assert!(!promotion.is_finished());
+        // The frozen primary goes on, finds itself fenced, and ends.
+        primary.shut();
+        assert!(primary.disks()[0].write_at(0, &[1; 512]).is_err());
+        a.unlock();
+        promotion.join().unwrap().unwrap();
+    });
+    assert_eq!(image(&b), model);
+}
+
+#[test]
+fn a_fenced_primary_drops_what_it_holds() {
+    let (a, b) = users(4);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let before = image(&a);
+    primary.disks()[0].write_at(0, &[1; 512]).unwrap();
+    let epoch = session.epoch();
+    primary.shut();
+    release(&primary, epoch).unwrap();
+    go_alone(&primary).unwrap();
+    assert_eq!(image(&a), before);
+}
+
+#[test]
+fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
+    let (a, b) = users(5);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let mut model = image(&a);
+    model[..8192].fill(5);
+    primary.disks()[0].write_at(0, &[5; 8192]).unwrap();
+    let epoch = session.epoch();
+    a.fail("disk0", 0, std::io::ErrorKind::StorageFull);
+    let refused = release(&primary, epoch).unwrap_err();
+    assert!(refused.to_string().contains("disk0"), "{refused}");
+    assert_eq!(read_all(&primary), model);
+    a.heal();
+    release(&primary, epoch).unwrap();
+    assert_eq!(image(&a), model);
+}
+
+#[test]
+fn held_writes_fill_the_log_and_a_release_makes_room() {
+    let (a, b) = users(6);
+    let small = crate::disk::DiskLimits {
+        log_bytes_max: 64 << 10,
+        ..limits()
+    };
+    let (primary, backup) = (a.open(&[Shared], small), b.open(&[Shared], small));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let (half, room) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let count = |counter: &Arc<AtomicU64>| {
+        let counter = counter.clone();
+        Arc::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    primary.set_listener(count(&half));
+    let disk = &primary.disks()[0];
+    disk.set_room_listener(count(&room));
+    let mut writes = 0;
+    while disk.has_room() {
+        disk.write_at(writes % 64 * 4096, &[1; 4096]).unwrap();
+        writes += 1;
+    }
+    assert_eq!(writes, 16);
+    assert_eq!(half.load(Ordering::SeqCst), 1);
+    let epoch = session.epoch();
+    assert!(!disk.has_room());
+    assert_eq!(room.load(Ordering::SeqCst), 0);
+    release(&primary, epoch).unwrap();
+    until("the device is told", || room.load(Ordering::SeqCst) == 1);
+    assert!(disk.has_room());
+}
+
+#[test]
+fn a_backup_does_not_hold_more_than_a_primary_may() {
+    let (_, b) = users(7);
+    let small = crate::disk::DiskLimits {
+        log_bytes_max: 8 << 10,
+        ..limits()
+    };
+    let backup = b.open(&[Shared], small);
+    let plan = b.as_user("c").open(&[Shared], small);
+    let plan = plan.begin_sync(&backup.describe().unwrap()).unwrap();
+    backup.begin_copy(&plan.disks).unwrap();
+    let write = crate::core::disk::DiskWrite {
+        disk: 0,
+        offset: 0,
+        what: crate::core::disk::What::Data(vec![1; 64 << 10].into()),
+    };
+    let (told, persisted) = done();
+    let (generation, epoch) = (Generation(1), EpochId(1));
+    backup.persist(
+        generation,
+        epoch,
+        batches(&[write]),
+        false,
+        EpochId(0),
+        told,
+    );
+    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    assert!(matches!(refused, Err(DiskError::TooMuch { limit, .. }) if limit == 32 << 10));
+}
+
+#[test]
+fn one_guest_can_have_both_kinds() {
+    let (a, storage) = (Host::new("a"), seeded(8));
+    let mut random = storage;
+    for disk in ["disk0", "disk1"] {
+        a.make_image(disk, BYTES, &mut random);
+    }
+    // The backup's host has an own disk0; disk1 is brought over by hand, as storage in common would.
+    let b = Host::new("b");
+    b.make_image("disk0", BYTES, &mut random);
+    b.set_content("disk1", a.content("disk1").0);
+    let modes = [Replicated, Shared];
+    let (primary, backup) = (a.open(&modes, limits()), b.open(&modes, limits()));
+    primary.own().unwrap();
+    let mut session = Session::protect(&primary, &backup, 1);
+    for round in 0..20u8 {
+        for disk in primary.disks() {
+            disk.write_at(u64::from(round) * 512, &[round; 1024])
+                .unwrap();
+        }
+        session.epoch();
+    }
+    assert_ne!(a.content("disk0"), a.content("disk1"));
+    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    go_alone(&primary).unwrap();
+    for disk in ["disk0", "disk1"] {
+        assert_eq!(a.content(disk), b.content(disk), "{disk}");
+    }
+}
+
+#[test]
+fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
+    let (a, b) = users(9);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    // The first capture fails after writes have begun to be held.
+    primary.hold().unwrap();
+    let mut model = image(&a);
+    model[..512].fill(1);
+    primary.disks()[0].write_at(0, &[1; 512]).unwrap();
+    primary.seal(EpochId(1)).unwrap();
+    primary.unseal(EpochId(1));
+    assert_eq!(primary.sync_some().unwrap().writes, []);
+    // That backup is lost, another synchronisation begins.
+    model[512..1024].fill(2);
+    primary.disks()[0].write_at(512, &[2; 512]).unwrap();
+    primary.detach();
+    backup.abandon();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    let epoch = session.epoch();
+    a.unlock();
+    backup.promote(epoch, &mut |_| {}).unwrap();
+    assert_eq!(image(&b), model);
+}

@@ -4,9 +4,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
     Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
+    WatchdogSection,
 };
+use understudy_vmm::machine::{OnPanic, OnReboot, OnWatchdog};
+use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):
@@ -50,7 +54,9 @@ pub(crate) enum Command {
     /// Keep a second copy of a guest and take over when its host dies.
     ///
     /// Needs the same VM settings (memory, vCPUs, devices) as the primary; what differs is named when
-    /// the primary connects. After a takeover it acts as a primary, protected by --backup if given.
+    /// the primary connects. After a takeover it acts as a primary, protected by --backup if given. So that
+    /// the guest can reboot there, give it the primary's --kernel (also if that is `builtin`), --initrd and
+    /// --cmdline, too.
     Standby(ReplicatedArgs),
     /// Show how a running primary or standby is doing.
     Status(StatusArgs),
@@ -58,6 +64,8 @@ pub(crate) enum Command {
     Failover(ControlArgs),
     /// Stop a running primary (with its guest) or a standby cleanly.
     Stop(ControlArgs),
+    /// Press the power button of a running primary's guest: asks it to shut itself down.
+    PowerButton(ControlArgs),
     /// Say what this host can and cannot do, and what to do about it.
     Check(CheckArgs),
     /// Show a failover: protect a guest, kill its primary, check every byte its clients get.
@@ -74,6 +82,10 @@ pub(crate) struct VmArgs {
     /// [default: builtin].
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
+    /// How the kernel is entered: `linux` (64-bit boot protocol), `pvh` (an ELF image with a note that says
+    /// where), or `auto`, which is linux if the image can [default: auto].
+    #[arg(long, value_name = "NAME")]
+    boot_protocol: Option<BootProtocol>,
     /// Initramfs for the kernel.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -83,11 +95,16 @@ pub(crate) struct VmArgs {
     /// Number of vCPUs [default: 1].
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
+    /// CPU features that a guest booted here is offered: host (all), or only those of x86-64, x86-64-v2,
+    /// x86-64-v3 or x86-64-v4, so that a standby of another model can take over [default: host].
+    #[arg(long, value_name = "NAME")]
+    cpu_template: Option<CpuTemplate>,
     /// Memory in MiB [default: 256].
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC` and `,id=NAME`. Repeatable.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
+    /// over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
     /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
@@ -100,6 +117,17 @@ pub(crate) struct VmArgs {
     /// Give the guest a virtio entropy device.
     #[arg(long)]
     rng: bool,
+    /// When the guest wants a reboot: `restart` it in place, or `exit` [default: restart].
+    #[arg(long, value_name = "ACTION")]
+    on_reboot: Option<OnReboot>,
+    /// When the guest's kernel panics (and says so by pvpanic): `report` it, and leave the rest to the guest,
+    /// `restart` it, or `exit` [default: report].
+    #[arg(long, value_name = "ACTION")]
+    on_panic: Option<OnPanic>,
+    /// Give the guest a watchdog (IB700; Linux: ib700wdt) and `reset` it, power it off (`poweroff`) or do nothing
+    /// but tell (`none`) when it does not feed it.
+    #[arg(long, value_name = "ACTION")]
+    watchdog: Option<OnWatchdog>,
     /// Where the guest's console goes: `stdout`, `none`, or a file to append to [default: stdout].
     #[arg(long, value_name = "WHERE")]
     console: Option<String>,
@@ -131,7 +159,7 @@ pub(crate) struct ReplicatedArgs {
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,
-    /// Unix socket for `vmm status`, `failover` and `stop`.
+    /// Unix socket for `vmm status`, `failover`, `stop` and `power-button`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Where a standby notes writes to replicated disks before they go to the images, as two files
@@ -238,9 +266,16 @@ impl VmArgs {
         over(&mut config.boot_source.kernel_image_path, self.kernel);
         over(&mut config.boot_source.initrd_path, self.initrd);
         over(&mut config.boot_source.boot_args, self.cmdline);
+        over(&mut config.boot_source.boot_protocol, self.boot_protocol);
         over(&mut config.machine_config.vcpu_count, self.vcpus);
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
+        over(&mut config.machine_config.cpu_template, self.cpu_template);
         over(&mut config.serial.output, self.console);
+        over(&mut config.machine_config.on_reboot, self.on_reboot);
+        over(&mut config.machine_config.on_panic, self.on_panic);
+        if let Some(action) = self.watchdog {
+            config.watchdog = Some(WatchdogSection { action });
+        }
         if self.rng {
             config.entropy = Some(Entropy {});
         }
@@ -297,6 +332,7 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
     let mut interface = NetworkInterface {
         iface_id: format!("net{number}"),
         host_dev_name: None,
+        offload: None,
         socket_path: None,
         guest_mac: None,
     };
@@ -306,8 +342,12 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, Conf
             Some(("socket", path)) => interface.socket_path = Some(path.into()),
             Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
             Some(("id", id)) => interface.iface_id = id.into(),
+            Some(("offload", "on")) => interface.offload = Some(true),
+            Some(("offload", "off")) => interface.offload = Some(false),
             _ => {
-                let why = format!("{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME");
+                let why = format!(
+                    "{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+                );
                 return Err(wrong("--net", why));
             }
         }
@@ -394,10 +434,35 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_from_what_is_parsed_or_explained() {
+        let config = merged(&[
+            "--on-reboot",
+            "exit",
+            "--on-panic",
+            "restart",
+            "--watchdog",
+            "none",
+        ])
+        .unwrap();
+        assert_eq!(config.machine_config.on_reboot, Some(OnReboot::Exit));
+        assert_eq!(config.machine_config.on_panic, Some(OnPanic::Restart));
+        assert_eq!(config.watchdog.unwrap().action, OnWatchdog::None);
+        assert!(merged(&[]).unwrap().watchdog.is_none());
+        for (flag, words) in [
+            ("--on-reboot", "restart, exit"),
+            ("--on-panic", "report, restart, exit"),
+            ("--watchdog", "reset, poweroff, none"),
+        ] {
+            let error = Cli::try_parse_from(["vmm", "run", flag, "halt"]).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
     fn interfaces_and_heartbeats_are_parsed_or_explained() {
         let config = merged(&[
             "--net",
-            "tap=tap0,mac=52:54:00:00:00:01",
+            "tap=tap0,mac=52:54:00:00:00:01,offload=off",
             "--heartbeat",
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
@@ -406,6 +471,7 @@ mod tests {
             config.network_interfaces[0].host_dev_name.as_deref(),
             Some("tap0")
         );
+        assert_eq!(config.network_interfaces[0].offload, Some(false));
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");

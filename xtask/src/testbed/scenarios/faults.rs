@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::super::client::Download;
 use super::super::guest::WEB_LINES;
 use super::super::lab::Lab;
 use super::super::network::{Network, Side};
-use super::super::vmm;
 use super::super::wait::{say, until};
 
 /// Exit code of a `vmm` that found that another host owns the guest.
@@ -17,66 +17,121 @@ const FENCED: i32 = 3;
 const DOWNLOAD: Duration = Duration::from_secs(20);
 /// Bytes after which something happens.
 const MIDDLE: u64 = 1 << 20;
+/// What the management network and the standby's link do not belong to.
+const CUT_OFF: [Network; 3] = [Network::Service, Network::Channel, Network::Storage];
 
-pub(super) fn download(lab: &mut Lab, vcpus: u8) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, vcpus)?;
-    fail_during_download(lab, Side::A, vcpus)
+/// What happens to the host with the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    PowerFailure,
+    /// It hangs, and goes on after the takeover.
+    Freeze,
+    /// Cut off from everything, and back after the takeover.
+    CutOff,
 }
 
-pub(super) fn there_and_back(lab: &mut Lab) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, 2)?;
-    for side in Side::BOTH {
-        fail_during_download(lab, side, 2)?;
-        lab.rejoin(side)?;
-        lab.await_protected(side.other())?;
-        let status = lab.status(side.other())?.unwrap_or_default();
-        let repaired = status["failover"].clone();
-        ensure!(
-            repaired["repair_ms"].is_number(),
-            "no repair time in {status}"
-        );
-        lab.measure(format!("repair on {}", side.name()), repaired, None);
+impl Fault {
+    pub(super) const ALL: [Self; 3] = [Self::PowerFailure, Self::Freeze, Self::CutOff];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::PowerFailure => "power failure",
+            Self::Freeze => "freeze",
+            Self::CutOff => "cut off",
+        }
     }
-    Ok(())
 }
 
-/// The host with the guest loses power while a client downloads; the client gets every byte.
-fn fail_during_download(lab: &mut Lab, side: Side, vcpus: u8) -> Result<()> {
-    let download = Download::start(WEB_LINES, DOWNLOAD)?;
-    download.await_bytes(MIDDLE)?;
-    lab.power_off(side)?;
+/// Lets a fault happen to the host with the guest, and waits until the other one runs it. An old primary that
+/// comes back must stop, say why, and not have spoken. Returns `failover` of the new primary's status.
+pub(super) fn strike(lab: &mut Lab, fault: Fault, side: Side) -> Result<Value> {
+    match fault {
+        Fault::PowerFailure => lab.power_off(side)?,
+        Fault::Freeze => lab.freeze(side)?,
+        Fault::CutOff => CUT_OFF
+            .iter()
+            .try_for_each(|network| lab.cut(*network, side))?,
+    }
     let failover = lab.await_takeover(side.other())?;
+    let mark = lab.speakers.mark()?;
+    match fault {
+        Fault::PowerFailure => return Ok(failover),
+        Fault::Freeze => lab.thaw(side)?,
+        Fault::CutOff => CUT_OFF
+            .iter()
+            .try_for_each(|network| lab.heal(*network, side))?,
+    }
+    let (code, words) = lab.await_end(side)?;
+    ensure!(code == FENCED, "the old primary ended with {code}: {words}");
+    ensure!(
+        words.contains("fenced"),
+        "the old primary did not say that it is fenced: {words}"
+    );
+    lab.check_only_speaker(side.other(), mark)?;
+    say(format_args!("{} is fenced and silent", side.name()));
+    Ok(failover)
+}
+
+/// A fault hits the host with the guest while a client downloads; the client gets every byte.
+pub(super) fn during_download(lab: &mut Lab, fault: Fault, side: Side, bytes: u64) -> Result<()> {
+    let download = Download::start(WEB_LINES, DOWNLOAD)?;
+    download.await_bytes(bytes)?;
+    let failover = strike(lab, fault, side)?;
     let done = download.finish()?;
     say(format_args!(
         "{} bytes, all right; longest wait {} ms",
         done.bytes,
         done.gap.as_millis()
     ));
-    let what = format!("power failure of {}, {vcpus} vCPUs", side.name());
+    let what = format!("{} of {}", fault.name(), side.name());
     lab.measure(what, failover, Some(done.gap));
     Ok(())
 }
 
-pub(super) fn freeze(lab: &mut Lab) -> Result<()> {
+/// The host that failed becomes the standby, and the time that took is noted.
+pub(super) fn repair(lab: &mut Lab, failed: Side) -> Result<()> {
+    lab.rejoin(failed)?;
+    lab.await_protected(failed.other())?;
+    let status = lab.status(failed.other())?.unwrap_or_default();
+    let repair_ms = status["failover"]["repair_ms"].as_f64();
+    lab.repaired(repair_ms.with_context(|| format!("no repair time in {status}"))?);
+    Ok(())
+}
+
+pub(super) fn one(lab: &mut Lab, fault: Fault, vcpus: u8) -> Result<()> {
     let web = lab.web.clone();
-    lab.protect(&web, 1)?;
-    let download = Download::start(WEB_LINES, DOWNLOAD)?;
-    download.await_bytes(MIDDLE)?;
-    lab.freeze(Side::A)?;
-    let failover = lab.await_takeover(Side::B)?;
-    let mark = lab.speakers.mark()?;
-    lab.thaw(Side::A)?;
-    let (code, words) = lab.await_end(Side::A)?;
-    ensure!(code == FENCED, "the old primary ended with {code}: {words}");
-    ensure!(
-        words.contains("fenced"),
-        "the old primary did not say that it is fenced: {words}"
-    );
-    let done = download.finish()?;
-    lab.check_only_speaker(Side::B, mark)?;
-    lab.measure("host-a froze, went on later", failover, Some(done.gap));
+    lab.protect(&web, vcpus)?;
+    during_download(lab, fault, Side::A, MIDDLE)
+}
+
+pub(super) fn there_and_back(lab: &mut Lab) -> Result<()> {
+    let web = lab.web.clone();
+    lab.protect(&web, 2)?;
+    for side in Side::BOTH {
+        during_download(lab, Fault::PowerFailure, side, MIDDLE)?;
+        repair(lab, side)?;
+    }
+    Ok(())
+}
+
+/// Faults of all kinds at random moments of downloads, from host to host and back.
+pub(super) fn random(lab: &mut Lab) -> Result<()> {
+    let web = lab.web.clone();
+    lab.protect(&web, 2)?;
+    let mut side = Side::A;
+    let times = lab.options.times;
+    for time in 1..=times {
+        let fault = Fault::ALL[lab.options.random(Fault::ALL.len() as u64) as usize];
+        let bytes = lab.options.random(3 * MIDDLE);
+        say(format_args!(
+            "--- {time} of {times}: {} after {bytes} bytes",
+            fault.name()
+        ));
+        during_download(lab, fault, side, bytes)?;
+        repair(lab, side)?;
+        side = side.other();
+    }
+    say(format_args!("{times} failovers at random moments"));
     Ok(())
 }
 
@@ -120,36 +175,4 @@ fn await_owner(lab: &Lab) -> Result<(Side, usize)> {
         }
         Ok(owner.map(|owner| (owner, mark)))
     })
-}
-
-pub(super) fn cut_off(lab: &mut Lab) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, 2)?;
-    let download = Download::start(WEB_LINES, DOWNLOAD)?;
-    download.await_bytes(MIDDLE)?;
-    let networks = [Network::Service, Network::Channel, Network::Storage];
-    for network in networks {
-        lab.cut(network, Side::A)?;
-    }
-    let failover = lab.await_takeover(Side::B)?;
-    // Longer than any time-out: the old primary must have noticed by then.
-    until(
-        "the old primary to hold its output",
-        2 * vmm::timeout(),
-        || {
-            let status = lab.status(Side::A)?;
-            Ok((status.is_none_or(|status| status["protected"] == false)).then_some(()))
-        },
-    )?;
-    let mark = lab.speakers.mark()?;
-    for network in networks {
-        lab.heal(network, Side::A)?;
-    }
-    let (code, words) = lab.await_end(Side::A)?;
-    ensure!(code == FENCED, "the old primary ended with {code}: {words}");
-    let done = download.finish()?;
-    lab.check_only_speaker(Side::B, mark)?;
-    lab.measure("host-a cut off", failover, Some(done.gap));
-    lab.rejoin(Side::A)?;
-    lab.await_protected(Side::B)
 }

@@ -1,50 +1,113 @@
 //! What is tried: each scenario is a short function of actions and of checks that a client of the guest could
 //! make. A new one is such a function and a line in [`ALL`].
 
+mod disks;
 mod faults;
 
 use anyhow::Result;
 
+use super::guest::Mode;
 use super::lab::Lab;
+use faults::Fault;
 
 /// See the [module documentation](self).
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     /// For `testbed list`.
     pub(super) about: &'static str,
+    /// Whether its guest is the one that `cargo xtask guest-image` builds.
+    pub(super) needs_image: bool,
     pub(super) act: fn(&mut Lab) -> Result<()>,
+}
+
+const fn scenario(
+    name: &'static str,
+    about: &'static str,
+    act: fn(&mut Lab) -> Result<()>,
+) -> Scenario {
+    Scenario {
+        name,
+        about,
+        needs_image: false,
+        act,
+    }
+}
+
+const fn with_image(scenario: Scenario) -> Scenario {
+    Scenario {
+        needs_image: true,
+        ..scenario
+    }
 }
 
 /// In the order in which `testbed run all` runs them.
 pub(super) const ALL: &[Scenario] = &[
-    Scenario {
-        name: "download-1",
-        about: "power failure of the primary during a download, 1 vCPU",
-        act: |lab| faults::download(lab, 1),
-    },
-    Scenario {
-        name: "download-2",
-        about: "the same with 2 vCPUs",
-        act: |lab| faults::download(lab, 2),
-    },
-    Scenario {
-        name: "there-and-back",
-        about: "the failed host becomes the standby, then the other one fails",
-        act: faults::there_and_back,
-    },
-    Scenario {
-        name: "freeze",
-        about: "the primary's host hangs, and goes on after the takeover: it is fenced and silent",
-        act: faults::freeze,
-    },
-    Scenario {
-        name: "cut-channel",
-        about: "the hosts no longer reach each other: one goes on, one stops",
-        act: faults::cut_channel,
-    },
-    Scenario {
-        name: "cut-off",
-        about: "the primary's host is cut off from everything: the standby takes over",
-        act: faults::cut_off,
-    },
+    scenario(
+        "download-1",
+        "power failure of the primary during a download, 1 vCPU",
+        |lab| faults::one(lab, Fault::PowerFailure, 1),
+    ),
+    scenario("download-2", "the same with 2 vCPUs", |lab| {
+        faults::one(lab, Fault::PowerFailure, 2)
+    }),
+    scenario(
+        "there-and-back",
+        "the failed host becomes the standby, then the other one fails",
+        faults::there_and_back,
+    ),
+    scenario(
+        "freeze",
+        "the primary's host hangs, and goes on after the takeover: it is fenced and silent",
+        |lab| faults::one(lab, Fault::Freeze, 1),
+    ),
+    scenario(
+        "cut-off",
+        "the primary's host is cut off from everything: the standby takes over",
+        |lab| faults::one(lab, Fault::CutOff, 2),
+    ),
+    scenario(
+        "cut-channel",
+        "the hosts no longer reach each other: one goes on, one stops",
+        faults::cut_channel,
+    ),
+    scenario(
+        "random",
+        "faults of all kinds at random moments, from host to host and back (--times N, --seed N)",
+        faults::random,
+    ),
+    with_image(scenario(
+        "databases-replicated-1",
+        "Redis and fsynced records over two power failures, a disk on each host, 1 vCPU",
+        |lab| disks::databases(lab, Mode::Replicated, 1),
+    )),
+    with_image(scenario(
+        "databases-replicated-2",
+        "the same with 2 vCPUs",
+        |lab| disks::databases(lab, Mode::Replicated, 2),
+    )),
+    with_image(scenario(
+        "databases-shared-1",
+        "the same with one disk on shared storage, 1 vCPU",
+        |lab| disks::databases(lab, Mode::Shared, 1),
+    )),
+    with_image(scenario(
+        "databases-shared-2",
+        "the same with 2 vCPUs",
+        |lab| disks::databases(lab, Mode::Shared, 2),
+    )),
+    with_image(scenario(
+        "freeze-shared",
+        "a primary that hangs writes nothing to the shared disk when it goes on",
+        |lab| disks::freeze(lab, Mode::Shared),
+    )),
+    with_image(scenario(
+        "compile-replicated",
+        "a compile goes on over a power failure, a disk on each host, 1 vCPU",
+        |lab| disks::compile(lab, Mode::Replicated, 1),
+    )),
+    with_image(scenario(
+        "compile-shared",
+        "the same with one disk on shared storage, 2 vCPUs",
+        |lab| disks::compile(lab, Mode::Shared, 2),
+    )),
 ];

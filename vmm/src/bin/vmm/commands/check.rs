@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use understudy_vmm::kvm::System;
+use understudy_vmm::vcpu::{CpuModel, CpuTemplate};
 
 use crate::args::CheckArgs;
 
@@ -20,6 +21,7 @@ struct Finding {
 
 pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
     let mut findings = kvm();
+    findings.extend(cpu_templates());
     findings.push(tap());
     findings.push(memory());
     for finding in findings.iter_mut().filter(|finding| finding.have) {
@@ -78,6 +80,27 @@ fn kvm() -> Vec<Finding> {
             required: capability.required,
             meaning: capability.meaning.into(),
             advice: capability.advice.into(),
+        })
+        .collect()
+}
+
+/// Which CPU templates guests can be booted with here. Without KVM there is nothing to say.
+fn cpu_templates() -> Vec<Finding> {
+    let Ok(host) = System::open_unchecked().and_then(|system| CpuModel::of_host(&system)) else {
+        return Vec::new();
+    };
+    CpuTemplate::ALL
+        .into_iter()
+        .filter(|template| *template != CpuTemplate::Host)
+        .map(|template| {
+            let cut = template.cut(&host);
+            Finding {
+                name: format!("--cpu-template {template}"),
+                have: cut.is_ok(),
+                required: false,
+                meaning: "guests can go between unlike hosts that have it too".into(),
+                advice: cut.map_or_else(|error| error.to_string(), |_| String::new()),
+            }
         })
         .collect()
 }

@@ -50,10 +50,11 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         .as_deref()
         .unwrap_or(Path::new(BUILTIN));
     let builtin = path == Path::new(BUILTIN);
-    let kernel = if builtin {
-        Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())
-    } else {
-        Kernel::Path(path.into())
+    let kernel = match (&config.boot_source.kernel_image_path, life) {
+        // Only the primary's default is known to be the guest's: a reboot must not boot another one.
+        (None, Life::GoesOn) => None,
+        _ if builtin => Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
+        _ => Some(Kernel::Path(path.into())),
     };
     let cmdline = match (&config.boot_source.boot_args, builtin) {
         (Some(cmdline), true) => {
@@ -84,8 +85,10 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
     let vm = replication.vm_name();
     Ok(MachineConfig {
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
+        cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
-        kernel: Some(kernel),
+        kernel,
+        boot_protocol: config.boot_source.boot_protocol.unwrap_or_default(),
         initrd,
         cmdline,
         net: config
@@ -97,6 +100,8 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         disk_journal: Some(journal_path(config)),
         disk_limits: replication.disk_limits()?,
         rng: config.entropy.is_some(),
+        watchdog: config.watchdog.map(|watchdog| watchdog.action),
+        on_panic: config.machine_config.on_panic.unwrap_or_default(),
         console: Some(console(
             config.serial.output.as_deref().unwrap_or("stdout"),
             life,
@@ -207,8 +212,14 @@ fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
 
 fn net_config(vm: &str, interface: &NetworkInterface) -> Result<NetConfig, ConfigError> {
     let key = |what: &str| format!("network-interfaces.{}.{what}", interface.iface_id);
+    let offload = interface.offload.unwrap_or(interface.socket_path.is_none());
     let backend = match (&interface.host_dev_name, &interface.socket_path) {
-        (Some(tap), None) => NetBackend::Tap(tap.clone()),
+        (None, Some(_)) if offload => {
+            let why = "a socket (socket_path) cannot take over checksums and segmentation; only a tap can";
+            return Err(value(&key("offload"), why));
+        }
+        (Some(tap), None) if offload => NetBackend::Tap(tap.clone()),
+        (Some(tap), None) => NetBackend::PlainTap(tap.clone()),
         (None, Some(path)) => NetBackend::Socket(path.clone()),
         _ => {
             let why = "give either a tap (host_dev_name) or a socket (socket_path)";
@@ -288,6 +299,43 @@ mod tests {
         assert_eq!(derived_mac("web", "net0"), derived_mac("web", "net0"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("web", "net1"));
         assert_ne!(derived_mac("web", "net0"), derived_mac("webn", "et0"));
+    }
+
+    #[test]
+    fn taps_take_over_checksums_unless_told_otherwise_and_sockets_never() {
+        let backend = |host_dev_name: Option<&str>, socket_path: Option<&str>, offload| {
+            let interface = NetworkInterface {
+                iface_id: "net0".into(),
+                host_dev_name: host_dev_name.map(Into::into),
+                offload,
+                socket_path: socket_path.map(Into::into),
+                guest_mac: None,
+            };
+            net_config("vm", &interface).map(|config| config.backend)
+        };
+        let tap = Some("tap0");
+        for offload in [None, Some(true)] {
+            let with = backend(tap, None, offload);
+            assert!(matches!(with, Ok(NetBackend::Tap(name)) if name == "tap0"));
+        }
+        let without = backend(tap, None, Some(false));
+        assert!(matches!(without, Ok(NetBackend::PlainTap(name)) if name == "tap0"));
+        let socket = backend(None, Some("/s"), None);
+        assert!(matches!(socket, Ok(NetBackend::Socket(_))));
+        let error = backend(None, Some("/s"), Some(true))
+            .err()
+            .expect("refused");
+        assert!(error.to_string().contains("net0.offload"), "{error}");
+    }
+
+    #[test]
+    fn a_standby_reboots_only_what_it_was_told_is_the_guest() {
+        let mut config = Config::default();
+        let kernel = |config: &Config, life| machine_config(config, life).unwrap().kernel;
+        assert!(kernel(&config, Life::Boots).is_some());
+        assert!(kernel(&config, Life::GoesOn).is_none());
+        config.boot_source.kernel_image_path = Some(BUILTIN.into());
+        assert!(kernel(&config, Life::GoesOn).is_some());
     }
 
     #[test]

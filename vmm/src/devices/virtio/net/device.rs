@@ -1,7 +1,8 @@
 //! The network device itself: moves frames between rings, backend and gate.
 //!
-//! No offloads are negotiated: a frame on the ring is a frame on the wire, behind a header that says
-//! nothing. Checksum and segmentation offloads would be fields of [`header`] and features below.
+//! If the backend takes frames with headers, checksums and segmentation are left to it, and what passes here
+//! and through the gate is header and frame in one. If not, a frame on the ring is a frame on the wire, behind
+//! a header that says nothing. See [`offload`](super::offload).
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -11,7 +12,8 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::backend::{BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource};
+use super::backend::{BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing};
+use super::offload::{self, BadHeader, HEADER_BYTES, Offload, PLAIN};
 use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
@@ -26,8 +28,6 @@ const QUEUE_SIZE: u16 = 256;
 const FRAMES_PER_CALL: usize = 64;
 /// Frames of a standby, or without a driver, dropped in one call.
 const DROPS_PER_CALL: usize = 4096;
-/// `struct virtio_net_hdr_v1`.
-const HEADER_BYTES: usize = 12;
 
 /// Numbers of [`VirtioDevice::event_sources`].
 const SOURCE_BACKEND: usize = 0;
@@ -37,6 +37,8 @@ pub struct NetDevice {
     name: String,
     mac: [u8; 6],
     backend: Box<dyn FrameSource>,
+    framing: Framing,
+    offload: Offload,
     /// The backend works. Belongs to this host, is not saved.
     backend_up: bool,
     port: NetPort,
@@ -79,12 +81,10 @@ impl From<GuestMemoryError> for MalformedChain {
     }
 }
 
-/// The header of a received frame: no offloads, one buffer.
-fn header() -> [u8; HEADER_BYTES] {
-    let mut header = [0; HEADER_BYTES];
-    // num_buffers, which is 1 when buffers are not merged (section 5.1.6.4.1).
-    header[10..].copy_from_slice(&1_u16.to_le_bytes());
-    header
+impl From<BadHeader> for MalformedChain {
+    fn from(_: BadHeader) -> Self {
+        Self
+    }
 }
 
 impl NetDevice {
@@ -99,12 +99,14 @@ impl NetDevice {
         Self {
             name: name.into(),
             mac,
+            framing: backend.framing(),
+            offload: Offload::default(),
             backend,
             backend_up: true,
             port,
             link_up: true,
             address: None,
-            buffer: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
+            buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
             counters: NetCounters::default(),
         }
     }
@@ -132,21 +134,44 @@ impl NetDevice {
     /// # Errors
     /// If the backend does not take the frames or the gate is shut.
     pub fn announce(&self) -> Result<(), SendError> {
-        self.port.announce(&announce::rarp(self.mac))?;
+        let send = |frame: Vec<u8>| match self.framing {
+            Framing::Bare => self.port.announce(&frame),
+            Framing::Headers => self.port.announce(&[&PLAIN[..], &frame].concat()),
+        };
+        send(announce::rarp(self.mac))?;
         match self.address {
-            Some(address) => self
-                .port
-                .announce(&announce::gratuitous_arp(self.mac, address)),
+            Some(address) => send(announce::gratuitous_arp(self.mac, address)),
             None => Ok(()),
         }
     }
 
-    /// The next frame from the backend into `buffer`. A backend that fails takes the link down.
+    /// Whether the backend takes over checksums and segmentation, in words.
+    #[must_use]
+    pub fn offload_in_words(&self) -> &'static str {
+        match self.framing {
+            Framing::Bare => "none",
+            Framing::Headers => "checksums and TCP segmentation",
+        }
+    }
+
+    /// The next frame from the backend into `buffer`, always behind a header; its length without. A backend
+    /// that fails takes the link down.
     fn receive(&mut self) -> Option<usize> {
         if !self.backend_up {
             return None;
         }
-        match self.backend.recv(&mut self.buffer) {
+        let (header, frame) = self.buffer.split_at_mut(HEADER_BYTES);
+        let received = match self.framing {
+            Framing::Bare => {
+                header.copy_from_slice(&PLAIN);
+                self.backend.recv(frame)
+            }
+            Framing::Headers => self
+                .backend
+                .recv(&mut self.buffer)
+                .map(|len| len.map(|len| len.saturating_sub(HEADER_BYTES))),
+        };
+        match received {
             Ok(len) => len,
             Err(error) => {
                 self.backend_failed(&error);
@@ -205,8 +230,15 @@ impl NetDevice {
                 rings.undo_pop(RX);
                 return Ok(Progress::Done);
             };
+            let Some(header) = self.received_header(len) else {
+                // Not one that the guest understands: it never knows.
+                rings.undo_pop(RX);
+                self.counters.rx_dropped += 1;
+                continue;
+            };
             let head = chain.head_index();
-            let written = match write_frame(chain, rings, &self.buffer[..len]) {
+            let frame = &self.buffer[HEADER_BYTES..HEADER_BYTES + len];
+            let written = match write_frame(chain, rings, &header, frame) {
                 Ok(written) => {
                     self.counters.rx_frames += 1;
                     self.counters.rx_bytes += len as u64;
@@ -223,6 +255,34 @@ impl NetDevice {
         Ok(Progress::More(RX))
     }
 
+    /// The header for the guest of the frame of `len` bytes in `buffer`.
+    fn received_header(&self, len: usize) -> Option<[u8; HEADER_BYTES]> {
+        let (header, frame) = self.buffer.split_first_chunk::<HEADER_BYTES>()?;
+        self.offload.received(header, &frame[..len]).ok()
+    }
+
+    /// Leaves to the guest what its driver has negotiated.
+    fn set_offload(&mut self, offload: Offload) {
+        if self.framing == Framing::Bare || offload == self.offload {
+            return;
+        }
+        self.offload = offload;
+        if let Err(error) = self.backend.set_receives(offload.receives()) {
+            // The guest then gets every frame whole and checked, which is slower and right.
+            tracing::error!(device = self.name, %error, "the network backend does not take over offload");
+        }
+    }
+
+    /// The frame in a chain, with its header if the backend takes headers.
+    fn sent_frame(&self, chain: Chain<'_>, rings: &Rings<'_>) -> Result<Frame, MalformedChain> {
+        let mut packet = read_packet(chain, rings)?;
+        let (header, frame) = packet
+            .split_first_chunk_mut::<HEADER_BYTES>()
+            .ok_or(MalformedChain)?;
+        *header = self.offload.sent(header, frame)?;
+        Ok(Frame::from(packet))
+    }
+
     /// Guest to gate, as long as the gate takes it.
     fn process_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         for _ in 0..FRAMES_PER_CALL {
@@ -232,11 +292,16 @@ impl NetDevice {
                 None => return Ok(Progress::Done),
             };
             let head = chain.head_index();
-            match read_frame(chain, rings) {
-                Ok(frame) => {
+            match self.sent_frame(chain, rings) {
+                Ok(packet) => {
+                    let frame = packet.slice(HEADER_BYTES..);
                     self.address = announce::learn_address(self.address, self.mac, &frame);
                     let len = frame.len() as u64;
-                    if let Err(Full) = self.port.send(frame) {
+                    let packet = match self.framing {
+                        Framing::Bare => frame,
+                        Framing::Headers => packet,
+                    };
+                    if let Err(Full) = self.port.send(packet) {
                         // The frame stays with the guest; the port's space event brings us back.
                         rings.undo_pop(TX);
                         self.counters.tx_waits += 1;
@@ -253,8 +318,8 @@ impl NetDevice {
     }
 }
 
-/// Reads the frame in a chain: its readable bytes behind the header.
-fn read_frame(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Frame, MalformedChain> {
+/// Reads header and frame in a chain: its readable bytes.
+fn read_packet(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Vec<u8>, MalformedChain> {
     let mut packet: Vec<u8> = Vec::with_capacity(2048);
     for descriptor in chain {
         let (len, have) = (descriptor.len() as usize, packet.len());
@@ -270,12 +335,16 @@ fn read_frame(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Frame, MalformedCha
     if packet.len() < HEADER_BYTES + FRAME_BYTES_MIN {
         return Err(MalformedChain);
     }
-    Ok(Frame::from(packet).slice(HEADER_BYTES..))
+    Ok(packet)
 }
 
 /// Writes header and frame into a chain, all or (to the guest's eyes) nothing.
-fn write_frame(chain: Chain<'_>, rings: &Rings<'_>, frame: &[u8]) -> Result<u32, MalformedChain> {
-    let header = header();
+fn write_frame(
+    chain: Chain<'_>,
+    rings: &Rings<'_>,
+    header: &[u8; HEADER_BYTES],
+    frame: &[u8],
+) -> Result<u32, MalformedChain> {
     let mut parts = [&header[..], frame];
     let mut written = 0;
     for descriptor in chain {
@@ -308,7 +377,11 @@ impl VirtioDevice for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS
+        let always = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
+        match self.framing {
+            Framing::Bare => always,
+            Framing::Headers => always | offload::FEATURES,
+        }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -331,12 +404,16 @@ impl VirtioDevice for NetDevice {
     /// Nothing is writable without the legacy interface.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// No feature changes what the device does: a driver that refuses `STATUS` does not look at it.
-    fn activate(&mut self, _features: u64) {}
+    /// Offload aside, no feature changes what the device does: a driver that refuses `STATUS` does not look
+    /// at it.
+    fn activate(&mut self, features: u64) {
+        self.set_offload(Offload::of(features & offload::FEATURES));
+    }
 
     fn reset(&mut self) {
         // The next driver reads the link's state afresh. The guest's address stays what it was.
         self.link_up = self.backend_up;
+        self.set_offload(Offload::default());
     }
 
     fn start(&mut self, rings: Option<&mut Rings<'_>>) {
@@ -388,6 +465,7 @@ impl VirtioDevice for NetDevice {
     fn save(&self) -> Result<DeviceState, DeviceError> {
         let state = NetState {
             mac: self.mac,
+            headers: self.framing == Framing::Headers,
             link_up: self.link_up,
             address: self.address,
         };
@@ -402,6 +480,18 @@ impl VirtioDevice for NetDevice {
                 what: format!("MAC {:02x?}, here it is {:02x?}", state.mac, self.mac),
             });
         }
+        if state.headers != (self.framing == Framing::Headers) {
+            return Err(DeviceError::Invalid {
+                device: self.name.clone(),
+                what: format!(
+                    "frames with headers: {}, here offload is: {}",
+                    state.headers,
+                    self.offload_in_words()
+                ),
+            });
+        }
+        // Until a driver is there; the transport says so next if there is one.
+        self.set_offload(Offload::default());
         self.link_up = state.link_up;
         self.address = state.address;
         Ok(())

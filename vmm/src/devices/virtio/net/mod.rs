@@ -6,8 +6,10 @@
 
 pub mod backend;
 mod device;
+mod offload;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use device::{NetCounters, NetDevice};
+pub use offload::HEADER_BYTES;

@@ -1,5 +1,7 @@
 //! The network device between a driver, a backend and a gate.
 
+mod offload;
+
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +15,7 @@ use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::NetDevice;
-use super::backend::{BackendError, FrameSource};
+use super::backend::{BackendError, FrameSource, Framing, Receives};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
@@ -38,6 +40,8 @@ struct Cable {
     arriving: Arc<Mutex<VecDeque<Vec<u8>>>>,
     sent: Arc<Mutex<Vec<Vec<u8>>>>,
     cut: Arc<Mutex<bool>>,
+    framing: Framing,
+    receives: Arc<Mutex<Receives>>,
     /// Something to watch; it never becomes ready.
     file: Arc<UnixStream>,
 }
@@ -48,6 +52,8 @@ impl Cable {
             arriving: Arc::default(),
             sent: Arc::default(),
             cut: Arc::default(),
+            framing: Framing::Bare,
+            receives: Arc::default(),
             file: Arc::new(UnixStream::pair().unwrap().0),
         }
     }
@@ -66,6 +72,15 @@ impl Cable {
 }
 
 impl FrameSource for Cable {
+    fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    fn set_receives(&mut self, receives: Receives) -> Result<(), BackendError> {
+        *self.receives.lock().unwrap() = receives;
+        Ok(())
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError> {
         if *self.cut.lock().unwrap() {
             return Err(BackendError::Closed);

@@ -18,6 +18,29 @@ pub const FRAME_BYTES_MAX: usize = 65_536 + 18;
 /// The shortest: an Ethernet header. (Padding is the wire's business.)
 pub const FRAME_BYTES_MIN: usize = 14;
 
+/// Whether a backend's frames, in both directions, come behind a `struct virtio_net_hdr_v1`
+/// ([`HEADER_BYTES`](super::HEADER_BYTES) long).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Frames as they are on the wire.
+    Bare,
+    /// Frames behind headers, perhaps without checksums and longer than the wire takes.
+    Headers,
+}
+
+/// What a guest takes upon itself of the frames it receives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Receives {
+    /// Frames without a complete checksum.
+    pub checksums: bool,
+    /// TCP over IPv4 that is not cut into segments.
+    pub tso4: bool,
+    /// TCP over IPv6 that is not cut into segments.
+    pub tso6: bool,
+    /// And that with congestion marks.
+    pub ecn: bool,
+}
+
 /// A network backend.
 pub struct Backend {
     /// Where the guest's input comes from, for its device.
@@ -28,8 +51,17 @@ pub struct Backend {
 
 /// The receiving half of a backend. It never blocks.
 pub trait FrameSource: Send {
-    /// Copies the next frame into `buffer` ([`FRAME_BYTES_MAX`] long) and tells its length, or `None`
-    /// if there is none now.
+    /// What frames look like, here and in the backend's other half. It never changes.
+    fn framing(&self) -> Framing;
+
+    /// Tells the backend what it may leave to the guest: nothing, until it is told so.
+    ///
+    /// # Errors
+    /// If the host refuses; or if there is something to leave and the backend has no headers to say so.
+    fn set_receives(&mut self, receives: Receives) -> Result<(), BackendError>;
+
+    /// Copies the next frame, with its header if there are headers, into `buffer` ([`FRAME_BYTES_MAX`] long,
+    /// and the header) and tells its length, or `None` if there is none now.
     ///
     /// # Errors
     /// If there will never be one again.
@@ -107,6 +139,9 @@ pub enum BackendError {
         #[source]
         source: io::Error,
     },
+    /// Offload without headers.
+    #[error("this network backend has no offload")]
+    NoOffload,
     /// The other side has closed the socket.
     #[error("the network process has closed its socket")]
     Closed,

@@ -15,7 +15,9 @@ use std::time::Duration;
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
-use super::{Backend, BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource};
+use super::{
+    Backend, BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, Receives,
+};
 use crate::output::{FrameSink, SendError};
 
 const LENGTH_BYTES: usize = 4;
@@ -135,6 +137,18 @@ impl Receiver {
 }
 
 impl FrameSource for Receiver {
+    /// Neither passt nor QEMU's stream takes headers.
+    fn framing(&self) -> Framing {
+        Framing::Bare
+    }
+
+    fn set_receives(&mut self, receives: Receives) -> Result<(), BackendError> {
+        match receives == Receives::default() {
+            true => Ok(()),
+            false => Err(BackendError::NoOffload),
+        }
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError> {
         loop {
             if let Some((from, to)) = self.buffered()? {

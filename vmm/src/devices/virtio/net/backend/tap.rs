@@ -1,6 +1,6 @@
-//! A tap interface as network backend.
+//! A tap interface as network backend, with or without headers for offload.
 //!
-//! One `unsafe` block: there is no safe call that attaches a descriptor to an interface.
+//! Few `unsafe` blocks: there are no safe calls that attach a descriptor to an interface and set it up.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use super::{Backend, BackendError, FrameSource};
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
+
+use super::super::HEADER_BYTES;
+use super::{Backend, BackendError, FrameSource, Framing, Receives};
 use crate::output::{FrameSink, SendError};
 
 /// Where taps are opened.
@@ -25,6 +28,7 @@ const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>())
 
 struct Tap {
     file: Arc<File>,
+    framing: Framing,
 }
 
 /// Opens the tap `name`, which must be there: one that the kernel would make now were down and in no
@@ -32,8 +36,8 @@ struct Tap {
 ///
 /// # Errors
 /// If it cannot be opened; the error says what to do.
-pub fn open(name: &str) -> Result<Backend, BackendError> {
-    let request = InterfaceRequest::tap(name)?;
+pub fn open(name: &str, framing: Framing) -> Result<Backend, BackendError> {
+    let request = InterfaceRequest::tap(name, framing)?;
     let file = open_driver()?;
     if nix::net::if_::if_nametoindex(name).is_err() {
         return Err(BackendError::NoTap {
@@ -42,21 +46,36 @@ pub fn open(name: &str) -> Result<Backend, BackendError> {
         });
     }
     attach(&file, request).map_err(|source| attach_error(name, source))?;
+    let set_up = match framing {
+        Framing::Bare => Ok(()),
+        Framing::Headers => set_header_bytes(&file),
+    };
+    // The interface may have been another user's, who left something set.
+    set_up
+        .and_then(|()| set_offload(&file, Receives::default()))
+        .map_err(|source| BackendError::Io {
+            what: format!("set up tap {name}"),
+            source,
+        })?;
     let file = Arc::new(file);
     Ok(Backend {
         source: Box::new(Tap {
             file: Arc::clone(&file),
+            framing,
         }),
-        sink: Arc::new(Tap { file }),
+        sink: Arc::new(Tap { file, framing }),
     })
 }
 
 impl InterfaceRequest {
-    fn tap(name: &str) -> Result<Self, BackendError> {
+    fn tap(name: &str, framing: Framing) -> Result<Self, BackendError> {
+        let headers = match framing {
+            Framing::Bare => 0,
+            Framing::Headers => libc::IFF_VNET_HDR,
+        };
         Ok(Self {
             name: interface_name(name)?,
-            // Without IFF_VNET_HDR: no offloads are negotiated, so there is no header to carry them.
-            flags: (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short,
+            flags: (libc::IFF_TAP | libc::IFF_NO_PI | headers) as libc::c_short,
             rest: [0; 22],
         })
     }
@@ -80,16 +99,42 @@ fn open_driver() -> Result<File, BackendError> {
 }
 
 fn attach(file: &File, mut request: InterfaceRequest) -> io::Result<()> {
-    const TUNSETIFF: rustix::ioctl::Opcode = rustix::ioctl::opcode::write::<libc::c_int>(b'T', 202);
+    const TUNSETIFF: Opcode = opcode::write::<libc::c_int>(b'T', 202);
     // SAFETY: `TUNSETIFF` reads and writes one `struct ifreq` at the pointer it is given (its opcode
     // says `int` for historical reasons). `InterfaceRequest` has that layout and size, checked above
     // at compile time; every bit pattern is valid for it; it lives on this stack, mutably borrowed,
     // for the whole call, and the kernel keeps no pointer to it. On any other kind of descriptor
     // than the one opened above the call would only fail.
     unsafe {
-        let call = rustix::ioctl::Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request);
-        rustix::ioctl::ioctl(file, call)?;
+        let call = Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request);
+        ioctl(file, call)?;
     }
+    Ok(())
+}
+
+fn set_header_bytes(file: &File) -> io::Result<()> {
+    const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
+    // SAFETY: `TUNSETVNETHDRSZ` reads one `int` at the pointer it is given, which `Setter` points at its own
+    // value for the time of the call.
+    unsafe {
+        let call = Setter::<TUNSETVNETHDRSZ, libc::c_int>::new(HEADER_BYTES as libc::c_int);
+        ioctl(file, call)?;
+    }
+    Ok(())
+}
+
+fn set_offload(file: &File, receives: Receives) -> io::Result<()> {
+    const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
+    let bits = [
+        (receives.checksums, libc::TUN_F_CSUM),
+        (receives.tso4, libc::TUN_F_TSO4),
+        (receives.tso6, libc::TUN_F_TSO6),
+        (receives.ecn, libc::TUN_F_TSO_ECN),
+    ];
+    let wanted = bits.iter().filter(|(wanted, _)| *wanted);
+    let flags = wanted.fold(0, |flags, (_, bit)| flags | *bit as usize);
+    // SAFETY: `TUNSETOFFLOAD` takes the flags themselves as its argument and touches no memory of ours.
+    unsafe { ioctl(file, IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags))? };
     Ok(())
 }
 
@@ -124,6 +169,20 @@ fn attach_error(name: &str, source: io::Error) -> BackendError {
 }
 
 impl FrameSource for Tap {
+    fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    fn set_receives(&mut self, receives: Receives) -> Result<(), BackendError> {
+        if self.framing == Framing::Bare && receives != Receives::default() {
+            return Err(BackendError::NoOffload);
+        }
+        set_offload(&self.file, receives).map_err(|source| BackendError::Io {
+            what: "set the tap's offload".to_owned(),
+            source,
+        })
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, BackendError> {
         loop {
             match (&*self.file).read(buffer) {
@@ -179,7 +238,7 @@ mod tests {
     #[test]
     fn impossible_names_are_refused() {
         for name in ["", "a b", "a/b", "tap%d", "sixteen_bytes_xx", "a\0"] {
-            let error = open(name).err().expect("refused");
+            let error = open(name, Framing::Bare).err().expect("refused");
             assert!(matches!(error, BackendError::TapName { .. }), "{name:?}");
         }
         assert_eq!(&interface_name("tap0").unwrap()[..5], b"tap0\0");
@@ -202,7 +261,7 @@ mod tests {
     #[test]
     fn a_tap_opens_once_or_says_why_not() {
         let name = format!("us{}", std::process::id());
-        let Err(error) = open(&name) else {
+        let Err(error) = open(&name, Framing::Headers) else {
             panic!("opened {name}, which is not there");
         };
         let file = match error {
@@ -211,9 +270,12 @@ mod tests {
             other => panic!("{other}"),
         };
         // Gone again when it is closed, and never up: nothing is sent.
-        match attach(&file, InterfaceRequest::tap(&name).unwrap()) {
+        match attach(
+            &file,
+            InterfaceRequest::tap(&name, Framing::Headers).unwrap(),
+        ) {
             Ok(()) => {
-                let error = open(&name).err().expect("it is in use");
+                let error = open(&name, Framing::Headers).err().expect("it is in use");
                 assert!(matches!(error, BackendError::TapBusy { .. }), "{error}");
             }
             Err(error) => assert_eq!(error.kind(), ErrorKind::PermissionDenied),

@@ -1,0 +1,133 @@
+//! What the Linux guest was told is on disk is there after a failover, whichever way the disk is replicated.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::super::guest::{self, Mode};
+use super::super::lab::Lab;
+use super::super::load::{self, Load};
+use super::super::network::Side;
+use super::super::packages::text_of;
+use super::super::wait::say;
+use super::faults::{Fault, repair, strike};
+
+/// Acknowledged writes of each load before something happens, and after it.
+const WRITES: u64 = 30;
+const COMPILE: Duration = Duration::from_secs(400);
+
+/// Redis and fsynced records while the host with the guest fails, there and back; then the file system.
+pub(super) fn databases(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
+    lab.protect(&guest::linux(mode)?, vcpus)?;
+    let fsync = Load::fsync()?;
+    let redis = Load::redis()?;
+    for side in Side::BOTH {
+        fsync.await_more(WRITES)?;
+        redis.await_more(WRITES)?;
+        let failover = strike(lab, Fault::PowerFailure, side)?;
+        fsync.await_more(WRITES)?;
+        redis.await_more(WRITES)?;
+        lab.measure(format!("power failure of {}", side.name()), failover, None);
+        repair(lab, side)?;
+    }
+    let (records, keys) = (fsync.stop()?, redis.stop()?);
+    load::verify_fsync(records)?;
+    load::verify_redis(keys)?;
+    say(format_args!(
+        "{records} records and {keys} keys were acknowledged, and are there"
+    ));
+    check_image(lab, Side::A, records)
+}
+
+/// A primary that hangs and goes on later has written nothing more to the disk.
+pub(super) fn freeze(lab: &mut Lab, mode: Mode) -> Result<()> {
+    lab.protect(&guest::linux(mode)?, 2)?;
+    let fsync = Load::fsync()?;
+    fsync.await_more(WRITES)?;
+    let failover = strike(lab, Fault::Freeze, Side::A)?;
+    fsync.await_more(WRITES)?;
+    lab.measure("freeze of host-a", failover, None);
+    let records = fsync.stop()?;
+    load::verify_fsync(records)?;
+    check_image(lab, Side::B, records)
+}
+
+/// A compile goes on over the failover and makes what an undisturbed one makes.
+pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
+    lab.protect(&guest::linux(mode)?, vcpus)?;
+    let command = format!("compile 1 {vcpus}");
+    let begin = Instant::now();
+    let undisturbed = objects(&guest::shell(&command, COMPILE)?)?;
+    let usual = begin.elapsed();
+    say(format_args!(
+        "compiled undisturbed in {:.0} s",
+        usual.as_secs_f64()
+    ));
+    let disturbed = std::thread::spawn(move || guest::shell(&command, COMPILE));
+    // The middle of it is what is wanted, whenever that is.
+    std::thread::sleep(usual / 2);
+    let failover = strike(lab, Fault::PowerFailure, Side::A)?;
+    let Ok(said) = disturbed.join() else {
+        bail!("the compiling client panicked");
+    };
+    let disturbed = objects(&said?)?;
+    ensure!(
+        disturbed == undisturbed,
+        "compiled {disturbed}, undisturbed {undisturbed}"
+    );
+    say("the same object files");
+    lab.measure("power failure while compiling", failover, None);
+    Ok(())
+}
+
+/// The hash of all object files.
+fn objects(said: &str) -> Result<String> {
+    let line = said.lines().find(|line| line.starts_with("compile: ok "));
+    let word = line.and_then(|line| line.split(' ').find(|word| word.starts_with("sha256=")));
+    Ok(word
+        .with_context(|| format!("compile said {said}"))?
+        .to_owned())
+}
+
+/// Looks at the image on this host as it is after a power failure of both: the file system must be clean once
+/// its journal is replayed, and every record must be there.
+fn check_image(lab: &mut Lab, side: Side, records: u64) -> Result<()> {
+    lab.power_off(side.other())?;
+    let image = lab.take_image(side, "root")?;
+    e2fsck("-p", &image, &[0, 1])?;
+    e2fsck("-fn", &image, &[0])?;
+    let found = image.with_extension("fsync");
+    if found.exists() {
+        std::fs::remove_dir_all(&found)?;
+    }
+    std::fs::create_dir_all(&found)?;
+    let dump = format!("rdump /data/fsync {}", text_of(&found)?);
+    Command::new("debugfs")
+        .arg("-R")
+        .arg(dump)
+        .arg(&image)
+        .output()?;
+    understudy_guest_tool::fsync::check(&found.join("fsync"), records)?;
+    say(format_args!(
+        "the file system is clean, and {records} records are in it"
+    ));
+    std::fs::remove_file(&image)?;
+    Ok(())
+}
+
+fn e2fsck(flags: &str, image: &Path, fine: &[i32]) -> Result<()> {
+    let output = Command::new("e2fsck").arg(flags).arg(image).output()?;
+    ensure!(
+        output
+            .status
+            .code()
+            .is_some_and(|code| fine.contains(&code)),
+        "e2fsck {flags} {}: {}: {}",
+        image.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(())
+}
