@@ -259,6 +259,13 @@ pub trait Machine: Send + 'static {
     /// If the vCPUs cannot be started.
     fn run(&mut self) -> Result<(), MachineError>;
 
+    /// Starts the running guest over, as the reset button does: memory written on the way is dirty, output
+    /// that is held stays held.
+    ///
+    /// # Errors
+    /// If it cannot; the machine has told its owner then, who ends it if it must.
+    fn reset(&mut self) -> Result<(), MachineError>;
+
     /// Stops the guest for good.
     fn stop(&mut self);
 }

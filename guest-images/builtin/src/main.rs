@@ -104,11 +104,34 @@ fn boot(boot: BootParams) -> ! {
     if !serves && !workloads.dirty && !workloads.disk {
         log!("ready: idle");
     }
-    let exit_ns = match options.exit_after_ms {
-        0 => None,
-        ms => Some(clock::now_ns(0).saturating_add(ms.saturating_mul(NS_PER_MS))),
+    let after = |ms: u64| {
+        (ms > 0).then(|| clock::now_ns(0).saturating_add(ms.saturating_mul(NS_PER_MS)))
     };
-    run_first(network, dirty, disk, exit_ns)
+    let ends = Ends {
+        exit_ns: after(options.exit_after_ms),
+        reboot_ns: after(options.reboot_after_ms),
+    };
+    run_first(network, dirty, disk, ends)
+}
+
+/// When the guest ends by itself, if it does.
+struct Ends {
+    exit_ns: Option<u64>,
+    reboot_ns: Option<u64>,
+}
+
+impl Ends {
+    fn end_if_due(&self, now_ns: u64) {
+        let due = |at: Option<u64>| at.is_some_and(|at| now_ns >= at);
+        if due(self.exit_ns) {
+            log!("exit_after_ms is over");
+            machine::shut_down();
+        }
+        if due(self.reboot_ns) {
+            log!("reboot_after_ms is over");
+            machine::reset();
+        }
+    }
 }
 
 /// Something unpredictable for port and sequence numbers: the entropy device, or at least the clock.
@@ -129,17 +152,14 @@ fn run_first(
     mut network: Option<Network>,
     mut dirty: Option<DirtyLoop>,
     mut disk: Option<DiskLoop>,
-    exit_ns: Option<u64>,
+    ends: Ends,
 ) -> ! {
     let mut timer = Timer::new(0);
     loop {
         let pending = machine::take_pending(0);
         timer.note(pending);
         let now_ns = clock::now_ns(0);
-        if exit_ns.is_some_and(|exit_ns| now_ns >= exit_ns) {
-            log!("exit_after_ms is over");
-            machine::shut_down();
-        }
+        ends.end_if_due(now_ns);
         if let Some(network) = &mut network {
             let due = network.next_ns().is_some_and(|next_ns| now_ns >= next_ns);
             if due || network.has_work() {
@@ -156,7 +176,8 @@ fn run_first(
             network.as_ref().and_then(Network::next_ns),
             dirty.as_ref().map(DirtyLoop::next_ns),
             disk.as_ref().map(DiskLoop::next_ns),
-            exit_ns,
+            ends.exit_ns,
+            ends.reboot_ns,
         ];
         if !timer.set(deadline_ns.into_iter().flatten().min()) {
             continue;

@@ -132,6 +132,8 @@ pub struct Options {
     pub disk: Disk,
     /// `exit_after_ms=N`: power off that long after boot; 0 is never.
     pub exit_after_ms: u64,
+    /// `reboot_after_ms=N`: ask for a reset that long after boot; 0 is never.
+    pub reboot_after_ms: u64,
     /// `nr_cpus=N`, appended by the VMM.
     pub nr_cpus: u8,
     /// `virtio_mmio.device=…`, appended by the VMM, in order.
@@ -149,6 +151,7 @@ impl Default for Options {
             dirty: Dirty::default(),
             disk: Disk::default(),
             exit_after_ms: 0,
+            reboot_after_ms: 0,
             nr_cpus: 1,
             devices: [None; DEVICES_MAX],
         }
@@ -194,7 +197,7 @@ impl fmt::Display for OptionError<'_> {
 impl core::error::Error for OptionError<'_> {}
 
 /// Every key but `virtio_mmio.device`, which may be repeated.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "workload",
     "ip",
     "gateway",
@@ -208,6 +211,7 @@ const KEYS: [&str; 14] = [
     "disk.flush_every",
     "disk.log_ms",
     "exit_after_ms",
+    "reboot_after_ms",
     "nr_cpus",
 ];
 
@@ -286,6 +290,7 @@ impl Options {
                 self.disk.log_ms = number(value, 10, 60_000, "10 to 60000 milliseconds")?;
             }
             "exit_after_ms" => self.exit_after_ms = number(value, 0, u64::MAX, "milliseconds")?,
+            "reboot_after_ms" => self.reboot_after_ms = number(value, 0, u64::MAX, "milliseconds")?,
             "nr_cpus" => self.nr_cpus = number(value, 1, VCPUS_MAX, "1 to 4")?,
             _ => {
                 let free = self.devices.iter_mut().find(|slot| slot.is_none());
@@ -426,7 +431,8 @@ impl fmt::Display for Options {
         } = self.disk;
         write!(f, " disk.blocks={blocks} disk.rate={rate}")?;
         write!(f, " disk.flush_every={flush_every} disk.log_ms={log_ms}")?;
-        write!(f, " exit_after_ms={}", self.exit_after_ms)
+        write!(f, " exit_after_ms={}", self.exit_after_ms)?;
+        write!(f, " reboot_after_ms={}", self.reboot_after_ms)
     }
 }
 
@@ -516,7 +522,7 @@ mod tests {
             log_ms in 10_u32..=60_000,
             ip: u32, prefix_bits in 1_u8..=32, gateway: Option<u32>,
             stream_rate in 0..=1_u64 << 40, pages in 1..=DIRTY_PAGES_MAX,
-            word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, exit_after_ms: u64,
+            word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, exit_after_ms: u64, reboot_after_ms: u64,
         ) -> Options {
             Options {
                 workloads: Workloads { stream, counter, echo, dirty, disk },
@@ -536,6 +542,7 @@ mod tests {
                 },
                 disk: Disk { blocks, rate: disk_rate, flush_every, log_ms },
                 exit_after_ms,
+                reboot_after_ms,
                 ..Options::default()
             }
         }

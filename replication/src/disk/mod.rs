@@ -11,6 +11,7 @@
 
 mod bits;
 mod desk;
+mod destage;
 mod device;
 mod error;
 mod files;
@@ -19,6 +20,7 @@ mod journal;
 mod log;
 mod map;
 mod overlay;
+mod persist;
 mod replica;
 mod set;
 mod sync;

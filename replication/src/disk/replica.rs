@@ -1,7 +1,7 @@
 //! The backup's side: an epoch's writes go to the journal, from there to the images.
 //!
-//! Two threads: one appends to the journal (and with that decides when an epoch may be acknowledged), one
-//! *destages*: it brings the file that is not written to the images. What must not be done here: touching an
+//! Two threads: one appends to the journal (`persist`), one brings the file that is not written to the images
+//! (`destage`). What must not be done here: touching an
 //! image with what is not durable in the journal, or is not committed in memory.
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, decode_batch};
 use crate::ids::EpochId;
 
 /// What the synchronisation has written is made durable in steps of this size: little is left at its end.
-const SYNC_FLUSH_BYTES: u64 = 64 << 20;
+pub(super) const SYNC_FLUSH_BYTES: u64 = 64 << 20;
 /// How often a lock that somebody holds is tried.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
@@ -36,50 +36,50 @@ pub(super) struct Job {
 
 /// What a file of the journal holds.
 #[derive(Default)]
-struct Slot {
-    end: u64,
-    first: Option<EpochId>,
-    last: Place,
-    since: Option<Instant>,
+pub(super) struct Slot {
+    pub(super) end: u64,
+    pub(super) first: Option<EpochId>,
+    pub(super) last: Place,
+    pub(super) since: Option<Instant>,
 }
 
 #[derive(Default)]
-struct State {
-    stop: bool,
+pub(super) struct State {
+    pub(super) stop: bool,
     /// A copy is being made or kept.
-    session: bool,
+    pub(super) session: bool,
     /// For each disk: the pair it will belong to once the copy is whole. Empty afterwards.
-    candidates: Vec<PairId>,
-    committed: EpochId,
-    job: Option<Job>,
-    persisting: bool,
-    journal: Option<[JournalFile; 2]>,
-    slots: [Slot; 2],
+    pub(super) candidates: Vec<PairId>,
+    pub(super) committed: EpochId,
+    pub(super) job: Option<Job>,
+    pub(super) persisting: bool,
+    pub(super) journal: Option<[JournalFile; 2]>,
+    pub(super) slots: [Slot; 2],
     /// The file that collects.
-    active: usize,
-    destaging: bool,
+    pub(super) active: usize,
+    pub(super) destaging: bool,
     /// The last record written.
-    last: Place,
+    pub(super) last: Place,
     /// The last record on the images.
-    applied: Place,
-    needs_room: bool,
+    pub(super) applied: Place,
+    pub(super) needs_room: bool,
     /// Writes of shared disks that the primary has not reported written.
-    held: VecDeque<(EpochId, Vec<DiskWrite>)>,
-    held_bytes: u64,
-    failed: Option<String>,
-    unflushed_bytes: u64,
+    pub(super) held: VecDeque<(EpochId, Vec<DiskWrite>)>,
+    pub(super) held_bytes: u64,
+    pub(super) failed: Option<String>,
+    pub(super) unflushed_bytes: u64,
 }
 
-struct Shared {
-    drives: Vec<Arc<Drive>>,
-    sizes: Vec<u64>,
+pub(super) struct Shared {
+    pub(super) drives: Vec<Arc<Drive>>,
+    pub(super) sizes: Vec<u64>,
     /// Tells these disks from others.
-    sum: u32,
-    limits: DiskLimits,
-    journal_path: Option<PathBuf>,
-    files: Arc<dyn HostFiles>,
-    state: Mutex<State>,
-    bell: Condvar,
+    pub(super) sum: u32,
+    pub(super) limits: DiskLimits,
+    pub(super) journal_path: Option<PathBuf>,
+    pub(super) files: Arc<dyn HostFiles>,
+    pub(super) state: Mutex<State>,
+    pub(super) bell: Condvar,
 }
 
 /// The backup's side of a set.
@@ -94,14 +94,6 @@ impl Drop for Replica {
         self.shared.bell.notify_all();
         self.threads.iter().for_each(join);
     }
-}
-
-/// What the destaging thread does next.
-struct Destage {
-    /// The file, with its last record, if it has any.
-    file: Option<(usize, JournalFile, Place)>,
-    /// The copy is whole with this: the pairs the images belong to then.
-    finish: Vec<PairId>,
 }
 
 impl Replica {
@@ -337,7 +329,7 @@ impl Replica {
 }
 
 impl Shared {
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    pub(super) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.bell
             .wait(state)
             .unwrap_or_else(PoisonError::into_inner)
@@ -384,14 +376,18 @@ impl Shared {
         Ok(Some([open(first)?, open(second)?]))
     }
 
-    fn decode(&self, epoch: EpochId, batch: &Bytes) -> Result<Vec<DiskWrite>, DiskError> {
+    pub(super) fn decode(
+        &self,
+        epoch: EpochId,
+        batch: &Bytes,
+    ) -> Result<Vec<DiskWrite>, DiskError> {
         let mut writes = Vec::new();
         decode_batch(batch, &self.sizes, |write| writes.push(write))
             .map_err(|source| DiskError::Batch { epoch, source })?;
         Ok(writes)
     }
 
-    fn apply_record(&self, record: &Record) -> Result<(), DiskError> {
+    pub(super) fn apply_record(&self, record: &Record) -> Result<(), DiskError> {
         for batch in &record.batches {
             for write in self.decode(record.place.1, batch)? {
                 let drive = &self.drives[usize::from(write.disk)];
@@ -403,7 +399,7 @@ impl Shared {
         Ok(())
     }
 
-    fn flush(&self, shared: bool) -> Result<(), DiskError> {
+    pub(super) fn flush(&self, shared: bool) -> Result<(), DiskError> {
         let mut drives = self
             .drives
             .iter()
@@ -421,7 +417,7 @@ impl Shared {
     }
 
     /// The copy is whole: durably, and then its maps say so.
-    fn finish(&self, pairs: &[PairId]) -> Result<(), DiskError> {
+    pub(super) fn finish(&self, pairs: &[PairId]) -> Result<(), DiskError> {
         if pairs.is_empty() {
             return Ok(());
         }
@@ -452,259 +448,4 @@ impl Shared {
         }
         Ok(())
     }
-
-    // ---- the journal's thread ----
-
-    fn journal_work(&self) {
-        let mut state = lock(&self.state);
-        while !state.stop {
-            let Some(job) = state.job.take() else {
-                state = self.wait(state);
-                continue;
-            };
-            state.persisting = true;
-            drop(state);
-            let done = self.put_down(job.place, job.batches, job.flush, job.written_through);
-            let mut now = lock(&self.state);
-            now.persisting = false;
-            if let Err(error) = &done {
-                now.failed.get_or_insert(error.to_string());
-            }
-            drop(now);
-            self.bell.notify_all();
-            (job.done)(done);
-            state = lock(&self.state);
-        }
-    }
-
-    fn put_down(
-        &self,
-        place: Place,
-        batches: Vec<Bytes>,
-        flush: bool,
-        written_through: EpochId,
-    ) -> Result<(), DiskError> {
-        let (mut held, mut journal) = (Vec::new(), false);
-        for batch in &batches {
-            for write in self.decode(place.1, batch)? {
-                if self.drives[usize::from(write.disk)].is_shared() {
-                    held.push(write);
-                } else {
-                    journal = true;
-                }
-            }
-        }
-        self.hold(place.1, held, written_through)?;
-        if journal {
-            self.append(place, batches)?;
-        }
-        if flush {
-            // Both: what an earlier epoch wrote may be in the other file.
-            let files = lock(&self.state).journal.clone();
-            files.iter().flatten().try_for_each(JournalFile::sync)?;
-        }
-        Ok(())
-    }
-
-    fn hold(
-        &self,
-        epoch: EpochId,
-        writes: Vec<DiskWrite>,
-        through: EpochId,
-    ) -> Result<(), DiskError> {
-        let bytes_of = |writes: &[DiskWrite]| writes.iter().map(DiskWrite::memory_bytes).sum();
-        let more: u64 = bytes_of(&writes);
-        let mut state = lock(&self.state);
-        while state.held.front().is_some_and(|(at, _)| *at <= through) {
-            let freed = state
-                .held
-                .pop_front()
-                .map_or(0, |(_, writes)| bytes_of(&writes));
-            state.held_bytes -= freed;
-        }
-        // The primary holds as much as its log may, and this side what is not durable beside.
-        let (bytes, limit) = (state.held_bytes + more, self.limits.log_bytes_max * 4);
-        if bytes > limit {
-            return Err(DiskError::TooMuch {
-                epoch,
-                bytes,
-                limit,
-            });
-        }
-        if !writes.is_empty() {
-            state.held_bytes = bytes;
-            state.held.push_back((epoch, writes));
-        }
-        Ok(())
-    }
-
-    fn append(&self, place: Place, batches: Vec<Bytes>) -> Result<(), DiskError> {
-        let mut state = lock(&self.state);
-        let mut record = Record {
-            place,
-            previous: state.last,
-            batches,
-        };
-        let limit = self.limits.journal_bytes_max / 2;
-        let bytes = record.bytes();
-        if bytes > limit - FILE_HEADER_BYTES.min(limit) {
-            return Err(DiskError::TooMuch {
-                epoch: place.1,
-                bytes,
-                limit,
-            });
-        }
-        while state.slots[state.active].end.max(FILE_HEADER_BYTES) + bytes > limit {
-            if let Some(failed) = &state.failed {
-                return Err(DiskError::Failed(failed.clone()));
-            }
-            if state.stop || !state.session {
-                return Err(DiskError::Shut);
-            }
-            state.needs_room = true;
-            self.bell.notify_all();
-            state = self.wait(state);
-        }
-        let at = state.slots[state.active].end.max(FILE_HEADER_BYTES);
-        let active = state.active;
-        let Some(file) = state.journal.as_ref().map(|files| files[active].clone()) else {
-            return Err(DiskError::Failed("there is no journal".into()));
-        };
-        // Only this thread puts records down, and the file is not changed while `last` is not its record.
-        record.previous = state.last;
-        state.slots[active].first.get_or_insert(place.1);
-        state.slots[active].last = place;
-        drop(state);
-        file.append(&record, at)?;
-        let mut state = lock(&self.state);
-        let slot = &mut state.slots[active];
-        slot.end = at + bytes;
-        slot.since.get_or_insert_with(Instant::now);
-        state.last = place;
-        self.bell.notify_all();
-        Ok(())
-    }
-
-    // ---- the destaging thread ----
-
-    fn destage_work(&self) {
-        let mut state = lock(&self.state);
-        while !state.stop {
-            if state.unflushed_bytes >= SYNC_FLUSH_BYTES {
-                state.unflushed_bytes = 0;
-                state = self.out_of_lock(state, |_| self.flush(false));
-            } else if let Some(work) = self.next_destage(&mut state) {
-                let applied = work.file.as_ref().map(|(_, _, last)| *last);
-                state = self.out_of_lock(state, |_| self.destage(&work));
-                if state.failed.is_none() {
-                    if let Some((slot, ..)) = work.file {
-                        state.slots[slot] = Slot::default();
-                    }
-                    state.applied = applied.unwrap_or(state.applied);
-                    if !work.finish.is_empty() && state.candidates == work.finish {
-                        state.candidates.clear();
-                    }
-                }
-                self.bell.notify_all();
-            } else {
-                let since = state.slots[state.active].since;
-                let due = since.map(|since| since + self.limits.destage_interval);
-                let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-                // Due and yet nothing to do: it waits for a commit or a persist, which ring.
-                state = match left.filter(|left| !left.is_zero()) {
-                    Some(left) => {
-                        let woken = self.bell.wait_timeout(state, left);
-                        woken.unwrap_or_else(PoisonError::into_inner).0
-                    }
-                    None => self.wait(state),
-                };
-            }
-        }
-    }
-
-    fn out_of_lock<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        work: impl FnOnce(&Self) -> Result<(), DiskError>,
-    ) -> MutexGuard<'a, State> {
-        state.destaging = true;
-        drop(state);
-        let done = work(self);
-        let mut state = lock(&self.state);
-        state.destaging = false;
-        if let Err(error) = done {
-            let text = explain(&error);
-            tracing::warn!(error = text, "the journal cannot be brought to the images");
-            state.failed.get_or_insert(text);
-        }
-        self.bell.notify_all();
-        state
-    }
-
-    fn next_destage(&self, state: &mut State) -> Option<Destage> {
-        if !state.session || state.failed.is_some() || state.committed.0 == 0 {
-            return None;
-        }
-        let finish = !state.candidates.is_empty();
-        let slot = &state.slots[state.active];
-        let Some(since) = slot.since else {
-            // Nothing in the journal: at most the copy is to be declared whole.
-            return finish.then(|| Destage {
-                file: None,
-                finish: state.candidates.clone(),
-            });
-        };
-        let due = state.needs_room
-            || finish
-            || slot.end >= self.limits.destage_bytes
-            || since.elapsed() >= self.limits.destage_interval;
-        // A file that holds more than memory has must wait, for it is applied whole.
-        if !due || slot.last.1 > state.committed || state.last != slot.last {
-            return None;
-        }
-        let (active, last) = (state.active, slot.last);
-        let file = state.journal.as_ref()?[active].clone();
-        state.active = 1 - active;
-        state.needs_room = false;
-        state.slots[active].since = None;
-        Some(Destage {
-            file: Some((active, file, last)),
-            finish: if finish {
-                state.candidates.clone()
-            } else {
-                Vec::new()
-            },
-        })
-    }
-
-    fn destage(&self, work: &Destage) -> Result<(), DiskError> {
-        if let Some((_, file, last)) = &work.file {
-            // An image is touched only when what is being written is durable.
-            file.sync()?;
-            let (found, _) = file.walk(|record| self.apply_record(record))?;
-            if found != Some(*last) {
-                return Err(DiskError::Failed(format!(
-                    "the journal {} has lost records",
-                    file.path.display()
-                )));
-            }
-            self.flush(false)?;
-        }
-        self.finish(&work.finish)?;
-        if let Some((_, file, last)) = &work.file {
-            file.empty(*last)?;
-        }
-        Ok(())
-    }
-}
-
-/// An error with its causes, on one line.
-fn explain(error: &DiskError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -5,6 +5,7 @@
 //! whatever fails in between, the next capture finds it there. The pause is a guard: whatever fails,
 //! the guest runs on (R7).
 
+mod notes;
 mod shipment;
 
 use std::sync::Arc;
@@ -15,12 +16,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::trace_span;
 use understudy_transport::{LinkError, SendQueue};
 
+use self::notes::Notes;
 use self::shipment::{Shipment, in_batches, send};
 use super::Limits;
 use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
-use crate::arbiter::{Arbiter, ArbiterError, Note};
+use crate::arbiter::{Arbiter, ArbiterError};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
 use crate::core::disk::PeerDisk;
 use crate::core::message::Message;
@@ -47,6 +49,8 @@ pub(super) enum Command {
     Detach,
     /// The core says to run alone under this generation: let output go.
     OpenGate(Generation),
+    /// Start the guest over.
+    ResetGuest,
     /// Stop the guest and end.
     Stop,
 }
@@ -111,7 +115,7 @@ enum ShipError {
 
 pub(super) struct Capturer<M: Machine> {
     machine: M,
-    arbiter: Arc<dyn Arbiter>,
+    notes: Notes,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
     disks: DiskSet,
@@ -149,7 +153,7 @@ impl<M: Machine> Capturer<M> {
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
-            arbiter,
+            notes: Notes::new(arbiter),
             memory,
             events,
             metrics,
@@ -187,6 +191,13 @@ impl<M: Machine> Capturer<M> {
                     self.open_gate(generation);
                     Ok(())
                 }
+                Command::ResetGuest => {
+                    // No failure of the session: the next epoch is of what the guest is now.
+                    if let Err(error) = self.machine.reset() {
+                        tracing::error!("the guest cannot be started over: {error}");
+                    }
+                    Ok(())
+                }
                 Command::Stop => break,
             };
             if let Err(error) = outcome {
@@ -196,6 +207,7 @@ impl<M: Machine> Capturer<M> {
             }
         }
         self.machine.stop();
+        self.notes.finish();
         self.machine
     }
 
@@ -217,10 +229,7 @@ impl<M: Machine> Capturer<M> {
             return self.tell(Event::StillHeld { generation, error });
         }
         self.gate.open();
-        // Only a later start would ask for it: no reason to disturb the guest.
-        if let Err(error) = self.arbiter.note(generation, Note::NoBackup) {
-            tracing::warn!(%error, "cannot note that there is no backup any more");
-        }
+        self.notes.no_backup(generation);
     }
 
     fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {
@@ -228,8 +237,7 @@ impl<M: Machine> Capturer<M> {
             return Ok(());
         };
         // Before there can be a copy, so that none is ever forgotten.
-        self.arbiter
-            .note(target.generation, Note::Backup(&target.backup))?;
+        self.notes.backup(target.generation, &target.backup)?;
         self.copying = true;
         if !self.disks.is_empty() {
             let plan = self.disks.begin_sync(peer)?;

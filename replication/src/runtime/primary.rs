@@ -77,6 +77,7 @@ pub enum Ended {
 #[derive(Debug)]
 pub(super) enum Request {
     Checkpoint,
+    ResetGuest,
     GuestStopped,
 }
 
@@ -300,6 +301,13 @@ impl ProtectionHandle {
     pub fn checkpoint(&self) {
         // A full queue means that requests for checkpoints already wait.
         let _ = self.requests.try_send(Request::Checkpoint);
+    }
+
+    /// Asks for the guest to be started over in place ([`Machine::reset`]), protected as it is. Waits while
+    /// the queue of requests is full; must not be called from within an asynchronous runtime.
+    pub fn reset_guest(&self) {
+        // No receiver: protection has ended, and the guest with it.
+        let _ = self.requests.blocking_send(Request::ResetGuest);
     }
 
     /// The guest ended by itself, or is to be stopped: tells the backup that there is nothing to take

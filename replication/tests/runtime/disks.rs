@@ -10,7 +10,8 @@ use understudy_replication::core::primary::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder, StandbyRun, Status,
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder, StandbyRun,
+    Status,
 };
 use understudy_transport::Endpoint;
 

@@ -387,6 +387,11 @@ impl Machine for Fake {
         Ok(())
     }
 
+    fn reset(&mut self) -> Result<(), MachineError> {
+        self.guest.lock().unwrap().steps = 0;
+        Ok(())
+    }
+
     fn stop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {

@@ -8,12 +8,15 @@
 //! | RSDP, XSDT | where the others are |
 //! | FADT | how to power off and reset; what of a PC is missing |
 //! | MADT | vCPUs, IOAPIC |
-//! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), power-off (`_S5`) |
+//! | WDAT | how to drive the watchdog (`wdat.rs`) |
+//! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), panic port (`QEMU0001`), power button (`PNP0C0C`, told of by the event device `ACPI0013`), power-off (`_S5`) |
 //!
 //! What must not be done here: know devices other than by where they are.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
+    If, Interrupt, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -26,6 +29,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::wdat::{self, Watchdog};
 use super::{BootError, bios};
 use crate::memory::GuestRam;
 
@@ -36,11 +40,11 @@ pub(super) const TABLES_END: u64 = bios::RESET_VECTOR;
 /// Every table begins at a multiple of this.
 const ALIGNMENT_BYTES: usize = 16;
 
-const OEM_ID: [u8; 6] = *b"UNDSTD";
-const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
-const OEM_REVISION: u32 = 1;
+pub(super) const OEM_ID: [u8; 6] = *b"UNDSTD";
+pub(super) const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
+pub(super) const OEM_REVISION: u32 = 1;
 const DSDT_REVISION: u8 = 6;
-const TABLE_HEADER_BYTES: u32 = 36;
+pub(super) const TABLE_HEADER_BYTES: u32 = 36;
 
 /// Where KVM has the interrupt controllers.
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
@@ -51,6 +55,9 @@ const VGA_NOT_PRESENT: u16 = 1 << 2;
 const MSI_NOT_SUPPORTED: u16 = 1 << 3;
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
+/// What a button's driver is notified with (ACPI 6.5, 4.8.2.2.1.2).
+const BUTTON_PRESSED: u8 = 0x80;
+
 /// What the guest is told of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hardware {
@@ -60,6 +67,12 @@ pub struct Hardware {
     pub virtio_mmio: Vec<MmioDevice>,
     /// The serial console.
     pub serial: PortDevice,
+    /// The power button.
+    pub button: ButtonRegister,
+    /// The port by which a guest tells that it has panicked.
+    pub panic_port: u16,
+    /// The watchdog, if there is one.
+    pub watchdog: Option<Watchdog>,
     /// First of the two sleep registers (control, status).
     pub sleep_port: u16,
     /// The type of sleep that is soft off.
@@ -87,6 +100,17 @@ pub struct PortDevice {
     /// How many.
     pub count: u8,
     /// Its interrupt, edge-triggered.
+    pub gsi: u32,
+}
+
+/// How the guest learns that its power button was pressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ButtonRegister {
+    /// The register, which is emptied by reading it.
+    pub port: u16,
+    /// The bit in it.
+    pub pressed: u8,
+    /// The interrupt that says that there is something to read, edge-triggered.
     pub gsi: u32,
 }
 
@@ -118,9 +142,13 @@ fn tables(hardware: &Hardware) -> Vec<u8> {
     let dsdt = append(&dsdt(hardware));
     let fadt = append(&fadt(hardware, dsdt));
     let madt = append(&madt(hardware.vcpus));
+    let wdat = (hardware.watchdog.as_ref()).map(|watchdog| append(&wdat::table(watchdog)));
     let mut root = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     root.add_entry(fadt);
     root.add_entry(madt);
+    if let Some(wdat) = wdat {
+        root.add_entry(wdat);
+    }
     let root = append(&root);
     let mut pointer = Vec::new();
     Rsdp::new(OEM_ID, root).to_aml_bytes(&mut pointer);
@@ -137,7 +165,7 @@ fn fadt(hardware: &Hardware, dsdt: u64) -> impl Aml + use<> {
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
-        // Power and sleep buttons would be devices, if there were any.
+        // The power button is a device; a sleep button would be, if there were one.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = (VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
@@ -165,6 +193,8 @@ fn dsdt(hardware: &Hardware) -> Encoded {
         virtio_mmio(number as u8, device, &mut devices);
     }
     serial(&hardware.serial, &mut devices);
+    panic_port(hardware.panic_port, &mut devices);
+    power_button(&hardware.button, &mut devices);
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
     let off = Package::new(vec![&hardware.sleep_type_off, &0u8]);
     Name::new(Path::new("\\_S5_"), &off).to_aml_bytes(&mut aml);
@@ -181,7 +211,7 @@ fn dsdt(hardware: &Hardware) -> Encoded {
 }
 
 /// Bytes that are a table already.
-struct Encoded(Vec<u8>);
+pub(super) struct Encoded(pub(super) Vec<u8>);
 
 impl Aml for Encoded {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -224,6 +254,59 @@ fn serial(device: &PortDevice, into: &mut Vec<u8>) {
     .to_aml_bytes(into);
 }
 
+fn panic_port(port: u16, into: &mut Vec<u8>) {
+    let ports = IO::new(port, port, 1, 1);
+    Device::new(
+        Path::new("PVPN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(Path::new("_STA"), &0x0fu8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
+/// The button, and the device that looks at its register when the interrupt comes and notifies the button.
+fn power_button(button: &ButtonRegister, into: &mut Vec<u8>) {
+    let hid = EISAName::new("PNP0C0C");
+    Device::new(Path::new("PWRB"), vec![&Name::new(Path::new("_HID"), &hid)]).to_aml_bytes(into);
+    let register = FieldEntry::Named(*b"EVTS", 8);
+    Device::new(
+        Path::new("GED_"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&edge(button.gsi)]),
+            ),
+            &OpRegion::new(
+                Path::new("EVTR"),
+                OpRegionSpace::SystemIO,
+                &button.port,
+                &1u8,
+            ),
+            &Field::new(
+                Path::new("EVTR"),
+                FieldAccessType::Byte,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::Preserve,
+                vec![register],
+            ),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![&If::new(
+                    &And::new(&ZERO, &Path::new("EVTS"), &button.pressed),
+                    vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                )],
+            ),
+        ],
+    )
+    .to_aml_bytes(into);
+}
+
 /// An interrupt that a device raises by edges, active high, shared with nobody.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
@@ -248,6 +331,19 @@ mod tests {
                 count: 8,
                 gsi: 4,
             },
+            button: ButtonRegister {
+                port: 0x604,
+                pressed: 1,
+                gsi: 3,
+            },
+            panic_port: 0x505,
+            watchdog: Some(Watchdog {
+                stop_port: 0x441,
+                count_port: 0x444,
+                run_port: 0x445,
+                tick_ms: 500,
+                ticks_max: 240,
+            }),
             sleep_port: 0x600,
             sleep_type_off: 5,
             reset: (0x64, 0xfe),
@@ -279,7 +375,7 @@ mod tests {
         fn find(&self, number: usize, signature: &[u8; 4]) -> &[u8] {
             let root = self.pointer_at(24);
             let entries = (self.table(root, b"XSDT").len() - 36) / 8;
-            assert_eq!(entries, 2);
+            assert_eq!(entries, 3);
             self.table(self.pointer_at(root + 36 + number * 8), signature)
         }
     }
@@ -305,6 +401,7 @@ mod tests {
             let fadt = tables.find(0, b"FACP").as_ptr() as usize - tables.0.as_ptr() as usize;
             tables.table(tables.pointer_at(fadt + 140), b"DSDT");
             tables.find(1, b"APIC");
+            tables.find(2, b"WDAT");
         }
     }
 
@@ -334,6 +431,36 @@ mod tests {
         assert_eq!(entries[24..], [1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]);
     }
 
+    /// Offsets as in Microsoft's "Hardware Watchdog Timers Design Specification".
+    #[test]
+    fn the_wdat_says_how_to_drive_the_watchdog() {
+        let tables = Tables(tables(&hardware(1, 0)));
+        let wdat = tables.find(2, b"WDAT");
+        let number = |at: usize| u32::from_le_bytes(wdat[at..at + 4].try_into().unwrap());
+        assert_eq!(number(36), 32, "bytes of the header");
+        assert_eq!(wdat[40..45], [0xff, 0, 0xff, 0xff, 0xff], "not on PCI");
+        assert_eq!((number(48), number(52), number(56)), (500, 240, 1));
+        assert_eq!(wdat[60], 1, "enabled");
+        let entries: Vec<&[u8]> = wdat[68..].chunks(24).collect();
+        assert_eq!(number(64) as usize, entries.len());
+        // Action, instruction, port: start, stop, feed, set and get the count, whether it runs or not.
+        let said: Vec<_> = entries.iter().map(|e| (e[0], e[1], e[8])).collect();
+        let expected = [
+            (9, 2, 0x45),
+            (11, 2, 0x41),
+            (1, 2, 0x45),
+            (6, 3, 0x44),
+            (4, 1, 0x44),
+            (8, 0, 0x45),
+            (10, 0, 0x45),
+        ];
+        assert_eq!(said, expected);
+        for entry in entries {
+            assert_eq!(entry[2..8], [0, 0, 1, 8, 0, 1], "a byte-wide port");
+            assert_eq!(entry[20..], [0xff, 0, 0, 0], "all of it");
+        }
+    }
+
     /// Encodings as in ACPI 6.5, 6.4.
     #[test]
     fn the_dsdt_has_every_device() {
@@ -353,5 +480,15 @@ mod tests {
         let serial = [0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 0b0011, 1, 4];
         assert!(contains(dsdt, &serial));
         assert!(contains(dsdt, b"_S5_\x12\x05\x02\x0a\x05\x00"));
+        assert!(contains(dsdt, b"QEMU0001"));
+        assert!(contains(dsdt, &[0x47, 1, 0x05, 5, 0x05, 5, 1, 1]));
+        // The button, and the event device: interrupt 3, a byte at port 0x604, and what it does.
+        assert!(contains(dsdt, b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c"));
+        assert!(contains(dsdt, b"ACPI0013"));
+        assert!(contains(dsdt, &[0x89, 6, 0, 0b0011, 1, 3, 0, 0, 0]));
+        assert!(contains(dsdt, b"\x5b\x80EVTR\x01\x0b\x04\x06\x01"));
+        assert!(contains(dsdt, b"\x5b\x81\x0bEVTR\x01EVTS\x08"));
+        let body = b"\x14\x1c_EVT\x09\xa0\x15\x7bEVTS\x01\x00\x86\x5c\x2e_SB_PWRB\x0a\x80";
+        assert!(contains(dsdt, body));
     }
 }

@@ -6,15 +6,17 @@
 use std::io::Cursor;
 
 use linux_loader::loader::{KernelLoader, elf::Elf};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::params::plain_header;
 use super::{
     BootError, BootProtocol, CMDLINE_BYTES_MAX, EntryPoint, KERNEL_START, Plan, has_bytes, pvh,
 };
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, low_ram_end};
 
 const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: u64 = 56;
+const PAGE_BYTES: u64 = 4096;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const CLASS_64: u8 = 2;
@@ -36,8 +38,36 @@ pub(super) fn is(image: &[u8]) -> bool {
     image.starts_with(b"\x7fELF")
 }
 
+/// Copies the segments; what they have beyond their bytes in the image is zero, whatever is there (an
+/// earlier run of the guest).
 pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(), BootError> {
+    for segment in segments(image, low_ram_end(ram))? {
+        clear(ram, segment.start + segment.file_bytes, segment.end)?;
+    }
     Elf::load(ram, None, &mut Cursor::new(image), None).map_err(BootError::Loader)?;
+    Ok(())
+}
+
+/// Makes memory zero. Pages that are stay untouched, so that fresh memory is not taken from the host.
+fn clear(ram: &GuestRam, start: u64, end: u64) -> Result<(), BootError> {
+    let mut chunk = [0; PAGE_BYTES as usize];
+    let mut at = start;
+    while at < end {
+        let next = ((at / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
+        let bytes = &mut chunk[..(next - at) as usize];
+        let done = ram.read_slice(bytes, GuestAddress(at)).and_then(|()| {
+            if bytes.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
+            bytes.fill(0);
+            ram.write_slice(bytes, GuestAddress(at))
+        });
+        done.map_err(|source| BootError::Write {
+            what: "the kernel's zeroed memory",
+            source,
+        })?;
+        at = next;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod elf;
 mod params;
 mod pvh;
 mod registers;
+mod wdat;
 
 use std::ops::Range;
 
@@ -21,9 +22,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestRam, low_ram_end};
 
-pub use acpi::{Hardware, MmioDevice, PortDevice};
+pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
 pub use registers::{entry_sregs, initial_regs, initial_sregs};
+pub use wdat::Watchdog;
 
 use params::write_boot_params;
 use registers::write_tables;

@@ -41,6 +41,13 @@ fn hardware() -> Hardware {
             count: 8,
             gsi: 4,
         },
+        button: ButtonRegister {
+            port: 0x604,
+            pressed: 1,
+            gsi: 3,
+        },
+        panic_port: 0x505,
+        watchdog: None,
         sleep_port: 0x600,
         sleep_type_off: 5,
         reset: (0x64, 0xfe),
@@ -83,14 +90,17 @@ fn memory() -> Memory {
 #[test]
 fn a_segment_lands_at_its_physical_address() {
     let memory = memory();
-    let entry = load_kernel(memory.ram(), &image(0x10_0000, b"code", 0x100)).unwrap();
+    // As an earlier run may have left it.
+    let old = vec![0xaa; 0x3000];
+    let start = GuestAddress(0x10_0000);
+    memory.ram().write_slice(&old, start).unwrap();
+    let entry = load_kernel(memory.ram(), &image(0x10_0000, b"code", 0x2100)).unwrap();
     assert_eq!(entry, EntryPoint::Linux64(0x10_0000));
-    let mut code = [0; 5];
-    memory
-        .ram()
-        .read_slice(&mut code, GuestAddress(0x10_0000))
-        .unwrap();
-    assert_eq!(&code, b"code\0");
+    let mut loaded = vec![0; 0x3000];
+    memory.ram().read_slice(&mut loaded, start).unwrap();
+    assert_eq!(&loaded[..4], b"code");
+    assert!(loaded[4..0x2100].iter().all(|byte| *byte == 0));
+    assert_eq!(loaded[0x2100..], old[0x2100..], "no more than that");
 }
 
 #[test]

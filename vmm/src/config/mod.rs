@@ -12,6 +12,7 @@ use understudy_replication::disk::DiskLimits;
 use understudy_transport::Endpoint;
 
 use crate::boot::BootProtocol;
+use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 use crate::vcpu::CpuTemplate;
 
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub struct Config {
     pub network_interfaces: Vec<NetworkInterface>,
     /// A virtio entropy device, if present.
     pub entropy: Option<Entropy>,
+    /// A watchdog that the guest may drive (not in Firecracker).
+    pub watchdog: Option<WatchdogSection>,
     /// The first serial port.
     pub serial: Serial,
     /// Replication.
@@ -66,6 +69,12 @@ pub struct MachineSection {
     /// Which CPU features the guest is offered: `host` (default), or a level that hosts of different models
     /// have in common, `x86-64` to `x86-64-v4`.
     pub cpu_template: Option<CpuTemplate>,
+    /// What follows when the guest wants a reboot (not in Firecracker). Default `restart`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_reboot: Option<OnReboot>,
+    /// What follows when the guest's kernel panics (not in Firecracker). Default `report`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_panic: Option<OnPanic>,
 }
 
 /// One of `network-interfaces`.
@@ -127,6 +136,14 @@ pub enum DriveReplication {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {}
+
+/// `watchdog`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WatchdogSection {
+    /// What follows when the guest does not feed it. Default `reset`.
+    pub action: OnWatchdog,
+}
 
 /// `serial`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -69,6 +69,36 @@ fn drives_have_firecrackers_names() {
 }
 
 #[test]
+fn what_follows_from_what_is_read_or_explained() {
+    let config = read(
+        r#"{"machine-config": {"on_reboot": "exit", "on_panic": "restart"}, "watchdog": {"action": "poweroff"}}"#,
+    )
+    .unwrap();
+    assert_eq!(config.machine_config.on_reboot, Some(OnReboot::Exit));
+    assert_eq!(config.machine_config.on_panic, Some(OnPanic::Restart));
+    assert_eq!(config.watchdog.unwrap().action, OnWatchdog::Poweroff);
+    let config = read(r#"{"watchdog": {}}"#).unwrap();
+    assert_eq!(config.watchdog.unwrap().action, OnWatchdog::Reset);
+    for (text, words) in [
+        (
+            r#"{"machine-config": {"on_reboot": "halt"}}"#,
+            "`restart` or `exit`",
+        ),
+        (
+            r#"{"machine-config": {"on_panic": "halt"}}"#,
+            "`report`, `restart`, `exit`",
+        ),
+        (
+            r#"{"watchdog": {"action": "halt"}}"#,
+            "`reset`, `poweroff`, `none`",
+        ),
+    ] {
+        let error = read(text).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn drives_say_how_they_are_copied() {
     let drives = |drives: &str| read(&format!(r#"{{"drives": [{drives}]}}"#)).unwrap();
     let config = drives(

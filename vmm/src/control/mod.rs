@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod report;
 #[cfg(test)]
 mod tests;
+
+pub use report::{GuestNotes, GuestReport, Report};
 
 /// Longest line either side accepts.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -33,6 +36,9 @@ pub enum Command {
     Failover,
     /// Stop the guest, or the standby, cleanly.
     Stop,
+    /// Press the guest's power button.
+    #[serde(rename = "power-button")]
+    PowerButton,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

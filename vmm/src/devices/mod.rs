@@ -17,17 +17,21 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub mod bus;
-pub mod i8042;
+pub mod button;
 pub mod irq;
-pub mod power;
+pub mod pvpanic;
 pub mod serial;
+pub mod switch;
 pub mod virtio;
+pub mod watchdog;
 
 pub use bus::{Bus, BusError};
-pub use i8042::ResetDevice;
+pub use button::{ButtonDevice, PowerButton};
 pub use irq::Irq;
-pub use power::PowerDevice;
+pub use pvpanic::PanicDevice;
 pub use serial::{SerialDevice, SerialInput};
+pub use switch::Switch;
+pub use watchdog::WatchdogDevice;
 
 /// A device behind a range of ports or addresses.
 pub trait BusDevice: Send {
@@ -84,6 +88,10 @@ pub trait Device: BusDevice + Snapshot {
 
     /// The machine stops to run for good (or until it is restored). A pause does not come here.
     fn stop(&mut self);
+
+    /// The machine is reset: the device is as it was when it was made, but goes on running, and what it has
+    /// said to the outside stays said. Nothing touches guest memory.
+    fn reset(&mut self);
 
     /// The file descriptors the event thread watches for this device. Fixed once the device is built;
     /// they stay open as long as the device lives.

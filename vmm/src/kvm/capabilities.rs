@@ -3,8 +3,9 @@
 //! What must not be done here: change anything. Probing only asks.
 
 use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SREGS2,
-    KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_PMU_CAPABILITY,
+    KVM_CAP_SREGS2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_PMU_CAP_DISABLE,
 };
 use kvm_ioctls::{Cap, Kvm};
 
@@ -163,6 +164,13 @@ impl Capabilities {
                 kvm.check_extension(Cap::TscControl),
                 "guests keep their time-stamp counter's speed on a host with another one",
                 "both hosts need time-stamp counters of the same speed",
+            ),
+            (
+                "KVM_CAP_PMU_CAPABILITY",
+                kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE
+                    != 0,
+                "guests are kept from performance counters, which cannot go with them",
+                "a guest that uses some although it is offered none loses their counts at a failover",
             ),
             (
                 "KVM_CAP_SREGS2",

@@ -131,14 +131,26 @@ impl System {
         self.kvm.get_max_vcpus()
     }
 
-    /// Creates an empty VM.
+    /// Creates an empty VM, without performance counters: AMD processors have some that CPUID cannot hide.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn create_vm(&self) -> Result<VmFd, KvmError> {
-        self.kvm
+        let vm = self
+            .kvm
             .create_vm()
-            .map_err(KvmError::call("create a VM (KVM_CREATE_VM)"))
+            .map_err(KvmError::call("create a VM (KVM_CREATE_VM)"))?;
+        if self.capabilities.has("KVM_CAP_PMU_CAPABILITY") {
+            let mut disable = kvm_bindings::kvm_enable_cap {
+                cap: kvm_bindings::KVM_CAP_PMU_CAPABILITY,
+                ..Default::default()
+            };
+            disable.args[0] = kvm_bindings::KVM_PMU_CAP_DISABLE.into();
+            vm.enable_cap(&disable).map_err(KvmError::call(
+                "switch performance counters off (KVM_CAP_PMU_CAPABILITY)",
+            ))?;
+        }
+        Ok(vm)
     }
 
     /// The CPUID leaves that this KVM can give a guest.

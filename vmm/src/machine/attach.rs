@@ -30,8 +30,8 @@ pub enum Place {
         base: u16,
         /// How many.
         count: u16,
-        /// Its interrupt.
-        gsi: u32,
+        /// Its interrupt, if it has one.
+        gsi: Option<u32>,
     },
     /// In the next free slot for virtio-mmio devices. Command line and ACPI tables tell the guest.
     VirtioMmio,
@@ -43,8 +43,8 @@ pub struct Attachment<D> {
     pub device: Arc<Mutex<D>>,
     /// Where.
     pub place: Place,
-    /// Its interrupt line.
-    pub irq: Irq,
+    /// Its interrupt line; for a device with an interrupt.
+    pub irq: Option<Irq>,
     /// Doorbells of its queues, by queue number; only for virtio-mmio devices.
     pub doorbells: Vec<EventFd>,
     /// What must be equal on both hosts, as keys (below `device.NAME.`) and values.
@@ -103,26 +103,21 @@ pub(super) struct Attached {
     pub(super) description: Vec<(String, String)>,
     /// Where it is, for the fingerprint and for telling the guest.
     pub(super) base: u64,
-    pub(super) gsi: u32,
+    pub(super) gsi: Option<u32>,
     pub(super) is_virtio_mmio: bool,
     /// For the event thread to take.
     pub(super) health: Option<Health>,
     /// Keep the interrupt line and the doorbells open.
-    _irq: Irq,
+    _irq: Option<Irq>,
     _doorbells: Vec<EventFd>,
 }
 
 impl Attached {
     /// The words by which the command line tells the guest of a device it could not find itself.
     pub(super) fn cmdline(&self) -> Option<String> {
-        self.is_virtio_mmio.then(|| {
-            format!(
-                "virtio_mmio.device={}K@{:#x}:{}",
-                VIRTIO_MMIO_BYTES / 1024,
-                self.base,
-                self.gsi
-            )
-        })
+        let gsi = self.gsi.filter(|_| self.is_virtio_mmio)?;
+        let kib = VIRTIO_MMIO_BYTES / 1024;
+        Some(format!("virtio_mmio.device={kib}K@{:#x}:{gsi}", self.base))
     }
 }
 
@@ -161,11 +156,11 @@ impl Wiring<'_> {
                     &mut self.mmio,
                     base,
                     VIRTIO_MMIO_BYTES,
-                    VIRTIO_GSI_START + slot,
+                    Some(VIRTIO_GSI_START + slot),
                 )
             }
         };
-        if gsi >= GSI_COUNT {
+        if let Some(gsi) = gsi.filter(|gsi| *gsi >= GSI_COUNT) {
             return Err(AttachError::Interrupt { device: name, gsi });
         }
         bus.insert(base, bytes, on_bus)
@@ -174,7 +169,7 @@ impl Wiring<'_> {
                 source,
             })?;
         let is_virtio_mmio = place == Place::VirtioMmio;
-        self.connect(&irq, gsi, &doorbells, base)
+        self.connect(irq.as_ref().zip(gsi), &doorbells, base)
             .map_err(|source| AttachError::Kvm {
                 device: name.clone(),
                 source,
@@ -194,14 +189,15 @@ impl Wiring<'_> {
 
     fn connect(
         &self,
-        irq: &Irq,
-        gsi: u32,
+        interrupt: Option<(&Irq, u32)>,
         doorbells: &[EventFd],
         base: u64,
     ) -> Result<(), KvmError> {
-        self.vm
-            .register_irqfd(irq.event(), gsi)
-            .map_err(KvmError::call(format!("connect interrupt {gsi} (irqfd)")))?;
+        if let Some((irq, gsi)) = interrupt {
+            self.vm
+                .register_irqfd(irq.event(), gsi)
+                .map_err(KvmError::call(format!("connect interrupt {gsi} (irqfd)")))?;
+        }
         for (queue, doorbell) in doorbells.iter().enumerate() {
             let address = base + QUEUE_NOTIFY;
             self.vm

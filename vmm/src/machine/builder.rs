@@ -16,9 +16,10 @@ use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
+use super::state::Initial;
 use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
-use crate::devices::{Bus, Device, SerialInput};
+use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
@@ -50,6 +51,7 @@ pub struct MachineBuilder {
     networks: Networks,
     disks: DiskSet,
     console_input: Option<SerialInput>,
+    power_button: Option<PowerButton>,
 }
 
 impl MachineBuilder {
@@ -95,9 +97,14 @@ impl MachineBuilder {
             networks: Vec::new(),
             disks: DiskSet::empty(),
             console_input: None,
+            power_button: None,
         };
-        builder.attach_reset_port()?;
-        builder.attach_power_switch()?;
+        builder.attach_switches()?;
+        builder.power_button = Some(builder.attach_button()?);
+        builder.attach_panic_port(config.on_panic)?;
+        if let Some(action) = config.watchdog {
+            builder.attach_watchdog(action)?;
+        }
         builder.console_input = Some(builder.attach_console(config.console)?);
         builder.networks = builder.attach_networks(config.net)?;
         builder.disks =
@@ -181,13 +188,14 @@ impl MachineBuilder {
             self.memory.ram().clone(),
             self.memory.layout().clone(),
         );
+        let initial = Initial::save(&self.vm, &handles, &msrs, clock)?;
         let event_loop = EventLoop::spawn(&mut self.devices, &self.events)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),
-            ended: self.events.ended.clone(),
+            halted: self.events.halted.clone(),
         };
-        let on_end = teller(self.events.clone());
+        let on_end = teller(self.events.clone(), buses.ports.clone());
         let vcpus = handles
             .into_iter()
             .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
@@ -209,7 +217,9 @@ impl MachineBuilder {
             networks: self.networks,
             disks: self.disks,
             console_input: self.console_input,
-            payload: self.payload,
+            power_button: self.power_button,
+            initial: Arc::new(initial),
+            payload: self.payload.map(Arc::new),
             cmdline,
             phase: Phase::Built,
         })
@@ -255,7 +265,10 @@ impl MachineBuilder {
             print.set(format!("device.{name}.number"), number);
             print.set(
                 format!("device.{name}.place"),
-                format_args!("{:#x}, interrupt {}", device.base, device.gsi),
+                match device.gsi {
+                    Some(gsi) => format!("{:#x}, interrupt {gsi}", device.base),
+                    None => format!("{:#x}", device.base),
+                },
             );
             for (key, value) in &device.description {
                 print.set(format!("device.{name}.{key}"), value);
@@ -310,9 +323,15 @@ fn create_vm(system: &System) -> Result<VmFd, KvmError> {
 }
 
 /// Turns the end of a vCPU into an event.
-fn teller(events: Arc<Events>) -> OnEnd {
+fn teller(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
     Arc::new(move |vcpu, ending| match ending {
-        Ending::Device => {}
+        Ending::TripleFault => {
+            events.halt(&MachineEvent::GuestCrashed {
+                what: "a fault while handling a fault while handling a fault (triple fault)".into(),
+            });
+            // The guest stands still already; this makes the wish for a reset part of its state.
+            ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
+        }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),
         Ending::Failed { what } => events.tell(&MachineEvent::VcpuFailed { vcpu, what }),
     })

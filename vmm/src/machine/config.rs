@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use understudy_replication::disk::{DiskError, DiskLimits};
 
+use super::actions::{OnPanic, OnWatchdog};
 use crate::boot::BootProtocol;
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
@@ -42,6 +43,10 @@ pub struct MachineConfig {
     pub disk_limits: DiskLimits,
     /// Whether the guest gets a source of random numbers.
     pub rng: bool,
+    /// A watchdog that the guest may drive, and what follows when it fires.
+    pub watchdog: Option<OnWatchdog>,
+    /// What follows when the guest's kernel says that it has panicked.
+    pub on_panic: OnPanic,
     /// Where the guest's serial console goes; nowhere if `None`.
     pub console: Option<Box<dyn ConsoleSink>>,
     /// Limits of the output gate.
@@ -124,6 +129,8 @@ impl Default for MachineConfig {
             disk_journal: None,
             disk_limits: DiskLimits::default(),
             rng: true,
+            watchdog: None,
+            on_panic: OnPanic::default(),
             console: None,
             gate: GateLimits::default(),
         }
@@ -166,6 +173,11 @@ pub enum ConfigError {
         "there is nothing to run: no kernel image is configured, and no state has been restored"
     )]
     NoKernel,
+    /// There is nothing to boot after a reset.
+    #[error(
+        "the guest wants a reboot, but no kernel image is configured on this host: it cannot begin anew here"
+    )]
+    NothingToReboot,
     /// A network backend cannot be opened.
     #[error("network device {device}")]
     NetBackend {

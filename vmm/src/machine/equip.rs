@@ -1,8 +1,7 @@
 //! The devices that a configuration asks for, made and attached.
 //!
-//! Their order is fixed: reset port, power switch, console, network devices and disks as configured,
-//! random numbers. It decides
-//! addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
+//! Their order is fixed: reset port, power switch, power button, panic port, watchdog, console, network devices
+//! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
 //! they do not. What must not be done here: anything a device could do itself.
 
 use std::path::PathBuf;
@@ -13,8 +12,10 @@ use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, DriveConfig, DriveKind, NetBackend, NetConfig};
-use super::{MachineEvent, MachineFault, Networks};
-use crate::boot::{Hardware, MmioDevice, PortDevice};
+use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
+use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
+use crate::devices::pvpanic::{self, Panic};
+use crate::devices::switch::{self, Kind, Switch};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
 use crate::devices::virtio::mmio::MmioTransport;
@@ -22,57 +23,97 @@ use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, Framing, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
 use crate::devices::{
-    Irq, PowerDevice, ResetDevice, SerialDevice, SerialInput, i8042, lock, power, serial,
+    ButtonDevice, Device, Irq, PanicDevice, PowerButton, SerialDevice, SerialInput, WatchdogDevice,
+    button, lock, serial, watchdog,
 };
 use crate::output::{ConsoleSink, DiscardSink};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
+/// The second serial port's interrupt on a PC.
+const BUTTON_GSI: u32 = 3;
 const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
-/// The keyboard controller's interrupt on a PC; nobody raises it here.
-const RESET_GSI: u32 = 1;
-/// The second serial port's interrupt on a PC; nobody raises it here.
-const POWER_GSI: u32 = 3;
 
 /// Why a device cannot be made.
 type Made<T> = Result<T, MachineFault>;
 
 impl MachineBuilder {
-    pub(super) fn attach_reset_port(&mut self) -> Made<()> {
-        let events = self.events.clone();
-        let device = ResetDevice::new(Box::new(move || {
-            events.guest_ends(&MachineEvent::GuestReset);
-        }));
-        self.attach(Attachment {
-            device: Arc::new(Mutex::new(device)),
-            place: Place::Ports {
-                base: i8042::COMMAND_PORT as u16,
-                count: i8042::PORTS as u16,
-                gsi: RESET_GSI,
-            },
-            irq: Irq::new().map_err(create("the reset port"))?,
-            doorbells: Vec::new(),
-            description: describe("reset port", None, &[]),
-            health: None,
-        })
+    pub(super) fn attach_switches(&mut self) -> Made<()> {
+        self.attach_switch(Kind::Reset, switch::RESET_PORT, MachineEvent::GuestReset)?;
+        let off = MachineEvent::GuestPoweredOff;
+        self.attach_switch(Kind::PowerOff, switch::SLEEP_PORT, off)
     }
 
-    pub(super) fn attach_power_switch(&mut self) -> Made<()> {
+    fn attach_switch(&mut self, kind: Kind, base: u16, event: MachineEvent) -> Made<()> {
         let events = self.events.clone();
-        let device = PowerDevice::new(Box::new(move || {
-            events.guest_ends(&MachineEvent::GuestPoweredOff);
-        }));
+        let device = Switch::new(kind, Box::new(move || events.halt(&event)));
+        self.attach_silent(device, base, kind.ports(), "switch")
+    }
+
+    /// Attaches the power button and returns its outside.
+    pub(super) fn attach_button(&mut self) -> Made<PowerButton> {
+        let irq = Irq::new().map_err(create("the power button"))?;
+        let device = ButtonDevice::new(irq.clone()).map_err(create("the power button"))?;
+        let button = device.button();
         self.attach(Attachment {
             device: Arc::new(Mutex::new(device)),
             place: Place::Ports {
-                base: power::CONTROL_PORT as u16,
-                count: power::PORTS as u16,
-                gsi: POWER_GSI,
+                base: button::EVENT_PORT,
+                count: 1,
+                gsi: Some(BUTTON_GSI),
             },
-            irq: Irq::new().map_err(create("the power switch"))?,
+            irq: Some(irq),
             doorbells: Vec::new(),
-            description: describe("power switch", None, &[]),
+            description: describe("button", None, &[]),
+            health: None,
+        })?;
+        Ok(button)
+    }
+
+    pub(super) fn attach_panic_port(&mut self, action: OnPanic) -> Made<()> {
+        let events = self.events.clone();
+        let device = PanicDevice::new(Box::new(move |panic| {
+            let crash_kernel = panic == Panic::CrashKernel;
+            let event = MachineEvent::GuestPanicked { crash_kernel };
+            // A crash kernel needs its time: the guest resets itself when that is done.
+            if crash_kernel || action == OnPanic::Report {
+                events.tell(&event);
+            } else {
+                events.halt(&event);
+            }
+        }));
+        self.attach_silent(device, pvpanic::PORT, 1, "pvpanic")
+    }
+
+    pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Made<()> {
+        let events = self.events.clone();
+        let device = WatchdogDevice::new(Box::new(move || match action {
+            OnWatchdog::Reset | OnWatchdog::Poweroff => events.halt(&MachineEvent::WatchdogFired),
+            OnWatchdog::None => events.tell(&MachineEvent::WatchdogFired),
+        }))
+        .map_err(create("the watchdog"))?;
+        self.attach_silent(device, watchdog::STOP_PORT, watchdog::PORTS, "ib700")
+    }
+
+    /// Attaches a device at ports that never interrupts.
+    fn attach_silent<D: Device + 'static>(
+        &mut self,
+        device: D,
+        base: u16,
+        count: u16,
+        kind: &str,
+    ) -> Made<()> {
+        self.attach(Attachment {
+            device: Arc::new(Mutex::new(device)),
+            place: Place::Ports {
+                base,
+                count,
+                gsi: None,
+            },
+            irq: None,
+            doorbells: Vec::new(),
+            description: describe(kind, None, &[]),
             health: None,
         })
     }
@@ -93,9 +134,9 @@ impl MachineBuilder {
             place: Place::Ports {
                 base: SERIAL_BASE,
                 count: serial::PORTS as u16,
-                gsi: SERIAL_GSI,
+                gsi: Some(SERIAL_GSI),
             },
-            irq,
+            irq: Some(irq),
             doorbells: Vec::new(),
             description: describe("serial", None, &[]),
             health: None,
@@ -207,7 +248,7 @@ impl MachineBuilder {
         self.attach(Attachment {
             device: device.clone(),
             place: Place::VirtioMmio,
-            irq,
+            irq: Some(irq),
             doorbells,
             description,
             health: health(device.clone()),
@@ -225,7 +266,8 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             // All of them lie in the hole below 4 GiB.
             base: attached.base as u32,
             bytes: VIRTIO_MMIO_BYTES as u32,
-            gsi: attached.gsi,
+            // All of them have one.
+            gsi: attached.gsi.unwrap_or_default(),
         });
     Hardware {
         vcpus,
@@ -235,9 +277,24 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
             count: serial::PORTS as u8,
             gsi: SERIAL_GSI,
         },
-        sleep_port: power::CONTROL_PORT as u16,
-        sleep_type_off: power::SLEEP_TYPE_OFF,
-        reset: (i8042::COMMAND_PORT as u8, i8042::COMMAND_RESET),
+        button: ButtonRegister {
+            port: button::EVENT_PORT,
+            pressed: button::EVENT_PRESSED,
+            gsi: BUTTON_GSI,
+        },
+        panic_port: pvpanic::PORT,
+        watchdog: (devices.iter())
+            .any(|attached| attached.name == watchdog::NAME)
+            .then_some(Watchdog {
+                stop_port: watchdog::STOP_PORT,
+                count_port: watchdog::COUNT_PORT,
+                run_port: watchdog::RUN_PORT,
+                tick_ms: watchdog::TICK_MS,
+                ticks_max: watchdog::TICKS_MAX,
+            }),
+        sleep_port: switch::SLEEP_PORT,
+        sleep_type_off: switch::SLEEP_TYPE_OFF,
+        reset: (switch::RESET_PORT as u8, switch::RESET_COMMAND),
     }
 }
 

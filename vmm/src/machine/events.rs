@@ -11,11 +11,28 @@ const UNREAD_MAX: usize = 64;
 /// Something happened to the machine that its owner should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// The guest asked for a reset. It is not started again: it has ended.
+    /// The guest asked for a reset. It stands still until it gets one.
     GuestReset,
-    /// The guest powered itself off.
+    /// The guest crashed in the way that resets a PC. It stands still until it is reset.
+    GuestCrashed {
+        /// In plain words.
+        what: String,
+    },
+    /// The guest did not feed its watchdog. It stands still if something is to follow.
+    WatchdogFired,
+    /// The guest's kernel said that it has panicked. It stands still if something is to follow.
+    GuestPanicked {
+        /// Whether a crash kernel goes on in the guest.
+        crash_kernel: bool,
+    },
+    /// The guest could not be reset, and is stopped for good.
+    ResetFailed {
+        /// In plain words.
+        what: String,
+    },
+    /// The guest powered itself off, and stands still.
     GuestPoweredOff,
-    /// The guest shut down, or crashed beyond repair.
+    /// The guest shut down in a way that cannot be gone on from.
     GuestShutdown {
         /// In plain words.
         what: String,
@@ -47,8 +64,8 @@ pub enum MachineEvent {
 #[derive(Debug, Default)]
 pub(super) struct Events {
     listeners: Mutex<Vec<SyncSender<MachineEvent>>>,
-    /// Set when the guest has asked to end: vCPUs stop at it.
-    pub(super) ended: Arc<AtomicBool>,
+    /// Set when the guest wants a reset or to be over: vCPUs stop at it.
+    pub(super) halted: Arc<AtomicBool>,
 }
 
 impl Events {
@@ -73,10 +90,21 @@ impl Events {
             });
     }
 
-    /// The guest ends itself, by `how`; told once.
-    pub(super) fn guest_ends(&self, how: &MachineEvent) {
-        if !self.ended.swap(true, Ordering::AcqRel) {
-            self.tell(how);
+    /// The guest stops here, for the reason `why`; only the first is told.
+    pub(super) fn halt(&self, why: &MachineEvent) {
+        if !self.halted.swap(true, Ordering::AcqRel) {
+            self.tell(why);
         }
+    }
+
+    /// Whether it stands still.
+    #[cfg(test)]
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
+    }
+
+    /// The guest may run again, having been reset. All vCPUs are parked.
+    pub(super) fn unhalt(&self) {
+        self.halted.store(false, Ordering::Release);
     }
 }

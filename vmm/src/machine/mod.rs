@@ -7,13 +7,14 @@
 //! ```
 //!
 //! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them, `pause`
-//! the guard (R7), `state` what is saved and in which order. Locks are taken in this order: the event
+//! the guard (R7), `state` what is saved and in which order, `reset` begins anew in place. Locks are taken in this order: the event
 //! thread's gate, the devices in configuration order, vCPU descriptors. One holds more against this order: a
 //! vCPU's thread locks a device while it holds its own descriptor. It may, because whoever has paused the
 //! machine touches descriptors of parked vCPUs only, and a parked thread holds nothing.
 //!
 //! What must not be done here: emulate anything, or decide when to checkpoint.
 
+mod actions;
 mod attach;
 mod builder;
 mod config;
@@ -22,6 +23,7 @@ mod event_loop;
 mod events;
 mod pause;
 mod port;
+mod reset;
 mod state;
 
 use std::sync::mpsc::Receiver;
@@ -31,16 +33,17 @@ use kvm_ioctls::VmFd;
 use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
 
-use crate::boot::{self, BootError, Cmdline, Payload};
+use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
-use crate::devices::{SerialInput, Snapshot};
+use crate::devices::{PowerButton, SerialInput, Snapshot};
 use crate::dirty::{DirtyError, DirtyTracker};
-use crate::kvm::KvmError;
+use crate::kvm::{KvmError, VcpuHandle};
 use crate::memory::{Memory, MemoryError};
 use crate::output::Gate;
 use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
+pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub use config::{
@@ -54,6 +57,7 @@ pub use state::{MachineState, StateError};
 use attach::Attached;
 use event_loop::EventLoop;
 use events::Events;
+use state::Initial;
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,20 @@ pub enum MachineFault {
         /// What it was asked to do.
         cannot: &'static str,
     },
+}
+
+impl MachineFault {
+    /// In one line, with all its causes.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut what = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            what = format!("{what}: {error}");
+            cause = error.source();
+        }
+        what
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +166,9 @@ pub struct Machine {
     networks: Networks,
     disks: DiskSet,
     console_input: Option<SerialInput>,
-    payload: Option<Payload>,
+    power_button: Option<PowerButton>,
+    initial: Arc<Initial>,
+    payload: Option<Arc<Payload>>,
     cmdline: Cmdline,
     phase: Phase,
 }
@@ -193,6 +213,12 @@ impl Machine {
         self.console_input.as_ref()
     }
 
+    /// The guest's power button.
+    #[must_use]
+    pub fn power_button(&self) -> Option<&PowerButton> {
+        self.power_button.as_ref()
+    }
+
     /// The guest's command line, devices included.
     #[must_use]
     pub fn cmdline(&self) -> &str {
@@ -226,21 +252,13 @@ impl Machine {
     }
 
     fn boot(&mut self) -> Result<(), MachineFault> {
-        let Some(payload) = self.payload.take() else {
+        let Some(payload) = &self.payload else {
             return Err(ConfigError::NoKernel.into());
         };
         let ram = self.memory.ram();
         let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
-        let entry = boot::load(ram, &payload, &self.cmdline, &hardware)?;
-        let fd = self.vcpus[0].handle().lock();
-        let reset = fd
-            .get_sregs()
-            .map_err(KvmError::call("read vCPU 0's registers"))?;
-        fd.set_sregs(&boot::entry_sregs(entry, reset))
-            .map_err(KvmError::call("set vCPU 0's system registers"))?;
-        fd.set_regs(&boot::initial_regs(entry))
-            .map_err(KvmError::call("set vCPU 0's registers"))?;
-        Ok(())
+        let entry = boot::load(ram, payload, &self.cmdline, &hardware)?;
+        enter_kernel(self.vcpus[0].handle(), entry)
     }
 
     /// Pauses the guest; it runs on when the guard is dropped.
@@ -294,7 +312,6 @@ impl Machine {
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         self.phase = Phase::Restored;
-        self.payload = None;
         Ok(())
     }
 
@@ -320,6 +337,19 @@ impl Machine {
         }
         self.phase = Phase::Stopped;
     }
+}
+
+/// Puts vCPU 0, which is in the state after a reset, in front of the kernel.
+fn enter_kernel(vcpu: &VcpuHandle, entry: EntryPoint) -> Result<(), MachineFault> {
+    let fd = vcpu.lock();
+    let reset = fd
+        .get_sregs()
+        .map_err(KvmError::call("read vCPU 0's registers"))?;
+    fd.set_sregs(&boot::entry_sregs(entry, reset))
+        .map_err(KvmError::call("set vCPU 0's system registers"))?;
+    fd.set_regs(&boot::initial_regs(entry))
+        .map_err(KvmError::call("set vCPU 0's registers"))?;
+    Ok(())
 }
 
 impl Drop for Machine {

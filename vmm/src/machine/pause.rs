@@ -114,6 +114,20 @@ impl<'a> Paused<'a> {
         )
     }
 
+    /// Puts devices, interrupt controllers, timer and vCPUs back to what they were before the machine first
+    /// ran, in this order: what a device still wanted to interrupt for is then forgotten downstream too.
+    pub(super) fn reset(&mut self, initial: &state::Initial) -> Result<(), StateError> {
+        self.devices.iter_mut().for_each(|device| device.reset());
+        let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
+        initial.restore(self.vm, vcpus, self.clock)
+    }
+
+    /// Leaves the guest stopped for good: what was done to it is only half of what had to be.
+    pub(super) fn give_up(&mut self) {
+        self.vcpus.stay = true;
+        *self.phase = Phase::Broken;
+    }
+
     /// Leaves the guest stopped when the guard is dropped.
     pub fn stay(&mut self) {
         self.vcpus.stay = true;
@@ -150,12 +164,6 @@ impl From<StateError> for understudy_replication::ports::MachineError {
 impl From<MachineFault> for understudy_replication::ports::MachineError {
     fn from(fault: MachineFault) -> Self {
         // The fault's own text names only the part of the machine.
-        let mut what = fault.to_string();
-        let mut cause = std::error::Error::source(&fault);
-        while let Some(error) = cause {
-            what = format!("{what}: {error}");
-            cause = error.source();
-        }
-        Self::new(what)
+        Self::new(fault.with_causes())
     }
 }

@@ -55,6 +55,10 @@ impl MachinePort for Machine {
         Ok(self.start()?)
     }
 
+    fn reset(&mut self) -> Result<(), MachineError> {
+        Ok(self.reset_guest()?)
+    }
+
     fn stop(&mut self) {
         self.shut_down();
     }

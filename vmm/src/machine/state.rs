@@ -4,6 +4,8 @@
 //! are checked before anything is touched, and left-over bytes, unknown or missing devices and another
 //! number of vCPUs are errors that name the thing. What must not be done here: guest memory.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
     kvm_pit_state2,
@@ -116,6 +118,46 @@ struct VmState {
     clock_ns: u64,
     /// Speed of the vCPUs' time-stamp counters; 0 if the host does not tell.
     tsc_khz: u32,
+}
+
+/// What KVM made of a machine before it first ran: what a reset brings back. Devices reset themselves.
+#[derive(Debug)]
+pub(super) struct Initial {
+    vm: VmState,
+    vcpus: Vec<VcpuState>,
+}
+
+impl Initial {
+    /// Reads the state of vCPUs that have never run.
+    pub(super) fn save(
+        vm: &VmFd,
+        vcpus: &[Arc<VcpuHandle>],
+        msrs: &MsrList,
+        clock: GuestClock,
+    ) -> Result<Self, StateError> {
+        Ok(Self {
+            vm: VmState::save(vm, clock)?,
+            vcpus: vcpus
+                .iter()
+                .map(|handle| Ok(VcpuState::save(handle, msrs)?.without_counter()))
+                .collect::<Result<_, StateError>>()?,
+        })
+    }
+
+    /// Writes it into the machine it is of, in the order of [`MachineState::restore`]. The clocks go on:
+    /// time in the guest does not begin anew, and never went backwards for those who talk to it.
+    pub(super) fn restore<'a>(
+        &self,
+        vm: &VmFd,
+        vcpus: impl Iterator<Item = &'a VcpuHandle>,
+        clock: GuestClock,
+    ) -> Result<(), StateError> {
+        self.vm.restore_chips(vm)?;
+        for (handle, state) in vcpus.zip(&self.vcpus) {
+            state.restore(handle, clock)?;
+        }
+        Ok(())
+    }
 }
 
 /// Saves a machine that stands still.

@@ -9,7 +9,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::msr::{Msr, MsrList};
-use super::time::GuestClock;
+use super::time::{GuestClock, MSR_TSC};
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
 
@@ -74,7 +74,14 @@ impl VcpuState {
         })
     }
 
-    /// Writes the state into a vCPU that has never run, whose CPUID is set.
+    /// The state without the time-stamp counter, which then goes on when it is restored.
+    #[must_use]
+    pub fn without_counter(mut self) -> Self {
+        self.msrs.retain(|msr| msr.index != MSR_TSC);
+        self
+    }
+
+    /// Writes the state into a stopped vCPU whose CPUID is set.
     ///
     /// # Errors
     /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must then not be run.

@@ -4,9 +4,12 @@
 //!            run order                    exit byte + signal
 //!  parked ───────────────► running ──────────────────────────► parked
 //!    │                        │
-//!    │ stop order             │ the guest ends or fails
+//!    │ stop order             │ it fails
 //!    └──────────► ended ◄─────┘
 //! ```
+//!
+//! Once the guest is *halted* (it wants a reset, or to be over), a vCPU that is to run stands still too,
+//! parked in all but name: its state can be saved like any other.
 //!
 //! The descriptor's lock is held while running and free while parked, so that whoever paused the vCPU may
 //! read and write its state.
@@ -20,6 +23,7 @@
 //! What must not be done here: save state, or decide when to pause.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,16 +45,17 @@ pub struct Buses {
     pub ports: Arc<Bus>,
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
-    /// Set by a device once the guest has asked to end.
-    pub ended: Arc<std::sync::atomic::AtomicBool>,
+    /// While it is set, no vCPU enters the guest. Only cleared while all are parked.
+    pub halted: Arc<AtomicBool>,
 }
 
-/// Why a vCPU ended by itself.
+/// Why a vCPU stopped by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// A device has ended the guest, on its request.
-    Device,
-    /// The vCPU asked to end the guest, or it faulted while handling faults (triple fault).
+    /// It faulted while handling a fault while handling a fault: on a PC that resets the machine. The vCPU
+    /// lives on; whoever is told halts the guest.
+    TripleFault,
+    /// The vCPU asked to end the guest.
     Shutdown {
         /// In plain words.
         what: String,
@@ -62,7 +67,7 @@ pub enum Ending {
     },
 }
 
-/// Who is told when a vCPU ends by itself.
+/// Who is told when a vCPU stops by itself.
 pub type OnEnd = Arc<dyn Fn(u8, Ending) + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,9 +272,10 @@ impl Runner {
                 let mut fd = self.handle.lock();
                 self.run(&mut fd)
             };
-            if let Some(ending) = ending {
-                (self.on_end)(self.handle.id(), ending);
-                return;
+            match ending {
+                None => {}
+                Some(Ending::TripleFault) => (self.on_end)(self.handle.id(), Ending::TripleFault),
+                Some(ending) => return (self.on_end)(self.handle.id(), ending),
             }
         }
     }
@@ -279,7 +285,7 @@ impl Runner {
         let mut state = self.control.lock();
         state.1 = Phase::Parked;
         self.control.changed.notify_all();
-        while state.0 == Order::Park {
+        while state.0 == Order::Park || (state.0 == Order::Run && self.is_halted()) {
             state = self
                 .control
                 .changed
@@ -294,15 +300,20 @@ impl Runner {
         true
     }
 
+    fn is_halted(&self) -> bool {
+        self.buses.halted.load(Ordering::Acquire)
+    }
+
     /// Runs the guest until the vCPU is called out (`None`) or ends.
     fn run(&self, fd: &mut VcpuFd) -> Option<Ending> {
         loop {
+            if self.is_halted() {
+                // Completes the access that did it, and calls itself out.
+                self.handle.exit().request();
+            }
             let what = match fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
                     self.write_port(port, data);
-                    if self.buses.ended.load(std::sync::atomic::Ordering::Acquire) {
-                        return Some(Ending::Device);
-                    }
                     continue;
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
@@ -365,9 +376,7 @@ fn port_access_bytes(bytes: usize) -> usize {
 
 fn ending_of(exit: &VcpuExit<'_>) -> Ending {
     match exit {
-        VcpuExit::Shutdown => Ending::Shutdown {
-            what: "a fault while handling a fault while handling a fault (triple fault)".into(),
-        },
+        VcpuExit::Shutdown => Ending::TripleFault,
         VcpuExit::SystemEvent(kind, _) => Ending::Shutdown {
             what: format!("system event {kind}"),
         },

@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_host_that_is_a_little_faster_takes_the_guest_whether_it_can_scale_counters_or_not() {
         let system = System::open().unwrap();
-        let trial = Trial::new(&system).unwrap();
+        let trial = Trial::new(&system, &TRIAL_CODE).unwrap();
         let fd = trial.handle.lock();
         let here_khz = fd.get_tsc_khz().unwrap();
         Counter::Own

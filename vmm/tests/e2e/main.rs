@@ -11,6 +11,7 @@ mod demo;
 mod disks;
 mod host;
 mod peers;
+mod reboot;
 mod standby_loss;
 mod support;
 mod usage;

@@ -19,7 +19,7 @@ use super::{directory, machine, vmm_binary};
 /// How long everything in the emulated host may take together. Ordinary is 25 s.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Guests that the host's init runs.
-const GUESTS: usize = 4;
+const GUESTS: usize = 6;
 const HOST_INIT: &str = include_str!("boot-host-init.sh");
 const GUEST_INIT: &str = include_str!("boot-guest-init.sh");
 
@@ -29,7 +29,15 @@ pub(crate) fn boot() -> Result<()> {
     let kernel = Kernel::provide(&directory)?;
     let vmm = vmm_binary::build(&directory)?;
     let guest = Tree::new(&directory, "boot-guest", GUEST_INIT)?;
-    guest.modules(&kernel, &["virtio_mmio", "virtio_rng"])?;
+    let drivers = [
+        "virtio_mmio",
+        "virtio_rng",
+        "pvpanic_mmio",
+        "button",
+        "evdev",
+        "wdat_wdt",
+    ];
+    guest.modules(&kernel, &drivers)?;
     let host = Tree::new(&directory, "boot-host", HOST_INIT)?;
     host.modules(&kernel, &["kvm_amd"])?;
     host.copy(&vmm, "bin/vmm")?;

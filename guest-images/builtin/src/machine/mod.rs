@@ -49,8 +49,18 @@ pub(crate) fn wait_for_interrupt() {
     unsafe { asm!("hlt") };
 }
 
-/// Ends the machine: the keyboard controller's reset line.
+/// ACPI's sleep control register, and "soft off" in it.
+const SLEEP_CONTROL: u16 = 0x600;
+const SOFT_OFF: u8 = 0b11_0100;
+
+/// Ends the machine: powers off, or at least resets it where that cannot be done.
 pub(crate) fn shut_down() -> ! {
+    port::write(SLEEP_CONTROL, SOFT_OFF);
+    reset()
+}
+
+/// Asks for a reset, by the keyboard controller.
+pub(crate) fn reset() -> ! {
     loop {
         port::write(0x64, 0xfe);
         wait_for_interrupt();

@@ -21,7 +21,9 @@
 .set TSS_SELECTOR, 0x30
 .set USER_FLAGS, 0x3202          # IOPL 3, interrupts on
 .set FATAL_FLAGS, 0x3002         # IOPL 3, interrupts off
-.set TSS_BYTES, 0x68 + 0x400 / 8 + 1
+.set TSS_STRIDE, 0x200
+.set TSS_PORTS, 0x800
+.set TSS_BYTES, 0x68 + TSS_PORTS / 8 + 1
 
 .section .machine, "awx", @progbits
 .global machine_begin
@@ -51,7 +53,7 @@ machine_begin:
     .quad 0x00affb000000ffff     # 0x28 CPL 3 code
 .set i, 0
 .rept CPUS                       # 0x30, 0x40, ...: one TSS a vCPU
-    .quad 0x0000890000000000 + ((TSS + i * 0x100) << 16) + TSS_BYTES - 1
+    .quad 0x0000890000000000 + ((TSS + i * TSS_STRIDE) << 16) + TSS_BYTES - 1
     .quad 0
     .set i, i + 1
 .endr
@@ -69,7 +71,7 @@ machine_begin:
 .endr
     .balign 0x1000
 
-# --- TSS: RSP0, and an I/O bitmap that opens the ports below 0x400 to CPL 3 -----------------------------
+# --- TSS: RSP0, and an I/O bitmap that opens the ports below 0x800 to CPL 3 -----------------------------
 # IOPL 3 would do, but some hosts do not keep it; the bitmap would do, but some hosts refuse it when the
 # TSS is marked busy, as it is after a restore. So there are both.
 .set i, 0
@@ -78,9 +80,9 @@ machine_begin:
     .quad STACKS + (i + 1) * 0x1000
     .fill 90, 1, 0
     .word 0x68
-    .fill 0x400 / 8, 1, 0
+    .fill TSS_PORTS / 8, 1, 0
     .byte 0xff                   # the processor reads one byte more
-    .balign 0x100
+    .balign TSS_STRIDE
     .set i, i + 1
 .endr
     .balign 0x1000

@@ -224,7 +224,8 @@ fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {
 
 #[test]
 fn a_damaged_or_missing_map_means_that_everything_is_sent() {
-    let harm: [(&str, fn(&Host)); 4] = [
+    type Harm = fn(&Host);
+    let harm: [(&str, Harm); 4] = [
         ("missing", |host| host.remove(MAP)),
         ("empty", |host| host.set_content(MAP, Vec::new())),
         ("cut off", |host| {

@@ -272,6 +272,7 @@ impl Driver {
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
             }
+            Happened::Requested(Some(Request::ResetGuest)) => self.command(Command::ResetGuest),
             Happened::Requested(Some(Request::GuestStopped) | None) => self.begin_end(inputs),
             Happened::Answered(answer) if self.ending && !self.confirms(&answer) => {
                 match answer {

@@ -7,7 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
     Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
+    WatchdogSection,
 };
+use understudy_vmm::machine::{OnPanic, OnReboot, OnWatchdog};
 use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
@@ -52,7 +54,9 @@ pub(crate) enum Command {
     /// Keep a second copy of a guest and take over when its host dies.
     ///
     /// Needs the same VM settings (memory, vCPUs, devices) as the primary; what differs is named when
-    /// the primary connects. After a takeover it acts as a primary, protected by --backup if given.
+    /// the primary connects. After a takeover it acts as a primary, protected by --backup if given. So that
+    /// the guest can reboot there, give it the primary's --kernel (also if that is `builtin`), --initrd and
+    /// --cmdline, too.
     Standby(ReplicatedArgs),
     /// Show how a running primary or standby is doing.
     Status(StatusArgs),
@@ -60,6 +64,8 @@ pub(crate) enum Command {
     Failover(ControlArgs),
     /// Stop a running primary (with its guest) or a standby cleanly.
     Stop(ControlArgs),
+    /// Press the power button of a running primary's guest: asks it to shut itself down.
+    PowerButton(ControlArgs),
     /// Say what this host can and cannot do, and what to do about it.
     Check(CheckArgs),
     /// Show a failover: protect a guest, kill its primary, check every byte its clients get.
@@ -111,6 +117,17 @@ pub(crate) struct VmArgs {
     /// Give the guest a virtio entropy device.
     #[arg(long)]
     rng: bool,
+    /// When the guest wants a reboot: `restart` it in place, or `exit` [default: restart].
+    #[arg(long, value_name = "ACTION")]
+    on_reboot: Option<OnReboot>,
+    /// When the guest's kernel panics (and says so by pvpanic): `report` it, and leave the rest to the guest,
+    /// `restart` it, or `exit` [default: report].
+    #[arg(long, value_name = "ACTION")]
+    on_panic: Option<OnPanic>,
+    /// Give the guest a watchdog (IB700; Linux: ib700wdt) and `reset` it, power it off (`poweroff`) or do nothing
+    /// but tell (`none`) when it does not feed it.
+    #[arg(long, value_name = "ACTION")]
+    watchdog: Option<OnWatchdog>,
     /// Where the guest's console goes: `stdout`, `none`, or a file to append to [default: stdout].
     #[arg(long, value_name = "WHERE")]
     console: Option<String>,
@@ -142,7 +159,7 @@ pub(crate) struct ReplicatedArgs {
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,
-    /// Unix socket for `vmm status`, `failover` and `stop`.
+    /// Unix socket for `vmm status`, `failover`, `stop` and `power-button`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
     /// Where a standby notes writes to replicated disks before they go to the images, as two files
@@ -254,6 +271,11 @@ impl VmArgs {
         over(&mut config.machine_config.mem_size_mib, self.memory_mib);
         over(&mut config.machine_config.cpu_template, self.cpu_template);
         over(&mut config.serial.output, self.console);
+        over(&mut config.machine_config.on_reboot, self.on_reboot);
+        over(&mut config.machine_config.on_panic, self.on_panic);
+        if let Some(action) = self.watchdog {
+            config.watchdog = Some(WatchdogSection { action });
+        }
         if self.rng {
             config.entropy = Some(Entropy {});
         }
@@ -409,6 +431,31 @@ mod tests {
         assert_eq!(config.machine_config.vcpu_count, Some(2));
         assert_eq!(config.machine_config.mem_size_mib, Some(128));
         assert_eq!(config.replication.epoch_ms, Some(50));
+    }
+
+    #[test]
+    fn what_follows_from_what_is_parsed_or_explained() {
+        let config = merged(&[
+            "--on-reboot",
+            "exit",
+            "--on-panic",
+            "restart",
+            "--watchdog",
+            "none",
+        ])
+        .unwrap();
+        assert_eq!(config.machine_config.on_reboot, Some(OnReboot::Exit));
+        assert_eq!(config.machine_config.on_panic, Some(OnPanic::Restart));
+        assert_eq!(config.watchdog.unwrap().action, OnWatchdog::None);
+        assert!(merged(&[]).unwrap().watchdog.is_none());
+        for (flag, words) in [
+            ("--on-reboot", "restart, exit"),
+            ("--on-panic", "report, restart, exit"),
+            ("--watchdog", "reset, poweroff, none"),
+        ] {
+            let error = Cli::try_parse_from(["vmm", "run", flag, "halt"]).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 
     #[test]

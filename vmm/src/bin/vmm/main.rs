@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => commands::status::status(&arguments),
         Command::Failover(arguments) => commands::status::failover(&arguments),
         Command::Stop(arguments) => commands::status::stop(&arguments),
+        Command::PowerButton(arguments) => commands::status::power_button(&arguments),
         Command::Check(arguments) => commands::check::check(&arguments),
         Command::Demo(arguments) => commands::demo::demo(&arguments),
     };

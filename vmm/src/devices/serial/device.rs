@@ -249,6 +249,12 @@ impl Device for SerialDevice {
         self.running = false;
     }
 
+    /// What waits at the gate stays there, and the console's position is where it was.
+    fn reset(&mut self) {
+        self.uart = Serial::new(Wanted::default(), self.port.clone());
+        self.input.with_queue(VecDeque::clear);
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         vec![
             EventSource::Counter(self.input.event.as_raw_fd()),

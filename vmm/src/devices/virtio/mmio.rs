@@ -423,6 +423,10 @@ impl<D: VirtioDevice> Device for MmioTransport<D> {
         self.running = false;
     }
 
+    fn reset(&mut self) {
+        MmioTransport::reset(self);
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         let queues = self.queue_events.iter();
         let mut sources: Vec<_> = queues

@@ -3,6 +3,7 @@
 mod copies;
 mod cpus;
 mod pvh;
+mod resets;
 mod running;
 mod states;
 
@@ -76,6 +77,10 @@ impl Device for Numbers {
 
     fn stop(&mut self) {}
 
+    fn reset(&mut self) {
+        self.count = 0;
+    }
+
     fn event_sources(&self) -> Vec<EventSource> {
         Vec::new()
     }
@@ -119,6 +124,12 @@ const RESETTING: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
 
 /// Writes "soft off" to port 0x600, then does nothing for ever.
 const POWERING_OFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee, 0xeb, 0xfe];
+
+/// Writes a value to a port, then does nothing for ever.
+const fn telling(port: u16, value: u8) -> [u8; 9] {
+    let [low, high] = port.to_le_bytes();
+    [0xb0, value, 0x66, 0xba, low, high, 0xee, 0xeb, 0xfe]
+}
 
 /// Loads an empty IDT and divides by zero.
 const CRASHING: &[u8] = &[
@@ -179,7 +190,7 @@ fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
         let place = Place::Ports {
             base: 0x2e8 - 0x10 * number as u16,
             count: 8,
-            gsi: 3,
+            gsi: Some(3),
         };
         builder.attach(attachment(&device, place)).unwrap();
     }
@@ -207,7 +218,7 @@ fn rig_at(config: MachineConfig, code: &[u8]) -> Rig {
     let ports = Place::Ports {
         base: 0x2e8,
         count: 8,
-        gsi: 3,
+        gsi: Some(3),
     };
     for (device, place) in [(&at_ports, ports), (&in_memory, Place::VirtioMmio)] {
         builder.attach(attachment(device, place)).unwrap();
@@ -228,7 +239,7 @@ fn attachment(device: &Arc<Mutex<Numbers>>, place: Place) -> Attachment<Numbers>
     Attachment {
         device: device.clone(),
         place,
-        irq: Irq::new().unwrap(),
+        irq: Some(Irq::new().unwrap()),
         doorbells: Vec::new(),
         description: vec![("type".into(), "numbers".into())],
         health: None,

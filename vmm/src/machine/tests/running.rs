@@ -94,7 +94,7 @@ fn the_guests_end_is_told() {
     assert!(
         matches!(
             event,
-            MachineEvent::GuestShutdown { .. } | MachineEvent::VcpuFailed { .. }
+            MachineEvent::GuestCrashed { .. } | MachineEvent::VcpuFailed { .. }
         ),
         "{event:?}"
     );
@@ -140,4 +140,60 @@ fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
     };
     assert!(error.to_string().contains("vCPUs"), "{error}");
     rig.machine.shut_down();
+}
+
+/// What stops the guest for its owner to act on stops it, and what does not, does not.
+#[test]
+fn panics_and_watchdogs_are_told_and_do_what_they_are_configured_to() {
+    // A panic; code 15: a watchdog's time of 0 s.
+    let (panicking, starved) = (telling(0x505, 1), telling(0x443, 15));
+    let panicked = MachineEvent::GuestPanicked {
+        crash_kernel: false,
+    };
+    for (code, watchdog, on_panic, event, halts) in [
+        (&panicking, None, OnPanic::Report, &panicked, false),
+        (&panicking, None, OnPanic::Exit, &panicked, true),
+        (&panicking, None, OnPanic::Restart, &panicked, true),
+        (
+            &starved,
+            Some(OnWatchdog::None),
+            OnPanic::Exit,
+            &MachineEvent::WatchdogFired,
+            false,
+        ),
+        (
+            &starved,
+            Some(OnWatchdog::Reset),
+            OnPanic::Exit,
+            &MachineEvent::WatchdogFired,
+            true,
+        ),
+        (
+            &starved,
+            Some(OnWatchdog::Poweroff),
+            OnPanic::Exit,
+            &MachineEvent::WatchdogFired,
+            true,
+        ),
+    ] {
+        let config = MachineConfig {
+            watchdog,
+            on_panic,
+            ..config(code)
+        };
+        let mut rig = rig_with(config, &["numbers"]);
+        let events = rig.machine.events();
+        rig.machine.start().unwrap();
+        assert_eq!(events.recv_timeout(DEADLINE).unwrap(), *event);
+        assert_eq!(rig.machine.events.is_halted(), halts, "{event:?}");
+        if halts {
+            rig.machine.reset_guest().unwrap();
+            assert_eq!(events.recv_timeout(DEADLINE).unwrap(), *event, "once a run");
+        }
+    }
+    // Without a watchdog nothing is at its port.
+    let mut rig = rig(&starved);
+    rig.machine.start().unwrap();
+    drop(rig.machine.pause_guest().unwrap());
+    assert!(!rig.machine.events.is_halted());
 }

@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod demo;
 mod disk_status;
+pub(crate) mod keeper;
 pub(crate) mod replicated;
 pub(crate) mod run;
 pub(crate) mod signals;

@@ -1,6 +1,7 @@
 //! `vmm primary` and `vmm standby`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use understudy_replication::arbiter::{Arbiter, FileArbiter};
@@ -10,11 +11,12 @@ use understudy_replication::runtime::{
     StandbyHandle,
 };
 use understudy_vmm::config::{Config, ConfigError};
-use understudy_vmm::control::{Command, ControlServer, Handler};
+use understudy_vmm::control::{Command, ControlServer, GuestNotes, Handler, Report};
+use understudy_vmm::devices::PowerButton;
 use understudy_vmm::machine::{Machine, MachineEvent};
 use understudy_vmm::output::Gate;
 
-use super::run::{End, await_end};
+use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
 use crate::args::ReplicatedArgs;
 use crate::exit::Fenced;
@@ -26,8 +28,36 @@ enum Role {
     Standby(StandbyHandle),
 }
 
-/// `None` until the guest or the standby is at work.
-type Current = Arc<Mutex<Option<Role>>>;
+/// What the control socket is served from.
+#[derive(Clone, Default)]
+struct Current {
+    /// `None` until the guest or the standby is at work.
+    role: Arc<Mutex<Option<Role>>>,
+    notes: GuestNotes,
+    button: Arc<OnceLock<PowerButton>>,
+}
+
+/// What is needed to keep a guest.
+struct Guest {
+    events: Receiver<MachineEvent>,
+    gate: Arc<Gate>,
+    rules: Rules,
+}
+
+impl Guest {
+    /// Before replication gets the machine.
+    fn of(machine: &Machine, config: &Config, current: &Current) -> Self {
+        if let Some(button) = machine.power_button() {
+            // The only machine of this process.
+            current.button.get_or_init(|| button.clone());
+        }
+        Self {
+            events: machine.events(),
+            gate: Arc::clone(machine.output_gate()),
+            rules: Rules::new(config, machine.can_be_reset()),
+        }
+    }
+}
 
 struct Settings {
     arbiter: Arc<dyn Arbiter>,
@@ -75,12 +105,12 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     // Before anything is claimed or run: a socket in use must not cost a guest.
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config, vm::Life::Boots)?;
-    let (events, gate) = (machine.events(), Arc::clone(machine.output_gate()));
+    let guest = Guest::of(&machine, &config, &current);
     let mut builder = describe(Primary::builder(machine), &config, &settings)?;
     if start_over {
         builder = builder.start_over();
     }
-    protect(builder, &current, &gate, events, signalled)
+    protect(builder, &current, guest, signalled)
 }
 
 /// Everything about a primary that does not depend on how it came to be one.
@@ -107,25 +137,31 @@ fn describe(
 fn protect(
     builder: PrimaryBuilder<Machine>,
     current: &Current,
-    gate: &Gate,
-    events: std::sync::mpsc::Receiver<MachineEvent>,
-    signalled: std::sync::mpsc::Receiver<()>,
+    guest: Guest,
+    signalled: Receiver<()>,
 ) -> Result<()> {
     let protection = builder.protect()?;
     set(current, Role::Primary(protection.handle()));
     let handle = protection.handle();
+    let Guest {
+        events,
+        gate,
+        rules,
+    } = guest;
+    let notes = current.notes.clone();
     // Ends with the process, or with the machine, whose events end then.
     let watcher = std::thread::Builder::new()
         .name("guest-end".into())
         .spawn(move || {
-            let end = await_end(&events, &signalled);
+            let keeper = Keeper::new(rules, &notes);
+            let end = keeper.await_end(&events, &signalled, || handle.reset_guest());
             handle.guest_stopped();
             end
         })
         .context("cannot start a thread")?;
     let ended = protection.wait()?;
     // What may not leave is not in them any more.
-    vm::finish_consoles(gate);
+    vm::finish_consoles(&gate);
     match ended {
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         Ended::GuestStopped => match watcher.join() {
@@ -147,7 +183,7 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     let signalled = signals::listen()?;
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config, vm::Life::GoesOn)?;
-    let (events, gate) = (machine.events(), Arc::clone(machine.output_gate()));
+    let guest = Guest::of(&machine, &config, &current);
     let mut builder = Standby::builder(machine)
         .vm(config.replication.vm_name())
         .node(config.replication.node_name())
@@ -165,17 +201,14 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
         Outcome::Stopped => Ok(()),
         Outcome::Promoted(promoted) => {
             let builder = describe(Primary::promoted(promoted), &config, &settings)?;
-            protect(builder, &current, &gate, events, signalled)
+            protect(builder, &current, guest, signalled)
         }
     }
 }
 
 /// A signal stops the standby; once it is promoted, the same signals stop the guest: they are passed
 /// on.
-fn stop_on_signal(
-    signalled: std::sync::mpsc::Receiver<()>,
-    standby: StandbyHandle,
-) -> Result<std::sync::mpsc::Receiver<()>> {
+fn stop_on_signal(signalled: Receiver<()>, standby: StandbyHandle) -> Result<Receiver<()>> {
     let (sender, passed_on) = std::sync::mpsc::sync_channel(1);
     std::thread::Builder::new()
         .name("signal-stop".into())
@@ -192,7 +225,7 @@ fn stop_on_signal(
 }
 
 fn set(current: &Current, role: Role) {
-    *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(role);
+    *current.role.lock().unwrap_or_else(PoisonError::into_inner) = Some(role);
 }
 
 fn serve(config: &Config) -> Result<(Current, Option<ControlServer>)> {
@@ -200,24 +233,28 @@ fn serve(config: &Config) -> Result<(Current, Option<ControlServer>)> {
     let Some(path) = &config.replication.control_socket else {
         return Ok((current, None));
     };
-    let asked = Arc::clone(&current);
+    let asked = current.clone();
     let handler: Handler = Arc::new(move |command| {
-        let role = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let role = asked.role.lock();
+        let role = role.unwrap_or_else(PoisonError::into_inner).clone();
         match role {
-            Some(role) => obey(&role, command),
+            Some(role) => obey(&role, &asked, command),
             None => Err("it is just starting; try again".into()),
         }
     });
     Ok((current, Some(ControlServer::start(path, handler)?)))
 }
 
-fn obey(role: &Role, command: Command) -> Result<serde_json::Value, String> {
+fn obey(role: &Role, current: &Current, command: Command) -> Result<serde_json::Value, String> {
     let status = match role {
         Role::Primary(handle) => handle.status(),
         Role::Standby(handle) => handle.status(),
     };
     match (command, role) {
-        (Command::Status, _) => serde_json::to_value(status).map_err(|error| error.to_string()),
+        (Command::Status, _) => {
+            let guest = current.notes.report();
+            serde_json::to_value(Report { status, guest }).map_err(|error| error.to_string())
+        }
         (Command::Failover, Role::Standby(handle)) => {
             if !status.protected {
                 return Err(format!(
@@ -233,6 +270,15 @@ fn obey(role: &Role, command: Command) -> Result<serde_json::Value, String> {
         }
         (Command::Failover, Role::Primary(_)) => {
             Err("this is the primary; ask the standby's control socket".into())
+        }
+        (Command::PowerButton, Role::Primary(_)) => {
+            if let Some(button) = current.button.get() {
+                button.press();
+            }
+            Ok(serde_json::Value::Null)
+        }
+        (Command::PowerButton, Role::Standby(_)) => {
+            Err("the guest does not run here; ask the primary's control socket".into())
         }
         (Command::Stop, Role::Primary(handle)) => {
             handle.guest_stopped();

@@ -1,11 +1,11 @@
-//! `vmm status`, `vmm failover`, `vmm stop`: talk to a running `vmm` over its control socket.
+//! `vmm status`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
 
 use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use understudy_replication::runtime::{Percentiles, Role, Status};
-use understudy_vmm::control::{self, Command};
+use understudy_vmm::control::{self, Command, Report};
 
 use crate::args::{ControlArgs, StatusArgs};
 
@@ -17,9 +17,9 @@ pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
         if arguments.json {
             writeln!(out, "{value}")?;
         } else {
-            let status =
+            let report =
                 serde_json::from_value(value).context("the running vmm is of another version")?;
-            write!(out, "{}", render(&status))?;
+            write!(out, "{}", render(&report))?;
         }
         if !arguments.watch {
             return Ok(());
@@ -40,8 +40,15 @@ pub(crate) fn stop(arguments: &ControlArgs) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn power_button(arguments: &ControlArgs) -> Result<()> {
+    control::ask(&arguments.control, Command::PowerButton)?;
+    println!("power button pressed; the guest shuts down if it listens");
+    Ok(())
+}
+
 /// The status for a person.
-fn render(status: &Status) -> String {
+fn render(report: &Report) -> String {
+    let status = &report.status;
     let mut text = format!("{} on {}: {}\n", status.vm, status.node, headline(status));
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
     line(
@@ -110,6 +117,13 @@ fn render(status: &Status) -> String {
     }
     if let Some(alarm) = &status.alarm {
         line("alarm", alarm.clone());
+    }
+    let guest = &report.guest;
+    if guest.restarts > 0 {
+        line("restarts", guest.restarts.to_string());
+    }
+    if let Some(alarm) = &guest.alarm {
+        line("guest", alarm.clone());
     }
     text
 }

@@ -50,10 +50,11 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         .as_deref()
         .unwrap_or(Path::new(BUILTIN));
     let builtin = path == Path::new(BUILTIN);
-    let kernel = if builtin {
-        Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())
-    } else {
-        Kernel::Path(path.into())
+    let kernel = match (&config.boot_source.kernel_image_path, life) {
+        // Only the primary's default is known to be the guest's: a reboot must not boot another one.
+        (None, Life::GoesOn) => None,
+        _ if builtin => Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
+        _ => Some(Kernel::Path(path.into())),
     };
     let cmdline = match (&config.boot_source.boot_args, builtin) {
         (Some(cmdline), true) => {
@@ -86,7 +87,7 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         vcpus: config.machine_config.vcpu_count.unwrap_or(1),
         cpu_template: config.machine_config.cpu_template.unwrap_or_default(),
         memory_mib: config.machine_config.mem_size_mib.unwrap_or(256),
-        kernel: Some(kernel),
+        kernel,
         boot_protocol: config.boot_source.boot_protocol.unwrap_or_default(),
         initrd,
         cmdline,
@@ -99,6 +100,8 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
         disk_journal: Some(journal_path(config)),
         disk_limits: replication.disk_limits()?,
         rng: config.entropy.is_some(),
+        watchdog: config.watchdog.map(|watchdog| watchdog.action),
+        on_panic: config.machine_config.on_panic.unwrap_or_default(),
         console: Some(console(
             config.serial.output.as_deref().unwrap_or("stdout"),
             life,
@@ -323,6 +326,16 @@ mod tests {
             .err()
             .expect("refused");
         assert!(error.to_string().contains("net0.offload"), "{error}");
+    }
+
+    #[test]
+    fn a_standby_reboots_only_what_it_was_told_is_the_guest() {
+        let mut config = Config::default();
+        let kernel = |config: &Config, life| machine_config(config, life).unwrap().kernel;
+        assert!(kernel(&config, Life::Boots).is_some());
+        assert!(kernel(&config, Life::GoesOn).is_none());
+        config.boot_source.kernel_image_path = Some(BUILTIN.into());
+        assert!(kernel(&config, Life::GoesOn).is_some());
     }
 
     #[test]

@@ -1,0 +1,288 @@
+//! What waits for disks, and what a primary must not say of them.
+
+use super::*;
+use crate::core::disk::{DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, What};
+use crate::core::message::EpochSummary;
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn disk_write(fill: u8) -> DiskWrite {
+    DiskWrite {
+        disk: 0,
+        offset: 512,
+        what: What::Data(vec![fill; 512].into()),
+    }
+}
+
+fn disk_batch(write: &DiskWrite) -> Bytes {
+    let mut writer = DiskBatchWriter::new(1 << 16);
+    writer.push(write, |_| panic!("one batch is enough"));
+    writer.finish().expect("a write").body
+}
+
+fn plan(disks: usize) -> Message {
+    Message::SyncDisks(vec![
+        DiskSyncPlan {
+            candidate: PairId(7),
+            full: true,
+            from: None,
+        };
+        disks
+    ])
+}
+
+/// An epoch that fills page 100 and sector 1 of disk 0.
+fn epoch_with_disk(epoch: u64, fill: u8, flush: bool) -> Vec<Message> {
+    let mut messages = epoch_messages(epoch, fill);
+    let epoch = EpochId(epoch);
+    let disk = disk_batch(&disk_write(fill));
+    let (pages, count) = batch(100, fill);
+    let mut tally = EpochTally::new();
+    tally.batch(&pages, count);
+    tally.disk_batch(&disk);
+    tally.state(&STATE);
+    tally.output(&SealedOutput::default());
+    let summary = EpochSummary {
+        flush,
+        written_through: EpochId(0),
+        ..tally.summary()
+    };
+    *messages.last_mut().expect("an end") = Message::EpochEnd { epoch, summary };
+    messages.insert(1, Message::EpochDisk { epoch, batch: disk });
+    messages
+}
+
+impl Bench {
+    /// Syncing with one disk; the plan has come.
+    fn copying() -> Self {
+        let mut bench = Self::new();
+        bench.core.identity.disks = vec![DISK_BYTES];
+        bench.give(Input::LinkUp);
+        let hello = bench.hello();
+        bench.hear(Message::Hello(hello));
+        let effects = bench.hear(plan(1));
+        assert!(matches!(&effects[..], [Effect::BeginCopy(plan)] if plan.len() == 1));
+        bench
+    }
+
+    /// Hears an epoch with disk writes; returns the ticket of its persisting.
+    fn persisting(&mut self, epoch: u64, fill: u8) -> u64 {
+        let mut effects = Vec::new();
+        for message in epoch_with_disk(epoch, fill, true) {
+            effects.extend(self.hear(message));
+        }
+        let [
+            Effect::Persist {
+                ticket,
+                epoch: of,
+                batches,
+                flush,
+                ..
+            },
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}");
+        };
+        assert_eq!(*of, EpochId(epoch));
+        assert_eq!(*batches, [disk_batch(&disk_write(fill))]);
+        assert!(*flush);
+        *ticket
+    }
+
+    fn persisted(&mut self, ticket: u64) -> Vec<Effect> {
+        let outcome = Ok(());
+        self.give(Input::Persisted { ticket, outcome })
+    }
+
+    /// Standby with one disk, epoch 1 committed.
+    fn standby_with_disk() -> Self {
+        let mut bench = Self::copying();
+        let ticket = bench.persisting(1, 1);
+        assert_eq!(bench.persisted(ticket), [ack(1, 0)]);
+        assert_eq!(bench.give(Input::Tick), [Effect::Committed(EpochId(1))]);
+        bench
+    }
+}
+
+#[test]
+fn an_epoch_with_disk_writes_is_acked_and_committed_only_once_they_are_persisted() {
+    let mut bench = Bench::standby_with_disk();
+    let ticket = bench.persisting(2, 2);
+    assert_eq!(bench.pass(100 * MS, true, false), [], "not persisted yet");
+    assert_eq!(bench.fill(), 1);
+    assert_eq!(bench.persisted(ticket - 1), [], "another ticket");
+    bench.give(Input::DisksDurable { epoch: EpochId(1) });
+    assert_eq!(bench.persisted(ticket), [ack(2, 1)]);
+    assert_eq!(bench.give(Input::Tick), [Effect::Committed(EpochId(2))]);
+    assert_eq!(bench.fill(), 2);
+    // One without disk writes does not wait, but for a flush of what was written before.
+    let effects: Vec<_> = epoch_messages(3, 3)
+        .into_iter()
+        .flat_map(|message| bench.hear(message))
+        .collect();
+    assert_eq!(effects, [ack(3, 1)]);
+    let mut messages = epoch_messages(4, 4);
+    if let Some(Message::EpochEnd { summary, .. }) = messages.last_mut() {
+        summary.flush = true;
+    }
+    let effects: Vec<_> = messages
+        .into_iter()
+        .flat_map(|message| bench.hear(message))
+        .filter(|effect| !matches!(effect, Effect::Committed(_)))
+        .collect();
+    assert!(matches!(&effects[..], [Effect::Persist { batches, .. }] if batches.is_empty()));
+}
+
+#[test]
+fn the_first_epoch_is_always_persisted_as_it_completes_the_copy() {
+    let mut bench = Bench::copying();
+    let effects: Vec<_> = epoch_messages(1, 1)
+        .into_iter()
+        .flat_map(|message| bench.hear(message))
+        .collect();
+    assert!(matches!(&effects[..], [Effect::Persist { batches, .. }] if batches.is_empty()));
+}
+
+#[test]
+fn what_is_durable_is_never_said_to_be_more_than_what_is_acked() {
+    let mut bench = Bench::standby_with_disk();
+    bench.give(Input::DisksDurable { epoch: EpochId(9) });
+    let ticket = bench.persisting(2, 2);
+    assert_eq!(bench.persisted(ticket), [ack(2, 2)]);
+}
+
+/// Whatever ends the session while disk writes are being persisted, memory and disks are of one epoch.
+#[test]
+fn a_claim_waits_for_what_is_being_persisted() {
+    let ends: [fn() -> Input; 3] = [
+        || Input::LinkClosed,
+        || Input::PromotionWanted,
+        || Input::LinkBroken { cause: "so".into() },
+    ];
+    for end in ends {
+        for good in [true, false] {
+            let mut bench = Bench::standby_with_disk();
+            let ticket = bench.persisting(2, 2);
+            let mut effects = bench.give(end());
+            effects.extend(bench.pass(500 * MS, false, false));
+            let claims = |effect: &Effect| matches!(effect, Effect::Claim(_));
+            assert!(!effects.iter().any(claims), "{effects:?}");
+            let outcome = if good { Ok(()) } else { Err("no".into()) };
+            let mut effects = bench.give(Input::Persisted { ticket, outcome });
+            effects.extend(bench.give(Input::Tick));
+            effects.extend(bench.give(Input::Tick));
+            assert_eq!(effects.iter().filter(|e| claims(e)).count(), 1);
+            let acked = |effect: &Effect| matches!(effect, Effect::Send(Message::Ack { .. }));
+            assert!(!effects.iter().any(acked), "{effects:?}");
+            let epoch = if good { 2 } else { 1 };
+            let granted = Input::Verdict(Verdict::Granted(Generation(4)));
+            assert!(bench.give(granted).iter().any(
+                |effect| matches!(effect, Effect::Promote { epoch: of, .. } if of.0 == epoch)
+            ));
+            assert_eq!(u64::from(bench.fill()), epoch);
+        }
+    }
+}
+
+#[test]
+fn what_was_being_persisted_for_a_copy_given_up_acks_nothing_of_the_next() {
+    let mut bench = Bench::copying();
+    let old = bench.persisting(1, 1);
+    assert!(matches!(
+        bench.give(Input::LinkClosed)[..],
+        [
+            Effect::CloseLink,
+            Effect::Discarded { .. },
+            Effect::Reset { .. }
+        ]
+    ));
+    bench.give(Input::LinkUp);
+    let hello = bench.hello();
+    bench.hear(Message::Hello(hello));
+    bench.hear(plan(1));
+    let new = bench.persisting(1, 5);
+    assert_eq!(bench.persisted(old), []);
+    assert_eq!(bench.persisted(new), [ack(1, 0)]);
+}
+
+#[test]
+fn disks_that_fail_end_the_session_with_the_reason_and_keep_what_is_committed() {
+    let told = |effects: &[Effect]| {
+        matches!(effects, [Effect::Send(Message::Bye(Bye::Unable(why))), Effect::CloseLink, ..]
+            if why == "full")
+    };
+    let error = || "full".to_owned();
+    let mut bench = Bench::copying();
+    let effects = bench.give(Input::DisksFailed { error: error() });
+    assert!(told(&effects), "{effects:?}");
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    let mut bench = Bench::standby_with_disk();
+    let ticket = bench.persisting(2, 2);
+    let outcome = Err(error());
+    let effects = bench.give(Input::Persisted { ticket, outcome });
+    assert!(matches!(&effects[0], Effect::Discarded { epoch, .. } if epoch.0 == 2));
+    assert!(told(&effects[1..]), "{effects:?}");
+    assert_eq!(bench.core.phase(), BackupPhase::Standby);
+    assert_eq!(
+        (bench.core.committed_epoch(), bench.fill()),
+        (Some(EpochId(1)), 1)
+    );
+}
+
+#[test]
+fn plans_and_disk_writes_that_do_not_fit_are_violations() {
+    let violates = |bench: &mut Bench, message: Message| {
+        let effects = bench.hear(message);
+        assert!(
+            matches!(&effects[0], Effect::Send(Message::Bye(Bye::Protocol(_)))),
+            "{effects:?}"
+        );
+    };
+    let sync = || Message::SyncDisk(disk_batch(&disk_write(1)));
+    violates(&mut Bench::syncing(), plan(0));
+    violates(&mut Bench::syncing(), plan(1));
+    violates(&mut Bench::syncing(), sync());
+    violates(&mut Bench::copying(), plan(1));
+    let outside = DiskWrite {
+        offset: DISK_BYTES,
+        ..disk_write(1)
+    };
+    violates(
+        &mut Bench::copying(),
+        Message::SyncDisk(disk_batch(&outside)),
+    );
+    let epoch = EpochId(1);
+    let batch = disk_batch(&outside);
+    violates(&mut Bench::copying(), Message::EpochDisk { epoch, batch });
+    let batch = disk_batch(&disk_write(1));
+    violates(&mut Bench::syncing(), Message::EpochDisk { epoch, batch });
+    let mut bench = Bench::copying();
+    let effects = bench.hear(sync());
+    assert_eq!(effects, [Effect::SyncDisk(disk_batch(&disk_write(1)))]);
+    bench.hear(epoch_messages(1, 1).remove(0));
+    violates(&mut bench, sync());
+    // A primary that says nothing of disks although there are some.
+    let mut bench = Bench::new();
+    bench.core.identity.disks = vec![DISK_BYTES];
+    bench.give(Input::LinkUp);
+    let hello = bench.hello();
+    bench.hear(Message::Hello(hello));
+    let mut messages = epoch_messages(1, 1);
+    let end = messages.pop().expect("an end");
+    messages
+        .into_iter()
+        .for_each(|message| drop(bench.hear(message)));
+    violates(&mut bench, end);
+}
+
+#[test]
+fn a_side_that_does_not_read_does_not_judge_silence() {
+    let mut bench = Bench::copying();
+    for _ in 0..100 {
+        bench.now += 20 * MS;
+        bench.give(Input::NotReading);
+    }
+    assert_eq!(bench.core.phase(), BackupPhase::Syncing);
+    bench.pass(151 * MS, false, false);
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+}

@@ -1,0 +1,144 @@
+//! The thread that brings the journal to the images.
+//!
+//! What must not be done here: touching an image with what is not durable in the journal, or is not
+//! committed in memory.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::DiskError;
+use super::device::lock;
+use super::journal::{JournalFile, Place};
+use super::replica::{SYNC_FLUSH_BYTES, Shared, Slot, State};
+use crate::core::disk::PairId;
+
+/// What the destaging thread does next.
+struct Destage {
+    /// The file, with its last record, if it has any.
+    file: Option<(usize, JournalFile, Place)>,
+    /// The copy is whole with this: the pairs the images belong to then.
+    finish: Vec<PairId>,
+}
+
+impl Shared {
+    pub(super) fn destage_work(&self) {
+        let mut state = lock(&self.state);
+        while !state.stop {
+            if state.unflushed_bytes >= SYNC_FLUSH_BYTES {
+                state.unflushed_bytes = 0;
+                state = self.out_of_lock(state, |_| self.flush(false));
+            } else if let Some(work) = self.next_destage(&mut state) {
+                let applied = work.file.as_ref().map(|(_, _, last)| *last);
+                state = self.out_of_lock(state, |_| self.destage(&work));
+                if state.failed.is_none() {
+                    if let Some((slot, ..)) = work.file {
+                        state.slots[slot] = Slot::default();
+                    }
+                    state.applied = applied.unwrap_or(state.applied);
+                    if !work.finish.is_empty() && state.candidates == work.finish {
+                        state.candidates.clear();
+                    }
+                }
+                self.bell.notify_all();
+            } else {
+                let since = state.slots[state.active].since;
+                let due = since.map(|since| since + self.limits.destage_interval);
+                let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+                // Due and yet nothing to do: it waits for a commit or a persist, which ring.
+                state = match left.filter(|left| !left.is_zero()) {
+                    Some(left) => {
+                        let woken = self.bell.wait_timeout(state, left);
+                        woken.unwrap_or_else(PoisonError::into_inner).0
+                    }
+                    None => self.wait(state),
+                };
+            }
+        }
+    }
+
+    fn out_of_lock<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        work: impl FnOnce(&Self) -> Result<(), DiskError>,
+    ) -> MutexGuard<'a, State> {
+        state.destaging = true;
+        drop(state);
+        let done = work(self);
+        let mut state = lock(&self.state);
+        state.destaging = false;
+        if let Err(error) = done {
+            let text = explain(&error);
+            tracing::warn!(error = text, "the journal cannot be brought to the images");
+            state.failed.get_or_insert(text);
+        }
+        self.bell.notify_all();
+        state
+    }
+
+    fn next_destage(&self, state: &mut State) -> Option<Destage> {
+        if !state.session || state.failed.is_some() || state.committed.0 == 0 {
+            return None;
+        }
+        let finish = !state.candidates.is_empty();
+        let slot = &state.slots[state.active];
+        let Some(since) = slot.since else {
+            // Nothing in the journal: at most the copy is to be declared whole.
+            return finish.then(|| Destage {
+                file: None,
+                finish: state.candidates.clone(),
+            });
+        };
+        let due = state.needs_room
+            || finish
+            || slot.end >= self.limits.destage_bytes
+            || since.elapsed() >= self.limits.destage_interval;
+        // A file that holds more than memory has must wait, for it is applied whole.
+        if !due || slot.last.1 > state.committed || state.last != slot.last {
+            return None;
+        }
+        let (active, last) = (state.active, slot.last);
+        let file = state.journal.as_ref()?[active].clone();
+        state.active = 1 - active;
+        state.needs_room = false;
+        state.slots[active].since = None;
+        Some(Destage {
+            file: Some((active, file, last)),
+            finish: if finish {
+                state.candidates.clone()
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    fn destage(&self, work: &Destage) -> Result<(), DiskError> {
+        if let Some((_, file, last)) = &work.file {
+            // An image is touched only when what is being written is durable.
+            file.sync()?;
+            let (found, _) = file.walk(|record| self.apply_record(record))?;
+            if found != Some(*last) {
+                return Err(DiskError::Failed(format!(
+                    "the journal {} has lost records",
+                    file.path.display()
+                )));
+            }
+            self.flush(false)?;
+        }
+        self.finish(&work.finish)?;
+        if let Some((_, file, last)) = &work.file {
+            file.empty(*last)?;
+        }
+        Ok(())
+    }
+}
+
+/// An error with its causes, on one line.
+fn explain(error: &DiskError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! The thread that puts epochs into the journal, and with that decides when they may be acknowledged.
+//!
+//! What must not be done here: saying that an epoch is there before it is, or waiting without a reason that
+//! another thread removes.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::DiskError;
+use super::device::lock;
+use super::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record};
+use super::replica::Shared;
+use crate::core::disk::DiskWrite;
+use crate::ids::EpochId;
+
+impl Shared {
+    pub(super) fn journal_work(&self) {
+        let mut state = lock(&self.state);
+        while !state.stop {
+            let Some(job) = state.job.take() else {
+                state = self.wait(state);
+                continue;
+            };
+            state.persisting = true;
+            drop(state);
+            let done = self.put_down(job.place, job.batches, job.flush, job.written_through);
+            let mut now = lock(&self.state);
+            now.persisting = false;
+            if let Err(error) = &done {
+                now.failed.get_or_insert(error.to_string());
+            }
+            drop(now);
+            self.bell.notify_all();
+            (job.done)(done);
+            state = lock(&self.state);
+        }
+    }
+
+    fn put_down(
+        &self,
+        place: Place,
+        batches: Vec<Bytes>,
+        flush: bool,
+        written_through: EpochId,
+    ) -> Result<(), DiskError> {
+        let (mut held, mut journal) = (Vec::new(), false);
+        for batch in &batches {
+            for write in self.decode(place.1, batch)? {
+                if self.drives[usize::from(write.disk)].is_shared() {
+                    held.push(write);
+                } else {
+                    journal = true;
+                }
+            }
+        }
+        self.hold(place.1, held, written_through)?;
+        if journal {
+            self.append(place, batches)?;
+        }
+        if flush {
+            // Both: what an earlier epoch wrote may be in the other file.
+            let files = lock(&self.state).journal.clone();
+            files.iter().flatten().try_for_each(JournalFile::sync)?;
+        }
+        Ok(())
+    }
+
+    fn hold(
+        &self,
+        epoch: EpochId,
+        writes: Vec<DiskWrite>,
+        through: EpochId,
+    ) -> Result<(), DiskError> {
+        let bytes_of = |writes: &[DiskWrite]| writes.iter().map(DiskWrite::memory_bytes).sum();
+        let more: u64 = bytes_of(&writes);
+        let mut state = lock(&self.state);
+        while state.held.front().is_some_and(|(at, _)| *at <= through) {
+            let freed = state
+                .held
+                .pop_front()
+                .map_or(0, |(_, writes)| bytes_of(&writes));
+            state.held_bytes -= freed;
+        }
+        // The primary holds as much as its log may, and this side what is not durable beside.
+        let (bytes, limit) = (state.held_bytes + more, self.limits.log_bytes_max * 4);
+        if bytes > limit {
+            return Err(DiskError::TooMuch {
+                epoch,
+                bytes,
+                limit,
+            });
+        }
+        if !writes.is_empty() {
+            state.held_bytes = bytes;
+            state.held.push_back((epoch, writes));
+        }
+        Ok(())
+    }
+
+    fn append(&self, place: Place, batches: Vec<Bytes>) -> Result<(), DiskError> {
+        let mut state = lock(&self.state);
+        let mut record = Record {
+            place,
+            previous: state.last,
+            batches,
+        };
+        let limit = self.limits.journal_bytes_max / 2;
+        let bytes = record.bytes();
+        if bytes > limit - FILE_HEADER_BYTES.min(limit) {
+            return Err(DiskError::TooMuch {
+                epoch: place.1,
+                bytes,
+                limit,
+            });
+        }
+        while state.slots[state.active].end.max(FILE_HEADER_BYTES) + bytes > limit {
+            if let Some(failed) = &state.failed {
+                return Err(DiskError::Failed(failed.clone()));
+            }
+            if state.stop || !state.session {
+                return Err(DiskError::Shut);
+            }
+            state.needs_room = true;
+            self.bell.notify_all();
+            state = self.wait(state);
+        }
+        let at = state.slots[state.active].end.max(FILE_HEADER_BYTES);
+        let active = state.active;
+        let Some(file) = state.journal.as_ref().map(|files| files[active].clone()) else {
+            return Err(DiskError::Failed("there is no journal".into()));
+        };
+        // Only this thread puts records down, and the file is not changed while `last` is not its record.
+        record.previous = state.last;
+        state.slots[active].first.get_or_insert(place.1);
+        state.slots[active].last = place;
+        drop(state);
+        file.append(&record, at)?;
+        let mut state = lock(&self.state);
+        let slot = &mut state.slots[active];
+        slot.end = at + bytes;
+        slot.since.get_or_insert_with(Instant::now);
+        state.last = place;
+        self.bell.notify_all();
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! What the arbiter is told about a copy elsewhere, in order. That there is none any more is only asked for
+//! by a later start of the guest: storage that hangs must not keep the capture thread.
+//!
+//! Must not be done here: going on to make a copy before that has been noted.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::arbiter::{Arbiter, ArbiterError, Note};
+use crate::ids::Generation;
+
+pub(super) struct Notes {
+    arbiter: Arc<dyn Arbiter>,
+    /// A note being written, after all before it.
+    pending: Option<Noting>,
+}
+
+type Noting = (Generation, JoinHandle<()>);
+
+impl Notes {
+    pub(super) fn new(arbiter: Arc<dyn Arbiter>) -> Self {
+        Self {
+            arbiter,
+            pending: None,
+        }
+    }
+
+    /// There is no copy any more. Does not wait.
+    pub(super) fn no_backup(&mut self, generation: Generation) {
+        let before = match self.pending.take() {
+            Some((noted, thread)) if noted == generation && !thread.is_finished() => {
+                self.pending = Some((noted, thread));
+                return;
+            }
+            before => before,
+        };
+        let arbiter = Arc::clone(&self.arbiter);
+        let before = Arc::new(Mutex::new(before));
+        let waits_for = Arc::clone(&before);
+        let noting = move || {
+            wait(take(&waits_for));
+            if let Err(error) = arbiter.note(generation, Note::NoBackup) {
+                tracing::warn!(%error, "cannot note that there is no backup any more");
+            }
+        };
+        match std::thread::Builder::new()
+            .name("note".into())
+            .spawn(noting)
+        {
+            Ok(thread) => self.pending = Some((generation, thread)),
+            Err(error) => {
+                self.pending = take(&before);
+                tracing::warn!(%error, "cannot note that there is no backup any more");
+            }
+        }
+    }
+
+    /// `backup` is about to get a copy. Waits: none must ever be forgotten.
+    pub(super) fn backup(
+        &mut self,
+        generation: Generation,
+        backup: &str,
+    ) -> Result<(), ArbiterError> {
+        self.finish();
+        self.arbiter.note(generation, Note::Backup(backup))
+    }
+
+    /// Waits until all is noted.
+    pub(super) fn finish(&mut self) {
+        wait(self.pending.take());
+    }
+}
+
+fn take(noting: &Mutex<Option<Noting>>) -> Option<Noting> {
+    noting.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn wait(noting: Option<Noting>) {
+    if let Some((_, thread)) = noting {
+        // A panic there has been printed; a note is no reason for another one.
+        let _ = thread.join();
+    }
+}

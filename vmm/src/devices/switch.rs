@@ -1,0 +1,148 @@
+//! The two switches by which a guest ends its run. *Reset* is what is left of the keyboard controller: the
+//! one command that the ACPI tables tell of too. *Power-off* are the sleep registers of hardware-reduced ACPI
+//! (ACPI 6.5, 4.8.3.7); the one sleep there is here is soft off (S5).
+//!
+//! What must not be done here: decide what follows. The machine's owner does.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot};
+
+/// The port of the keyboard controller's commands (written) and status (read).
+pub const RESET_PORT: u16 = 0x64;
+/// The command "pulse the reset line".
+pub const RESET_COMMAND: u8 = 0xfe;
+/// The first port of power-off: sleep control; the next one is sleep status.
+pub const SLEEP_PORT: u16 = 0x600;
+/// The type of sleep that is soft off, as the guest is told in `_S5`.
+pub const SLEEP_TYPE_OFF: u8 = 5;
+
+const SLEEP_CONTROL: u64 = 0;
+const SLEEP_ENABLE: u8 = 1 << 5;
+const SLEEP_TYPE_SHIFT: u8 = 2;
+const SLEEP_TYPE_MASK: u8 = 0b111;
+const STATE_VERSION: u16 = 1;
+
+/// Which switch it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The guest wants to begin anew.
+    Reset,
+    /// The guest wants to be over.
+    PowerOff,
+}
+
+impl Kind {
+    /// The device's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "i8042",
+            Self::PowerOff => "power",
+        }
+    }
+
+    /// How many ports it has.
+    #[must_use]
+    pub fn ports(self) -> u16 {
+        match self {
+            Self::Reset => 1,
+            Self::PowerOff => 2,
+        }
+    }
+
+    /// Whether writing `data` at `offset` turns the switch.
+    fn is_turned_by(self, offset: u64, data: &[u8]) -> bool {
+        match (self, offset, data) {
+            (Self::Reset, _, &[command]) => command == RESET_COMMAND,
+            (Self::PowerOff, SLEEP_CONTROL, &[control]) => {
+                let sleep_type = control >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
+                control & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_OFF
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Calls back when the guest turns it.
+pub struct Switch {
+    kind: Kind,
+    state: State,
+    on_turned: Box<dyn Fn() + Send>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    is_turned: bool,
+}
+
+impl Switch {
+    /// `on_turned` is called with the device's mutex locked, on the vCPU's thread: it should set a flag or an
+    /// event and return.
+    #[must_use]
+    pub fn new(kind: Kind, on_turned: Box<dyn Fn() + Send>) -> Self {
+        Self {
+            kind,
+            state: State::default(),
+            on_turned,
+        }
+    }
+
+    /// Turns it for the guest: what happened to it comes to the same.
+    pub fn turn(&mut self) {
+        self.state.is_turned = true;
+        (self.on_turned)();
+    }
+}
+
+impl BusDevice for Switch {
+    /// All registers: nothing set, nothing to read, ready for a command.
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if self.kind.is_turned_by(offset, data) {
+            self.turn();
+        }
+    }
+}
+
+impl Snapshot for Switch {
+    fn name(&self) -> &str {
+        self.kind.name()
+    }
+
+    fn save(&self) -> Result<DeviceState, DeviceError> {
+        DeviceState::encode(self.kind.name(), STATE_VERSION, &self.state)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        self.state = state.decode(self.kind.name(), STATE_VERSION)?;
+        Ok(())
+    }
+}
+
+impl Device for Switch {
+    /// A wish that the old host had not acted upon is acted upon here.
+    fn start(&mut self) {
+        if self.state.is_turned {
+            (self.on_turned)();
+        }
+    }
+
+    fn stop(&mut self) {}
+
+    fn reset(&mut self) {
+        self.state = State::default();
+    }
+
+    fn event_sources(&self) -> Vec<EventSource> {
+        Vec::new()
+    }
+
+    fn handle_event(&mut self, _source: usize) {}
+}
+
+#[cfg(test)]
+mod tests;

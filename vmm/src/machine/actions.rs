@@ -1,0 +1,87 @@
+//! What is to follow when something becomes of the guest: words of configurations and command lines.
+//!
+//! What must not be done here: any of it. The machine's owner does.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// When the guest wants a reset, or crashes in the way that resets a PC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReboot {
+    /// It begins anew in place.
+    #[default]
+    Restart,
+    /// That is its end.
+    Exit,
+}
+
+/// When the guest's kernel says that it has panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPanic {
+    /// That is told; what follows is the guest's business.
+    #[default]
+    Report,
+    /// It is reset at once.
+    Restart,
+    /// That is its end.
+    Exit,
+}
+
+/// When the guest has not fed its watchdog in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnWatchdog {
+    /// It is reset.
+    #[default]
+    Reset,
+    /// It is powered off.
+    Poweroff,
+    /// That is told, and nothing else.
+    None,
+}
+
+/// A word that is none of those there are.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected one of: {0}")]
+pub struct UnknownAction(&'static str);
+
+impl FromStr for OnReboot {
+    type Err = UnknownAction;
+
+    fn from_str(word: &str) -> Result<Self, UnknownAction> {
+        match word {
+            "restart" => Ok(Self::Restart),
+            "exit" => Ok(Self::Exit),
+            _ => Err(UnknownAction("restart, exit")),
+        }
+    }
+}
+
+impl FromStr for OnPanic {
+    type Err = UnknownAction;
+
+    fn from_str(word: &str) -> Result<Self, UnknownAction> {
+        match word {
+            "report" => Ok(Self::Report),
+            "restart" => Ok(Self::Restart),
+            "exit" => Ok(Self::Exit),
+            _ => Err(UnknownAction("report, restart, exit")),
+        }
+    }
+}
+
+impl FromStr for OnWatchdog {
+    type Err = UnknownAction;
+
+    fn from_str(word: &str) -> Result<Self, UnknownAction> {
+        match word {
+            "reset" => Ok(Self::Reset),
+            "poweroff" => Ok(Self::Poweroff),
+            "none" => Ok(Self::None),
+            _ => Err(UnknownAction("reset, poweroff, none")),
+        }
+    }
+}

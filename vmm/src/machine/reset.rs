@@ -1,0 +1,64 @@
+//! Beginning anew in place: the guest wanted a reset, and gets what a PC does with one.
+//!
+//! As on a PC, memory keeps what is in it, but for what the boot writes. All of it goes through
+//! `vm-memory`, so that a protected guest's new beginning is tracked like any other write (R3); what the old
+//! run has said waits at the gate as before (R1). A checkpoint is before all of this or after it.
+//!
+//! What must not be done here: decide whether there should be a reset, or how often.
+
+use std::sync::Arc;
+
+use super::pause::Paused;
+use super::{ConfigError, Machine, MachineEvent, MachineFault, Phase, enter_kernel, equip};
+use crate::boot::{self, Payload};
+
+impl Machine {
+    /// Whether there is anything to boot after a reset. A standby has what its own configuration names.
+    #[must_use]
+    pub fn can_be_reset(&self) -> bool {
+        self.payload.is_some()
+    }
+
+    /// Resets a running machine: devices, interrupt controllers and vCPUs begin anew, kernel and initramfs
+    /// are loaded again, and the guest runs from there, also one that stood still because it had asked for
+    /// this.
+    ///
+    /// # Errors
+    /// If it does not run or has nothing to boot; it is left as it was. If it cannot be paused or put back; its
+    /// listeners are told then, as it is of no use any more.
+    pub fn reset_guest(&mut self) -> Result<(), MachineFault> {
+        if self.phase != Phase::Running {
+            return Err(self.phase.cannot("be reset"));
+        }
+        let Some(payload) = self.payload.clone() else {
+            return Err(ConfigError::NothingToReboot.into());
+        };
+        let done = self.begin_anew(&payload);
+        if let Err(fault) = &done {
+            let what = fault.with_causes();
+            self.events.tell(&MachineEvent::ResetFailed { what });
+        }
+        done
+    }
+
+    fn begin_anew(&mut self, payload: &Payload) -> Result<(), MachineFault> {
+        let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
+        let (initial, events) = (Arc::clone(&self.initial), Arc::clone(&self.events));
+        let (ram, cmdline) = (self.memory.ram().clone(), self.cmdline.clone());
+        let mut paused = Paused::new(self)?;
+        let done = paused
+            .reset(&initial)
+            .map_err(MachineFault::from)
+            .and_then(|()| Ok(boot::load(&ram, payload, &cmdline, &hardware)?))
+            .and_then(|entry| {
+                let first = paused.vcpu_handles().next();
+                first.map_or(Ok(()), |first| enter_kernel(first, entry))
+            });
+        match &done {
+            // Before the vCPUs look, which they do when the guard goes.
+            Ok(()) => events.unhalt(),
+            Err(_) => paused.give_up(),
+        }
+        done
+    }
+}
