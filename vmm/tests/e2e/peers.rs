@@ -30,7 +30,7 @@ fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut hello = [0; HEADER_BYTES];
     stream.read_exact(&mut hello).unwrap();
-    assert_eq!(hello[4..6], 1_u16.to_le_bytes());
+    assert_eq!(hello[4..6], 2_u16.to_le_bytes());
     stream.write_all(&frame_of_version_3()).unwrap();
     await_log(&primary, VERSIONS, 1);
     let status = primary
@@ -64,7 +64,7 @@ fn a_primary_of_another_version_is_told_so_and_the_standby_goes_on_listening() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!(answer[..4], *b"USTY");
-    assert_eq!(answer[4..6], 1_u16.to_le_bytes());
+    assert_eq!(answer[4..6], 2_u16.to_le_bytes());
     let status = standby.status().unwrap();
     assert_eq!(status.phase, "listening");
 
