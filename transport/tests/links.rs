@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UnixListener};
 use understudy_transport::memory::{Faults, pair_with};
 use understudy_transport::{
-    ConnectError, Endpoint, Frame, Limits, Link, LinkError, Listener, connect,
+    ConnectError, Endpoint, Frame, Limits, Link, LinkError, Listener, PROTOCOL_VERSION, connect,
 };
 
 fn frame(epoch: u64, body_bytes: usize) -> Frame {
@@ -210,9 +210,10 @@ async fn reset_is_a_lost_peer() {
 
 #[tokio::test]
 async fn peer_of_another_kind_or_version_is_told_apart() {
+    let both = format!("version 65535, this side {PROTOCOL_VERSION}");
     for (greeting, expected) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "not an Understudy peer"),
-        (b"USTY\x02\x00", "version 2, this side 1"),
+        (b"USTY\xff\xff", &both),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::Tcp(listener.local_addr().unwrap().to_string());
