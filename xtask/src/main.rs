@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod check;
+mod debian;
 mod demos;
 mod guest_image;
 mod test;

@@ -10,8 +10,6 @@ use serde_json::Value;
 
 use super::guest::{self, Guest, Mode};
 use super::host::{Host, LOGS};
-use super::initramfs::Tree;
-use super::kernel::Kernel;
 use super::network::{self, Network, Side};
 use super::options::Options;
 use super::report::Measure;
@@ -19,6 +17,7 @@ use super::speakers::Speakers;
 use super::storage::Storage;
 use super::vmm::{self, Role};
 use super::wait::{say, until};
+use crate::debian::{Kernel, Tree};
 
 const HOST_INIT: &str = include_str!("cluster-host-init.sh");
 const HOST_MODULES: [&str; 8] = [

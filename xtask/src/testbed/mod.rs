@@ -17,15 +17,12 @@ mod boot;
 mod client;
 mod guest;
 mod host;
-mod initramfs;
-mod kernel;
 mod lab;
 mod linux;
 mod load;
 mod machine;
 mod network;
 mod options;
-mod packages;
 mod report;
 mod sandbox;
 mod scenarios;
@@ -42,14 +39,28 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 pub(crate) use boot::boot;
-pub(crate) use kernel::Kernel;
 use lab::Lab;
 pub(crate) use linux::linux;
 use options::Options;
 use scenarios::{ALL, Scenario};
 use wait::say;
 
+use crate::debian::{Flavor, Kernel, provide_busybox};
 use crate::{guest_image, root};
+
+/// Programs the testbed calls, and the Debian package each is in.
+const PROGRAMS: [(&str, &str); 10] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("cpio", "cpio"),
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("strip", "binutils"),
+    ("dpkg-deb", "dpkg"),
+    ("apt-get", "apt"),
+];
 
 /// Prints the scenarios.
 pub(crate) fn list() {
@@ -63,8 +74,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::parse(arguments)?;
     let directory = directory()?;
     if !sandbox::is_inside() {
-        sandbox::check(&packages::PROGRAMS)?;
-        Kernel::provide(&directory)?;
+        sandbox::check(&PROGRAMS)?;
+        Kernel::provide(&directory, Flavor::Cloud)?;
+        provide_busybox()?;
         storage::provide(&directory)?;
         vmm_binary::build(&directory)?;
         // Needs the network, which is not there inside.
@@ -73,7 +85,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             .iter()
             .any(|scenario| scenario.needs_image)
         {
-            guest_image::image(guest_image::Flavor::Cloud)?;
+            guest_image::image(Flavor::Cloud)?;
         }
         // The same numbers inside.
         let seed = options.seed().to_string();
