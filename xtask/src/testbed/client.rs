@@ -1,6 +1,6 @@
 //! Clients of the guest, on this side of the service network.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,9 +78,10 @@ fn download(expected: &[u8], duration: Duration, progress: &AtomicU64) -> Result
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         let asked = Instant::now();
-        let count = stream
-            .read(&mut buffer)
-            .with_context(|| format!("the connection broke after {got} bytes"))?;
+        let count = match stream.read(&mut buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.with_context(|| format!("the connection broke after {got} bytes"))?,
+        };
         gap = gap.max(asked.elapsed());
         if count == 0 {
             break;
