@@ -1,5 +1,5 @@
-//! Programs that the tasks call: installed if they are missing. What must not be done here: remove anything
-//! that is installed.
+//! Programs that the tasks call, and files that those need: installed if they are missing. What must not be
+//! done here: remove anything that is installed.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,22 +12,22 @@ use super::packages;
 /// Where Debian keeps programs for administrators, which are not on everybody's path.
 const FURTHER: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// Installs the packages of programs that are missing (program and package each); who is not root, or has no
-/// Debian, is told their names.
+/// Installs the packages of programs that are missing (program, or absolute path of a file, and package each);
+/// who is not root, or has no Debian, is told their names.
 pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
-    let missing = missing(needed, on_path);
+    let missing = missing(needed, is_there);
     if missing.is_empty() {
         return Ok(());
     }
     let names = missing.join(" ");
-    if !on_path("apt-get") {
+    if !is_there("apt-get") {
         bail!("missing programs: install what your distribution calls {names}");
     }
     if !is_root() {
         bail!("missing programs: as root, run `apt-get update && apt-get install {names}`");
     }
-    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
-    arguments.push("--no-remove");
+    let mut arguments = vec!["install", "-q", "-y"];
+    arguments.extend(["--no-install-recommends", "--no-remove"]);
     arguments.extend(missing);
     packages::with_fresh_lists(|| {
         let environment = [("DEBIAN_FRONTEND", "noninteractive")];
@@ -63,7 +63,11 @@ fn directories() -> Vec<PathBuf> {
     directories
 }
 
-fn on_path(program: &str) -> bool {
+/// Whether there is a program of that name, or for an absolute path that file.
+fn is_there(program: &str) -> bool {
+    if Path::new(program).is_absolute() {
+        return Path::new(program).exists();
+    }
     directories()
         .iter()
         .any(|directory| is_program(&directory.join(program)))
@@ -101,9 +105,11 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_an_executable_file() {
-        assert!(on_path("sh"));
-        assert!(!on_path("no-such-program"));
+    fn a_program_is_an_executable_file_and_a_path_any_file() {
+        assert!(is_there("sh"));
+        assert!(!is_there("no-such-program"));
+        assert!(is_there("/etc/passwd"));
+        assert!(!is_there("/etc/no-such-file"));
         assert!(!is_program(Path::new("/etc/passwd")));
         assert!(!is_program(Path::new("/usr/bin")));
     }

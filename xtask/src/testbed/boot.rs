@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{PROGRAMS, directory, machine, vmm_binary};
+use super::{ONE_HOST, directory, machine, vmm_binary};
 use crate::debian::{Flavor, Kernel, Tree, install};
 
 /// How long everything in the emulated host may take together. Ordinary is 25 s.
@@ -24,7 +24,7 @@ const GUEST_INIT: &str = include_str!("boot-guest-init.sh");
 
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn boot() -> Result<()> {
-    install(&PROGRAMS)?;
+    install(&ONE_HOST)?;
     let directory = directory()?;
     let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
     let vmm = vmm_binary::build(&directory)?;

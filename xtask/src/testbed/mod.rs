@@ -48,18 +48,23 @@ use wait::say;
 use crate::debian::{Flavor, Kernel, provide_busybox};
 use crate::{guest_image, root};
 
-/// Programs the testbed calls, and the Debian package each is in.
-const PROGRAMS: [(&str, &str); 10] = [
+/// Programs that one host needs, and the Debian package each is in.
+const ONE_HOST: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("cpio", "cpio"),
-    ("ip", "iproute2"),
-    ("bridge", "iproute2"),
-    ("unshare", "util-linux"),
     ("setpriv", "util-linux"),
-    ("mkfs.ext4", "e2fsprogs"),
+    ("cpio", "cpio"),
     ("strip", "binutils"),
     ("dpkg-deb", "dpkg"),
     ("apt-get", "apt"),
+];
+/// What a cluster needs besides.
+const CLUSTER: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("unshare", "util-linux"),
+    ("mkfs.ext4", "e2fsprogs"),
+    // Where the NFS server looks transports up.
+    ("/etc/netconfig", "libtirpc-common"),
 ];
 
 /// Prints the scenarios.
@@ -74,7 +79,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::parse(arguments)?;
     let directory = directory()?;
     if !sandbox::is_inside() {
-        sandbox::check(&PROGRAMS)?;
+        sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
         Kernel::provide(&directory, Flavor::Cloud)?;
         provide_busybox()?;
         storage::provide(&directory)?;
