@@ -124,8 +124,19 @@ fn twice<T>(
         Ok(value) => return Ok(value),
         Err(why) => why,
     };
-    repair().map_err(|further| anyhow!("{why:#}\n{further:#}"))?;
+    repair().map_err(|further| anyhow!("{}\n{}", brief(&why), brief(&further)))?;
     attempt()
+}
+
+/// The beginning of an error: apt-get has a line for each package.
+fn brief(error: &anyhow::Error) -> String {
+    const LINES: usize = 3;
+    let text = format!("{error:#}");
+    let mut brief: Vec<&str> = text.lines().take(LINES).collect();
+    if text.lines().count() > LINES {
+        brief.push("…");
+    }
+    brief.join("\n")
 }
 
 /// What to do if there is no way to a package.
@@ -202,5 +213,7 @@ mod tests {
             || bail!("no network"),
         );
         assert_eq!(error.unwrap_err().to_string(), "no lists\nno network");
+        let error = twice(|| -> Result<()> { bail!("1\n2\n3\n4\n5") }, || bail!("no"));
+        assert_eq!(error.unwrap_err().to_string(), "1\n2\n3\n…\nno");
     }
 }

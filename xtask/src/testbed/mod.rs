@@ -9,9 +9,9 @@
 //!   scenarios/    what is tried; report.rs: what it cost
 //! ```
 //!
-//! Nothing but Debian packages of programs is installed; the kernel and the NFS server are unpacked below
-//! `target/testbed`, where logs are kept too. What must not be done here: conclude anything from absolute
-//! times. Everything in there is some 30 times slower than on a real machine.
+//! Kernel and NFS server are Debian's (`crate::debian`), unpacked below `target/testbed`, where logs are kept
+//! too. What must not be done here: conclude anything from absolute times. Everything in there is some 30 times
+//! slower than on a real machine.
 
 mod boot;
 mod client;
