@@ -165,7 +165,8 @@ fn other_version_is_told_with_both_numbers_from_six_bytes() {
     };
     assert_eq!((ours, theirs), (PROTOCOL_VERSION, 7));
     let text = error.to_string();
-    assert!(text.contains("version 7, this side 1"), "{text}");
+    let both = format!("version 7, this side {PROTOCOL_VERSION}");
+    assert!(text.contains(&both), "{text}");
 }
 
 #[test]

@@ -104,9 +104,8 @@ fn boot(boot: BootParams) -> ! {
     if !serves && !workloads.dirty && !workloads.disk {
         log!("ready: idle");
     }
-    let after = |ms: u64| {
-        (ms > 0).then(|| clock::now_ns(0).saturating_add(ms.saturating_mul(NS_PER_MS)))
-    };
+    let after =
+        |ms: u64| (ms > 0).then(|| clock::now_ns(0).saturating_add(ms.saturating_mul(NS_PER_MS)));
     let ends = Ends {
         exit_ns: after(options.exit_after_ms),
         reboot_ns: after(options.reboot_after_ms),

@@ -103,6 +103,9 @@ impl Log {
         self.end();
         self.to_copy = to_copy;
         self.logging = true;
+        // A capture of an earlier synchronisation may have begun to hold: this backup has none of it.
+        self.held.unseal(EpochId(0));
+        self.current.writes = self.held.current();
     }
 
     /// Nothing is logged from now on.
@@ -156,12 +159,16 @@ impl Log {
         self.current.flush |= self.logging;
     }
 
-    /// Takes what was written since the last time, during synchronisation.
+    /// Takes what was written to replicated disks since the last time, during synchronisation. Held writes
+    /// of shared ones are for the epoch that ends it.
     pub(super) fn drain(&mut self) -> Vec<DiskWrite> {
-        let drained = std::mem::take(&mut self.current);
-        self.bytes -= drained.bytes;
+        self.bytes -= std::mem::take(&mut self.current.bytes);
         self.told = false;
-        drained.writes
+        let writes = std::mem::take(&mut self.current.writes);
+        let replicated = |write: &DiskWrite| self.to_copy[usize::from(write.disk)].is_some();
+        let (drained, held) = writes.into_iter().partition(replicated);
+        self.current.writes = held;
+        drained
     }
 
     /// What the synchronisation has still to send.

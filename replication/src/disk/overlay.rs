@@ -184,6 +184,11 @@ impl Held {
         }
     }
 
+    /// The writes of the epoch that goes on.
+    pub(super) fn current(&self) -> Vec<DiskWrite> {
+        self.current.writes.clone()
+    }
+
     pub(super) fn unseal(&mut self, epoch: EpochId) {
         while self.sealed.back().is_some_and(|(last, _)| *last >= epoch) {
             let Some((_, mut bucket)) = self.sealed.pop_back() else {

@@ -286,25 +286,26 @@ impl Replica {
                 have: state.applied.1,
             });
         }
-        // Nothing is destaged from here on.
+        // Nothing is destaged from here on. What is needed for another try stays until this one has worked.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
-        let candidates = std::mem::take(&mut state.candidates);
-        let held = std::mem::take(&mut state.held);
-        state.held_bytes = 0;
+        let (candidates, held) = (state.candidates.clone(), state.held.clone());
         shared.replay(&files.unwrap_or_default(), epoch)?;
         state.slots = Default::default();
         drop(state);
         shared.finish(&candidates)?;
         shared.lock_shared(waiting)?;
-        for write in held
-            .iter()
-            .take_while(|(at, _)| *at <= epoch)
-            .flat_map(|(_, writes)| writes)
-        {
-            shared.drives[usize::from(write.disk)].apply(write)?;
+        for (_, writes) in held.iter().take_while(|(at, _)| *at <= epoch) {
+            for write in writes {
+                shared.drives[usize::from(write.disk)].apply(write)?;
+            }
         }
-        shared.flush(true)
+        shared.flush(true)?;
+        let mut state = lock(&shared.state);
+        state.candidates.clear();
+        state.held.clear();
+        state.held_bytes = 0;
+        Ok(())
     }
 
     pub(super) fn lock_shared(&self) -> Result<(), DiskError> {

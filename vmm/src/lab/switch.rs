@@ -26,7 +26,7 @@ pub struct PortCounts {
     pub frames_dropped: u64,
 }
 
-/// See the [module documentation](self).
+/// A learning Ethernet switch: it floods what it has no port for, and drops what a port does not read.
 #[derive(Debug, Default)]
 pub struct Switch {
     ports: Vec<Port>,

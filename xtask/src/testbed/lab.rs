@@ -140,13 +140,16 @@ impl Lab {
             what: what.into(),
             failover,
             gap,
+            resync_bytes: None,
         });
     }
 
-    /// Adds to the last failover that was noted how long it took until the guest was protected again.
-    pub(super) fn repaired(&mut self, repair_ms: f64) {
+    /// Adds to the last failover that was noted how long it took until the guest was protected again, and how
+    /// much of its disks was sent for that.
+    pub(super) fn repaired(&mut self, repair_ms: f64, resync_bytes: Option<u64>) {
         if let Some(measure) = self.measures.last_mut() {
             measure.failover["repair_ms"] = repair_ms.into();
+            measure.resync_bytes = resync_bytes;
         }
     }
 

@@ -32,7 +32,10 @@ impl Load {
     /// Appends records that are acknowledged after `fsync`.
     pub(super) fn fsync() -> Result<Self> {
         Self::start("fsync", |acked, stop| {
-            let mut client = fsync::Client::connect(address(fsync::PORT)?, PATIENCE)?;
+            let address = address(fsync::PORT)?;
+            let mut client = until("the fsync service", PATIENCE, || {
+                Ok(fsync::Client::connect(address, PATIENCE).ok())
+            })?;
             while !stop.load(Ordering::Relaxed) {
                 client.append(BATCH, |number| acked.store(number + 1, Ordering::Relaxed))?;
             }
@@ -43,7 +46,7 @@ impl Load {
     /// Sets keys in Redis, which fsyncs each before it answers.
     pub(super) fn redis() -> Result<Self> {
         Self::start("redis", |acked, stop| {
-            let mut redis = Redis::connect()?;
+            let mut redis = until("redis", PATIENCE, || Ok(Redis::connect().ok()))?;
             for number in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     break;

@@ -95,7 +95,7 @@ fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
 
 #[test]
 fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
-    let (_a, b, primary, _, _) = protected();
+    let (a, b, primary, _, _) = protected();
     let backup = b.open(&[Replicated], lazy());
     primary.detach();
     let mut session = Session::protect(&primary, &backup, 2);
@@ -108,6 +108,12 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
         if disk == "disk0" && source.kind() == StorageFull),
         "{refused}"
     );
+    // With room again it can be tried again.
+    b.heal();
+    backup.promote(epoch, &mut |_| {}).unwrap();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+    drop((session, backup));
+    b.after_kill().open(&[Replicated], limits()).own().unwrap();
 }
 
 #[test]

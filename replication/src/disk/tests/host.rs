@@ -118,6 +118,8 @@ struct World {
     fail_after: Option<(u64, io::ErrorKind)>,
     /// Only of names that contain this.
     fail_name: String,
+    /// Is done before the next write.
+    before_write: Option<Box<dyn FnOnce() + Send>>,
     /// Who holds the lock of an image.
     locks: BTreeMap<String, String>,
 }
@@ -158,6 +160,8 @@ impl Host {
     }
 
     fn write(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
+        let hook = self.world.lock().unwrap().before_write.take();
+        hook.into_iter().for_each(|hook| hook());
         self.change(name)?;
         let mut world = self.world.lock().unwrap();
         world.events.push(Event::Write {
@@ -238,6 +242,11 @@ impl Host {
         let mut world = self.world.lock().unwrap();
         world.fail_name = name.into();
         world.fail_after = Some((after, kind));
+    }
+
+    /// Does something in the middle of the next write, before anything of it is there.
+    pub(super) fn before_write(&self, hook: impl FnOnce() + Send + 'static) {
+        self.world.lock().unwrap().before_write = Some(Box::new(hook));
     }
 
     pub(super) fn heal(&self) {

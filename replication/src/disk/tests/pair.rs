@@ -266,8 +266,18 @@ fn strangers_get_everything() {
     sets[0].detach();
     // Another backup is no pair, and afterwards the first one is none any more.
     let second = Session::protect(&sets[0], &sets[2], 2);
+    // Until the primary has heard of it, the first backup may still be the pair.
+    until("the primary knows its new pair", || {
+        sets[0].describe().unwrap()[0].ids.len() == 1
+    });
     sets[0].disks()[0].write_at(0, &[1; 512]).unwrap();
     sets[0].detach();
+    // While all of it is being replaced, it belongs to nobody.
+    let plan = sets[0].begin_sync(&sets[1].describe().unwrap()).unwrap();
+    assert_eq!(sets[1].describe().unwrap()[0].ids.len(), 1);
+    sets[1].begin_copy(&plan.disks).unwrap();
+    assert_eq!(sets[1].describe().unwrap()[0].ids, []);
+    sets[1].abandon();
     let third = Session::protect(&sets[0], &sets[1], 3);
     for session in [&first, &second, &third] {
         assert!(session.sent_bytes > BYTES);

@@ -113,6 +113,26 @@ fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
 }
 
 #[test]
+fn a_block_that_is_copied_in_the_middle_of_a_write_is_logged() {
+    let (a, b) = hosts(6);
+    let (primary, backup) = sets(&a, &b);
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    let (copier, receiver) = (primary.clone(), backup.clone());
+    // The guest's write has begun and nothing of it is on the image; the copier takes its block.
+    a.before_write(move || {
+        for batch in batches(&copier.sync_some().unwrap().writes) {
+            receiver.apply_sync(&batch).unwrap();
+        }
+    });
+    primary.disks()[0].write_at(0, &[6; 4096]).unwrap();
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_eq!(images(&a), images(&b));
+}
+
+#[test]
 fn an_epoch_does_not_end_before_everything_was_copied() {
     let (a, b) = hosts(2);
     let (primary, backup) = sets(&a, &b);

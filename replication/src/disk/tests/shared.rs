@@ -379,3 +379,31 @@ fn one_guest_can_have_both_kinds() {
         assert_eq!(a.content(disk), b.content(disk), "{disk}");
     }
 }
+
+#[test]
+fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
+    let (a, b) = users(9);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    // The first capture fails after writes have begun to be held.
+    primary.hold().unwrap();
+    let mut model = image(&a);
+    model[..512].fill(1);
+    primary.disks()[0].write_at(0, &[1; 512]).unwrap();
+    primary.seal(EpochId(1)).unwrap();
+    primary.unseal(EpochId(1));
+    assert_eq!(primary.sync_some().unwrap().writes, []);
+    // That backup is lost, another synchronisation begins.
+    model[512..1024].fill(2);
+    primary.disks()[0].write_at(512, &[2; 512]).unwrap();
+    primary.detach();
+    backup.abandon();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    let epoch = session.epoch();
+    a.unlock();
+    backup.promote(epoch, &mut |_| {}).unwrap();
+    assert_eq!(image(&b), model);
+}

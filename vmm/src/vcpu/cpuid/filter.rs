@@ -66,7 +66,7 @@ const HIDDEN: [(&str, &str); 12] = [
     ),
     (
         "asks for help of the VMM",
-        "kvm_hc_map_gpa_range kvm_migration_control kvm_msi_ext_dest_id kvm_poll_control",
+        "kvm_hc_map_gpa_range kvm_migration_control kvm_msi_ext_dest_id",
     ),
 ];
 

@@ -63,7 +63,7 @@ const LEVELS: [&str; 4] = [
 const ALWAYS: &str = "vme de pse mce sep mtrr mca pat pse36 clflush x2apic tsc_deadline_timer hypervisor arat \
      tsc_adjust invariant_tsc rdtscp cr8_legacy fxsr_opt \
      kvm_clocksource kvm_nop_io_delay kvm_clocksource2 kvm_async_pf kvm_steal_time kvm_pv_eoi kvm_pv_unhalt \
-     kvm_pv_tlb_flush kvm_async_pf_vmexit kvm_pv_send_ipi kvm_pv_sched_yield kvm_async_pf_int \
+     kvm_pv_tlb_flush kvm_async_pf_vmexit kvm_pv_send_ipi kvm_poll_control kvm_pv_sched_yield kvm_async_pf_int \
      kvm_clocksource_stable \
      spec_ctrl intel_stibp flush_l1d arch_capabilities spec_ctrl_ssbd md_clear srbds_ctrl intel_psfd ipred_ctrl \
      rrsba_ctrl bhi_ctrl amd_ibpb amd_ibrs amd_stibp amd_ibrs_always_on amd_stibp_always_on amd_ibrs_preferred \

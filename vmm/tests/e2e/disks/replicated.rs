@@ -4,10 +4,18 @@ use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_vmm::devices::virtio::blk::Image;
 
 use super::hosts::{A, B, Disks, IMAGE_BYTES, Mode, cmdline, synchronised_bytes};
-use crate::support::{turn, vmm};
+use crate::support::{turn, vmm, vmm_says};
 
 /// A synchronisation that knew what had changed sends less than this; one that did not, all of the image.
 const RESYNC_BYTES_MAX: u64 = IMAGE_BYTES / 4;
+
+/// What `vmm status` says of the disk on this host.
+fn says(disks: &mut Disks, host: usize, text: &str) {
+    let control = disks.host(host).control().display().to_string();
+    let status = vmm_says(&["status", "--control", &control]);
+    let line = status.lines().find(|line| line.contains("disk0"));
+    assert!(line.is_some_and(|line| line.contains(text)), "{status}");
+}
 
 #[test]
 fn the_disk_fails_over_with_the_guest_and_back_with_little_to_copy() {
@@ -15,18 +23,26 @@ fn the_disk_fails_over_with_the_guest_and_back_with_little_to_copy() {
     let mut disks = Disks::start(Mode::Replicated);
     let status = disks.await_protected(A);
     assert!(synchronised_bytes(&status) >= IMAGE_BYTES, "{status:?}");
+    says(
+        &mut disks,
+        A,
+        "replicated, 32.0 MiB, in sync (last time all of it was copied: 32.0 MiB",
+    );
+    says(&mut disks, B, "replicated, 32.0 MiB, in sync");
 
     disks.kill(A);
     disks.await_promoted(B);
     // What the dead host had told is on its own image too.
     disks.image(A).check_exact(disks.flushed()).unwrap();
     disks.await_progress(B);
+    says(&mut disks, B, "NOT protected; ");
 
     disks.start_standby(A);
     let status = disks.await_protected(B);
     let bytes = synchronised_bytes(&status);
     assert!(bytes < RESYNC_BYTES_MAX, "{bytes} bytes");
     assert!(bytes > 0, "the guest went on on one side");
+    says(&mut disks, B, "what had changed was copied");
     disks.await_progress(B);
 
     disks.kill(B);

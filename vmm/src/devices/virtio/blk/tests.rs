@@ -5,10 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes as Frame;
 use proptest::prelude::*;
-use understudy_replication::core::disk::{PeerDisk, block_bytes_for};
-use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_replication::ports::Storage;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -18,13 +15,13 @@ use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 
+mod room;
+
 const RING: u64 = 0x1000;
 const HEADER: u64 = 0x4000;
 const STATUS: u64 = 0x5000;
 const DATA: u64 = 0x1_0000;
 const KICK: usize = 0;
-/// The event of room in the log.
-const ROOM: usize = 1;
 const SECTORS: u64 = 64;
 const FLUSH_FEATURE: u64 = 1 << 9;
 const IN: u32 = 0;
@@ -563,65 +560,6 @@ fn shared_images_are_opened_before_they_are_free() {
         text.contains("none") && text.contains("mount the storage"),
         "{text}"
     );
-}
-
-/// A set with one replicated disk, whose log is full after a few writes; its copy is whole.
-fn small_set(directory: &Path) -> DiskSet {
-    let path = image_of(directory, "disk", SECTORS * SECTOR_BYTES);
-    let spec = DiskSpec {
-        name: "disk0".into(),
-        storage: Box::new(Image::open(&path, false).unwrap()),
-        mode: DiskMode::Replicated,
-        map_path: directory.join("map"),
-    };
-    let limits = DiskLimits {
-        log_bytes_max: 16 << 10,
-        ..DiskLimits::default()
-    };
-    let set = DiskSet::open(vec![spec], Some(directory.join("journal")), limits).unwrap();
-    set.own().unwrap();
-    let bytes = SECTORS * SECTOR_BYTES;
-    let peer = PeerDisk {
-        name: "disk0".into(),
-        bytes,
-        ids: Vec::new(),
-        unfinished: false,
-        block_bytes: block_bytes_for(bytes),
-        dirty: Frame::new(),
-    };
-    set.begin_sync(&[peer]).unwrap();
-    while set.sync_some().unwrap().bytes_left > 0 {}
-    set
-}
-
-/// R5: the guest waits, nothing is lost, and it goes on as soon as there is room.
-#[test]
-fn a_request_waits_in_the_ring_while_the_log_is_full() {
-    let directory = tempfile::tempdir().unwrap();
-    let set = small_set(directory.path());
-    let memory = ram();
-    let medium = Medium::Copied(set.disks()[0].clone());
-    let features = VERSION_1 | FLUSH_FEATURE;
-    let mut bench = Bench::with_medium(&memory, medium, false, features);
-    let data = [(DATA, 4096, false)];
-    let mut written = 0;
-    while bench.counters().waits == 0 {
-        assert!(written < 100, "the log has no limit");
-        bench.offer(OUT, 8, &data);
-        bench.device.handle_event(KICK);
-        written += bench.ring.used().len();
-    }
-    assert!(written > 0, "it never had room");
-    assert_eq!(bench.status(), UNTOUCHED);
-    bench.device.handle_event(KICK);
-    assert_eq!(bench.ring.used().len(), 0, "it waits still");
-    // What was written is handed to the link.
-    let logged = set.sync_some().unwrap().writes;
-    assert!(!logged.is_empty());
-    bench.device.handle_event(ROOM);
-    assert_eq!(bench.ring.used().len(), 1);
-    assert_eq!(bench.status(), OK);
-    assert_eq!(bench.counters().writes, written as u64 + 1);
 }
 
 proptest! {

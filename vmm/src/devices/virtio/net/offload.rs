@@ -98,14 +98,17 @@ impl Offload {
         self.features & 1 << feature != 0
     }
 
-    /// What the backend may give to the guest. Segmentation is nothing without checksums.
+    /// What the backend may give to the guest. Segmentation is nothing without checksums, and congestion marks
+    /// are nothing without segmentation: a tap would refuse all of it.
     pub(super) fn receives(self) -> Receives {
         let checksums = self.has(VIRTIO_NET_F_GUEST_CSUM);
+        let tso4 = checksums && self.has(VIRTIO_NET_F_GUEST_TSO4);
+        let tso6 = checksums && self.has(VIRTIO_NET_F_GUEST_TSO6);
         Receives {
             checksums,
-            tso4: checksums && self.has(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: checksums && self.has(VIRTIO_NET_F_GUEST_TSO6),
-            ecn: checksums && self.has(VIRTIO_NET_F_GUEST_ECN),
+            tso4,
+            tso6,
+            ecn: (tso4 || tso6) && self.has(VIRTIO_NET_F_GUEST_ECN),
         }
     }
 
@@ -251,5 +254,7 @@ mod tests {
         assert!(all.checksums && all.tso4 && all.tso6 && all.ecn);
         let alone = Offload::of(1 << VIRTIO_NET_F_GUEST_TSO4);
         assert_eq!(alone.receives(), Receives::default());
+        let marks = Offload::of(1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_ECN);
+        assert!(marks.receives().checksums && !marks.receives().ecn);
     }
 }
