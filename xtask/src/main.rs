@@ -1,6 +1,7 @@
 //! Development tasks: `cargo xtask <task>`.
 
 mod check;
+mod debian;
 mod demos;
 mod guest_image;
 mod test;
@@ -16,8 +17,8 @@ cargo xtask <task>
   demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
   guest-image  the Linux guest: kernel, initramfs and root file system from Debian's packages
                ([--kernel cloud|generic] [--fresh]); says where they are
-  testbed boot Linux guests on real KVM in an emulated host (needs Debian with qemu-system-x86,
-               busybox-static and cpio; downloads a kernel package once)
+  testbed boot Linux guests on real KVM in an emulated host (needs Debian 12; installs the packages it
+               needs when run as root, names them otherwise; downloads a kernel once)
   testbed linux
                the same with the Linux guest image: root on a disk, both of Debian's kernels
   testbed list the scenarios of the two-host testbed

@@ -1,9 +1,10 @@
 //! `cargo xtask test`: makes sure that what the tests need is there, then runs them all.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, bail};
+
+use crate::debian::{install, is_root, search_path, text_of};
 
 /// Programs the tests call, and the Debian package each is in.
 const NEEDED: [(&str, &str); 7] = [
@@ -20,7 +21,9 @@ pub(crate) fn run(further: &[&str]) -> Result<()> {
     provide()?;
     let mut arguments = vec!["test", "--workspace", "--locked"];
     arguments.extend(further);
-    crate::run("cargo", &arguments, &[])
+    let path = search_path()?;
+    let environment = [("PATH", text_of(path.as_ref())?)];
+    crate::run("cargo", &arguments, &environment)
 }
 
 fn provide() -> Result<()> {
@@ -38,43 +41,4 @@ fn provide() -> Result<()> {
         );
     }
     install(&NEEDED)
-}
-
-/// Installs the packages of programs that are missing; who is not root is told their names.
-pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
-    let mut packages: Vec<&str> = needed
-        .iter()
-        .filter(|(program, _)| !on_path(program))
-        .map(|(_, package)| *package)
-        .collect();
-    packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
-    }
-    if !on_path("apt-get") || !is_root() {
-        bail!(
-            "missing programs: install what your distribution calls {}",
-            packages.join(", ")
-        );
-    }
-    crate::run("apt-get", &["update", "-q"], &[])?;
-    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
-    arguments.extend(packages);
-    crate::run(
-        "apt-get",
-        &arguments,
-        &[("DEBIAN_FRONTEND", "noninteractive")],
-    )
-}
-
-fn on_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).exists())
-}
-
-pub(crate) fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output();
-    output.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }

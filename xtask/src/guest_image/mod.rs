@@ -5,41 +5,16 @@
 //! once and kept; `--fresh` asks Debian again. What must not be done here: run anything of the guest.
 
 mod initramfs;
-mod packages;
 mod root;
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 
-/// Which of Debian's kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Flavor {
-    /// `linux-image-cloud-amd64`: for virtual machines.
-    Cloud,
-    /// `linux-image-amd64`: for everything.
-    Generic,
-}
-
-impl Flavor {
-    fn package(self) -> &'static str {
-        match self {
-            Self::Cloud => "linux-image-cloud-amd64",
-            Self::Generic => "linux-image-amd64",
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cloud => "cloud",
-            Self::Generic => "generic",
-        }
-    }
-}
+use crate::debian::{self, Flavor, Scratch, files_below};
 
 /// A Linux guest, ready to boot. The files are shared by all who use them: boot from a copy of `rootfs`.
 #[derive(Debug, Clone)]
@@ -54,13 +29,12 @@ pub(crate) struct Image {
 
 const USAGE: &str = "cargo xtask guest-image [--kernel cloud|generic] [--fresh]";
 /// What is built from, below the repository.
-const INPUTS: [&str; 3] = [
+const INPUTS: [&str; 4] = [
     "guest-images/linux",
     "guest-images/workload",
+    "xtask/src/debian",
     "xtask/src/guest_image",
 ];
-/// Time stamp of every file (2025-01-01), so that building again makes the same image.
-const EPOCH: Duration = Duration::from_secs(1_735_689_600);
 /// Programs the building calls, and the Debian package each is in.
 const NEEDED: [(&str, &str); 5] = [
     ("mkfs.ext4", "e2fsprogs"),
@@ -84,10 +58,7 @@ pub(crate) fn command(arguments: &[&str]) -> Result<()> {
                 }
             }
             "--fresh" => {
-                let packages = directory().join("packages");
-                if packages.exists() {
-                    fs::remove_dir_all(&packages)?;
-                }
+                debian::forget()?;
                 for old in built()? {
                     fs::remove_dir_all(old)?;
                 }
@@ -118,7 +89,7 @@ pub(crate) fn image(flavor: Flavor) -> Result<Image> {
     if image.rootfs.exists() && kernel.exists() {
         return Ok(image);
     }
-    crate::test::install(&NEEDED)?;
+    debian::install(&NEEDED)?;
     fs::create_dir_all(&home)?;
     let work = Work::new(&home)?;
     if !image.rootfs.exists() {
@@ -171,40 +142,21 @@ fn key() -> Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Everything below a directory, the directory too, in a fixed order. Symbolic links are not followed.
-fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = vec![directory.to_path_buf()];
-    let mut next = 0;
-    while next < found.len() {
-        let path = found[next].clone();
-        next += 1;
-        if path.symlink_metadata()?.is_dir() {
-            let entries = fs::read_dir(&path)
-                .with_context(|| format!("cannot read the directory {}", path.display()))?;
-            for entry in entries {
-                found.push(entry?.path());
-            }
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// A directory to build in, which goes away with the value, and the clock of the progress.
+/// Where to build, and the clock of the progress.
 struct Work {
-    path: PathBuf,
+    scratch: Scratch,
     begin: Instant,
 }
 
 impl Work {
     fn new(home: &Path) -> Result<Self> {
-        let path = home.join(format!("work.{}", std::process::id()));
-        if path.exists() {
-            fs::remove_dir_all(&path)?;
-        }
-        fs::create_dir_all(&path)?;
+        let scratch = Scratch::new(home)?;
         let begin = Instant::now();
-        Ok(Self { path, begin })
+        Ok(Self { scratch, begin })
+    }
+
+    fn path(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// Says what is done now.
@@ -213,49 +165,9 @@ impl Work {
     }
 }
 
-impl Drop for Work {
-    fn drop(&mut self) {
-        // What is left is only in the way; the next build makes its own.
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// Runs a program quietly and fails with what it said if it does.
-fn quiet(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {name}"))?;
-    ensure!(
-        output.status.success(),
-        "{name} failed ({}): {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// The lines of a list, without comments.
 fn lines(list: &str) -> impl Iterator<Item = &str> {
     list.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-}
-
-/// Gives everything below a directory the same time stamp.
-fn settle_times(directory: &Path) -> Result<()> {
-    let when = UNIX_EPOCH + EPOCH;
-    // The deepest first: nothing below a directory changes after it.
-    for path in files_below(directory)?.iter().rev() {
-        if path.is_symlink() {
-            let stamp = format!("@{}", EPOCH.as_secs());
-            quiet(Command::new("touch").args(["-h", "-d", &stamp]).arg(path))?;
-            continue;
-        }
-        let file = fs::File::open(path)?;
-        let times = fs::FileTimes::new().set_accessed(when).set_modified(when);
-        file.set_times(times)
-            .with_context(|| format!("cannot set the time of {}", path.display()))?;
-    }
-    Ok(())
 }

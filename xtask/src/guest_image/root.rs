@@ -8,8 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::packages;
-use super::{EPOCH, Work, files_below, lines, quiet, settle_times};
+use super::{Work, lines};
+use crate::debian::{self, EPOCH, files_below, quiet, text_of};
 
 const PACKAGES: &str = include_str!("../../../guest-images/linux/packages.txt");
 const UNNEEDED: &str = include_str!("../../../guest-images/linux/unneeded.txt");
@@ -28,11 +28,11 @@ pub(super) fn build(work: &Work, image: &Path) -> Result<()> {
     let tool = build_tool()?;
     let names: Vec<&str> = lines(PACKAGES).collect();
     work.step(&format!("root file system: {} packages", names.len()));
-    let archives = packages::fetch(&names)?;
-    let tree = work.path.join("root");
+    let archives = debian::fetch(&names)?;
+    let tree = work.path().join("root");
     fs::create_dir_all(&tree)?;
     for archive in &archives {
-        packages::unpack(archive, &tree)?;
+        debian::unpack(archive, &tree)?;
     }
     for path in lines(UNNEEDED) {
         remove(&tree.join(path)).with_context(|| format!("unneeded.txt names {path}"))?;
@@ -41,15 +41,9 @@ pub(super) fn build(work: &Work, image: &Path) -> Result<()> {
     furnish(&tree, &tool)?;
     write_manifest(&tree, &archives)?;
     check_libraries(&tree)?;
-    quiet(
-        Command::new("chmod")
-            .arg("-R")
-            .arg("u+rwX,go+rX,go-w")
-            .arg(&tree),
-    )?;
-    settle_times(&tree)?;
+    debian::settle(&tree)?;
     work.step("ext4 image");
-    let unfinished = work.path.join("rootfs.ext4");
+    let unfinished = work.path().join("rootfs.ext4");
     pack(&tree, &unfinished)?;
     // Last, so that what is there is whole.
     fs::rename(&unfinished, image)?;
@@ -59,7 +53,7 @@ pub(super) fn build(work: &Work, image: &Path) -> Result<()> {
 /// Builds `guest-tool` so that it needs no libraries.
 fn build_tool() -> Result<PathBuf> {
     let build = super::directory().join("build");
-    let directory = build.to_str().context("the path is not UTF-8")?;
+    let directory = text_of(&build)?;
     crate::run(
         "cargo",
         &[
@@ -192,10 +186,11 @@ fn pack(tree: &Path, image: &Path) -> Result<()> {
     let file = fs::File::create(image)?;
     file.set_len(SIZE_MIB << 20)?;
     let options = format!("lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed={UUID}");
+    let search_path = debian::search_path()?;
     let e2fsprogs = |program: &str| {
         let mut command = Command::new(program);
         command
-            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .env("PATH", &search_path)
             .env("E2FSPROGS_FAKE_TIME", EPOCH.as_secs().to_string());
         command
     };

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::initramfs::Tree;
-use super::kernel::Kernel;
-use super::{directory, machine, vmm_binary};
+use super::{ONE_HOST, directory, machine, vmm_binary};
+use crate::debian::{Flavor, Kernel, Tree, install};
 
 /// How long everything in the emulated host may take together. Ordinary is 25 s.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -25,8 +24,9 @@ const GUEST_INIT: &str = include_str!("boot-guest-init.sh");
 
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn boot() -> Result<()> {
+    install(&ONE_HOST)?;
     let directory = directory()?;
-    let kernel = Kernel::provide(&directory)?;
+    let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
     let vmm = vmm_binary::build(&directory)?;
     let guest = Tree::new(&directory, "boot-guest", GUEST_INIT)?;
     let drivers = [

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::initramfs::Tree;
-use super::kernel::Kernel;
 use super::network::GUEST;
 use super::shell;
+use crate::debian::{Flavor, Kernel, Tree};
 use crate::guest_image;
 
 /// A Linux guest. It must bring its interface up with the address [`GUEST`], and serve a shell on port 9000
@@ -75,7 +74,7 @@ pub(super) fn shell(script: &str, patience: Duration) -> Result<String> {
 
 /// The Linux guest from Debian's packages, with its root file system on a drive called `root`.
 pub(super) fn linux(mode: Mode) -> Result<Guest> {
-    let image = guest_image::image(guest_image::Flavor::Cloud)?;
+    let image = guest_image::image(Flavor::Cloud)?;
     Ok(Guest {
         name: "linux".into(),
         kernel: image.kernel,

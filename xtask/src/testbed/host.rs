@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::kernel::Kernel;
 use super::network::{Network, Side};
-use super::packages::text_of;
 use super::wait::{say, until};
 use super::{machine, sandbox, shell};
+use crate::debian::{Kernel, text_of};
 
 const MEMORY_MIB: u32 = 1536;
 /// Ordinary is 6 to 10 s, with two hosts at once.

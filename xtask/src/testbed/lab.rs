@@ -10,8 +10,6 @@ use serde_json::Value;
 
 use super::guest::{self, Guest, Mode};
 use super::host::{Host, LOGS};
-use super::initramfs::Tree;
-use super::kernel::Kernel;
 use super::network::{self, Network, Side};
 use super::options::Options;
 use super::report::Measure;
@@ -19,6 +17,7 @@ use super::speakers::Speakers;
 use super::storage::Storage;
 use super::vmm::{self, Role};
 use super::wait::{say, until};
+use crate::debian::{Kernel, Tree};
 
 const HOST_INIT: &str = include_str!("cluster-host-init.sh");
 const HOST_MODULES: [&str; 8] = [
@@ -141,13 +140,16 @@ impl Lab {
             what: what.into(),
             failover,
             gap,
+            resync_bytes: None,
         });
     }
 
-    /// Adds to the last failover that was noted how long it took until the guest was protected again.
-    pub(super) fn repaired(&mut self, repair_ms: f64) {
+    /// Adds to the last failover that was noted how long it took until the guest was protected again, and how
+    /// much of its disks was sent for that.
+    pub(super) fn repaired(&mut self, repair_ms: f64, resync_bytes: Option<u64>) {
         if let Some(measure) = self.measures.last_mut() {
             measure.failover["repair_ms"] = repair_ms.into();
+            measure.resync_bytes = resync_bytes;
         }
     }
 

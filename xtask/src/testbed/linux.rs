@@ -8,11 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::boot::{Host, follow};
-use super::initramfs::Tree;
-use super::kernel::Kernel;
-use super::packages::text_of;
-use super::{directory, vmm_binary};
-use crate::guest_image::{Flavor, image};
+use super::{ONE_HOST, directory, vmm_binary};
+use crate::debian::{Flavor, Kernel, Tree, install, text_of};
+use crate::guest_image::image;
 
 /// How long everything in the emulated host may take together. Ordinary is 80 s, several minutes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -22,10 +20,11 @@ const HOST_INIT: &str = include_str!("linux-host-init.sh");
 
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn linux() -> Result<()> {
+    install(&ONE_HOST)?;
     let directory = directory()?;
     let cloud = image(Flavor::Cloud)?;
     let generic = image(Flavor::Generic)?;
-    let kernel = Kernel::provide(&directory)?;
+    let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
     let vmm = vmm_binary::build(&directory)?;
     let tree = Tree::new(&directory, "linux-host", HOST_INIT)?;
     tree.modules(&kernel, &["kvm_amd", "virtio_pci", "virtio_blk"])?;

@@ -9,23 +9,20 @@
 //!   scenarios/    what is tried; report.rs: what it cost
 //! ```
 //!
-//! Nothing but Debian packages of programs is installed; the kernel and the NFS server are unpacked below
-//! `target/testbed`, where logs are kept too. What must not be done here: conclude anything from absolute
-//! times. Everything in there is some 30 times slower than on a real machine.
+//! Kernel and NFS server are Debian's (`crate::debian`), unpacked below `target/testbed`, where logs are kept
+//! too. What must not be done here: conclude anything from absolute times. Everything in there is some 30 times
+//! slower than on a real machine.
 
 mod boot;
 mod client;
 mod guest;
 mod host;
-mod initramfs;
-mod kernel;
 mod lab;
 mod linux;
 mod load;
 mod machine;
 mod network;
 mod options;
-mod packages;
 mod report;
 mod sandbox;
 mod scenarios;
@@ -42,14 +39,33 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 pub(crate) use boot::boot;
-pub(crate) use kernel::Kernel;
 use lab::Lab;
 pub(crate) use linux::linux;
 use options::Options;
 use scenarios::{ALL, Scenario};
 use wait::say;
 
+use crate::debian::{Flavor, Kernel, provide_busybox};
 use crate::{guest_image, root};
+
+/// Programs that one host needs, and the Debian package each is in.
+const ONE_HOST: [(&str, &str); 6] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("setpriv", "util-linux"),
+    ("cpio", "cpio"),
+    ("strip", "binutils"),
+    ("dpkg-deb", "dpkg"),
+    ("apt-get", "apt"),
+];
+/// What a cluster needs besides.
+const CLUSTER: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("unshare", "util-linux"),
+    ("mkfs.ext4", "e2fsprogs"),
+    // Where the NFS server looks transports up.
+    ("/etc/netconfig", "libtirpc-common"),
+];
 
 /// Prints the scenarios.
 pub(crate) fn list() {
@@ -63,8 +79,9 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::parse(arguments)?;
     let directory = directory()?;
     if !sandbox::is_inside() {
-        sandbox::check(&packages::PROGRAMS)?;
-        Kernel::provide(&directory)?;
+        sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
+        Kernel::provide(&directory, Flavor::Cloud)?;
+        provide_busybox()?;
         storage::provide(&directory)?;
         vmm_binary::build(&directory)?;
         // Needs the network, which is not there inside.
@@ -73,7 +90,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             .iter()
             .any(|scenario| scenario.needs_image)
         {
-            guest_image::image(guest_image::Flavor::Cloud)?;
+            guest_image::image(Flavor::Cloud)?;
         }
         // The same numbers inside.
         let seed = options.seed().to_string();

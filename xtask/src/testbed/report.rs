@@ -13,6 +13,8 @@ pub(super) struct Measure {
     pub(super) failover: Value,
     /// Longest wait of a client for its next byte.
     pub(super) gap: Option<Duration>,
+    /// What was sent of the disks when the host that had failed came back.
+    pub(super) resync_bytes: Option<u64>,
 }
 
 const COLUMNS: [&str; 4] = ["reaction_ms", "recovery_ms", "outage_ms", "repair_ms"];
@@ -23,8 +25,15 @@ pub(super) fn print_table(measures: &[Measure]) {
         return;
     }
     println!(
-        "{:<24} {:<34} {:>9} {:>9} {:>9} {:>9} {:>10}",
-        "scenario (times in ms)", "what", "reaction", "recovery", "outage", "repair", "client gap"
+        "{:<24} {:<34} {:>9} {:>9} {:>9} {:>9} {:>10} {:>12}",
+        "scenario (times in ms)",
+        "what",
+        "reaction",
+        "recovery",
+        "outage",
+        "repair",
+        "client gap",
+        "resync bytes"
     );
     for measure in measures {
         let mut line = format!("{:<24} {:<34}", measure.scenario, measure.what);
@@ -35,10 +44,10 @@ pub(super) fn print_table(measures: &[Measure]) {
             };
             line.push_str(&format!(" {text:>9}"));
         }
-        let gap = measure
-            .gap
-            .map_or_else(|| "-".into(), |gap| gap.as_millis().to_string());
-        println!("{line} {gap:>10}");
+        let or_dash = |value: Option<u128>| value.map_or_else(|| "-".into(), |it| it.to_string());
+        let gap = or_dash(measure.gap.map(|gap| gap.as_millis()));
+        let resync = or_dash(measure.resync_bytes.map(u128::from));
+        println!("{line} {gap:>10} {resync:>12}");
     }
     println!(
         "Emulated hosts compute some 30 times slower than real ones, and the time-out is {} ms here instead of 150.",
@@ -55,6 +64,7 @@ pub(super) fn json(measures: &[Measure], verdicts: &[(String, Result<f64, String
                 "what": measure.what,
                 "failover": measure.failover,
                 "client_gap_ms": measure.gap.map(|gap| gap.as_millis() as u64),
+                "resync_bytes": measure.resync_bytes,
             })
         })
         .collect();

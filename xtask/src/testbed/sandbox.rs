@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::debian;
+
 /// Set in the process that is inside.
 const INSIDE: &str = "UNDERSTUDY_TESTBED_INSIDE";
 
@@ -31,6 +33,7 @@ pub(super) fn enter(arguments: &[&str]) -> Result<i32> {
         .arg("testbed")
         .args(arguments)
         .env(INSIDE, "1")
+        .env("PATH", debian::search_path()?)
         .status()
         .context("cannot run setpriv and unshare (package util-linux)")?;
     Ok(status.code().unwrap_or(1))
@@ -39,7 +42,7 @@ pub(super) fn enter(arguments: &[&str]) -> Result<i32> {
 /// Fails with what to do unless this can make namespaces and the programs are there.
 pub(super) fn check(programs: &[(&str, &'static str)]) -> Result<()> {
     ensure!(
-        crate::test::is_root(),
+        debian::is_root(),
         "the testbed makes namespaces and tap devices: run it as root \
          (`sudo env PATH=\"$PATH\" cargo xtask testbed …`)"
     );
@@ -47,7 +50,7 @@ pub(super) fn check(programs: &[(&str, &'static str)]) -> Result<()> {
         Path::new("/dev/net/tun").exists(),
         "/dev/net/tun is missing: `modprobe tun`"
     );
-    crate::test::install(programs)
+    debian::install(programs)
 }
 
 /// `ip ARGUMENTS`, inside.

@@ -8,17 +8,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::packages;
 use super::wait::until;
+use crate::debian;
 
-/// The server, and libraries of it that few machines have.
-const PACKAGES: [&str; 6] = [
+/// The server, and its libraries that a small Debian does not have.
+const PACKAGES: [&str; 14] = [
     "nfs-ganesha",
     "nfs-ganesha-vfs",
     "libntirpc4.3",
     "liburcu8",
     "libnfsidmap1",
     "libwbclient0",
+    "libbsd0",
+    "libcom-err2",
+    "libdbus-1-3",
+    "libgssapi-krb5-2",
+    "libk5crypto3",
+    "libkeyutils1",
+    "libkrb5-3",
+    "libkrb5support0",
 ];
 /// After that much silence a client has lost its locks.
 const LEASE_SECONDS: u32 = 10;
@@ -26,11 +34,7 @@ const START: Duration = Duration::from_secs(20);
 
 /// Downloads the server if it is not below `directory` already.
 pub(super) fn provide(directory: &Path) -> Result<()> {
-    let unpacked = directory.join("ganesha");
-    if !unpacked.exists() {
-        packages::unpack(&PACKAGES, &unpacked)?;
-    }
-    Ok(())
+    debian::provide(&PACKAGES, &directory.join("ganesha"))
 }
 
 /// A running server. It ends with the value.
@@ -54,7 +58,8 @@ impl Storage {
         }
         let libraries = program.join("lib/x86_64-linux-gnu");
         fs::write(work.join("conf"), configuration(&libraries, &work, &shared))?;
-        let paths = [libraries, program.join("lib/ganesha")];
+        let further = directory.join("ganesha/lib/x86_64-linux-gnu");
+        let paths = [libraries, further, program.join("lib/ganesha")];
         let process = Command::new(program.join("bin/ganesha.nfsd"))
             .arg("-F")
             .arg("-f")

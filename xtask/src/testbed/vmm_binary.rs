@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::packages::text_of;
+use crate::debian::text_of;
 use crate::run;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -10,9 +10,9 @@ use super::super::guest::{self, Mode};
 use super::super::lab::Lab;
 use super::super::load::{self, Load};
 use super::super::network::Side;
-use super::super::packages::text_of;
 use super::super::wait::say;
 use super::faults::{Fault, repair, strike};
+use crate::debian::text_of;
 
 /// Acknowledged writes of each load before something happens, and after it.
 const WRITES: u64 = 30;

@@ -88,14 +88,41 @@ pub(super) fn during_download(lab: &mut Lab, fault: Fault, side: Side, bytes: u6
     Ok(())
 }
 
-/// The host that failed becomes the standby, and the time that took is noted.
+/// The host that failed becomes the standby, and the time that took is noted. Its disks get what has changed.
 pub(super) fn repair(lab: &mut Lab, failed: Side) -> Result<()> {
     lab.rejoin(failed)?;
     lab.await_protected(failed.other())?;
     let status = lab.status(failed.other())?.unwrap_or_default();
     let repair_ms = status["failover"]["repair_ms"].as_f64();
-    lab.repaired(repair_ms.with_context(|| format!("no repair time in {status}"))?);
+    let repair_ms = repair_ms.with_context(|| format!("no repair time in {status}"))?;
+    lab.repaired(repair_ms, resynchronised(&status)?);
     Ok(())
+}
+
+/// How many bytes of replicated disks went to the host that came back: by far not all.
+fn resynchronised(status: &Value) -> Result<Option<u64>> {
+    let disks = status["disks"]["disks"].as_array();
+    let bytes_all: u64 = (disks.into_iter().flatten())
+        .filter(|disk| disk["mode"] == "replicated")
+        .filter_map(|disk| disk["bytes"].as_u64())
+        .sum();
+    if bytes_all == 0 {
+        return Ok(None);
+    }
+    let sync = &status["disks"]["sync"];
+    let full = sync["full"].as_array();
+    ensure!(
+        full.is_some_and(|full| !full.is_empty() && full.iter().all(|disk| *disk == false)),
+        "a disk was copied as a whole: {sync}"
+    );
+    let sent = sync["bytes_sent"].as_u64();
+    let sent = sent.with_context(|| format!("no bytes sent in {sync}"))?;
+    ensure!(
+        sent > 0 && sent < bytes_all / 4,
+        "{sent} bytes were sent again of {bytes_all}"
+    );
+    say(format_args!("{sent} bytes of {bytes_all} were sent again"));
+    Ok(Some(sent))
 }
 
 pub(super) fn one(lab: &mut Lab, fault: Fault, vcpus: u8) -> Result<()> {

@@ -101,13 +101,23 @@ pub(super) const ALL: &[Scenario] = &[
         |lab| disks::freeze(lab, Mode::Shared),
     )),
     with_image(scenario(
-        "compile-replicated",
+        "compile-replicated-1",
         "a compile goes on over a power failure, a disk on each host, 1 vCPU",
         |lab| disks::compile(lab, Mode::Replicated, 1),
     )),
     with_image(scenario(
-        "compile-shared",
-        "the same with one disk on shared storage, 2 vCPUs",
+        "compile-replicated-2",
+        "the same with 2 vCPUs",
+        |lab| disks::compile(lab, Mode::Replicated, 2),
+    )),
+    with_image(scenario(
+        "compile-shared-1",
+        "the same with one disk on shared storage, 1 vCPU",
+        |lab| disks::compile(lab, Mode::Shared, 1),
+    )),
+    with_image(scenario(
+        "compile-shared-2",
+        "the same with 2 vCPUs",
         |lab| disks::compile(lab, Mode::Shared, 2),
     )),
 ];
