@@ -1,7 +1,8 @@
 //! What two machines must have in common so that one can take over the other's state.
 //!
-//! Two kinds of things are compared: values, which must be equal, and abilities, which the primary's guest
-//! may use and of which the backup may have more.
+//! Three kinds of things are compared: values, which must be equal; abilities, which the primary's guest
+//! may use and of which the backup may have more; and measures, which may be so far apart as the backup can
+//! make up for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,6 +18,11 @@ pub struct Fingerprint {
     values: BTreeMap<String, String>,
     /// What the guest may use, by part.
     needs: BTreeMap<String, BTreeSet<String>>,
+    /// What was measured, such as the speed of a clock.
+    measures: BTreeMap<String, u64>,
+    /// How far off this host's measures may be, in millionths. Nobody but this host asks.
+    #[serde(skip)]
+    endures_ppm: BTreeMap<String, u64>,
     /// What this host could give a guest, by part. Nobody but this host asks, so it does not travel.
     #[serde(skip)]
     has: BTreeMap<String, BTreeSet<String>>,
@@ -67,15 +73,28 @@ impl Fingerprint {
         part.insert(what.to_string());
     }
 
+    /// Adds or replaces a measure of the machine.
+    pub fn measure(&mut self, key: impl Into<String>, value: u64) {
+        self.measures.insert(key.into(), value);
+    }
+
+    /// Says that a guest from another host can go on here only if its measure is at most `ppm` millionths
+    /// off this host's. Without this, any difference can be made up for.
+    pub fn endure(&mut self, key: impl Into<String>, ppm: u64) {
+        self.endures_ppm.insert(key.into(), ppm);
+    }
+
     /// Forgets what the guest may use of `part`.
     pub fn need_nothing(&mut self, part: &str) {
         self.needs.remove(part);
     }
 
-    /// Number of named values and of things the guest may use.
+    /// Number of named values, of measures, and of things the guest may use.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.values.len() + self.needs.values().map(BTreeSet::len).sum::<usize>()
+        self.values.len()
+            + self.measures.len()
+            + self.needs.values().map(BTreeSet::len).sum::<usize>()
     }
 
     /// Whether nothing is named.
@@ -85,7 +104,7 @@ impl Fingerprint {
     }
 
     /// Where `self` (the primary's) and `backup` do not fit: values in the order of their keys, then what
-    /// the backup lacks.
+    /// the backup lacks, then measures too far apart.
     #[must_use]
     pub fn differences(&self, backup: &Self) -> Vec<Difference> {
         let keys: BTreeSet<&String> = self.values.keys().chain(backup.values.keys()).collect();
@@ -107,7 +126,16 @@ impl Fingerprint {
                     what: what.clone(),
                 })
         });
-        unequal.chain(lacking).collect()
+        let too_far = self.measures.iter().filter_map(|(key, value)| {
+            let (here, ppm) = (backup.measures.get(key)?, backup.endures_ppm.get(key)?);
+            let apart = u128::from(value.abs_diff(*here)) * 1_000_000;
+            (apart > u128::from(*value) * u128::from(*ppm)).then(|| Difference::Unequal {
+                key: key.clone(),
+                primary: Some(value.to_string()),
+                backup: Some(format!("{here} and can make up for {ppm} millionths")),
+            })
+        });
+        unequal.chain(lacking).chain(too_far).collect()
     }
 }
 
@@ -191,15 +219,37 @@ mod tests {
     }
 
     #[test]
+    fn measures_may_be_as_far_apart_as_the_backup_can_make_up_for() {
+        let with = |khz| {
+            let mut print = Fingerprint::new();
+            print.measure("cpu.tsc_khz", khz);
+            print
+        };
+        assert_eq!(lines(&with(2_000_000), &with(3_000_000)), [""; 0]);
+        let mut fixed = with(2_020_000);
+        fixed.endure("cpu.tsc_khz", 10_000);
+        assert_eq!(lines(&with(2_000_000), &fixed), [""; 0]);
+        assert_eq!(
+            lines(&with(2_000_000 - 1), &fixed),
+            [
+                "cpu.tsc_khz: primary has 1999999, backup has 2020000 and can make up for 10000 millionths"
+            ]
+        );
+        assert_eq!(lines(&with(u64::MAX), &fixed).len(), 1);
+    }
+
+    #[test]
     fn only_what_the_guest_may_use_travels() {
         let mut print = Fingerprint::new();
         print.set("vcpus", 1);
         print.need("CPU", "sse2");
         let bytes = postcard::to_stdvec(&print).unwrap();
         print.have("CPU", "avx");
+        print.endure("cpu.tsc_khz", 1);
         assert_eq!(postcard::to_stdvec(&print).unwrap(), bytes);
         let mut arrived: Fingerprint = postcard::from_bytes(&bytes).unwrap();
         arrived.have("CPU", "avx");
+        arrived.endure("cpu.tsc_khz", 1);
         assert_eq!(arrived, print);
     }
 }

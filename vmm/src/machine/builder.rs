@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
 
@@ -172,7 +172,8 @@ impl MachineBuilder {
         for handle in &handles {
             cpu.give_to(handle, self.vcpus)?;
         }
-        let mut fingerprint = self.fingerprint(counter);
+        let mut fingerprint = self.fingerprint();
+        clock.describe(self.system.has(Cap::TscControl), &mut fingerprint);
         cpu.describe(&host, &mut fingerprint);
         msrs.describe(&msrs, &mut fingerprint);
         let slot_pages = self
@@ -251,7 +252,7 @@ impl MachineBuilder {
     }
 
     /// What must be equal on both hosts, but for the CPU.
-    fn fingerprint(&self, counter: Counter) -> Fingerprint {
+    fn fingerprint(&self) -> Fingerprint {
         let mut print = Fingerprint::new();
         for (number, region) in self.memory.layout().regions().iter().enumerate() {
             print.set(
@@ -274,7 +275,6 @@ impl MachineBuilder {
                 print.set(format!("device.{name}.{key}"), value);
             }
         }
-        print.set("cpu.tsc", counter.as_str());
         print
     }
 }

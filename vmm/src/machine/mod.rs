@@ -29,7 +29,7 @@ mod state;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
 
@@ -311,6 +311,8 @@ impl Machine {
         self.msrs.describe(&self.msrs, &mut self.fingerprint);
         // The counters may have been made as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
+        let can_scale = self.vm.check_extension(Cap::TscControl);
+        self.clock.describe(can_scale, &mut self.fingerprint);
         self.phase = Phase::Restored;
         Ok(())
     }

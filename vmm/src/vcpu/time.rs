@@ -15,6 +15,7 @@
 use std::sync::OnceLock;
 
 use kvm_ioctls::VcpuFd;
+use understudy_replication::Fingerprint;
 
 use super::Msr;
 use super::trial::Trial;
@@ -28,6 +29,9 @@ const SPEED_TOLERANCE_PPM: u64 = 250;
 /// Where the processor cannot scale counters, a guest goes on with one that is up to that much off: kvmclock
 /// adapts, and hosts of one model are measured apart by some 300 ppm.
 const SPEED_ENDURED_PPM: u64 = 10_000;
+
+/// Name of the counter's speed in fingerprints.
+const SPEED_KEY: &str = "cpu.tsc_khz";
 
 /// Whose time-stamp counter the guest's `rdtsc` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,19 @@ impl GuestClock {
         Self {
             counter,
             speed_khz: handle.lock().get_tsc_khz().unwrap_or(0),
+        }
+    }
+
+    /// Adds the counter to a fingerprint, and how far off another host's may be if this one `can_scale` its
+    /// guests' counters or not: see [`Counter::match_speed`].
+    pub fn describe(self, can_scale: bool, into: &mut Fingerprint) {
+        into.set("cpu.tsc", self.counter.as_str());
+        if self.speed_khz == 0 {
+            return;
+        }
+        into.measure(SPEED_KEY, self.speed_khz.into());
+        if self.counter == Counter::Own && !can_scale {
+            into.endure(SPEED_KEY, SPEED_ENDURED_PPM);
         }
     }
 }

@@ -14,6 +14,7 @@ fn hello() -> Hello {
     let mut fingerprint = Fingerprint::new();
     fingerprint.set("cpu", 7);
     fingerprint.need("C", "fpu");
+    fingerprint.measure("t", 300);
     Hello {
         vm: "vm0".into(),
         node: "a".into(),
@@ -52,7 +53,7 @@ fn golden() -> Vec<(Message, u16, u64, &'static str)> {
             Message::Hello(hello()),
             1,
             0,
-            "03766d3001610103637075013701014301036670750100ac02",
+            "03766d300161010363707501370101430103667075010174ac020100ac02",
         ),
         (
             Message::Welcome(Welcome {
