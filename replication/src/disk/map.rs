@@ -242,9 +242,14 @@ impl DirtyMap {
             return Ok(());
         }
         if !self.joined {
+            let before = self.header.clone();
             if let Some(candidate) = self.header.candidate.take() {
                 self.header.current = Some(candidate);
-                self.store()?;
+                // As long as the file has the old id, marks are also those of the old pair.
+                if let Err(error) = self.store() {
+                    self.header = before;
+                    return Err(error);
+                }
             }
             self.joined = true;
         }
@@ -299,7 +304,11 @@ impl DirtyMap {
                 created.map(|file| self.file = Some(file))
             }
         };
-        stored.map_err(|error| self.failed("write", error))?;
+        if let Err(error) = stored {
+            // The next one goes to the same place: the other one may be the only good one now.
+            self.header.number -= 1;
+            return Err(self.failed("write", error));
+        }
         self.damaged = false;
         Ok(())
     }
