@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) destaging: bool,
     /// The last record written.
     pub(super) last: Place,
+    /// The one before it.
+    pub(super) before_last: Place,
     /// The last record on the images.
     pub(super) applied: Place,
     pub(super) needs_room: bool,
@@ -292,7 +294,16 @@ impl Replica {
         let candidates = std::mem::take(&mut state.candidates);
         let held = std::mem::take(&mut state.held);
         state.held_bytes = 0;
-        shared.replay(&files.unwrap_or_default(), epoch)?;
+        // Of a later epoch there is one at most: it was persisted, or tried to be, and is not committed.
+        let wanted = match state.last {
+            (_, last) if last <= epoch => state.last,
+            _ => state.before_last,
+        };
+        let have = shared.replay(&files.unwrap_or_default(), epoch)?;
+        if have < wanted {
+            let (wanted, have) = (wanted.1, have.1);
+            return Err(DiskError::WrongEpoch { wanted, have });
+        }
         state.slots = Default::default();
         drop(state);
         shared.finish(&candidates)?;

@@ -111,6 +111,30 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
 }
 
 #[test]
+fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
+    let (_a, b, primary, _, _) = protected();
+    let backup = b.open(&[Replicated], lazy());
+    primary.detach();
+    let mut session = Session::protect(&primary, &backup, 2);
+    for fill in 1..4 {
+        primary.disks()[0].write_at(0, &[fill; 4096]).unwrap();
+        session.epoch();
+    }
+    let journals = journal_files().map(|path| path.display().to_string());
+    let active = journals.iter().max_by_key(|name| b.content(name).len());
+    let mut journal = b.content(active.unwrap());
+    // Its last record.
+    *journal.last_mut().unwrap() ^= 1;
+    b.set_content(active.unwrap(), journal.0);
+    let (wanted, have) = (EpochId(session.epoch), EpochId(session.epoch - 1));
+    let refused = backup.promote(wanted, &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(&refused, DiskError::WrongEpoch { wanted: w, have: h } if (*w, *h) == (wanted, have)),
+        "{refused}"
+    );
+}
+
+#[test]
 fn a_write_that_fails_on_the_primary_leaves_equal_images() {
     let (a, b, primary, _backup, mut session) = protected();
     let disk = &primary.disks()[0];
