@@ -10,7 +10,7 @@ use understudy_replication::core::primary::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder,
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, StandbyBuilder,
     StandbyRun, Status,
 };
 use understudy_transport::Endpoint;
@@ -142,6 +142,45 @@ fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
     let mut promoted = fail_over(directory, primary_b, &second_panics, standby_a);
     promoted.machine.stop();
     promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_guest_is_not_started_from_disks_that_are_older_than_those_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", false), open(directory, "b", false));
+    let standby_b = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let machine = Fake::new().with_disks(&a);
+    drop((a, b));
+    let panics = machine.pause_panics.clone();
+    let primary_a = primary(directory, machine).protect().unwrap();
+    let handle = primary_a.handle();
+    wait_for("protected", || handle.status(), protected);
+    drop(handle);
+    // The other side takes over, writes, and ends: nobody holds the guest any more.
+    let mut promoted = fail_over(directory, primary_a, &panics, standby_b);
+    promoted.machine.stop();
+    drop(promoted);
+    let start = |host: &str| {
+        let images = open(directory, host, false);
+        primary(directory, Fake::new().with_disks(&images)).node(host)
+    };
+    let refused = start("a").protect().map(drop).unwrap_err();
+    assert!(
+        matches!(&refused, RuntimeError::OlderDisks { holder, .. } if holder.starts_with("b (pid")),
+        "{refused}"
+    );
+    // Nothing was claimed by that.
+    let ended = |protection: Protection<Fake>| {
+        protection.handle().guest_stopped();
+        assert_eq!(protection.wait().unwrap(), Ended::GuestStopped);
+    };
+    ended(start("b").protect().unwrap());
+    ended(start("b").protect().unwrap());
+    ended(start("a").start_over().protect().unwrap());
+    ended(start("a").protect().unwrap());
 }
 
 #[test]
