@@ -38,6 +38,9 @@ pub(super) struct DirtyMap {
     old_epoch: Option<EpochId>,
     /// Blocks of which nobody knows what they hold: an I/O error.
     unsure: BitSet,
+    /// Blocks written before a flush failed: the host may give them up as soon as it forgets its cache, and a
+    /// later flush proves nothing.
+    doubted: BitSet,
     /// Which synchronisation and what follows it.
     session: u64,
     /// The backup has taken the candidate.
@@ -68,6 +71,7 @@ impl DirtyMap {
             old: empty(),
             old_epoch: None,
             unsure: empty(),
+            doubted: empty(),
             session: 0,
             joined: false,
             rotated_at: None,
@@ -190,6 +194,11 @@ impl DirtyMap {
         self.unsure.insert(touched);
     }
 
+    /// A flush of the image failed: what is marked now stays so for as long as this process lives.
+    pub(super) fn doubt(&mut self) {
+        self.doubted.unite(&self.bits);
+    }
+
     // ---- the side that runs the guest ----
 
     /// A synchronisation with `peer` begins, towards `candidate`; returns the id by which they are a
@@ -260,6 +269,7 @@ impl DirtyMap {
         let mut left = self.fresh.clone();
         left.unite(&self.old);
         left.unite(&self.unsure);
+        left.unite(&self.doubted);
         self.replace_bits(left)
     }
 
@@ -284,6 +294,7 @@ impl DirtyMap {
         self.old.clear();
         self.old_epoch = None;
         self.unsure.clear();
+        self.doubted.clear();
         self.replace_bits(BitSet::new(self.bits.len()))
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -288,6 +289,10 @@ impl Replica {
                 have: state.applied.1,
             });
         }
+        if let (Some(failed), false) = (&state.failed, state.candidates.is_empty()) {
+            // What the journal has is written once more, but what was copied before it is not.
+            return Err(DiskError::Failed(failed.clone()));
+        }
         // Nothing is destaged from here on.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
@@ -307,6 +312,9 @@ impl Replica {
         state.slots = Default::default();
         drop(state);
         shared.finish(&candidates)?;
+        // What a flush lost before has been written once more.
+        let failures = shared.drives.iter().map(|drive| &drive.flush_failed);
+        failures.for_each(|failed| failed.store(false, Ordering::Release));
         shared.lock_shared(waiting)?;
         for write in held
             .iter()

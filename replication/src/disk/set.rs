@@ -1,7 +1,7 @@
 //! The set of a machine's disks.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -101,6 +101,7 @@ impl DiskSet {
                 map_path: spec.map_path,
                 map,
                 turn: Mutex::new(()),
+                flush_failed: AtomicBool::new(false),
                 common: common.clone(),
             }));
         }
