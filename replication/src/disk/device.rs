@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -69,6 +70,9 @@ pub(super) struct Drive {
     pub(super) map: Option<Mutex<DirtyMap>>,
     /// Whose turn it is to write: image and log have the same order.
     pub(super) turn: Mutex<()>,
+    /// A flush failed that the guest did not ask for. The host tells of what it lost once, so the guest must
+    /// be told, too.
+    pub(super) flush_failed: AtomicBool,
     pub(super) common: Arc<Common>,
 }
 
@@ -118,8 +122,19 @@ impl Drive {
     }
 
     pub(super) fn flush(&self) -> Result<(), DiskError> {
+        let flushed = self.flush_storage();
+        flushed.map_err(|error| {
+            self.flush_failed.store(true, Ordering::Release);
+            self.failed("flush", 0, error)
+        })
+    }
+
+    fn flush_storage(&self) -> io::Result<()> {
         let flushed = self.storage.flush();
-        flushed.map_err(|error| self.failed("flush", 0, error))
+        if let (Err(_), Some(map)) = (&flushed, &self.map) {
+            lock(map).doubt();
+        }
+        flushed
     }
 
     fn check(&self, offset: u64, bytes: u64) -> io::Result<()> {
@@ -283,7 +298,12 @@ impl Storage for Disk {
             Ok::<_, io::Error>(!hold)
         })?;
         if pass {
-            drive.storage.flush()?;
+            drive.flush_storage()?;
+            if drive.flush_failed.swap(false, Ordering::AcqRel) {
+                return Err(io::Error::other(
+                    "an earlier flush of the host's storage failed",
+                ));
+            }
         }
         if !drive.is_shared() {
             // What was written before is logged already, so this epoch or an earlier one has it.

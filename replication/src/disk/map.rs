@@ -38,6 +38,9 @@ pub(super) struct DirtyMap {
     old_epoch: Option<EpochId>,
     /// Blocks of which nobody knows what they hold: an I/O error.
     unsure: BitSet,
+    /// Blocks written before a flush failed: the host may give them up as soon as it forgets its cache, and a
+    /// later flush proves nothing.
+    doubted: BitSet,
     /// Which synchronisation and what follows it.
     session: u64,
     /// The backup has taken the candidate.
@@ -68,6 +71,7 @@ impl DirtyMap {
             old: empty(),
             old_epoch: None,
             unsure: empty(),
+            doubted: empty(),
             session: 0,
             joined: false,
             rotated_at: None,
@@ -190,6 +194,11 @@ impl DirtyMap {
         self.unsure.insert(touched);
     }
 
+    /// A flush of the image failed: what is marked now stays so for as long as this process lives.
+    pub(super) fn doubt(&mut self) {
+        self.doubted.unite(&self.bits);
+    }
+
     // ---- the side that runs the guest ----
 
     /// A synchronisation with `peer` begins, towards `candidate`; returns the id by which they are a
@@ -242,9 +251,14 @@ impl DirtyMap {
             return Ok(());
         }
         if !self.joined {
+            let before = self.header.clone();
             if let Some(candidate) = self.header.candidate.take() {
                 self.header.current = Some(candidate);
-                self.store()?;
+                // As long as the file has the old id, marks are also those of the old pair.
+                if let Err(error) = self.store() {
+                    self.header = before;
+                    return Err(error);
+                }
             }
             self.joined = true;
         }
@@ -255,6 +269,7 @@ impl DirtyMap {
         let mut left = self.fresh.clone();
         left.unite(&self.old);
         left.unite(&self.unsure);
+        left.unite(&self.doubted);
         self.replace_bits(left)
     }
 
@@ -279,6 +294,7 @@ impl DirtyMap {
         self.old.clear();
         self.old_epoch = None;
         self.unsure.clear();
+        self.doubted.clear();
         self.replace_bits(BitSet::new(self.bits.len()))
     }
 
@@ -299,7 +315,11 @@ impl DirtyMap {
                 created.map(|file| self.file = Some(file))
             }
         };
-        stored.map_err(|error| self.failed("write", error))?;
+        if let Err(error) = stored {
+            // The next one goes to the same place: the other one may be the only good one now.
+            self.header.number -= 1;
+            return Err(self.failed("write", error));
+        }
         self.damaged = false;
         Ok(())
     }

@@ -140,7 +140,7 @@ impl Shared {
         let slot = &mut state.slots[active];
         slot.end = at + bytes;
         slot.since.get_or_insert_with(Instant::now);
-        state.last = place;
+        state.before_last = std::mem::replace(&mut state.last, place);
         self.bell.notify_all();
         Ok(())
     }

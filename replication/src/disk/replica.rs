@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -60,6 +61,8 @@ pub(super) struct State {
     pub(super) destaging: bool,
     /// The last record written.
     pub(super) last: Place,
+    /// The one before it.
+    pub(super) before_last: Place,
     /// The last record on the images.
     pub(super) applied: Place,
     pub(super) needs_room: bool,
@@ -286,14 +289,30 @@ impl Replica {
                 have: state.applied.1,
             });
         }
+        if let (Some(failed), false) = (&state.failed, state.candidates.is_empty()) {
+            // What the journal has is written once more, but what was copied before it is not.
+            return Err(DiskError::Failed(failed.clone()));
+        }
         // Nothing is destaged from here on. What is needed for another try stays until this one has worked.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
         let (candidates, held) = (state.candidates.clone(), state.held.clone());
-        shared.replay(&files.unwrap_or_default(), epoch)?;
+        // Of a later epoch there is one at most: it was persisted, or tried to be, and is not committed.
+        let wanted = match state.last {
+            (_, last) if last <= epoch => state.last,
+            _ => state.before_last,
+        };
+        let have = shared.replay(&files.unwrap_or_default(), epoch)?;
+        if have < wanted {
+            let (wanted, have) = (wanted.1, have.1);
+            return Err(DiskError::WrongEpoch { wanted, have });
+        }
         state.slots = Default::default();
         drop(state);
         shared.finish(&candidates)?;
+        // What a flush lost before has been written once more.
+        let failures = shared.drives.iter().map(|drive| &drive.flush_failed);
+        failures.for_each(|failed| failed.store(false, Ordering::Release));
         shared.lock_shared(waiting)?;
         for (_, writes) in held.iter().take_while(|(at, _)| *at <= epoch) {
             for write in writes {

@@ -1,7 +1,7 @@
 //! The set of a machine's disks.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -101,6 +101,7 @@ impl DiskSet {
                 map_path: spec.map_path,
                 map,
                 turn: Mutex::new(()),
+                flush_failed: AtomicBool::new(false),
                 common: common.clone(),
             }));
         }
@@ -134,7 +135,21 @@ impl DiskSet {
         &self.0.disks
     }
 
+    /// Whether some have an image of their own on each host.
+    #[must_use]
+    pub fn has_replicated(&self) -> bool {
+        self.0.drives.iter().any(|drive| drive.map.is_some())
+    }
+
     // ---- the side that runs the guest ----
+
+    /// Whether a guest may be run from the images, as far as their maps know.
+    ///
+    /// # Errors
+    /// If one is an unfinished copy, or its map is damaged.
+    pub fn check_whole(&self) -> Result<(), DiskError> {
+        self.0.own_maps()
+    }
 
     /// This side runs the guest from now on: locks shared images, brings a journal that was left over
     /// to the images, and marks what the guest writes. May wait for the host's storage.

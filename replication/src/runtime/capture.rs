@@ -79,6 +79,8 @@ pub(super) enum Event {
     Shipped {
         epoch: EpochId,
     },
+    /// Everything held has been let go: this side runs alone. Of no session.
+    Opened,
     /// What was held for shared disks could not be written: output stays held. Of no session.
     StillHeld {
         generation: Generation,
@@ -224,12 +226,17 @@ impl<M: Machine> Capturer<M> {
             // This thread waits for it.
             let _ = done.send(outcome);
         }));
-        if let Ok(Err(error)) = written.recv() {
-            let error = causes(&error);
+        let error = match written.recv() {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(causes(&error)),
+            Err(_) => Some("nobody writes them any more".into()),
+        };
+        if let Some(error) = error {
             return self.tell(Event::StillHeld { generation, error });
         }
         self.gate.open();
         self.notes.no_backup(generation);
+        self.tell(Event::Opened);
     }
 
     fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {

@@ -81,6 +81,17 @@ pub enum RuntimeError {
         /// Since which generation.
         generation: crate::Generation,
     },
+    /// The guest ran last on another host, which has the newer disks.
+    #[error(
+        "the guest ran last as {generation} of {holder}, so this host's disks may be older: start it there, or \
+         give up what was written there with --start-over"
+    )]
+    OlderDisks {
+        /// Who held the guest.
+        holder: String,
+        /// Since which generation.
+        generation: crate::Generation,
+    },
     /// The logging channel could not be set up.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -154,5 +165,19 @@ fn monotonic_ns() -> u64 {
 /// A claimant's name for the arbiter: unique to this process, so that a restarted one is not taken
 /// for its predecessor.
 fn claimant(node: &str) -> String {
-    format!("{node} (pid {}, {:x})", std::process::id(), monotonic_ns())
+    format!(
+        "{node}{CLAIMANT_PROCESS}{}, {:x})",
+        std::process::id(),
+        monotonic_ns()
+    )
+}
+
+/// What follows the node's name in a claimant's.
+const CLAIMANT_PROCESS: &str = " (pid ";
+
+/// The node of which a claimant was a process.
+fn node_of(claimant: &str) -> &str {
+    claimant
+        .rsplit_once(CLAIMANT_PROCESS)
+        .map_or(claimant, |(node, _)| node)
 }

@@ -178,6 +178,12 @@ impl<M: Machine> PrimaryBuilder<M> {
             Some(promoted) => promoted,
             None => {
                 let claimant = super::claimant(&self.node);
+                let disks = machine.disks();
+                // Before anything is claimed: who fails here must not be who held the guest last.
+                disks.check_whole()?;
+                if disks.has_replicated() && !self.start_over {
+                    check_newest(arbiter.as_ref(), &self.node)?;
+                }
                 let claim = if self.start_over {
                     Claim::StartOver
                 } else {
@@ -192,7 +198,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                         });
                     }
                 };
-                machine.disks().own()?;
+                disks.own()?;
                 machine.run()?;
                 (
                     generation,
@@ -242,6 +248,15 @@ impl<M: Machine> PrimaryBuilder<M> {
             commands,
         })
     }
+}
+
+/// Whether this node's own images can be the newest: nobody else ran the guest last.
+fn check_newest(arbiter: &dyn Arbiter, node: &str) -> Result<(), RuntimeError> {
+    let (generation, holder) = arbiter.current()?;
+    if generation.0 == 0 || super::node_of(&holder) == node {
+        return Ok(());
+    }
+    Err(RuntimeError::OlderDisks { holder, generation })
 }
 
 fn spawn<T: Send + 'static>(

@@ -10,8 +10,8 @@ use understudy_replication::core::primary::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, StandbyBuilder, StandbyRun,
-    Status,
+    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, StandbyBuilder,
+    StandbyRun, Status,
 };
 use understudy_transport::Endpoint;
 
@@ -140,6 +140,150 @@ fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
     );
     drop(handle);
     let mut promoted = fail_over(directory, primary_b, &second_panics, standby_a);
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_guest_is_not_started_from_disks_that_are_older_than_those_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", false), open(directory, "b", false));
+    let standby_b = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let machine = Fake::new().with_disks(&a);
+    drop((a, b));
+    let panics = machine.pause_panics.clone();
+    let primary_a = primary(directory, machine).protect().unwrap();
+    let handle = primary_a.handle();
+    wait_for("protected", || handle.status(), protected);
+    drop(handle);
+    // The other side takes over, writes, and ends: nobody holds the guest any more.
+    let mut promoted = fail_over(directory, primary_a, &panics, standby_b);
+    promoted.machine.stop();
+    drop(promoted);
+    let start = |host: &str| {
+        let images = open(directory, host, false);
+        primary(directory, Fake::new().with_disks(&images)).node(host)
+    };
+    let refused = start("a").protect().map(drop).unwrap_err();
+    assert!(
+        matches!(&refused, RuntimeError::OlderDisks { holder, .. } if holder.starts_with("b (pid")),
+        "{refused}"
+    );
+    // Nothing was claimed by that.
+    let ended = |protection: Protection<Fake>| {
+        protection.handle().guest_stopped();
+        assert_eq!(protection.wait().unwrap(), Ended::GuestStopped);
+    };
+    ended(start("b").protect().unwrap());
+    ended(start("b").protect().unwrap());
+    ended(start("a").start_over().protect().unwrap());
+    ended(start("a").protect().unwrap());
+}
+
+#[test]
+fn what_is_held_for_a_shared_disk_gets_there_before_a_new_standby_is_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", true), open(directory, "b", true));
+    let storage = a.shared.clone();
+    let first = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    drop(b);
+    let machine = Fake::new().with_disks(&a);
+    drop(a);
+    let (gate, panics) = (machine.gate_handle(), machine.pause_panics.clone());
+    let primary = primary(directory, machine).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), protected);
+    let refused = |more: u64| {
+        let wanted = storage.count.load(Ordering::Acquire) + more;
+        let storage = storage.clone();
+        move |_: &Status| storage.count.load(Ordering::Acquire) >= wanted
+    };
+    storage.is_on.store(true, Ordering::Release);
+    wait_for("refused", || handle.status(), refused(1));
+    first.handle().stop();
+    first.await_promotion().unwrap();
+    let b = open(directory, "b", true);
+    let second = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    drop(b);
+    let waiting = second.handle();
+    // It tries again and again, while there is a standby to be had.
+    let tried = refused(3);
+    wait_for(
+        "tried again",
+        || handle.status(),
+        |status| {
+            let phase = waiting.status().phase;
+            assert!(["starting", "listening"].contains(&&*phase), "{phase}");
+            assert!(
+                gate.is_holding(),
+                "the guest spoke before its disks were written"
+            );
+            tried(status)
+        },
+    );
+    storage.is_on.store(false, Ordering::Release);
+    wait_for("protected again", || handle.status(), protected);
+    drop(handle);
+    let mut promoted = fail_over(directory, primary, &panics, second);
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+}
+
+#[test]
+fn a_release_that_failed_is_not_tried_again_in_the_next_session() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", true), open(directory, "b", true));
+    let storage = a.shared.clone();
+    let first = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    drop(b);
+    let machine = Fake::new().with_disks(&a);
+    drop(a);
+    let panics = machine.pause_panics.clone();
+    let primary = primary(directory, machine).protect().unwrap();
+    let handle = primary.handle();
+    wait_for(
+        "protected",
+        || handle.status(),
+        |status| status.protected && status.epoch > 100 && status.disks.durable_epoch > 0,
+    );
+    storage.is_on.store(true, Ordering::Release);
+    wait_for(
+        "refused",
+        || handle.status(),
+        |_| storage.count.load(Ordering::Acquire) > 0,
+    );
+    storage.is_on.store(false, Ordering::Release);
+    first.handle().stop();
+    first.await_promotion().unwrap();
+    let b = open(directory, "b", true);
+    let second = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    drop(b);
+    wait_for("protected again", || handle.status(), |s| s.protected);
+    let status = handle.status();
+    // Long enough for another try.
+    wait_for(
+        "going on",
+        || handle.status(),
+        |now| {
+            assert_eq!(now.generation, status.generation, "the standby was lost");
+            now.epochs > status.epochs + 100
+        },
+    );
+    drop(handle);
+    let mut promoted = fail_over(directory, primary, &panics, second);
     promoted.machine.stop();
     promoted.machine.assert_consistent();
 }

@@ -21,6 +21,14 @@ const BLOCKS: u64 = 512;
 struct FileStorage {
     file: File,
     is_full: Arc<AtomicBool>,
+    refuses: Option<Arc<Refuses>>,
+}
+
+/// Makes an image refuse every write, and counts them.
+#[derive(Default)]
+pub(crate) struct Refuses {
+    pub(crate) is_on: AtomicBool,
+    pub(crate) count: AtomicU64,
 }
 
 impl Storage for FileStorage {
@@ -35,6 +43,14 @@ impl Storage for FileStorage {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if self.is_full.load(Ordering::Acquire) {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Some(refuses) = self
+            .refuses
+            .as_ref()
+            .filter(|r| r.is_on.load(Ordering::Acquire))
+        {
+            refuses.count.fetch_add(1, Ordering::AcqRel);
+            return Err(io::ErrorKind::HostUnreachable.into());
         }
         self.file.write_all_at(data, offset)
     }
@@ -77,6 +93,8 @@ pub(crate) struct Images {
     pub(crate) set: DiskSet,
     /// Its images refuse every write.
     pub(crate) is_full: Arc<AtomicBool>,
+    /// Its way to the shared image refuses writes.
+    pub(crate) shared: Arc<Refuses>,
 }
 
 impl Images {
@@ -84,6 +102,7 @@ impl Images {
     /// Images that are there already are used as they are.
     pub(crate) fn open(directory: &Path, host: &str, shared: bool, limits: DiskLimits) -> Self {
         let is_full: Arc<AtomicBool> = Arc::default();
+        let to_shared: Arc<Refuses> = Arc::default();
         let own = directory.join(format!("{host}.img"));
         let mut specs = vec![("root", own.clone(), DiskMode::Replicated)];
         if shared {
@@ -99,6 +118,7 @@ impl Images {
                 storage: Box::new(FileStorage {
                     file,
                     is_full: Arc::clone(&is_full),
+                    refuses: (mode == DiskMode::Shared).then(|| Arc::clone(&to_shared)),
                 }),
                 mode,
                 map_path: path.with_extension("img.understudy-map"),
@@ -109,6 +129,7 @@ impl Images {
         Self {
             set: DiskSet::open(specs, Some(journal), limits).unwrap(),
             is_full,
+            shared: to_shared,
         }
     }
 }

@@ -117,6 +117,92 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
 }
 
 #[test]
+fn blocks_written_before_a_flush_failed_stay_marked() {
+    let (a, _b, primary, _backup, mut session) = protected();
+    let disk = &primary.disks()[0];
+    assert_eq!(primary.counts().marked_bytes, 0);
+    disk.write_at(0, &[1; 512]).unwrap();
+    a.fail("disk0", 0, Other);
+    a.take_events();
+    disk.flush().unwrap_err();
+    a.heal();
+    // The host says that all is well again; that is so of what is written from now on.
+    disk.flush().unwrap();
+    disk.write_at(BYTES - 512, &[1; 512]).unwrap();
+    session.epoch();
+    let only_the_first = || primary.counts().marked_bytes == 64 << 10;
+    until("the later block is clear", || {
+        session.epoch();
+        session.settle();
+        only_the_first()
+    });
+    session.epoch();
+    session.settle();
+    assert!(only_the_first());
+}
+
+#[test]
+fn the_guest_is_told_of_a_flush_that_failed_behind_its_back() {
+    let (a, _b, primary, backup, _session) = protected();
+    primary.detach();
+    let disk = &primary.disks()[0];
+    disk.write_at(0, &[1; 512]).unwrap();
+    // Its map can be written: header and flush.
+    a.fail("disk0", 2, Other);
+    primary.begin_sync(&backup.describe().unwrap()).unwrap_err();
+    a.heal();
+    let told = disk.flush().unwrap_err();
+    assert!(told.to_string().contains("earlier flush"), "{told}");
+    disk.flush().unwrap();
+}
+
+#[test]
+fn a_copy_whose_flush_failed_is_not_promoted() {
+    let (_a, b, primary, backup, _) = protected();
+    backup.abandon();
+    primary.detach();
+    primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+    let mut session = Session::begin(&primary, &backup, 2);
+    session.sync();
+    primary.disks()[0].write_at(4096, &[2; 512]).unwrap();
+    b.fail("disk0", 0, Other);
+    let epoch = session.ship();
+    backup.committed(epoch);
+    until("it has failed", || {
+        let (told, persisted) = done();
+        backup.persist(Generation(2), EpochId(2), vec![], true, EpochId(0), told);
+        persisted.recv_timeout(DEADLINE).unwrap().is_err()
+    });
+    b.heal();
+    let refused = backup.promote(epoch, &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, DiskError::Failed(_)), "{refused}");
+}
+
+#[test]
+fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
+    let (_a, b, primary, _, _) = protected();
+    let backup = b.open(&[Replicated], lazy());
+    primary.detach();
+    let mut session = Session::protect(&primary, &backup, 2);
+    for fill in 1..4 {
+        primary.disks()[0].write_at(0, &[fill; 4096]).unwrap();
+        session.epoch();
+    }
+    let journals = journal_files().map(|path| path.display().to_string());
+    let active = journals.iter().max_by_key(|name| b.content(name).len());
+    let mut journal = b.content(active.unwrap());
+    // Its last record.
+    *journal.last_mut().unwrap() ^= 1;
+    b.set_content(active.unwrap(), journal.0);
+    let (wanted, have) = (EpochId(session.epoch), EpochId(session.epoch - 1));
+    let refused = backup.promote(wanted, &mut |_| {}).unwrap_err();
+    assert!(
+        matches!(&refused, DiskError::WrongEpoch { wanted: w, have: h } if (*w, *h) == (wanted, have)),
+        "{refused}"
+    );
+}
+
+#[test]
 fn a_write_that_fails_on_the_primary_leaves_equal_images() {
     let (a, b, primary, _backup, mut session) = protected();
     let disk = &primary.disks()[0];

@@ -298,6 +298,23 @@ fn a_guest_without_its_backup_goes_on_marking_also_after_a_restart() {
 }
 
 #[test]
+fn marks_stay_for_as_long_as_the_file_names_the_old_pair() {
+    let (host, mut map) = marked_host();
+    map.mark(0, 512).unwrap();
+    map.begin_session(1, &[], PairId(2)).unwrap();
+    host.fail(MAP, 0, std::io::ErrorKind::StorageFull);
+    map.durable(1, EpochId(1)).unwrap_err();
+    host.heal();
+    let left = open(&host.after_kill());
+    assert_eq!(left.ids(), [PairId(1), PairId(2)]);
+    assert_eq!(marked(&left), [0]);
+    map.durable(1, EpochId(1)).unwrap();
+    let left = open(&host.after_kill());
+    assert_eq!(left.ids(), [PairId(2)]);
+    assert_eq!(marked(&left), [0; 0]);
+}
+
+#[test]
 fn a_write_that_cannot_be_marked_fails_and_changes_nothing() {
     let (a, _b, primary, _backup) = pair_of_sets();
     until("the marks are cleared", || {

@@ -74,6 +74,9 @@ pub(super) struct Driver {
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
     connect_failure: Option<String>,
+    /// This side is going alone, but not everything held has left: there is no session meanwhile, as it
+    /// would begin with what is held, and end when it is let go.
+    opening: bool,
     /// The guest is to end; the arbiter is asked whether its last output may leave.
     ending: bool,
     ended: Option<Ended>,
@@ -136,6 +139,7 @@ impl Driver {
             output,
             connect_at: Instant::now(),
             connect_failure: None,
+            opening: false,
             ending: false,
             ended: None,
             broken: false,
@@ -216,6 +220,7 @@ impl Driver {
             }));
         }
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
+        let opening = self.opening;
         let happened = tokio::select! {
             biased;
             received = async { match &mut self.session {
@@ -234,8 +239,8 @@ impl Driver {
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = self.output.wait() => Happened::Output,
             link = async { match connecting {
-                Some(connecting) => connecting.await,
-                None => std::future::pending().await,
+                Some(connecting) if !opening => connecting.await,
+                _ => std::future::pending().await,
             } } => Happened::Connected(link),
         };
         if matches!(happened, Happened::Connected(_)) {
@@ -318,13 +323,19 @@ impl Driver {
         }
     }
 
-    fn report(&self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
-        if let Event::StillHeld { generation, error } = report.event {
-            return self.still_held(generation, &error);
-        }
-        if self.session.is_some() && report.session == self.session_number {
-            inputs.push_back(worked(report.event));
-        }
+    fn report(&mut self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
+        let of_session = self.session.is_some() && report.session == self.session_number;
+        inputs.extend(match report.event {
+            Event::StillHeld { generation, error } => {
+                self.still_held(generation, &error);
+                None
+            }
+            Event::Opened => {
+                self.opening = false;
+                None
+            }
+            event => worked(event).filter(|_| of_session),
+        });
     }
 
     /// Nothing of what is held may leave any more.
@@ -457,6 +468,7 @@ impl Driver {
                         "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
                     ));
                 }
+                self.opening = true;
                 self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
@@ -507,8 +519,9 @@ fn is_ack(input: &PrimaryInput) -> bool {
     )
 }
 
-fn worked(event: Event) -> PrimaryInput {
-    match event {
+/// What the core must hear of it.
+fn worked(event: Event) -> Option<PrimaryInput> {
+    Some(match event {
         Event::SyncRoundShipped {
             pages_left,
             disk_bytes_left,
@@ -519,10 +532,9 @@ fn worked(event: Event) -> PrimaryInput {
         Event::Captured { epoch } => PrimaryInput::Captured { epoch },
         Event::CaptureFailed { epoch, error } => PrimaryInput::CaptureFailed { epoch, error },
         Event::Shipped { epoch } => PrimaryInput::Shipped { epoch },
-        Event::SessionFailed { error } | Event::StillHeld { error, .. } => {
-            PrimaryInput::LinkDown { cause: error }
-        }
-    }
+        Event::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
+        Event::Opened | Event::StillHeld { .. } => return None,
+    })
 }
 
 impl Setup {

@@ -4,6 +4,7 @@
 //! Must not be done here: deciding that they may go.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -22,7 +23,15 @@ const DISKS_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct DisksWritten {
     session: u64,
     epoch: EpochId,
-    outcome: Result<(), String>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Written,
+    Failed(String),
+    /// It failed some time ago: it is to be tried again, if its session is still the present one. In
+    /// another one the same number names an epoch that may not be acknowledged.
+    TryAgain,
 }
 
 impl Driver {
@@ -42,15 +51,21 @@ impl Driver {
             return;
         }
         match written.outcome {
-            Ok(()) => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
-            Err(error) => {
+            Outcome::Written => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
+            Outcome::TryAgain => self.write_disks(epoch),
+            Outcome::Failed(error) => {
                 self.raise(format!(
                     "the guest's output is held until its shared disks can be written: {error}"
                 ));
-                let (again, disks) = (self.disks_done.clone(), self.setup.disks.clone());
+                let again = self.disks_done.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(DISKS_RETRY).await;
-                    write_disks(&disks, again, session, epoch);
+                    // Without a driver nobody waits.
+                    let _ = again.send(DisksWritten {
+                        session,
+                        epoch,
+                        outcome: Outcome::TryAgain,
+                    });
                 });
             }
         }
@@ -63,9 +78,15 @@ impl Driver {
         ));
         let commands = self.commands.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(DISKS_RETRY).await;
-            // It is lost only if so many wait that the guest is about to be stopped.
-            let _ = commands.try_send(Command::OpenGate(generation));
+            let mut command = Command::OpenGate(generation);
+            loop {
+                tokio::time::sleep(DISKS_RETRY).await;
+                match commands.try_send(command) {
+                    Err(TrySendError::Full(full)) => command = full,
+                    // Sent, or the capture thread is gone, and the guest with it.
+                    _ => return,
+                }
+            }
         });
     }
 }
@@ -73,7 +94,10 @@ impl Driver {
 /// Lets what is held for shared disks go, and has `done` told how that ended.
 fn write_disks(disks: &DiskSet, done: UnboundedSender<DisksWritten>, session: u64, epoch: EpochId) {
     let told = move |outcome: Result<(), DiskError>| {
-        let outcome = outcome.map_err(|error| causes(&error));
+        let outcome = match outcome {
+            Ok(()) => Outcome::Written,
+            Err(error) => Outcome::Failed(causes(&error)),
+        };
         // Without a driver nobody waits.
         let _ = done.send(DisksWritten {
             session,

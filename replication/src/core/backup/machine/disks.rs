@@ -94,6 +94,12 @@ impl BackupCore {
         if !self.identity.disks.is_empty() {
             self.expect_plan()?;
         }
+        if summary.written_through >= epoch {
+            // Believed, it would have this side forget writes that are nowhere else.
+            let through = summary.written_through;
+            let text = format!("{through} is said to be on shared images at the end of {epoch}");
+            return Err(ProtocolViolation::Disks(text));
+        }
         self.staging.end(epoch, summary)?;
         let batches = self.staging.take_disk_batches();
         // The first one also says that the copy is complete.

@@ -261,6 +261,19 @@ fn plans_and_disk_writes_that_do_not_fit_are_violations() {
     assert_eq!(effects, [Effect::SyncDisk(disk_batch(&disk_write(1)))]);
     bench.hear(epoch_messages(1, 1).remove(0));
     violates(&mut bench, sync());
+    // What is not acknowledged cannot be on a shared image yet.
+    for through in [1, u64::MAX] {
+        let mut bench = Bench::copying();
+        let mut messages = epoch_with_disk(1, 1, false);
+        let mut end = messages.pop().expect("an end");
+        if let Message::EpochEnd { summary, .. } = &mut end {
+            summary.written_through = EpochId(through);
+        }
+        messages
+            .into_iter()
+            .for_each(|message| drop(bench.hear(message)));
+        violates(&mut bench, end);
+    }
     // A primary that says nothing of disks although there are some.
     let mut bench = Bench::new();
     bench.core.identity.disks = vec![DISK_BYTES];
