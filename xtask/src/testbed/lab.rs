@@ -33,7 +33,7 @@ const HOST_MODULES: [&str; 8] = [
 ];
 const GUEST_BOOT: Duration = Duration::from_secs(120);
 /// For the first synchronisation and for repairs.
-const SYNC: Duration = Duration::from_secs(120);
+const SYNC: Duration = Duration::from_secs(300);
 const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// See the [module documentation](self).

@@ -20,7 +20,7 @@ pub(super) fn emulator(
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .args(["-M", "q35", "-accel", "tcg,thread=multi"])
-        .args(["-cpu", "max,xsave=off", "-smp", "2"])
+        .args(["-cpu", "max", "-smp", "2"])
         .args(["-m", &memory_mib.to_string()])
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .arg("-append")
