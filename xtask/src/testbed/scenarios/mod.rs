@@ -3,6 +3,7 @@
 
 mod disks;
 mod faults;
+mod guide;
 
 use anyhow::Result;
 
@@ -109,5 +110,10 @@ pub(super) const ALL: &[Scenario] = &[
         "compile-shared",
         "the same with one disk on shared storage, 2 vCPUs",
         |lab| disks::compile(lab, Mode::Shared, 2),
+    )),
+    with_image(scenario(
+        "guide",
+        "docs/two-hosts.md, with its own commands and configuration",
+        guide::follow,
     )),
 ];
