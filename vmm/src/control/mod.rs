@@ -17,7 +17,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use report::{GuestNotes, GuestReport, Report};
+pub use report::{GuestNotes, GuestReport, Report, RunReport, Unprotected};
 
 /// Longest line either side accepts.
 const LINE_BYTES_MAX: u64 = 1 << 20;

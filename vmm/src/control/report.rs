@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use understudy_replication::runtime::Status;
+use understudy_replication::ports::OutputCounts;
+use understudy_replication::runtime::{DisksStatus, Status};
 
-/// The answer to [`Command::Status`](super::Command::Status).
+/// A replicated guest's answer to [`Command::Status`](super::Command::Status).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Replication's part.
@@ -14,6 +15,37 @@ pub struct Report {
     /// The guest's part.
     #[serde(default)]
     pub guest: GuestReport,
+}
+
+/// An unprotected guest's answer to [`Command::Status`](super::Command::Status). What is in [`Status`] as well has
+/// the same name and meaning there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// Tells this answer from a [`Report`].
+    pub role: Unprotected,
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// This host's name.
+    pub node: String,
+    /// Whether the loss of the host would be survived: false.
+    pub protected: bool,
+    /// How long this process has run the guest, in seconds.
+    pub uptime_s: u64,
+    /// The guest's output at this side's gate.
+    pub output: OutputCounts,
+    /// All disks. Modes are `local` (no second copy), `readonly`, and for images that are one of a pair
+    /// `replicated` or `shared`.
+    pub disks: DisksStatus,
+    /// What has become of the guest.
+    pub guest: GuestReport,
+}
+
+/// The role of a `vmm run`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unprotected {
+    /// It runs a guest of which nobody has a second copy.
+    Unprotected,
 }
 
 /// What the guest has done to itself while this process ran it.

@@ -14,4 +14,5 @@ mod peers;
 mod reboot;
 mod standby_loss;
 mod support;
+mod unprotected;
 mod usage;

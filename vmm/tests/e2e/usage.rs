@@ -82,7 +82,16 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
         ),
         ("status", &["--json", "--watch", "control socket"]),
         ("failover", &["The old primary is fenced", "--control"]),
-        ("stop", &["cleanly", "--control"]),
+        (
+            "stop",
+            &[
+                "cleanly",
+                "--control",
+                "as if its power were cut",
+                "--graceful",
+            ],
+        ),
+        ("run", &["`vmm status`, `stop` and `power-button`"]),
         (
             "run",
             &[

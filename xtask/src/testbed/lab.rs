@@ -271,9 +271,14 @@ impl Lab {
 
     /// Waits until this host has taken the guest over; returns `failover` of its status.
     pub(super) fn await_takeover(&self, side: Side) -> Result<Value> {
+        self.await_takeover_at(side, vmm::CONTROL)
+    }
+
+    /// The same at this control socket.
+    pub(super) fn await_takeover_at(&self, side: Side, control: &str) -> Result<Value> {
         let failover = until(&format!("{} to take over", side.name()), TAKEOVER, || {
             self.check_runs(side)?;
-            let status = self.status(side)?.unwrap_or_default();
+            let status = vmm::status_at(&self.hosts[side as usize], control)?.unwrap_or_default();
             Ok(status["failover"]
                 .is_object()
                 .then(|| status["failover"].clone()))
@@ -294,7 +299,8 @@ impl Lab {
         Ok((code, self.last_words(side)))
     }
 
-    fn check_runs(&self, side: Side) -> Result<()> {
+    /// Fails if the `vmm` of this host has ended.
+    pub(super) fn check_runs(&self, side: Side) -> Result<()> {
         if let Some(code) = vmm::exit_code(&self.hosts[side as usize])? {
             bail!(
                 "vmm on {} has ended with {code}: {}",

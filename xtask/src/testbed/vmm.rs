@@ -14,13 +14,13 @@ use super::network::{Network, Side};
 pub(super) const GUEST_MAC: &str = "52:54:00:77:00:64";
 /// Emulated hosts stall for hundreds of milliseconds when this machine is busy; with the ordinary 150 ms that
 /// would be a failover each time.
-const TIMEOUT_MS: u64 = 2500;
-const HEARTBEAT_MS: u64 = 100;
-const EPOCH_MS: u64 = 100;
+pub(super) const TIMEOUT_MS: u64 = 2500;
+pub(super) const HEARTBEAT_MS: u64 = 100;
+pub(super) const EPOCH_MS: u64 = 100;
 /// Without XSAVE: QEMU before 8.2 does not let KVM see that a guest sets XCR0, so its vector registers would not
 /// be safe.
-const CPU_TEMPLATE: &str = "x86-64-v2";
-const CONTROL: &str = "/run/vmm.sock";
+pub(super) const CPU_TEMPLATE: &str = "x86-64-v2";
+pub(super) const CONTROL: &str = "/run/vmm.sock";
 
 /// How a `vmm` begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +101,17 @@ pub(super) fn start(
     directory: &str,
 ) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(guest, vcpus, host.side, directory))?;
+    host.must(&format!("cat > /run/vmm.json <<'END'\n{config}\nEND"))?;
     let command = role.command();
+    begin(host, &format!("vmm {command} --config /run/vmm.json"))
+}
+
+/// Starts a command with `vmm` that goes on: its log and its exit code are kept.
+pub(super) fn begin(host: &Host, command: &str) -> Result<()> {
     host.must(&format!(
-        "cat > /run/vmm.json <<'END'\n{config}\nEND\n\
-         rm -f /run/vmm.exit\n\
-         echo \"--- vmm {command}\" > /dev/ttyS1\n\
-         {{ setsid vmm {command} --config /run/vmm.json > /dev/ttyS2 2>&3 < /dev/null\n\
+        "rm -f /run/vmm.exit\n\
+         echo '--- {command}' > /dev/ttyS1\n\
+         {{ setsid {command} > /dev/ttyS2 2>&3 < /dev/null\n\
          echo $? > /run/vmm.exit.new; mv /run/vmm.exit.new /run/vmm.exit; }} 3>&1 2> /dev/null \
          | cat > /dev/ttyS1 2> /dev/null &"
     ))?;
@@ -123,7 +128,12 @@ pub(super) fn kill(host: &Host) -> Result<()> {
 
 /// What `vmm status --json` says, if a `vmm` answers.
 pub(super) fn status(host: &Host) -> Result<Option<Value>> {
-    let output = host.run(&format!("vmm status --control {CONTROL} --json"))?;
+    status_at(host, CONTROL)
+}
+
+/// The same at another control socket than that of [`start`].
+pub(super) fn status_at(host: &Host, control: &str) -> Result<Option<Value>> {
+    let output = host.run(&format!("vmm status --control {control} --json"))?;
     if output.code != 0 {
         return Ok(None);
     }

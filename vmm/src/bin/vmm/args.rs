@@ -42,8 +42,9 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a guest, unprotected. The `replication` section of a configuration is not looked at.
-    Run(VmArgs),
+    /// Run a guest, unprotected. Of the `replication` section of a configuration only names, `control_socket`
+    /// and the disks' settings count.
+    Run(RunArgs),
     /// Run a guest and protect it by a standby on another host.
     ///
     /// The guest starts at once. As soon as the standby can be reached all of memory is copied to it
@@ -58,13 +59,15 @@ pub(crate) enum Command {
     /// the guest can reboot there, give it the primary's --kernel (also if that is `builtin`), --initrd and
     /// --cmdline, too.
     Standby(ReplicatedArgs),
-    /// Show how a running primary or standby is doing.
+    /// Show how a running vmm is doing: a primary, a standby, or an unprotected guest.
     Status(StatusArgs),
     /// Promote a standby now. The old primary is fenced.
     Failover(ControlArgs),
-    /// Stop a running primary (with its guest) or a standby cleanly.
-    Stop(ControlArgs),
-    /// Press the power button of a running primary's guest: asks it to shut itself down.
+    /// Stop a running primary or unprotected guest, or a standby, cleanly.
+    ///
+    /// For the guest this is as if its power were cut, unless --graceful is given.
+    Stop(StopArgs),
+    /// Press the power button of the guest that runs here: asks it to shut itself down.
     PowerButton(ControlArgs),
     /// Say what this host can and cannot do, and what to do about it.
     Check(CheckArgs),
@@ -133,6 +136,16 @@ pub(crate) struct VmArgs {
     console: Option<String>,
 }
 
+/// A VM without a second copy.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    vm: VmArgs,
+    /// Unix socket for `vmm status`, `stop` and `power-button`.
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+}
+
 /// A VM and its other copy.
 #[derive(Debug, Args)]
 pub(crate) struct ReplicatedArgs {
@@ -185,6 +198,18 @@ pub(crate) struct ControlArgs {
     /// The control socket of the running vmm (its --control).
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    /// Press the guest's power button, and wait until it has shut itself down.
+    #[arg(long)]
+    pub(crate) graceful: bool,
+    /// With --graceful: how long to wait for that, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 90, requires = "graceful")]
+    pub(crate) patience_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -294,6 +319,15 @@ impl VmArgs {
                 .collect::<Result<_, _>>()?;
         }
         config.check_drives()?;
+        Ok(config)
+    }
+}
+
+impl RunArgs {
+    /// As [`VmArgs::merge`].
+    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
+        let mut config = self.vm.merge()?;
+        over(&mut config.replication.control_socket, self.control);
         Ok(config)
     }
 }

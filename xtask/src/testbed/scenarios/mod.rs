@@ -3,6 +3,7 @@
 
 mod disks;
 mod faults;
+mod guide;
 
 use anyhow::Result;
 
@@ -119,5 +120,10 @@ pub(super) const ALL: &[Scenario] = &[
         "compile-shared-2",
         "the same with 2 vCPUs",
         |lab| disks::compile(lab, Mode::Shared, 2),
+    )),
+    with_image(scenario(
+        "guide",
+        "docs/two-hosts.md, with its own commands and configuration",
+        guide::follow,
     )),
 ];

@@ -1,12 +1,31 @@
 //! What `vmm status` says of disks, for a person: a line for each.
 
-use understudy_replication::runtime::{DiskStatus, DiskSync, Role, Status};
+use understudy_replication::runtime::{DiskStatus, DiskSync, DisksStatus, Role, Status};
 
 /// A line for each disk, behind its name.
 pub(super) fn lines(status: &Status) -> Vec<(String, String)> {
     let disks = status.disks.disks.iter().enumerate();
     disks
         .map(|(number, disk)| (disk.name.clone(), line(status, number, disk)))
+        .collect()
+}
+
+/// The same for a guest that runs unprotected.
+pub(super) fn run_lines(disks: &DisksStatus) -> Vec<(String, String)> {
+    let state = |disk: &DiskStatus| match (disk.mode.as_str(), disks.marked_bytes) {
+        ("local", _) => "one image, no second copy".into(),
+        ("readonly", _) => "never written".into(),
+        ("replicated", bytes) if bytes > 0 => format!(
+            "NOT protected; {} of all disks to be copied when the guest is protected again",
+            mib(bytes)
+        ),
+        _ => "NOT protected".to_owned(),
+    };
+    (disks.disks.iter())
+        .map(|disk| {
+            let line = format!("{}, {}, {}", disk.mode, mib(disk.bytes), state(disk));
+            (disk.name.clone(), line)
+        })
         .collect()
 }
 

@@ -1,6 +1,6 @@
 //! SIGTERM and SIGINT as requests to stop cleanly: a second one ends the process as usual.
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +8,12 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Starts to listen; the receiver gets one item when a person or the service manager wants an end.
 pub(crate) fn listen() -> Result<Receiver<()>> {
     let (sender, receiver) = sync_channel(1);
+    pass_on(sender)?;
+    Ok(receiver)
+}
+
+/// The same for a channel on which there are other such wishes, too.
+pub(crate) fn pass_on(sender: SyncSender<()>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -39,5 +45,5 @@ pub(crate) fn listen() -> Result<Receiver<()>> {
             });
         })
         .context("cannot listen for signals")?;
-    Ok(receiver)
+    Ok(())
 }

@@ -1,13 +1,17 @@
 //! `vmm status`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use understudy_replication::ports::OutputCounts;
 use understudy_replication::runtime::{Percentiles, Role, Status};
-use understudy_vmm::control::{self, Command, Report};
+use understudy_vmm::control::{self, Command, ControlError, GuestReport, Report, RunReport};
 
-use crate::args::{ControlArgs, StatusArgs};
+use crate::args::{ControlArgs, StatusArgs, StopArgs};
+
+/// How often it is looked whether a guest has shut itself down.
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {
@@ -17,9 +21,15 @@ pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
         if arguments.json {
             writeln!(out, "{value}")?;
         } else {
-            let report =
-                serde_json::from_value(value).context("the running vmm is of another version")?;
-            write!(out, "{}", render(&report))?;
+            let text = match value["role"] == "unprotected" {
+                true => serde_json::from_value(value).map(|report| render_run(&report)),
+                false => serde_json::from_value(value).map(|report| render(&report)),
+            };
+            write!(
+                out,
+                "{}",
+                text.context("the running vmm is of another version")?
+            )?;
         }
         if !arguments.watch {
             return Ok(());
@@ -34,10 +44,37 @@ pub(crate) fn failover(arguments: &ControlArgs) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn stop(arguments: &ControlArgs) -> Result<()> {
-    control::ask(&arguments.control, Command::Stop)?;
+pub(crate) fn stop(arguments: &StopArgs) -> Result<()> {
+    if arguments.graceful {
+        return stop_gracefully(arguments);
+    }
+    control::ask(&arguments.control.control, Command::Stop)?;
     println!("stop requested");
     Ok(())
+}
+
+fn stop_gracefully(arguments: &StopArgs) -> Result<()> {
+    let path = &arguments.control.control;
+    control::ask(path, Command::PowerButton)?;
+    println!("power button pressed; waiting for the guest to shut down");
+    let deadline = Instant::now() + Duration::from_secs(arguments.patience_s);
+    loop {
+        match control::ask(path, Command::Status) {
+            // Nobody serves the socket any more, or not to the end of the answer.
+            Err(ControlError::System { .. } | ControlError::Malformed { .. }) => {
+                println!("the guest has ended, and its vmm with it");
+                return Ok(());
+            }
+            answer => answer.map(drop)?,
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "the guest has not shut down within {} s, and runs on: it may not listen to its power button \
+             (Linux: module `button`, and acpid or systemd-logind); `vmm stop` without --graceful ends it at once",
+            arguments.patience_s
+        );
+        std::thread::sleep(LOOK);
+    }
 }
 
 pub(crate) fn power_button(arguments: &ControlArgs) -> Result<()> {
@@ -50,7 +87,7 @@ pub(crate) fn power_button(arguments: &ControlArgs) -> Result<()> {
 fn render(report: &Report) -> String {
     let status = &report.status;
     let mut text = format!("{} on {}: {}\n", status.vm, status.node, headline(status));
-    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10}{value}\n"));
+    let mut line = |name: &str, value: String| text.push_str(&line(name, &value));
     line(
         "state",
         format!(
@@ -59,16 +96,7 @@ fn render(report: &Report) -> String {
         ),
     );
     line("epochs", status.epochs.to_string());
-    let output = &status.output;
-    line(
-        "output",
-        format!(
-            "{:.1} MiB held, {} frames sent, {} dropped",
-            mib(output.held_bytes),
-            output.frames_sent,
-            output.frames_dropped
-        ),
-    );
+    line("output", output(&status.output));
     if status.role == Role::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));
         line("ack", times(&status.ack_us));
@@ -118,14 +146,42 @@ fn render(report: &Report) -> String {
     if let Some(alarm) = &status.alarm {
         line("alarm", alarm.clone());
     }
-    let guest = &report.guest;
+    text + &guest_lines(&report.guest)
+}
+
+/// The status of an unprotected guest for a person.
+fn render_run(report: &RunReport) -> String {
+    let mut text = format!("{} on {}: unprotected run\n", report.vm, report.node);
+    text += &line("state", &format!("running for {} s", report.uptime_s));
+    text += &line("output", &output(&report.output));
+    for (name, disk) in super::disk_status::run_lines(&report.disks) {
+        text += &line(&name, &disk);
+    }
+    text + &guest_lines(&report.guest)
+}
+
+fn guest_lines(guest: &GuestReport) -> String {
+    let mut text = String::new();
     if guest.restarts > 0 {
-        line("restarts", guest.restarts.to_string());
+        text += &line("restarts", &guest.restarts.to_string());
     }
     if let Some(alarm) = &guest.alarm {
-        line("guest", alarm.clone());
+        text += &line("guest", alarm);
     }
     text
+}
+
+fn line(name: &str, value: &str) -> String {
+    format!("  {name:<10}{value}\n")
+}
+
+fn output(counts: &OutputCounts) -> String {
+    format!(
+        "{:.1} MiB held, {} frames sent, {} dropped",
+        mib(counts.held_bytes),
+        counts.frames_sent,
+        counts.frames_dropped
+    )
 }
 
 fn headline(status: &Status) -> String {
