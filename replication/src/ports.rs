@@ -201,6 +201,12 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// If the host cannot lock it at all.
     fn lock(&self) -> io::Result<bool>;
+
+    /// Whether another user of the image holds that lock, on this host or another one. Takes nothing.
+    ///
+    /// # Errors
+    /// If the host cannot tell.
+    fn is_locked_by_other(&self) -> io::Result<bool>;
 }
 
 /// A virtual machine that can be protected, or that can take over another one's state.

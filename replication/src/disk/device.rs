@@ -335,4 +335,8 @@ impl Storage for Disk {
     fn lock(&self) -> io::Result<bool> {
         self.0.storage.lock()
     }
+
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        self.0.storage.is_locked_by_other()
+    }
 }

@@ -73,6 +73,17 @@ pub enum DiskError {
         /// The disk's name.
         disk: String,
     },
+    /// The primary holds the lock of its shared image, but it cannot be seen here.
+    #[error(
+        "the primary holds the lock of the shared image of disk {disk}, but on the standby's host the image is not \
+         locked: either the two hosts name different files, or the storage's locks do not reach from one host to \
+         the other; name one file, on storage whose locks do (NFSv4 mounted without local_lock, for example), or \
+         let each host have an image of its own (replicated)"
+    )]
+    NotLocked {
+        /// The disk's name.
+        disk: String,
+    },
     /// A journal that was left over is not of these disks.
     #[error(
         "the journal {} belongs to other disks than the configured ones: start once with the disks it was made \

@@ -338,6 +338,19 @@ impl Replica {
         Ok(())
     }
 
+    /// Makes sure that somebody else has the lock of every shared image.
+    pub(super) fn find_locked(&self) -> Result<(), DiskError> {
+        for drive in self.shared.drives.iter().filter(|drive| drive.is_shared()) {
+            let locked = drive.storage.is_locked_by_other();
+            if !locked.map_err(|error| drive.failed("look for a lock", 0, error))? {
+                return Err(DiskError::NotLocked {
+                    disk: drive.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn abandon(&self) {
         let mut state = lock(&self.shared.state);
         state.session = false;

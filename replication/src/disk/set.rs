@@ -264,12 +264,15 @@ impl DiskSet {
 
     // ---- the backup ----
 
-    /// What the primary must know of these disks. Waits until an abandoned journal is on the images.
+    /// What the primary must know of these disks. Waits until an abandoned journal is on the images. The primary
+    /// owns its disks already, so its locks of shared images must be seen here.
     ///
     /// # Errors
-    /// If the journal cannot be brought to the images, or a map cannot be read.
+    /// If the journal cannot be brought to the images, a map cannot be read, or a shared image is not locked:
+    /// then it is not the primary's, or its lock would not keep the two apart.
     pub fn describe(&self) -> Result<Vec<PeerDisk>, DiskError> {
         self.0.replica.recover()?;
+        self.0.replica.find_locked()?;
         Ok(self.0.describe())
     }
 

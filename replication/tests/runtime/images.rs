@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -19,6 +19,7 @@ const BLOCKS: u64 = 512;
 
 /// An image in a file, which can be made to refuse writes.
 struct FileStorage {
+    path: PathBuf,
     file: File,
     is_full: Arc<AtomicBool>,
     refuses: Option<Arc<Refuses>>,
@@ -86,6 +87,15 @@ impl Storage for FileStorage {
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
     }
+
+    /// Asked only where this file does not hold the lock itself.
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        match File::open(&self.path)?.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
 }
 
 /// One host's disks.
@@ -108,7 +118,7 @@ impl Images {
         if shared {
             specs.push(("data", directory.join("shared.img"), DiskMode::Shared));
         }
-        let spec = |(name, path, mode): (&str, std::path::PathBuf, DiskMode)| {
+        let spec = |(name, path, mode): (&str, PathBuf, DiskMode)| {
             let mut options = OpenOptions::new();
             let options = options.read(true).write(true).create(true).truncate(false);
             let file = options.open(&path).unwrap();
@@ -116,6 +126,7 @@ impl Images {
             DiskSpec {
                 name: name.into(),
                 storage: Box::new(FileStorage {
+                    path: path.clone(),
                     file,
                     is_full: Arc::clone(&is_full),
                     refuses: (mode == DiskMode::Shared).then(|| Arc::clone(&to_shared)),

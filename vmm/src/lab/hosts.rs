@@ -67,6 +67,12 @@ impl Host {
         &self.control
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged.
     #[must_use]
     pub fn log(&self) -> String {

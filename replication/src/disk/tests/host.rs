@@ -414,6 +414,12 @@ impl Storage for MemoryImage {
             .or_insert(self.host.name.clone());
         Ok(*holder == self.host.name)
     }
+
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        let world = self.host.world.lock().unwrap();
+        let holder = world.locks.get(&self.name);
+        Ok(holder.is_some_and(|holder| *holder != self.host.name))
+    }
 }
 
 /// Writes as the batches of a message.

@@ -284,6 +284,45 @@ fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
 }
 
 #[test]
+fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
+    let refused = |backup: &DiskSet| {
+        let refused = backup.describe().unwrap_err();
+        assert!(
+            matches!(&refused, DiskError::NotLocked { disk } if disk == "disk0"),
+            "{refused}"
+        );
+        refused.to_string()
+    };
+    let (a, b) = users(10);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    // Before the primary owns it, or where its lock does not reach.
+    refused(&backup);
+    primary.own().unwrap();
+    assert_eq!(backup.describe().unwrap().len(), 1);
+    // Another file of the same name.
+    let other = Host::new("b");
+    other.make_image("disk0", BYTES, &mut seeded(10));
+    let text = refused(&other.open(&[Shared], limits()));
+    assert!(
+        text.contains("different files") && text.contains("locks"),
+        "{text}"
+    );
+    // The other way round, after a failover: the own lock is nobody else's.
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    let epoch = session.epoch();
+    a.unlock();
+    refused(&backup);
+    backup.promote(epoch, &mut |_| {}).unwrap();
+    refused(&backup);
+    let old = a.open(&[Shared], limits());
+    assert_eq!(old.describe().unwrap().len(), 1);
+    // A replicated disk has no lock to be seen.
+    let own = other.open(&[Replicated], limits());
+    assert_eq!(own.describe().unwrap().len(), 1);
+}
+
+#[test]
 fn held_writes_fill_the_log_and_a_release_makes_room() {
     let (a, b) = users(6);
     let small = crate::disk::DiskLimits {
@@ -329,6 +368,7 @@ fn a_backup_does_not_hold_more_than_a_primary_may() {
     };
     let backup = b.open(&[Shared], small);
     let plan = b.as_user("c").open(&[Shared], small);
+    plan.own().unwrap();
     let plan = plan.begin_sync(&backup.describe().unwrap()).unwrap();
     backup.begin_copy(&plan.disks).unwrap();
     let write = crate::core::disk::DiskWrite {
@@ -361,6 +401,8 @@ fn one_guest_can_have_both_kinds() {
     let b = Host::new("b");
     b.make_image("disk0", BYTES, &mut random);
     b.set_content("disk1", a.content("disk1").0);
+    let locked = b.as_user("a").storage("disk1").lock();
+    assert!(locked.unwrap(), "as the primary's is there");
     let modes = [Replicated, Shared];
     let (primary, backup) = (a.open(&modes, limits()), b.open(&modes, limits()));
     primary.own().unwrap();
@@ -373,6 +415,7 @@ fn one_guest_can_have_both_kinds() {
         session.epoch();
     }
     assert_ne!(a.content("disk0"), a.content("disk1"));
+    b.as_user("a").unlock();
     backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
     go_alone(&primary).unwrap();
     for disk in ["disk0", "disk1"] {

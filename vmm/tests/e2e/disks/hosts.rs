@@ -98,6 +98,11 @@ impl Disks {
         self.start_host("primary", host, &binary(), further);
     }
 
+    /// With another program as `vmm`, and further arguments.
+    pub(crate) fn start_primary_with(&mut self, host: usize, program: &Path, further: &[&str]) {
+        self.start_host("primary", host, program, further);
+    }
+
     pub(crate) fn start_standby(&mut self, host: usize) {
         self.start_standby_with(host, &binary(), &[]);
     }

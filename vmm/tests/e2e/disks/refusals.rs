@@ -1,7 +1,6 @@
 //! Disks that cannot be: what is said, and that the guest runs on.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
@@ -9,7 +8,7 @@ use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_vmm::devices::virtio::blk::Image;
 
 use super::hosts::{A, B, Disks, IMAGE_BYTES, Mode};
-use crate::support::{await_log, binary, turn, vmm};
+use crate::support::{await_log, turn, vmm};
 
 /// `vmm` must end with `texts` in its one message.
 fn fails(arguments: &[&str], texts: &[&str]) {
@@ -129,48 +128,6 @@ fn damaged_maps_and_journals_are_named() {
     std::fs::remove_file(&journal).unwrap();
     std::fs::create_dir(&journal).unwrap();
     fails(&run, &[&journal.display().to_string(), "directory"]);
-}
-
-/// A program that is `vmm` with a full file system at `full`.
-fn vmm_beside(full: &Path) -> PathBuf {
-    std::fs::create_dir(full).unwrap();
-    let program = full.with_extension("sh");
-    let script = format!(
-        "#!/bin/sh\nexec unshare --mount sh -c '\n\
-         mount -t tmpfs -o size=4k none \"{full}\" || exit 9\n\
-         head -c 4096 /dev/zero > \"{full}/filler\"\n\
-         exec \"{vmm}\" \"$@\"' sh \"$@\"\n",
-        full = full.display(),
-        vmm = binary().display(),
-    );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
-
-#[test]
-fn a_standby_without_room_for_the_map_says_so_and_the_guest_runs_on() {
-    let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
-    let full = disks.path("full");
-    let program = vmm_beside(&full);
-    let map = full.join("map").display().to_string();
-    let drive = format!("path={},map={map}", disks.image_path(B).display());
-    disks.start_standby_with(B, &program, &["--drive", &drive]);
-    disks.start_primary(A, &[]);
-    for host in [A, B] {
-        await_log(disks.host(host), &map, 1);
-        await_log(disks.host(host), "No space left", 1);
-    }
-    disks.await_progress(A);
-    let status = disks.host(A).status().unwrap();
-    assert!(!status.protected, "{status:?}");
-    let alarm = status.alarm.unwrap_or_default();
-    assert!(alarm.contains(&map), "{alarm}");
-    // The standby is there still, and can be put right.
-    disks.kill(B);
-    disks.start_standby(B);
-    disks.await_protected(A);
 }
 
 #[test]

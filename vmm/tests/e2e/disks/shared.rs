@@ -1,7 +1,7 @@
 //! Both hosts reach one image.
 
 use super::hosts::{A, B, Disks, Mode, synchronised_bytes};
-use crate::support::{await_log, turn};
+use crate::support::{await_log, binary, turn};
 
 #[test]
 fn the_shared_disk_goes_from_host_to_host_with_the_guest() {
@@ -23,6 +23,49 @@ fn the_shared_disk_goes_from_host_to_host_with_the_guest() {
     disks.kill(from);
     disks.kill(1 - from);
     disks.image(A).check_exact(disks.flushed()).unwrap();
+}
+
+/// With two files each host would go on from its own after a failover.
+#[test]
+fn hosts_that_share_two_different_files_are_told_so_and_the_guest_runs_on() {
+    let _turn = turn();
+    let mut disks = Disks::new(Mode::Shared);
+    let other = disks.path("other.disk");
+    std::fs::copy(disks.image_path(A), &other).unwrap();
+    let before = std::fs::read(&other).unwrap();
+    let drive = format!("path={},shared", other.display());
+    disks.start_standby_with(B, &binary(), &["--drive", &drive]);
+    disks.start_primary(A, &[]);
+    let texts = [
+        "shared image of disk disk0",
+        "the two hosts name different files",
+        "locks do not reach",
+        "replicated",
+    ];
+    for host in [A, B] {
+        for text in texts {
+            await_log(disks.host(host), text, 1);
+        }
+    }
+    disks.await_progress(A);
+    let status = disks.host(A).status().unwrap();
+    assert!(!status.protected, "{status:?}");
+    let alarm = status.alarm.unwrap_or_default();
+    assert!(
+        texts.iter().all(|text| alarm.contains(text)) && alarm.contains("unprotected"),
+        "{alarm}"
+    );
+    // It is refused each time, and never touched.
+    assert!(std::fs::read(&other).unwrap() == before);
+    disks.kill(B);
+    disks.start_standby(B);
+    disks.await_protected(A);
+    disks.await_progress(A);
+    disks.kill(A);
+    disks.await_promoted(B);
+    disks.await_progress(B);
+    disks.kill(B);
+    disks.image(B).check_exact(disks.flushed()).unwrap();
 }
 
 /// A primary that hangs may be in the middle of a write: the image is not touched before it has let go, and

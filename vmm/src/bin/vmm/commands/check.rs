@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use understudy_replication::disk::DiskLimits;
 use understudy_vmm::kvm::System;
 use understudy_vmm::vcpu::{CpuModel, CpuTemplate};
 
@@ -24,6 +25,7 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
     findings.extend(cpu_templates());
     findings.push(tap());
     findings.push(memory());
+    findings.push(disks());
     for finding in findings.iter_mut().filter(|finding| finding.have) {
         finding.advice.clear();
     }
@@ -124,6 +126,21 @@ fn tap() -> Finding {
             }
             Err(_) => "`modprobe tun`; or use socket=PATH with passt".into(),
         },
+    }
+}
+
+/// What disks of protected guests will need: nothing of it can be looked at before there are any.
+fn disks() -> Finding {
+    let journal_mib = DiskLimits::default().journal_bytes_max >> 20;
+    Finding {
+        name: "disks".into(),
+        have: true,
+        required: false,
+        meaning: format!(
+            "replicated ones need an image of the same size on each host, and up to {journal_mib} MiB for the \
+             standby's journal; shared ones one image on storage whose locks reach both hosts, as NFSv4's do"
+        ),
+        advice: String::new(),
     }
 }
 

@@ -264,8 +264,10 @@ impl BlkDevice {
                 }
                 _ => "; the guest sees an I/O error",
             };
+            let cause = std::error::Error::source(&error)
+                .map_or_else(String::new, |cause| format!(": {cause}"));
             (self.alarm)(format!(
-                "cannot {what} at byte {offset}: {error} (failure {failures}){hint}"
+                "cannot {what} at byte {offset}: {error}{cause} (failure {failures}){hint}"
             ));
         }
         Err(Status::IoError)

@@ -237,6 +237,13 @@ impl Storage for Image {
         Ok(true)
     }
 
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        // What a reader's lock would meet: that of somebody who writes. It is not this image's own.
+        let mut found = whole_file(libc::F_RDLCK);
+        fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut found))?;
+        Ok(i32::from(found.l_type) != libc::F_UNLCK)
+    }
+
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(data, offset)
     }
@@ -307,19 +314,23 @@ fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
     }
 }
 
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
 fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), ImageError> {
     let kind = if read_only {
         libc::F_RDLCK
     } else {
         libc::F_WRLCK
     };
-    let whole = libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let whole = whole_file(kind);
     match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(ImageError::Taken {

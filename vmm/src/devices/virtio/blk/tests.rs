@@ -15,6 +15,7 @@ use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 
+mod locks;
 mod room;
 
 const RING: u64 = 0x1000;
@@ -81,6 +82,10 @@ impl Storage for Platter {
 
     fn lock(&self) -> io::Result<bool> {
         Ok(true)
+    }
+
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
@@ -519,47 +524,6 @@ fn impossible_images_are_named_with_a_hint() {
     if !root {
         assert!(say(&path).contains("permission"));
     }
-}
-
-#[test]
-fn writers_are_alone() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = image_of(directory.path(), "disk", 512);
-    let readers = [
-        Image::open(&path, true).unwrap(),
-        Image::open(&path, true).unwrap(),
-    ];
-    let error = Image::open(&path, false).unwrap_err();
-    assert!(matches!(error, ImageError::Taken { .. }), "{error}");
-    drop(readers);
-    let writer = Image::open(&path, false).unwrap();
-    for read_only in [false, true] {
-        let error = Image::open(&path, read_only).unwrap_err().to_string();
-        assert!(error.contains("in use"), "{error}");
-    }
-    drop(writer);
-    Image::open(&path, false).unwrap();
-}
-
-#[test]
-fn shared_images_are_opened_before_they_are_free() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = image_of(directory.path(), "disk", 512);
-    let primary = Image::open(&path, false).unwrap();
-    let standby = Image::open_shared(&path).unwrap();
-    assert!(!standby.lock().unwrap());
-    let error = standby.take().unwrap_err().to_string();
-    assert!(error.contains("in use"), "{error}");
-    drop(primary);
-    assert!(standby.lock().unwrap());
-    assert!(standby.lock().unwrap(), "it is held already");
-    assert!(Image::open(&path, true).is_err(), "it is held");
-    let missing = Image::open_shared(&directory.path().join("none")).unwrap_err();
-    let text = missing.to_string();
-    assert!(
-        text.contains("none") && text.contains("mount the storage"),
-        "{text}"
-    );
 }
 
 proptest! {
