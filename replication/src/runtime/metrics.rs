@@ -99,6 +99,10 @@ impl Metrics {
         }
         status.generation = generation.0;
         status.epoch = epoch.0;
+        if protected && !status.protected {
+            // What went wrong before has been made good.
+            status.alarm = None;
+        }
         status.protected = protected;
         if protected
             && let Some(failed_at) = inner.failed_at.take()
@@ -280,6 +284,20 @@ mod tests {
         metrics.set_phase("protected", Generation(2), EpochId(8), true);
         let failover = metrics.status().failover.unwrap();
         assert!(failover.repair_ms.is_some(), "{failover:?}");
+    }
+
+    #[test]
+    fn an_alarm_is_over_once_the_guest_is_protected_anew() {
+        let metrics = Metrics::new(Role::Primary, "vm", "node");
+        let phase = |protected| metrics.set_phase("any", Generation(1), EpochId(1), protected);
+        metrics.alarm("no standby".into());
+        phase(false);
+        assert!(metrics.status().alarm.is_some());
+        phase(true);
+        assert_eq!(metrics.status().alarm, None);
+        metrics.alarm("a disk".into());
+        phase(true);
+        assert!(metrics.status().alarm.is_some(), "protected all the time");
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub struct Status {
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.
     pub failover: Option<FailoverFigures>,
-    /// The last thing that went wrong.
+    /// The last thing that went wrong since the guest was last protected anew.
     pub alarm: Option<String>,
 }
 

@@ -34,7 +34,7 @@ start() {
     command=$1 end=$2
     shift 2
     begin=$(now)
-    timeout 90 /bin/vmm $command --cpu-template x86-64-v2 --kernel /guest/bzImage --initrd /guest/initrd \
+    timeout 90 /bin/vmm $command --kernel /guest/bzImage --initrd /guest/initrd \
         --cmdline "console=ttyS0 loglevel=4 panic=-1 end=$end" "$@" > /tmp/log 2>&1 &
 }
 

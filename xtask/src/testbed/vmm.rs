@@ -17,9 +17,6 @@ pub(super) const GUEST_MAC: &str = "52:54:00:77:00:64";
 pub(super) const TIMEOUT_MS: u64 = 2500;
 pub(super) const HEARTBEAT_MS: u64 = 100;
 pub(super) const EPOCH_MS: u64 = 100;
-/// Without XSAVE: QEMU before 8.2 does not let KVM see that a guest sets XCR0, so its vector registers would not
-/// be safe.
-pub(super) const CPU_TEMPLATE: &str = "x86-64-v2";
 pub(super) const CONTROL: &str = "/run/vmm.sock";
 
 /// How a `vmm` begins.
@@ -63,7 +60,6 @@ fn config(guest: &Guest, vcpus: u8, side: Side, directory: &str) -> Value {
         "machine-config": {
             "vcpu_count": vcpus,
             "mem_size_mib": guest.memory_mib,
-            "cpu_template": CPU_TEMPLATE,
         },
         "drives": drives,
         "network-interfaces": [

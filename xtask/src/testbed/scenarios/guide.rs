@@ -69,7 +69,6 @@ fn configuration(side: Side) -> Result<Value> {
         .replace("root=/dev/vda1", &root_and_address());
     let mut config: Value = serde_json::from_str(&text).context("the JSON of docs/two-hosts.md")?;
     config["machine-config"]["mem_size_mib"] = json!(384);
-    config["machine-config"]["cpu_template"] = json!(vmm::CPU_TEMPLATE);
     config["network-interfaces"][0]["guest_mac"] = json!(vmm::GUEST_MAC);
     config["replication"]["epoch_ms"] = json!(vmm::EPOCH_MS);
     config["replication"]["heartbeat_ms"] = json!(vmm::HEARTBEAT_MS);
@@ -149,10 +148,7 @@ pub(super) fn follow(lab: &mut Lab) -> Result<()> {
 fn alone(lab: &mut Lab) -> Result<()> {
     let run = command("host-a#", "vmm run")?
         .replace("root=/dev/vda1", &root_and_address())
-        .replace(
-            "--memory-mib 1024",
-            &format!("--memory-mib 384 --cpu-template {}", vmm::CPU_TEMPLATE),
-        )
+        .replace("--memory-mib 1024", "--memory-mib 384")
         .replace("52:54:00:00:00:09", vmm::GUEST_MAC);
     begin(lab, Side::A, &run)?;
     await_shell(lab, Side::A)?;
