@@ -62,7 +62,7 @@ impl GuestClock {
     }
 
     /// Adds the counter to a fingerprint, and how far off another host's may be if this one `can_scale` its
-    /// guests' counters or not: see [`Counter::match_speed`].
+    /// guests' counters or not: without it, only a little can be made up for.
     pub fn describe(self, can_scale: bool, into: &mut Fingerprint) {
         into.set("cpu.tsc", self.counter.as_str());
         if self.speed_khz == 0 {

@@ -17,7 +17,7 @@ use crate::debian::text_of;
 /// Acknowledged writes of each load before something happens, and after it.
 const WRITES: u64 = 30;
 const COMPILE: Duration = Duration::from_secs(400);
-/// Without optimisation. With it the compiler may make other (right) code in an emulated host:
+/// Without optimisation. With it the compiler mostly makes other (right) code in an emulated host:
 /// QEMU 7.2 forgets the flags that a `setg` to memory needs if its write faults (`docs/failover.md`).
 const COMPILE_PLAINLY: &str = "MAKEFLAGS=CFLAGS=-O0";
 /// Object files, of 7, after which a compile is disturbed.

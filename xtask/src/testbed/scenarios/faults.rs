@@ -203,3 +203,28 @@ fn await_owner(lab: &Lab) -> Result<(Side, usize)> {
         Ok(owner.map(|owner| (owner, mark)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_host_that_comes_back_gets_only_what_has_changed() {
+        let status = |mode: &str, full: bool, sent: u64| {
+            let disk = json!({ "name": "root", "mode": mode, "bytes": 1000 });
+            let sync = json!({ "full": [full], "bytes_sent": sent });
+            json!({ "disks": { "disks": [disk], "sync": sync } })
+        };
+        assert_eq!(
+            resynchronised(&status("replicated", false, 249)).unwrap(),
+            Some(249)
+        );
+        assert_eq!(resynchronised(&status("shared", true, 1000)).unwrap(), None);
+        for (full, sent) in [(true, 249), (false, 250), (false, 0)] {
+            assert!(resynchronised(&status("replicated", full, sent)).is_err());
+        }
+        assert_eq!(resynchronised(&json!({})).unwrap(), None);
+    }
+}

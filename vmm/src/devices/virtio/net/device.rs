@@ -2,7 +2,7 @@
 //!
 //! If the backend takes frames with headers, checksums and segmentation are left to it, and what passes here
 //! and through the gate is header and frame in one. If not, a frame on the ring is a frame on the wire, behind
-//! a header that says nothing. See [`offload`](super::offload).
+//! a header that says nothing. See [`offload`].
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
