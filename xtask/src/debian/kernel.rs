@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::packages::{archive, archives, download, with_fresh_lists};
-use super::{modules, packages, quiet};
+use super::packages::{archive, archives, download};
+use super::{apt, modules, packages, quiet};
 
 /// Which of Debian's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,10 +44,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Downloads and unpacks the kernel of a flavour, unless there is one below `directory` already.
     pub(crate) fn provide(directory: &Path, flavor: Flavor) -> Result<Self> {
-        let unpacked = directory.join("kernel");
-        if !unpacked.exists() {
-            packages::provide_archives(&[fetch(flavor)?], &unpacked)?;
-        }
+        packages::provide_archives(&directory.join("kernel"), |_| Ok(vec![fetch(flavor)?]))?;
         Self::find(directory)
     }
 
@@ -91,7 +87,7 @@ fn fetch(flavor: Flavor) -> Result<PathBuf> {
         return Ok(found);
     }
     // Together: with fresh lists it may be another kernel.
-    let name = with_fresh_lists(|| {
+    let name = apt::with_lists(|| {
         let name = newest(flavor)?;
         download(&store, &[&name])?;
         Ok(name)
@@ -103,7 +99,7 @@ fn fetch(flavor: Flavor) -> Result<PathBuf> {
 /// The package with the image: that of the flavour only depends on it.
 fn newest(flavor: Flavor) -> Result<String> {
     let package = flavor.package();
-    let text = quiet(Command::new("apt-cache").args(["depends", "--important", "--", package]))?;
+    let text = quiet(apt::apt("apt-cache").args(["depends", "--important", "--", package]))?;
     image_package(&text).with_context(|| format!("apt-cache knows no kernel of {package}"))
 }
 

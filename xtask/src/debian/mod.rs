@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   programs.rs   programs that tasks call: the only thing that is ever installed
-//!   packages.rs   packages that are downloaded once and only unpacked
+//!   apt.rs        apt-get with lists of its own, Debian's backports among them
+//!   packages.rs   packages that are downloaded once and only unpacked, programs among them that are not installed
 //!   kernel.rs     a kernel among them; modules.rs: its modules, in the order in which they load
 //!   initramfs.rs  busybox, modules, an init script, as an archive
 //!   files.rs      directories that always become the same bytes
@@ -10,6 +11,7 @@
 //!
 //! Archives are kept in `target/debian`. What must not be done here: run a script of a package that is unpacked.
 
+mod apt;
 mod files;
 mod initramfs;
 mod kernel;
@@ -25,7 +27,7 @@ use anyhow::{Context, Result, ensure};
 pub(crate) use files::{EPOCH, Scratch, files_below, settle};
 pub(crate) use initramfs::{Tree, provide_busybox};
 pub(crate) use kernel::{Flavor, Kernel};
-pub(crate) use packages::{fetch, provide, unpack};
+pub(crate) use packages::{Release, fetch, libraries, provide, provide_programs, unpack};
 pub(crate) use programs::{install, is_root, search_path};
 
 /// Where everything from Debian is kept.

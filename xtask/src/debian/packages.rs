@@ -1,38 +1,46 @@
 //! Debian's packages: downloaded once by apt-get, unpacked by dpkg-deb. What must not be done here: install
 //! any, or run their scripts.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use super::{Scratch, is_root, quiet, store};
+use super::{Scratch, apt, quiet, store};
 
 /// The archives of packages; those that are not here yet are downloaded.
 pub(crate) fn fetch(names: &[&str]) -> Result<Vec<PathBuf>> {
     let store = archives()?;
     if names.iter().any(|name| archive(&store, name).is_err()) {
-        with_fresh_lists(|| download(&store, names))?;
+        apt::with_lists(|| download(&store, names))?;
     }
     names.iter().map(|name| archive(&store, name)).collect()
 }
 
 /// Unpacks packages into the directory `to`, unless it is there.
 pub(crate) fn provide(names: &[&str], to: &Path) -> Result<()> {
+    provide_archives(to, |_| fetch(names))
+}
+
+/// Unpacks archives into the directory `to`, unless it is there. Who gets them may use a directory for that.
+pub(super) fn provide_archives(
+    to: &Path,
+    get: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
+) -> Result<()> {
     if to.exists() {
         return Ok(());
     }
-    provide_archives(&fetch(names)?, to)
-}
-
-/// Unpacks archives into the directory `to`.
-pub(super) fn provide_archives(archives: &[PathBuf], to: &Path) -> Result<()> {
     let parent = to.parent().context("packages go into a directory")?;
     let scratch = Scratch::new(parent)?;
-    let contents = scratch.path().join("contents");
-    for archive in archives {
-        unpack(archive, &contents)?;
+    let (archives, contents) = (
+        scratch.path().join("archives"),
+        scratch.path().join("contents"),
+    );
+    fs::create_dir(&archives)?;
+    for archive in get(&archives)? {
+        unpack(&archive, &contents)?;
     }
     publish(&contents, to)
 }
@@ -82,15 +90,8 @@ pub(super) fn download(store: &Path, names: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    eprintln!("          downloading {} packages", missing.len());
     let scratch = Scratch::new(store)?;
-    quiet(
-        Command::new("apt-get")
-            // apt-get would complain that its own user cannot write here.
-            .args(["-o", "APT::Sandbox::User=root", "-q", "download"])
-            .args(&missing)
-            .current_dir(scratch.path()),
-    )?;
+    download_to(scratch.path(), &missing)?;
     for entry in fs::read_dir(scratch.path())? {
         // Last, so that what is there is whole.
         let entry = entry?;
@@ -99,54 +100,72 @@ pub(super) fn download(store: &Path, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Tries something with Debian's lists as they are, and if it fails once more with fresh ones: this machine may
-/// have none, or old ones whose packages are no longer to be had.
-pub(super) fn with_fresh_lists<T>(attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    twice(attempt, || {
-        ensure!(
-            is_root(),
-            "Debian's lists of packages may be missing or old: run `apt-get update` as root"
-        );
-        eprintln!("          fetching Debian's lists");
-        // Otherwise it is content with what it cannot reach.
-        let strictly = ["-o", "APT::Update::Error-Mode=any", "-q", "update"];
-        quiet(Command::new("apt-get").args(strictly)).map(drop)
+/// Downloads packages (`NAME` or `NAME=VERSION`) into a directory.
+fn download_to(directory: &Path, packages: &[impl AsRef<str>]) -> Result<()> {
+    eprintln!("          downloading {} packages", packages.len());
+    quiet(
+        apt::apt("apt-get")
+            .arg("download")
+            .args(packages.iter().map(AsRef::as_ref))
+            .current_dir(directory),
+    )
+    .map(drop)
+}
+
+/// Unpacks programs into the directory `to`, unless it is there, with all they need that this machine does not
+/// have: nothing is installed, and what is may be another version. `release`: take the newest that Debian's
+/// release or its backports have.
+pub(crate) fn provide_programs(names: &[&str], release: Release, to: &Path) -> Result<()> {
+    provide_archives(to, |archives| {
+        apt::with_lists(|| download_to(archives, &with_dependencies(names, release)?))?;
+        let entries = fs::read_dir(archives)?;
+        entries.map(|entry| Ok(entry?.path())).collect()
     })
-    .with_context(hint)
 }
 
-/// Does something again after a repair. If that is of no use, the error has the reasons of both.
-fn twice<T>(
-    mut attempt: impl FnMut() -> Result<T>,
-    repair: impl FnOnce() -> Result<()>,
-) -> Result<T> {
-    let why = match attempt() {
-        Ok(value) => return Ok(value),
-        Err(why) => why,
-    };
-    repair().map_err(|further| anyhow!("{}\n{}", brief(&why), brief(&further)))?;
-    attempt()
-}
-
-/// The beginning of an error: apt-get has a line for each package.
-fn brief(error: &anyhow::Error) -> String {
-    const LINES: usize = 3;
-    let text = format!("{error:#}");
-    let mut brief: Vec<&str> = text.lines().take(LINES).collect();
-    if text.lines().count() > LINES {
-        brief.push("…");
+/// These packages, and what they need that is not installed, as `NAME=VERSION`.
+fn with_dependencies(names: &[&str], release: Release) -> Result<Vec<String>> {
+    let mut wish = apt::apt("apt-get");
+    wish.args(["install", "--simulate", "--reinstall"]);
+    wish.arg("--no-install-recommends");
+    if release == Release::Backports {
+        wish.args(["-t", &apt::backports()?]);
     }
-    brief.join("\n")
+    let packages = installed(&quiet(wish.args(names))?);
+    ensure!(
+        packages.len() >= names.len(),
+        "apt-get would install {packages:?} for {names:?}"
+    );
+    Ok(packages)
 }
 
-/// What to do if there is no way to a package.
-fn hint() -> String {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let system = release
+/// Where programs that were unpacked into `from` find libraries, as `LD_LIBRARY_PATH`.
+pub(crate) fn libraries(from: &Path) -> OsString {
+    let mut paths = from.join("usr/lib/x86_64-linux-gnu").into_os_string();
+    paths.push(":");
+    paths.push(from.join("lib/x86_64-linux-gnu"));
+    paths
+}
+
+/// Where the version of a program comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    Stable,
+    Backports,
+}
+
+/// `NAME=VERSION` of what `apt-get install --simulate` would install: lines such as
+/// `Inst seabios [1.16.2-1] (1.16.3-2 Debian:12.15/oldstable [all])`, the version that is there in brackets.
+fn installed(simulation: &str) -> Vec<String> {
+    simulation
         .lines()
-        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
-        .map_or("another system", |name| name.trim_matches('"'));
-    format!("no way to Debian's packages: this needs Debian 12 (here is {system}) and its network")
+        .filter_map(|line| line.strip_prefix("Inst "))
+        .filter_map(|line| {
+            let name = line.split(' ').next()?;
+            let version = line.split_once('(')?.1.split(' ').next()?;
+            Some(format!("{name}={version}"))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -188,32 +207,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_repaired_once_and_told_with_what_hindered_the_repair() {
-        let mut attempts = 0;
-        let mut second = || {
-            attempts += 1;
-            if attempts == 2 {
-                Ok(attempts)
-            } else {
-                bail!("no lists")
-            }
-        };
-        assert_eq!(twice(&mut second, || Ok(())).unwrap(), 2);
-        let mut repairs = 0;
-        let mut repair = || {
-            repairs += 1;
-            Ok(())
-        };
-        let error = twice(|| -> Result<()> { bail!("no such package") }, &mut repair).unwrap_err();
-        assert_eq!(error.to_string(), "no such package");
-        assert_eq!(twice(|| Ok(7), &mut repair).unwrap(), 7);
-        assert_eq!(repairs, 1);
-        let error = twice(
-            || -> Result<()> { bail!("no lists") },
-            || bail!("no network"),
+    fn what_would_be_installed_is_named_with_its_version() {
+        let simulation = "Reading package lists...\n\
+            Inst seabios [1.16.2-1] (1.16.3-2~bpo12+1 Debian Backports:oldstable-backports [all])\n\
+            Inst libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])\n\
+            Remv qemu-utils [1:7.2]\nConf libslirp0 (4.7.0-1 Debian:12.15/oldstable [amd64])\n";
+        assert_eq!(
+            installed(simulation),
+            ["seabios=1.16.3-2~bpo12+1", "libslirp0=4.7.0-1"]
         );
-        assert_eq!(error.unwrap_err().to_string(), "no lists\nno network");
-        let error = twice(|| -> Result<()> { bail!("1\n2\n3\n4\n5") }, || bail!("no"));
-        assert_eq!(error.unwrap_err().to_string(), "1\n2\n3\n…\nno");
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::packages;
+use super::{apt, quiet};
 
 /// Where Debian keeps programs for administrators, which are not on everybody's path.
 const FURTHER: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -29,11 +29,12 @@ pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
     let mut arguments = vec!["install", "-q", "-y"];
     arguments.extend(["--no-install-recommends", "--no-remove"]);
     arguments.extend(missing);
-    packages::with_fresh_lists(|| {
-        let environment = [("DEBIAN_FRONTEND", "noninteractive")];
-        crate::run("apt-get", &arguments, &environment)
-    })
-    .with_context(|| format!("cannot install {names}"))
+    let environment = [("DEBIAN_FRONTEND", "noninteractive")];
+    apt::twice(
+        || crate::run("apt-get", &arguments, &environment),
+        || quiet(Command::new("apt-get").args(["-q", "update"])).map(drop),
+    )
+    .with_context(|| format!("cannot install {names}: do it yourself, with whatever apt-get asks"))
 }
 
 /// The packages of programs that are not there, each once.

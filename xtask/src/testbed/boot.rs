@@ -25,6 +25,7 @@ const GUEST_INIT: &str = include_str!("boot-guest-init.sh");
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn boot() -> Result<()> {
     install(&ONE_HOST)?;
+    machine::provide()?;
     let directory = directory()?;
     let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
     let vmm = vmm_binary::build(&directory)?;

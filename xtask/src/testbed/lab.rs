@@ -44,8 +44,6 @@ pub(super) struct Lab {
     pub(super) speakers: Speakers,
     pub(super) web: Guest,
     pub(super) measures: Vec<Measure>,
-    /// The hash of what a guest compiles that nothing happens to.
-    pub(super) undisturbed: Option<String>,
     /// The scenario under way and how long each log was when it began.
     scenario: String,
     log_starts: Vec<(PathBuf, u64)>,
@@ -71,7 +69,6 @@ impl Lab {
             speakers: Speakers::listen(&directory.join("speakers.log"))?,
             web: guest::web(directory, &kernel)?,
             measures: Vec::new(),
-            undisturbed: None,
             scenario: String::new(),
             log_starts: Vec::new(),
             guest: None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::boot::{Host, follow};
-use super::{ONE_HOST, directory, vmm_binary};
+use super::{ONE_HOST, directory, machine, vmm_binary};
 use crate::debian::{Flavor, Kernel, Tree, install, text_of};
 use crate::guest_image::image;
 
@@ -21,6 +21,7 @@ const HOST_INIT: &str = include_str!("linux-host-init.sh");
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn linux() -> Result<()> {
     install(&ONE_HOST)?;
+    machine::provide()?;
     let directory = directory()?;
     let cloud = image(Flavor::Cloud)?;
     let generic = image(Flavor::Generic)?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use understudy_guest_tool::fsync;
 
 use super::network::GUEST;
-use super::wait::until;
+use super::wait::{say, until};
 
 /// Longest wait for an answer, a failover included.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -44,7 +44,7 @@ impl Load {
     }
 
     /// Sets keys in Redis, which fsyncs each before it answers.
-    pub(super) fn redis() -> Result<Self> {
+    fn redis() -> Result<Self> {
         Self::start("redis", |acked, stop| {
             let mut redis = until("redis", PATIENCE, || Ok(Redis::connect().ok()))?;
             for number in 0.. {
@@ -109,6 +109,36 @@ impl Load {
     }
 }
 
+/// Both loads at once: what databases are tried with.
+pub(super) struct Loads {
+    fsync: Load,
+    redis: Load,
+}
+
+impl Loads {
+    pub(super) fn start() -> Result<Self> {
+        let (fsync, redis) = (Load::fsync()?, Load::redis()?);
+        Ok(Self { fsync, redis })
+    }
+
+    /// See [`Load::await_more`]: one after the other.
+    pub(super) fn await_more(&self, writes: u64) -> Result<()> {
+        self.fsync.await_more(writes)?;
+        self.redis.await_more(writes)
+    }
+
+    /// Ends both; everything that was acknowledged must be there. Returns how many records that are.
+    pub(super) fn verify(self) -> Result<u64> {
+        let (records, keys) = (self.fsync.stop()?, self.redis.stop()?);
+        verify_fsync(records)?;
+        verify_redis(keys)?;
+        say(format_args!(
+            "{records} records and {keys} keys were acknowledged, and are there"
+        ));
+        Ok(records)
+    }
+}
+
 /// Has the guest look through the records, of which `acked` were acknowledged.
 pub(super) fn verify_fsync(acked: u64) -> Result<()> {
     fsync::Client::connect(address(fsync::PORT)?, PATIENCE)?.verify(acked)?;
@@ -116,7 +146,7 @@ pub(super) fn verify_fsync(acked: u64) -> Result<()> {
 }
 
 /// Reads every key whose write was acknowledged.
-pub(super) fn verify_redis(acked: u64) -> Result<()> {
+fn verify_redis(acked: u64) -> Result<()> {
     let mut redis = Redis::connect()?;
     for number in 0..acked {
         let length = redis.ask(&format!("GET key:{number}\r\n"))?;

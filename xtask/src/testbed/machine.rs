@@ -1,11 +1,33 @@
-//! The emulated machine: how QEMU is started so that Linux finds KVM in it.
+//! The emulated machine: which QEMU, and how it is started so that Linux finds KVM in it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use anyhow::Result;
+
+use crate::debian::{self, Release};
 
 /// What to say if it cannot be started.
 pub(super) const MISSING: &str =
-    "cannot run setpriv and qemu-system-x86_64 (packages util-linux, qemu-system-x86)";
+    "cannot run setpriv (package util-linux) and QEMU in target/debian/qemu";
+
+/// QEMU, and the firmware it boots with. Debian 12's own is too old: it forgets flags that instructions need again
+/// after a page fault (`docs/failover.md`), which a guest with write-protected memory meets all the time.
+const PACKAGES: [&str; 4] = [
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+];
+
+/// Downloads QEMU unless it is there.
+pub(super) fn provide() -> Result<()> {
+    debian::provide_programs(&PACKAGES, Release::Backports, &directory())
+}
+
+fn directory() -> PathBuf {
+    crate::root().join("target/debian/qemu")
+}
 
 /// QEMU with software emulation of a processor with SVM. `parameters` are for the kernel's command line. It
 /// dies with the thread that starts it.
@@ -15,10 +37,17 @@ pub(super) fn emulator(
     parameters: &str,
     memory_mib: u32,
 ) -> Command {
+    let qemu = directory();
     // util-linux' setpriv becomes QEMU.
     let mut command = Command::new("setpriv");
     command
-        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .env("LD_LIBRARY_PATH", debian::libraries(&qemu))
+        .args(["--pdeathsig", "KILL"])
+        .arg(qemu.join("usr/bin/qemu-system-x86_64"))
+        .arg("-L")
+        .arg(qemu.join("usr/share/qemu"))
+        .arg("-L")
+        .arg(qemu.join("usr/share/seabios"))
         .args(["-M", "q35", "-accel", "tcg,thread=multi"])
         .args(["-cpu", "max", "-smp", "2"])
         .args(["-m", &memory_mib.to_string()])

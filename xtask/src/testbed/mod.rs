@@ -5,7 +5,8 @@
 //!   linux.rs      the same with the Linux guest image: a disk, both kernels
 //!   sandbox.rs    namespaces around everything below
 //!   lab.rs        two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
-//!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside
+//!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside; native.rs: what
+//!                 their programs do without a guest
 //!   scenarios/    what is tried; report.rs: what it cost
 //! ```
 //!
@@ -21,6 +22,7 @@ mod lab;
 mod linux;
 mod load;
 mod machine;
+mod native;
 mod network;
 mod options;
 mod report;
@@ -49,8 +51,7 @@ use crate::debian::{Flavor, Kernel, provide_busybox};
 use crate::{guest_image, root};
 
 /// Programs that one host needs, and the Debian package each is in.
-const ONE_HOST: [(&str, &str); 6] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
+const ONE_HOST: [(&str, &str); 5] = [
     ("setpriv", "util-linux"),
     ("cpio", "cpio"),
     ("strip", "binutils"),
@@ -80,6 +81,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let directory = directory()?;
     if !sandbox::is_inside() {
         sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
+        machine::provide()?;
         Kernel::provide(&directory, Flavor::Cloud)?;
         provide_busybox()?;
         storage::provide(&directory)?;

@@ -9,32 +9,17 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::wait::until;
-use crate::debian;
+use crate::debian::{self, Release};
 
-/// The server, and its libraries that a small Debian does not have.
-const PACKAGES: [&str; 14] = [
-    "nfs-ganesha",
-    "nfs-ganesha-vfs",
-    "libntirpc4.3",
-    "liburcu8",
-    "libnfsidmap1",
-    "libwbclient0",
-    "libbsd0",
-    "libcom-err2",
-    "libdbus-1-3",
-    "libgssapi-krb5-2",
-    "libk5crypto3",
-    "libkeyutils1",
-    "libkrb5-3",
-    "libkrb5support0",
-];
+/// The server, and what it keeps files in.
+const PACKAGES: [&str; 2] = ["nfs-ganesha", "nfs-ganesha-vfs"];
 /// After that much silence a client has lost its locks.
 const LEASE_SECONDS: u32 = 10;
 const START: Duration = Duration::from_secs(20);
 
 /// Downloads the server if it is not below `directory` already.
 pub(super) fn provide(directory: &Path) -> Result<()> {
-    debian::provide(&PACKAGES, &directory.join("ganesha"))
+    debian::provide_programs(&PACKAGES, Release::Stable, &directory.join("ganesha"))
 }
 
 /// A running server. It ends with the value.
@@ -58,8 +43,9 @@ impl Storage {
         }
         let libraries = program.join("lib/x86_64-linux-gnu");
         fs::write(work.join("conf"), configuration(&libraries, &work, &shared))?;
-        let further = directory.join("ganesha/lib/x86_64-linux-gnu");
-        let paths = [libraries, further, program.join("lib/ganesha")];
+        let mut paths = debian::libraries(&directory.join("ganesha"));
+        paths.push(":");
+        paths.push(program.join("lib/ganesha"));
         let process = Command::new(program.join("bin/ganesha.nfsd"))
             .arg("-F")
             .arg("-f")
@@ -68,7 +54,7 @@ impl Storage {
             .arg(work.join("log"))
             .arg("-p")
             .arg(work.join("pid"))
-            .env("LD_LIBRARY_PATH", std::env::join_paths(paths)?)
+            .env("LD_LIBRARY_PATH", paths)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::super::guest::{self, Mode};
 use super::super::lab::Lab;
-use super::super::load::{self, Load};
+use super::super::load::{self, Load, Loads};
+use super::super::native;
 use super::super::network::Side;
+use super::super::vmm;
 use super::super::wait::{say, until};
 use super::faults::{Fault, repair, strike};
 use crate::debian::text_of;
@@ -17,33 +19,48 @@ use crate::debian::text_of;
 /// Acknowledged writes of each load before something happens, and after it.
 const WRITES: u64 = 30;
 const COMPILE: Duration = Duration::from_secs(400);
-/// Without optimisation. With it the compiler mostly makes other (right) code in an emulated host:
-/// QEMU 7.2 forgets the flags that a `setg` to memory needs if its write faults (`docs/failover.md`).
-const COMPILE_PLAINLY: &str = "MAKEFLAGS=CFLAGS=-O0";
 /// Object files, of 7, after which a compile is disturbed.
 const OBJECTS: u32 = 3;
 
 /// Redis and fsynced records while the host with the guest fails, there and back; then the file system.
 pub(super) fn databases(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
     lab.protect(&guest::linux(mode)?, vcpus)?;
-    let fsync = Load::fsync()?;
-    let redis = Load::redis()?;
+    let loads = Loads::start()?;
     for side in Side::BOTH {
-        fsync.await_more(WRITES)?;
-        redis.await_more(WRITES)?;
-        let failover = strike(lab, Fault::PowerFailure, side)?;
-        fsync.await_more(WRITES)?;
-        redis.await_more(WRITES)?;
-        lab.measure(format!("power failure of {}", side.name()), failover, None);
-        repair(lab, side)?;
+        loads.await_more(WRITES)?;
+        fail(lab, &loads, Fault::PowerFailure, side)?;
     }
-    let (records, keys) = (fsync.stop()?, redis.stop()?);
-    load::verify_fsync(records)?;
-    load::verify_redis(keys)?;
-    say(format_args!(
-        "{records} records and {keys} keys were acknowledged, and are there"
-    ));
+    let records = loads.verify()?;
     check_image(lab, Side::A, records)
+}
+
+/// The same with faults of all kinds at random moments, from host to host and back.
+pub(super) fn random(lab: &mut Lab, mode: Mode) -> Result<()> {
+    lab.protect(&guest::linux(mode)?, 2)?;
+    let loads = Loads::start()?;
+    let mut side = Side::A;
+    let times = lab.options.times;
+    for time in 1..=times {
+        let fault = Fault::random(&mut lab.options);
+        say(format_args!("--- {time} of {times}: {}", fault.name()));
+        loads.await_more(lab.options.random(2 * WRITES))?;
+        // Writes are acknowledged at the ends of epochs; faults come at any time.
+        std::thread::sleep(Duration::from_millis(lab.options.random(2 * vmm::EPOCH_MS)));
+        fail(lab, &loads, fault, side)?;
+        side = side.other();
+    }
+    say(format_args!("{times} failovers at random moments"));
+    let records = loads.verify()?;
+    check_image(lab, side, records)
+}
+
+/// The host with the guest fails; the other one takes over, serves on, and gets a standby again.
+fn fail(lab: &mut Lab, loads: &Loads, fault: Fault, side: Side) -> Result<()> {
+    let failover = strike(lab, fault, side)?;
+    loads.await_more(WRITES)?;
+    let what = format!("{} of {}", fault.name(), side.name());
+    lab.measure(what, failover, None);
+    repair(lab, side)
 }
 
 /// A primary that hangs and goes on later has written nothing more to the disk.
@@ -59,18 +76,15 @@ pub(super) fn freeze(lab: &mut Lab, mode: Mode) -> Result<()> {
     check_image(lab, Side::B, records)
 }
 
-/// A compile goes on over the failover and makes what an undisturbed one makes.
+/// A compile goes on over the failover and makes what an undisturbed one makes, on this machine itself.
 pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
-    lab.protect(&guest::linux(mode)?, vcpus)?;
-    let command = format!("{COMPILE_PLAINLY} compile 1 {vcpus}");
-    // It is the same for all guests.
-    if lab.undisturbed.is_none() {
-        let begin = Instant::now();
-        lab.undisturbed = Some(objects(&guest::shell(&command, COMPILE)?)?);
-        let seconds = begin.elapsed().as_secs_f64();
-        say(format_args!("compiled undisturbed in {seconds:.0} s"));
-    }
-    guest::shell("rm -rf /data/compile", COMPILE)?;
+    let guest = guest::linux(mode)?;
+    lab.protect(&guest, vcpus)?;
+    let root = guest.drives.first().context("no drive")?;
+    let undisturbed = native::shell(&root.image, &lab.directory.join("native"), "compile 1")?;
+    let undisturbed = objects(&undisturbed)?;
+    say(format_args!("undisturbed, and natively: {undisturbed}"));
+    let command = format!("compile 1 {vcpus}");
     let disturbed = std::thread::spawn(move || guest::shell(&command, COMPILE));
     until("some object files", COMPILE, || {
         ensure!(!disturbed.is_finished(), "the compile has ended already");
@@ -85,11 +99,10 @@ pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
     let Ok(said) = disturbed.join() else {
         bail!("the compiling client panicked");
     };
-    let disturbed = Some(objects(&said?)?);
+    let disturbed = objects(&said?)?;
     ensure!(
-        disturbed == lab.undisturbed,
-        "compiled {disturbed:?}, undisturbed {:?}",
-        lab.undisturbed
+        disturbed == undisturbed,
+        "the guest compiled {disturbed}, undisturbed it is {undisturbed}"
     );
     say("the same object files");
     lab.measure("power failure while compiling", failover, None);

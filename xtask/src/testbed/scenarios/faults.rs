@@ -9,6 +9,7 @@ use super::super::client::Download;
 use super::super::guest::WEB_LINES;
 use super::super::lab::Lab;
 use super::super::network::{Network, Side};
+use super::super::options::Options;
 use super::super::wait::{say, until};
 
 /// Exit code of a `vmm` that found that another host owns the guest.
@@ -31,9 +32,13 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 3] = [Self::PowerFailure, Self::Freeze, Self::CutOff];
+    const ALL: [Self; 3] = [Self::PowerFailure, Self::Freeze, Self::CutOff];
 
-    fn name(self) -> &'static str {
+    pub(super) fn random(options: &mut Options) -> Self {
+        Self::ALL[options.random(Self::ALL.len() as u64) as usize]
+    }
+
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::PowerFailure => "power failure",
             Self::Freeze => "freeze",
@@ -148,7 +153,7 @@ pub(super) fn random(lab: &mut Lab) -> Result<()> {
     let mut side = Side::A;
     let times = lab.options.times;
     for time in 1..=times {
-        let fault = Fault::ALL[lab.options.random(Fault::ALL.len() as u64) as usize];
+        let fault = Fault::random(&mut lab.options);
         let bytes = lab.options.random(3 * MIDDLE);
         say(format_args!(
             "--- {time} of {times}: {} after {bytes} bytes",

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::guest::{self, Mode};
 use super::super::host::Host;
 use super::super::lab::Lab;
-use super::super::load::{self, Load};
+use super::super::load::Loads;
 use super::super::network::{GUEST, Network, Side};
 use super::super::vmm;
 use super::super::wait::{say, until};
@@ -175,17 +175,15 @@ fn protect(lab: &mut Lab, bytes: u64) -> Result<()> {
 
 /// Step 6, there and back, while clients write.
 fn there_and_back(lab: &mut Lab) -> Result<()> {
-    let (fsync, redis) = (Load::fsync()?, Load::redis()?);
+    let loads = Loads::start()?;
     let kill = command("host-a#", "kill -9")?;
     let standby = command("host-a#", "vmm standby")?;
     for side in Side::BOTH {
-        fsync.await_more(WRITES)?;
-        redis.await_more(WRITES)?;
+        loads.await_more(WRITES)?;
         done(lab, side, &kill)?;
         let failover = lab.await_takeover_at(side.other(), "/run/web.sock")?;
         lab.measure(format!("kill -9 on {}", side.name()), failover, None);
-        fsync.await_more(WRITES)?;
-        redis.await_more(WRITES)?;
+        loads.await_more(WRITES)?;
         begin(lab, side, &standby)?;
         let said = await_said(lab, side.other(), "protected by")?;
         ensure!(
@@ -194,9 +192,7 @@ fn there_and_back(lab: &mut Lab) -> Result<()> {
         );
         say(said);
     }
-    let (records, keys) = (fsync.stop()?, redis.stop()?);
-    load::verify_fsync(records)?;
-    load::verify_redis(keys)
+    loads.verify().map(drop)
 }
 
 /// The end of step 6: a primary is not started where it is not wanted.

@@ -102,6 +102,16 @@ pub(super) const ALL: &[Scenario] = &[
         |lab| disks::freeze(lab, Mode::Shared),
     )),
     with_image(scenario(
+        "random-replicated",
+        "Redis and fsynced records over faults of all kinds at random moments (--times N, --seed N)",
+        |lab| disks::random(lab, Mode::Replicated),
+    )),
+    with_image(scenario(
+        "random-shared",
+        "the same with one disk on shared storage",
+        |lab| disks::random(lab, Mode::Shared),
+    )),
+    with_image(scenario(
         "compile-replicated-1",
         "a compile goes on over a power failure, a disk on each host, 1 vCPU",
         |lab| disks::compile(lab, Mode::Replicated, 1),
