@@ -21,7 +21,7 @@ pub(super) fn shell(image: &Path, work: &Path, script: &str) -> Result<String> {
     // It says so of owners and the like that it cannot set, and succeeds whatever happens.
     quiet(Command::new("debugfs").args(["-R", &dump]).arg(image))?;
     ensure!(
-        work.join("bin/sh").exists(),
+        work.join("bin/busybox").exists(),
         "debugfs found no root file system on {}",
         image.display()
     );
