@@ -80,6 +80,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
         "confirmations asked",
         "epochs discarded",
         "fenced",
+        "guests ended",
         "outputs repeated",
         "promotions",
         "resets",
@@ -217,6 +218,25 @@ fn a_planned_promotion_moves_the_guest_once() {
 fn a_guest_that_stopped_is_not_taken_over() {
     let report = scenario(2, &[(60, Fault::StopGuest(0)), (100, Fault::LoseHost(0))]);
     report.assert(&[("promotions", 0), ("resets", 1)]);
+}
+
+#[test]
+fn a_guest_that_ended_ends_wherever_it_is_taken_over() {
+    // Before the backup has heard of it.
+    let faults = [(60, Fault::StopGuest(0)), (60, Fault::LoseHost(0))];
+    scenario(2, &faults).assert(&[("promotions", 1), ("ended guests promoted", 0)]);
+    // After, but before the primary has ended: that waits for the arbiter, whom it asks as the link is gone.
+    let silent = (55, Fault::ArbiterSilent(ms(300)));
+    let report = scenario(
+        2,
+        &[
+            silent,
+            (60, Fault::StopGuest(0)),
+            (61, Fault::ResetLink(1)),
+            (120, Fault::LoseHost(0)),
+        ],
+    );
+    report.assert(&[("promotions", 1)]);
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!                     granted: GoAlone under the next generation             └────┘
 //!
 //!   any but Stopped ── the arbiter refuses; but for Claiming: a later generation seen ──► Fenced
-//!   any but Fenced ─── the guest stopped ───────────────────────────────────────────────► Stopped
+//!   any but Fenced ─── the guest stopped, and what it said last has left ───────────────► Stopped
 //! ```
 //!
 //! | phase | output | losing the backup |
@@ -24,6 +24,9 @@
 //!
 //! If there are shared disks, an acked epoch's writes to them go first, then its other output; the next
 //! epoch does not end before both have: the backup repeats those of one epoch only.
+//!
+//! When the guest has ended, Protected goes on until the epoch is released that has its end, and Claiming until
+//! the arbiter has answered and all that was held has left. Told to end at once, this side drops it.
 //!
 //! While Protected, a jump of time (the process was stalled) or a message after long silence on the
 //! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no further
@@ -144,9 +147,13 @@ pub enum PrimaryInput {
     Verdict(Verdict),
     /// The arbiter could not be asked.
     ArbiterUnavailable,
-    /// The guest ended, or the operator stops it. Output still held is dropped: who wants it out wants
-    /// a checkpoint first, and waits for its release.
+    /// All that [`PrimaryEffect::GoAlone`] let go has left.
+    Opened,
+    /// The guest ended, or is to: it says nothing more that matters. What it has said leaves as ever, then this
+    /// side is [`Stopped`](PrimaryPhase::Stopped).
     GuestStopped,
+    /// This side is to end at once: what is held is dropped.
+    Abandoned,
     /// Time passed; look at the timers.
     Tick,
 }
@@ -181,7 +188,8 @@ pub enum PrimaryEffect {
     /// Ask the arbiter whether this generation is still in force, before anything is released: this
     /// process was stalled for so long that the backup may have been promoted.
     Confirm(Generation),
-    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup.
+    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup; report `Opened` when
+    /// all that was held has left.
     GoAlone {
         /// The generation to run under: the one just granted, or the one held before if the backup was
         /// lost before epoch 1 could be complete (the gate was never closed then).

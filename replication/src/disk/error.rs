@@ -56,6 +56,12 @@ pub enum DiskError {
         /// Its map.
         map: PathBuf,
     },
+    /// Somebody else has the lock of a shared image, and it was not waited for.
+    #[error("the shared image of disk {disk} is still locked by the old primary")]
+    NotWaited {
+        /// The disk's name.
+        disk: String,
+    },
     /// A replicated disk needs a journal.
     #[error("disk {disk} is replicated, which needs a journal; no path was given for it")]
     NoJournal {

@@ -279,7 +279,7 @@ impl Replica {
     pub(super) fn promote(
         &self,
         epoch: EpochId,
-        waiting: &mut dyn FnMut(&str),
+        waiting: &mut dyn FnMut(&str) -> bool,
     ) -> Result<(), DiskError> {
         let shared = &self.shared;
         let mut state = shared.idle();
@@ -468,14 +468,18 @@ impl Shared {
         locked.map_err(|error| drive.failed("lock", 0, error))
     }
 
-    fn lock_shared(&self, waiting: &mut dyn FnMut(&str)) -> Result<(), DiskError> {
+    fn lock_shared(&self, waiting: &mut dyn FnMut(&str) -> bool) -> Result<(), DiskError> {
         for drive in self.drives.iter().filter(|drive| drive.is_shared()) {
             while !Self::try_lock(drive)? {
-                waiting(&format!(
+                let wait_on = waiting(&format!(
                     "the shared image of disk {} is still locked by the old primary: waiting until that \
                      process ends or the storage takes its lock away",
                     drive.name
                 ));
+                if !wait_on {
+                    let disk = drive.name.clone();
+                    return Err(DiskError::NotWaited { disk });
+                }
                 std::thread::sleep(LOCK_RETRY);
             }
         }

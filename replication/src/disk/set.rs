@@ -336,12 +336,16 @@ impl DiskSet {
 
     /// Brings the images to exactly `epoch`, which is committed in memory, and owns them from now on. What the
     /// journal has of later epochs is dropped. Waits for the lock of shared images as long as it takes,
-    /// and calls `waiting` with what it waits for, repeatedly.
+    /// and calls `waiting` with what it waits for, repeatedly; it says whether to wait on.
     ///
     /// # Errors
-    /// If the host's storage fails, or the images are at another epoch already. The guest must not be
-    /// run then.
-    pub fn promote(&self, epoch: EpochId, waiting: &mut dyn FnMut(&str)) -> Result<(), DiskError> {
+    /// If the host's storage fails, the images are at another epoch already, or a lock was not waited for. The guest
+    /// must not be run then.
+    pub fn promote(
+        &self,
+        epoch: EpochId,
+        waiting: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<(), DiskError> {
         self.0.replica.promote(epoch, waiting)
     }
 

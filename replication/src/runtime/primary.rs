@@ -79,6 +79,7 @@ pub(super) enum Request {
     Checkpoint,
     ResetGuest,
     GuestStopped,
+    Stop,
 }
 
 impl Primary {
@@ -325,11 +326,20 @@ impl ProtectionHandle {
         let _ = self.requests.blocking_send(Request::ResetGuest);
     }
 
-    /// The guest ended by itself, or is to be stopped: tells the backup that there is nothing to take
-    /// over, and ends. Waits while the queue of requests is full; must not be called from within an
-    /// asynchronous runtime.
+    /// The guest ended by itself. Once what it has said and written has left, by the rules by which it always does,
+    /// tells the backup that there is nothing to take over, and ends. If nobody acknowledges it and the arbiter does
+    /// not answer either, that takes as long as it takes: [`ProtectionHandle::stop`] cuts it short. Waits while the
+    /// queue of requests is full; must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
         // No receiver: protection has ended already.
         let _ = self.requests.blocking_send(Request::GuestStopped);
+    }
+
+    /// Stops the guest, and ends as if it had ended by itself. Asked for while that is under way, ends at once: what
+    /// has not left is dropped, and a backup that can be told does not take over. Waits while the queue of requests is
+    /// full; must not be called from within an asynchronous runtime.
+    pub fn stop(&self) {
+        // No receiver: protection has ended already.
+        let _ = self.requests.blocking_send(Request::Stop);
     }
 }

@@ -238,6 +238,48 @@ fn what_is_held_for_a_shared_disk_gets_there_before_a_new_standby_is_taken() {
 }
 
 #[test]
+fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_to_be_quick() {
+    for is_told in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        let (a, b) = (open(directory, "a", true), open(directory, "b", true));
+        let storage = a.shared.clone();
+        let standby = standby(directory, Fake::new().with_disks(&b));
+        let standby = standby.start().unwrap();
+        let machine = Fake::new().with_disks(&a);
+        drop((a, b));
+        let gate = machine.gate_handle();
+        let primary = primary(directory, machine).protect().unwrap();
+        let handle = primary.handle();
+        wait_for("protected", || handle.status(), protected);
+        let refused = |more: u64| {
+            let wanted = storage.count.load(Ordering::Acquire) + more;
+            let storage = storage.clone();
+            move |_: &Status| storage.count.load(Ordering::Acquire) >= wanted
+        };
+        storage.is_on.store(true, Ordering::Release);
+        wait_for("refused", || handle.status(), refused(1));
+        let said = gate.said();
+        handle.guest_stopped();
+        // Neither the loss of the standby nor a grant lets it end before.
+        wait_for("refused again", || handle.status(), refused(2));
+        standby.handle().stop();
+        standby.await_promotion().unwrap();
+        wait_for("refused alone", || handle.status(), refused(3));
+        assert_ne!(handle.status().phase, "stopped");
+        assert!(gate.out().last() < said.last(), "it spoke before its disks");
+        if is_told {
+            handle.stop();
+        } else {
+            storage.is_on.store(false, Ordering::Release);
+        }
+        assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
+        let out = gate.out();
+        assert_eq!(out.last() >= said.last(), !is_told, "{is_told}");
+    }
+}
+
+#[test]
 fn a_release_that_failed_is_not_tried_again_in_the_next_session() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

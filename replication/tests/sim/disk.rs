@@ -165,6 +165,11 @@ impl PrimaryDisks {
             .any(|(held, writes)| *held <= epoch && !writes.is_empty())
     }
 
+    /// Whether something is held.
+    pub fn holds(&self) -> bool {
+        !self.bucket.is_empty() || self.holds_through(EpochId(u64::MAX))
+    }
+
     /// Takes all that is held, to be written; nothing is held from now on.
     pub fn go_alone(&mut self) -> Vec<Write> {
         self.detach();

@@ -81,6 +81,11 @@ impl Plan {
                 at += rng.micros(0, 50_000);
             }
         }
+        // Whoever runs the guest then.
+        if rng.chance(150) {
+            let at = rng.micros(10_000, 350_000);
+            faults.extend((0..hosts).map(|host| (at, Fault::StopGuest(host))));
+        }
         faults.sort_by_key(|(at, _)| *at);
         let last = faults.last().map_or(ms(100), |(at, _)| *at);
         faults.push((last + rng.micros(1_000, 150_000), Fault::Heal));
@@ -159,9 +164,11 @@ impl World {
             Fault::Promote(host) => self.backup(host, BackupInput::PromotionWanted),
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
             Fault::StopGuest(host) => {
-                if let Role::Primary(node) = &mut self.hosts[host].role {
+                if let Role::Primary(node) = &mut self.hosts[host].role
+                    && node.running
+                {
                     node.running = false;
-                    self.guest_stopped = true;
+                    node.guest.end(&node.memory);
                     self.primary(host, PrimaryInput::GuestStopped);
                 }
             }

@@ -139,7 +139,10 @@ pub struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {
     state: u64,
-    number: u64,
+    /// Of its last output.
+    pub number: u64,
+    /// It has powered itself off.
+    pub ended: bool,
 }
 
 impl Guest {
@@ -147,7 +150,14 @@ impl Guest {
         Self {
             state: 1,
             number: 0,
+            ended: false,
         }
+    }
+
+    /// It powers itself off.
+    pub fn end(&mut self, memory: &SimMemory) {
+        self.ended = true;
+        memory.modify(0, |page| page[16] = 1);
     }
 
     /// One step, fed with `input` from outside.
@@ -198,6 +208,7 @@ impl Guest {
     pub fn save(&self) -> Bytes {
         let mut bytes = self.state.to_le_bytes().to_vec();
         bytes.extend(self.number.to_le_bytes());
+        bytes.push(u8::from(self.ended));
         bytes.into()
     }
 
@@ -205,13 +216,14 @@ impl Guest {
     pub fn restore(state: &[u8], memory: &SimMemory) -> Result<Self, String> {
         let mut page = [0; PAGE_BYTES];
         memory.read_page(PageIndex(0), &mut page).unwrap();
-        if state != &page[..16] {
+        if state != &page[..17] {
             return Err("machine state and memory are of different moments".into());
         }
         let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
         Ok(Self {
             state: word(0),
             number: word(8),
+            ended: page[16] == 1,
         })
     }
 }
@@ -269,6 +281,11 @@ impl Gate {
             .collect();
         out.append(&mut self.bucket);
         out
+    }
+
+    /// Whether something is held.
+    pub fn holds(&self) -> bool {
+        !self.bucket.is_empty() || self.sealed.iter().any(|(_, bucket)| !bucket.is_empty())
     }
 
     pub fn shut(&mut self) {

@@ -124,6 +124,10 @@ impl World {
         if node.core.phase() != PrimaryPhase::Alone || self.hosts[host].link.is_some() {
             return;
         }
+        if node.core.is_opening() {
+            let process = self.process(host);
+            return self.soon(1_000, 5_000, Event::Connect(process));
+        }
         let candidates: Vec<usize> = (0..self.hosts.len())
             .filter(|other| {
                 let other = &self.hosts[*other];

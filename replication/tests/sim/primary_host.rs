@@ -6,7 +6,9 @@ use std::sync::Arc;
 use understudy_replication::core::codec::{BatchWriter, Encoder};
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
 use understudy_replication::core::message::{EpochSummary, EpochTally, Hello, Message};
-use understudy_replication::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput};
+use understudy_replication::core::primary::{
+    PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
+};
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES};
 use understudy_replication::page_set::PageSet;
 use understudy_replication::ports::PageMemory;
@@ -111,6 +113,10 @@ impl World {
     /// The guest runs, and the primary looks for a backup.
     pub fn run_promoted(&mut self, who: Process) {
         if let Role::Primary(node) = &mut self.hosts[who.0].role {
+            if node.guest.ended {
+                self.count("ended guests promoted");
+                return self.primary(who.0, PrimaryInput::GuestStopped);
+            }
             node.running = true;
             self.after(super::ms(1), Event::GuestStep(who));
             self.soon(0, 10_000, Event::Connect(who));
@@ -164,7 +170,20 @@ impl World {
         for effect in effects {
             self.primary_effect(host, effect);
         }
+        if after == PrimaryPhase::Stopped && before != after {
+            self.check_end(host);
+        }
         self.schedule_wake(host);
+    }
+
+    /// A side that ends with its guest has let out all that the guest has said.
+    fn check_end(&mut self, host: usize) {
+        self.count("guests ended");
+        if let Role::Primary(node) = &self.hosts[host].role
+            && (node.gate.holds() || node.disks.holds())
+        {
+            self.violate(format!("host {host} ends with the guest's output held"));
+        }
     }
 
     fn primary_effect(&mut self, host: usize, effect: PrimaryEffect) {
@@ -226,6 +245,7 @@ impl World {
                 self.write_shared(host, &writes);
                 self.outputs(host, generation, outputs);
                 let process = self.process(host);
+                self.soon(0, 3_000, Event::Opened(process));
                 self.soon(1_000, 20_000, Event::Connect(process));
             }
             PrimaryEffect::Fenced { reason } => {

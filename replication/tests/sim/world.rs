@@ -80,6 +80,8 @@ pub enum Event {
     /// A heartbeat reaches a host: the sender's generation, and whether it runs the guest.
     Beat(usize, Generation, bool),
     Connect(Process),
+    /// All that was held when a side went alone has left.
+    Opened(Process),
     Work(Process, u64, Work),
     Ask(Process, Question),
     Answer(Process, Option<Verdict>),
@@ -142,7 +144,6 @@ pub struct World {
     pub acked: HashMap<usize, EpochId>,
     /// Pairs of hosts `(from, to)` whose separate path is cut.
     pub beats_cut: Vec<(usize, usize)>,
-    pub guest_stopped: bool,
     events: BinaryHeap<Reverse<(Duration, u64)>>,
     event_store: HashMap<u64, Event>,
     event_number: u64,
@@ -167,7 +168,6 @@ impl World {
             snapshots: HashMap::new(),
             acked: HashMap::new(),
             beats_cut: Vec::new(),
-            guest_stopped: false,
             events: BinaryHeap::new(),
             event_store: HashMap::new(),
             event_number: 0,
@@ -277,6 +277,7 @@ impl World {
             | Event::Wake(who, _)
             | Event::BeatTimer(who)
             | Event::Connect(who)
+            | Event::Opened(who)
             | Event::Work(who, ..)
             | Event::Answer(who, _)
             | Event::Repeat(who, _)
@@ -307,6 +308,7 @@ impl World {
             Event::BeatTimer(who) => self.send_beats(who),
             Event::Beat(host, generation, primary) => self.beat(host, generation, primary),
             Event::Connect(who) => self.connect(who.0),
+            Event::Opened(who) => self.primary(who.0, PrimaryInput::Opened),
             Event::Work((host, _), session, work) => {
                 if self.hosts[host].session == session {
                     self.work(host, work);
@@ -479,8 +481,8 @@ impl World {
 
     /// When faults have been over for long: somebody runs, protected, and epochs advance.
     fn check_progress(&mut self) {
-        if self.guest_stopped {
-            return;
+        if let Some(ended) = self.has_ended() {
+            return self.check_ended(ended);
         }
         let holder = self.arbiter.holder();
         let generation = self.arbiter.current;
@@ -509,6 +511,30 @@ impl World {
             _ => self.violate(format!(
                 "no progress: holder {holder:?} does not run the guest"
             )),
+        }
+    }
+
+    /// The host whose guest has powered itself off, if nobody runs it any more.
+    fn has_ended(&self) -> Option<usize> {
+        let with = |wanted: fn(&PrimaryHost) -> bool| {
+            (0..self.hosts.len())
+                .find(|host| matches!(&self.hosts[*host].role, Role::Primary(node) if wanted(node)))
+        };
+        with(|node| node.guest.ended).filter(|_| with(|node| node.running).is_none())
+    }
+
+    /// When faults have been over for long, the guest's end is over, too, and all that it said was heard.
+    fn check_ended(&mut self, host: usize) {
+        if let Role::Primary(node) = &self.hosts[host].role {
+            let (phase, said) = (node.core.phase(), node.guest.number);
+            let heard = self.client.heard();
+            if phase != PrimaryPhase::Stopped {
+                self.violate(format!("no end: host {host} is {phase:?}"));
+            } else if heard != said {
+                self.violate(format!(
+                    "the guest said {said} things before its end, {heard} were heard"
+                ));
+            }
         }
     }
 

@@ -69,7 +69,7 @@ impl Drive {
 
 /// Runs a shell script in the guest, over the network; it must succeed. Returns what it printed.
 pub(super) fn shell(script: &str, patience: Duration) -> Result<String> {
-    shell::must(&format!("{GUEST}:9000"), script, patience)
+    shell::must(&format!("{GUEST}:9000"), script, patience, patience)
 }
 
 /// The Linux guest from Debian's packages, with its root file system on a drive called `root`.

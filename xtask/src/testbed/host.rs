@@ -15,6 +15,8 @@ use crate::debian::{Kernel, text_of};
 const MEMORY_MIB: u32 = 1536;
 /// Ordinary is 6 to 10 s, with two hosts at once.
 const BOOT: Duration = Duration::from_secs(90);
+/// A host that is off does not answer.
+const CONNECT: Duration = Duration::from_secs(5);
 /// For a command that does little.
 const COMMAND: Duration = Duration::from_secs(30);
 /// Room for what a scenario writes to `/data` besides its images.
@@ -226,12 +228,12 @@ impl Host {
 
     /// Runs a shell script in it to its end.
     pub(super) fn run(&self, script: &str) -> Result<shell::Output> {
-        shell::run(&self.shell(), script, COMMAND)
+        shell::run(&self.shell(), script, CONNECT, COMMAND)
     }
 
     /// Runs a shell script that must succeed; returns what it printed.
     pub(super) fn must(&self, script: &str) -> Result<String> {
-        shell::must(&self.shell(), script, COMMAND)
+        shell::must(&self.shell(), script, CONNECT, COMMAND)
     }
 
     fn shell(&self) -> String {

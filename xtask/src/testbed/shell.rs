@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail, ensure};
 const OUTPUT_BYTES_MAX: usize = 8 << 20;
 /// Precedes the exit code, after everything else.
 const MARK: &str = "\n<<exit ";
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// What a command printed, errors among it, and its exit code.
 #[derive(Debug)]
@@ -19,10 +18,16 @@ pub(super) struct Output {
     pub(super) code: i32,
 }
 
-/// Runs a shell script behind `address` to its end.
-pub(super) fn run(address: &str, script: &str, patience: Duration) -> Result<Output> {
+/// Runs a shell script behind `address` to its end. Who may have lost its power gives no answer to a connection:
+/// `connect` is the patience with that.
+pub(super) fn run(
+    address: &str,
+    script: &str,
+    connect: Duration,
+    patience: Duration,
+) -> Result<Output> {
     let address: SocketAddr = address.parse()?;
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT.min(patience))
+    let mut stream = TcpStream::connect_timeout(&address, connect)
         .with_context(|| format!("no shell at {address}"))?;
     stream.set_write_timeout(Some(patience))?;
     // The script's commands must not read what follows it.
@@ -39,8 +44,13 @@ pub(super) fn run(address: &str, script: &str, patience: Duration) -> Result<Out
 }
 
 /// The same for a script that must succeed; returns what it printed.
-pub(super) fn must(address: &str, script: &str, patience: Duration) -> Result<String> {
-    let output = run(address, script, patience)?;
+pub(super) fn must(
+    address: &str,
+    script: &str,
+    connect: Duration,
+    patience: Duration,
+) -> Result<String> {
+    let output = run(address, script, connect, patience)?;
     ensure!(
         output.code == 0,
         "`{script}` at {address} ended with {}: {}",

@@ -84,6 +84,19 @@ impl Epochs {
         }
     }
 
+    /// The next epoch that will be captured, from its beginning: not one whose capture is under way.
+    pub(super) fn next_captured(&self) -> EpochId {
+        match self.boundary {
+            Boundary::Capturing(epoch) => epoch.next(),
+            _ => self.running(),
+        }
+    }
+
+    /// The last epoch whose output was let go.
+    pub(super) fn released(&self) -> EpochId {
+        self.released
+    }
+
     pub(super) fn acked(&self) -> EpochId {
         self.acked
     }

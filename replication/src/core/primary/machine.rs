@@ -3,11 +3,13 @@
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said.
 
 mod arbitration;
+mod ending;
 mod status;
 
 use std::time::Duration;
 
 use arbitration::{Doubt, Question};
+use ending::Ending;
 pub use status::PrimaryPhase;
 
 use super::epochs::Epochs;
@@ -52,6 +54,10 @@ pub struct PrimaryCore {
     generation: Generation,
     now: Duration,
     phase: Phase,
+    /// Going alone, not everything held has left yet: no session begins, as it would find in its first epoch
+    /// what leaves meanwhile.
+    opening: bool,
+    ending: Option<Ending>,
     question: Option<Question>,
     doubt: Option<Doubt>,
     backup_node: Option<String>,
@@ -79,6 +85,8 @@ impl PrimaryCore {
             generation,
             now,
             phase: Phase::Alone,
+            opening: false,
+            ending: None,
             question: None,
             doubt: None,
             backup_node: None,
@@ -103,6 +111,7 @@ impl PrimaryCore {
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         self.advance(now);
+        self.look_at_end();
         self.apply(input, &mut out);
         self.release(&mut out);
         self.look_at_timers(&mut out);
@@ -118,6 +127,9 @@ impl PrimaryCore {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
+        if self.has_just_said_all() {
+            return Some(self.now);
+        }
         let policy = &self.policy;
         let doubt_at = self
             .doubt
@@ -234,7 +246,7 @@ impl PrimaryCore {
     /// A promoted backup repeats the output of its last epoch only, so no more than one epoch may ever be
     /// acked and not released.
     fn may_end(&self, epochs: &Epochs) -> bool {
-        self.doubt.is_none() && !epochs.is_releasing()
+        self.doubt.is_none() && !epochs.is_releasing() && self.has_more_to_say(epochs)
     }
 
     /// R1: the only place where output of an epoch is let go.
@@ -292,15 +304,17 @@ impl PrimaryCore {
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
-            Input::ArbiterUnavailable => self.arbiter_unavailable(),
+            Input::ArbiterUnavailable => self.arbiter_unavailable(out),
+            Input::Opened => self.opened(out),
             Input::GuestStopped => self.guest_stopped(out),
+            Input::Abandoned => self.stop(out),
             Input::Tick => {}
         }
     }
 
     fn link_up(&mut self, out: &mut Vec<Effect>) {
         match self.phase {
-            Phase::Alone => {
+            Phase::Alone if !self.opening => {
                 self.phase = Phase::Handshaking;
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
@@ -311,7 +325,9 @@ impl PrimaryCore {
             Phase::Handshaking | Phase::Syncing { .. } | Phase::Protected(_) => {
                 self.violated(&ProtocolViolation::SecondLink, out);
             }
-            Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => out.push(Effect::CloseLink),
+            Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {
+                out.push(Effect::CloseLink);
+            }
         }
     }
 
@@ -441,17 +457,6 @@ impl PrimaryCore {
         }
     }
 
-    fn guest_stopped(&mut self, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
-            return;
-        }
-        if self.has_link() {
-            out.push(Effect::Send(Message::Bye(Bye::GuestStopped)));
-            out.push(Effect::CloseLink);
-        }
-        self.end_session(Phase::Stopped);
-    }
-
     // --- endings ---
 
     fn has_link(&self) -> bool {
@@ -481,6 +486,7 @@ impl PrimaryCore {
                     generation: self.generation,
                     cause,
                 });
+                self.opening = true;
                 self.end_session(Phase::Alone);
             }
             Phase::Protected(_) => {

@@ -102,7 +102,7 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     let epoch = session.epoch();
     b.fail("disk0", 0, StorageFull);
-    let refused = backup.promote(epoch, &mut |_| {}).unwrap_err();
+    let refused = backup.promote(epoch, &mut |_| true).unwrap_err();
     assert!(
         matches!(&refused, DiskError::Io { disk, source, .. }
         if disk == "disk0" && source.kind() == StorageFull),
@@ -110,7 +110,7 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
     );
     // With room again it can be tried again.
     b.heal();
-    backup.promote(epoch, &mut |_| {}).unwrap();
+    backup.promote(epoch, &mut |_| true).unwrap();
     assert_eq!(a.content("disk0"), b.content("disk0"));
     drop((session, backup));
     b.after_kill().open(&[Replicated], limits()).own().unwrap();
@@ -174,7 +174,7 @@ fn a_copy_whose_flush_failed_is_not_promoted() {
         persisted.recv_timeout(DEADLINE).unwrap().is_err()
     });
     b.heal();
-    let refused = backup.promote(epoch, &mut |_| {}).unwrap_err();
+    let refused = backup.promote(epoch, &mut |_| true).unwrap_err();
     assert!(matches!(refused, DiskError::Failed(_)), "{refused}");
 }
 
@@ -195,7 +195,7 @@ fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
     *journal.last_mut().unwrap() ^= 1;
     b.set_content(active.unwrap(), journal.0);
     let (wanted, have) = (EpochId(session.epoch), EpochId(session.epoch - 1));
-    let refused = backup.promote(wanted, &mut |_| {}).unwrap_err();
+    let refused = backup.promote(wanted, &mut |_| true).unwrap_err();
     assert!(
         matches!(&refused, DiskError::WrongEpoch { wanted: w, have: h } if (*w, *h) == (wanted, have)),
         "{refused}"
@@ -263,7 +263,9 @@ fn what_a_primary_must_not_send_is_refused_whole() {
     let refused = persisted.recv_timeout(DEADLINE).unwrap();
     assert!(matches!(refused, Err(DiskError::Batch { epoch, .. }) if epoch == next));
     assert_eq!(b.content("disk0"), before);
-    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    backup
+        .promote(EpochId(session.epoch), &mut |_| true)
+        .unwrap();
     assert_eq!(b.content("disk0"), before);
 }
 
@@ -384,5 +386,5 @@ fn an_empty_set_does_nothing_and_says_yes() {
     until("nothing is durable at once", || {
         set.durable_epoch() == EpochId(4)
     });
-    set.promote(EpochId(4), &mut |_| {}).unwrap();
+    set.promote(EpochId(4), &mut |_| true).unwrap();
 }

@@ -290,7 +290,9 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
         session.epoch();
         assert!(backup.counts().journal_bytes <= 64 << 10);
     }
-    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    backup
+        .promote(EpochId(session.epoch), &mut |_| true)
+        .unwrap();
     assert_eq!(a.content("disk0"), b.content("disk0"));
     // An epoch that can never fit is an error, not a wait.
     let backup = b.open(&[Replicated], small);

@@ -60,7 +60,7 @@ fn after_a_failover_little_is_sent_in_either_direction() {
     let committed = EpochId(session.epoch);
     // The primary dies with a write that nobody acknowledged; the backup runs on.
     a = a.after_power_loss(&mut random);
-    backup.promote(committed, &mut |_| {}).unwrap();
+    backup.promote(committed, &mut |_| true).unwrap();
     backup.disks()[0].write_at(5 * BLOCK, &[2; 4096]).unwrap();
     // The old primary comes back as the backup.
     let returned = open(&a);
@@ -78,7 +78,7 @@ fn after_a_failover_little_is_sent_in_either_direction() {
     backup.disks()[0].write_at(9 * BLOCK, &[3; 512]).unwrap();
     session.epoch();
     let (b, committed) = (b.after_kill(), EpochId(session.epoch));
-    returned.promote(committed, &mut |_| {}).unwrap();
+    returned.promote(committed, &mut |_| true).unwrap();
     let again = open(&b);
     let mut session = Session::begin(&returned, &again, 3);
     session.sync();
@@ -164,7 +164,7 @@ impl Story {
                 drop(session);
                 self.set = DiskSet::empty();
                 self.hosts[self.runs] = crash(&self.hosts[self.runs], random);
-                backup.promote(committed, &mut |_| {}).unwrap();
+                backup.promote(committed, &mut |_| true).unwrap();
                 assert_eq!(
                     Some(&image(&self.hosts[other])),
                     at_epoch.last(),

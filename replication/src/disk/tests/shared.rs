@@ -174,7 +174,7 @@ fn promotion_writes_what_the_old_primary_may_not_have_written() {
         let left = a.after_power_loss(&mut random);
         b.set_content("disk0", left.content("disk0").0);
         a.unlock();
-        let promote = || backup.promote(EpochId(session.epoch), &mut |_| {});
+        let promote = || backup.promote(EpochId(session.epoch), &mut |_| true);
         promote().unwrap();
         assert_eq!(image(&b), committed, "seed {seed}");
         assert_eq!(read_all(&backup), committed);
@@ -229,7 +229,10 @@ fn promotion_waits_for_the_lock_and_says_so() {
     let said = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let promotion = scope.spawn(|| {
-            let mut waiting = |what: &str| said.lock().unwrap().push(what.to_string());
+            let mut waiting = |what: &str| {
+                said.lock().unwrap().push(what.to_string());
+                true
+            };
             backup.promote(epoch, &mut waiting)
         });
         until("it says that it waits", || !said.lock().unwrap().is_empty());
@@ -243,6 +246,26 @@ fn promotion_waits_for_the_lock_and_says_so() {
         promotion.join().unwrap().unwrap();
     });
     assert_eq!(image(&b), model);
+}
+
+#[test]
+fn a_promotion_that_does_not_wait_for_the_lock_leaves_the_image_alone() {
+    let (a, b) = users(5);
+    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    primary.own().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    let before = image(&b);
+    primary.disks()[0].write_at(0, &[9; 512]).unwrap();
+    let epoch = session.epoch();
+    let refused = backup.promote(epoch, &mut |_| false).unwrap_err();
+    assert!(matches!(refused, DiskError::NotWaited { .. }), "{refused}");
+    assert_eq!(image(&b), before);
+    // What is needed for another try is still there.
+    a.unlock();
+    backup.promote(epoch, &mut |_| false).unwrap();
+    assert_ne!(image(&b), before);
 }
 
 #[test]
@@ -313,7 +336,7 @@ fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
     let epoch = session.epoch();
     a.unlock();
     refused(&backup);
-    backup.promote(epoch, &mut |_| {}).unwrap();
+    backup.promote(epoch, &mut |_| true).unwrap();
     refused(&backup);
     let old = a.open(&[Shared], limits());
     assert_eq!(old.describe().unwrap().len(), 1);
@@ -416,7 +439,9 @@ fn one_guest_can_have_both_kinds() {
     }
     assert_ne!(a.content("disk0"), a.content("disk1"));
     b.as_user("a").unlock();
-    backup.promote(EpochId(session.epoch), &mut |_| {}).unwrap();
+    backup
+        .promote(EpochId(session.epoch), &mut |_| true)
+        .unwrap();
     go_alone(&primary).unwrap();
     for disk in ["disk0", "disk1"] {
         assert_eq!(a.content(disk), b.content(disk), "{disk}");
@@ -447,6 +472,6 @@ fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
     session.sync();
     let epoch = session.epoch();
     a.unlock();
-    backup.promote(epoch, &mut |_| {}).unwrap();
+    backup.promote(epoch, &mut |_| true).unwrap();
     assert_eq!(image(&b), model);
 }

@@ -16,7 +16,6 @@ use understudy_transport::{Endpoint, Link, connect};
 use super::output_signal::OutputSignal;
 use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
-use crate::arbiter::Verdict;
 use crate::core::message::{Bye, Message};
 use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::DiskSet;
@@ -74,11 +73,6 @@ pub(super) struct Driver {
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
     connect_failure: Option<String>,
-    /// This side is going alone, but not everything held has left: there is no session meanwhile, as it
-    /// would begin with what is held, and end when it is let go.
-    opening: bool,
-    /// The guest is to end; the arbiter is asked whether its last output may leave.
-    ending: bool,
     ended: Option<Ended>,
     /// The capture thread has panicked.
     broken: bool,
@@ -139,8 +133,6 @@ impl Driver {
             output,
             connect_at: Instant::now(),
             connect_failure: None,
-            opening: false,
-            ending: false,
             ended: None,
             broken: false,
         })
@@ -220,7 +212,7 @@ impl Driver {
             }));
         }
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
-        let opening = self.opening;
+        let opening = self.core.is_opening();
         let happened = tokio::select! {
             biased;
             received = async { match &mut self.session {
@@ -278,27 +270,22 @@ impl Driver {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
             }
             Happened::Requested(Some(Request::ResetGuest)) => self.command(Command::ResetGuest),
-            Happened::Requested(Some(Request::GuestStopped) | None) => self.begin_end(inputs),
-            Happened::Answered(answer) if self.ending && !self.confirms(&answer) => {
-                match answer {
-                    // Nobody can take over any more: what the guest said last may leave.
-                    Ok(Verdict::Granted(generation)) => {
-                        self.command(Command::OpenGate(generation));
-                    }
-                    Ok(Verdict::Refused { .. }) => self.shut(),
-                    Err(error) => tracing::warn!(
-                        "the guest's last output is dropped, as the arbiter gives no answer: {}",
-                        causes(&error)
-                    ),
-                }
+            // Nobody could ask for a quicker end without a handle.
+            Happened::Requested(None) => inputs.push_back(PrimaryInput::Abandoned),
+            Happened::Requested(Some(Request::Stop)) if self.core.is_ending() => {
+                inputs.push_back(PrimaryInput::Abandoned);
+            }
+            Happened::Requested(Some(Request::Stop | Request::GuestStopped)) => {
                 inputs.push_back(PrimaryInput::GuestStopped);
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!(
-                    "no answer, so nothing is decided: {}",
-                    causes(&error)
-                ));
+                let what = if self.core.is_ending() {
+                    "the guest has ended, and what it said last is held until the arbiter answers"
+                } else {
+                    "no answer, so nothing is decided"
+                };
+                self.raise(format!("{what}: {}", causes(&error)));
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -330,10 +317,7 @@ impl Driver {
                 self.still_held(generation, &error);
                 None
             }
-            Event::Opened => {
-                self.opening = false;
-                None
-            }
+            Event::Opened => Some(PrimaryInput::Opened),
             event => worked(event).filter(|_| of_session),
         });
     }
@@ -342,25 +326,6 @@ impl Driver {
     fn shut(&self) {
         self.setup.gate.shut();
         self.setup.disks.shut();
-    }
-
-    /// The guest has ended. Its last output is held still; as no further epoch can be captured, it may
-    /// leave only if the backup cannot take over any more.
-    fn begin_end(&mut self, inputs: &mut VecDeque<PrimaryInput>) {
-        if self.core.phase() == PrimaryPhase::Protected && !self.core.is_in_doubt() && !self.ending
-        {
-            self.ending = true;
-            self.arbitration
-                .ask(Question::Claim(self.core.generation()));
-        } else {
-            inputs.push_back(PrimaryInput::GuestStopped);
-        }
-    }
-
-    /// Whether this answers a question whether the generation is still in force, which the core may have
-    /// put meanwhile: it grants nothing.
-    fn confirms(&self, answer: &Answer) -> bool {
-        matches!(answer, Ok(Verdict::Granted(generation)) if *generation == self.core.generation())
     }
 
     /// Looks at all that has arrived before anything of it is acted on: if the peer has closed the
@@ -460,7 +425,9 @@ impl Driver {
                 self.arbitration.ask(Question::Confirm(generation))
             }
             PrimaryEffect::GoAlone { generation, cause } => {
-                if std::mem::replace(&mut self.setup.generation, generation) == generation {
+                if self.core.is_ending() {
+                    tracing::info!("what the guest said last leaves under {generation}: {cause}");
+                } else if std::mem::replace(&mut self.setup.generation, generation) == generation {
                     // It never protected anything, and may go on like this four times a second.
                     self.not_connected(&cause, CONNECT_RETRY);
                 } else {
@@ -468,7 +435,6 @@ impl Driver {
                         "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
                     ));
                 }
-                self.opening = true;
                 self.command(Command::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {

@@ -16,6 +16,7 @@ use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
 use crate::core::primary::Policy;
+use crate::disk::DiskError;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory, Storage};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
@@ -432,14 +433,21 @@ impl<M: Machine> Driver<M> {
     ) -> Result<Outcome<M>, RuntimeError> {
         let metrics = self.metrics.clone();
         let mut waits_for = String::new();
-        self.disks.set.promote(epoch, &mut |what| {
+        let promoted = self.disks.set.promote(epoch, &mut |what| {
             // It goes on for as long as it takes; once is enough for the log.
             if waits_for != what {
                 what.clone_into(&mut waits_for);
                 tracing::warn!("the promotion waits: {what}");
                 metrics.alarm(format!("the promotion waits: {what}"));
             }
-        })?;
+            !matches!(self.requests.try_recv(), Ok(Request::Stop))
+        });
+        if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
+            tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
+            self.machine.stop();
+            return Ok(Outcome::Stopped);
+        }
+        promoted?;
         self.machine.restore(self.core.committed_state())?;
         self.machine.announce();
         self.machine.gate().repeat(self.core.committed_output());

@@ -65,7 +65,8 @@ pub(crate) enum Command {
     Failover(ControlArgs),
     /// Stop a running primary or unprotected guest, or a standby, cleanly.
     ///
-    /// For the guest this is as if its power were cut, unless --graceful is given.
+    /// For the guest this is as if its power were cut, unless --graceful is given. What it has said before still
+    /// leaves, if the standby or the arbiter lets it; asked again, vmm does not wait for that.
     Stop(StopArgs),
     /// Press the power button of the guest that runs here: asks it to shut itself down.
     PowerButton(ControlArgs),

@@ -27,6 +27,7 @@ impl PrimaryCore {
         if matches!(self.phase, Phase::Protected(_)) {
             let ask_at = Some(self.now);
             self.doubt = Some(Doubt { ask_at });
+            self.ending_is_in_doubt();
         }
     }
 
@@ -35,9 +36,12 @@ impl PrimaryCore {
         if self.question.is_some() {
             return;
         }
+        let has_said_all = self.has_said_all();
         let (ask_at, question) = match (&mut self.phase, &mut self.doubt) {
             (Phase::Claiming { ask_at, .. }, _) => (ask_at, Question::Claim),
             (Phase::Protected(_), Some(doubt)) => (&mut doubt.ask_at, Question::Confirm),
+            // Whatever the answer, it is the end: this is asked once.
+            (Phase::Protected(_), None) if has_said_all => (&mut Some(self.now), Question::Claim),
             _ => return,
         };
         if ask_at.is_none_or(|at| at > self.now) {
@@ -63,10 +67,14 @@ impl PrimaryCore {
                 self.fence(current, format!("the arbiter names {holder}"), out);
             }
             (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
+                if matches!(self.phase, Phase::Protected(_)) {
+                    return self.stop(out);
+                }
                 self.generation = granted;
                 if let Phase::Claiming { cause, .. } =
                     std::mem::replace(&mut self.phase, Phase::Alone)
                 {
+                    self.opening = true;
                     out.push(Effect::GoAlone {
                         generation: granted,
                         cause,
@@ -86,8 +94,11 @@ impl PrimaryCore {
         }
     }
 
-    pub(super) fn arbiter_unavailable(&mut self) {
+    pub(super) fn arbiter_unavailable(&mut self, out: &mut Vec<Effect>) {
         let retry_at = self.now + self.policy.arbiter_retry;
+        if self.has_said_all() {
+            return self.stop(out);
+        }
         match (self.question.take(), &mut self.phase) {
             (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
             (Some(Question::Confirm), Phase::Protected(_)) => {
@@ -102,7 +113,9 @@ impl PrimaryCore {
     /// A later generation was seen. While a claim is open it may be this side's own, whose grant is
     /// still on its way here: then the arbiter's answer decides, output being held anyway.
     pub(super) fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
-        if !matches!(self.phase, Phase::Claiming { .. }) {
+        let may_be_mine =
+            matches!(self.phase, Phase::Claiming { .. }) || self.question == Some(Question::Claim);
+        if !may_be_mine {
             self.fence(current, how, out);
         }
     }

@@ -55,6 +55,12 @@ impl PrimaryCore {
         }
     }
 
+    /// Whether this side goes alone, but not everything held has left: no link is of use meanwhile.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        self.opening
+    }
+
     /// The generation held. Goes into the header of everything this side sends.
     #[must_use]
     pub fn generation(&self) -> Generation {

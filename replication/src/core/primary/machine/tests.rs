@@ -1,6 +1,7 @@
 //! Each rule of the primary's transition table.
 
 mod disks;
+mod ending;
 
 use super::*;
 use crate::arbiter::Verdict;
@@ -242,6 +243,8 @@ fn losing_the_backup_before_epoch_1_ends_needs_no_grant() {
         };
         assert_eq!(effects, [Effect::CloseLink, alone]);
         assert_eq!(bench.core.phase(), PrimaryPhase::Alone);
+        assert_eq!(bench.give(Input::LinkUp), [Effect::CloseLink], "too early");
+        bench.give(Input::Opened);
         assert!(matches!(
             bench.give(Input::LinkUp)[..],
             [Effect::Send(Message::Hello(_))]
@@ -747,28 +750,13 @@ fn a_backup_that_leaves_is_lost() {
 }
 
 #[test]
-fn a_guest_that_stops_says_so_and_ships_nothing_more() {
-    let mut bench = Bench::protected();
-    let effects = bench.give(Input::GuestStopped);
-    assert_eq!(
-        effects,
-        [
-            Effect::Send(Message::Bye(Bye::GuestStopped)),
-            Effect::CloseLink
-        ]
-    );
-    assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
-    assert_eq!(bench.pass(1000 * MS, true, true), []);
-    assert_eq!(bench.give(Input::CheckpointWanted), []);
-}
-
-#[test]
 fn a_new_session_starts_over_at_epoch_1() {
     let mut bench = Bench::protected();
     bench.give(Input::LinkDown {
         cause: "gone".into(),
     });
     bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    bench.give(Input::Opened);
     bench.give(Input::LinkUp);
     let mut welcome = welcome_of_b();
     welcome.node = "c".into();

@@ -149,14 +149,20 @@ fn protect(
         rules,
     } = guest;
     let notes = current.notes.clone();
-    // Ends with the process, or with the machine, whose events end then.
-    let watcher = std::thread::Builder::new()
+    let (sender, end) = std::sync::mpsc::sync_channel(1);
+    // Ends with the process.
+    std::thread::Builder::new()
         .name("guest-end".into())
         .spawn(move || {
             let keeper = Keeper::new(rules, &notes);
             let end = keeper.await_end(&events, &signalled, || handle.reset_guest());
+            // A channel of one for one.
+            let _ = sender.try_send(end);
             handle.guest_stopped();
-            end
+            // What the guest said last may have to wait for the arbiter; who does not want to says so.
+            if signalled.recv().is_ok() {
+                handle.stop();
+            }
         })
         .context("cannot start a thread")?;
     let ended = protection.wait()?;
@@ -164,7 +170,8 @@ fn protect(
     vm::finish_consoles(&gate);
     match ended {
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
-        Ended::GuestStopped => match watcher.join() {
+        // Stopped from elsewhere, it comes with the end of the machine's events.
+        Ended::GuestStopped => match end.recv() {
             Ok(End::Failed(what)) => bail!("{what}"),
             _ => Ok(()),
         },
@@ -281,7 +288,7 @@ fn obey(role: &Role, current: &Current, command: Command) -> Result<serde_json::
             Err("the guest does not run here; ask the primary's control socket".into())
         }
         (Command::Stop, Role::Primary(handle)) => {
-            handle.guest_stopped();
+            handle.stop();
             Ok(serde_json::Value::Null)
         }
         // Promoted just now, it is about to take requests as a primary.
