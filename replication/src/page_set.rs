@@ -1,8 +1,10 @@
 //! Guest memory layout, and sets of guest pages as bitmaps over it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ids::PageIndex;
+use crate::ids::{PAGE_BYTES, PageIndex};
 
 /// One run of contiguous guest-physical pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,33 @@ pub struct MemoryLayout {
 pub struct PageSet {
     layout: MemoryLayout,
     words: Vec<Vec<u64>>,
+}
+
+/// For people: `256 MiB`, or `3072 MiB at 0x0 and 1024 MiB at 0x100000000`.
+impl fmt::Display for MemoryLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = |pages: u64| u128::from(pages) * PAGE_BYTES as u128;
+        let size = |pages: u64| match bytes(pages) {
+            bytes if bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+            bytes => format!("{bytes} bytes"),
+        };
+        match &self.regions[..] {
+            [] => write!(f, "none"),
+            [region] if region.first.0 == 0 => write!(f, "{}", size(region.pages)),
+            regions => {
+                for (number, region) in regions.iter().enumerate() {
+                    let and = if number == 0 { "" } else { " and " };
+                    write!(
+                        f,
+                        "{and}{} at {:#x}",
+                        size(region.pages),
+                        bytes(region.first.0)
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 impl MemoryLayout {
@@ -228,6 +257,25 @@ mod tests {
                 prop_assert_eq!(set.contains(PageIndex(page)), valid.contains(&PageIndex(page)));
             }
         }
+    }
+
+    #[test]
+    fn a_layout_is_told_in_words_of_people() {
+        let told = |regions: &[(u64, u64)]| {
+            let regions = regions.iter().map(|(first, pages)| Region {
+                first: PageIndex(*first),
+                pages: *pages,
+            });
+            MemoryLayout::new(regions.collect()).to_string()
+        };
+        assert_eq!(told(&[(0, 65536)]), "256 MiB");
+        assert_eq!(
+            told(&[(0, 786_432), (0x10_0000, 262_144)]),
+            "3072 MiB at 0x0 and 1024 MiB at 0x100000000"
+        );
+        assert_eq!(told(&[(1, 3)]), "12288 bytes at 0x1000");
+        assert_eq!(told(&[]), "none");
+        told(&[(u64::MAX, u64::MAX)]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
 
-pub use machine::{PrimaryCore, PrimaryPhase};
+pub use machine::{EndingAwaits, PrimaryCore, PrimaryPhase};
 
 /// When epochs end, and when a silent backup counts as lost.
 #[derive(Debug, Clone, PartialEq)]

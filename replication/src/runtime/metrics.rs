@@ -60,6 +60,7 @@ impl Metrics {
                 disks: DisksStatus::default(),
                 sync_bytes: 0,
                 failover: None,
+                ending: None,
                 alarm: None,
             },
             pause_us: histogram(),
@@ -116,6 +117,10 @@ impl Metrics {
 
     pub(super) fn set_peer(&self, peer: Option<String>) {
         self.lock().status.peer = peer;
+    }
+
+    pub(super) fn set_ending(&self, awaits: Option<&str>) {
+        self.lock().status.ending = awaits.map(str::to_owned);
     }
 
     pub(super) fn alarm(&self, text: String) {

@@ -7,6 +7,7 @@ mod shared_disks;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
@@ -24,6 +25,10 @@ use crate::disk::DiskSet;
 use crate::ids::Generation;
 use crate::ports::{Machine, OutputGate};
 
+/// Told to end at once, it waits so long for a thread that may be waiting for storage.
+const LEAVE_BEHIND: Duration = Duration::from_secs(2);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(10);
 /// Requests of people wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
 
@@ -67,6 +72,9 @@ pub struct ProtectionHandle {
 pub enum Ended {
     /// The guest ended by itself, or was stopped on request; the backup was told so.
     GuestStopped,
+    /// It was to end at once: what the guest had said and was still held is lost. A thread that waits for storage
+    /// may be left behind.
+    Abandoned,
     /// Another side owns the guest (R4). Held output was dropped.
     Fenced {
         /// For a person.
@@ -292,6 +300,16 @@ impl<M: Machine> Protection<M> {
         // Also after a panic of the driver: a guest that nobody watches must not speak.
         let _ = self.commands.send(Command::Stop);
         drop(self.commands);
+        if matches!(ended, Ok(Ok(Ended::Abandoned))) {
+            // Storage that hangs was a reason to be impatient.
+            let deadline = Instant::now() + LEAVE_BEHIND;
+            while !self.capturer.is_finished() {
+                if Instant::now() >= deadline {
+                    return ended?;
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
         let machine = self
             .capturer
             .join()
@@ -328,18 +346,18 @@ impl ProtectionHandle {
 
     /// The guest ended by itself. Once what it has said and written has left, by the rules by which it always does,
     /// tells the backup that there is nothing to take over, and ends. If nobody acknowledges it and the arbiter does
-    /// not answer either, that takes as long as it takes: [`ProtectionHandle::stop`] cuts it short. Waits while the
+    /// not answer either, that takes as long as it takes: calling [`ProtectionHandle::stop`] twice cuts it short. Waits while the
     /// queue of requests is full; must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
         // No receiver: protection has ended already.
         let _ = self.requests.blocking_send(Request::GuestStopped);
     }
 
-    /// Stops the guest, and ends as if it had ended by itself. Asked for while that is under way, ends at once: what
-    /// has not left is dropped, and a backup that can be told does not take over. Waits while the queue of requests is
-    /// full; must not be called from within an asynchronous runtime.
-    pub fn stop(&self) {
-        // No receiver: protection has ended already.
-        let _ = self.requests.blocking_send(Request::Stop);
+    /// Ends as if the guest had ended by itself, which is better seen to first: what it says from now on may or may
+    /// not leave. Asked for again, ends at once: what has not left is dropped. Waits while the queue of requests is
+    /// full; must not be called from within an asynchronous runtime. Returns whether the request was taken: who has
+    /// ended takes none.
+    pub fn stop(&self) -> bool {
+        self.requests.blocking_send(Request::Stop).is_ok()
     }
 }

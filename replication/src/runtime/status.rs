@@ -112,6 +112,9 @@ pub struct Status {
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.
     pub failover: Option<FailoverFigures>,
+    /// The guest has ended, and what it said last waits for this to leave.
+    #[serde(default)]
+    pub ending: Option<String>,
     /// The last thing that went wrong since the guest was last protected anew.
     pub alarm: Option<String>,
 }

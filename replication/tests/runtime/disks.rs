@@ -237,9 +237,17 @@ fn what_is_held_for_a_shared_disk_gets_there_before_a_new_standby_is_taken() {
     promoted.machine.assert_consistent();
 }
 
+/// What becomes of the shared disk that the guest's end waits for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Recovers,
+    Refuses,
+    Hangs,
+}
+
 #[test]
-fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_to_be_quick() {
-    for is_told in [false, true] {
+fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_twice_to_be_quick() {
+    for fate in [Fate::Recovers, Fate::Refuses, Fate::Hangs] {
         let directory = tempfile::tempdir().unwrap();
         let directory = directory.path();
         let (a, b) = (open(directory, "a", true), open(directory, "b", true));
@@ -261,21 +269,32 @@ fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_to_be_quick() {
         wait_for("refused", || handle.status(), refused(1));
         let said = gate.said();
         handle.guest_stopped();
-        // Neither the loss of the standby nor a grant lets it end before.
+        // Neither the loss of the standby nor a grant lets it end before; nor does a first request.
         wait_for("refused again", || handle.status(), refused(2));
         standby.handle().stop();
         standby.await_promotion().unwrap();
-        wait_for("refused alone", || handle.status(), refused(3));
-        assert_ne!(handle.status().phase, "stopped");
+        assert!(handle.stop());
+        storage.hangs.store(fate == Fate::Hangs, Ordering::Release);
+        wait_for("refused alone", || handle.status(), refused(1));
+        let awaits = handle.status().ending;
+        assert_eq!(awaits.as_deref(), Some("its shared disks"));
         assert!(gate.out().last() < said.last(), "it spoke before its disks");
-        if is_told {
-            handle.stop();
-        } else {
+        if fate == Fate::Recovers {
             storage.is_on.store(false, Ordering::Release);
+            assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
+        } else {
+            assert!(handle.stop());
+            assert_eq!(primary.wait().unwrap(), Ended::Abandoned);
+            assert!(!handle.stop(), "it has ended");
         }
-        assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
         let out = gate.out();
-        assert_eq!(out.last() >= said.last(), !is_told, "{is_told}");
+        assert_eq!(
+            out.last() >= said.last(),
+            fate == Fate::Recovers,
+            "{fate:?}"
+        );
+        // The threads of this process go on.
+        storage.hangs.store(false, Ordering::Release);
     }
 }
 

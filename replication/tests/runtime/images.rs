@@ -30,6 +30,8 @@ struct FileStorage {
 pub(crate) struct Refuses {
     pub(crate) is_on: AtomicBool,
     pub(crate) count: AtomicU64,
+    /// What it refuses is not answered any more.
+    pub(crate) hangs: AtomicBool,
 }
 
 impl Storage for FileStorage {
@@ -51,6 +53,9 @@ impl Storage for FileStorage {
             .filter(|r| r.is_on.load(Ordering::Acquire))
         {
             refuses.count.fetch_add(1, Ordering::AcqRel);
+            while refuses.hangs.load(Ordering::Acquire) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
             return Err(io::ErrorKind::HostUnreachable.into());
         }
         self.file.write_all_at(data, offset)

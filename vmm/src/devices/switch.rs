@@ -4,9 +4,11 @@
 //!
 //! What must not be done here: decide what follows. The machine's owner does.
 
+use std::sync::{Arc, Mutex};
+
 use serde::{Deserialize, Serialize};
 
-use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot};
+use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot, lock};
 
 /// The port of the keyboard controller's commands (written) and status (read).
 pub const RESET_PORT: u16 = 0x64;
@@ -69,6 +71,24 @@ pub struct Switch {
     kind: Kind,
     state: State,
     on_turned: Box<dyn Fn() + Send>,
+}
+
+/// A guest's power switch, to be turned by somebody else. Clones are the same.
+#[derive(Clone)]
+pub struct PowerSwitch(Arc<Mutex<Switch>>);
+
+impl PowerSwitch {
+    /// The outside of a switch. It must be one of [`Kind::PowerOff`].
+    #[must_use]
+    pub fn of(switch: Arc<Mutex<Switch>>) -> Self {
+        Self(switch)
+    }
+
+    /// The guest stands still from when its vCPUs next leave it (a pause makes them), as if it had powered itself
+    /// off. Waits while the guest is paused.
+    pub fn turn(&self) {
+        lock(&self.0).turn();
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ use super::events::{Events, MachineEvent};
 use super::state::Initial;
 use super::{Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
+use crate::devices::switch::PowerSwitch;
 use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
@@ -52,6 +53,7 @@ pub struct MachineBuilder {
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
+    power_switch: Option<PowerSwitch>,
 }
 
 impl MachineBuilder {
@@ -98,8 +100,9 @@ impl MachineBuilder {
             disks: DiskSet::empty(),
             console_input: None,
             power_button: None,
+            power_switch: None,
         };
-        builder.attach_switches()?;
+        builder.power_switch = Some(builder.attach_switches()?);
         builder.power_button = Some(builder.attach_button()?);
         builder.attach_panic_port(config.on_panic)?;
         if let Some(action) = config.watchdog {
@@ -219,6 +222,7 @@ impl MachineBuilder {
             disks: self.disks,
             console_input: self.console_input,
             power_button: self.power_button,
+            power_switch: self.power_switch,
             initial: Arc::new(initial),
             payload: self.payload.map(Arc::new),
             cmdline,
@@ -251,15 +255,9 @@ impl MachineBuilder {
         Ok(handles)
     }
 
-    /// What must be equal on both hosts, but for the CPU.
+    /// What must be equal on both hosts, but for memory and the CPU.
     fn fingerprint(&self) -> Fingerprint {
         let mut print = Fingerprint::new();
-        for (number, region) in self.memory.layout().regions().iter().enumerate() {
-            print.set(
-                format!("memory.{number}"),
-                format_args!("{:#x}+{:#x} pages", region.first.0, region.pages),
-            );
-        }
         print.set("vcpus", self.vcpus);
         for (number, device) in self.devices.iter().enumerate() {
             let name = &device.name;

@@ -15,7 +15,7 @@ use super::config::{ConfigError, DriveConfig, DriveKind, NetBackend, NetConfig};
 use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
 use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
-use crate::devices::switch::{self, Kind, Switch};
+use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
 use crate::devices::virtio::mmio::MmioTransport;
@@ -39,16 +39,25 @@ const RNG_NAME: &str = "rng0";
 type Made<T> = Result<T, MachineFault>;
 
 impl MachineBuilder {
-    pub(super) fn attach_switches(&mut self) -> Made<()> {
+    /// Attaches both switches and returns the outside of the one for power.
+    pub(super) fn attach_switches(&mut self) -> Made<PowerSwitch> {
         self.attach_switch(Kind::Reset, switch::RESET_PORT, MachineEvent::GuestReset)?;
         let off = MachineEvent::GuestPoweredOff;
         self.attach_switch(Kind::PowerOff, switch::SLEEP_PORT, off)
+            .map(PowerSwitch::of)
     }
 
-    fn attach_switch(&mut self, kind: Kind, base: u16, event: MachineEvent) -> Made<()> {
+    fn attach_switch(
+        &mut self,
+        kind: Kind,
+        base: u16,
+        event: MachineEvent,
+    ) -> Made<Arc<Mutex<Switch>>> {
         let events = self.events.clone();
         let device = Switch::new(kind, Box::new(move || events.halt(&event)));
-        self.attach_silent(device, base, kind.ports(), "switch")
+        let device = Arc::new(Mutex::new(device));
+        self.attach_silent(Arc::clone(&device), base, kind.ports(), "switch")?;
+        Ok(device)
     }
 
     /// Attaches the power button and returns its outside.
@@ -83,7 +92,7 @@ impl MachineBuilder {
                 events.halt(&event);
             }
         }));
-        self.attach_silent(device, pvpanic::PORT, 1, "pvpanic")
+        self.attach_silent(Arc::new(Mutex::new(device)), pvpanic::PORT, 1, "pvpanic")
     }
 
     pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Made<()> {
@@ -93,19 +102,24 @@ impl MachineBuilder {
             OnWatchdog::None => events.tell(&MachineEvent::WatchdogFired),
         }))
         .map_err(create("the watchdog"))?;
-        self.attach_silent(device, watchdog::STOP_PORT, watchdog::PORTS, "ib700")
+        self.attach_silent(
+            Arc::new(Mutex::new(device)),
+            watchdog::STOP_PORT,
+            watchdog::PORTS,
+            "ib700",
+        )
     }
 
     /// Attaches a device at ports that never interrupts.
     fn attach_silent<D: Device + 'static>(
         &mut self,
-        device: D,
+        device: Arc<Mutex<D>>,
         base: u16,
         count: u16,
         kind: &str,
     ) -> Made<()> {
         self.attach(Attachment {
-            device: Arc::new(Mutex::new(device)),
+            device,
             place: Place::Ports {
                 base,
                 count,

@@ -34,6 +34,7 @@ use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
 
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
+use crate::devices::switch::PowerSwitch;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::{PowerButton, SerialInput, Snapshot};
@@ -167,6 +168,7 @@ pub struct Machine {
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
+    power_switch: Option<PowerSwitch>,
     initial: Arc<Initial>,
     payload: Option<Arc<Payload>>,
     cmdline: Cmdline,
@@ -217,6 +219,12 @@ impl Machine {
     #[must_use]
     pub fn power_button(&self) -> Option<&PowerButton> {
         self.power_button.as_ref()
+    }
+
+    /// The guest's power switch.
+    #[must_use]
+    pub fn power_switch(&self) -> Option<&PowerSwitch> {
+        self.power_switch.as_ref()
     }
 
     /// The guest's command line, devices included.

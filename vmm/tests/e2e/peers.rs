@@ -88,7 +88,7 @@ fn machines_that_differ_are_refused_and_the_difference_is_named() {
         (
             "other-memory",
             &["--memory-mib", "32"],
-            "memory.0: primary has 0x0+0x2000 pages, backup has 0x0+0x4000 pages",
+            "memory: primary has 32 MiB, backup has 64 MiB",
         ),
         (
             "other-vcpus",

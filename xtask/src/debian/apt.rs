@@ -1,5 +1,5 @@
-//! `apt-get` with sources and lists of its own: Debian's and its backports, from where this machine has Debian, and
-//! whatever else it has left out. Needs no root. What must not be done here: change anything outside
+//! `apt-get` with sources and lists of its own: Debian's, from where this machine has Debian, with or without its
+//! backports, and whatever else it has left out. Needs no root. What must not be done here: change anything outside
 //! `target/debian`.
 
 use std::fs;
@@ -13,13 +13,22 @@ use super::{quiet, store};
 /// Signs everything of Debian's; machines that have it elsewhere trust it anyway.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// Which packages there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    Stable,
+    /// Newer ones, as far as Debian offers some for its release.
+    Backports,
+}
+
 /// One of apt's programs, for our lists.
-pub(super) fn apt(program: &str) -> Command {
-    let home = home();
+pub(super) fn apt(program: &str, release: Release) -> Command {
+    let home = home(release);
     let mut command = Command::new(program);
     for (option, value) in [
         ("Dir::Etc::SourceList", home.join("sources.list")),
         ("Dir::Etc::SourceParts", "/dev/null".into()),
+        ("Dir::Etc::Preferences", "/dev/null".into()),
         ("Dir::Etc::PreferencesParts", "/dev/null".into()),
         ("Dir::State::Lists", home.join("lists")),
         ("Dir::Cache", home.join("cache")),
@@ -31,24 +40,24 @@ pub(super) fn apt(program: &str) -> Command {
     command
 }
 
-/// The release whose packages are newer than Debian's own, for those of its packages that are wanted so.
+/// The name of the backports.
 pub(super) fn backports() -> Result<String> {
     Ok(format!("{}-backports", codename()?))
 }
 
 /// Tries something with our lists as they are, and if it fails once more with fresh ones: there may be none yet,
 /// or old ones whose packages are no longer to be had.
-pub(super) fn with_lists<T>(attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    twice(attempt, update)
-        .with_context(|| format!("no way to Debian's packages: this needs {NEEDS}"))
+pub(super) fn with_lists<T>(release: Release, attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    twice(attempt, || update(release))
+        .with_context(|| format!("cannot get packages of Debian's: this needs {NEEDS}"))
 }
 
 /// What [`with_lists`] cannot do without.
 const NEEDS: &str = "Debian 12 and its network";
 
-fn update() -> Result<()> {
+fn update(release: Release) -> Result<()> {
     eprintln!("          fetching Debian's lists");
-    let home = home();
+    let home = home(release);
     for directory in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(home.join(directory))?;
     }
@@ -59,7 +68,7 @@ fn update() -> Result<()> {
         "$(REPO_URI) $(RELEASE) $(COMPONENT)",
         "Created-By: Packages",
     ]))?;
-    let sources = sources(&targets, &codename()?, Path::new(KEYRING).exists());
+    let sources = sources(&targets, &codename()?, release, Path::new(KEYRING).exists());
     ensure!(
         !sources.is_empty(),
         "no source of Debian's packages among those of this machine:\n{targets}"
@@ -67,17 +76,17 @@ fn update() -> Result<()> {
     fs::write(home.join("sources.list"), sources)?;
     // Otherwise it is content with what it cannot reach.
     let strictly = ["-o", "APT::Update::Error-Mode=any", "update"];
-    quiet(apt("apt-get").args(strictly)).map(drop)
+    quiet(apt("apt-get", release).args(strictly)).map(drop)
 }
 
-/// The sources of Debian's release `codename` among this machine's, and its backports.
-fn sources(targets: &str, codename: &str, keyring: bool) -> String {
+/// The sources of Debian's release `codename` among this machine's, and its backports if they are wanted.
+fn sources(targets: &str, codename: &str, wanted: Release, keyring: bool) -> String {
     let signed = if keyring {
         format!("[signed-by={KEYRING}] ")
     } else {
         String::new()
     };
-    let wanted = ["", "-updates", "-security"].map(|suite| format!("{codename}{suite}"));
+    let suites = ["", "-updates", "-security"].map(|suite| format!("{codename}{suite}"));
     let mut lines: Vec<String> = Vec::new();
     for target in targets.lines() {
         let mut words = target.split(' ');
@@ -88,12 +97,12 @@ fn sources(targets: &str, codename: &str, keyring: bool) -> String {
         // Others name their releases like Debian's.
         let place = uri.trim_end_matches('/').rsplit('/').next();
         if !place.is_some_and(|place| place.starts_with("debian"))
-            || !wanted.iter().any(|wanted| wanted == release)
+            || !suites.iter().any(|suite| suite == release)
         {
             continue;
         }
         lines.push(format!("deb {signed}{uri} {release} main\n"));
-        if release == codename {
+        if release == codename && wanted == Release::Backports {
             lines.push(format!("deb {signed}{uri} {release}-backports main\n"));
         }
     }
@@ -111,8 +120,11 @@ fn codename() -> Result<String> {
     Ok(name.trim_matches('"').to_owned())
 }
 
-fn home() -> PathBuf {
-    store().join("apt")
+fn home(release: Release) -> PathBuf {
+    store().join(match release {
+        Release::Stable => "apt",
+        Release::Backports => "apt-backports",
+    })
 }
 
 /// Does something again after a repair. If that is of no use, the error has the reasons of both.
@@ -146,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_debian_s_own_sources_are_taken_and_its_backports_added() {
+    fn only_debian_s_own_sources_are_taken_and_its_backports_added_on_request() {
         let targets = "http://mirror.example/debian/ bookworm main\n\
             http://mirror.example/debian/ bookworm non-free\n\
             http://mirror.example/debian/ bookworm main\n\
@@ -154,12 +166,17 @@ mod tests {
             http://else.example/linux/ bookworm main\n\
             http://mirror.example/debian/ trixie main\n";
         let expected = "deb http://mirror.example/debian-security/ bookworm-security main\n\
-            deb http://mirror.example/debian/ bookworm main\n\
-            deb http://mirror.example/debian/ bookworm-backports main\n";
-        assert_eq!(sources(targets, "bookworm", false), expected);
-        let signed = sources(targets, "bookworm", true);
+            deb http://mirror.example/debian/ bookworm main\n";
+        let found = |codename, release| sources(targets, codename, release, false);
+        assert_eq!(found("bookworm", Release::Stable), expected);
+        let backports = "deb http://mirror.example/debian/ bookworm-backports main\n";
+        assert_eq!(
+            found("bookworm", Release::Backports),
+            format!("{expected}{backports}")
+        );
+        let signed = sources(targets, "bookworm", Release::Backports, true);
         assert_eq!(signed.matches("[signed-by=/usr/share/keyrings/").count(), 3);
-        assert_eq!(sources(targets, "noble", false), "");
+        assert_eq!(found("noble", Release::Stable), "");
     }
 
     #[test]

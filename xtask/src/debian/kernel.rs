@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
+use super::apt::{self, Release};
 use super::packages::{archive, archives, download};
-use super::{apt, modules, packages, quiet};
+use super::{modules, packages, quiet};
 
 /// Which of Debian's kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,7 +88,7 @@ fn fetch(flavor: Flavor) -> Result<PathBuf> {
         return Ok(found);
     }
     // Together: with fresh lists it may be another kernel.
-    let name = apt::with_lists(|| {
+    let name = apt::with_lists(Release::Stable, || {
         let name = newest(flavor)?;
         download(&store, &[&name])?;
         Ok(name)
@@ -99,7 +100,12 @@ fn fetch(flavor: Flavor) -> Result<PathBuf> {
 /// The package with the image: that of the flavour only depends on it.
 fn newest(flavor: Flavor) -> Result<String> {
     let package = flavor.package();
-    let text = quiet(apt::apt("apt-cache").args(["depends", "--important", "--", package]))?;
+    let text = quiet(apt::apt("apt-cache", Release::Stable).args([
+        "depends",
+        "--important",
+        "--",
+        package,
+    ]))?;
     image_package(&text).with_context(|| format!("apt-cache knows no kernel of {package}"))
 }
 

@@ -1,7 +1,7 @@
 //! What the tasks take from Debian. Nothing in here knows what it is for.
 //!
 //! ```text
-//!   programs.rs   programs that tasks call: the only thing that is ever installed
+//!   programs.rs   programs that tasks call: nothing else is ever installed
 //!   apt.rs        apt-get with lists of its own, Debian's backports among them
 //!   packages.rs   packages that are downloaded once and only unpacked, programs among them that are not installed
 //!   kernel.rs     a kernel among them; modules.rs: its modules, in the order in which they load
@@ -24,10 +24,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+pub(crate) use apt::Release;
 pub(crate) use files::{EPOCH, Scratch, files_below, settle};
 pub(crate) use initramfs::{Tree, provide_busybox};
 pub(crate) use kernel::{Flavor, Kernel};
-pub(crate) use packages::{Release, fetch, libraries, provide, provide_programs, unpack};
+pub(crate) use packages::{fetch, libraries, provide, provide_programs, unpack};
 pub(crate) use programs::{install, is_root, search_path};
 
 /// Where everything from Debian is kept.

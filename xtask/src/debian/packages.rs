@@ -8,13 +8,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Scratch, apt, quiet, store};
+use super::apt::{self, Release};
+use super::{Scratch, quiet, store};
 
 /// The archives of packages; those that are not here yet are downloaded.
 pub(crate) fn fetch(names: &[&str]) -> Result<Vec<PathBuf>> {
     let store = archives()?;
     if names.iter().any(|name| archive(&store, name).is_err()) {
-        apt::with_lists(|| download(&store, names))?;
+        apt::with_lists(Release::Stable, || download(&store, names))?;
     }
     names.iter().map(|name| archive(&store, name)).collect()
 }
@@ -91,7 +92,7 @@ pub(super) fn download(store: &Path, names: &[&str]) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new(store)?;
-    download_to(scratch.path(), &missing)?;
+    download_to(scratch.path(), &missing, Release::Stable)?;
     for entry in fs::read_dir(scratch.path())? {
         // Last, so that what is there is whole.
         let entry = entry?;
@@ -101,10 +102,10 @@ pub(super) fn download(store: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// Downloads packages (`NAME` or `NAME=VERSION`) into a directory.
-fn download_to(directory: &Path, packages: &[impl AsRef<str>]) -> Result<()> {
+fn download_to(directory: &Path, packages: &[impl AsRef<str>], release: Release) -> Result<()> {
     eprintln!("          downloading {} packages", packages.len());
     quiet(
-        apt::apt("apt-get")
+        apt::apt("apt-get", release)
             .arg("download")
             .args(packages.iter().map(AsRef::as_ref))
             .current_dir(directory),
@@ -117,7 +118,10 @@ fn download_to(directory: &Path, packages: &[impl AsRef<str>]) -> Result<()> {
 /// release or its backports have.
 pub(crate) fn provide_programs(names: &[&str], release: Release, to: &Path) -> Result<()> {
     provide_archives(to, |archives| {
-        apt::with_lists(|| download_to(archives, &with_dependencies(names, release)?))?;
+        apt::with_lists(release, || {
+            let packages = with_dependencies(names, release)?;
+            download_to(archives, &packages, release)
+        })?;
         let entries = fs::read_dir(archives)?;
         entries.map(|entry| Ok(entry?.path())).collect()
     })
@@ -125,17 +129,21 @@ pub(crate) fn provide_programs(names: &[&str], release: Release, to: &Path) -> R
 
 /// These packages, and what they need that is not installed, as `NAME=VERSION`.
 fn with_dependencies(names: &[&str], release: Release) -> Result<Vec<String>> {
-    let mut wish = apt::apt("apt-get");
+    let mut wish = apt::apt("apt-get", release);
     wish.args(["install", "--simulate", "--reinstall"]);
     wish.arg("--no-install-recommends");
     if release == Release::Backports {
         wish.args(["-t", &apt::backports()?]);
     }
     let packages = installed(&quiet(wish.args(names))?);
-    ensure!(
-        packages.len() >= names.len(),
-        "apt-get would install {packages:?} for {names:?}"
-    );
+    for name in names {
+        let has_it = packages.iter().any(|package| {
+            package
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('='))
+        });
+        ensure!(has_it, "apt-get has no {name}: it is for {packages:?}");
+    }
     Ok(packages)
 }
 
@@ -145,13 +153,6 @@ pub(crate) fn libraries(from: &Path) -> OsString {
     paths.push(":");
     paths.push(from.join("lib/x86_64-linux-gnu"));
     paths
-}
-
-/// Where the version of a program comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Release {
-    Stable,
-    Backports,
 }
 
 /// `NAME=VERSION` of what `apt-get install --simulate` would install: lines such as

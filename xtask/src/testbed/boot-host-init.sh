@@ -55,8 +55,8 @@ await() {
 }
 
 echo "testbed: host is up after $(now) s"
-check "power-off, 1 vCPU" "guest: 1 vCPUs, virtio devices: 1" "powered itself off" poweroff --rng
-check "power-off, 2 vCPUs" "guest: 2 vCPUs, virtio devices: 0" "powered itself off" poweroff --vcpus 2
+check "power-off, 1 vCPU" "guest: 1 vCPUs, virtio devices: 1" "is powered off" poweroff --rng
+check "power-off, 2 vCPUs" "guest: 2 vCPUs, virtio devices: 0" "is powered off" poweroff --vcpus 2
 check "kernel panic" "Kernel panic" "the guest's kernel has panicked" panic --on-reboot exit
 
 start run reboot --vcpus 2
@@ -75,6 +75,6 @@ start primary button --arbiter /tmp/arbiter --control /tmp/control
 await 1 "guest: waits for its power button"
 vmm power-button --control /tmp/control
 wait $!
-judge "power button" $? "guest: waits for its power button, Power Button" "powered itself off"
+judge "power button" $? "guest: waits for its power button, Power Button" "is powered off"
 echo "testbed: done"
 poweroff -f

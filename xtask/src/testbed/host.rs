@@ -198,6 +198,14 @@ impl Host {
         Ok(())
     }
 
+    /// How fast its kernel believes that its time-stamp counter runs, in MHz.
+    pub(super) fn counter_mhz(&self) -> Result<f64> {
+        let said = self.must("dmesg | grep -o 'tsc: Detected [0-9.]* MHz' | head -n 1")?;
+        let mhz = said.split_whitespace().nth(2);
+        let mhz = mhz.with_context(|| format!("{} has no counter", self.side.name()))?;
+        Ok(mhz.parse()?)
+    }
+
     /// Power failure: it is gone at once, and only what reached its disk is left.
     pub(super) fn power_off(&mut self) -> Result<()> {
         if let Some(mut power) = self.power.take() {

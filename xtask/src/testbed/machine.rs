@@ -3,16 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::debian::{self, Release};
 
 /// What to say if it cannot be started.
-pub(super) const MISSING: &str =
-    "cannot run setpriv (package util-linux) and QEMU in target/debian/qemu";
+pub(super) const MISSING: &str = "cannot run setpriv (package util-linux)";
 
-/// QEMU, and the firmware it boots with. Debian 12's own is too old: it forgets flags that instructions need again
-/// after a page fault (`docs/failover.md`), which a guest with write-protected memory meets all the time.
+/// QEMU, and the firmware it boots with. Debian 12's own forgets more of what an instruction needs again after a page
+/// fault than newer ones do (`docs/failover.md`), and a guest whose memory is write-protected has many.
 const PACKAGES: [&str; 4] = [
     "qemu-system-x86",
     "qemu-system-common",
@@ -22,8 +21,26 @@ const PACKAGES: [&str; 4] = [
 
 /// Downloads QEMU unless it is there.
 pub(super) fn provide() -> Result<()> {
-    debian::provide_programs(&PACKAGES, Release::Backports, &directory())
+    let directory = directory();
+    debian::provide_programs(&PACKAGES, Release::Backports, &directory)?;
+    // It may lack a library that was there when it was unpacked.
+    debian::quiet(qemu().arg("--version")).with_context(|| {
+        format!(
+            "QEMU does not run; remove {} to download it again",
+            directory.display()
+        )
+    })?;
+    Ok(())
 }
+
+fn qemu() -> Command {
+    let mut command = Command::new(directory().join(PROGRAM));
+    command.env("LD_LIBRARY_PATH", debian::libraries(&directory()));
+    command
+}
+
+/// Below the directory.
+const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
 
 fn directory() -> PathBuf {
     crate::root().join("target/debian/qemu")
@@ -43,7 +60,7 @@ pub(super) fn emulator(
     command
         .env("LD_LIBRARY_PATH", debian::libraries(&qemu))
         .args(["--pdeathsig", "KILL"])
-        .arg(qemu.join("usr/bin/qemu-system-x86_64"))
+        .arg(qemu.join(PROGRAM))
         .arg("-L")
         .arg(qemu.join("usr/share/qemu"))
         .arg("-L")

@@ -1,5 +1,5 @@
 //! What a guest's programs do on this machine itself, in their root file system but without guest and emulation:
-//! what they must do in the guest, too. Only to be used inside [the sandbox](super::sandbox), where mounts end with it.
+//! what they must do in the guest, too.
 
 use std::fs;
 use std::path::Path;
@@ -8,6 +8,11 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 use crate::debian::{quiet, text_of};
+
+/// Mounts what programs need, where nobody else sees it, and becomes the shell with a script: root file system and
+/// script are its arguments.
+const ENTER: &str = "mount -t proc proc \"$0/proc\" && mount -t tmpfs dev \"$0/dev\" \
+    && mknod -m 666 \"$0/dev/null\" c 1 3 && exec chroot \"$0\" /bin/sh -c \"$1\"";
 
 /// Runs a shell script as in the guest whose root file system is on `image`; it must succeed. Returns what it printed.
 /// `work` is a directory for it, which is emptied first.
@@ -22,24 +27,20 @@ pub(super) fn shell(image: &Path, work: &Path, script: &str) -> Result<String> {
     quiet(Command::new("debugfs").args(["-R", &dump]).arg(image))?;
     ensure!(
         work.join("bin/busybox").exists(),
-        "debugfs found no root file system on {}",
+        "debugfs found no root file system on {}, or no room for it in {root}",
         image.display()
     );
-    for (kind, place) in [("proc", "proc"), ("devtmpfs", "dev")] {
-        quiet(
-            Command::new("mount")
-                .args(["-t", kind, kind])
-                .arg(work.join(place)),
-        )?;
-    }
+    // In a world of its own, so that no mount is left when the directory is removed, whatever happens. Without this
+    // process' variables: the compiler listens to some.
     let output = quiet(
-        Command::new("chroot")
-            .args([root, "/bin/sh", "-c", script])
-            .env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        Command::new("unshare")
+            .args(["--mount", "/bin/sh", "-c", ENTER, root, script])
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
+            ),
     );
-    for place in ["proc", "dev"] {
-        quiet(Command::new("umount").arg(work.join(place)))?;
-    }
     fs::remove_dir_all(work)?;
     output
 }

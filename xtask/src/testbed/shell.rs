@@ -27,14 +27,15 @@ pub(super) fn run(
     patience: Duration,
 ) -> Result<Output> {
     let address: SocketAddr = address.parse()?;
+    let deadline = Instant::now() + patience;
     let mut stream = TcpStream::connect_timeout(&address, connect)
         .with_context(|| format!("no shell at {address}"))?;
     stream.set_write_timeout(Some(patience))?;
     // The script's commands must not read what follows it.
     let text = format!("{{ {script}\n}} 2>&1 < /dev/null\nprintf '\\n<<exit %d>>' $?\nexit\n");
     stream.write_all(text.as_bytes())?;
-    let said = read_to_mark(&mut stream, Instant::now() + patience)
-        .with_context(|| format!("`{script}` at {address}"))?;
+    let said =
+        read_to_mark(&mut stream, deadline).with_context(|| format!("`{script}` at {address}"))?;
     let (text, code) = said
         .rsplit_once(MARK)
         .with_context(|| format!("`{script}` at {address} ended without exit code: {said}"))?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arbitration::{Doubt, Question};
 use ending::Ending;
-pub use status::PrimaryPhase;
+pub use status::{EndingAwaits, PrimaryPhase};
 
 use super::epochs::Epochs;
 use super::{Policy, PrimaryEffect as Effect, PrimaryInput as Input};
@@ -123,13 +123,12 @@ impl PrimaryCore {
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
         let latest = self.now + self.policy.heartbeat_interval;
-        self.next_deadline().map(|deadline| deadline.min(latest))
+        let deadlines = [self.next_deadline(), self.ending_deadline()];
+        let deadline = deadlines.into_iter().flatten().min();
+        deadline.map(|deadline| deadline.min(latest))
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        if self.has_just_said_all() {
-            return Some(self.now);
-        }
         let policy = &self.policy;
         let doubt_at = self
             .doubt
@@ -198,6 +197,9 @@ impl PrimaryCore {
     }
 
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
+        if self.last_answer_at().is_some_and(|at| at <= self.now) {
+            return self.stop(out);
+        }
         match &self.phase {
             Phase::Handshaking if self.now >= self.handshake_ends_at() => {
                 self.lose_backup("no answer to the introduction".into(), out);
@@ -307,7 +309,7 @@ impl PrimaryCore {
             Input::ArbiterUnavailable => self.arbiter_unavailable(out),
             Input::Opened => self.opened(out),
             Input::GuestStopped => self.guest_stopped(out),
-            Input::Abandoned => self.stop(out),
+            Input::Abandoned => self.abandon(out),
             Input::Tick => {}
         }
     }
@@ -445,6 +447,9 @@ impl PrimaryCore {
             Ok(failures) if failures >= CAPTURE_FAILURES_MAX => {
                 if epochs.before_first() {
                     self.phase = syncing_again(retry_at, failures);
+                }
+                if self.ends_uncaptured() && !matches!(self.phase, Phase::Syncing { .. }) {
+                    return;
                 }
                 let cause = format!("capture failed {failures} times in a row: {error}");
                 self.lose_backup(cause, out);

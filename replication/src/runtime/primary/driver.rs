@@ -17,7 +17,9 @@ use super::output_signal::OutputSignal;
 use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
 use crate::core::message::{Bye, Message};
-use crate::core::primary::{Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
+use crate::core::primary::{
+    EndingAwaits, Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
+};
 use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
@@ -73,6 +75,10 @@ pub(super) struct Driver {
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
     connect_failure: Option<String>,
+    /// Somebody wants the guest stopped.
+    stop_asked: bool,
+    /// Somebody wanted it twice.
+    abandoned: bool,
     ended: Option<Ended>,
     /// The capture thread has panicked.
     broken: bool,
@@ -133,6 +139,8 @@ impl Driver {
             output,
             connect_at: Instant::now(),
             connect_failure: None,
+            stop_asked: false,
+            abandoned: false,
             ended: None,
             broken: false,
         })
@@ -184,7 +192,11 @@ impl Driver {
                 }
             }
             if self.core.phase() == PrimaryPhase::Stopped {
-                self.ended = Some(Ended::GuestStopped);
+                self.ended = Some(if self.abandoned {
+                    Ended::Abandoned
+                } else {
+                    Ended::GuestStopped
+                });
             }
         }
     }
@@ -269,18 +281,28 @@ impl Driver {
             Happened::Requested(Some(Request::Checkpoint)) => {
                 inputs.push_back(PrimaryInput::CheckpointWanted);
             }
+            // A guest that has ended stays so.
+            Happened::Requested(Some(Request::ResetGuest)) if self.core.is_ending() => {}
             Happened::Requested(Some(Request::ResetGuest)) => self.command(Command::ResetGuest),
-            // Nobody could ask for a quicker end without a handle.
-            Happened::Requested(None) => inputs.push_back(PrimaryInput::Abandoned),
-            Happened::Requested(Some(Request::Stop)) if self.core.is_ending() => {
-                inputs.push_back(PrimaryInput::Abandoned);
-            }
-            Happened::Requested(Some(Request::Stop | Request::GuestStopped)) => {
+            Happened::Requested(Some(Request::GuestStopped)) => {
                 inputs.push_back(PrimaryInput::GuestStopped);
+            }
+            Happened::Requested(Some(Request::Stop)) if !self.stop_asked => {
+                self.stop_asked = true;
+                inputs.push_back(PrimaryInput::GuestStopped);
+            }
+            // Without a handle nobody could ask again.
+            Happened::Requested(Some(Request::Stop) | None) => {
+                let held = self.setup.gate.counts().held_bytes;
+                tracing::warn!("ending at once: {held} bytes of the guest's output are dropped");
+                self.abandoned = true;
+                inputs.push_back(PrimaryInput::Abandoned);
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                let what = if self.core.is_ending() {
+                let what = if self.core.has_said_all() {
+                    "no answer, so the standby may take over a guest that has ended"
+                } else if self.core.is_ending() {
                     "the guest has ended, and what it said last is held until the arbiter answers"
                 } else {
                     "no answer, so nothing is decided"
@@ -472,6 +494,8 @@ impl Driver {
             core.phase() == PrimaryPhase::Protected && core.acked().is_some(),
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
+        let awaits = core.ending_awaits();
+        self.metrics.set_ending(awaits.map(EndingAwaits::name));
     }
 }
 

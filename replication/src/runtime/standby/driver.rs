@@ -440,7 +440,7 @@ impl<M: Machine> Driver<M> {
                 tracing::warn!("the promotion waits: {what}");
                 metrics.alarm(format!("the promotion waits: {what}"));
             }
-            !matches!(self.requests.try_recv(), Ok(Request::Stop))
+            !is_stop_asked(&mut self.requests)
         });
         if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
             tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
@@ -448,6 +448,12 @@ impl<M: Machine> Driver<M> {
             return Ok(Outcome::Stopped);
         }
         promoted?;
+        // It may have come while something else was waited for.
+        if is_stop_asked(&mut self.requests) {
+            tracing::warn!("stopped right before the promotion, the guest runs nowhere");
+            self.machine.stop();
+            return Ok(Outcome::Stopped);
+        }
         self.machine.restore(self.core.committed_state())?;
         self.machine.announce();
         self.machine.gate().repeat(self.core.committed_output());
@@ -501,4 +507,9 @@ impl<M: Machine> Driver<M> {
         self.metrics
             .set_peer(core.primary_node().map(str::to_owned));
     }
+}
+
+/// Whether somebody has asked this side to stop; other requests come too late.
+fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {
+    std::iter::from_fn(|| requests.try_recv().ok()).any(|request| matches!(request, Request::Stop))
 }

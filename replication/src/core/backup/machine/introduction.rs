@@ -53,9 +53,9 @@ impl BackupCore {
         let mut differences = hello.fingerprint.differences(&mine.fingerprint);
         if hello.layout != mine.layout {
             differences.push(Difference::Unequal {
-                key: "memory.layout".into(),
-                primary: Some(format!("{:?}", hello.layout.regions())),
-                backup: Some(format!("{:?}", mine.layout.regions())),
+                key: "memory".into(),
+                primary: Some(hello.layout.to_string()),
+                backup: Some(mine.layout.to_string()),
             });
         }
         if !differences.is_empty() {

@@ -36,12 +36,12 @@ impl PrimaryCore {
         if self.question.is_some() {
             return;
         }
-        let has_said_all = self.has_said_all();
-        let (ask_at, question) = match (&mut self.phase, &mut self.doubt) {
-            (Phase::Claiming { ask_at, .. }, _) => (ask_at, Question::Claim),
-            (Phase::Protected(_), Some(doubt)) => (&mut doubt.ask_at, Question::Confirm),
-            // Whatever the answer, it is the end: this is asked once.
-            (Phase::Protected(_), None) if has_said_all => (&mut Some(self.now), Question::Claim),
+        let (ask_at, question) = match (&mut self.phase, &mut self.doubt, &mut self.ending) {
+            (Phase::Claiming { ask_at, .. }, _, _) => (ask_at, Question::Claim),
+            (Phase::Protected(_), Some(doubt), _) => (&mut doubt.ask_at, Question::Confirm),
+            (Phase::Protected(_) | Phase::Syncing { .. }, None, Some(ending)) => {
+                (&mut ending.ask_at, Question::Claim)
+            }
             _ => return,
         };
         if ask_at.is_none_or(|at| at > self.now) {
@@ -67,8 +67,8 @@ impl PrimaryCore {
                 self.fence(current, format!("the arbiter names {holder}"), out);
             }
             (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
-                if matches!(self.phase, Phase::Protected(_)) {
-                    return self.stop(out);
+                if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
+                    return self.ends_granted(granted, out);
                 }
                 self.generation = granted;
                 if let Phase::Claiming { cause, .. } =
@@ -101,6 +101,11 @@ impl PrimaryCore {
         }
         match (self.question.take(), &mut self.phase) {
             (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
+            (Some(Question::Claim), _) => {
+                if let Some(ending) = &mut self.ending {
+                    ending.ask_at = Some(retry_at);
+                }
+            }
             (Some(Question::Confirm), Phase::Protected(_)) => {
                 if let Some(doubt) = &mut self.doubt {
                     doubt.ask_at = Some(retry_at);

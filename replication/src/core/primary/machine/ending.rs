@@ -2,29 +2,47 @@
 //! everything leaves: acked (R1), or under a grant. Nobody has to answer in time: until somebody has, it is held.
 //!
 //! Then the next generation is claimed, so that the backup cannot take over even if it does not hear the farewell.
-//! That is not worth waiting for an arbiter that does not answer: nothing would be lost, since the guest's end is
-//! part of what the backup has.
+//! That is worth some patience with the arbiter, but no more: nothing would be lost, since the guest's end is part of
+//! what the backup has.
+
+use std::time::Duration;
 
 use super::{Bye, Effect, Epochs, Message, Phase, PrimaryCore};
-use crate::ids::EpochId;
+use crate::ids::{EpochId, Generation};
+
+/// The arbiter gets so many heartbeat timeouts for the last question.
+const LAST_ANSWER_TIMEOUTS: u32 = 4;
 
 /// The guest has ended, and this side has not yet.
 #[derive(Debug)]
 pub(super) struct Ending {
+    stage: Stage,
+    /// When to ask for the next generation while there is a link; `None`: not yet, or an answer is awaited.
+    pub(super) ask_at: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
     /// With the release of this epoch everything has left. Of no meaning while there are no epochs.
-    through: EpochId,
-    /// Everything has left.
-    pub(super) said_all: bool,
+    Until(EpochId),
+    /// The guest cannot be captured any more, so what is held needs a grant, as without a backup.
+    NeedsGrant,
+    /// Everything has left, or is to be dropped.
+    Last { since: Duration },
 }
 
 impl Ending {
+    fn at(stage: Stage) -> Self {
+        Self {
+            stage,
+            ask_at: None,
+        }
+    }
+
     /// The next epoch to be captured has all that the guest has said.
     fn with(epochs: &mut Epochs) -> Self {
         epochs.want_checkpoint();
-        Self {
-            through: epochs.next_captured(),
-            said_all: false,
-        }
+        Self::at(Stage::Until(epochs.next_captured()))
     }
 }
 
@@ -39,10 +57,7 @@ impl PrimaryCore {
         if self.ending.is_some() {
             return;
         }
-        let mut ending = Ending {
-            through: EpochId(0),
-            said_all: false,
-        };
+        let mut ending = Ending::at(Stage::Until(EpochId(0)));
         match &mut self.phase {
             Phase::Fenced | Phase::Stopped => return,
             Phase::Alone if !self.opening => return self.stop(out),
@@ -59,6 +74,51 @@ impl PrimaryCore {
         self.ending = Some(ending);
     }
 
+    /// What is held is dropped. A backup is still kept from taking over, if the arbiter answers soon.
+    pub(super) fn abandon(&mut self, out: &mut Vec<Effect>) {
+        match &mut self.phase {
+            Phase::Fenced | Phase::Stopped => {}
+            Phase::Alone | Phase::Handshaking => self.stop(out),
+            Phase::Syncing { .. } | Phase::Protected(_) => self.begin_last(),
+            Phase::Claiming { ask_at, .. } => {
+                // Unless an answer is awaited.
+                *ask_at = ask_at.map(|_| self.now);
+                self.begin_last();
+            }
+        }
+    }
+
+    fn begin_last(&mut self) {
+        let mut last = Ending::at(Stage::Last { since: self.now });
+        last.ask_at = Some(self.now);
+        self.ending = Some(last);
+    }
+
+    /// The guest cannot be captured any more. Returns whether that is the concern of its end.
+    pub(super) fn ends_uncaptured(&mut self) -> bool {
+        let Some(ending) = &mut self.ending else {
+            return false;
+        };
+        if matches!(ending.stage, Stage::Until(_)) {
+            ending.stage = Stage::NeedsGrant;
+            ending.ask_at = Some(self.now);
+        }
+        true
+    }
+
+    /// The next generation was granted, so nobody can take over.
+    pub(super) fn ends_granted(&mut self, generation: Generation, out: &mut Vec<Effect>) {
+        if self.has_said_all() {
+            return self.stop(out);
+        }
+        out.push(Effect::Send(Message::Bye(Bye::GuestStopped)));
+        out.push(Effect::CloseLink);
+        let cause = "the guest has ended".into();
+        out.push(Effect::GoAlone { generation, cause });
+        self.opening = true;
+        self.end_session(Phase::Alone);
+    }
+
     /// All that was held for lack of a backup has left.
     pub(super) fn opened(&mut self, out: &mut Vec<Effect>) {
         self.opening = false;
@@ -70,7 +130,7 @@ impl PrimaryCore {
     /// A stall may have cut the last release short: one more epoch brings the rest along.
     pub(super) fn ending_is_in_doubt(&mut self) {
         if let (Some(ending), Phase::Protected(epochs)) = (&mut self.ending, &mut self.phase)
-            && !ending.said_all
+            && matches!(ending.stage, Stage::Until(_))
         {
             *ending = Ending::with(epochs);
         }
@@ -78,14 +138,20 @@ impl PrimaryCore {
 
     /// Whether there is to be another epoch.
     pub(super) fn has_more_to_say(&self, epochs: &Epochs) -> bool {
-        (self.ending.as_ref()).is_none_or(|ending| epochs.next_captured() <= ending.through)
+        self.ending
+            .as_ref()
+            .is_none_or(|ending| match ending.stage {
+                Stage::Until(through) => epochs.next_captured() <= through,
+                Stage::NeedsGrant | Stage::Last { .. } => false,
+            })
     }
 
     /// Whether everything has been let go, and nobody has noticed yet.
-    pub(super) fn has_just_said_all(&self) -> bool {
-        match (&self.ending, &self.phase) {
-            (Some(ending), Phase::Protected(epochs)) => {
-                !ending.said_all && self.doubt.is_none() && epochs.released() >= ending.through
+    fn has_just_said_all(&self) -> bool {
+        let stage = self.ending.as_ref().map(|ending| ending.stage);
+        match (stage, &self.phase) {
+            (Some(Stage::Until(through)), Phase::Protected(epochs)) => {
+                self.doubt.is_none() && epochs.released() >= through
             }
             _ => false,
         }
@@ -94,16 +160,39 @@ impl PrimaryCore {
     /// To be called before anything else happens: what was let go has left by then, or the doubt has begun that
     /// stopped it.
     pub(super) fn look_at_end(&mut self) {
-        if self.has_just_said_all()
-            && let Some(ending) = &mut self.ending
-        {
-            ending.said_all = true;
+        if self.has_just_said_all() {
+            self.begin_last();
         }
     }
 
     /// Whether nothing is left but to end.
-    pub(super) fn has_said_all(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| ending.said_all)
+    #[must_use]
+    pub fn has_said_all(&self) -> bool {
+        self.last_answer_at().is_some()
+    }
+
+    /// Until when the last answer is waited for.
+    pub(super) fn last_answer_at(&self) -> Option<Duration> {
+        match self.ending.as_ref()?.stage {
+            Stage::Last { since } => {
+                Some(since + self.policy.heartbeat_timeout * LAST_ANSWER_TIMEOUTS)
+            }
+            Stage::Until(_) | Stage::NeedsGrant => None,
+        }
+    }
+
+    /// When the end must be looked at.
+    pub(super) fn ending_deadline(&self) -> Option<Duration> {
+        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            return None;
+        }
+        if self.has_just_said_all() {
+            return Some(self.now);
+        }
+        let ask_at = (self.ending.as_ref())
+            .and_then(|ending| ending.ask_at)
+            .filter(|_| self.question.is_none() && self.has_link());
+        [ask_at, self.last_answer_at()].into_iter().flatten().min()
     }
 
     /// The end. What is still held is dropped.

@@ -23,6 +23,29 @@ pub enum PrimaryPhase {
     Stopped,
 }
 
+/// What the end of a guest waits for: what it said last must leave its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndingAwaits {
+    /// The backup's acknowledgement.
+    Backup,
+    /// The arbiter's answer.
+    Arbiter,
+    /// That shared disks are written.
+    Disks,
+}
+
+impl EndingAwaits {
+    /// In words.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Backup => "the standby's acknowledgement",
+            Self::Arbiter => "the arbiter",
+            Self::Disks => "its shared disks",
+        }
+    }
+}
+
 impl PrimaryPhase {
     /// The phase in one word.
     #[must_use]
@@ -59,6 +82,21 @@ impl PrimaryCore {
     #[must_use]
     pub fn is_opening(&self) -> bool {
         self.opening
+    }
+
+    /// What the guest's end waits for; `None` if it has not ended, or nothing is waited for any more.
+    #[must_use]
+    pub fn ending_awaits(&self) -> Option<EndingAwaits> {
+        self.ending.as_ref()?;
+        match &self.phase {
+            Phase::Fenced | Phase::Stopped => None,
+            Phase::Claiming { .. } => Some(EndingAwaits::Arbiter),
+            Phase::Protected(epochs) if self.has_more_to_say(epochs) => Some(EndingAwaits::Backup),
+            Phase::Protected(epochs) if epochs.in_flight().is_some() => Some(EndingAwaits::Backup),
+            Phase::Protected(epochs) if epochs.is_releasing() => Some(EndingAwaits::Disks),
+            Phase::Protected(_) | Phase::Syncing { .. } => Some(EndingAwaits::Arbiter),
+            Phase::Alone | Phase::Handshaking => Some(EndingAwaits::Disks),
+        }
     }
 
     /// The generation held. Goes into the header of everything this side sends.

@@ -21,8 +21,10 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// How a guest's life ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It ended by itself, or somebody asked for it.
+    /// It ended by itself.
     Stopped,
+    /// A signal asks for it.
+    Asked,
     /// It cannot go on, or must not.
     Failed(String),
 }
@@ -116,8 +118,7 @@ impl<'a> Keeper<'a> {
                     Step::End(end) => return end,
                 },
                 Err(RecvTimeoutError::Timeout) if signalled.try_recv().is_ok() => {
-                    tracing::info!("stopping the guest on request");
-                    return End::Stopped;
+                    return End::Asked;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 // The machine is gone; whoever owns it says why.
@@ -163,7 +164,7 @@ impl<'a> Keeper<'a> {
                 "the guest could not be started over: {what}"
             ))),
             MachineEvent::GuestPoweredOff => {
-                tracing::info!("the guest has powered itself off");
+                tracing::info!("the guest is powered off");
                 Step::End(End::Stopped)
             }
             MachineEvent::GuestShutdown { what } => {

@@ -13,6 +13,7 @@ use understudy_replication::runtime::{
 use understudy_vmm::config::{Config, ConfigError};
 use understudy_vmm::control::{Command, ControlServer, GuestNotes, Handler, Report};
 use understudy_vmm::devices::PowerButton;
+use understudy_vmm::devices::switch::PowerSwitch;
 use understudy_vmm::machine::{Machine, MachineEvent};
 use understudy_vmm::output::Gate;
 
@@ -20,6 +21,9 @@ use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
 use crate::args::ReplicatedArgs;
 use crate::exit::Fenced;
+
+/// Signals that are heard as wishes to end: politely, and at once.
+const WISHES: usize = 2;
 
 /// What a control request reaches: the role may change while the socket is served.
 #[derive(Clone)]
@@ -35,6 +39,19 @@ struct Current {
     role: Arc<Mutex<Option<Role>>>,
     notes: GuestNotes,
     button: Arc<OnceLock<PowerButton>>,
+    power: Arc<OnceLock<PowerSwitch>>,
+}
+
+impl Current {
+    /// Stops the guest that runs here, as if its power were cut: it stands still, wherever it goes on. Asked again,
+    /// waits for nothing. Returns whether there was one to stop.
+    fn stop(&self, handle: &ProtectionHandle) -> bool {
+        tracing::info!("stopping the guest on request");
+        if let Some(power) = self.power.get() {
+            power.turn();
+        }
+        handle.stop()
+    }
 }
 
 /// What is needed to keep a guest.
@@ -50,6 +67,9 @@ impl Guest {
         if let Some(button) = machine.power_button() {
             // The only machine of this process.
             current.button.get_or_init(|| button.clone());
+        }
+        if let Some(power) = machine.power_switch() {
+            current.power.get_or_init(|| power.clone());
         }
         Self {
             events: machine.events(),
@@ -101,7 +121,7 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     if config.replication.backup_endpoint()?.is_none() {
         tracing::warn!("no --backup is given: the guest runs unprotected");
     }
-    let signalled = signals::listen()?;
+    let signalled = signals::listen(WISHES)?;
     // Before anything is claimed or run: a socket in use must not cost a guest.
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config, vm::Life::Boots)?;
@@ -148,20 +168,24 @@ fn protect(
         gate,
         rules,
     } = guest;
-    let notes = current.notes.clone();
+    let current = current.clone();
     let (sender, end) = std::sync::mpsc::sync_channel(1);
     // Ends with the process.
     std::thread::Builder::new()
         .name("guest-end".into())
         .spawn(move || {
-            let keeper = Keeper::new(rules, &notes);
+            let keeper = Keeper::new(rules, &current.notes);
             let end = keeper.await_end(&events, &signalled, || handle.reset_guest());
+            if end == End::Asked {
+                current.stop(&handle);
+            } else {
+                handle.guest_stopped();
+            }
             // A channel of one for one.
             let _ = sender.try_send(end);
-            handle.guest_stopped();
-            // What the guest said last may have to wait for the arbiter; who does not want to says so.
-            if signalled.recv().is_ok() {
-                handle.stop();
+            // What the guest said last may have to wait for the arbiter; who does not want that says so.
+            while signalled.recv().is_ok() {
+                current.stop(&handle);
             }
         })
         .context("cannot start a thread")?;
@@ -169,6 +193,9 @@ fn protect(
     // What may not leave is not in them any more.
     vm::finish_consoles(&gate);
     match ended {
+        Ended::Abandoned => bail!(
+            "ended at once, as was asked for: what the guest had said and was still held is lost"
+        ),
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         // Stopped from elsewhere, it comes with the end of the machine's events.
         Ended::GuestStopped => match end.recv() {
@@ -187,7 +214,7 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
             "say where the primary reaches this standby, for example 0.0.0.0:7000",
         )
     })?;
-    let signalled = signals::listen()?;
+    let signalled = signals::listen(WISHES)?;
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config, vm::Life::GoesOn)?;
     let guest = Guest::of(&machine, &config, &current);
@@ -216,11 +243,11 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
 /// A signal stops the standby; once it is promoted, the same signals stop the guest: they are passed
 /// on.
 fn stop_on_signal(signalled: Receiver<()>, standby: StandbyHandle) -> Result<Receiver<()>> {
-    let (sender, passed_on) = std::sync::mpsc::sync_channel(1);
+    let (sender, passed_on) = std::sync::mpsc::sync_channel(WISHES);
     std::thread::Builder::new()
         .name("signal-stop".into())
         .spawn(move || {
-            if signalled.recv().is_ok() {
+            while signalled.recv().is_ok() {
                 // If it is promoted already, the signal is for the guest.
                 standby.stop();
                 // Nobody takes it before the promotion.
@@ -287,10 +314,10 @@ fn obey(role: &Role, current: &Current, command: Command) -> Result<serde_json::
         (Command::PowerButton, Role::Standby(_)) => {
             Err("the guest does not run here; ask the primary's control socket".into())
         }
-        (Command::Stop, Role::Primary(handle)) => {
-            handle.stop();
-            Ok(serde_json::Value::Null)
+        (Command::Stop, Role::Primary(handle)) if !current.stop(handle) => {
+            Err("the guest has ended, and this vmm is about to".into())
         }
+        (Command::Stop, Role::Primary(_)) => Ok(serde_json::Value::Null),
         // Promoted just now, it is about to take requests as a primary.
         (Command::Stop, Role::Standby(handle)) if !handle.stop() => {
             Err("the standby is becoming the primary; try again".into())

@@ -39,7 +39,7 @@ struct Running {
 pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     let config = arguments.merge()?;
     let (stop, stopped) = sync_channel(1);
-    signals::pass_on(stop.clone())?;
+    signals::pass_on(stop.clone(), 1)?;
     // Before anything runs: a socket in use must not cost a guest.
     let current = Arc::new(OnceLock::new());
     let _control = serve(&config, &current)?;
@@ -63,6 +63,10 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     vm::finish_consoles(machine.output_gate());
     match end {
         End::Stopped => Ok(()),
+        End::Asked => {
+            tracing::info!("the guest was stopped on request");
+            Ok(())
+        }
         End::Failed(what) => bail!("{what}"),
     }
 }

@@ -1,19 +1,20 @@
-//! SIGTERM and SIGINT as requests to stop cleanly: a second one ends the process as usual.
+//! SIGTERM and SIGINT as wishes to stop cleanly: one more than there are wishes ends the process as usual.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Starts to listen; the receiver gets one item when a person or the service manager wants an end.
-pub(crate) fn listen() -> Result<Receiver<()>> {
-    let (sender, receiver) = sync_channel(1);
-    pass_on(sender)?;
+/// Starts to listen; the receiver gets an item for each of so many times that a person or the service manager wants
+/// an end.
+pub(crate) fn listen(wishes: usize) -> Result<Receiver<()>> {
+    let (sender, receiver) = sync_channel(wishes);
+    pass_on(sender, wishes)?;
     Ok(receiver)
 }
 
 /// The same for a channel on which there are other such wishes, too.
-pub(crate) fn pass_on(sender: SyncSender<()>) -> Result<()> {
+pub(crate) fn pass_on(sender: SyncSender<()>, wishes: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -29,16 +30,16 @@ pub(crate) fn pass_on(sender: SyncSender<()>) -> Result<()> {
         .name("signals".into())
         .spawn(move || {
             runtime.block_on(async {
-                for first in [true, false] {
+                for number in 0.. {
                     tokio::select! {
                         _ = terminate.recv() => {}
                         _ = interrupt.recv() => {}
                     }
-                    if first {
+                    if number < wishes {
                         // Nobody may be interested any more.
                         let _ = sender.try_send(());
                     } else {
-                        tracing::warn!("second signal: ending at once");
+                        tracing::warn!("one more signal: ending at once");
                         std::process::exit(i32::from(crate::exit::FAILED));
                     }
                 }

@@ -65,7 +65,17 @@ fn stop_gracefully(arguments: &StopArgs) -> Result<()> {
                 println!("the guest has ended, and its vmm with it");
                 return Ok(());
             }
-            answer => answer.map(drop)?,
+            answer => {
+                let status = answer?;
+                let awaits = &status["ending"];
+                ensure!(
+                    awaits.is_null() || Instant::now() < deadline,
+                    "the guest has ended, but what it said last has not left within {} s: it waits for {}. It goes on \
+                     waiting; to give that output up, `vmm stop` twice",
+                    arguments.patience_s,
+                    awaits.as_str().unwrap_or("something")
+                );
+            }
         }
         ensure!(
             Instant::now() < deadline,
@@ -186,6 +196,9 @@ fn output(counts: &OutputCounts) -> String {
 
 fn headline(status: &Status) -> String {
     let peer = status.peer.as_deref().unwrap_or("nobody");
+    if let Some(awaits) = &status.ending {
+        return format!("the guest has ended; what it said last waits for {awaits}");
+    }
     match (status.role, status.protected) {
         (Role::Primary, true) => format!("primary, protected by {peer}"),
         (Role::Primary, false) => "primary, NOT protected".into(),

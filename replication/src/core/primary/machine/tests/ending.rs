@@ -212,13 +212,83 @@ fn a_synchronisation_under_way_is_left_and_what_it_held_let_go() {
 }
 
 #[test]
-fn who_is_told_to_end_at_once_does() {
-    let mut bench = Bench::protected();
-    assert_eq!(bench.give(Input::Abandoned), farewell());
-    bench.assert_stopped();
+fn who_is_told_to_end_at_once_drops_what_is_held_but_keeps_the_backup_from_taking_over() {
+    let granted = || Input::Verdict(Verdict::Granted(Generation(4)));
+    for mut bench in [Bench::protected(), Bench::welcomed()] {
+        bench.give(Input::GuestStopped);
+        if bench.core.phase() == PrimaryPhase::Alone {
+            assert_eq!(bench.give(Input::Abandoned), []);
+        } else {
+            assert_eq!(bench.give(Input::Abandoned), [Effect::Claim(GENERATION)]);
+            assert_eq!(bench.give(granted()), farewell());
+        }
+        bench.assert_stopped();
+    }
+    let mut syncing = Bench::welcomed();
+    assert_eq!(syncing.give(Input::Abandoned), [Effect::Claim(GENERATION)]);
+    assert_eq!(syncing.give(granted()), farewell());
+    syncing.assert_stopped();
+    // What is granted lets nothing out any more.
     let mut claiming = Bench::protected();
     lost(&mut claiming);
     claiming.give(Input::GuestStopped);
     assert_eq!(claiming.give(Input::Abandoned), []);
+    assert_eq!(claiming.give(granted()), []);
     claiming.assert_stopped();
+    let mut between_questions = Bench::protected();
+    lost(&mut between_questions);
+    between_questions.give(Input::ArbiterUnavailable);
+    assert_eq!(
+        between_questions.give(Input::Abandoned),
+        [Effect::Claim(GENERATION)]
+    );
+    between_questions.give(Input::ArbiterUnavailable);
+    between_questions.assert_stopped();
+}
+
+#[test]
+fn the_last_answer_is_not_waited_for_long() {
+    for has_link in [true, false] {
+        let mut bench = asking();
+        if !has_link {
+            lost(&mut bench);
+        }
+        let before = bench.now;
+        let mut effects = Vec::new();
+        while bench.core.phase() != PrimaryPhase::Stopped {
+            assert!(bench.now < before + 600 * MS, "{has_link}");
+            bench.now = bench.core.next_wakeup().expect("a deadline runs");
+            if has_link {
+                effects.extend(bench.hear(Message::Heartbeat));
+            }
+            effects.extend(bench.give(Input::Tick));
+        }
+        assert_eq!(bench.now, before + 600 * MS, "{has_link}");
+        assert_eq!(effects.ends_with(&farewell()), has_link, "{effects:?}");
+        bench.assert_stopped();
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_be_captured_any_more_ends_with_a_grant_and_the_backup_is_told() {
+    let mut bench = Bench::protected();
+    bench.give(Input::GuestStopped);
+    let mut effects = Vec::new();
+    for _ in 0..CAPTURE_FAILURES_MAX {
+        let (epoch, error) = (EpochId(2), "a vCPU has ended".into());
+        effects = bench.give(Input::CaptureFailed { epoch, error });
+        effects.extend(bench.pass(30 * MS, true, true));
+    }
+    assert_eq!(effects, [Effect::Claim(GENERATION)]);
+    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(
+        bench.pass(110 * MS, true, true),
+        [Effect::Claim(GENERATION)]
+    );
+    let mut expected = farewell().to_vec();
+    expected.push(go_alone(4, "the guest has ended"));
+    let granted = Input::Verdict(Verdict::Granted(Generation(4)));
+    assert_eq!(bench.give(granted), expected);
+    assert_eq!(bench.give(Input::Opened), []);
+    bench.assert_stopped();
 }
