@@ -1,6 +1,8 @@
 //! Nothing leaves and nobody is promoted without the arbiter's word (R1, R4).
 
-use crate::support::{DEADLINE, Lab, await_log, turn};
+use understudy_vmm::lab::Host;
+
+use crate::support::{DEADLINE, Lab, await_log, turn, vmm_says};
 
 /// Questions that an unusable arbiter leaves without an answer before a test goes on.
 const RETRIES: usize = 8;
@@ -72,4 +74,78 @@ fn nothing_leaves_a_primary_without_acks_until_it_may_run_alone() {
     assert_eq!(lab.frames_from(1), 0, "the old standby spoke");
     lab.await_progress("clients of the guest that is protected again");
     lab.assert_exact();
+}
+
+/// A guest is stopped by `stop` while nobody answers, and again.
+fn is_given_up(stop: impl Fn(&Host)) {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    lab.arbiter().break_it();
+    lab.pair.standby.freeze().unwrap();
+    await_log(&lab.pair.primary, "no answer, so nothing is decided", 1);
+    let frames = lab.frames_from(0);
+    stop(&lab.pair.primary);
+    let ending = |status: &understudy_replication::runtime::Status| status.ending.is_some();
+    let primary = &mut lab.pair.primary;
+    let status = primary.await_status("ending", DEADLINE, ending).unwrap();
+    assert_eq!(status.ending.as_deref(), Some("the arbiter"));
+    let control = primary.control().display().to_string();
+    let text = vmm_says(&["status", "--control", &control]);
+    assert!(
+        text.contains("the guest has ended; what it said last waits for the arbiter"),
+        "{text}"
+    );
+    await_log(
+        &lab.pair.primary,
+        "is held until the arbiter answers",
+        RETRIES,
+    );
+    stop(&lab.pair.primary);
+    let exit = lab.pair.primary.await_exit(DEADLINE).unwrap();
+    let log = lab.pair.primary.log();
+    assert_eq!(exit.code(), Some(1), "{log}");
+    let last = log.lines().last().unwrap();
+    assert!(last.contains("ended at once, as was asked for"), "{log}");
+    assert_eq!(lab.frames_from(0), frames, "what was given up has left");
+}
+
+#[test]
+fn a_guest_that_is_stopped_twice_is_not_waited_for() {
+    is_given_up(|host| {
+        vmm_says(&["stop", "--control", &host.control().display().to_string()]);
+    });
+}
+
+#[test]
+fn a_guest_that_is_terminated_twice_is_not_waited_for() {
+    is_given_up(|host| host.terminate().unwrap());
+}
+
+#[test]
+fn a_guest_that_is_stopped_while_nobody_answers_ends_once_somebody_does() {
+    let _turn = turn();
+    let mut lab = Lab::start();
+    lab.arbiter().break_it();
+    lab.pair.standby.freeze().unwrap();
+    await_log(&lab.pair.primary, "no answer, so nothing is decided", 1);
+    let frames = lab.frames_from(0);
+    vmm_says(&[
+        "stop",
+        "--control",
+        &lab.pair.primary.control().display().to_string(),
+    ]);
+    await_log(
+        &lab.pair.primary,
+        "is held until the arbiter answers",
+        RETRIES,
+    );
+    lab.arbiter().repair();
+    let exit = lab.pair.primary.await_exit(DEADLINE).unwrap();
+    assert_eq!(exit.code(), Some(0), "{}", lab.pair.primary.log());
+    assert!(lab.frames_from(0) > frames, "what was held was dropped");
+    // It finds the guest owned by another generation.
+    lab.pair.standby.thaw().unwrap();
+    let standby = &mut lab.pair.standby;
+    let status = standby.await_status("reset", DEADLINE, |status| status.phase == "listening");
+    assert!(status.unwrap().failover.is_none(), "it was revived");
 }

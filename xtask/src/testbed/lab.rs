@@ -279,6 +279,16 @@ impl Lab {
         vmm::status(&self.hosts[side as usize])
     }
 
+    /// What went wrong inside the guest, as the hosts that can be asked tell it.
+    pub(super) fn guest_alarms(&mut self) -> Vec<String> {
+        let asked = self.hosts.iter_mut().filter_map(|host| {
+            let status = host.is_well().then(|| vmm::status(host))?.ok()??;
+            let alarm = status["guest"]["alarm"].as_str()?;
+            Some(format!("{}: {alarm}", host.side.name()))
+        });
+        asked.collect()
+    }
+
     /// Waits until the guest on this host would survive its loss.
     pub(super) fn await_protected(&self, side: Side) -> Result<()> {
         let mut last = Value::Null;

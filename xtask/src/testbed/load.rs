@@ -3,8 +3,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(super) struct Load {
     thread: JoinHandle<Result<()>>,
     acked: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    /// Why it ended.
+    failure: Arc<Mutex<String>>,
 }
 
 impl Load {
@@ -46,7 +48,7 @@ impl Load {
     /// Sets keys in Redis, which fsyncs each before it answers.
     fn redis() -> Result<Self> {
         Self::start("redis", |acked, stop| {
-            let mut redis = until("redis", PATIENCE, || Ok(Redis::connect().ok()))?;
+            let mut redis = until("redis", PATIENCE, || Ok(Redis::greet().ok()))?;
             for number in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
@@ -68,15 +70,23 @@ impl Load {
     ) -> Result<Self> {
         let acked = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
-        let (counted, told) = (Arc::clone(&acked), Arc::clone(&stop));
+        let failure = Arc::new(Mutex::new("without an error".to_owned()));
+        let (counted, told, noted) = (Arc::clone(&acked), Arc::clone(&stop), Arc::clone(&failure));
         let thread = std::thread::Builder::new()
             .name(name.into())
-            .spawn(move || work(&counted, &told))?;
+            .spawn(move || {
+                let outcome = work(&counted, &told);
+                if let Err(error) = &outcome {
+                    *lock(&noted) = format!("{error:#}");
+                }
+                outcome
+            })?;
         Ok(Self {
             name,
             thread,
             acked,
             stop,
+            failure,
         })
     }
 
@@ -90,8 +100,9 @@ impl Load {
                 let acked = self.acked.load(Ordering::Relaxed);
                 ensure!(
                     !self.thread.is_finished(),
-                    "{} ended after {acked} writes",
-                    self.name
+                    "{} ended after {acked} writes: {}",
+                    self.name,
+                    lock(&self.failure)
                 );
                 Ok((acked >= enough).then_some(()))
             },
@@ -163,6 +174,10 @@ fn verify_redis(acked: u64) -> Result<()> {
     Ok(())
 }
 
+fn lock(text: &Mutex<String>) -> MutexGuard<'_, String> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn value(number: u64) -> String {
     format!("value-{number}-{}", "x".repeat(100))
 }
@@ -180,6 +195,14 @@ impl Redis {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Connects to one that is ready.
+    fn greet() -> Result<Self> {
+        let mut redis = Self::connect()?;
+        let answer = redis.ask("PING\r\n")?;
+        ensure!(answer == "+PONG", "redis answered {answer:?} to a greeting");
+        Ok(redis)
     }
 
     fn ask(&mut self, command: &str) -> Result<String> {

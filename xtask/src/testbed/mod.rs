@@ -131,11 +131,15 @@ fn judge(lab: &mut Lab, scenario: &Scenario) -> Result<Result<f64, String>> {
     let begin = Instant::now();
     say(format_args!("=== {}: {}", scenario.name, scenario.about));
     let outcome = lab.begin(scenario.name).and_then(|()| (scenario.act)(lab));
-    lab.end()?;
     let verdict = match outcome {
         Ok(()) => Ok(begin.elapsed().as_secs_f64()),
-        Err(error) => Err(format!("{error:#}")),
+        Err(error) => {
+            let mut why = vec![format!("{error:#}")];
+            why.extend(lab.guest_alarms());
+            Err(why.join("; "))
+        }
     };
+    lab.end()?;
     match &verdict {
         Ok(seconds) => say(format_args!("=== pass {} in {seconds:.0} s", scenario.name)),
         Err(why) => say(format_args!("=== FAIL {}: {why}", scenario.name)),

@@ -101,6 +101,34 @@ fn the_guests_end_is_told() {
 }
 
 #[test]
+fn a_guest_whose_power_switch_somebody_turned_stands_still_wherever_it_goes_on() {
+    let mut rig = rig(COUNTING);
+    let events = rig.machine.events();
+    rig.machine.start().unwrap();
+    rig.await_number(10);
+    rig.machine.power_switch().unwrap().turn();
+    let off = MachineEvent::GuestPoweredOff;
+    assert_eq!(events.recv_timeout(DEADLINE).unwrap(), off);
+    let mut state = Vec::new();
+    let mut paused = rig.machine.pause_guest().unwrap();
+    paused.save_state(&mut state).unwrap();
+    drop(paused);
+    rig.heard();
+    assert!(rig.numbers.recv_timeout(Duration::from_millis(50)).is_err());
+
+    let mut next = standby();
+    copy_memory(&rig.machine.memory, &next.machine.memory);
+    let events = next.machine.events();
+    next.machine.load(&state).unwrap();
+    next.machine.start().unwrap();
+    assert_eq!(events.recv_timeout(DEADLINE).unwrap(), off);
+    drop(next.machine.pause_guest().unwrap());
+    next.heard();
+    let said = next.numbers.recv_timeout(Duration::from_millis(50));
+    assert!(said.is_err(), "{said:?}");
+}
+
+#[test]
 fn a_machine_is_only_run_paused_and_restored_when_it_can_be() {
     let mut fresh = standby();
     let error = fresh.machine.start().unwrap_err();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::super::guest::{self, Mode};
+use super::super::guest::{self, Guest, Mode};
 use super::super::lab::Lab;
 use super::super::load::{self, Load, Loads};
 use super::super::native;
@@ -80,10 +80,7 @@ pub(super) fn freeze(lab: &mut Lab, mode: Mode) -> Result<()> {
 pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
     let guest = guest::linux(mode)?;
     lab.protect(&guest, vcpus)?;
-    let root = guest.drives.first().context("no drive")?;
-    let undisturbed = native::shell(&root.image, &lab.directory.join("native"), "compile 1")?;
-    let undisturbed = objects(&undisturbed)?;
-    say(format_args!("undisturbed, and natively: {undisturbed}"));
+    let undisturbed = natively(lab, &guest)?;
     let command = format!("compile 1 {vcpus}");
     let disturbed = std::thread::spawn(move || guest::shell(&command, COMPILE));
     until("some object files", COMPILE, || {
@@ -107,6 +104,38 @@ pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
     say("the same object files");
     lab.measure("power failure while compiling", failover, None);
     Ok(())
+}
+
+/// A protected guest to which nothing happens compiles over and over: it compiles right, and does not crash.
+pub(super) fn soak(lab: &mut Lab, mode: Mode) -> Result<()> {
+    let guest = guest::linux(mode)?;
+    lab.protect(&guest, 2)?;
+    let right = natively(lab, &guest)?;
+    let times = lab.options.times;
+    for time in 1..=times {
+        let compiled = objects(&guest::shell("compile 1 2", COMPILE)?)?;
+        ensure!(
+            compiled == right,
+            "the guest compiled {compiled}, natively it is {right}"
+        );
+        let alarms = lab.guest_alarms();
+        ensure!(alarms.is_empty(), "{}", alarms.join("; "));
+        let status = lab.status(Side::A)?.unwrap_or_default();
+        say(format_args!(
+            "{time} of {times}: the same object files, after {} epochs",
+            status["epochs"]
+        ));
+    }
+    Ok(())
+}
+
+/// What the compile makes on this machine itself.
+fn natively(lab: &Lab, guest: &Guest) -> Result<String> {
+    let root = guest.drives.first().context("no drive")?;
+    let said = native::shell(&root.image, &lab.directory.join("native"), "compile 1 2")?;
+    let hash = objects(&said)?;
+    say(format_args!("undisturbed, and natively: {hash}"));
+    Ok(hash)
 }
 
 /// The hash of all object files.

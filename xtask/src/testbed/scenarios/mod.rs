@@ -132,6 +132,11 @@ pub(super) const ALL: &[Scenario] = &[
         |lab| disks::compile(lab, Mode::Shared, 2),
     )),
     with_image(scenario(
+        "soak",
+        "a protected guest compiles over and over, undisturbed (--times N)",
+        |lab| disks::soak(lab, Mode::Replicated),
+    )),
+    with_image(scenario(
         "guide",
         "docs/two-hosts.md, with its own commands and configuration",
         guide::follow,
