@@ -113,13 +113,20 @@ pub(super) fn soak(lab: &mut Lab, mode: Mode) -> Result<()> {
     let right = natively(lab, &guest)?;
     let times = lab.options.times;
     for time in 1..=times {
-        let compiled = objects(&guest::shell("compile 1 2", COMPILE)?)?;
+        let compile = std::thread::spawn(|| guest::shell("compile 1 2", COMPILE));
+        until("a compile", COMPILE, || {
+            let alarms = lab.guest_alarms();
+            ensure!(alarms.is_empty(), "{}", alarms.join("; "));
+            Ok(compile.is_finished().then_some(()))
+        })?;
+        let Ok(said) = compile.join() else {
+            bail!("the compiling client panicked");
+        };
+        let compiled = objects(&said?)?;
         ensure!(
             compiled == right,
             "the guest compiled {compiled}, natively it is {right}"
         );
-        let alarms = lab.guest_alarms();
-        ensure!(alarms.is_empty(), "{}", alarms.join("; "));
         let status = lab.status(Side::A)?.unwrap_or_default();
         say(format_args!(
             "{time} of {times}: the same object files, after {} epochs",
