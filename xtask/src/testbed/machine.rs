@@ -66,7 +66,9 @@ pub(super) fn emulator(
         .arg("-L")
         .arg(qemu.join("usr/share/seabios"))
         .args(["-M", "q35", "-accel", "tcg,thread=multi"])
-        .args(["-cpu", "max", "-smp", "2"])
+        // One processor: the emulator now and then takes an interrupt that another one sends right after a guest was
+        // left, where the processor must hold it back, and the host's kernel or its guest is lost.
+        .args(["-cpu", "max", "-smp", "1"])
         .args(["-m", &memory_mib.to_string()])
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .arg("-append")
