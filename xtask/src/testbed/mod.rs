@@ -80,6 +80,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::parse(arguments)?;
     let directory = directory()?;
     if !sandbox::is_inside() {
+        // Kept to the end of this process, and with it of what is inside.
+        let _turn = sandbox::take_turn(&directory)?;
         sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
         machine::provide()?;
         Kernel::provide(&directory, Flavor::Cloud)?;

@@ -1,10 +1,11 @@
 //! The world of the testbed: network, mount and process namespaces of its own, so that no traffic leaves it and
 //! nothing survives it. The namespaces have no names; they and every process in them go with the first one.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::debian;
 
@@ -13,6 +14,22 @@ const INSIDE: &str = "UNDERSTUDY_TESTBED_INSIDE";
 
 pub(super) fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
+}
+
+/// Makes sure that nobody else uses the testbed's directory while the value lives.
+pub(super) fn take_turn(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "a testbed is running in {} already: wait until it has ended",
+            directory.display()
+        ),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
 }
 
 /// Runs this program again, inside, with `arguments`. Returns its exit code.
