@@ -203,7 +203,7 @@ fn wrong_start(lab: &mut Lab) -> Result<()> {
     let (code, words) = lab.await_end(Side::A)?;
     say(&words);
     ensure!(code != 0, "a second primary ran");
-    let text = "is alive";
+    let text = "start this side as its standby";
     ensure!(words.contains(text), "no {text:?} in {words}");
     let stop = command("host-b#", "vmm stop")?;
     let impatient = lab.host(Side::B).run(&format!("{stop} --patience-s 0"))?;
