@@ -21,7 +21,7 @@ check() {
     name=$1 kernel=$2 end=$3 says=$4
     shift 4
     begin=$(now)
-    timeout 300 /bin/vmm run --kernel /guest/$kernel --initrd /guest/$kernel.initrd --memory-mib 256 \
+    timeout 300 /bin/vmm run --on-reboot exit --kernel /guest/$kernel --initrd /guest/$kernel.initrd --memory-mib 256 \
         --drive path=/dev/vda --rng --cmdline "console=ttyS0 loglevel=5 panic=-1 root=/dev/vda $end" "$@" > /tmp/log 2>&1
     code=$?
     cat /tmp/log
