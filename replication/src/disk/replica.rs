@@ -25,6 +25,8 @@ use crate::ids::EpochId;
 pub(super) const SYNC_FLUSH_BYTES: u64 = 64 << 20;
 /// How often a lock that somebody holds is tried.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
+/// How often shared storage is tried that refuses writes.
+const SHARED_RETRY: Duration = Duration::from_millis(200);
 
 /// An epoch to be persisted.
 pub(super) struct Job {
@@ -310,16 +312,20 @@ impl Replica {
         state.slots = Default::default();
         drop(state);
         shared.finish(&candidates)?;
+        shared.lock_shared(waiting)?;
+        // Storage that was lost and is back may tell once more of what was lost then. All that is not there for good
+        // is still held, so it is written again from the beginning.
+        while let Err(error) = shared.write_held(&held, epoch) {
+            if !waiting(&format!(
+                "its shared disks cannot be written, which is tried again and again: {error}"
+            )) {
+                return Err(error);
+            }
+            std::thread::sleep(SHARED_RETRY);
+        }
         // What a flush lost before has been written once more.
         let failures = shared.drives.iter().map(|drive| &drive.flush_failed);
         failures.for_each(|failed| failed.store(false, Ordering::Release));
-        shared.lock_shared(waiting)?;
-        for (_, writes) in held.iter().take_while(|(at, _)| *at <= epoch) {
-            for write in writes {
-                shared.drives[usize::from(write.disk)].apply(write)?;
-            }
-        }
-        shared.flush(true)?;
         let mut state = lock(&shared.state);
         state.candidates.clear();
         state.held.clear();
@@ -430,6 +436,20 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Writes what is held for shared images through `epoch`, for good.
+    fn write_held(
+        &self,
+        held: &VecDeque<(EpochId, Vec<DiskWrite>)>,
+        epoch: EpochId,
+    ) -> Result<(), DiskError> {
+        for (_, writes) in held.iter().take_while(|(at, _)| *at <= epoch) {
+            for write in writes {
+                self.drives[usize::from(write.disk)].apply(write)?;
+            }
+        }
+        self.flush(true)
     }
 
     pub(super) fn flush(&self, shared: bool) -> Result<(), DiskError> {

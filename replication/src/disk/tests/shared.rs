@@ -269,6 +269,39 @@ fn a_promotion_that_does_not_wait_for_the_lock_leaves_the_image_alone() {
 }
 
 #[test]
+fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
+    // Its writes, or only the flush behind the one that there is.
+    for after in [0, 1] {
+        let (a, b) = users(6);
+        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+        primary.own().unwrap();
+        let mut session = Session::begin(&primary, &backup, 1);
+        session.sync();
+        session.epoch();
+        let mut model = image(&a);
+        model[..512].fill(9);
+        primary.disks()[0].write_at(0, &[9; 512]).unwrap();
+        let epoch = session.epoch();
+        a.unlock();
+        b.fail("disk0", after, std::io::ErrorKind::HostUnreachable);
+        let mut said = Vec::new();
+        let mut waiting = |what: &str| {
+            said.push(what.to_string());
+            if said.len() == 2 {
+                b.heal();
+            }
+            said.len() < 5
+        };
+        backup.promote(epoch, &mut waiting).unwrap();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].contains("disk0"), "{said:?}");
+        assert_eq!(image(&b), model);
+        // The guest is not told of what was made good.
+        backup.disks()[0].flush().unwrap();
+    }
+}
+
+#[test]
 fn a_fenced_primary_drops_what_it_holds() {
     let (a, b) = users(4);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
