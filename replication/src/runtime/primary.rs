@@ -346,8 +346,8 @@ impl ProtectionHandle {
 
     /// The guest ended by itself. Once what it has said and written has left, by the rules by which it always does,
     /// tells the backup that there is nothing to take over, and ends. If nobody acknowledges it and the arbiter does
-    /// not answer either, that takes as long as it takes: calling [`ProtectionHandle::stop`] twice cuts it short. Waits while the
-    /// queue of requests is full; must not be called from within an asynchronous runtime.
+    /// not answer either, that takes as long as it takes: calling [`ProtectionHandle::stop`] twice cuts it short.
+    /// Waits while the queue of requests is full; must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
         // No receiver: protection has ended already.
         let _ = self.requests.blocking_send(Request::GuestStopped);

@@ -234,7 +234,8 @@ impl Driver {
             event = self.events.recv() => Happened::Worked(event),
             Some(written) = self.disks_written.recv() => Happened::DisksWritten(written),
             answer = self.arbitration.answer() => Happened::Answered(answer),
-            request = self.requests.recv() => Happened::Requested(request),
+            // Nothing more can be asked of who ends at once.
+            request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
             () = async { match timer {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,

@@ -76,6 +76,10 @@ impl PrimaryCore {
 
     /// What is held is dropped. A backup is still kept from taking over, if the arbiter answers soon.
     pub(super) fn abandon(&mut self, out: &mut Vec<Effect>) {
+        if self.has_said_all() {
+            // Who says so over and over does not make the last answer awaited any longer.
+            return;
+        }
         match &mut self.phase {
             Phase::Fenced | Phase::Stopped => {}
             Phase::Alone | Phase::Handshaking => self.stop(out),

@@ -262,6 +262,8 @@ fn the_last_answer_is_not_waited_for_long() {
                 effects.extend(bench.hear(Message::Heartbeat));
             }
             effects.extend(bench.give(Input::Tick));
+            // Impatience makes it no longer.
+            effects.extend(bench.give(Input::Abandoned));
         }
         assert_eq!(bench.now, before + 600 * MS, "{has_link}");
         assert_eq!(effects.ends_with(&farewell()), has_link, "{effects:?}");
