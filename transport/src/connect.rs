@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use crate::endpoint::Endpoint;
 use crate::frame::Limits;
 use crate::link::Link;
-use crate::source::{TcpSource, UnixSource};
+use crate::source::SocketSource;
 
 /// An idle TCP link is probed this long after the last byte. Heartbeats notice a silent peer far
 /// earlier; these bounds only see to it that the kernel forgets dead connections.
@@ -247,13 +247,13 @@ fn tcp_link(stream: TcpStream, limits: Limits) -> io::Result<Link> {
             .with_interval(TCP_KEEPALIVE_INTERVAL),
     )?;
     let (reader, writer) = stream.into_split();
-    let source = Box::new(TcpSource(reader));
+    let source = Box::new(SocketSource::Tcp(reader));
     Ok(Link::from_source(source, Box::new(writer), peer, limits))
 }
 
 fn unix_link(stream: UnixStream, peer: String, limits: Limits) -> io::Result<Link> {
     SockRef::from(&stream).set_send_buffer_size(UNIX_BUFFER_BYTES)?;
     let (reader, writer) = stream.into_split();
-    let source = Box::new(UnixSource(reader));
+    let source = Box::new(SocketSource::Unix(reader));
     Ok(Link::from_source(source, Box::new(writer), peer, limits))
 }

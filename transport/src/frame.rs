@@ -5,9 +5,11 @@
 //! byte here is a new [`PROTOCOL_VERSION`], except that magic and version stay the first six bytes for
 //! ever, so that peers of different versions can tell each other so.
 
-use std::mem::{offset_of, size_of};
+use std::mem::offset_of;
 
 use bytes::Bytes;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::LinkError;
 
@@ -78,72 +80,50 @@ impl Frame {
                 len: self.body.len(),
                 limit: limits.body_bytes_max,
             })?;
-        let header = Header {
-            magic: MAGIC,
-            version: PROTOCOL_VERSION,
-            kind: self.kind,
-            generation: self.generation,
-            epoch: self.epoch,
-            sequence,
-            body_len,
-            body_crc: crc32fast::hash(&self.body),
-            reserved: 0,
-            header_crc: 0,
+        let mut header = Header {
+            magic: MAGIC.into(),
+            version: PROTOCOL_VERSION.into(),
+            kind: self.kind.into(),
+            generation: self.generation.into(),
+            epoch: self.epoch.into(),
+            sequence: sequence.into(),
+            body_len: body_len.into(),
+            body_crc: crc32fast::hash(&self.body).into(),
+            reserved: U32::ZERO,
+            header_crc: U32::ZERO,
         };
-        Ok(header.encode())
+        header.header_crc = header.checksum().into();
+        Ok(zerocopy::transmute!(header))
     }
 }
 
-/// The header as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The header as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
+/// derived traits refuse a layout with padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Header {
-    pub(crate) magic: u32,
-    pub(crate) version: u16,
-    pub(crate) kind: u16,
-    pub(crate) generation: u64,
-    pub(crate) epoch: u64,
-    pub(crate) sequence: u64,
-    pub(crate) body_len: u32,
-    pub(crate) body_crc: u32,
-    pub(crate) reserved: u32,
+    pub(crate) magic: U32,
+    pub(crate) version: U16,
+    pub(crate) kind: U16,
+    pub(crate) generation: U64,
+    pub(crate) epoch: U64,
+    pub(crate) sequence: U64,
+    pub(crate) body_len: U32,
+    pub(crate) body_crc: U32,
+    pub(crate) reserved: U32,
     /// CRC32 over the header before it.
-    pub(crate) header_crc: u32,
+    pub(crate) header_crc: U32,
 }
 
-/// The layout is what the document says, without padding.
 const _: () = {
     assert!(size_of::<Header>() == HEADER_BYTES);
-    assert!(offset_of!(Header, magic) == 0);
-    assert!(offset_of!(Header, version) == 4);
     assert!(offset_of!(Header, kind) == PREFIX_BYTES);
-    assert!(offset_of!(Header, generation) == 8);
-    assert!(offset_of!(Header, epoch) == 16);
-    assert!(offset_of!(Header, sequence) == 24);
-    assert!(offset_of!(Header, body_len) == 32);
-    assert!(offset_of!(Header, body_crc) == 36);
-    assert!(offset_of!(Header, reserved) == 40);
-    assert!(offset_of!(Header, header_crc) == 44);
 };
 
 impl Header {
-    /// The header's bytes, with the header checksum filled in.
-    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut out = [0; HEADER_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-        put(offset_of!(Self, magic), &self.magic.to_le_bytes());
-        put(offset_of!(Self, version), &self.version.to_le_bytes());
-        put(offset_of!(Self, kind), &self.kind.to_le_bytes());
-        put(offset_of!(Self, generation), &self.generation.to_le_bytes());
-        put(offset_of!(Self, epoch), &self.epoch.to_le_bytes());
-        put(offset_of!(Self, sequence), &self.sequence.to_le_bytes());
-        put(offset_of!(Self, body_len), &self.body_len.to_le_bytes());
-        put(offset_of!(Self, body_crc), &self.body_crc.to_le_bytes());
-        put(offset_of!(Self, reserved), &self.reserved.to_le_bytes());
-        let at = offset_of!(Self, header_crc);
-        let crc = crc32fast::hash(&out[..at]);
-        out[at..].copy_from_slice(&crc.to_le_bytes());
-        out
+    /// CRC32 over everything before `header_crc`.
+    pub(crate) fn checksum(&self) -> u32 {
+        crc32fast::hash(&self.as_bytes()[..offset_of!(Self, header_crc)])
     }
 
     /// Checks as much of magic and version as `bytes` holds. Apart from [`Self::decode`], because a
@@ -177,59 +157,36 @@ impl Header {
         limits: Limits,
     ) -> Result<Self, LinkError> {
         Self::check_prefix(bytes)?;
-        let header = Self::parse(bytes);
-        let crc = crc32fast::hash(&bytes[..offset_of!(Self, header_crc)]);
-        if crc != header.header_crc {
+        let header: Self = zerocopy::transmute!(*bytes);
+        let crc = header.checksum();
+        if header.header_crc != crc {
             return Err(LinkError::HeaderChecksum {
                 sequence,
                 got: crc,
-                expected: header.header_crc,
+                expected: header.header_crc.get(),
             });
         }
         if header.sequence != sequence {
             return Err(LinkError::Sequence {
                 expected: sequence,
-                got: header.sequence,
+                got: header.sequence.get(),
             });
         }
         if header.reserved != 0 {
             return Err(LinkError::Reserved {
                 sequence,
-                got: header.reserved,
+                got: header.reserved.get(),
             });
         }
         if header.body_len > limits.body_bytes_max {
             return Err(LinkError::TooLarge {
                 sequence,
-                len: header.body_len,
+                len: header.body_len.get(),
                 limit: limits.body_bytes_max,
             });
         }
         Ok(header)
     }
-
-    /// Takes the fields apart; checks nothing.
-    fn parse(bytes: &[u8; HEADER_BYTES]) -> Self {
-        Self {
-            magic: u32::from_le_bytes(field(bytes, offset_of!(Self, magic))),
-            version: u16::from_le_bytes(field(bytes, offset_of!(Self, version))),
-            kind: u16::from_le_bytes(field(bytes, offset_of!(Self, kind))),
-            generation: u64::from_le_bytes(field(bytes, offset_of!(Self, generation))),
-            epoch: u64::from_le_bytes(field(bytes, offset_of!(Self, epoch))),
-            sequence: u64::from_le_bytes(field(bytes, offset_of!(Self, sequence))),
-            body_len: u32::from_le_bytes(field(bytes, offset_of!(Self, body_len))),
-            body_crc: u32::from_le_bytes(field(bytes, offset_of!(Self, body_crc))),
-            reserved: u32::from_le_bytes(field(bytes, offset_of!(Self, reserved))),
-            header_crc: u32::from_le_bytes(field(bytes, offset_of!(Self, header_crc))),
-        }
-    }
-}
-
-/// The `N` bytes at `at`, which the layout asserts above keep inside.
-pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&bytes[at..at + N]);
-    out
 }
 
 #[cfg(test)]
@@ -260,10 +217,10 @@ mod tests {
         let parsed = Header::decode(&golden, 0, Limits::default()).unwrap();
         assert_eq!(
             (
-                parsed.kind,
-                parsed.generation,
-                parsed.epoch,
-                parsed.body_len
+                parsed.kind.get(),
+                parsed.generation.get(),
+                parsed.epoch.get(),
+                parsed.body_len.get()
             ),
             (frame.kind, frame.generation, frame.epoch, 11)
         );

@@ -6,12 +6,12 @@
 //! error: anybody can send us packets.
 
 use std::io;
-use std::mem::{offset_of, size_of};
+use std::mem::offset_of;
 use std::net::SocketAddr;
 
 use tokio::net::UdpSocket;
-
-use crate::frame::field;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The first four bytes of every heartbeat, `USHB`, as a little-endian number.
 pub const HEARTBEAT_MAGIC: u32 = u32::from_le_bytes(*b"USHB");
@@ -72,91 +72,87 @@ pub enum HeartbeatError {
     OtherVm,
 }
 
-/// The packet as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table.
+/// The first bytes of a packet, the same in every version.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Packet {
-    magic: u32,
-    version: u16,
-    sender: u8,
-    reserved: u8,
-    generation: u64,
-    sequence: u64,
-    vm: u64,
-    reserved_2: u32,
-    /// CRC32 over the packet before it.
-    crc: u32,
+struct Prefix {
+    magic: U32,
+    version: U16,
 }
 
-/// The layout is what the document says, without padding.
-const _: () = {
-    assert!(size_of::<Packet>() == HEARTBEAT_BYTES);
-    assert!(offset_of!(Packet, version) == 4);
-    assert!(offset_of!(Packet, sender) == 6);
-    assert!(offset_of!(Packet, reserved) == 7);
-    assert!(offset_of!(Packet, generation) == 8);
-    assert!(offset_of!(Packet, sequence) == 16);
-    assert!(offset_of!(Packet, vm) == 24);
-    assert!(offset_of!(Packet, reserved_2) == 32);
-    assert!(offset_of!(Packet, crc) == 36);
-};
+/// The packet as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
+/// derived traits refuse a layout with padding.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Packet {
+    prefix: Prefix,
+    sender: u8,
+    reserved: u8,
+    generation: U64,
+    sequence: U64,
+    vm: U64,
+    reserved_2: U32,
+    /// CRC32 over the packet before it.
+    crc: U32,
+}
+
+const _: () = assert!(size_of::<Packet>() == HEARTBEAT_BYTES);
+
+impl Packet {
+    /// CRC32 over everything before `crc`.
+    fn checksum(&self) -> u32 {
+        crc32fast::hash(&self.as_bytes()[..offset_of!(Self, crc)])
+    }
+}
 
 impl Heartbeat {
     /// The packet for the virtual machine with the name hash `vm`, see [`vm_hash`].
     #[must_use]
     pub fn encode(&self, vm: u64) -> [u8; HEARTBEAT_BYTES] {
-        let mut out = [0; HEARTBEAT_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-        put(offset_of!(Packet, magic), &HEARTBEAT_MAGIC.to_le_bytes());
-        put(
-            offset_of!(Packet, version),
-            &HEARTBEAT_VERSION.to_le_bytes(),
-        );
-        put(offset_of!(Packet, sender), &[self.sender as u8]);
-        put(
-            offset_of!(Packet, generation),
-            &self.generation.to_le_bytes(),
-        );
-        put(offset_of!(Packet, sequence), &self.sequence.to_le_bytes());
-        put(offset_of!(Packet, vm), &vm.to_le_bytes());
-        let at = offset_of!(Packet, crc);
-        let crc = crc32fast::hash(&out[..at]);
-        out[at..].copy_from_slice(&crc.to_le_bytes());
-        out
+        let mut packet = Packet {
+            prefix: Prefix {
+                magic: HEARTBEAT_MAGIC.into(),
+                version: HEARTBEAT_VERSION.into(),
+            },
+            sender: self.sender as u8,
+            reserved: 0,
+            generation: self.generation.into(),
+            sequence: self.sequence.into(),
+            vm: vm.into(),
+            reserved_2: U32::ZERO,
+            crc: U32::ZERO,
+        };
+        packet.crc = packet.checksum().into();
+        zerocopy::transmute!(packet)
     }
 
     /// Reads a packet meant for the virtual machine with the name hash `vm`.
     ///
     /// # Errors
     /// Why it is not one.
-    pub fn decode(packet: &[u8], vm: u64) -> Result<Self, HeartbeatError> {
+    pub fn decode(bytes: &[u8], vm: u64) -> Result<Self, HeartbeatError> {
         use HeartbeatError::Malformed;
-        if packet.len() < offset_of!(Packet, sender)
-            || u32::from_le_bytes(field(packet, 0)) != HEARTBEAT_MAGIC
-        {
+        // Another version may have another length.
+        let (prefix, _) = Prefix::ref_from_prefix(bytes).map_err(|_| Malformed)?;
+        if prefix.magic != HEARTBEAT_MAGIC {
             return Err(Malformed);
         }
-        let theirs = u16::from_le_bytes(field(packet, offset_of!(Packet, version)));
-        if theirs != HEARTBEAT_VERSION {
-            return Err(HeartbeatError::Version { theirs });
+        if prefix.version != HEARTBEAT_VERSION {
+            return Err(HeartbeatError::Version {
+                theirs: prefix.version.get(),
+            });
         }
-        if packet.len() != HEARTBEAT_BYTES {
+        let packet = Packet::ref_from_bytes(bytes).map_err(|_| Malformed)?;
+        if packet.crc != packet.checksum() || packet.reserved != 0 || packet.reserved_2 != 0 {
             return Err(Malformed);
         }
-        let crc = u32::from_le_bytes(field(packet, offset_of!(Packet, crc)));
-        let reserved = u32::from_le_bytes(field(packet, offset_of!(Packet, reserved_2)));
-        if crc != crc32fast::hash(&packet[..offset_of!(Packet, crc)])
-            || packet[offset_of!(Packet, reserved)] != 0
-            || reserved != 0
-        {
-            return Err(Malformed);
-        }
-        if u64::from_le_bytes(field(packet, offset_of!(Packet, vm))) != vm {
+        if packet.vm != vm {
             return Err(HeartbeatError::OtherVm);
         }
         Ok(Self {
-            sender: Sender::try_from(packet[offset_of!(Packet, sender)]).map_err(|_| Malformed)?,
-            generation: u64::from_le_bytes(field(packet, offset_of!(Packet, generation))),
-            sequence: u64::from_le_bytes(field(packet, offset_of!(Packet, sequence))),
+            sender: Sender::try_from(packet.sender).map_err(|_| Malformed)?,
+            generation: packet.generation.get(),
+            sequence: packet.sequence.get(),
         })
     }
 }

@@ -9,11 +9,12 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -110,7 +111,7 @@ impl FaultyNetwork {
     /// there is no such link any more.
     pub fn cut(&mut self, link: usize) {
         if let Some(wire) = self.wires.get(link).and_then(Weak::upgrade) {
-            let mut wire = lock(&wire);
+            let mut wire = wire.lock();
             for direction in &mut wire.directions {
                 direction.in_flight.clear();
                 direction.in_flight_bytes = 0;
@@ -294,11 +295,6 @@ fn draw_duration(luck: &mut StdRng, min: Duration, max: Duration) -> Duration {
     Duration::from_millis(luck.random_range(min..=max.max(min)))
 }
 
-fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
-    // A panic elsewhere leaves plain data behind.
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 struct WireReader {
     wire: Arc<Mutex<Wire>>,
     direction: usize,
@@ -315,7 +311,7 @@ impl AsyncRead for WireReader {
         let this = self.get_mut();
         loop {
             let arrival = {
-                let mut wire = lock(&this.wire);
+                let mut wire = this.wire.lock();
                 let direction = &mut wire.directions[this.direction];
                 match direction.in_flight.front_mut() {
                     Some((arrival, piece)) if *arrival <= Instant::now() => {
@@ -347,7 +343,7 @@ impl AsyncRead for WireReader {
                 }
             };
             // A cut may take away what is waited for.
-            lock(&this.wire).directions[this.direction].reader = Some(cx.waker().clone());
+            this.wire.lock().directions[this.direction].reader = Some(cx.waker().clone());
             let alarm = this
                 .alarm
                 .get_or_insert_with(|| Box::pin(sleep_until(arrival)));
@@ -361,7 +357,7 @@ impl AsyncRead for WireReader {
 
 impl Drop for WireReader {
     fn drop(&mut self) {
-        let mut wire = lock(&self.wire);
+        let mut wire = self.wire.lock();
         let direction = &mut wire.directions[self.direction];
         direction.reader_gone = true;
         direction.wake();
@@ -379,7 +375,7 @@ impl AsyncWrite for WireWriter {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut wire = lock(&self.wire);
+        let mut wire = self.wire.lock();
         let direction = &mut wire.directions[self.direction];
         if direction.reader_gone || direction.ending.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -405,13 +401,13 @@ impl AsyncWrite for WireWriter {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(&self.wire).directions[self.direction].finish(Ending::Closed);
+        self.wire.lock().directions[self.direction].finish(Ending::Closed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for WireWriter {
     fn drop(&mut self) {
-        lock(&self.wire).directions[self.direction].finish(Ending::Closed);
+        self.wire.lock().directions[self.direction].finish(Ending::Closed);
     }
 }

@@ -28,12 +28,12 @@ struct Queued {
 #[derive(Clone)]
 pub struct SendQueue {
     frames: mpsc::UnboundedSender<Queued>,
-    shared: Arc<Shared>,
+    state: Arc<QueueState>,
     runtime: Handle,
 }
 
-/// What queue and task share. The channel itself needs no bound: each frame in it holds room.
-struct Shared {
+/// What the queue and its task both see. The channel itself needs no bound: each frame in it holds room.
+struct QueueState {
     /// Free room in bytes.
     room: Arc<Semaphore>,
     room_bytes_max: u32,
@@ -42,7 +42,7 @@ struct Shared {
     broken: watch::Sender<Option<LinkError>>,
 }
 
-impl Shared {
+impl QueueState {
     /// Breaks the queue for good: all waiting and later sends fail. The first reason stays.
     fn fail(&self, error: LinkError) {
         self.broken.send_if_modified(|broken| {
@@ -70,7 +70,7 @@ impl SendQueue {
     pub fn new(writer: LinkWriter, room_bytes: u32) -> (Self, SendTask) {
         let (frames, queued) = mpsc::unbounded_channel();
         let room_bytes_max = room_bytes.max(1);
-        let shared = Arc::new(Shared {
+        let state = Arc::new(QueueState {
             room: Arc::new(Semaphore::new(room_bytes_max as usize)),
             room_bytes_max,
             limits: writer.limits(),
@@ -78,13 +78,13 @@ impl SendQueue {
         });
         let queue = Self {
             frames,
-            shared: shared.clone(),
+            state: state.clone(),
             runtime: Handle::current(),
         };
         let task = SendTask {
             writer,
             queued,
-            shared,
+            state,
         };
         (queue, task)
     }
@@ -95,21 +95,21 @@ impl SendQueue {
     /// At once if the link is broken, and as soon as it breaks while waiting; or if the body is over
     /// the link's limit.
     pub async fn send(&self, frame: Frame) -> Result<(), LinkError> {
-        if frame.body.len() > self.shared.limits.body_bytes_max as usize {
+        if frame.body.len() > self.state.limits.body_bytes_max as usize {
             return Err(LinkError::OversizeSend {
                 len: frame.body.len(),
-                limit: self.shared.limits.body_bytes_max,
+                limit: self.state.limits.body_bytes_max,
             });
         }
         let wire_bytes = u32::try_from(frame.wire_bytes()).unwrap_or(u32::MAX);
-        let share = wire_bytes.min(self.shared.room_bytes_max);
-        let room = self.shared.room.clone().acquire_many_owned(share).await;
+        let share = wire_bytes.min(self.state.room_bytes_max);
+        let room = self.state.room.clone().acquire_many_owned(share).await;
         let queued = Queued {
             frame,
-            room: room.map_err(|_| self.shared.reason())?,
+            room: room.map_err(|_| self.state.reason())?,
         };
         let sent = self.frames.send(queued);
-        sent.map_err(|_| self.shared.reason())
+        sent.map_err(|_| self.state.reason())
     }
 
     /// As [`Self::send`], for a thread outside of the runtime: blocks it until there is room.
@@ -126,13 +126,13 @@ impl SendQueue {
     /// Breaks the queue with a reason learned elsewhere, as by the reader of the same link: all waiting
     /// and later sends fail with it, and so does the task, even in the middle of a write.
     pub fn fail(&self, error: LinkError) {
-        self.shared.fail(error);
+        self.state.fail(error);
     }
 
     /// Bytes queued and not yet taken by the stream.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        (self.shared.room_bytes_max as usize).saturating_sub(self.shared.room.available_permits())
+        (self.state.room_bytes_max as usize).saturating_sub(self.state.room.available_permits())
     }
 }
 
@@ -140,7 +140,7 @@ impl std::fmt::Debug for SendQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SendQueue")
             .field("queued_bytes", &self.queued_bytes())
-            .field("room_bytes_max", &self.shared.room_bytes_max)
+            .field("room_bytes_max", &self.state.room_bytes_max)
             .finish_non_exhaustive()
     }
 }
@@ -150,7 +150,7 @@ impl std::fmt::Debug for SendQueue {
 pub struct SendTask {
     writer: LinkWriter,
     queued: mpsc::UnboundedReceiver<Queued>,
-    shared: Arc<Shared>,
+    state: Arc<QueueState>,
 }
 
 impl SendTask {
@@ -159,8 +159,8 @@ impl SendTask {
     /// # Errors
     /// Why the link broke. The queue's senders have got the same reason.
     pub async fn run(mut self) -> Result<(), LinkError> {
-        let shared = self.shared.clone();
-        let mut broken = shared.broken.subscribe();
+        let state = self.state.clone();
+        let mut broken = state.broken.subscribe();
         // Clones the reason and so gives the channel's lock back before anything else is done.
         let reason = async {
             let reason = broken.wait_for(Option::is_some).await;
@@ -175,7 +175,7 @@ impl SendTask {
             outcome = self.drain() => outcome,
         };
         if let Err(error) = &outcome {
-            shared.fail(error.clone());
+            state.fail(error.clone());
         }
         outcome
     }

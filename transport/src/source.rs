@@ -48,54 +48,42 @@ impl<R: AsyncRead + Send + Unpin> Source for Polled<R> {
     }
 }
 
-/// A TCP connection, which must acknowledge at once.
-pub(crate) struct TcpSource(pub(crate) TcpReadHalf);
-
-impl TcpSource {
-    /// The kernel leaves quick-acknowledgement mode by itself; a delayed acknowledgement can hold up
-    /// the sender's next segment for 40 ms. So it is asked for anew before each wait. Failing to is
-    /// slow, not wrong.
-    fn acknowledge_quickly(&self) {
-        let _ = SockRef::from(self.0.as_ref()).set_tcp_quickack(true);
-    }
+/// The receiving half of a connected socket.
+pub(crate) enum SocketSource {
+    /// TCP must acknowledge at once.
+    Tcp(TcpReadHalf),
+    Unix(UnixReadHalf),
 }
 
-impl AsyncRead for TcpSource {
+impl AsyncRead for SocketSource {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.0).poll_read(cx, into);
-        if polled.is_pending() {
-            self.acknowledge_quickly();
+        match self.get_mut() {
+            Self::Tcp(half) => {
+                let polled = Pin::new(&mut *half).poll_read(cx, into);
+                if polled.is_pending() {
+                    // The kernel leaves quick-acknowledgement mode by itself, and a delayed
+                    // acknowledgement can hold up the sender's next segment for 40 ms. So it is
+                    // asked for anew before each wait. Failing to is slow, not wrong.
+                    let _ = SockRef::from(half.as_ref()).set_tcp_quickack(true);
+                }
+                polled
+            }
+            Self::Unix(half) => Pin::new(half).poll_read(cx, into),
         }
-        polled
     }
 }
 
-impl Source for TcpSource {
+impl Source for SocketSource {
     fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        read_socket(&SockRef::from(self.0.as_ref()), into)
-    }
-}
-
-/// A Unix stream socket.
-pub(crate) struct UnixSource(pub(crate) UnixReadHalf);
-
-impl AsyncRead for UnixSource {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
-    }
-}
-
-impl Source for UnixSource {
-    fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        read_socket(&SockRef::from(self.0.as_ref()), into)
+        let socket = match self {
+            Self::Tcp(half) => SockRef::from((*half).as_ref()),
+            Self::Unix(half) => SockRef::from((*half).as_ref()),
+        };
+        read_socket(&socket, into)
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::soon;
 use understudy_transport::memory::{Faults, pair_with};
-use understudy_transport::{Frame, HEADER_BYTES, Limits, Link, LinkError, SendQueue};
+use understudy_transport::{Frame, HEADER_BYTES, Limits, Link, LinkError, LinkReader, SendQueue};
 
 const IN_FLIGHT_BYTES: usize = 10_000;
 
@@ -30,6 +30,11 @@ fn frame(epoch: u64, body_bytes: usize) -> Frame {
         body: vec![epoch as u8; body_bytes].into(),
         ..Frame::default()
     }
+}
+
+async fn expect_closed(reader: &mut LinkReader) {
+    let end = soon(reader.recv()).await;
+    assert!(matches!(end, Err(LinkError::Closed)), "{end:?}");
 }
 
 async fn stuck() {
@@ -79,10 +84,7 @@ async fn stuck_reader_bounds_what_is_queued_and_blocks_the_sender() {
     }
     soon(sending).await.unwrap();
     drop(queue);
-    assert!(matches!(
-        soon(far.reader.recv()).await,
-        Err(LinkError::Closed)
-    ));
+    expect_closed(&mut far.reader).await;
     soon(running).await.unwrap().unwrap();
 }
 
@@ -127,10 +129,7 @@ fn blocking_sender_waits_for_room_on_its_own_thread() {
             assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, epoch);
         }
         encoder.join().unwrap();
-        assert!(matches!(
-            soon(far.reader.recv()).await,
-            Err(LinkError::Closed)
-        ));
+        expect_closed(&mut far.reader).await;
         soon(running).await.unwrap().unwrap();
     });
 }
@@ -248,10 +247,7 @@ async fn dropped_queue_is_written_out_and_closes_the_direction() {
     for epoch in 0..10 {
         assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, epoch);
     }
-    assert!(matches!(
-        soon(far.reader.recv()).await,
-        Err(LinkError::Closed)
-    ));
+    expect_closed(&mut far.reader).await;
     soon(running).await.unwrap().unwrap();
 }
 
