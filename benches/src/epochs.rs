@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use understudy_replication::runtime::Status;
-use understudy_vmm::lab::{Host, Pair, PairOptions};
+use understudy_vmm::local_cluster::{ClusterOptions, LocalCluster, VmmProcess};
 
 use crate::guest::{self, Speedometer};
 use crate::table::{Cell, Progress, Table, number, text};
@@ -225,7 +225,7 @@ impl Scenario {
         .iter()
         .map(ToString::to_string)
         .collect();
-        let _host = Host::start(binary, "alone", directory, &arguments)?;
+        let _host = VmmProcess::start(binary, "alone", directory, &arguments)?;
         let mut meter = Speedometer::start(&directory.join("alone.console"), self.vcpus)?;
         let time = Duration::from_secs(self.seconds.clamp(2, UNPROTECTED_S_MAX));
         meter.watch(time, |done| {
@@ -244,7 +244,7 @@ impl Scenario {
         directory: &Path,
         progress: &Progress,
     ) -> Result<(Status, Status, f64, f64)> {
-        let options = PairOptions {
+        let options = ClusterOptions {
             binary: binary.into(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
@@ -252,9 +252,14 @@ impl Scenario {
             disk: None,
             arguments: vec!["--epoch-ms".into(), self.epoch_ms.to_string()],
         };
-        let pair = Pair::start(directory, &options)?;
+        let cluster = LocalCluster::start(directory, &options)?;
         let mut meter = Speedometer::start(&directory.join("primary.console"), self.vcpus)?;
-        let status = || pair.primary.status().context("the primary gives no status");
+        let status = || {
+            cluster
+                .primary
+                .status()
+                .context("the primary gives no status")
+        };
         let (before, began) = (status()?, Instant::now());
         meter.watch(Duration::from_secs(self.seconds), |done| {
             progress.show(&format!("{}: protected, {} s", self.name(), done.as_secs()));

@@ -1,4 +1,4 @@
-//! `stream`: sync on output under several shortest epochs. Clients stream and count over the lab's
+//! `stream`: sync on output under several shortest epochs. Clients stream and count over the local cluster's
 //! network, while the guest also rewrites memory freely: what protection leaves of that speed is its
 //! price, the counters' answer times are its worth.
 
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use understudy_vmm::lab::{Host, Network, Pair, PairOptions};
+use understudy_vmm::local_cluster::{ClusterOptions, LocalCluster, Network, VmmProcess};
 
 use crate::guest::{self, Speedometer};
 use crate::table::{Cell, Progress, Table, number, text};
@@ -97,12 +97,16 @@ impl Arguments {
             "--net",
             &format!("socket={},mac=52:54:00:75:73:01", port.display()),
             "--cmdline",
-            &format!("{} ip={}/24", self.workload(), understudy_vmm::lab::GUEST),
+            &format!(
+                "{} ip={}/24",
+                self.workload(),
+                understudy_vmm::local_cluster::GUEST
+            ),
         ]
         .iter()
         .map(ToString::to_string)
         .collect();
-        let _host = Host::start(binary, "alone", directory.path(), &arguments)?;
+        let _host = VmmProcess::start(binary, "alone", directory.path(), &arguments)?;
         let mut meter = Speedometer::start(&directory.path().join("alone.console"), 1)?;
         self.connect(&network)?;
         meter.watch(Duration::from_secs(self.seconds.min(10)), |_| {});
@@ -123,7 +127,7 @@ impl Arguments {
         let directory = tempfile::Builder::new()
             .prefix("understudy-bench-")
             .tempdir()?;
-        let options = PairOptions {
+        let options = ClusterOptions {
             binary: binary.into(),
             memory_mib: MEMORY_MIB,
             vcpus: 1,
@@ -131,15 +135,20 @@ impl Arguments {
             disk: None,
             arguments: vec!["--epoch-min-ms".into(), epoch_min_ms.to_string()],
         };
-        let pair = Pair::start(directory.path(), &options)?;
-        self.connect(&pair.network)?;
+        let cluster = LocalCluster::start(directory.path(), &options)?;
+        self.connect(&cluster.network)?;
         let mut meter = Speedometer::start(&directory.path().join("primary.console"), 1)?;
-        let status = || pair.primary.status().context("the primary gives no status");
-        let (before, from, began) = (status()?, pair.network.figures()?, Instant::now());
+        let status = || {
+            cluster
+                .primary
+                .status()
+                .context("the primary gives no status")
+        };
+        let (before, from, began) = (status()?, cluster.network.figures()?, Instant::now());
         meter.watch(Duration::from_secs(self.seconds), |_| {});
         let (after, to, seconds) = (
             status()?,
-            pair.network.figures()?,
+            cluster.network.figures()?,
             began.elapsed().as_secs_f64(),
         );
         if let Some(error) = to.errors.first() {

@@ -3,7 +3,7 @@
 //! The rooms, by the steps of the data's way (`docs/ARCHITECTURE.md`): [`memory`] is ①, [`dirty`] ②, pausing
 //! and saving for ③ in [`machine`], [`output`] ⑨; ④ to ⑧ are in `understudy-replication`. [`kvm`] makes KVM's
 //! ioctls, [`vcpu`], [`boot`] and [`devices`] are what a machine is made of, [`config`] and [`control`] are for
-//! the `vmm` binary, [`lab`] for its demo, the tests and the benchmarks.
+//! the `vmm` binary. `local_cluster` (a cargo feature) is for its demo, the tests and the benchmarks.
 
 pub mod boot;
 pub mod config;
@@ -11,7 +11,8 @@ pub mod control;
 pub mod devices;
 pub mod dirty;
 pub mod kvm;
-pub mod lab;
+#[cfg(feature = "local-cluster")]
+pub mod local_cluster;
 pub mod machine;
 pub mod memory;
 pub mod output;

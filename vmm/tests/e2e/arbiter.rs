@@ -1,8 +1,8 @@
 //! Nothing leaves and nobody is promoted without the arbiter's word (R1, R4).
 
-use understudy_vmm::lab::Host;
+use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, Lab, await_log, turn, vmm_says};
+use crate::support::{DEADLINE, TestCluster, await_log, turn, vmm_says};
 
 /// Questions that an unusable arbiter leaves without an answer before a test goes on.
 const RETRIES: usize = 8;
@@ -10,83 +10,96 @@ const RETRIES: usize = 8;
 #[test]
 fn a_standby_that_cannot_ask_is_not_promoted_until_it_can() {
     let _turn = turn();
-    let mut lab = Lab::start();
-    lab.arbiter().break_it();
-    lab.pair.primary.kill().unwrap();
-    await_log(&lab.pair.standby, "no answer, so no promotion", RETRIES);
-    let status = lab.pair.standby.status().unwrap();
+    let mut cluster = TestCluster::start();
+    cluster.arbiter().break_it();
+    cluster.local.primary.kill().unwrap();
+    await_log(
+        &cluster.local.standby,
+        "no answer, so no promotion",
+        RETRIES,
+    );
+    let status = cluster.local.standby.status().unwrap();
     assert_eq!(status.phase, "claiming");
     let alarm = status.alarm.unwrap();
     assert!(alarm.contains("arbiter"), "{alarm}");
     assert!(alarm.contains("Is a directory"), "{alarm}");
     assert_eq!(
-        lab.frames_from(1),
+        cluster.frames_from(1),
         0,
         "a standby that was not promoted spoke"
     );
 
-    lab.arbiter().repair();
-    let status = lab.pair.await_promotion(DEADLINE).unwrap();
+    cluster.arbiter().repair();
+    let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 2);
-    lab.await_progress("clients of the promoted guest");
-    lab.assert_exact();
+    cluster.await_progress("clients of the promoted guest");
+    cluster.assert_exact();
 }
 
 #[test]
 fn nothing_leaves_a_primary_without_acks_until_it_may_run_alone() {
     let _turn = turn();
-    let mut lab = Lab::start();
-    lab.arbiter().break_it();
-    lab.pair.standby.freeze().unwrap();
+    let mut cluster = TestCluster::start();
+    cluster.arbiter().break_it();
+    cluster.local.standby.freeze().unwrap();
     // Long after the last epoch that the standby can have acknowledged: what was released has left.
-    await_log(&lab.pair.primary, "no answer, so nothing is decided", 2);
-    let (frames, figures) = (lab.frames_from(0), lab.figures());
     await_log(
-        &lab.pair.primary,
+        &cluster.local.primary,
+        "no answer, so nothing is decided",
+        2,
+    );
+    let (frames, figures) = (cluster.frames_from(0), cluster.figures());
+    await_log(
+        &cluster.local.primary,
         "no answer, so nothing is decided",
         2 + RETRIES,
     );
-    let status = lab.pair.primary.status().unwrap();
+    let status = cluster.local.primary.status().unwrap();
     assert_eq!(status.phase, "claiming");
     assert_eq!(
-        lab.frames_from(0),
+        cluster.frames_from(0),
         frames,
         "frames left without ack and grant"
     );
-    let later = lab.figures();
+    let later = cluster.figures();
     assert_eq!(later.bytes_checked, figures.bytes_checked);
     assert_eq!(later.acked_writes, figures.acked_writes);
 
-    lab.arbiter().repair();
-    let status = lab
-        .pair
+    cluster.arbiter().repair();
+    let status = cluster
+        .local
         .primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
         .unwrap();
     assert_eq!(status.generation, 2);
-    lab.await_progress("clients of the unprotected guest");
+    cluster.await_progress("clients of the unprotected guest");
     // The standby wakes up, finds the guest owned by another generation, and takes nothing over.
-    lab.pair.standby.thaw().unwrap();
-    lab.pair
+    cluster.local.standby.thaw().unwrap();
+    cluster
+        .local
         .primary
         .await_status("protected again", DEADLINE, |status| status.protected)
         .unwrap();
-    assert_eq!(lab.frames_from(1), 0, "the old standby spoke");
-    lab.await_progress("clients of the guest that is protected again");
-    lab.assert_exact();
+    assert_eq!(cluster.frames_from(1), 0, "the old standby spoke");
+    cluster.await_progress("clients of the guest that is protected again");
+    cluster.assert_exact();
 }
 
 /// A guest is stopped by `stop` while nobody answers, and again.
-fn is_given_up(stop: impl Fn(&Host)) {
+fn is_given_up(stop: impl Fn(&VmmProcess)) {
     let _turn = turn();
-    let mut lab = Lab::start();
-    lab.arbiter().break_it();
-    lab.pair.standby.freeze().unwrap();
-    await_log(&lab.pair.primary, "no answer, so nothing is decided", 1);
-    let frames = lab.frames_from(0);
-    stop(&lab.pair.primary);
+    let mut cluster = TestCluster::start();
+    cluster.arbiter().break_it();
+    cluster.local.standby.freeze().unwrap();
+    await_log(
+        &cluster.local.primary,
+        "no answer, so nothing is decided",
+        1,
+    );
+    let frames = cluster.frames_from(0);
+    stop(&cluster.local.primary);
     let ending = |status: &understudy_replication::runtime::Status| status.ending.is_some();
-    let primary = &mut lab.pair.primary;
+    let primary = &mut cluster.local.primary;
     let status = primary.await_status("ending", DEADLINE, ending).unwrap();
     assert_eq!(status.ending.as_deref(), Some("the arbiter"));
     let control = primary.control().display().to_string();
@@ -96,17 +109,17 @@ fn is_given_up(stop: impl Fn(&Host)) {
         "{text}"
     );
     await_log(
-        &lab.pair.primary,
+        &cluster.local.primary,
         "is held until the arbiter answers",
         RETRIES,
     );
-    stop(&lab.pair.primary);
-    let exit = lab.pair.primary.await_exit(DEADLINE).unwrap();
-    let log = lab.pair.primary.log();
+    stop(&cluster.local.primary);
+    let exit = cluster.local.primary.await_exit(DEADLINE).unwrap();
+    let log = cluster.local.primary.log();
     assert_eq!(exit.code(), Some(1), "{log}");
     let last = log.lines().last().unwrap();
     assert!(last.contains("ended at once, as was asked for"), "{log}");
-    assert_eq!(lab.frames_from(0), frames, "what was given up has left");
+    assert_eq!(cluster.frames_from(0), frames, "what was given up has left");
 }
 
 #[test]
@@ -124,28 +137,32 @@ fn a_guest_that_is_terminated_twice_is_not_waited_for() {
 #[test]
 fn a_guest_that_is_stopped_while_nobody_answers_ends_once_somebody_does() {
     let _turn = turn();
-    let mut lab = Lab::start();
-    lab.arbiter().break_it();
-    lab.pair.standby.freeze().unwrap();
-    await_log(&lab.pair.primary, "no answer, so nothing is decided", 1);
-    let frames = lab.frames_from(0);
+    let mut cluster = TestCluster::start();
+    cluster.arbiter().break_it();
+    cluster.local.standby.freeze().unwrap();
+    await_log(
+        &cluster.local.primary,
+        "no answer, so nothing is decided",
+        1,
+    );
+    let frames = cluster.frames_from(0);
     vmm_says(&[
         "stop",
         "--control",
-        &lab.pair.primary.control().display().to_string(),
+        &cluster.local.primary.control().display().to_string(),
     ]);
     await_log(
-        &lab.pair.primary,
+        &cluster.local.primary,
         "is held until the arbiter answers",
         RETRIES,
     );
-    lab.arbiter().repair();
-    let exit = lab.pair.primary.await_exit(DEADLINE).unwrap();
-    assert_eq!(exit.code(), Some(0), "{}", lab.pair.primary.log());
-    assert!(lab.frames_from(0) > frames, "what was held was dropped");
+    cluster.arbiter().repair();
+    let exit = cluster.local.primary.await_exit(DEADLINE).unwrap();
+    assert_eq!(exit.code(), Some(0), "{}", cluster.local.primary.log());
+    assert!(cluster.frames_from(0) > frames, "what was held was dropped");
     // It finds the guest owned by another generation.
-    lab.pair.standby.thaw().unwrap();
-    let standby = &mut lab.pair.standby;
+    cluster.local.standby.thaw().unwrap();
+    let standby = &mut cluster.local.standby;
     let status = standby.await_status("reset", DEADLINE, |status| status.phase == "listening");
     assert!(status.unwrap().failover.is_none(), "it was revived");
 }

@@ -1,23 +1,23 @@
 //! `status`, `failover`, `stop`, signals: what a person does with hosts that run.
 
 use serde_json::Value;
-use understudy_vmm::lab::Host;
+use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, Lab, Quiet, turn, vmm, vmm_says};
+use crate::support::{DEADLINE, Quiet, TestCluster, turn, vmm, vmm_says};
 
-fn control(host: &Host) -> String {
+fn control(host: &VmmProcess) -> String {
     host.control().display().to_string()
 }
 
-fn await_code(host: &mut Host, code: i32) {
+fn await_code(host: &mut VmmProcess, code: i32) {
     let exit = host.await_exit(DEADLINE).unwrap();
     assert_eq!(exit.code(), Some(code), "{}", host.log());
 }
 
-fn assert_status(host: &Host, role: &str, headline: &str) {
+fn assert_status(host: &VmmProcess, role: &str, headline: &str) {
     let control = control(host);
     let text = vmm_says(&["status", "--control", &control]);
-    assert!(text.starts_with("lab on "), "{text}");
+    assert!(text.starts_with("guest on "), "{text}");
     assert!(text.contains(headline), "{text}");
     let json: Value =
         serde_json::from_str(&vmm_says(&["status", "--control", &control, "--json"])).unwrap();
@@ -34,15 +34,18 @@ fn assert_status(host: &Host, role: &str, headline: &str) {
 #[test]
 fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     let _turn = turn();
-    let mut lab = Lab::start();
-    let (primary, standby) = (control(&lab.pair.primary), control(&lab.pair.standby));
+    let mut cluster = TestCluster::start();
+    let (primary, standby) = (
+        control(&cluster.local.primary),
+        control(&cluster.local.standby),
+    );
     assert_status(
-        &lab.pair.primary,
+        &cluster.local.primary,
         "primary",
         "primary, protected by standby",
     );
     assert_status(
-        &lab.pair.standby,
+        &cluster.local.standby,
         "standby",
         "standby, in sync with primary",
     );
@@ -61,25 +64,25 @@ fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
 
     let text = vmm_says(&["failover", "--control", &standby]);
     assert!(text.contains("promotion requested"), "{text}");
-    let status = lab.pair.await_promotion(DEADLINE).unwrap();
+    let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 2);
     let failover = status.failover.unwrap();
     assert!(failover.cause.contains("asked for"), "{}", failover.cause);
-    await_code(&mut lab.pair.primary, 3);
-    let log = lab.pair.primary.log();
+    await_code(&mut cluster.local.primary, 3);
+    let log = cluster.local.primary.log();
     let last = log.lines().last().unwrap();
     assert!(last.starts_with("vmm: fenced: "), "{log}");
-    lab.await_progress("clients of the promoted guest");
-    lab.assert_exact();
+    cluster.await_progress("clients of the promoted guest");
+    cluster.assert_exact();
 
     let text = vmm_says(&["status", "--control", &standby]);
     assert!(text.contains("reaction"), "{text}");
     vmm_says(&["stop", "--control", &standby]);
-    await_code(&mut lab.pair.standby, 0);
+    await_code(&mut cluster.local.standby, 0);
 }
 
 /// Ends a primary and then its standby by `end`.
-fn stops_cleanly(end: impl Fn(&Host)) {
+fn stops_cleanly(end: impl Fn(&VmmProcess)) {
     let _turn = turn();
     let hosts = Quiet::new();
     let (mut primary, mut standby) = hosts.start_protected();

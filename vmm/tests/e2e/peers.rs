@@ -83,7 +83,7 @@ fn machines_that_differ_are_refused_and_the_difference_is_named() {
         (
             "other-name",
             &["--name", "web"][..],
-            "the backup is configured for \"lab\"",
+            "the backup is configured for \"guest\"",
         ),
         (
             "other-memory",

@@ -5,13 +5,13 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use understudy_vmm::control::{self, Report};
-use understudy_vmm::lab::Host;
+use understudy_vmm::local_cluster::VmmProcess;
 
 use crate::support::{DEADLINE, Quiet, await_log, binary, turn, vmm, wait_for};
 
 const BOOTED: &str = "understudy guest ";
 
-fn report(host: &Host) -> Option<Report> {
+fn report(host: &VmmProcess) -> Option<Report> {
     let value = control::ask(host.control(), control::Command::Status).ok()?;
     serde_json::from_value(value).ok()
 }

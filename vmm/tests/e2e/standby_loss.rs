@@ -2,14 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{DEADLINE, Lab, await_log, binary, turn, vmm, vmm_says};
+use crate::support::{DEADLINE, TestCluster, await_log, binary, turn, vmm, vmm_says};
 
 #[test]
 fn a_primary_goes_on_without_its_standby_and_is_protected_again() {
     let _turn = turn();
-    let mut lab = Lab::start();
-    lab.pair.standby.kill().unwrap();
-    let primary = &mut lab.pair.primary;
+    let mut cluster = TestCluster::start();
+    cluster.local.standby.kill().unwrap();
+    let primary = &mut cluster.local.primary;
     let status = primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
         .unwrap();
@@ -24,20 +24,21 @@ fn a_primary_goes_on_without_its_standby_and_is_protected_again() {
     let control = primary.control().display().to_string();
     let text = vmm_says(&["status", "--control", &control]);
     assert!(text.contains("primary, NOT protected"), "{text}");
-    lab.await_progress("clients of the unprotected guest");
+    cluster.await_progress("clients of the unprotected guest");
 
-    lab.pair.restart_standby().unwrap();
-    lab.pair
+    cluster.local.restart_standby().unwrap();
+    cluster
+        .local
         .primary
         .await_status("protected again", DEADLINE, |status| status.protected)
         .unwrap();
-    lab.await_progress("clients of the guest that is protected again");
+    cluster.await_progress("clients of the guest that is protected again");
 
-    lab.pair.primary.kill().unwrap();
-    let status = lab.pair.await_promotion(DEADLINE).unwrap();
+    cluster.local.primary.kill().unwrap();
+    let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 3);
-    lab.await_progress("clients of the promoted guest");
-    lab.assert_exact();
+    cluster.await_progress("clients of the promoted guest");
+    cluster.assert_exact();
 }
 
 /// Consoles that cannot be written are told of and cost nothing else, neither before nor after the
@@ -60,23 +61,28 @@ fn a_full_disk_under_the_consoles_harms_neither_guest_nor_failover() {
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let console = full.join("console").display().to_string();
-    let mut lab = Lab::start_with(&program, &["--console", &console]);
-    await_log(&lab.pair.primary, "console output lost", 1);
-    lab.pair.primary.kill().unwrap();
-    lab.pair.await_promotion(DEADLINE).unwrap();
-    lab.await_progress("clients of the promoted guest");
-    lab.assert_exact();
+    let mut cluster = TestCluster::start_with(&program, &["--console", &console]);
+    await_log(&cluster.local.primary, "console output lost", 1);
+    cluster.local.primary.kill().unwrap();
+    cluster.local.await_promotion(DEADLINE).unwrap();
+    cluster.await_progress("clients of the promoted guest");
+    cluster.assert_exact();
 }
 
 #[test]
 fn after_the_loss_of_both_hosts_a_guest_starts_from_nothing_only_if_told_to() {
     let _turn = turn();
-    let mut lab = Lab::start();
+    let mut cluster = TestCluster::start();
     // Both at once: the standby must not have the time to take over.
-    lab.pair.standby.freeze().unwrap();
-    lab.pair.primary.kill().unwrap();
-    lab.pair.standby.kill().unwrap();
-    let arbiter = lab.directory.path().join("arbiter").display().to_string();
+    cluster.local.standby.freeze().unwrap();
+    cluster.local.primary.kill().unwrap();
+    cluster.local.standby.kill().unwrap();
+    let arbiter = cluster
+        .directory
+        .path()
+        .join("arbiter")
+        .display()
+        .to_string();
     let arguments = [
         "primary",
         "--arbiter",

@@ -5,7 +5,7 @@ use std::process::Output;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use understudy_vmm::lab::{Figures, Host, Pair, PairOptions};
+use understudy_vmm::local_cluster::{ClusterOptions, Figures, LocalCluster, VmmProcess};
 
 /// How long a test waits for what must come. Only a failure waits that long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -63,7 +63,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 }
 
 /// Waits until `host` has logged `text` `times` times.
-pub(crate) fn await_log(host: &Host, text: &str, times: usize) {
+pub(crate) fn await_log(host: &VmmProcess, text: &str, times: usize) {
     let end = Instant::now() + DEADLINE;
     while host.log().matches(text).count() < times {
         let log = host.log();
@@ -76,12 +76,12 @@ pub(crate) fn await_log(host: &Host, text: &str, times: usize) {
 }
 
 /// A protected guest with clients.
-pub(crate) struct Lab {
-    pub(crate) pair: Pair,
+pub(crate) struct TestCluster {
+    pub(crate) local: LocalCluster,
     pub(crate) directory: tempfile::TempDir,
 }
 
-impl Lab {
+impl TestCluster {
     pub(crate) fn start() -> Self {
         Self::start_with(&binary(), &[])
     }
@@ -91,7 +91,7 @@ impl Lab {
         let directory = tempfile::tempdir().unwrap();
         let mut all = vec!["--timeout-ms".to_owned(), TIMEOUT_MS.to_owned()];
         all.extend(arguments.iter().map(ToString::to_string));
-        let options = PairOptions {
+        let options = ClusterOptions {
             binary: binary.into(),
             memory_mib: 64,
             vcpus: 1,
@@ -99,11 +99,11 @@ impl Lab {
             disk: None,
             arguments: all,
         };
-        let pair = Pair::start(directory.path(), &options).unwrap();
-        pair.network.connect(STREAMS, COUNTERS).unwrap();
-        let lab = Self { pair, directory };
-        lab.await_progress("clients of a new guest");
-        lab
+        let local = LocalCluster::start(directory.path(), &options).unwrap();
+        local.network.connect(STREAMS, COUNTERS).unwrap();
+        let cluster = Self { local, directory };
+        cluster.await_progress("clients of a new guest");
+        cluster
     }
 
     pub(crate) fn arbiter(&self) -> ArbiterFile {
@@ -111,12 +111,12 @@ impl Lab {
     }
 
     pub(crate) fn figures(&self) -> Figures {
-        self.pair.network.figures().unwrap()
+        self.local.network.figures().unwrap()
     }
 
     /// Frames that came from a host: 0 is the first primary, 1 the standby.
     pub(crate) fn frames_from(&self, port: usize) -> u64 {
-        self.pair.network.counts().unwrap()[port].frames_in
+        self.local.network.counts().unwrap()[port].frames_in
     }
 
     /// Waits until every client was served and they got a good deal more than until now.
@@ -180,18 +180,18 @@ impl Quiet {
         self.path("channel")
     }
 
-    pub(crate) fn start_standby(&self, name: &str, further: &[&str]) -> Host {
+    pub(crate) fn start_standby(&self, name: &str, further: &[&str]) -> VmmProcess {
         let mut host = self.start("standby", "--listen", name, further);
         host.await_status("listening", DEADLINE, |status| status.phase == "listening")
             .unwrap();
         host
     }
 
-    pub(crate) fn start_primary(&self, name: &str, further: &[&str]) -> Host {
+    pub(crate) fn start_primary(&self, name: &str, further: &[&str]) -> VmmProcess {
         self.start("primary", "--backup", name, further)
     }
 
-    pub(crate) fn start_protected(&self) -> (Host, Host) {
+    pub(crate) fn start_protected(&self) -> (VmmProcess, VmmProcess) {
         let standby = self.start_standby("standby", &[]);
         let mut primary = self.start_primary("primary", &[]);
         primary
@@ -201,12 +201,12 @@ impl Quiet {
     }
 
     /// Flags given again in `further` replace the usual ones.
-    fn start(&self, side: &str, link: &str, name: &str, further: &[&str]) -> Host {
+    fn start(&self, side: &str, link: &str, name: &str, further: &[&str]) -> VmmProcess {
         let channel = format!("unix:{}", self.channel().display());
         let arbiter = self.path("arbiter").display().to_string();
         let mut arguments: Vec<String> = vec![side.into()];
         let usual = [
-            ("--name", "lab"),
+            ("--name", "guest"),
             ("--node", name),
             (link, &channel),
             ("--arbiter", &arbiter),
@@ -222,6 +222,6 @@ impl Quiet {
             }
         }
         arguments.extend(further.iter().map(ToString::to_string));
-        Host::start(&binary(), name, self.directory.path(), &arguments).unwrap()
+        VmmProcess::start(&binary(), name, self.directory.path(), &arguments).unwrap()
     }
 }

@@ -1,19 +1,19 @@
 //! `vmm run` with a control socket: its status, and the ways to end it.
 
 use serde_json::Value;
-use understudy_vmm::lab::Host;
+use understudy_vmm::local_cluster::VmmProcess;
 
 use crate::support::{DEADLINE, Quiet, binary, turn, vmm, vmm_says, wait_for};
 
-fn start(hosts: &Quiet, further: &[&str]) -> Host {
+fn start(hosts: &Quiet, further: &[&str]) -> VmmProcess {
     let mut arguments = vec!["run", "--memory-mib", "64", "--console", "none"];
     arguments.extend(further);
     let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-    Host::start(&binary(), "alone", hosts.directory.path(), &arguments).unwrap()
+    VmmProcess::start(&binary(), "alone", hosts.directory.path(), &arguments).unwrap()
 }
 
 /// Runs `vmm COMMAND --control` with further arguments; returns exit code and all it said.
-fn ask(host: &Host, command: &str, further: &[&str]) -> (Option<i32>, String) {
+fn ask(host: &VmmProcess, command: &str, further: &[&str]) -> (Option<i32>, String) {
     let control = host.control().display().to_string();
     let mut arguments = vec![command, "--control", &control];
     arguments.extend(further);
@@ -25,7 +25,7 @@ fn ask(host: &Host, command: &str, further: &[&str]) -> (Option<i32>, String) {
     )
 }
 
-fn await_up(host: &Host) -> String {
+fn await_up(host: &VmmProcess) -> String {
     wait_for("a status of the guest", || {
         let (code, text) = ask(host, "status", &[]);
         (code == Some(0)).then_some(text)

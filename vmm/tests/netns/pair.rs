@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use understudy_replication::runtime::Role;
-use understudy_vmm::lab::Host;
+use understudy_vmm::local_cluster::VmmProcess;
 
 use super::DEADLINE;
 use super::sniffer::{Kind, Sniffer, Spoken};
@@ -19,8 +19,8 @@ pub(crate) const TIMEOUT_MS: u64 = 1000;
 
 /// See the [module documentation](self). The hosts are killed before their namespaces go.
 pub(crate) struct Pair {
-    pub(crate) a: Host,
-    pub(crate) b: Host,
+    pub(crate) a: VmmProcess,
+    pub(crate) b: VmmProcess,
     pub(crate) sniffer: Sniffer,
     pub(crate) topology: Topology,
     _directory: TempDir,
@@ -71,7 +71,7 @@ impl Pair {
     }
 }
 
-fn start(topology: &Topology, side: Side, directory: &Path, role: [&str; 3]) -> Host {
+fn start(topology: &Topology, side: Side, directory: &Path, role: [&str; 3]) -> VmmProcess {
     let other = match side {
         Side::A => Side::B,
         Side::B => Side::A,
@@ -99,7 +99,7 @@ fn start(topology: &Topology, side: Side, directory: &Path, role: [&str; 3]) -> 
     ] {
         arguments.extend([flag.to_owned(), value]);
     }
-    Host::start(Path::new("ip"), side.letter(), directory, &arguments)
+    VmmProcess::start(Path::new("ip"), side.letter(), directory, &arguments)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

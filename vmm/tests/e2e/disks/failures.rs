@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use understudy_vmm::lab::DiskWords;
+use understudy_vmm::local_cluster::GuestDiskProgress;
 
 use super::hosts::{A, B, BLOCKS, Disks, Mode};
 use crate::support::{await_log, binary, turn, wait_for};
@@ -105,7 +105,7 @@ fn a_primary_that_cannot_mark_blocks_fails_the_guests_writes_and_nothing_else() 
         let words = |text: &str| {
             let lines = text.lines().filter(|line| !line.contains("cannot"));
             let text: String = lines.map(|line| format!("{line}\n")).collect();
-            DiskWords::latest(&text).unwrap()
+            GuestDiskProgress::latest(&text).unwrap()
         };
         let (before, now) = (words(before)?, words(after.split_once('\n')?.1)?);
         (now.flushed > before.flushed + 8).then_some(now)

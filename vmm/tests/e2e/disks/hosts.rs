@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use understudy_replication::runtime::{Role, Status};
-use understudy_vmm::lab::{DiskWords, Host, WorkloadDisk};
+use understudy_vmm::local_cluster::{GuestDiskProgress, VmmProcess, WorkloadDisk};
 
 use crate::support::{DEADLINE, TIMEOUT_MS, binary, wait_for};
 
@@ -36,7 +36,7 @@ pub(crate) enum Mode {
 /// Two hosts.
 pub(crate) struct Disks {
     pub(crate) directory: tempfile::TempDir,
-    pub(crate) hosts: [Option<Host>; 2],
+    pub(crate) hosts: [Option<VmmProcess>; 2],
     mode: Mode,
     starts: usize,
     /// The most that the guest said it had flushed, over all its hosts.
@@ -85,7 +85,7 @@ impl Disks {
         WorkloadDisk::at(&self.image_path(host), BLOCKS)
     }
 
-    pub(crate) fn host(&mut self, host: usize) -> &mut Host {
+    pub(crate) fn host(&mut self, host: usize) -> &mut VmmProcess {
         self.hosts[host].as_mut().expect("this host is up")
     }
 
@@ -122,7 +122,7 @@ impl Disks {
             Mode::Shared => ",shared",
         };
         let usual = [
-            ("--name", "lab".to_owned()),
+            ("--name", "guest".to_owned()),
             ("--node", NAMES[host].to_owned()),
             ("--listen", channel(host)),
             ("--backup", channel(1 - host)),
@@ -145,7 +145,7 @@ impl Disks {
         // Each start has its own log and console.
         self.starts += 1;
         let name = format!("{}-{}", NAMES[host], self.starts);
-        let started = Host::start(program, &name, self.directory.path(), &arguments).unwrap();
+        let started = VmmProcess::start(program, &name, self.directory.path(), &arguments).unwrap();
         self.hosts[host] = Some(started);
     }
 
@@ -169,9 +169,10 @@ impl Disks {
     }
 
     /// What the guest has last said on this host.
-    pub(crate) fn words(&mut self, host: usize) -> Option<DiskWords> {
+    pub(crate) fn words(&mut self, host: usize) -> Option<GuestDiskProgress> {
         let console = self.host(host).console();
-        let words = DiskWords::latest(&console).unwrap_or_else(|bad| panic!("{bad}\n{console}"));
+        let words =
+            GuestDiskProgress::latest(&console).unwrap_or_else(|bad| panic!("{bad}\n{console}"));
         self.flushed = self.flushed.max(words.map_or(0, |words| words.flushed));
         words
     }

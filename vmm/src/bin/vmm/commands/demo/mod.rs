@@ -11,7 +11,9 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use understudy_replication::runtime::Status;
 use understudy_vmm::kvm::System;
-use understudy_vmm::lab::{DiskWords, Figures, Pair, PairDisk, PairOptions};
+use understudy_vmm::local_cluster::{
+    ClusterDisk, ClusterOptions, Figures, GuestDiskProgress, LocalCluster,
+};
 
 use self::report::Report;
 use crate::args::{DemoArgs, DemoDisk, Fault};
@@ -55,7 +57,7 @@ pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
 struct Demo<'a> {
     arguments: &'a DemoArgs,
     counters: usize,
-    pair: Pair,
+    cluster: LocalCluster,
     progress: ProgressBar,
 }
 
@@ -74,7 +76,7 @@ impl<'a> Demo<'a> {
             }
         };
         say("starting two hosts, booting the guest, copying it to the standby");
-        let options = PairOptions {
+        let options = ClusterOptions {
             binary: std::env::current_exe().context("cannot find this program")?,
             memory_mib: arguments.memory_mib,
             vcpus: 1,
@@ -83,20 +85,21 @@ impl<'a> Demo<'a> {
                 None => WORKLOAD.into(),
             },
             disk: arguments.disk.map(|disk| match disk {
-                DemoDisk::Replicated => PairDisk::Replicated,
-                DemoDisk::Shared => PairDisk::Shared,
+                DemoDisk::Replicated => ClusterDisk::Replicated,
+                DemoDisk::Shared => ClusterDisk::Shared,
             }),
             arguments: Vec::new(),
         };
-        let pair = Pair::start(directory, &options)?;
+        let cluster = LocalCluster::start(directory, &options)?;
         say("the guest is protected; connecting clients");
         let counters = usize::from(arguments.clients).div_ceil(4);
-        pair.network
+        cluster
+            .network
             .connect(usize::from(arguments.clients), counters)?;
         Ok(Self {
             arguments,
             counters,
-            pair,
+            cluster,
             progress,
         })
     }
@@ -104,32 +107,32 @@ impl<'a> Demo<'a> {
     fn run(mut self) -> Result<Report> {
         self.await_clients()?;
         let half = Duration::from_millis(self.arguments.seconds * 500);
-        self.watch(half, "primary", |pair| pair.primary.status())?;
+        self.watch(half, "primary", |cluster| cluster.primary.status())?;
         let before = self
-            .pair
+            .cluster
             .primary
             .status()
             .context("the primary gives no status")?;
         // Answer times of the protected half only: after the fault nothing is held any more.
-        let protected = self.pair.network.figures()?;
+        let protected = self.cluster.network.figures()?;
         self.say(match self.arguments.fault {
             Fault::Kill => "killing the primary (SIGKILL)",
             Fault::Freeze => "freezing the primary (SIGSTOP)",
         });
         let failed_ns = monotonic_ns();
         match self.arguments.fault {
-            Fault::Kill => self.pair.primary.kill()?,
-            Fault::Freeze => self.pair.primary.freeze()?,
+            Fault::Kill => self.cluster.primary.kill()?,
+            Fault::Freeze => self.cluster.primary.freeze()?,
         }
-        let after = self.pair.await_promotion(PATIENCE)?;
-        let taken_over = self.pair.network.figures()?;
+        let after = self.cluster.await_promotion(PATIENCE)?;
+        let taken_over = self.cluster.network.figures()?;
         let fenced = match self.arguments.fault {
             Fault::Kill => None,
             Fault::Freeze => Some(self.thaw()?),
         };
-        self.watch(half, "promoted standby", |pair| pair.standby.status())?;
+        self.watch(half, "promoted standby", |cluster| cluster.standby.status())?;
         let figures = self.await_all_since(&taken_over)?;
-        let end = (self.pair.standby.status()).context("the promoted side gives no status")?;
+        let end = (self.cluster.standby.status()).context("the promoted side gives no status")?;
         let disk = self.check_disk()?;
         self.progress.finish_and_clear();
         Ok(Report::new(
@@ -145,14 +148,14 @@ impl<'a> Demo<'a> {
 
     /// Ends the promoted side, and holds what its guest said against the image.
     fn check_disk(&mut self) -> Result<Option<report::DiskFindings>> {
-        let Some(disk) = &self.pair.standby_disk else {
+        let Some(disk) = &self.cluster.standby_disk else {
             return Ok(None);
         };
-        self.pair.standby.kill()?;
+        self.cluster.standby.kill()?;
         let mut fault = None;
         let mut flushed = 0;
-        for host in [&self.pair.primary, &self.pair.standby] {
-            match DiskWords::latest(&host.console()) {
+        for host in [&self.cluster.primary, &self.cluster.standby] {
+            match GuestDiskProgress::latest(&host.console()) {
                 Ok(words) => flushed = flushed.max(words.map_or(0, |words| words.flushed)),
                 Err(line) => fault = Some(line),
             }
@@ -176,7 +179,7 @@ impl<'a> Demo<'a> {
     fn await_all_since(&self, earlier: &Figures) -> Result<Figures> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let figures = self.pair.network.figures()?;
+            let figures = self.cluster.network.figures()?;
             let is_over = Instant::now() > deadline || !figures.errors.is_empty();
             if figures.stuck_since(earlier) == 0 || is_over {
                 return Ok(figures);
@@ -199,7 +202,7 @@ impl<'a> Demo<'a> {
     fn await_clients(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let figures = self.pair.network.figures()?;
+            let figures = self.cluster.network.figures()?;
             if figures.clients_served == self.clients() {
                 return Ok(());
             }
@@ -223,13 +226,13 @@ impl<'a> Demo<'a> {
         &self,
         time: Duration,
         side: &str,
-        status: impl Fn(&Pair) -> Option<Status>,
+        status: impl Fn(&LocalCluster) -> Option<Status>,
     ) -> Result<()> {
         let end = Instant::now() + time;
         let mut last: Option<(Instant, u64, u64)> = None;
         loop {
-            let figures = self.pair.network.figures()?;
-            if let Some(status) = status(&self.pair) {
+            let figures = self.cluster.network.figures()?;
+            if let Some(status) = status(&self.cluster) {
                 let now = (Instant::now(), status.epochs, figures.bytes_checked);
                 if let Some(last) = last.replace(now) {
                     self.progress
@@ -245,12 +248,12 @@ impl<'a> Demo<'a> {
 
     /// The old primary wakes up after the promotion: it must release nothing, and end with a reason.
     fn thaw(&mut self) -> Result<report::Fenced> {
-        let frames_before = self.pair.network.counts()?[0].frames_in;
+        let frames_before = self.cluster.network.counts()?[0].frames_in;
         self.say("continuing the old primary (SIGCONT)");
-        self.pair.primary.thaw()?;
-        let exit = self.pair.primary.await_exit(PATIENCE)?;
-        let frames_after = self.pair.network.counts()?[0].frames_in;
-        let log = self.pair.primary.log();
+        self.cluster.primary.thaw()?;
+        let exit = self.cluster.primary.await_exit(PATIENCE)?;
+        let frames_after = self.cluster.network.counts()?[0].frames_in;
+        let log = self.cluster.primary.log();
         Ok(report::Fenced {
             exit_code: exit.code(),
             frames_released: frames_after - frames_before,

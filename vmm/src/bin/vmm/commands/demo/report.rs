@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use understudy_replication::runtime::Status;
-use understudy_vmm::lab::Figures;
+use understudy_vmm::local_cluster::Figures;
 
 use crate::args::{DemoArgs, Fault};
 use crate::exit::FENCED;

@@ -1,4 +1,4 @@
-//! A primary and its standby, joined to the lab's network.
+//! A primary and its standby, connected to the network of the local cluster.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use understudy_replication::runtime::{Role, Status};
 
 use super::disks::{DiskFault, WorkloadDisk};
-use super::hosts::Host;
 use super::network::Network;
-use super::{GUEST, LabError};
+use super::process::VmmProcess;
+use super::{ClusterError, GUEST};
 
 /// How long a guest may take to boot and be copied. Generous: only a failure waits that long.
 const START: Duration = Duration::from_secs(60);
 
-/// What a pair is made of.
+/// What a local cluster is made of.
 #[derive(Debug, Clone)]
-pub struct PairOptions {
+pub struct ClusterOptions {
     /// The `vmm` binary.
     pub binary: PathBuf,
     /// Memory of the guest in MiB.
@@ -25,45 +25,45 @@ pub struct PairOptions {
     /// The guest's workload options; its address is added.
     pub workload: String,
     /// A disk for the guest, with how it gets its second copy.
-    pub disk: Option<PairDisk>,
+    pub disk: Option<ClusterDisk>,
     /// Further arguments for both sides.
     pub arguments: Vec<String>,
 }
 
-/// How the disk of a pair gets its second copy.
+/// How the guest's disk gets its second copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PairDisk {
+pub enum ClusterDisk {
     /// An image for each side.
     Replicated,
     /// One for both.
     Shared,
 }
 
-/// Size of a pair's images: more than the workload uses.
+/// Size of an image: more than the workload uses.
 const IMAGE_BYTES: u64 = 64 << 20;
 /// Blocks of 4 KiB that the disk workload uses.
 const DISK_BLOCKS: u32 = 2048;
 
 /// Two hosts in a directory.
-pub struct Pair {
+pub struct LocalCluster {
     /// Switch and clients.
     pub network: Network,
     /// The side that starts the guest; port 0 of the switch.
-    pub primary: Host,
+    pub primary: VmmProcess,
     /// The side that keeps the copy; port 1 of the switch.
-    pub standby: Host,
+    pub standby: VmmProcess,
     /// The image of the standby's disk, if there is one.
     pub standby_disk: Option<WorkloadDisk>,
     /// How the standby was started.
     standby_start: (PathBuf, PathBuf, Vec<String>),
 }
 
-impl Pair {
+impl LocalCluster {
     /// Starts both sides in `directory` and waits until the guest is protected.
     ///
     /// # Errors
     /// If a side cannot be started, or the guest is not protected in time.
-    pub fn start(directory: &Path, options: &PairOptions) -> Result<Self, LabError> {
+    pub fn start(directory: &Path, options: &ClusterOptions) -> Result<Self, ClusterError> {
         let port = |side: &str| directory.join(format!("{side}.net"));
         let network = Network::start(&[&port("primary"), &port("standby")])?;
         let heartbeats = [free_udp_port()?, free_udp_port()?];
@@ -76,7 +76,7 @@ impl Pair {
             let mut arguments: Vec<String> = [
                 side,
                 "--name",
-                "lab",
+                "guest",
                 "--node",
                 side,
                 link[0],
@@ -116,7 +116,7 @@ impl Pair {
         );
         let standby = start_standby(&standby_start)?;
         let primary = arguments("primary", a, b, ["--backup", &link]);
-        let mut primary = Host::start(&options.binary, "primary", directory, &primary)?;
+        let mut primary = VmmProcess::start(&options.binary, "primary", directory, &primary)?;
         primary.await_status("protected", START, |status| status.protected)?;
         Ok(Self {
             network,
@@ -131,7 +131,7 @@ impl Pair {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn restart_standby(&mut self) -> Result<(), LabError> {
+    pub fn restart_standby(&mut self) -> Result<(), ClusterError> {
         self.standby = start_standby(&self.standby_start)?;
         Ok(())
     }
@@ -140,13 +140,13 @@ impl Pair {
     ///
     /// # Errors
     /// If it does not within `patience`.
-    pub fn await_promotion(&mut self, patience: Duration) -> Result<Status, LabError> {
+    pub fn await_promotion(&mut self, patience: Duration) -> Result<Status, ClusterError> {
         self.standby
             .await_status("promoted", patience, |status| status.failover.is_some())
     }
 }
 
-fn cmdline(options: &PairOptions) -> String {
+fn cmdline(options: &ClusterOptions) -> String {
     let disk = match options.disk {
         Some(_) => format!(" disk.blocks={DISK_BLOCKS} disk.log_ms=100"),
         None => String::new(),
@@ -155,39 +155,39 @@ fn cmdline(options: &PairOptions) -> String {
 }
 
 /// The image of each side, which is the same if it is shared.
-fn make_disks(directory: &Path, kind: PairDisk) -> Result<[WorkloadDisk; 2], DiskFault> {
+fn make_disks(directory: &Path, kind: ClusterDisk) -> Result<[WorkloadDisk; 2], DiskFault> {
     let make = |name| WorkloadDisk::create(&directory.join(name), IMAGE_BYTES, DISK_BLOCKS);
     match kind {
-        PairDisk::Replicated => Ok([make("primary.disk")?, make("standby.disk")?]),
-        PairDisk::Shared => {
+        ClusterDisk::Replicated => Ok([make("primary.disk")?, make("standby.disk")?]),
+        ClusterDisk::Shared => {
             let disk = make("shared.disk")?;
             Ok([disk.clone(), disk])
         }
     }
 }
 
-fn drive(disk: &WorkloadDisk, kind: PairDisk) -> String {
+fn drive(disk: &WorkloadDisk, kind: ClusterDisk) -> String {
     let kind = match kind {
-        PairDisk::Replicated => "replicated",
-        PairDisk::Shared => "shared",
+        ClusterDisk::Replicated => "replicated",
+        ClusterDisk::Shared => "shared",
     };
     format!("path={},{kind}", disk.path().display())
 }
 
 fn start_standby(
     (binary, directory, arguments): &(PathBuf, PathBuf, Vec<String>),
-) -> Result<Host, LabError> {
-    let mut standby = Host::start(binary, "standby", directory, arguments)?;
+) -> Result<VmmProcess, ClusterError> {
+    let mut standby = VmmProcess::start(binary, "standby", directory, arguments)?;
     standby.await_status("listening", START, |status| status.role == Role::Standby)?;
     Ok(standby)
 }
 
 /// A UDP port that is free now. Another process may take it before ours does; then that says so.
-fn free_udp_port() -> Result<u16, LabError> {
+fn free_udp_port() -> Result<u16, ClusterError> {
     std::net::UdpSocket::bind("127.0.0.1:0")
         .and_then(|socket| socket.local_addr())
         .map(|address| address.port())
-        .map_err(|source| LabError::System {
+        .map_err(|source| ClusterError::System {
             what: "find a free UDP port",
             source,
         })

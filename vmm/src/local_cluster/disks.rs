@@ -41,9 +41,9 @@ pub enum DiskFault {
     },
 }
 
-/// What the guest says of its disk, once every `disk.log_ms`.
+/// What the guest says on its console about its disk, every `disk.log_ms`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DiskWords {
+pub struct GuestDiskProgress {
     /// Writes begun.
     pub writes: u64,
     /// Of these, flushed.
@@ -128,7 +128,7 @@ impl From<(u32, BadBlock)> for Bad {
     }
 }
 
-impl DiskWords {
+impl GuestDiskProgress {
     /// The guest's latest words in what a console took; `Err` if it found something wrong with its disk.
     ///
     /// # Errors
@@ -190,15 +190,15 @@ mod tests {
     #[test]
     fn the_guests_words_are_understood() {
         let said = "ready: disk blocks=64 writes=0 flushed=0\r\ndisk: writes=9 flushed=8 checked=7\r\ndisk: writes=10 fl";
-        let words = DiskWords {
+        let words = GuestDiskProgress {
             writes: 9,
             flushed: 8,
             checked: 7,
         };
-        assert_eq!(DiskWords::latest(said), Ok(Some(words)));
-        assert_eq!(DiskWords::latest("ready: disk\n"), Ok(None));
+        assert_eq!(GuestDiskProgress::latest(said), Ok(Some(words)));
+        assert_eq!(GuestDiskProgress::latest("ready: disk\n"), Ok(None));
         let bad = "disk: BAD block 3: it is no block of this workload";
         let said = format!("{bad}\ndisk: writes=9 flushed=8 checked=7\n");
-        assert_eq!(DiskWords::latest(&said), Err(bad.into()));
+        assert_eq!(GuestDiskProgress::latest(&said), Err(bad.into()));
     }
 }

@@ -1,25 +1,27 @@
-//! A whole cluster on one machine, without privileges: an Ethernet switch in this process, clients
-//! with a TCP/IP stack of their own that check every byte, and `vmm` processes as hosts. `vmm demo`,
-//! the end-to-end tests and the benchmarks are made of it. Nothing of it runs in production.
+//! Two hosts on one machine, without privileges: an Ethernet switch in this process, clients with a TCP/IP
+//! stack of their own that check every byte, and `vmm` processes that play the hosts. The demo, the
+//! end-to-end tests and the benchmarks are built from it.
+//!
+//! What must not be done here: anything that runs in production.
 
 mod clients;
+mod cluster;
 mod disks;
-mod hosts;
 mod network;
-mod pair;
+mod process;
 mod stack;
 mod switch;
 
-pub use clients::{ClientError, Figures, Load};
-pub use disks::{DiskFault, DiskWords, WorkloadDisk};
-pub use hosts::Host;
+pub use clients::{ClientError, Figures};
+pub use cluster::{ClusterDisk, ClusterOptions, LocalCluster};
+pub use disks::{DiskFault, GuestDiskProgress, WorkloadDisk};
 pub use network::{GUEST, Network};
-pub use pair::{Pair, PairDisk, PairOptions};
-pub use switch::{PortCounts, Switch};
+pub use process::VmmProcess;
+pub use switch::PortCounts;
 
-/// Why a lab cannot work.
+/// Why a local cluster does not work.
 #[derive(Debug, thiserror::Error)]
-pub enum LabError {
+pub enum ClusterError {
     /// The operating system refused something.
     #[error("cannot {what}")]
     System {
@@ -36,12 +38,12 @@ pub enum LabError {
     #[error("a disk's image")]
     Disk(#[from] DiskFault),
     /// The network's thread has ended.
-    #[error("the lab's network thread has ended; see its message above")]
+    #[error("the network thread of the local cluster has ended; its panic message is above")]
     Ended,
-    /// A host did not do what it should.
+    /// A `vmm` process did not do what it should.
     #[error("host {name}: {what}; the end of its log:\n{log}")]
-    Host {
-        /// The host.
+    Process {
+        /// The host it plays.
         name: String,
         /// What it did or did not do.
         what: String,

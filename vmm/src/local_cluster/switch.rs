@@ -28,7 +28,7 @@ pub struct PortCounts {
 
 /// A learning Ethernet switch: it floods what it has no port for, and drops what a port does not read.
 #[derive(Debug, Default)]
-pub struct Switch {
+pub(super) struct EthernetSwitch {
     ports: Vec<Port>,
     /// Where each address was last seen; `None` is the local side.
     table: HashMap<Mac, Option<usize>>,
@@ -45,18 +45,9 @@ struct Port {
     counts: PortCounts,
 }
 
-impl Switch {
-    /// A switch without ports.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
+impl EthernetSwitch {
     /// Adds a port that one host at a time can connect to at `path`. Returns its number.
-    ///
-    /// # Errors
-    /// If the socket cannot be made.
-    pub fn add_port(&mut self, path: &Path) -> std::io::Result<usize> {
+    pub(super) fn add_port(&mut self, path: &Path) -> std::io::Result<usize> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
         self.ports.push(Port {
@@ -70,13 +61,12 @@ impl Switch {
     }
 
     /// Counts of a port.
-    #[must_use]
-    pub fn counts(&self, port: usize) -> PortCounts {
+    pub(super) fn counts(&self, port: usize) -> PortCounts {
         self.ports[port].counts
     }
 
     /// What to poll: for each file whether room to write is awaited too.
-    pub fn files(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
+    pub(super) fn files(&self) -> impl Iterator<Item = (BorrowedFd<'_>, bool)> {
         self.ports.iter().flat_map(|port| {
             let stream = port
                 .stream
@@ -87,7 +77,7 @@ impl Switch {
     }
 
     /// Moves everything that can be moved without waiting.
-    pub fn service(&mut self) {
+    pub(super) fn service(&mut self) {
         for number in 0..self.ports.len() {
             for frame in self.ports[number].receive() {
                 self.forward(Some(number), frame);
@@ -99,12 +89,12 @@ impl Switch {
     }
 
     /// A frame from the local side.
-    pub fn send_local(&mut self, frame: Vec<u8>) {
+    pub(super) fn send_local(&mut self, frame: Vec<u8>) {
         self.forward(None, frame);
     }
 
     /// The next frame for the local side.
-    pub fn receive_local(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn receive_local(&mut self) -> Option<Vec<u8>> {
         self.local.pop_front()
     }
 
@@ -226,7 +216,7 @@ mod tests {
         [[to; 6], [from; 6]].concat()
     }
 
-    fn connect(switch: &mut Switch, path: &Path) -> UnixStream {
+    fn connect(switch: &mut EthernetSwitch, path: &Path) -> UnixStream {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_nonblocking(true).unwrap();
         switch.service();
@@ -243,7 +233,7 @@ mod tests {
     #[test]
     fn unknown_addresses_are_flooded_and_known_ones_reach_one_port() {
         let directory = tempfile::tempdir().unwrap();
-        let mut switch = Switch::new();
+        let mut switch = EthernetSwitch::default();
         let paths = ["a", "b"].map(|name| directory.path().join(name));
         let ports = paths.each_ref().map(|path| switch.add_port(path).unwrap());
         let mut hosts = paths.each_ref().map(|path| connect(&mut switch, path));
@@ -265,7 +255,7 @@ mod tests {
     #[test]
     fn a_port_that_announces_too_much_is_closed() {
         let directory = tempfile::tempdir().unwrap();
-        let mut switch = Switch::new();
+        let mut switch = EthernetSwitch::default();
         let path = directory.path().join("a");
         let port = switch.add_port(&path).unwrap();
         let mut host = connect(&mut switch, &path);

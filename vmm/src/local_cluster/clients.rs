@@ -84,12 +84,12 @@ pub struct Figures {
     pub answer_us_p50: u64,
     /// See `answer_us_p50`.
     pub answer_us_p99: u64,
-    /// What must not happen, and did.
+    /// What happened and must not.
     pub errors: Vec<ClientError>,
 }
 
 /// All clients of a run.
-pub struct Load {
+pub(super) struct Clients {
     streams: Vec<StreamClient>,
     counters: Vec<CounterClient>,
     answer_us: hdrhistogram::Histogram<u64>,
@@ -120,7 +120,7 @@ struct CounterClient {
     failed: Option<ClientError>,
 }
 
-impl Load {
+impl Clients {
     /// Connects `streams` stream clients and `counters` counter clients to the guest at `address`.
     pub(super) fn connect(
         stack: &mut Stack,
@@ -167,7 +167,7 @@ impl Load {
         })
     }
 
-    /// Lets every client do what it can. Returns whether one sent or read something.
+    /// Lets every client send and read what it can without waiting.
     pub(super) fn step(&mut self, stack: &mut Stack) {
         let now = Instant::now();
         for client in &mut self.streams {
@@ -201,8 +201,7 @@ impl Load {
     }
 
     /// What the clients saw so far. A client that waits for its next byte counts with its wait.
-    #[must_use]
-    pub fn figures(&self) -> Figures {
+    pub(super) fn figures(&self) -> Figures {
         let now = Instant::now();
         let gaps = self
             .streams
@@ -243,12 +242,6 @@ impl Load {
             )
             .collect(),
         }
-    }
-
-    /// Stream bytes of all clients, for rates.
-    #[must_use]
-    pub fn stream_bytes(&self) -> u64 {
-        self.streams.iter().map(|client| client.position).sum()
     }
 }
 

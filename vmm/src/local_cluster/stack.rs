@@ -9,7 +9,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address};
 
-use super::switch::Switch;
+use super::switch::EthernetSwitch;
 
 const MAC: EthernetAddress = EthernetAddress([0x02, 0, 0, 0, 0, 1]);
 const MTU_BYTES: usize = 1514;
@@ -67,7 +67,7 @@ impl Stack {
     }
 
     /// Exchanges frames with the switch and lets the stack work.
-    pub(super) fn poll(&mut self, switch: &mut Switch) {
+    pub(super) fn poll(&mut self, switch: &mut EthernetSwitch) {
         while let Some(frame) = switch.receive_local() {
             self.wire.received.push_back(frame);
         }

@@ -1,15 +1,14 @@
-//! `vmm` processes as hosts: started, killed, frozen and thawed by their process id.
+//! `vmm` processes that play hosts: started, killed, frozen and thawed by process id.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use understudy_replication::runtime::Status;
 
-use super::LabError;
+use super::ClusterError;
 use crate::control;
 
 /// Pause between two looks at something that changes by itself.
@@ -17,7 +16,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// A `vmm` process. Dropping it kills the process.
 #[derive(Debug)]
-pub struct Host {
+pub struct VmmProcess {
     name: String,
     child: Child,
     control: PathBuf,
@@ -25,7 +24,7 @@ pub struct Host {
     console: PathBuf,
 }
 
-impl Host {
+impl VmmProcess {
     /// Starts `binary` with `arguments` and `--control`; standard error goes to `NAME.log` and standard
     /// output to `NAME.console` in `directory`.
     ///
@@ -36,8 +35,8 @@ impl Host {
         name: &str,
         directory: &Path,
         arguments: &[String],
-    ) -> Result<Self, LabError> {
-        let system = |what| move |source| LabError::System { what, source };
+    ) -> Result<Self, ClusterError> {
+        let system = |what| move |source| ClusterError::System { what, source };
         let log = directory.join(format!("{name}.log"));
         let control = directory.join(format!("{name}.control"));
         let errors = File::create(&log).map_err(system("create a log file"))?;
@@ -102,7 +101,7 @@ impl Host {
         what: &str,
         patience: Duration,
         wanted: impl Fn(&Status) -> bool,
-    ) -> Result<Status, LabError> {
+    ) -> Result<Status, ClusterError> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.status()
@@ -124,7 +123,7 @@ impl Host {
     ///
     /// # Errors
     /// If it has not within `patience`.
-    pub fn await_exit(&mut self, patience: Duration) -> Result<ExitStatus, LabError> {
+    pub fn await_exit(&mut self, patience: Duration) -> Result<ExitStatus, ClusterError> {
         let deadline = Instant::now() + patience;
         loop {
             match self.child.try_wait() {
@@ -134,7 +133,7 @@ impl Host {
                 }
                 Ok(None) => std::thread::sleep(LOOK),
                 Err(source) => {
-                    return Err(LabError::System {
+                    return Err(ClusterError::System {
                         what: "wait for a vmm process",
                         source,
                     });
@@ -147,48 +146,48 @@ impl Host {
     ///
     /// # Errors
     /// If the signal cannot be sent.
-    pub fn kill(&mut self) -> Result<(), LabError> {
-        self.signal(Signal::SIGKILL)?;
+    pub fn kill(&mut self) -> Result<(), ClusterError> {
+        self.signal(Signal::KILL)?;
         self.await_exit(Duration::from_secs(10)).map(drop)
     }
 
-    /// SIGTERM: a person or the service manager wants an end.
+    /// SIGTERM: a person or the service manager wants it to end.
     ///
     /// # Errors
     /// If the signal cannot be sent.
-    pub fn terminate(&self) -> Result<(), LabError> {
-        self.signal(Signal::SIGTERM)
+    pub fn terminate(&self) -> Result<(), ClusterError> {
+        self.signal(Signal::TERM)
     }
 
     /// SIGSTOP: the host hangs.
     ///
     /// # Errors
     /// If the signal cannot be sent.
-    pub fn freeze(&self) -> Result<(), LabError> {
-        self.signal(Signal::SIGSTOP)
+    pub fn freeze(&self) -> Result<(), ClusterError> {
+        self.signal(Signal::STOP)
     }
 
-    /// SIGCONT: the host goes on as if nothing had been.
+    /// SIGCONT: the host goes on as if nothing had happened.
     ///
     /// # Errors
     /// If the signal cannot be sent.
-    pub fn thaw(&self) -> Result<(), LabError> {
-        self.signal(Signal::SIGCONT)
+    pub fn thaw(&self) -> Result<(), ClusterError> {
+        self.signal(Signal::CONT)
     }
 
-    fn signal(&self, signal: Signal) -> Result<(), LabError> {
+    fn signal(&self, signal: Signal) -> Result<(), ClusterError> {
         // Our own child, not waited for yet: the number cannot have been given to another process.
-        kill(Pid::from_raw(self.child.id() as i32), signal).map_err(|error| LabError::System {
+        kill_process(Pid::from_child(&self.child), signal).map_err(|error| ClusterError::System {
             what: "signal a vmm process",
             source: error.into(),
         })
     }
 
-    fn failure(&self, what: String) -> LabError {
+    fn failure(&self, what: String) -> ClusterError {
         let log = self.log();
         let mut tail: Vec<&str> = log.lines().rev().take(12).collect();
         tail.reverse();
-        LabError::Host {
+        ClusterError::Process {
             name: self.name.clone(),
             what,
             log: tail.join("\n"),
@@ -196,7 +195,7 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for VmmProcess {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.child.kill();
