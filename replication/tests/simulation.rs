@@ -1,7 +1,9 @@
 //! Thousands of seeded schedules of faults over whole clusters that run exactly the library's core.
 //!
 //! `UNDERSTUDY_SIM_SEED=n cargo test -p understudy-replication --test simulation` replays one seed with
-//! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes.
+//! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes; `UNDERSTUDY_SIM_DIGESTS=file`
+//! writes a digest of all decisions of each seed there. Two versions of the core behave alike if their files
+//! are the same.
 #![forbid(unsafe_code)]
 // Modules of a test: what fails to unwrap here fails the test.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
@@ -43,6 +45,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
     let seeds = from_environment("UNDERSTUDY_SIM_SEEDS").unwrap_or(SEEDS);
     let next = AtomicU64::new(0);
     let totals = Mutex::new(BTreeMap::<&'static str, u64>::new());
+    let digests = Mutex::new(BTreeMap::new());
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -53,6 +56,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
                         break;
                     }
                     let report = run_seed(seed, false);
+                    digests.lock().unwrap().insert(seed, report.digest);
                     let mut totals = totals.lock().unwrap();
                     for (what, count) in report.counts {
                         *totals.entry(what).or_default() += count;
@@ -65,6 +69,11 @@ fn any_schedule_of_faults_keeps_the_rules() {
         }
     });
     let totals = totals.into_inner().unwrap();
+    if let Ok(path) = std::env::var("UNDERSTUDY_SIM_DIGESTS") {
+        let lines = digests.into_inner().unwrap().into_iter();
+        let lines = lines.map(|(seed, digest)| format!("{seed} {digest:016x}\n"));
+        std::fs::write(path, lines.collect::<String>()).unwrap();
+    }
     println!("{seeds} seeds: {totals:#?}");
     // The schedules must reach what they are to test.
     for what in [

@@ -83,6 +83,8 @@ impl World {
         let before = node.core.phase();
         let effects = node.core.handle(now, input, &*node.memory);
         let after = node.core.phase();
+        let wakeup = node.core.next_wakeup();
+        self.decided(host, &effects, wakeup);
         if before != after {
             self.trace(host, || {
                 format!("backup: {} → {}", before.name(), after.name())

@@ -2,6 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -70,6 +72,8 @@ pub struct Report {
     pub repeated: u64,
     /// Outputs it heard again from an older side after a newer one had spoken.
     pub late: u64,
+    /// Of everything the cores decided, and when: the same for two versions of a core that behave alike.
+    pub digest: u64,
 }
 
 pub enum Event {
@@ -149,6 +153,7 @@ pub struct World {
     event_number: u64,
     violation: Option<String>,
     epochs_before_tail: Option<EpochId>,
+    decisions: DefaultHasher,
 }
 
 impl World {
@@ -173,6 +178,7 @@ impl World {
             event_number: 0,
             violation: None,
             epochs_before_tail: None,
+            decisions: DefaultHasher::new(),
             settings,
         };
         for host in 0..world.settings.hosts {
@@ -221,6 +227,7 @@ impl World {
                 self.report.outputs = self.client.heard();
                 self.report.repeated = self.client.repeated;
                 self.report.late = self.client.late;
+                self.report.digest = self.decisions.finish();
                 Ok(self.report)
             }
         }
@@ -349,6 +356,12 @@ impl World {
         for event in std::mem::take(&mut self.hosts[host].deferred) {
             self.at(self.now, event);
         }
+    }
+
+    /// Counts what the core of `host` has just decided into the digest.
+    pub fn decided(&mut self, host: usize, effects: &impl Debug, wakeup: Option<Duration>) {
+        let decision = format!("{:?} {host} {effects:?} {wakeup:?}", self.now);
+        decision.hash(&mut self.decisions);
     }
 
     fn tick(&mut self, host: usize) {
