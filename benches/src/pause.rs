@@ -15,7 +15,7 @@ use hdrhistogram::Histogram;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use understudy_replication::arbiter::FileArbiter;
-use understudy_replication::core::primary::Policy;
+use understudy_replication::core::policy::Policy;
 use understudy_replication::runtime::{Primary, Standby, Status};
 use understudy_vmm::machine::{Kernel, Machine, MachineConfig};
 

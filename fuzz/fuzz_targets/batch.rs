@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use understudy_replication::core::staging::Staging;
+use understudy_replication::core::epoch::staging::Staging;
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{MachineError, PageMemory};
 use understudy_replication::{EpochId, MemoryLayout, PageIndex, Region};

@@ -2,7 +2,7 @@
 //!
 //! The crate has four rooms:
 //!
-//! - [`core`]: decides. State machines without sockets, threads, clocks or KVM; input in, effects out.
+//! - [`core`]: decides. Two cores without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.
 //! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.

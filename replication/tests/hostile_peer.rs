@@ -14,9 +14,11 @@ use understudy_replication::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Enco
 use understudy_replication::core::disk::{
     DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, PeerDisk, What,
 };
-use understudy_replication::core::message::{Bye, EpochTally, Hello, Message, Refusal, Welcome};
+use understudy_replication::core::epoch::tally::EpochTally;
+use understudy_replication::core::message::{Bye, Hello, Message, Refusal, Welcome};
+use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{
-    Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
+    PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use understudy_replication::page_set::{MemoryLayout, Region};

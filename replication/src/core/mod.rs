@@ -5,9 +5,10 @@
 pub mod backup;
 pub mod codec;
 pub mod disk;
+pub mod epoch;
 pub mod message;
+pub mod policy;
 pub mod primary;
-pub mod staging;
 pub mod violation;
 
 #[cfg(test)]

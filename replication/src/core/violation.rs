@@ -1,7 +1,7 @@
 //! What a peer must not do. A violation ends the link, never the process.
 
+use super::epoch::staging::StagingError;
 use super::message::MessageError;
-use super::staging::StagingError;
 use crate::ids::{EpochId, Generation};
 
 /// How a peer broke the protocol.

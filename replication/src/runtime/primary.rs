@@ -20,7 +20,7 @@ use super::standby::Promoted;
 use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::{Arbiter, Claim, Verdict};
-use crate::core::primary::Policy;
+use crate::core::policy::Policy;
 use crate::disk::DiskSet;
 use crate::ids::Generation;
 use crate::ports::{Machine, OutputGate};

@@ -15,7 +15,7 @@ use super::metrics::Metrics;
 use super::status::{Role, Status};
 use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::Arbiter;
-use crate::core::primary::Policy;
+use crate::core::policy::Policy;
 use crate::disk::DiskSet;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, OutputGate};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use understudy_replication::core::primary::Policy;
+use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use fake::{Fake, Gate};
 use understudy_replication::arbiter::{Arbiter, ArbiterError, Claim, FileArbiter, Note, Verdict};
-use understudy_replication::core::primary::Policy;
+use understudy_replication::core::policy::Policy;
 use understudy_replication::ids::Generation;
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use understudy_replication::core::codec::{BatchWriter, Encoder};
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
-use understudy_replication::core::message::{EpochSummary, EpochTally, Hello, Message};
+use understudy_replication::core::epoch::tally::EpochTally;
+use understudy_replication::core::message::{EpochSummary, Hello, Message};
 use understudy_replication::core::primary::{
     PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use understudy_replication::arbiter::Verdict;
 use understudy_replication::core::backup::BackupInput;
-use understudy_replication::core::primary::{Policy, PrimaryInput, PrimaryPhase};
+use understudy_replication::core::policy::Policy;
+use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::{EpochId, Generation};
 
 use super::backup_host::{BackupHost, Persisting};

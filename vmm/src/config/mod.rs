@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use understudy_replication::core::primary::Policy;
+use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::DiskLimits;
 use understudy_transport::Endpoint;
 

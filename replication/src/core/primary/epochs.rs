@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Policy;
+use crate::core::policy::Policy;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::EpochId;
 

@@ -17,9 +17,8 @@ use super::output_signal::OutputSignal;
 use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
 use crate::core::message::{Bye, Message};
-use crate::core::primary::{
-    EndingAwaits, Policy, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
-};
+use crate::core::policy::Policy;
+use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;

@@ -15,7 +15,7 @@ use super::{Outcome, Promoted, Request};
 use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
-use crate::core::primary::Policy;
+use crate::core::policy::Policy;
 use crate::disk::DiskError;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory, Storage};

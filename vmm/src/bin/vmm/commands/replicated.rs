@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use understudy_replication::arbiter::{Arbiter, FileArbiter};
-use understudy_replication::core::primary::Policy;
+use understudy_replication::core::policy::Policy;
 use understudy_replication::runtime::{
     Ended, HeartbeatPath, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby,
     StandbyHandle,

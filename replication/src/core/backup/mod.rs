@@ -1,4 +1,4 @@
-//! The backup's state machine: what comes in and what is to be done. The deciding is in [`machine`].
+//! The backup's core: what comes in and what is to be done. The deciding is in [`transitions`].
 //!
 //! ```text
 //!               Hello, Welcome           epoch 1 committed         epoch n committed
@@ -31,9 +31,9 @@
 //! journal. What happens meanwhile waits for that: if it succeeds the epoch is committed, although it may
 //! not be acked any more, otherwise it is discarded. So memory and disks are of one epoch whatever comes.
 
-pub mod machine;
+pub mod transitions;
 
-pub use machine::{BackupCore, BackupIdentity, BackupPhase};
+pub use transitions::{BackupCore, BackupIdentity, BackupPhase};
 
 use bytes::Bytes;
 

@@ -1,5 +1,5 @@
-//! The primary's state machine: what comes in and what is to be done. The deciding is in [`machine`],
-//! the rhythm of epochs in [`epochs`].
+//! The primary's core: what comes in and what is to be done. The deciding is in [`transitions`], the rhythm of
+//! epochs in [`epochs`].
 //!
 //! ```text
 //!            LinkUp               Welcome             synced: Capture(1)         ack 1, 2, 3 …
@@ -33,54 +33,14 @@
 //! epoch ended, before the arbiter has confirmed the generation.
 
 pub mod epochs;
-pub mod machine;
-
-use std::time::Duration;
+pub mod transitions;
 
 use super::disk::PeerDisk;
 use super::message::Message;
 use crate::arbiter::Verdict;
 use crate::ids::{EpochId, Generation};
 
-pub use machine::{EndingAwaits, PrimaryCore, PrimaryPhase};
-
-/// When epochs end, and when a silent backup counts as lost.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Policy {
-    /// An epoch ends at the latest after this. Default 25 ms.
-    pub epoch_interval: Duration,
-    /// No epoch is shorter than this. Default 2 ms.
-    pub epoch_interval_min: Duration,
-    /// Sync on output: with output waiting, the epoch ends once no output came for this long.
-    /// `None`: only the timer counts. Default 1 ms.
-    pub output_quiet: Option<Duration>,
-    /// A sign of life is sent at least this often. Default 20 ms.
-    pub heartbeat_interval: Duration,
-    /// No sign of life on any path, or no acknowledgement of a shipped epoch, for this long: the peer
-    /// counts as lost. Default 150 ms.
-    pub heartbeat_timeout: Duration,
-    /// How long to wait before asking an arbiter again that gave no answer. Default 100 ms.
-    pub arbiter_retry: Duration,
-    /// Pre-copy ends when a round leaves at most this many dirty pages. Default 4096.
-    pub sync_pages_left: u64,
-    /// Pre-copy ends after this many rounds in any case. Default 8.
-    pub sync_rounds_max: u32,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            epoch_interval: Duration::from_millis(25),
-            epoch_interval_min: Duration::from_millis(2),
-            output_quiet: Some(Duration::from_millis(1)),
-            heartbeat_interval: Duration::from_millis(20),
-            heartbeat_timeout: Duration::from_millis(150),
-            arbiter_retry: Duration::from_millis(100),
-            sync_pages_left: 4096,
-            sync_rounds_max: 8,
-        }
-    }
-}
+pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
 
 /// What happens to the primary.
 ///

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::core::codec::{BatchWriter, Encoder};
-use crate::core::message::{EpochTally, Hello, Refusal};
+use crate::core::epoch::tally::EpochTally;
+use crate::core::message::{Hello, Refusal};
 use crate::core::testing::TestMemory;
 use crate::ids::{PAGE_BYTES, PageIndex};
 

@@ -13,8 +13,9 @@ use ending::Ending;
 pub use status::{EndingAwaits, PrimaryPhase};
 
 use super::epochs::Epochs;
-use super::{Policy, PrimaryEffect as Effect, PrimaryInput as Input};
+use super::{PrimaryEffect as Effect, PrimaryInput as Input};
 use crate::core::message::{Bye, Hello, Message, Refusal};
+use crate::core::policy::Policy;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
 

@@ -2,17 +2,16 @@
 //! the sender's generation. Pages and machine state travel raw, everything small as postcard.
 //!
 //! Must not be done here: trusting a length. Every body has a limit that is checked before anything is
-//! decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the state
-//! machines).
+//! decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the
+//! cores).
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{EpochSummary, Message};
+use super::Message;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
-use crate::ports::SealedOutput;
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd` and `Bye`, in bytes.
 pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
@@ -128,7 +127,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
 }
 
 /// Serialises a small body. Our own types have no way to fail: no maps of unknown length, no floats.
-fn small(value: &impl Serialize) -> Bytes {
+pub(in crate::core) fn small(value: &impl Serialize) -> Bytes {
     postcard::to_stdvec(value)
         .expect("messages of this crate always serialise")
         .into()
@@ -222,60 +221,6 @@ impl Message {
             kind::EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
             _ => return Err(MessageError::UnknownKind(kind)),
         })
-    }
-}
-
-/// Counts what an epoch consists of, the same way on both sides: the primary while it ships, the
-/// backup while it stages. The sums are compared in `EpochEnd`.
-#[derive(Debug, Clone, Default)]
-pub struct EpochTally {
-    pages: u64,
-    batches: u32,
-    disk_batches: u32,
-    digest: crc32fast::Hasher,
-}
-
-impl EpochTally {
-    /// An empty epoch.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Counts an `EpochPages` body that holds `pages` pages.
-    pub fn batch(&mut self, batch: &[u8], pages: u32) {
-        self.pages += u64::from(pages);
-        self.batches = self.batches.saturating_add(1);
-        self.digest.update(batch);
-    }
-
-    /// Counts an `EpochDisk` body.
-    pub fn disk_batch(&mut self, batch: &[u8]) {
-        self.disk_batches = self.disk_batches.saturating_add(1);
-        self.digest.update(batch);
-    }
-
-    /// Counts an `EpochState` body.
-    pub fn state(&mut self, state: &[u8]) {
-        self.digest.update(state);
-    }
-
-    /// Counts an `EpochOutput` message.
-    pub fn output(&mut self, output: &SealedOutput) {
-        self.digest.update(&small(output));
-    }
-
-    /// What `EpochEnd` says of what was counted; without a flush, and nothing written to shared disks.
-    #[must_use]
-    pub fn summary(&self) -> EpochSummary {
-        EpochSummary {
-            pages: self.pages,
-            batches: self.batches,
-            disk_batches: self.disk_batches,
-            flush: false,
-            written_through: EpochId(0),
-            digest: self.digest.clone().finalize(),
-        }
     }
 }
 

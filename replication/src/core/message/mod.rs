@@ -16,7 +16,7 @@ use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
 use crate::ports::SealedOutput;
 
-pub use wire::{EpochTally, MessageError};
+pub use wire::MessageError;
 
 /// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if there are
 /// disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch `EpochPages`…,

@@ -2,13 +2,14 @@
 //! may be committed. R2 lives here: nothing of an epoch touches committed memory before all of it is
 //! here and verified, and then all of it does.
 //!
-//! Must not be done here: deciding what to do about a bad epoch (that is the backup's state machine).
+//! Must not be done here: deciding what to do about a bad epoch (the backup's core does).
 
 use bytes::Bytes;
 
-use super::codec::{CodecError, CodecStats, Decoder, PageSink};
-use super::disk;
-use super::message::{EpochSummary, EpochTally};
+use super::tally::EpochTally;
+use crate::core::codec::{CodecError, CodecStats, Decoder, PageSink};
+use crate::core::disk;
+use crate::core::message::EpochSummary;
 use crate::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::{MemoryLayout, PageSet};
 use crate::ports::{MachineError, PageMemory, SealedOutput};

@@ -15,9 +15,9 @@ pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
 use crate::arbiter::Verdict;
+use crate::core::epoch::staging::{Committed, Staging};
 use crate::core::message::{Bye, Message};
-use crate::core::primary::Policy;
-use crate::core::staging::{Committed, Staging};
+use crate::core::policy::Policy;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};

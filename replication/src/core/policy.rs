@@ -1,0 +1,63 @@
+//! When epochs end and when a silent peer counts as lost: the numbers that both cores go by.
+//!
+//! Must not be done here: reading configuration. A core takes any policy; whoever reads one from a person checks the
+//! ranges given here.
+
+use std::time::Duration;
+
+/// When epochs end, and when a silent peer counts as lost.
+///
+/// The two hosts may have different policies: each side goes by its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// The longest epoch. Output waits for about this long at most.
+    ///
+    /// Default 25 ms, range 1 ms to 10 s.
+    pub epoch_interval: Duration,
+    /// The shortest epoch. Keeps a talkative guest from being paused all the time.
+    ///
+    /// Default 2 ms, range 1 ms to [`epoch_interval`](Self::epoch_interval).
+    pub epoch_interval_min: Duration,
+    /// Sync on output: with output waiting, the epoch ends once no more output came for this long.
+    /// `None`: only the timer counts.
+    ///
+    /// Default 1 ms, range 0 to [`epoch_interval`](Self::epoch_interval); more has no effect.
+    pub output_quiet: Option<Duration>,
+    /// The longest time between two signs of life that are sent.
+    ///
+    /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two late packets must
+    /// not be a failover.
+    pub heartbeat_interval: Duration,
+    /// The peer counts as lost after so long without a sign of life on any path. A backup also counts as lost if it
+    /// is silent on the link for so long while an epoch waits for its acknowledgement.
+    ///
+    /// Default 150 ms, range 10 ms to 10 min.
+    pub heartbeat_timeout: Duration,
+    /// How long to wait before an arbiter that gave no answer is asked again.
+    ///
+    /// Default 100 ms, range 1 ms to 10 min.
+    pub arbiter_retry: Duration,
+    /// Pre-copy ends when a round leaves at most this many dirty pages.
+    ///
+    /// Default 4096 pages (16 MiB), any number.
+    pub sync_pages_left: u64,
+    /// Pre-copy ends after this many rounds in any case.
+    ///
+    /// Default 8 rounds, range 1 and up; 0 counts as 1.
+    pub sync_rounds_max: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            epoch_interval: Duration::from_millis(25),
+            epoch_interval_min: Duration::from_millis(2),
+            output_quiet: Some(Duration::from_millis(1)),
+            heartbeat_interval: Duration::from_millis(20),
+            heartbeat_timeout: Duration::from_millis(150),
+            arbiter_retry: Duration::from_millis(100),
+            sync_pages_left: 4096,
+            sync_rounds_max: 8,
+        }
+    }
+}
