@@ -11,6 +11,7 @@
 pub mod arbiter;
 pub mod core;
 pub mod disk;
+mod epoch_queue;
 pub mod fingerprint;
 pub mod ids;
 pub mod page_set;

@@ -2,21 +2,12 @@
 //!
 //! Bounded: [`Log::has_room`] says when devices must wait. What must not be done here: I/O.
 
-use std::collections::VecDeque;
-
 use super::bits::BitSet;
+use super::epoch_writes::EpochWrites;
 use super::overlay::Held;
 use crate::core::disk::DiskWrite;
+use crate::epoch_queue::{Bucket, EpochQueue};
 use crate::ids::EpochId;
-
-/// The writes of one epoch.
-#[derive(Debug, Default)]
-struct Bucket {
-    writes: Vec<DiskWrite>,
-    /// Memory of those of replicated disks; the others are counted as held.
-    bytes: u64,
-    flush: bool,
-}
 
 /// The blocks of a disk that are still to be copied.
 pub(super) struct ToCopy {
@@ -36,10 +27,8 @@ pub(super) struct Log {
     bytes_max: u64,
     /// There is a backup, or will be.
     logging: bool,
-    current: Bucket,
-    /// Sealed and not shipped.
-    sealed: VecDeque<(EpochId, Bucket)>,
-    bytes: u64,
+    /// What is not shipped. Only the memory of writes to replicated disks counts; the others are counted as held.
+    epochs: EpochQueue<EpochWrites>,
     /// For each disk of the set.
     pub(super) to_copy: Vec<Option<ToCopy>>,
     /// Writes of shared disks that are not on the image.
@@ -56,9 +45,7 @@ impl Log {
         Self {
             bytes_max,
             logging: false,
-            current: Bucket::default(),
-            sealed: VecDeque::new(),
-            bytes: 0,
+            epochs: EpochQueue::default(),
             to_copy: (0..disks).map(|_| None).collect(),
             held: Held::new(disks),
             shut: false,
@@ -73,7 +60,7 @@ impl Log {
 
     /// Memory in use.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes + self.held.bytes()
+        self.epochs.bytes() + self.held.bytes()
     }
 
     pub(super) fn has_room(&mut self) -> bool {
@@ -105,15 +92,15 @@ impl Log {
         self.logging = true;
         // A capture of an earlier synchronisation may have begun to hold: this backup has none of it.
         self.held.unseal(EpochId(0));
-        self.current.writes = self.held.current();
+        let current = self.epochs.current_mut();
+        let held = self.held.current().iter().cloned();
+        held.for_each(|write| current.push_uncounted(write));
     }
 
     /// Nothing is logged from now on.
     pub(super) fn end(&mut self) {
         self.logging = false;
-        self.current = Bucket::default();
-        self.sealed.clear();
-        self.bytes = 0;
+        self.epochs = EpochQueue::default();
         self.to_copy.fill_with(|| None);
     }
 
@@ -141,40 +128,34 @@ impl Log {
     }
 
     fn push(&mut self, write: DiskWrite) {
-        self.current.bytes += write.memory_bytes();
-        self.bytes += write.memory_bytes();
-        self.current.writes.push(write);
+        self.epochs.current_mut().push(write);
     }
 
     /// A shared disk is written, and writes are held.
     pub(super) fn hold_write(&mut self, write: DiskWrite) {
         self.held.push(write.clone());
         if self.logging {
-            self.current.writes.push(write);
+            self.epochs.current_mut().push_uncounted(write);
         }
     }
 
     /// A replicated disk was flushed.
     pub(super) fn flushed(&mut self) {
-        self.current.flush |= self.logging;
+        self.epochs.current_mut().flush |= self.logging;
     }
 
     /// Takes what was written to replicated disks since the last time, during synchronisation. Held writes
     /// of shared ones are for the epoch that ends it.
     pub(super) fn drain(&mut self) -> Vec<DiskWrite> {
-        self.bytes -= std::mem::take(&mut self.current.bytes);
         self.told = false;
-        let writes = std::mem::take(&mut self.current.writes);
-        let replicated = |write: &DiskWrite| self.to_copy[usize::from(write.disk)].is_some();
-        let (drained, held) = writes.into_iter().partition(replicated);
-        self.current.writes = held;
-        drained
+        let to_copy = &self.to_copy;
+        let is_replicated = |disk: u16| to_copy[usize::from(disk)].is_some();
+        self.epochs.current_mut().take_counted(is_replicated)
     }
 
     /// What the synchronisation has still to send.
     pub(super) fn bytes_left(&self) -> u64 {
-        let blocks: u64 = self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
-        blocks + self.current.bytes
+        self.copy_left() + self.epochs.current().bytes()
     }
 
     /// What the synchronisation has still to copy.
@@ -184,11 +165,11 @@ impl Log {
 
     /// Ends the epoch; its writes, and whether the guest flushed.
     pub(super) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
-        let bucket = std::mem::take(&mut self.current);
-        let sealed = (bucket.writes.clone(), bucket.flush);
+        let current = self.epochs.current();
+        let sealed = (current.writes.clone(), current.flush);
         self.held.seal(epoch);
         if self.logging {
-            self.sealed.push_back((epoch, bucket));
+            self.epochs.seal(epoch);
         }
         self.told = false;
         sealed
@@ -197,25 +178,10 @@ impl Log {
     /// Gives sealed epochs from `epoch` on back to the current one.
     pub(super) fn unseal(&mut self, epoch: EpochId) {
         self.held.unseal(epoch);
-        while self.sealed.back().is_some_and(|(last, _)| *last >= epoch) {
-            let Some((_, mut bucket)) = self.sealed.pop_back() else {
-                return;
-            };
-            bucket.writes.append(&mut self.current.writes);
-            bucket.bytes += self.current.bytes;
-            bucket.flush |= self.current.flush;
-            self.current = bucket;
-        }
+        self.epochs.unseal(epoch, EpochWrites::append);
     }
 
     pub(super) fn shipped(&mut self, epoch: EpochId) {
-        while self
-            .sealed
-            .front()
-            .is_some_and(|(first, _)| *first <= epoch)
-        {
-            let bucket = self.sealed.pop_front();
-            self.bytes -= bucket.map_or(0, |(_, bucket)| bucket.bytes);
-        }
+        self.epochs.release(epoch).for_each(drop);
     }
 }

@@ -13,6 +13,7 @@ mod bits;
 mod desk;
 mod destage;
 mod device;
+mod epoch_writes;
 mod error;
 mod files;
 mod header;

@@ -2,11 +2,13 @@
 //!
 //! What must not be done here: I/O, or letting go of a write that is not on the image.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::epoch_writes::EpochWrites;
 use crate::core::disk::{DiskWrite, What};
+use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
 
 /// The newest held content of a range.
@@ -83,24 +85,16 @@ impl Patch {
     }
 }
 
-/// Held writes of one epoch.
-#[derive(Debug, Default)]
-struct Bucket {
-    writes: Vec<DiskWrite>,
-    bytes: u64,
-    flush: bool,
-}
-
 /// The held writes of a set.
 #[derive(Debug)]
 pub(super) struct Held {
     holding: bool,
     overlays: Vec<Overlay>,
-    current: Bucket,
-    sealed: VecDeque<(EpochId, Bucket)>,
-    bytes: u64,
+    epochs: EpochQueue<EpochWrites>,
     /// Number of the last write.
     number: u64,
+    /// Number of the last write that is on its image.
+    written: u64,
 }
 
 /// Held writes that are to go to their images.
@@ -117,10 +111,9 @@ impl Held {
         Self {
             holding: false,
             overlays: (0..disks).map(|_| Overlay::default()).collect(),
-            current: Bucket::default(),
-            sealed: VecDeque::new(),
-            bytes: 0,
+            epochs: EpochQueue::default(),
             number: 0,
+            written: 0,
         }
     }
 
@@ -134,7 +127,7 @@ impl Held {
 
     /// Memory in use.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.epochs.bytes()
     }
 
     pub(super) fn push(&mut self, write: DiskWrite) {
@@ -149,13 +142,11 @@ impl Held {
             number: self.number,
         };
         self.overlays[usize::from(write.disk)].insert(write.offset, extent);
-        self.bytes += write.memory_bytes();
-        self.current.bytes += write.memory_bytes();
-        self.current.writes.push(write);
+        self.epochs.current_mut().push(write);
     }
 
     pub(super) fn flushed(&mut self) {
-        self.current.flush = true;
+        self.epochs.current_mut().flush = true;
     }
 
     /// What is held of a range. To be asked before the image is read: what is not held then any more
@@ -179,52 +170,38 @@ impl Held {
 
     pub(super) fn seal(&mut self, epoch: EpochId) {
         if self.holding {
-            let bucket = std::mem::take(&mut self.current);
-            self.sealed.push_back((epoch, bucket));
+            self.epochs.seal(epoch);
         }
     }
 
     /// The writes of the epoch that goes on.
-    pub(super) fn current(&self) -> Vec<DiskWrite> {
-        self.current.writes.clone()
+    pub(super) fn current(&self) -> &[DiskWrite] {
+        &self.epochs.current().writes
     }
 
     pub(super) fn unseal(&mut self, epoch: EpochId) {
-        while self.sealed.back().is_some_and(|(last, _)| *last >= epoch) {
-            let Some((_, mut bucket)) = self.sealed.pop_back() else {
-                return;
-            };
-            bucket.writes.append(&mut self.current.writes);
-            bucket.bytes += self.current.bytes;
-            bucket.flush |= self.current.flush;
-            self.current = bucket;
-        }
+        self.epochs.unseal(epoch, EpochWrites::append);
     }
 
     /// What must go to the images so that they have everything up to `epoch`.
     pub(super) fn due(&self, epoch: EpochId) -> Due {
         let mut due = Due::default();
-        for (_, bucket) in self.sealed.iter().take_while(|(at, _)| *at <= epoch) {
-            due.writes.extend(bucket.writes.iter().cloned());
-            due.flush |= bucket.flush;
+        for sealed in self.epochs.sealed_through(epoch) {
+            due.writes.extend(sealed.writes.iter().cloned());
+            due.flush |= sealed.flush;
         }
         due
     }
 
     /// Everything up to `epoch` is on the images.
     pub(super) fn written(&mut self, epoch: EpochId) {
-        let mut writes = 0;
-        while self.sealed.front().is_some_and(|(at, _)| *at <= epoch) {
-            if let Some((_, bucket)) = self.sealed.pop_front() {
-                writes += bucket.writes.len() as u64;
-                self.bytes -= bucket.bytes;
-            }
-        }
+        let released = self.epochs.release(epoch);
+        let writes: u64 = released.map(|sealed| sealed.writes.len() as u64).sum();
         if writes == 0 {
             return;
         }
-        let waiting: usize = self.sealed.iter().map(|(_, b)| b.writes.len()).sum();
-        let last = self.number - (waiting + self.current.writes.len()) as u64;
+        self.written += writes;
+        let last = self.written;
         for overlay in &mut self.overlays {
             overlay.extents.retain(|_, extent| extent.number > last);
         }
@@ -232,14 +209,12 @@ impl Held {
 
     /// Ends the current epoch without a name: it is as due as the last one.
     pub(super) fn seal_all(&mut self) {
-        let last = self.sealed.back().map_or(EpochId(0), |(at, _)| *at);
+        let last = self.epochs.last_sealed().unwrap_or(EpochId(0));
         self.seal(last);
     }
 
     /// Writes pass from now on. What is held is dropped.
     pub(super) fn let_go(&mut self) {
-        let (disks, number) = (self.overlays.len(), self.number);
-        *self = Self::new(disks);
-        self.number = number;
+        *self = Self::new(self.overlays.len());
     }
 }

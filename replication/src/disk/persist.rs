@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use super::DiskError;
 use super::device::lock;
+use super::epoch_writes::EpochWrites;
 use super::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record};
 use super::replica::Shared;
-use crate::core::disk::DiskWrite;
+use crate::epoch_queue::Bucket;
 use crate::ids::EpochId;
 
 impl Shared {
@@ -44,7 +45,7 @@ impl Shared {
         flush: bool,
         written_through: EpochId,
     ) -> Result<(), DiskError> {
-        let (mut held, mut journal) = (Vec::new(), false);
+        let (mut held, mut journal) = (EpochWrites::default(), false);
         for batch in &batches {
             for write in self.decode(place.1, batch)? {
                 if self.drives[usize::from(write.disk)].is_shared() {
@@ -66,24 +67,15 @@ impl Shared {
         Ok(())
     }
 
-    fn hold(
-        &self,
-        epoch: EpochId,
-        writes: Vec<DiskWrite>,
-        through: EpochId,
-    ) -> Result<(), DiskError> {
-        let bytes_of = |writes: &[DiskWrite]| writes.iter().map(DiskWrite::memory_bytes).sum();
-        let more: u64 = bytes_of(&writes);
+    /// Keeps what an epoch wrote to shared disks; forgets what the primary has durably on their images.
+    fn hold(&self, epoch: EpochId, writes: EpochWrites, through: EpochId) -> Result<(), DiskError> {
         let mut state = lock(&self.state);
-        while state.held.front().is_some_and(|(at, _)| *at <= through) {
-            let freed = state
-                .held
-                .pop_front()
-                .map_or(0, |(_, writes)| bytes_of(&writes));
-            state.held_bytes -= freed;
-        }
+        state.held.release(through).for_each(drop);
         // The primary holds as much as its log may, and this side what is not durable beside.
-        let (bytes, limit) = (state.held_bytes + more, self.limits.log_bytes_max * 4);
+        let (bytes, limit) = (
+            state.held.bytes() + writes.bytes(),
+            self.limits.log_bytes_max * 4,
+        );
         if bytes > limit {
             return Err(DiskError::TooMuch {
                 epoch,
@@ -91,10 +83,8 @@ impl Shared {
                 limit,
             });
         }
-        if !writes.is_empty() {
-            state.held_bytes = bytes;
-            state.held.push_back((epoch, writes));
-        }
+        *state.held.current_mut() = writes;
+        state.held.seal(epoch);
         Ok(())
     }
 

@@ -4,7 +4,6 @@
 //! (`destage`). What must not be done here: touching an
 //! image with what is not durable in the journal, or is not committed in memory.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,10 +14,12 @@ use bytes::Bytes;
 
 use super::desk::join;
 use super::device::{Drive, lock};
+use super::epoch_writes::EpochWrites;
 use super::files::HostFiles;
 use super::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record, START, replay};
 use super::{DiskError, DiskLimits, Done};
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, decode_batch};
+use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
 
 /// What the synchronisation has written is made durable in steps of this size: little is left at its end.
@@ -69,8 +70,7 @@ pub(super) struct State {
     pub(super) applied: Place,
     pub(super) needs_room: bool,
     /// Writes of shared disks that the primary has not reported written.
-    pub(super) held: VecDeque<(EpochId, Vec<DiskWrite>)>,
-    pub(super) held_bytes: u64,
+    pub(super) held: EpochQueue<EpochWrites>,
     pub(super) failed: Option<String>,
     pub(super) unflushed_bytes: u64,
 }
@@ -275,7 +275,7 @@ impl Replica {
         let state = lock(&self.shared.state);
         let ends = state.slots.iter().map(|slot| slot.end);
         let journal = ends.map(|end| end.saturating_sub(FILE_HEADER_BYTES)).sum();
-        (journal, state.held_bytes)
+        (journal, state.held.bytes())
     }
 
     pub(super) fn promote(
@@ -298,7 +298,9 @@ impl Replica {
         // Nothing is destaged from here on. What is needed for another try stays until this one has worked.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
-        let (candidates, held) = (state.candidates.clone(), state.held.clone());
+        let candidates = state.candidates.clone();
+        let due = state.held.sealed_through(epoch);
+        let due: Vec<_> = due.flat_map(|held| held.writes.iter().cloned()).collect();
         // Of a later epoch there is one at most: it was persisted, or tried to be, and is not committed.
         let wanted = match state.last {
             (_, last) if last <= epoch => state.last,
@@ -315,7 +317,7 @@ impl Replica {
         shared.lock_shared(waiting)?;
         // Storage that was lost and is back may tell once more of what was lost then. All that is not there for good
         // is still held, so it is written again from the beginning.
-        while let Err(error) = shared.write_held(&held, epoch) {
+        while let Err(error) = shared.write_for_good(&due) {
             if !waiting(&format!(
                 "its shared disks cannot be written, which is tried again and again: {error}"
             )) {
@@ -328,8 +330,7 @@ impl Replica {
         failures.for_each(|failed| failed.store(false, Ordering::Release));
         let mut state = lock(&shared.state);
         state.candidates.clear();
-        state.held.clear();
-        state.held_bytes = 0;
+        state.held = EpochQueue::default();
         Ok(())
     }
 
@@ -361,8 +362,7 @@ impl Replica {
         let mut state = lock(&self.shared.state);
         state.session = false;
         state.candidates.clear();
-        state.held.clear();
-        state.held_bytes = 0;
+        state.held = EpochQueue::default();
         self.shared.bell.notify_all();
     }
 }
@@ -438,16 +438,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes what is held for shared images through `epoch`, for good.
-    fn write_held(
-        &self,
-        held: &VecDeque<(EpochId, Vec<DiskWrite>)>,
-        epoch: EpochId,
-    ) -> Result<(), DiskError> {
-        for (_, writes) in held.iter().take_while(|(at, _)| *at <= epoch) {
-            for write in writes {
-                self.drives[usize::from(write.disk)].apply(write)?;
-            }
+    /// Makes writes on shared images, for good.
+    fn write_for_good(&self, writes: &[DiskWrite]) -> Result<(), DiskError> {
+        for write in writes {
+            self.drives[usize::from(write.disk)].apply(write)?;
         }
         self.flush(true)
     }
