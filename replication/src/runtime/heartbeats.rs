@@ -3,7 +3,8 @@
 
 use understudy_transport::heartbeat::{HeartbeatSocket, Sender};
 
-use super::{HeartbeatPath, RuntimeError};
+use super::RuntimeError;
+use super::side::Settings;
 use crate::ids::Generation;
 
 pub(super) struct Heartbeats {
@@ -14,15 +15,11 @@ pub(super) struct Heartbeats {
 }
 
 impl Heartbeats {
-    pub(super) async fn open(
-        path: Option<HeartbeatPath>,
-        sender: Sender,
-        vm: &str,
-    ) -> Result<Self, RuntimeError> {
-        let socket = match path {
+    pub(super) async fn open(settings: &Settings, sender: Sender) -> Result<Self, RuntimeError> {
+        let socket = match settings.heartbeat {
             None => None,
             Some(path) => Some(
-                HeartbeatSocket::bind(path.listen, Some(path.peer), vm)
+                HeartbeatSocket::bind(path.listen, Some(path.peer), &settings.vm)
                     .await
                     .map_err(|source| RuntimeError::Heartbeat {
                         listen: path.listen,

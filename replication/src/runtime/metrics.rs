@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status};
+use super::side::Side;
+use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Status};
 use crate::core::codec::CodecStats;
 use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
@@ -35,12 +36,12 @@ struct Inner {
 }
 
 impl Metrics {
-    pub(super) fn new(role: Role, vm: &str, node: &str) -> Self {
+    pub(super) fn new(side: Side, vm: &str, node: &str) -> Self {
         let histogram =
             || Histogram::new_with_max(HISTOGRAM_MAX, 3).expect("range and three digits are valid");
         Self(Arc::new(Mutex::new(Inner {
             status: Status {
-                role,
+                side,
                 vm: vm.into(),
                 node: node.into(),
                 phase: "starting".into(),
@@ -123,7 +124,9 @@ impl Metrics {
         self.lock().status.ending = awaits.map(str::to_owned);
     }
 
+    /// Raises an alarm: for the log, and for who looks at the status.
     pub(super) fn alarm(&self, text: String) {
+        tracing::warn!("{text}");
         self.lock().status.alarm = Some(text);
     }
 
@@ -240,7 +243,7 @@ impl Metrics {
 
     pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
         let mut inner = self.lock();
-        inner.status.role = Role::Primary;
+        inner.status.side = Side::Primary;
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
     }
@@ -270,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_standby_that_took_over_is_the_primary() {
-        let metrics = Metrics::new(Role::Standby, "vm", "node");
+        let metrics = Metrics::new(Side::Standby, "vm", "node");
         metrics.promoted(
             FailoverFigures {
                 cause: "test".into(),
@@ -285,7 +288,7 @@ mod tests {
             },
             Some(Instant::now()),
         );
-        assert_eq!(metrics.status().role, Role::Primary);
+        assert_eq!(metrics.status().side, Side::Primary);
         metrics.set_phase("protected", Generation(2), EpochId(8), true);
         let failover = metrics.status().failover.unwrap();
         assert!(failover.repair_ms.is_some(), "{failover:?}");
@@ -293,7 +296,7 @@ mod tests {
 
     #[test]
     fn an_alarm_is_over_once_the_guest_is_protected_anew() {
-        let metrics = Metrics::new(Role::Primary, "vm", "node");
+        let metrics = Metrics::new(Side::Primary, "vm", "node");
         let phase = |protected| metrics.set_phase("any", Generation(1), EpochId(1), protected);
         metrics.alarm("no standby".into());
         phase(false);
@@ -307,7 +310,7 @@ mod tests {
 
     #[test]
     fn long_times_and_large_counts_are_counted_as_they_are() {
-        let metrics = Metrics::new(Role::Primary, "vm", "node");
+        let metrics = Metrics::new(Side::Primary, "vm", "node");
         let pause = Duration::from_millis(1500);
         let began = Instant::now() - pause;
         metrics.captured(EpochId(1), began, pause, 1_000_000);

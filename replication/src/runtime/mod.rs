@@ -3,31 +3,30 @@
 //!
 //! Threads of a primary: the *driver* (one thread, a tokio current-thread runtime) owns the core, the
 //! link and the timers; the *capture* thread owns the machine and does steps ② to ⑤. Threads of a
-//! standby: the driver alone does ⑥ to ⑧ but for disks, which the *disks* thread writes. Calls to the arbiter may block and get a thread each.
+//! standby: the driver alone does ⑥ to ⑧ but for disks, which the *disks* thread writes. Calls to the
+//! arbiter may block and get a thread each.
 
 mod arbitration;
 mod capture;
 mod disk_progress;
+mod error;
 mod heartbeats;
 mod metrics;
 mod primary;
 mod session;
+mod side;
 mod standby;
 mod status;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use understudy_transport::ConnectError;
-
-use crate::arbiter::ArbiterError;
-use crate::disk::DiskError;
-use crate::ports::MachineError;
-
+pub use error::RuntimeError;
 pub use primary::{Ended, Primary, PrimaryBuilder, Protection, ProtectionHandle};
+pub use side::{Side, SideBuilder, SideHandle};
 pub use standby::{Outcome, Promoted, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
 pub use status::{
-    DiskStatus, DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Role, Status,
+    DiskStatus, DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Status,
 };
 
 /// Where UDP heartbeats come from and go to: a path of its own beside the logging channel.
@@ -59,66 +58,6 @@ impl Default for Limits {
             send_bytes_max: 16 << 20,
         }
     }
-}
-
-/// Why protection could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// The embedding VMM failed.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The arbiter gave no answer.
-    #[error(transparent)]
-    Arbiter(#[from] ArbiterError),
-    /// The disks cannot be used.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Another side owns the guest.
-    #[error("the arbiter does not let the guest be started here: {generation} belongs to {holder}")]
-    Owned {
-        /// Who holds the guest.
-        holder: String,
-        /// Since which generation.
-        generation: crate::Generation,
-    },
-    /// The guest ran last on another host, which has the newer disks.
-    #[error(
-        "the guest ran last as {generation} of {holder}, so this host's disks may be older: if it still runs there, \
-         start this side as its standby; if not, start it there, or give up what was written there with --start-over"
-    )]
-    OlderDisks {
-        /// Who held the guest.
-        holder: String,
-        /// Since which generation.
-        generation: crate::Generation,
-    },
-    /// The logging channel could not be set up.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    /// The heartbeat socket could not be set up.
-    #[error("cannot bind UDP {listen} for heartbeats; is the address this host's, and free?")]
-    Heartbeat {
-        /// The local address.
-        listen: SocketAddr,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A setting is missing or contradictory.
-    #[error("{0}")]
-    Setting(String),
-    /// An operating system resource could not be had.
-    #[error("cannot {what}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A thread of the runtime ended by a panic; that is a defect of this program.
-    #[error("the {0} thread panicked; see its message above")]
-    Panicked(&'static str),
 }
 
 /// Time as the core wants it: since this process' start of the runtime.

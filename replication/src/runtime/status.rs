@@ -2,18 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::side::Side;
 use crate::disk::{Disk, DiskMode, DiskSet};
 use crate::ports::{OutputCounts, Storage};
-
-/// Which side this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Runs the guest.
-    Primary,
-    /// Keeps the second copy.
-    Standby,
-}
 
 /// Percentiles of a distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +63,8 @@ pub struct FailoverFigures {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Which side this is.
-    pub role: Role,
+    #[serde(rename = "role")]
+    pub side: Side,
     /// Name of the virtual machine.
     pub vm: String,
     /// This side's name.

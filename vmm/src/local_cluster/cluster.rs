@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use understudy_replication::runtime::{Role, Status};
+use understudy_replication::runtime::{Side, Status};
 
 use super::disks::{DiskFault, WorkloadDisk};
 use super::network::Network;
@@ -178,7 +178,7 @@ fn start_standby(
     (binary, directory, arguments): &(PathBuf, PathBuf, Vec<String>),
 ) -> Result<VmmProcess, ClusterError> {
     let mut standby = VmmProcess::start(binary, "standby", directory, arguments)?;
-    standby.await_status("listening", START, |status| status.role == Role::Standby)?;
+    standby.await_status("listening", START, |status| status.side == Side::Standby)?;
     Ok(standby)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tempfile::TempDir;
-use understudy_replication::runtime::Role;
+use understudy_replication::runtime;
 use understudy_vmm::local_cluster::VmmProcess;
 
 use super::DEADLINE;
@@ -38,8 +38,10 @@ impl Pair {
             directory.path(),
             ["standby", "--listen", &listen],
         );
-        b.await_status("listening", DEADLINE, |status| status.role == Role::Standby)
-            .unwrap_or_else(|error| panic!("{error}"));
+        b.await_status("listening", DEADLINE, |status| {
+            status.side == runtime::Side::Standby
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
         let mut a = start(
             &topology,
             Side::A,

@@ -17,7 +17,6 @@ use super::output_signal::OutputSignal;
 use super::shared_disks::DisksWritten;
 use super::{Ended, Request};
 use crate::core::message::{Bye, Message};
-use crate::core::policy::Policy;
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
@@ -25,11 +24,12 @@ use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
 use crate::ports::{OutputEvent, OutputGate};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
-use crate::runtime::capture::{Command, Event, Report, Target};
+use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::{Clock, HeartbeatPath, Limits, RuntimeError, tokio_runtime};
+use crate::runtime::side::{Settings, beat, until};
+use crate::runtime::{Clock, RuntimeError, tokio_runtime};
 
 /// Longest attempt to reach a standby: a host that is down answers nothing at all.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -39,12 +39,8 @@ const CONNECT_RETRY: Duration = Duration::from_millis(250);
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Setup {
-    pub(super) vm: String,
-    pub(super) node: String,
+    pub(super) settings: Settings,
     pub(super) backup: Option<Endpoint>,
-    pub(super) heartbeat: Option<HeartbeatPath>,
-    pub(super) policy: Policy,
-    pub(super) limits: Limits,
     pub(super) generation: Generation,
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
@@ -58,13 +54,13 @@ type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 pub(super) struct Driver {
     pub(super) setup: Setup,
     requests: Receiver<Request>,
-    pub(super) commands: SyncSender<Command>,
-    events: UnboundedReceiver<Report>,
+    pub(super) jobs: SyncSender<CaptureJob>,
+    events: UnboundedReceiver<SessionEvent>,
     /// Reports of writes to shared disks, bounded by the core, which asks for one at a time.
     pub(super) disks_done: UnboundedSender<DisksWritten>,
     disks_written: UnboundedReceiver<DisksWritten>,
     arbitration: Arbitration,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
     pub(super) session: Option<Session>,
@@ -87,7 +83,7 @@ pub(super) struct Driver {
 enum Happened {
     Connected(Connected),
     Received(Result<(Generation, Message), SessionError>),
-    Worked(Option<Report>),
+    Worked(Option<SessionEvent>),
     DisksWritten(DisksWritten),
     Requested(Option<Request>),
     Answered(Answer),
@@ -102,8 +98,8 @@ impl Driver {
         setup: Setup,
         arbitration: Arbitration,
         requests: Receiver<Request>,
-        commands: SyncSender<Command>,
-        events: UnboundedReceiver<Report>,
+        jobs: SyncSender<CaptureJob>,
+        events: UnboundedReceiver<SessionEvent>,
         metrics: Metrics,
     ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
@@ -116,7 +112,7 @@ impl Driver {
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
         let (disks_done, disks_written) = unbounded_channel();
         let core = PrimaryCore::new(
-            setup.policy.clone(),
+            setup.settings.policy.clone(),
             setup.hello(),
             setup.generation,
             clock.now(),
@@ -125,7 +121,7 @@ impl Driver {
         Ok(Self {
             setup,
             requests,
-            commands,
+            jobs,
             events,
             disks_done,
             disks_written,
@@ -152,15 +148,13 @@ impl Driver {
         }
         // The capture thread stops the guest. It may be waiting for the link: that is closed already.
         drop(self.session.take());
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.jobs.send(CaptureJob::Stop);
         result
     }
 
     async fn drive(&mut self) -> Result<Ended, RuntimeError> {
-        let mut heartbeats =
-            Heartbeats::open(self.setup.heartbeat, Sender::Primary, &self.setup.vm).await?;
-        let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heartbeats = Heartbeats::open(&self.setup.settings, Sender::Primary).await?;
+        let mut beat = beat(self.setup.settings.policy.heartbeat_interval);
         let mut connecting: Option<Connecting> = None;
         loop {
             self.publish();
@@ -235,10 +229,7 @@ impl Driver {
             answer = self.arbitration.answer() => Happened::Answered(answer),
             // Nothing more can be asked of who ends at once.
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
-            () = async { match timer {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            } } => Happened::Timer,
+            () = until(timer) => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = self.output.wait() => Happened::Output,
@@ -257,7 +248,7 @@ impl Driver {
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
         match happened {
             Happened::Connected(Ok(link)) => {
-                let session = Session::start(*link, self.setup.limits.send_bytes_max);
+                let session = Session::start(*link, self.setup.settings.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
                 self.session_number += 1;
@@ -283,7 +274,7 @@ impl Driver {
             }
             // A guest that has ended stays so.
             Happened::Requested(Some(Request::ResetGuest)) if self.core.is_ending() => {}
-            Happened::Requested(Some(Request::ResetGuest)) => self.command(Command::ResetGuest),
+            Happened::Requested(Some(Request::ResetGuest)) => self.order(CaptureJob::ResetGuest),
             Happened::Requested(Some(Request::GuestStopped)) => {
                 inputs.push_back(PrimaryInput::GuestStopped);
             }
@@ -307,7 +298,7 @@ impl Driver {
                 } else {
                     "no answer, so nothing is decided"
                 };
-                self.raise(format!("{what}: {}", causes(&error)));
+                self.metrics.alarm(format!("{what}: {}", causes(&error)));
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -332,14 +323,14 @@ impl Driver {
         }
     }
 
-    fn report(&mut self, report: Report, inputs: &mut VecDeque<PrimaryInput>) {
+    fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
         let of_session = self.session.is_some() && report.session == self.session_number;
         inputs.extend(match report.event {
-            Event::StillHeld { generation, error } => {
+            CaptureEvent::StillHeld { generation, error } => {
                 self.still_held(generation, &error);
                 None
             }
-            Event::Opened => Some(PrimaryInput::Opened),
+            CaptureEvent::Opened => Some(PrimaryInput::Opened),
             event => worked(event).filter(|_| of_session),
         });
     }
@@ -402,7 +393,7 @@ impl Driver {
         };
         session.close().await;
         self.connect_at = self.connect_at.max(Instant::now() + CONNECT_RETRY);
-        self.command(Command::Detach);
+        self.order(CaptureJob::Detach);
     }
 
     async fn perform(&mut self, effect: PrimaryEffect, decided: std::time::Instant) {
@@ -421,11 +412,11 @@ impl Driver {
                     backup: self.core.backup_node().unwrap_or("unnamed").to_owned(),
                 };
                 self.connect_failure = None;
-                self.command(Command::Attach(target));
-                self.command(Command::StartSync(disks));
+                self.order(CaptureJob::Attach(target));
+                self.order(CaptureJob::StartSync(disks));
             }
-            PrimaryEffect::SyncRound => self.command(Command::SyncRound),
-            PrimaryEffect::Capture(epoch) => self.command(Command::Capture(epoch)),
+            PrimaryEffect::SyncRound => self.order(CaptureJob::SyncRound),
+            PrimaryEffect::Capture(epoch) => self.order(CaptureJob::Capture(epoch)),
             PrimaryEffect::WriteDisks(epoch) => self.write_disks(epoch),
             PrimaryEffect::Durable(epoch) => {
                 self.setup.disks.durable(epoch);
@@ -433,7 +424,7 @@ impl Driver {
             }
             PrimaryEffect::Release(epoch) => {
                 // Stalled for longer than this in the middle of releasing, the core would have doubts.
-                let patience = self.setup.policy.heartbeat_timeout / 2;
+                let patience = self.setup.settings.policy.heartbeat_timeout / 2;
                 if !self.setup.gate.release(epoch, decided + patience) {
                     tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
                 }
@@ -453,34 +444,30 @@ impl Driver {
                     // It never protected anything, and may go on like this four times a second.
                     self.not_connected(&cause, CONNECT_RETRY);
                 } else {
-                    self.raise(format!(
+                    self.metrics.alarm(format!(
                         "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
                     ));
                 }
-                self.command(Command::OpenGate(generation));
+                self.order(CaptureJob::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
                 self.shut();
-                self.raise(reason.clone());
+                self.metrics.alarm(reason.clone());
                 self.ended = Some(Ended::Fenced { reason });
             }
         }
     }
 
-    fn command(&self, command: Command) {
+    fn order(&self, job: CaptureJob) {
         // The capture thread outlives this one, unless it panicked; then `events` ends too.
-        let _ = self.commands.send(command);
-    }
-
-    pub(super) fn raise(&self, text: String) {
-        tracing::warn!("{text}");
-        self.metrics.alarm(text);
+        let _ = self.jobs.send(job);
     }
 
     fn not_connected(&mut self, why: &str, retry: Duration) {
         self.connect_at = self.connect_at.max(Instant::now() + retry);
         if self.connect_failure.as_deref() != Some(why) {
-            self.raise(format!("no standby, the guest runs unprotected: {why}"));
+            self.metrics
+                .alarm(format!("no standby, the guest runs unprotected: {why}"));
             self.connect_failure = Some(why.to_owned());
         }
     }
@@ -510,28 +497,30 @@ fn is_ack(input: &PrimaryInput) -> bool {
 }
 
 /// What the core must hear of it.
-fn worked(event: Event) -> Option<PrimaryInput> {
+fn worked(event: CaptureEvent) -> Option<PrimaryInput> {
     Some(match event {
-        Event::SyncRoundShipped {
+        CaptureEvent::SyncRoundShipped {
             pages_left,
             disk_bytes_left,
         } => PrimaryInput::SyncRoundShipped {
             pages_left,
             disk_bytes_left,
         },
-        Event::Captured { epoch } => PrimaryInput::Captured { epoch },
-        Event::CaptureFailed { epoch, error } => PrimaryInput::CaptureFailed { epoch, error },
-        Event::Shipped { epoch } => PrimaryInput::Shipped { epoch },
-        Event::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
-        Event::Opened | Event::StillHeld { .. } => return None,
+        CaptureEvent::Captured { epoch } => PrimaryInput::Captured { epoch },
+        CaptureEvent::CaptureFailed { epoch, error } => {
+            PrimaryInput::CaptureFailed { epoch, error }
+        }
+        CaptureEvent::Shipped { epoch } => PrimaryInput::Shipped { epoch },
+        CaptureEvent::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
+        CaptureEvent::Opened | CaptureEvent::StillHeld { .. } => return None,
     })
 }
 
 impl Setup {
     fn hello(&self) -> crate::core::message::Hello {
         crate::core::message::Hello {
-            vm: self.vm.clone(),
-            node: self.node.clone(),
+            vm: self.settings.vm.clone(),
+            node: self.settings.node.clone(),
             fingerprint: self.fingerprint.clone(),
             layout: self.layout.clone(),
         }

@@ -14,7 +14,7 @@ use crate::core::primary::PrimaryInput;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::{EpochId, Generation};
 use crate::runtime::arbitration::causes;
-use crate::runtime::capture::Command;
+use crate::runtime::capture::CaptureJob;
 
 /// Pause before shared disks that could not be written are tried again.
 const DISKS_RETRY: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ impl Driver {
             Outcome::Written => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
             Outcome::TryAgain => self.write_disks(epoch),
             Outcome::Failed(error) => {
-                self.raise(format!(
+                self.metrics.alarm(format!(
                     "the guest's output is held until its shared disks can be written: {error}"
                 ));
                 let again = self.disks_done.clone();
@@ -73,16 +73,16 @@ impl Driver {
 
     /// The guest is to go on alone, but what is held cannot be written.
     pub(super) fn still_held(&self, generation: Generation, error: &str) {
-        self.raise(format!(
+        self.metrics.alarm(format!(
             "the guest's output is held until its shared disks can be written: {error}"
         ));
-        let commands = self.commands.clone();
+        let jobs = self.jobs.clone();
         tokio::spawn(async move {
-            let mut command = Command::OpenGate(generation);
+            let mut job = CaptureJob::OpenGate(generation);
             loop {
                 tokio::time::sleep(DISKS_RETRY).await;
-                match commands.try_send(command) {
-                    Err(TrySendError::Full(full)) => command = full,
+                match jobs.try_send(job) {
+                    Err(TrySendError::Full(full)) => job = full,
                     // Sent, or the capture thread is gone, and the guest with it.
                     _ => return,
                 }

@@ -15,7 +15,6 @@ use super::{Outcome, Promoted, Request};
 use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
-use crate::core::policy::Policy;
 use crate::disk::DiskError;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory, Storage};
@@ -23,22 +22,17 @@ use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::{
-    Clock, FailoverFigures, HeartbeatPath, Limits, RuntimeError, monotonic_ns, tokio_runtime,
-};
+use crate::runtime::side::{Settings, beat, until};
+use crate::runtime::{Clock, FailoverFigures, RuntimeError, monotonic_ns, tokio_runtime};
 
 /// Pause after a connection could not be accepted.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Setup {
-    pub(super) vm: String,
-    pub(super) node: String,
+    pub(super) settings: Settings,
     pub(super) claimant: String,
     pub(super) listen: Endpoint,
-    pub(super) heartbeat: Option<HeartbeatPath>,
     pub(super) arbiter: Arc<dyn Arbiter>,
-    pub(super) policy: Policy,
-    pub(super) limits: Limits,
     pub(super) known: Generation,
 }
 
@@ -98,10 +92,10 @@ impl<M: Machine> Driver<M> {
         let (memory, disks) = (machine.memory(), machine.disks());
         let arbitration = Arbitration::new(Arc::clone(&setup.arbiter), setup.claimant.clone());
         let core = BackupCore::new(
-            setup.policy.clone(),
+            setup.settings.policy.clone(),
             BackupIdentity {
-                vm: setup.vm.clone(),
-                node: setup.node.clone(),
+                vm: setup.settings.vm.clone(),
+                node: setup.settings.node.clone(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
                 disks: disks.disks().iter().map(Storage::bytes).collect(),
@@ -148,12 +142,10 @@ impl<M: Machine> Driver<M> {
     async fn drive(&mut self, ready: &SyncSender<Endpoint>) -> Result<Ended, RuntimeError> {
         let limits = understudy_transport::Limits::default();
         let listener = Listener::bind(&self.setup.listen, limits).await?;
-        let mut heartbeats =
-            Heartbeats::open(self.setup.heartbeat, Sender::Backup, &self.setup.vm).await?;
+        let mut heartbeats = Heartbeats::open(&self.setup.settings, Sender::Backup).await?;
         // The builder waits for this; it cannot be gone.
         let _ = ready.send(listener.local_endpoint().clone());
-        let mut beat = tokio::time::interval(self.setup.policy.heartbeat_interval);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut beat = beat(self.setup.settings.policy.heartbeat_interval);
         loop {
             self.publish();
             if let Some(ended) = self.ended.take() {
@@ -228,10 +220,7 @@ impl<M: Machine> Driver<M> {
                 _ => std::future::pending().await,
             } } => Happened::Received(received),
             generation = heartbeats.recv() => Happened::Heard(generation),
-            () = async { match timer {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            } } => Happened::Timer,
+            () = until(timer) => Happened::Timer,
             accepted = async {
                 tokio::time::sleep_until(accept_at).await;
                 listener.accept().await
@@ -266,7 +255,7 @@ impl<M: Machine> Driver<M> {
             }
             Happened::Requested(Some(Request::Promote)) => {
                 if self.core.phase() != BackupPhase::Standby {
-                    self.raise(format!(
+                    self.metrics.alarm(format!(
                         "cannot be promoted while {}: there is no whole copy to go on from",
                         self.core.phase().name()
                     ));
@@ -281,7 +270,8 @@ impl<M: Machine> Driver<M> {
             }
             Happened::Answered(Ok(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                self.raise(format!("no answer, so no promotion: {}", causes(&error)));
+                self.metrics
+                    .alarm(format!("no answer, so no promotion: {}", causes(&error)));
                 inputs.push_back(BackupInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -318,12 +308,14 @@ impl<M: Machine> Driver<M> {
             DisksReport::Idle => {}
             DisksReport::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
-                    self.raise(format!("the copy cannot be kept: {error}"));
+                    self.metrics
+                        .alarm(format!("the copy cannot be kept: {error}"));
                 }
                 inputs.push_back(BackupInput::Persisted { ticket, outcome });
             }
             DisksReport::Failed(error) => {
-                self.raise(format!("the copy cannot be kept: {error}"));
+                self.metrics
+                    .alarm(format!("the copy cannot be kept: {error}"));
                 inputs.push_back(BackupInput::DisksFailed { error });
             }
         }
@@ -331,7 +323,7 @@ impl<M: Machine> Driver<M> {
 
     /// One primary at a time: another one is told so and hears nothing else.
     fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
-        let mut session = Session::start(link, self.setup.limits.send_bytes_max);
+        let mut session = Session::start(link, self.setup.settings.limits.send_bytes_max);
         if let Some(current) = &self.session {
             tracing::warn!(peer = session.peer, "refused a second primary");
             let why = format!("it serves {}", current.peer);
@@ -393,7 +385,8 @@ impl<M: Machine> Driver<M> {
                 written_through,
             }),
             BackupEffect::Discarded { epoch, why } => {
-                self.raise(format!("discarded {epoch} whole: {why}"));
+                self.metrics
+                    .alarm(format!("discarded {epoch} whole: {why}"));
             }
             BackupEffect::Claim(generation) => {
                 self.detected
@@ -412,7 +405,7 @@ impl<M: Machine> Driver<M> {
                 });
             }
             BackupEffect::Reset { reason } => {
-                self.raise(format!(
+                self.metrics.alarm(format!(
                     "the copy is given up: {reason}; waiting for a primary"
                 ));
                 self.detected = None;
@@ -437,7 +430,6 @@ impl<M: Machine> Driver<M> {
             // It goes on for as long as it takes; once is enough for the log.
             if waits_for != what {
                 what.clone_into(&mut waits_for);
-                tracing::warn!("the promotion waits: {what}");
                 metrics.alarm(format!("the promotion waits: {what}"));
             }
             !is_stop_asked(&mut self.requests)
@@ -489,11 +481,6 @@ impl<M: Machine> Driver<M> {
             metrics: self.metrics,
             claimant: self.setup.claimant,
         }))
-    }
-
-    fn raise(&self, text: String) {
-        tracing::warn!("{text}");
-        self.metrics.alarm(text);
     }
 
     fn publish(&self) {

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use understudy_replication::runtime::{Role, Status};
+use understudy_replication::runtime::{Side, Status};
 use understudy_vmm::local_cluster::{GuestDiskProgress, VmmProcess, WorkloadDisk};
 
 use crate::support::{DEADLINE, TIMEOUT_MS, binary, wait_for};
@@ -111,7 +111,7 @@ impl Disks {
     pub(crate) fn start_standby_with(&mut self, host: usize, program: &Path, further: &[&str]) {
         self.start_host("standby", host, program, further);
         // A primary may be there already.
-        self.await_status(host, "listening", |status| status.role == Role::Standby);
+        self.await_status(host, "listening", |status| status.side == Side::Standby);
     }
 
     /// Flags given again in `further` replace the usual ones.

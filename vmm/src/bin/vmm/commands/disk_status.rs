@@ -1,6 +1,6 @@
 //! What `vmm status` says of disks, for a person: a line for each.
 
-use understudy_replication::runtime::{DiskStatus, DiskSync, DisksStatus, Role, Status};
+use understudy_replication::runtime::{DiskStatus, DiskSync, DisksStatus, Side, Status};
 
 /// A line for each disk, behind its name.
 pub(super) fn lines(status: &Status) -> Vec<(String, String)> {
@@ -38,11 +38,11 @@ fn line(status: &Status, number: usize, disk: &DiskStatus) -> String {
 }
 
 fn shared(status: &Status) -> String {
-    match (status.role, status.protected) {
-        (Role::Primary, true) => "writes are held until the standby has their epoch",
-        (Role::Primary, false) => "written at once, NOT protected",
-        (Role::Standby, true) => "written by the primary",
-        (Role::Standby, false) => "not in use here",
+    match (status.side, status.protected) {
+        (Side::Primary, true) => "writes are held until the standby has their epoch",
+        (Side::Primary, false) => "written at once, NOT protected",
+        (Side::Standby, true) => "written by the primary",
+        (Side::Standby, false) => "not in use here",
     }
     .into()
 }
@@ -51,21 +51,21 @@ fn replicated(status: &Status, number: usize) -> String {
     let sync = status.disks.sync.as_ref();
     let durable = match status.disks.durable_epoch {
         0 => String::new(),
-        epoch if status.role == Role::Primary => {
+        epoch if status.side == Side::Primary => {
             format!(", on the standby's image up to epoch {epoch}")
         }
         epoch => format!(", on this image up to epoch {epoch}"),
     };
-    match (status.role, status.protected, sync) {
-        (Role::Primary, false, Some(sync)) if status.phase == "syncing" => progress(sync),
-        (Role::Primary, false, _) => match status.disks.marked_bytes {
+    match (status.side, status.protected, sync) {
+        (Side::Primary, false, Some(sync)) if status.phase == "syncing" => progress(sync),
+        (Side::Primary, false, _) => match status.disks.marked_bytes {
             0 => "NOT protected".into(),
             bytes => format!(
                 "NOT protected; {} of all disks to be copied when its standby comes back",
                 mib(bytes)
             ),
         },
-        (Role::Primary, true, Some(sync)) => {
+        (Side::Primary, true, Some(sync)) => {
             let how = match sync.full.get(number) {
                 Some(false) => "what had changed",
                 _ => "all of it",
@@ -74,10 +74,10 @@ fn replicated(status: &Status, number: usize) -> String {
             format!("in sync (last time {how} was copied: {copied}, {sent} sent){durable}")
         }
         (_, true, _) => format!("in sync{durable}"),
-        (Role::Standby, false, _) if status.phase == "syncing" => {
+        (Side::Standby, false, _) if status.phase == "syncing" => {
             "being synchronised; the primary knows how far it is".into()
         }
-        (Role::Standby, false, _) => "not in sync".into(),
+        (Side::Standby, false, _) => "not in sync".into(),
     }
 }
 

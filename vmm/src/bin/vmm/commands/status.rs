@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use understudy_replication::ports::OutputCounts;
-use understudy_replication::runtime::{Percentiles, Role, Status};
+use understudy_replication::runtime::{Percentiles, Side, Status};
 use understudy_vmm::control::{self, Command, ControlError, GuestReport, Report, RunReport};
 
 use crate::args::{ControlArgs, StatusArgs, StopArgs};
@@ -107,7 +107,7 @@ fn render(report: &Report) -> String {
     );
     line("epochs", status.epochs.to_string());
     line("output", output(&status.output));
-    if status.role == Role::Primary && status.pause_us.count > 0 {
+    if status.side == Side::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));
         line("ack", times(&status.ack_us));
         let pages = &status.dirty_pages;
@@ -199,11 +199,11 @@ fn headline(status: &Status) -> String {
     if let Some(awaits) = &status.ending {
         return format!("the guest has ended; what it said last waits for {awaits}");
     }
-    match (status.role, status.protected) {
-        (Role::Primary, true) => format!("primary, protected by {peer}"),
-        (Role::Primary, false) => "primary, NOT protected".into(),
-        (Role::Standby, true) => format!("standby, in sync with {peer}"),
-        (Role::Standby, false) => "standby, not in sync".into(),
+    match (status.side, status.protected) {
+        (Side::Primary, true) => format!("primary, protected by {peer}"),
+        (Side::Primary, false) => "primary, NOT protected".into(),
+        (Side::Standby, true) => format!("standby, in sync with {peer}"),
+        (Side::Standby, false) => "standby, not in sync".into(),
     }
 }
 

@@ -4,39 +4,28 @@
 mod disks;
 mod driver;
 
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
+use super::RuntimeError;
 use super::metrics::Metrics;
-use super::status::{Role, Status};
-use super::{HeartbeatPath, Limits, RuntimeError};
-use crate::arbiter::Arbiter;
-use crate::core::policy::Policy;
-use crate::disk::DiskSet;
+use super::side::{Side, SideBuilder, SideHandle, required, spawn};
 use crate::ids::{EpochId, Generation};
-use crate::ports::{Machine, OutputGate};
-
-/// Requests of people wait in a queue of this length.
-const REQUESTS_MAX: usize = 64;
+use crate::ports::Machine;
 
 /// Entry to the standby side; see [`Standby::builder`].
 #[derive(Debug)]
 pub struct Standby;
 
 /// Collects what a standby needs.
-pub struct StandbyBuilder<M: Machine> {
+pub type StandbyBuilder<M> = SideBuilder<StandbyPart<M>>;
+
+/// What only a standby has to know.
+pub struct StandbyPart<M: Machine> {
     machine: M,
-    vm: String,
-    node: String,
     listen: Option<Endpoint>,
-    heartbeat: Option<HeartbeatPath>,
-    arbiter: Option<Arc<dyn Arbiter>>,
-    policy: Policy,
-    limits: Limits,
 }
 
 /// A standby at work.
@@ -47,13 +36,7 @@ pub struct StandbyRun<M: Machine> {
 }
 
 /// Looks at a standby and makes requests, from any thread.
-#[derive(Clone)]
-pub struct StandbyHandle {
-    requests: mpsc::Sender<Request>,
-    metrics: Metrics,
-    gate: Arc<dyn OutputGate>,
-    disks: DiskSet,
-}
+pub type StandbyHandle = SideHandle<Request>;
 
 /// How a standby's work ended.
 pub enum Outcome<M: Machine> {
@@ -76,75 +59,31 @@ pub struct Promoted<M: Machine> {
     pub(super) claimant: String,
 }
 
+/// What a [`StandbyHandle`] asks for.
 #[derive(Debug)]
-pub(super) enum Request {
+pub enum Request {
+    /// See [`StandbyHandle::promote`].
     Promote,
+    /// See [`StandbyHandle::stop`].
     Stop,
 }
 
 impl Standby {
     /// Starts to describe a standby that holds the copy in `machine`, which has not run yet.
     pub fn builder<M: Machine>(machine: M) -> StandbyBuilder<M> {
-        StandbyBuilder {
+        let part = StandbyPart {
             machine,
-            vm: "vm".into(),
-            node: "standby".into(),
             listen: None,
-            heartbeat: None,
-            arbiter: None,
-            policy: Policy::default(),
-            limits: Limits::default(),
-        }
+        };
+        SideBuilder::new("standby", part)
     }
 }
 
 impl<M: Machine> StandbyBuilder<M> {
-    /// Name of the virtual machine: equal on both sides. Default `vm`.
-    #[must_use]
-    pub fn vm(mut self, name: impl Into<String>) -> Self {
-        self.vm = name.into();
-        self
-    }
-
-    /// This side's name, for people. Default `standby`.
-    #[must_use]
-    pub fn node(mut self, name: impl Into<String>) -> Self {
-        self.node = name.into();
-        self
-    }
-
     /// Where to wait for the primary. Required.
     #[must_use]
     pub fn listen(mut self, endpoint: Endpoint) -> Self {
-        self.listen = Some(endpoint);
-        self
-    }
-
-    /// A separate path for heartbeats.
-    #[must_use]
-    pub fn heartbeat(mut self, path: HeartbeatPath) -> Self {
-        self.heartbeat = Some(path);
-        self
-    }
-
-    /// Who decides who may run alone. Required.
-    #[must_use]
-    pub fn arbiter(mut self, arbiter: Arc<dyn Arbiter>) -> Self {
-        self.arbiter = Some(arbiter);
-        self
-    }
-
-    /// When a silent primary is lost.
-    #[must_use]
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Bounds of buffers.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.part.listen = Some(endpoint);
         self
     }
 
@@ -153,45 +92,26 @@ impl<M: Machine> StandbyBuilder<M> {
     /// # Errors
     /// If the endpoint cannot be listened on, or a setting is missing.
     pub fn start(self) -> Result<StandbyRun<M>, RuntimeError> {
-        let missing = |what: &str| RuntimeError::Setting(format!("a standby needs {what}"));
-        let arbiter = self.arbiter.ok_or_else(|| missing("an arbiter"))?;
-        let listen = self
-            .listen
-            .ok_or_else(|| missing("an endpoint to listen on"))?;
+        let arbiter = required(Side::Standby, "an arbiter", self.arbiter)?;
+        let what = "an endpoint to listen on";
+        let listen = required(Side::Standby, what, self.part.listen)?;
         let (known, _) = arbiter.current()?;
-        let (requests, requested) = mpsc::channel(REQUESTS_MAX);
-        let metrics = Metrics::new(Role::Standby, &self.vm, &self.node);
+        let metrics = Metrics::new(Side::Standby, &self.settings.vm, &self.settings.node);
+        let (handle, requested) = SideHandle::new(&self.part.machine, metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
-        let (gate, disks) = (self.machine.gate(), self.machine.disks());
         let driver = Driver::new(
             driver::Setup {
-                claimant: super::claimant(&self.node),
-                vm: self.vm,
-                node: self.node,
+                claimant: super::claimant(&self.settings.node),
+                settings: self.settings,
                 listen,
-                heartbeat: self.heartbeat,
                 arbiter,
-                policy: self.policy,
-                limits: self.limits,
                 known,
             },
-            self.machine,
+            self.part.machine,
             requested,
-            metrics.clone(),
-        )?;
-        let driver = std::thread::Builder::new()
-            .name("driver".into())
-            .spawn(move || driver.run(&ready))
-            .map_err(|source| RuntimeError::System {
-                what: "start a thread",
-                source,
-            })?;
-        let handle = StandbyHandle {
-            requests,
             metrics,
-            gate,
-            disks,
-        };
+        )?;
+        let driver = spawn("driver", move || driver.run(&ready))?;
         match listening.recv() {
             Ok(endpoint) => Ok(StandbyRun {
                 handle,
@@ -232,27 +152,16 @@ impl<M: Machine> StandbyRun<M> {
 }
 
 impl StandbyHandle {
-    /// How things stand.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let status = self.metrics.status();
-        Status {
-            output: self.gate.counts(),
-            disks: status.disks.with(&self.disks),
-            ..status
-        }
-    }
-
     /// Asks for promotion now, although the primary lives: the arbiter decides. Returns whether the
     /// request was taken.
     pub fn promote(&self) -> bool {
-        self.requests.try_send(Request::Promote).is_ok()
+        self.ask_at_once(Request::Promote)
     }
 
     /// Ends the standby. Waits while the queue of requests is full; must not be called from within an
     /// asynchronous runtime. Returns whether the request was taken: a standby that has ended, as by its
     /// promotion, takes none.
     pub fn stop(&self) -> bool {
-        self.requests.blocking_send(Request::Stop).is_ok()
+        self.ask(Request::Stop)
     }
 }

@@ -13,41 +13,44 @@ use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
+use super::RuntimeError;
 use super::arbitration::Arbitration;
-use super::capture::{Capturer, Command};
+use super::capture::{CaptureJob, Capturer};
 use super::metrics::Metrics;
+use super::side::{Side, SideBuilder, SideHandle, required, spawn};
 use super::standby::Promoted;
-use super::status::{Role, Status};
-use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::{Arbiter, Claim, Verdict};
-use crate::core::policy::Policy;
-use crate::disk::DiskSet;
 use crate::ids::Generation;
-use crate::ports::{Machine, OutputGate};
+use crate::ports::Machine;
 
 /// Told to end at once, it waits so long for a thread that may be waiting for storage.
 const LEAVE_BEHIND: Duration = Duration::from_secs(2);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(10);
-/// Requests of people wait in a queue of this length.
-const REQUESTS_MAX: usize = 64;
+/// Jobs of the capture thread wait in a queue of this length. The core has one capture under way at a
+/// time, so a handful is all that can wait.
+const JOBS_MAX: usize = 64;
 
 /// Entry to the primary side; see [`Primary::builder`].
 #[derive(Debug)]
 pub struct Primary;
 
 /// Collects what a primary needs.
-pub struct PrimaryBuilder<M: Machine> {
+pub type PrimaryBuilder<M> = SideBuilder<PrimaryPart<M>>;
+
+/// What only a primary has to know.
+pub struct PrimaryPart<M: Machine> {
     machine: M,
-    vm: String,
-    node: String,
     backup: Option<Endpoint>,
-    heartbeat: Option<HeartbeatPath>,
-    arbiter: Option<Arc<dyn Arbiter>>,
-    policy: Policy,
-    limits: Limits,
-    promoted: Option<(Generation, Metrics, String)>,
+    promoted: Option<Reign>,
     start_over: bool,
+}
+
+/// Under what a machine runs.
+struct Reign {
+    generation: Generation,
+    claimant: String,
+    metrics: Metrics,
 }
 
 /// A guest that runs, protected whenever there is a backup.
@@ -55,17 +58,11 @@ pub struct Protection<M: Machine> {
     handle: ProtectionHandle,
     driver: JoinHandle<Result<Ended, RuntimeError>>,
     capturer: JoinHandle<M>,
-    commands: std::sync::mpsc::SyncSender<Command>,
+    jobs: std::sync::mpsc::SyncSender<CaptureJob>,
 }
 
 /// Looks at a [`Protection`] and makes requests, from any thread.
-#[derive(Clone)]
-pub struct ProtectionHandle {
-    requests: mpsc::Sender<Request>,
-    metrics: Metrics,
-    gate: Arc<dyn OutputGate>,
-    disks: DiskSet,
-}
+pub type ProtectionHandle = SideHandle<Request>;
 
 /// How protection ended. The guest is stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,94 +79,55 @@ pub enum Ended {
     },
 }
 
+/// What a [`ProtectionHandle`] asks for.
 #[derive(Debug)]
-pub(super) enum Request {
+pub enum Request {
+    /// See [`ProtectionHandle::checkpoint`].
     Checkpoint,
+    /// See [`ProtectionHandle::reset_guest`].
     ResetGuest,
+    /// See [`ProtectionHandle::guest_stopped`].
     GuestStopped,
+    /// See [`ProtectionHandle::stop`].
     Stop,
 }
 
 impl Primary {
     /// Starts to describe a primary for `machine`, which has not run yet.
     pub fn builder<M: Machine>(machine: M) -> PrimaryBuilder<M> {
-        PrimaryBuilder {
+        let part = PrimaryPart {
             machine,
-            vm: "vm".into(),
-            node: "primary".into(),
             backup: None,
-            heartbeat: None,
-            arbiter: None,
-            policy: Policy::default(),
-            limits: Limits::default(),
             promoted: None,
             start_over: false,
-        }
+        };
+        SideBuilder::new("primary", part)
     }
 
     /// Starts to describe a primary for a machine that was promoted and runs already.
     pub fn promoted<M: Machine>(promoted: Promoted<M>) -> PrimaryBuilder<M> {
-        PrimaryBuilder {
-            promoted: Some((promoted.generation, promoted.metrics, promoted.claimant)),
-            ..Self::builder(promoted.machine)
-        }
+        let mut builder = Self::builder(promoted.machine);
+        builder.part.promoted = Some(Reign {
+            generation: promoted.generation,
+            claimant: promoted.claimant,
+            metrics: promoted.metrics,
+        });
+        builder
     }
 }
 
 impl<M: Machine> PrimaryBuilder<M> {
-    /// Name of the virtual machine: equal on both sides. Default `vm`.
-    #[must_use]
-    pub fn vm(mut self, name: impl Into<String>) -> Self {
-        self.vm = name.into();
-        self
-    }
-
-    /// This side's name, for people. Default `primary`.
-    #[must_use]
-    pub fn node(mut self, name: impl Into<String>) -> Self {
-        self.node = name.into();
-        self
-    }
-
     /// Where a standby listens. Without it the guest runs unprotected.
     #[must_use]
     pub fn backup(mut self, endpoint: Endpoint) -> Self {
-        self.backup = Some(endpoint);
-        self
-    }
-
-    /// A separate path for heartbeats.
-    #[must_use]
-    pub fn heartbeat(mut self, path: HeartbeatPath) -> Self {
-        self.heartbeat = Some(path);
-        self
-    }
-
-    /// Who decides who may run alone. Required.
-    #[must_use]
-    pub fn arbiter(mut self, arbiter: Arc<dyn Arbiter>) -> Self {
-        self.arbiter = Some(arbiter);
-        self
-    }
-
-    /// When epochs end and when a silent backup is lost.
-    #[must_use]
-    pub fn policy(mut self, policy: Policy) -> Self {
-        self.policy = policy;
+        self.part.backup = Some(endpoint);
         self
     }
 
     /// Starts the guest from nothing even if a standby may have a copy of it, which is given up.
     #[must_use]
     pub fn start_over(mut self) -> Self {
-        self.start_over = true;
-        self
-    }
-
-    /// Bounds of buffers.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.part.start_over = true;
         self
     }
 
@@ -179,83 +137,84 @@ impl<M: Machine> PrimaryBuilder<M> {
     /// # Errors
     /// If the arbiter refuses or cannot be asked, or the guest cannot be run.
     pub fn protect(self) -> Result<Protection<M>, RuntimeError> {
-        let arbiter = self
-            .arbiter
-            .ok_or_else(|| RuntimeError::Setting("a primary needs an arbiter".into()))?;
-        let mut machine = self.machine;
-        let (generation, metrics, claimant) = match self.promoted {
-            Some(promoted) => promoted,
+        let arbiter = required(Side::Primary, "an arbiter", self.arbiter)?;
+        let (settings, part) = (self.settings, self.part);
+        let mut machine = part.machine;
+        let reign = match part.promoted {
+            Some(reign) => reign,
             None => {
-                let claimant = super::claimant(&self.node);
-                let disks = machine.disks();
-                // Before anything is claimed: who fails here must not be who held the guest last.
-                disks.check_whole()?;
-                if disks.has_replicated() && !self.start_over {
-                    check_newest(arbiter.as_ref(), &self.node)?;
-                }
-                let claim = if self.start_over {
+                let claim = if part.start_over {
                     Claim::StartOver
                 } else {
                     Claim::Start
                 };
-                let generation = match arbiter.claim(claim, &claimant)? {
-                    Verdict::Granted(generation) => generation,
-                    Verdict::Refused { current, holder } => {
-                        return Err(RuntimeError::Owned {
-                            holder,
-                            generation: current,
-                        });
-                    }
-                };
-                disks.own()?;
+                let (vm, node) = (&settings.vm, &settings.node);
+                let reign = claim_guest(&machine, arbiter.as_ref(), claim, vm, node)?;
                 machine.run()?;
-                (
-                    generation,
-                    Metrics::new(Role::Primary, &self.vm, &self.node),
-                    claimant,
-                )
+                reign
             }
         };
-        let (requests, requested) = mpsc::channel(REQUESTS_MAX);
-        // The core has one capture under way at a time: a handful of commands is all that can wait.
-        let (commands, commanded) = std::sync::mpsc::sync_channel(64);
-        // Answers to commands: bounded by the commands.
+        let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
+        // Bounded by the jobs.
         let (events, happened) = mpsc::unbounded_channel();
-        let (gate, disks) = (machine.gate(), machine.disks());
+        let (handle, requested) = SideHandle::new(&machine, reign.metrics.clone());
+        let limits = settings.limits.clone();
         let driver = Driver::new(
             driver::Setup {
-                vm: self.vm,
-                node: self.node,
-                backup: self.backup,
-                heartbeat: self.heartbeat,
-                policy: self.policy,
-                limits: self.limits.clone(),
-                generation,
+                settings,
+                backup: part.backup,
+                generation: reign.generation,
                 fingerprint: machine.fingerprint(),
                 layout: machine.memory().layout().clone(),
-                gate: Arc::clone(&gate),
-                disks: disks.clone(),
+                gate: machine.gate(),
+                disks: machine.disks(),
             },
-            Arbitration::new(Arc::clone(&arbiter), claimant),
+            Arbitration::new(Arc::clone(&arbiter), reign.claimant),
             requested,
-            commands.clone(),
+            jobs.clone(),
             happened,
-            metrics.clone(),
+            reign.metrics.clone(),
         )?;
-        let capturer = Capturer::new(machine, arbiter, self.limits, events, metrics.clone());
-        let capturer = spawn("capture", move || capturer.run(&commanded))?;
+        let capturer = Capturer::new(machine, arbiter, limits, events, reign.metrics);
+        let capturer = spawn("capture", move || capturer.run(&to_do))?;
         let driver = spawn("driver", move || driver.run())?;
         Ok(Protection {
-            handle: ProtectionHandle {
-                requests,
-                metrics,
-                gate,
-                disks,
-            },
+            handle,
             driver,
             capturer,
-            commands,
+            jobs,
         })
+    }
+}
+
+/// Asks the arbiter for the guest, which has not run yet.
+fn claim_guest(
+    machine: &impl Machine,
+    arbiter: &dyn Arbiter,
+    claim: Claim,
+    vm: &str,
+    node: &str,
+) -> Result<Reign, RuntimeError> {
+    let disks = machine.disks();
+    // Before anything is claimed: who fails here must not be who held the guest last.
+    disks.check_whole()?;
+    if disks.has_replicated() && claim == Claim::Start {
+        check_newest(arbiter, node)?;
+    }
+    let claimant = super::claimant(node);
+    match arbiter.claim(claim, &claimant)? {
+        Verdict::Granted(generation) => {
+            disks.own()?;
+            Ok(Reign {
+                generation,
+                claimant,
+                metrics: Metrics::new(Side::Primary, vm, node),
+            })
+        }
+        Verdict::Refused { current, holder } => Err(RuntimeError::Owned {
+            holder,
+            generation: current,
+        }),
     }
 }
 
@@ -266,19 +225,6 @@ fn check_newest(arbiter: &dyn Arbiter, node: &str) -> Result<(), RuntimeError> {
         return Ok(());
     }
     Err(RuntimeError::OlderDisks { holder, generation })
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, RuntimeError> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(body)
-        .map_err(|source| RuntimeError::System {
-            what: "start a thread",
-            source,
-        })
 }
 
 impl<M: Machine> Protection<M> {
@@ -298,8 +244,8 @@ impl<M: Machine> Protection<M> {
             .join()
             .map_err(|_| RuntimeError::Panicked("driver"));
         // Also after a panic of the driver: a guest that nobody watches must not speak.
-        let _ = self.commands.send(Command::Stop);
-        drop(self.commands);
+        let _ = self.jobs.send(CaptureJob::Stop);
+        drop(self.jobs);
         if matches!(ended, Ok(Ok(Ended::Abandoned))) {
             // Storage that hangs was a reason to be impatient.
             let deadline = Instant::now() + LEAVE_BEHIND;
@@ -320,28 +266,17 @@ impl<M: Machine> Protection<M> {
 }
 
 impl ProtectionHandle {
-    /// How things stand.
-    #[must_use]
-    pub fn status(&self) -> Status {
-        let status = self.metrics.status();
-        Status {
-            output: self.gate.counts(),
-            disks: status.disks.with(&self.disks),
-            ..status
-        }
-    }
-
     /// Asks for a checkpoint as soon as possible.
     pub fn checkpoint(&self) {
         // A full queue means that requests for checkpoints already wait.
-        let _ = self.requests.try_send(Request::Checkpoint);
+        let _ = self.ask_at_once(Request::Checkpoint);
     }
 
     /// Asks for the guest to be started over in place ([`Machine::reset`]), protected as it is. Waits while
     /// the queue of requests is full; must not be called from within an asynchronous runtime.
     pub fn reset_guest(&self) {
         // No receiver: protection has ended, and the guest with it.
-        let _ = self.requests.blocking_send(Request::ResetGuest);
+        let _ = self.ask(Request::ResetGuest);
     }
 
     /// The guest ended by itself. Once what it has said and written has left, by the rules by which it always does,
@@ -350,7 +285,7 @@ impl ProtectionHandle {
     /// Waits while the queue of requests is full; must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
         // No receiver: protection has ended already.
-        let _ = self.requests.blocking_send(Request::GuestStopped);
+        let _ = self.ask(Request::GuestStopped);
     }
 
     /// Ends as if the guest had ended by itself, which is better seen to first: what it says from now on may or may
@@ -358,6 +293,6 @@ impl ProtectionHandle {
     /// full; must not be called from within an asynchronous runtime. Returns whether the request was taken: who has
     /// ended takes none.
     pub fn stop(&self) -> bool {
-        self.requests.blocking_send(Request::Stop).is_ok()
+        self.ask(Request::Stop)
     }
 }

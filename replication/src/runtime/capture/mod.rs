@@ -36,7 +36,7 @@ const SPARE_FRAMES_MIN: usize = 256;
 
 /// What the driver asks of this thread, done in order.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum CaptureJob {
     /// A backup is connected; ship to it.
     Attach(Target),
     /// Begin the synchronisation with a backup that has these disks.
@@ -58,13 +58,13 @@ pub(super) enum Command {
 /// What this thread tells the driver, and of which session: what it says of a session that has ended
 /// meanwhile means nothing any more.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct SessionEvent {
     pub(super) session: u64,
-    pub(super) event: Event,
+    pub(super) event: CaptureEvent,
 }
 
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum CaptureEvent {
     SyncRoundShipped {
         pages_left: u64,
         disk_bytes_left: u64,
@@ -124,7 +124,7 @@ pub(super) struct Capturer<M: Machine> {
     /// Disks are being copied; memory waits.
     copying: bool,
     progress: DiskProgress,
-    events: UnboundedSender<Report>,
+    events: UnboundedSender<SessionEvent>,
     metrics: Metrics,
     limits: Limits,
     target: Option<Target>,
@@ -143,7 +143,7 @@ impl<M: Machine> Capturer<M> {
         machine: M,
         arbiter: Arc<dyn Arbiter>,
         limits: Limits,
-        events: UnboundedSender<Report>,
+        events: UnboundedSender<SessionEvent>,
         metrics: Metrics,
     ) -> Self {
         let memory = machine.memory();
@@ -170,40 +170,40 @@ impl<M: Machine> Capturer<M> {
 
     /// Obeys until told to stop, or until the driver is gone; the guest is stopped then. Returns the
     /// machine.
-    pub(super) fn run(mut self, commands: &Receiver<Command>) -> M {
-        while let Ok(command) = commands.recv() {
-            let outcome = match command {
-                Command::Attach(target) => {
+    pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) -> M {
+        while let Ok(job) = jobs.recv() {
+            let outcome = match job {
+                CaptureJob::Attach(target) => {
                     self.session = target.session;
                     self.target = Some(target);
                     self.encoder.forget();
                     Ok(())
                 }
-                Command::StartSync(peer) => self.start_sync(&peer),
-                Command::SyncRound => self.sync_round(),
-                Command::Capture(epoch) => self.epoch(epoch),
-                Command::Detach => {
+                CaptureJob::StartSync(peer) => self.start_sync(&peer),
+                CaptureJob::SyncRound => self.sync_round(),
+                CaptureJob::Capture(epoch) => self.epoch(epoch),
+                CaptureJob::Detach => {
                     self.target = None;
                     self.disks.detach();
                     self.encoder.forget();
                     self.metrics.session_ended();
                     self.stop_tracking()
                 }
-                Command::OpenGate(generation) => {
+                CaptureJob::OpenGate(generation) => {
                     self.open_gate(generation);
                     Ok(())
                 }
-                Command::ResetGuest => {
+                CaptureJob::ResetGuest => {
                     // No failure of the session: the next epoch is of what the guest is now.
                     if let Err(error) = self.machine.reset() {
                         tracing::error!("the guest cannot be started over: {error}");
                     }
                     Ok(())
                 }
-                Command::Stop => break,
+                CaptureJob::Stop => break,
             };
             if let Err(error) = outcome {
-                self.tell(Event::SessionFailed {
+                self.tell(CaptureEvent::SessionFailed {
                     error: error.to_string(),
                 });
             }
@@ -213,10 +213,10 @@ impl<M: Machine> Capturer<M> {
         self.machine
     }
 
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: CaptureEvent) {
         let session = self.session;
-        // Without a driver, `commands` ends too: `run` returns.
-        let _ = self.events.send(Report { session, event });
+        // Without a driver, `jobs` ends too: `run` returns.
+        let _ = self.events.send(SessionEvent { session, event });
     }
 
     /// Lets everything held go: writes to shared disks before what else the guest said after them.
@@ -232,11 +232,11 @@ impl<M: Machine> Capturer<M> {
             Err(_) => Some("nobody writes them any more".into()),
         };
         if let Some(error) = error {
-            return self.tell(Event::StillHeld { generation, error });
+            return self.tell(CaptureEvent::StillHeld { generation, error });
         }
         self.gate.open();
         self.notes.no_backup(generation);
-        self.tell(Event::Opened);
+        self.tell(CaptureEvent::Opened);
     }
 
     fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {
@@ -284,7 +284,7 @@ impl<M: Machine> Capturer<M> {
         }
         self.progress.left(disk_bytes_left);
         if disk_bytes_left > 0 {
-            self.tell(Event::SyncRoundShipped {
+            self.tell(CaptureEvent::SyncRoundShipped {
                 pages_left: self.dirty.len(),
                 disk_bytes_left,
             });
@@ -340,7 +340,7 @@ impl<M: Machine> Capturer<M> {
         self.machine.harvest_running(&mut self.dirty)?;
         let pages_left = self.dirty.len();
         self.provide_frames(pages_left);
-        self.tell(Event::SyncRoundShipped {
+        self.tell(CaptureEvent::SyncRoundShipped {
             pages_left,
             disk_bytes_left: 0,
         });
@@ -364,7 +364,7 @@ impl<M: Machine> Capturer<M> {
                     error @ (ShipError::Machine(_) | ShipError::Disk(_))
                         if shipment.wire_bytes == 0 =>
                     {
-                        self.tell(Event::CaptureFailed {
+                        self.tell(CaptureEvent::CaptureFailed {
                             epoch,
                             error: error.to_string(),
                         });
@@ -375,7 +375,7 @@ impl<M: Machine> Capturer<M> {
                 };
             }
         };
-        self.tell(Event::Captured { epoch });
+        self.tell(CaptureEvent::Captured { epoch });
         self.encode_captured(&mut shipment)?;
         let (wire_bytes, disk_bytes) = shipment.end(&disks, state, output)?;
         self.metrics.disks_shipped(disk_bytes);
@@ -384,7 +384,7 @@ impl<M: Machine> Capturer<M> {
         self.provide_frames(self.dirty.len());
         self.dirty.clear();
         self.metrics.shipped(self.encoder.stats(), wire_bytes);
-        self.tell(Event::Shipped { epoch });
+        self.tell(CaptureEvent::Shipped { epoch });
         Ok(())
     }
 

@@ -1,0 +1,71 @@
+//! Why protection could not start or go on.
+
+use std::net::SocketAddr;
+
+use understudy_transport::ConnectError;
+
+use crate::Generation;
+use crate::arbiter::ArbiterError;
+use crate::disk::DiskError;
+use crate::ports::MachineError;
+
+/// Why protection could not start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The embedding VMM failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The arbiter gave no answer.
+    #[error(transparent)]
+    Arbiter(#[from] ArbiterError),
+    /// The disks cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Another side owns the guest.
+    #[error("the arbiter does not let the guest be started here: {generation} belongs to {holder}")]
+    Owned {
+        /// Who holds the guest.
+        holder: String,
+        /// Since which generation.
+        generation: Generation,
+    },
+    /// The guest ran last on another host, which has the newer disks.
+    #[error(
+        "the guest ran last as {generation} of {holder}, so this host's disks may be older: if it still runs there, \
+         start this side as its standby; if not, start it there, or give up what was written there with --start-over"
+    )]
+    OlderDisks {
+        /// Who held the guest.
+        holder: String,
+        /// Since which generation.
+        generation: Generation,
+    },
+    /// The logging channel could not be set up.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The heartbeat socket could not be set up.
+    #[error("cannot bind UDP {listen} for heartbeats; is the address this host's, and free?")]
+    Heartbeat {
+        /// The local address.
+        listen: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A setting is missing or contradictory.
+    #[error("{0}")]
+    Setting(String),
+    /// An operating system resource could not be had.
+    #[error("cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread of the runtime ended by a panic; that is a defect of this program.
+    #[error("the {0} thread panicked; see its message above")]
+    Panicked(&'static str),
+}
