@@ -3,6 +3,41 @@
 //! [`Machine`] is the VM as replication sees it, [`PausedMachine`] the same VM while its vCPUs stand
 //! still and no device touches memory, [`PageMemory`] its RAM, [`OutputGate`] everything it says to
 //! the outside, [`Storage`] what one of its disks is stored in. Nothing here knows KVM.
+//!
+//! # Contract
+//!
+//! Three threads call these methods. *Caller* is the thread that calls
+//! [`protect`](crate::runtime::PrimaryBuilder::protect) or
+//! [`start`](crate::runtime::StandbyBuilder::start). *Capture* is the primary's `capture` thread, a plain
+//! one that may block. *Driver* is a side's `driver` thread. Where *in tokio* is said, the thread is inside
+//! an asynchronous runtime: the method must not block for long, and must not start or enter a runtime of
+//! its own. The machine has one owner at a time, so calls with `&mut self` never overlap. [`PageMemory`] is
+//! called from all of them.
+//!
+//! | method | thread | guest | order | repeated | an error means |
+//! | --- | --- | --- | --- | --- | --- |
+//! | [`fingerprint`](Machine::fingerprint), [`memory`](Machine::memory), [`gate`](Machine::gate), [`disks`](Machine::disks) | caller; capture and driver when they start | any | before all others | yes; always the same answer | – |
+//! | [`run`](Machine::run) | primary: caller; standby: driver, not in tokio | has never run | after the arbiter's grant; on a standby last, after `restore`, `announce` and the gate's `repeat` | no | the guest does not run; the machine is stopped |
+//! | [`start_tracking`](Machine::start_tracking) | capture | runs | once the disks are copied, before the first page is read | after each `stop_tracking`, and after a session that failed | the backup is lost, the guest goes on |
+//! | [`stop_tracking`](Machine::stop_tracking) | capture | runs | when the backup is lost | only after `start_tracking` | an alarm |
+//! | [`harvest_running`](Machine::harvest_running) | capture | runs | while tracking, after each round of the synchronisation | yes | the backup is lost, the guest goes on; no bit may be lost |
+//! | [`pause`](Machine::pause) | capture | runs, or has halted by itself | while tracking, at an epoch's end | yes | the epoch is tried again; the backup is lost after five failures in a row |
+//! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once a pause each; memory is read between them | once a pause | as `pause`; bits harvested are kept for the next try |
+//! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
+//! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest goes on as it is |
+//! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written | no | the guest runs nowhere; the machine is stopped |
+//! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before `repeat` and `run` | no | it cannot fail: log it |
+//! | [`stop`](Machine::stop) | capture, driver or caller, not in tokio | any, or has never run | last, on every way out, also after a panic of another method | yes, idempotent | it cannot fail |
+//! | [`read_pages`](PageMemory::read_pages) | capture | paused (epochs) or runs (synchronisation) | – | yes | as `pause` |
+//! | [`read_page`](PageMemory::read_page) | capture; standby: driver, in tokio | as above; standby: has never run | – | yes | the epoch is discarded |
+//! | [`write_pages`](PageMemory::write_pages), [`clear`](PageMemory::clear) | standby: driver, in tokio | has never run | – | yes | the copy is given up, or the standby ends |
+//!
+//! A method that panics ends the side: `stop` is called while the panic unwinds, and
+//! [`RuntimeError::Panicked`](crate::runtime::RuntimeError::Panicked) is returned. A standby then takes
+//! over from a primary.
+//!
+//! Limits: saved state has at most [`STATE_BYTES_MAX`] bytes. A standby's and a primary's
+//! [`MemoryLayout`] are equal and never change.
 
 use std::io;
 use std::sync::Arc;
@@ -16,21 +51,32 @@ use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Page, PageIndex};
 use crate::page_set::{MemoryLayout, PageSet};
 
+/// Saved state of a machine has at most so many bytes: it travels in one frame of the logging channel.
+/// Memory does not count; it travels page by page.
+pub const STATE_BYTES_MAX: usize = understudy_transport::frame::MAX_BODY_BYTES as usize;
+
 /// What went wrong in the embedding VMM. The text must name the thing.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct MachineError {
-    /// What was attempted, on what.
-    pub what: String,
-    /// The cause.
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+#[non_exhaustive]
+pub enum MachineError {
+    /// Something failed.
+    #[error("{what}")]
+    Failed {
+        /// What was attempted, on what.
+        what: String,
+        /// The cause.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The machine has no such ability, now or later.
+    #[error("this machine cannot {0}")]
+    Unsupported(&'static str),
 }
 
 impl MachineError {
     /// An error without a further cause.
     pub fn new(what: impl Into<String>) -> Self {
-        Self {
+        Self::Failed {
             what: what.into(),
             source: None,
         }
@@ -41,7 +87,7 @@ impl MachineError {
         what: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self {
+        Self::Failed {
             what: what.into(),
             source: Some(source.into()),
         }
@@ -65,6 +111,24 @@ pub trait PageMemory: Send + Sync {
     /// # Errors
     /// If the page is not guest RAM.
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError>;
+
+    /// Copies pages out, each into its frame: one call for a whole epoch (step ③).
+    ///
+    /// # Errors
+    /// If one of them is not guest RAM; frames may have been filled.
+    fn read_pages(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
+        let mut pages = pages.iter_mut();
+        pages.try_for_each(|(page, into)| self.read_page(*page, into))
+    }
+
+    /// Overwrites pages, each from its frame: one call for many pages (step ⑦). Does not mark them dirty.
+    ///
+    /// # Errors
+    /// If one of them is not guest RAM; those before it have been written.
+    fn write_pages(&self, pages: &[(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
+        let mut pages = pages.iter();
+        pages.try_for_each(|(page, from)| self.write_page(*page, from))
+    }
 
     /// Makes all of memory zero, as in a fresh VM.
     ///
@@ -220,8 +284,10 @@ pub trait Machine: Send + 'static {
     /// The machine's output gate.
     fn gate(&self) -> Arc<dyn OutputGate>;
 
-    /// The machine's writable disks that are replicated or shared; an empty set if it has none.
-    fn disks(&self) -> DiskSet;
+    /// The machine's writable disks that are replicated or shared. None unless implemented.
+    fn disks(&self) -> DiskSet {
+        DiskSet::empty()
+    }
 
     /// Starts to track dirty pages, the guest running. Every page written from now on is dirty; all
     /// others count as clean.
@@ -256,8 +322,9 @@ pub trait Machine: Send + 'static {
     /// If the state is malformed or does not fit; the machine must then not be run.
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError>;
 
-    /// Tells the network where the guest is now (gratuitous ARP, RARP), past the gate.
-    fn announce(&mut self);
+    /// Tells the network where the guest is now (gratuitous ARP, RARP), past the gate. Nothing is told
+    /// unless implemented.
+    fn announce(&mut self) {}
 
     /// Runs the guest: for the first time, or after [`Machine::restore`].
     ///
@@ -269,10 +336,13 @@ pub trait Machine: Send + 'static {
     /// that is held stays held.
     ///
     /// # Errors
-    /// If it cannot; the machine has told its owner then, who ends it if it must.
-    fn reset(&mut self) -> Result<(), MachineError>;
+    /// [`MachineError::Unsupported`] unless implemented. If it failed half-way, the machine has told its
+    /// owner, who ends it if it must.
+    fn reset(&mut self) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported("be reset"))
+    }
 
-    /// Stops the guest for good.
+    /// Stops the guest for good, if it runs. Called on every way out, in any state, possibly twice.
     fn stop(&mut self);
 }
 
@@ -284,7 +354,8 @@ pub trait PausedMachine {
     /// As [`Machine::harvest_running`].
     fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
 
-    /// Appends the state of devices, VM and vCPUs to `into`. Does not write guest memory.
+    /// Appends the state of devices, VM and vCPUs to `into`, at most [`STATE_BYTES_MAX`] bytes. Does not
+    /// write guest memory.
     ///
     /// # Errors
     /// If some state cannot be read.

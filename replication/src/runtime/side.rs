@@ -2,6 +2,8 @@
 //!
 //! Must not be done here: anything that only one side has, and any decision.
 
+use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -170,6 +172,44 @@ impl<R> SideHandle<R> {
     /// Makes a request if the queue has room.
     pub(super) fn ask_at_once(&self, request: R) -> bool {
         self.requests.try_send(request).is_ok()
+    }
+}
+
+/// A machine that is stopped when its owner is gone, whatever the reason, unless it is handed on.
+pub(super) struct StoppedOnDrop<M: Machine>(Option<M>);
+
+impl<M: Machine> StoppedOnDrop<M> {
+    pub(super) fn new(machine: M) -> Self {
+        Self(Some(machine))
+    }
+
+    /// The machine, for another owner.
+    pub(super) fn hand_on(mut self) -> M {
+        self.0.take().expect("only this takes it, and only once")
+    }
+}
+
+impl<M: Machine> Deref for StoppedOnDrop<M> {
+    type Target = M;
+
+    fn deref(&self) -> &M {
+        self.0.as_ref().expect("only `hand_on` takes it")
+    }
+}
+
+impl<M: Machine> DerefMut for StoppedOnDrop<M> {
+    fn deref_mut(&mut self) -> &mut M {
+        self.0.as_mut().expect("only `hand_on` takes it")
+    }
+}
+
+impl<M: Machine> Drop for StoppedOnDrop<M> {
+    fn drop(&mut self) {
+        let Some(machine) = &mut self.0 else { return };
+        // A second panic while one unwinds would end the process, and with it whatever else it does.
+        if catch_unwind(AssertUnwindSafe(|| machine.stop())).is_err() {
+            tracing::error!("the machine panicked while it was stopped");
+        }
     }
 }
 

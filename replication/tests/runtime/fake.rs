@@ -205,6 +205,8 @@ pub(crate) struct Fake {
     fingerprint: Fingerprint,
     /// While positive, saving state fails and this counts down.
     pub(crate) save_failures: Arc<AtomicU64>,
+    /// How often it was stopped by its owner.
+    pub(crate) stops: Arc<AtomicU64>,
     /// The next pause panics.
     pub(crate) pause_panics: Arc<AtomicBool>,
     disks: DiskSet,
@@ -233,6 +235,7 @@ impl Fake {
             thread: None,
             fingerprint,
             save_failures: Arc::default(),
+            stops: Arc::default(),
             pause_panics: Arc::default(),
             disks: DiskSet::empty(),
             disk_use: Arc::default(),
@@ -257,6 +260,13 @@ impl Fake {
 
     pub(crate) fn gate_handle(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
     }
 
     /// Panics unless memory is what the guest's number of steps makes it.
@@ -367,8 +377,6 @@ impl Machine for Fake {
         Ok(())
     }
 
-    fn announce(&mut self) {}
-
     fn run(&mut self) -> Result<(), MachineError> {
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
@@ -396,16 +404,14 @@ impl Machine for Fake {
     }
 
     fn stop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.stops.fetch_add(1, Ordering::AcqRel);
+        self.end();
     }
 }
 
 impl Drop for Fake {
     fn drop(&mut self) {
-        self.stop();
+        self.end();
     }
 }
 

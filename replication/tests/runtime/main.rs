@@ -264,9 +264,12 @@ fn a_guest_is_not_started_twice() {
     let directory = tempfile::tempdir().unwrap();
     let other = arbiter(directory.path());
     other.claim(Claim::Start, "somebody").unwrap();
-    let Err(error) = primary(directory.path(), Fake::new()).protect() else {
+    let machine = Fake::new();
+    let stops = Arc::clone(&machine.stops);
+    let Err(error) = primary(directory.path(), machine).protect() else {
         panic!("a second owner was let in");
     };
+    assert_eq!(stops.load(Ordering::Acquire), 1);
     assert!(
         matches!(&error, RuntimeError::Owned { holder, .. } if holder.starts_with("somebody, which is alive"))
     );
@@ -399,6 +402,7 @@ fn a_standby_takes_over_from_a_primary_whose_capture_thread_has_panicked() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = (Fake::new(), Fake::new());
     let panics = Arc::clone(&a.pause_panics);
+    let stops = Arc::clone(&a.stops);
     let standby = standby(directory.path(), b).start().unwrap();
     let primary = primary(directory.path(), a).protect().unwrap();
     let handle = primary.handle();
@@ -421,6 +425,11 @@ fn a_standby_takes_over_from_a_primary_whose_capture_thread_has_panicked() {
     assert!(
         matches!(error, RuntimeError::Panicked("capture")),
         "{error}"
+    );
+    assert_eq!(
+        stops.load(Ordering::Acquire),
+        1,
+        "the guest was not stopped"
     );
     promoted.machine.stop();
     promoted.machine.assert_consistent();

@@ -22,6 +22,7 @@ use super::Limits;
 use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
+use super::side::StoppedOnDrop;
 use crate::arbiter::{Arbiter, ArbiterError};
 use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
 use crate::core::disk::PeerDisk;
@@ -29,7 +30,7 @@ use crate::core::message::Message;
 use crate::disk::{DiskError, DiskSet, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::PageSet;
-use crate::ports::{Machine, MachineError, OutputGate, PageMemory, SealedOutput};
+use crate::ports::{Machine, MachineError, OutputGate, PageMemory, STATE_BYTES_MAX, SealedOutput};
 
 /// Frames at hand beyond those that the next capture is expected to need (1 MiB).
 const SPARE_FRAMES_MIN: usize = 256;
@@ -116,7 +117,8 @@ enum ShipError {
 }
 
 pub(super) struct Capturer<M: Machine> {
-    machine: M,
+    /// First, so that nothing else of this thread is gone before it is stopped.
+    machine: StoppedOnDrop<M>,
     notes: Notes,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
@@ -140,7 +142,7 @@ pub(super) struct Capturer<M: Machine> {
 
 impl<M: Machine> Capturer<M> {
     pub(super) fn new(
-        machine: M,
+        machine: StoppedOnDrop<M>,
         arbiter: Arc<dyn Arbiter>,
         limits: Limits,
         events: UnboundedSender<SessionEvent>,
@@ -168,9 +170,8 @@ impl<M: Machine> Capturer<M> {
         }
     }
 
-    /// Obeys until told to stop, or until the driver is gone; the guest is stopped then. Returns the
-    /// machine.
-    pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) -> M {
+    /// Obeys until told to stop, or until the driver is gone; the guest is stopped then.
+    pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) {
         while let Ok(job) = jobs.recv() {
             let outcome = match job {
                 CaptureJob::Attach(target) => {
@@ -196,7 +197,9 @@ impl<M: Machine> Capturer<M> {
                 CaptureJob::ResetGuest => {
                     // No failure of the session: the next epoch is of what the guest is now.
                     if let Err(error) = self.machine.reset() {
-                        tracing::error!("the guest cannot be started over: {error}");
+                        let error = causes(&error);
+                        self.metrics
+                            .alarm(format!("the guest cannot be started over: {error}"));
                     }
                     Ok(())
                 }
@@ -210,7 +213,6 @@ impl<M: Machine> Capturer<M> {
         }
         self.machine.stop();
         self.notes.finish();
-        self.machine
     }
 
     fn tell(&self, event: CaptureEvent) {
@@ -406,6 +408,7 @@ impl<M: Machine> Capturer<M> {
         let mut pages = 0;
         for page in self.dirty.iter() {
             if self.captured.len() == self.limits.capture_pages_max {
+                self.memory.read_pages(&mut self.captured)?;
                 // Bounded (R5): what does not fit is encoded while the guest waits.
                 encode(
                     &mut self.captured,
@@ -414,15 +417,16 @@ impl<M: Machine> Capturer<M> {
                     shipment,
                 )?;
             }
-            let mut frame = self.spare.pop().unwrap_or_else(new_frame);
-            self.memory.read_page(page, &mut frame)?;
+            let frame = self.spare.pop().unwrap_or_else(new_frame);
             self.captured.push((page, frame));
             pages += 1;
         }
+        self.memory.read_pages(&mut self.captured)?;
         drop(step);
         {
             let _step = trace_span!(target: "understudy::pause", "save").entered();
             paused.save(&mut state)?;
+            check_size(&state)?;
         }
         let step = trace_span!(target: "understudy::pause", "seal").entered();
         self.disks.hold()?;
@@ -478,6 +482,16 @@ fn encode(
         }
     }
     Ok(())
+}
+
+fn check_size(state: &[u8]) -> Result<(), MachineError> {
+    let bytes = state.len();
+    if bytes <= STATE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(MachineError::new(format!(
+        "the machine's state has {bytes} bytes; at most {STATE_BYTES_MAX} can be sent"
+    )))
 }
 
 /// A frame whose memory is there. Not of zeroes: such the allocator may leave to the kernel to provide

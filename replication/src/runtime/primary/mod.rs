@@ -5,6 +5,7 @@ mod driver;
 mod output_signal;
 mod shared_disks;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::RuntimeError;
 use super::arbitration::Arbitration;
 use super::capture::{CaptureJob, Capturer};
 use super::metrics::Metrics;
-use super::side::{Side, SideBuilder, SideHandle, required, spawn};
+use super::side::{Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
 use super::standby::Promoted;
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::ids::Generation;
@@ -40,7 +41,7 @@ pub type PrimaryBuilder<M> = SideBuilder<PrimaryPart<M>>;
 
 /// What only a primary has to know.
 pub struct PrimaryPart<M: Machine> {
-    machine: M,
+    machine: StoppedOnDrop<M>,
     backup: Option<Endpoint>,
     promoted: Option<Reign>,
     start_over: bool,
@@ -57,7 +58,8 @@ struct Reign {
 pub struct Protection<M: Machine> {
     handle: ProtectionHandle,
     driver: JoinHandle<Result<Ended, RuntimeError>>,
-    capturer: JoinHandle<M>,
+    capturer: JoinHandle<()>,
+    machine: PhantomData<fn() -> M>,
     jobs: std::sync::mpsc::SyncSender<CaptureJob>,
 }
 
@@ -96,7 +98,7 @@ impl Primary {
     /// Starts to describe a primary for `machine`, which has not run yet.
     pub fn builder<M: Machine>(machine: M) -> PrimaryBuilder<M> {
         let part = PrimaryPart {
-            machine,
+            machine: StoppedOnDrop::new(machine),
             backup: None,
             promoted: None,
             start_over: false,
@@ -149,7 +151,7 @@ impl<M: Machine> PrimaryBuilder<M> {
                     Claim::Start
                 };
                 let (vm, node) = (&settings.vm, &settings.node);
-                let reign = claim_guest(&machine, arbiter.as_ref(), claim, vm, node)?;
+                let reign = claim_guest(&*machine, arbiter.as_ref(), claim, vm, node)?;
                 machine.run()?;
                 reign
             }
@@ -157,7 +159,7 @@ impl<M: Machine> PrimaryBuilder<M> {
         let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
         // Bounded by the jobs.
         let (events, happened) = mpsc::unbounded_channel();
-        let (handle, requested) = SideHandle::new(&machine, reign.metrics.clone());
+        let (handle, requested) = SideHandle::new(&*machine, reign.metrics.clone());
         let limits = settings.limits.clone();
         let driver = Driver::new(
             driver::Setup {
@@ -183,6 +185,7 @@ impl<M: Machine> PrimaryBuilder<M> {
             driver,
             capturer,
             jobs,
+            machine: PhantomData,
         })
     }
 }
@@ -256,11 +259,9 @@ impl<M: Machine> Protection<M> {
                 std::thread::sleep(LOOK);
             }
         }
-        let machine = self
-            .capturer
+        self.capturer
             .join()
             .map_err(|_| RuntimeError::Panicked("capture"))?;
-        drop(machine);
         ended?
     }
 }

@@ -22,7 +22,7 @@ use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::side::{Settings, beat, until};
+use crate::runtime::side::{Settings, StoppedOnDrop, beat, until};
 use crate::runtime::{Clock, FailoverFigures, RuntimeError, monotonic_ns, tokio_runtime};
 
 /// Pause after a connection could not be accepted.
@@ -38,7 +38,7 @@ pub(super) struct Setup {
 
 pub(super) struct Driver<M: Machine> {
     setup: Setup,
-    machine: M,
+    machine: StoppedOnDrop<M>,
     memory: Arc<dyn PageMemory>,
     disks: Disks,
     /// This side's name, while its disks are being described to the primary: nothing is said before.
@@ -84,7 +84,7 @@ enum Ended {
 impl<M: Machine> Driver<M> {
     pub(super) fn new(
         setup: Setup,
-        machine: M,
+        machine: StoppedOnDrop<M>,
         requests: Receiver<Request>,
         metrics: Metrics,
     ) -> Result<Self, RuntimeError> {
@@ -127,10 +127,7 @@ impl<M: Machine> Driver<M> {
         let runtime = tokio_runtime()?;
         let ended = runtime.block_on(self.drive(ready))?;
         match ended {
-            Ended::Stopped => {
-                self.machine.stop();
-                Ok(Outcome::Stopped)
-            }
+            Ended::Stopped => Ok(Outcome::Stopped),
             Ended::Promoted {
                 generation,
                 epoch,
@@ -436,14 +433,12 @@ impl<M: Machine> Driver<M> {
         });
         if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
             tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
-            self.machine.stop();
             return Ok(Outcome::Stopped);
         }
         promoted?;
         // It may have come while something else was waited for.
         if is_stop_asked(&mut self.requests) {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
-            self.machine.stop();
             return Ok(Outcome::Stopped);
         }
         self.machine.restore(self.core.committed_state())?;
@@ -475,7 +470,7 @@ impl<M: Machine> Driver<M> {
         self.metrics.promoted(figures, Some(self.last_contact));
         self.metrics.set_phase("promoted", generation, epoch, false);
         Ok(Outcome::Promoted(Promoted {
-            machine: self.machine,
+            machine: self.machine.hand_on(),
             generation,
             epoch,
             metrics: self.metrics,

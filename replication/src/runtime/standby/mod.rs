@@ -11,7 +11,7 @@ use understudy_transport::Endpoint;
 use self::driver::Driver;
 use super::RuntimeError;
 use super::metrics::Metrics;
-use super::side::{Side, SideBuilder, SideHandle, required, spawn};
+use super::side::{Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
 use crate::ids::{EpochId, Generation};
 use crate::ports::Machine;
 
@@ -24,7 +24,7 @@ pub type StandbyBuilder<M> = SideBuilder<StandbyPart<M>>;
 
 /// What only a standby has to know.
 pub struct StandbyPart<M: Machine> {
-    machine: M,
+    machine: StoppedOnDrop<M>,
     listen: Option<Endpoint>,
 }
 
@@ -72,7 +72,7 @@ impl Standby {
     /// Starts to describe a standby that holds the copy in `machine`, which has not run yet.
     pub fn builder<M: Machine>(machine: M) -> StandbyBuilder<M> {
         let part = StandbyPart {
-            machine,
+            machine: StoppedOnDrop::new(machine),
             listen: None,
         };
         SideBuilder::new("standby", part)
@@ -97,7 +97,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let listen = required(Side::Standby, what, self.part.listen)?;
         let (known, _) = arbiter.current()?;
         let metrics = Metrics::new(Side::Standby, &self.settings.vm, &self.settings.node);
-        let (handle, requested) = SideHandle::new(&self.part.machine, metrics.clone());
+        let (handle, requested) = SideHandle::new(&*self.part.machine, metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
         let driver = Driver::new(
             driver::Setup {

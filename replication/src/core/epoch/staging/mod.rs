@@ -72,13 +72,8 @@ pub enum StagingError {
     #[error("initial synchronisation: {0}")]
     Sync(#[source] CodecError),
     /// Memory could not be written during the initial synchronisation.
-    #[error("initial synchronisation: {page}: {why}")]
-    SyncWrite {
-        /// The page.
-        page: PageIndex,
-        /// Why.
-        why: String,
-    },
+    #[error("initial synchronisation: {0}")]
+    SyncWrite(String),
     /// What arrived is not what was sent.
     #[error("{epoch}: {found:?} arrived, {sent:?} was sent")]
     SummaryDiffers {
@@ -138,17 +133,11 @@ impl Frames {
     }
 
     /// Writes up to so many more; returns whether all have been written.
-    fn write(
-        &mut self,
-        pages_max: usize,
-        memory: &dyn PageMemory,
-    ) -> Result<bool, (PageIndex, MachineError)> {
-        for (page, frame) in self.staged.iter().skip(self.written).take(pages_max) {
-            memory
-                .write_page(*page, frame)
-                .map_err(|error| (*page, error))?;
-            self.written += 1;
-        }
+    fn write(&mut self, pages_max: usize, memory: &dyn PageMemory) -> Result<bool, MachineError> {
+        let rest = &self.staged[self.written..];
+        let now = &rest[..rest.len().min(pages_max)];
+        memory.write_pages(now)?;
+        self.written += now.len();
         Ok(self.written == self.staged.len())
     }
 }
@@ -251,10 +240,7 @@ impl Staging {
             self.frames
                 .write(usize::MAX, memory)
                 .map(drop)
-                .map_err(|(page, error)| StagingError::SyncWrite {
-                    page,
-                    why: error.to_string(),
-                })
+                .map_err(|error| StagingError::SyncWrite(error.to_string()))
         });
         self.frames.clear();
         written
@@ -396,9 +382,7 @@ impl Staging {
         let all = self
             .frames
             .write(pages_max, memory)
-            .map_err(|(page, error)| {
-                MachineError::caused(format!("commit {epoch}: {page}"), error)
-            })?;
+            .map_err(|error| MachineError::caused(format!("commit {epoch}"), error))?;
         if !all {
             return Ok(None);
         }
