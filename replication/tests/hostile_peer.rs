@@ -10,11 +10,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use understudy_replication::arbiter::Verdict;
 use understudy_replication::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput};
-use understudy_replication::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
+use understudy_replication::core::codec::Encoder;
 use understudy_replication::core::disk::{
     DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, PeerDisk, What,
 };
-use understudy_replication::core::epoch::tally::EpochTally;
+use understudy_replication::core::epoch::assemble::{BatchBytes, EpochAssembler, EpochDisks};
 use understudy_replication::core::message::{Bye, Hello, Message, Refusal, Welcome};
 use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{
@@ -88,14 +88,17 @@ fn plan(disks: usize) -> Message {
     ])
 }
 
-fn disk_batch(epoch: EpochId) -> Bytes {
-    let mut writer = DiskBatchWriter::new(1 << 16);
-    let write = DiskWrite {
+fn disk_write(epoch: EpochId) -> DiskWrite {
+    DiskWrite {
         disk: 0,
         offset: 512,
         what: What::Data(vec![epoch.0 as u8; 512].into()),
-    };
-    writer.push(&write, |_| {});
+    }
+}
+
+fn disk_batch(epoch: EpochId) -> Bytes {
+    let mut writer = DiskBatchWriter::new(1 << 16);
+    writer.push(&disk_write(epoch), |_| {});
     writer.finish().expect("a write").body
 }
 
@@ -104,47 +107,27 @@ fn has_disk_writes(epoch: EpochId) -> bool {
     epoch.0 % 2 == 1
 }
 
-/// The parts of a good epoch, in order.
-fn good_epoch(epoch: u64) -> impl Iterator<Item = Message> {
-    let parts: &[u8] = if has_disk_writes(EpochId(epoch)) {
-        &[0, 4, 1, 2, 3]
-    } else {
-        &[0, 1, 2, 3]
+/// The messages of a good epoch, in order.
+fn good_epoch(epoch: u64) -> Vec<Message> {
+    let epoch = EpochId(epoch);
+    let mut messages = Vec::new();
+    let mut assembler = EpochAssembler::new(epoch, BatchBytes::default(), &mut messages);
+    let frame = Box::new([epoch.0 as u8; PAGE_BYTES]);
+    let Ok(_) = assembler.page(&mut Encoder::new(0), PageIndex(1), frame);
+    let writes = [disk_write(epoch)];
+    let writes = &writes[..usize::from(has_disk_writes(epoch))];
+    let disks = EpochDisks {
+        writes,
+        ..EpochDisks::default()
     };
-    parts.iter().map(move |part| epoch_part(epoch, *part))
+    let Ok(_) = assembler.end(disks, Bytes::from_static(b"s"), SealedOutput::default());
+    messages
 }
 
-/// The messages of a good epoch, to be sent in any order.
-fn epoch_part(epoch: u64, part: u8) -> Message {
-    let epoch = EpochId(epoch);
-    let mut writer = BatchWriter::new(BATCH_BYTES_DEFAULT);
-    let frame = Box::new([epoch.0 as u8; PAGE_BYTES]);
-    drop(Encoder::new(0).encode(PageIndex(1), frame, &mut writer));
-    let batch = writer.finish().expect("a page");
-    let (state, output) = (Bytes::from_static(b"s"), SealedOutput::default());
-    match part {
-        0 => Message::EpochPages {
-            epoch,
-            batch: batch.body,
-        },
-        1 => Message::EpochState { epoch, state },
-        2 => Message::EpochOutput { epoch, output },
-        4 => Message::EpochDisk {
-            epoch,
-            batch: disk_batch(epoch),
-        },
-        _ => {
-            let mut tally = EpochTally::new();
-            tally.batch(&batch.body, batch.pages);
-            if has_disk_writes(epoch) {
-                tally.disk_batch(&disk_batch(epoch));
-            }
-            tally.state(&state);
-            tally.output(&output);
-            let summary = tally.summary();
-            Message::EpochEnd { epoch, summary }
-        }
-    }
+/// One message of a good epoch, to be sent out of order.
+fn epoch_part(epoch: u64, part: usize) -> Message {
+    let mut messages = good_epoch(epoch);
+    messages.swap_remove(part % messages.len())
 }
 
 fn messages() -> impl Strategy<Value = Message> {
@@ -159,7 +142,7 @@ fn messages() -> impl Strategy<Value = Message> {
             .prop_map(|current| Message::Refuse(Refusal::Stale { current })),
         proptest::collection::vec(any::<u8>(), 0..40)
             .prop_map(|bytes| Message::SyncPages(bytes.into())),
-        (1u64..4, 0u8..5).prop_map(|(epoch, part)| epoch_part(epoch, part)),
+        (1u64..4, 0usize..5).prop_map(|(epoch, part)| epoch_part(epoch, part)),
         (epochs, prop_oneof![3 => Just(0u64), 1 => any::<u64>()]).prop_map(|(epoch, durable)| {
             Message::Ack {
                 epoch: EpochId(epoch),
@@ -189,6 +172,12 @@ fn messages() -> impl Strategy<Value = Message> {
             })
         }),
         Just(Message::SyncDisk(disk_batch(EpochId(1)))),
+        (1u64..4)
+            .prop_map(EpochId)
+            .prop_map(|epoch| Message::EpochDisk {
+                epoch,
+                batch: disk_batch(epoch),
+            }),
         Just(Message::Bye(Bye::Unable("so".into()))),
         Just(Message::Heartbeat),
         Just(Message::Bye(Bye::GuestStopped)),

@@ -4,9 +4,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use understudy_replication::core::disk::{
-    DiskBatchWriter, DiskWrite, SECTOR_BYTES, What, decode_batch,
-};
+use understudy_replication::core::disk::{DiskWrite, SECTOR_BYTES, What, decode_batch};
 use understudy_replication::ids::EpochId;
 
 pub const SECTORS: usize = 16;
@@ -32,22 +30,18 @@ pub fn apply<'a>(writes: impl IntoIterator<Item = &'a Write>, disk: u16, image: 
     }
 }
 
-/// As batches of two writes at most, so that there are several.
-pub fn batches(writes: &[Write]) -> Vec<Bytes> {
-    let mut writer = DiskBatchWriter::new(1200);
-    let mut bodies = Vec::new();
-    for write in writes {
+/// As the library has them.
+pub fn encode(writes: &[Write]) -> Vec<DiskWrite> {
+    let encoded = writes.iter().map(|write| {
         let mut sector = vec![0; SECTOR_BYTES as usize];
         sector[..8].copy_from_slice(&write.value.to_le_bytes());
-        let write = DiskWrite {
+        DiskWrite {
             disk: write.disk,
             offset: write.sector as u64 * SECTOR_BYTES,
             what: What::Data(sector.into()),
-        };
-        writer.push(&write, |batch| bodies.push(batch.body));
-    }
-    bodies.extend(writer.finish().map(|batch| batch.body));
-    bodies
+        }
+    });
+    encoded.collect()
 }
 
 pub fn decode(batch: &Bytes) -> Vec<Write> {

@@ -74,6 +74,13 @@ impl SimMemory {
         self.inner.lock().unwrap().dirty.len()
     }
 
+    /// A copy of a page.
+    pub fn frame(&self, page: PageIndex) -> Box<Page> {
+        let mut frame = Box::new([0; PAGE_BYTES]);
+        self.read_page(page, &mut frame).unwrap();
+        frame
+    }
+
     pub fn checksum(&self) -> u64 {
         let inner = self.inner.lock().unwrap();
         let mut hasher = crc32fast::Hasher::new();

@@ -3,18 +3,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use understudy_replication::core::codec::{BatchWriter, Encoder};
+use understudy_replication::core::codec::Encoder;
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
-use understudy_replication::core::epoch::tally::EpochTally;
-use understudy_replication::core::message::{EpochSummary, Hello, Message};
+use understudy_replication::core::epoch::assemble::{
+    BatchBytes, EpochAssembler, EpochDisks, SyncAssembler,
+};
+use understudy_replication::core::message::{Hello, Message};
 use understudy_replication::core::primary::{
     PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
-use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES};
+use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::page_set::PageSet;
-use understudy_replication::ports::PageMemory;
 
-use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, batches};
+use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, encode};
 use super::guest::{Gate, Guest, SimMemory, layout};
 use super::outside::{Process, Question};
 use super::world::{Event, Role, Snapshot, World};
@@ -41,8 +42,11 @@ pub enum Work {
     Shipped(EpochId),
 }
 
-/// Small, so that epochs have several batches.
-const BATCH_BYTES: usize = 9000;
+/// Small, so that epochs have several batches: of two disk writes at most.
+const BATCHES: BatchBytes = BatchBytes {
+    pages: 9000,
+    disk: 1200,
+};
 /// Fewer than the guest has pages, so that the cache evicts.
 const CACHE_PAGES: usize = 20;
 
@@ -77,25 +81,6 @@ impl PrimaryHost {
             running: false,
             encoder: Encoder::new(CACHE_PAGES),
         }
-    }
-
-    /// Steps ③ (copying) and ④ of a set of pages.
-    fn encode(&mut self, pages: &PageSet) -> Vec<(bytes::Bytes, u32)> {
-        let mut writer = BatchWriter::new(BATCH_BYTES);
-        let mut batches = Vec::new();
-        for page in pages.iter() {
-            if writer.is_full() {
-                batches.extend(writer.finish());
-            }
-            let mut frame = Box::new([0; PAGE_BYTES]);
-            self.memory.read_page(page, &mut frame).unwrap();
-            drop(self.encoder.encode(page, frame, &mut writer));
-        }
-        batches.extend(writer.finish());
-        batches
-            .into_iter()
-            .map(|batch| (batch.body, batch.pages))
-            .collect()
     }
 }
 
@@ -355,20 +340,22 @@ impl World {
         };
         let generation = node.core.generation();
         let all = node.disks.is_copying();
-        for batch in batches(&node.disks.sync_some(&image)) {
-            self.send(host, generation, &Message::SyncDisk(batch));
+        let writes = encode(&node.disks.sync_some(&image));
+        let mut messages = Vec::new();
+        let mut assembler = SyncAssembler::new(BATCHES, &mut messages);
+        assembler.disk(&writes).unwrap();
+        if !node.disks.is_copying() {
+            // Tracking starts before the first page is read: what changes meanwhile is dirty again.
+            let dirty = node.memory.harvest();
+            let pages = if all { PageSet::full(&layout()) } else { dirty };
+            for page in pages.iter() {
+                let frame = node.memory.frame(page);
+                drop(assembler.page(&mut node.encoder, page, frame).unwrap());
+            }
         }
-        let Role::Primary(node) = &mut self.hosts[host].role else {
-            return;
-        };
-        if node.disks.is_copying() {
-            return self.begin_work(host, Work::SyncShipped);
-        }
-        // Tracking starts before the first page is read: what changes meanwhile is dirty again.
-        let dirty = node.memory.harvest();
-        let pages = if all { PageSet::full(&layout()) } else { dirty };
-        for (body, _) in node.encode(&pages) {
-            self.send(host, generation, &Message::SyncPages(body));
+        assembler.end().unwrap();
+        for message in &messages {
+            self.send(host, generation, message);
         }
         self.begin_work(host, Work::SyncShipped);
     }
@@ -397,32 +384,23 @@ impl World {
             disks: [image, node.disks.shared],
             wrote: !writes.is_empty(),
         };
-        let written_through = node.disks.written_through;
-        let mut tally = EpochTally::new();
-        let mut messages = VecDeque::new();
-        for (batch, pages) in node.encode(&pages) {
-            tally.batch(&batch, pages);
-            messages.push_back(Message::EpochPages { epoch, batch });
+        let mut messages = Vec::new();
+        let mut assembler = EpochAssembler::new(epoch, BATCHES, &mut messages);
+        for page in pages.iter() {
+            let frame = node.memory.frame(page);
+            drop(assembler.page(&mut node.encoder, page, frame).unwrap());
         }
-        for batch in batches(&writes) {
-            tally.disk_batch(&batch);
-            messages.push_back(Message::EpochDisk { epoch, batch });
-        }
-        tally.state(&state);
-        tally.output(&output);
-        messages.push_back(Message::EpochState { epoch, state });
-        messages.push_back(Message::EpochOutput { epoch, output });
-        let summary = EpochSummary {
+        let disks = EpochDisks {
+            writes: &encode(&writes),
             flush,
-            written_through,
-            ..tally.summary()
+            written_through: node.disks.written_through,
         };
-        messages.push_back(Message::EpochEnd { epoch, summary });
+        assembler.end(disks, state, output).unwrap();
         if let Some(link) = self.hosts[host].link {
             self.snapshots.insert((link, epoch), snapshot);
         }
         self.count("captures");
         self.primary(host, PrimaryInput::Captured { epoch });
-        self.begin_work(host, Work::Ship(epoch, messages));
+        self.begin_work(host, Work::Ship(epoch, messages.into()));
     }
 }

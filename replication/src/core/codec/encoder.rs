@@ -170,6 +170,12 @@ impl BatchWriter {
         self.body.len().max(BATCH_HEADER_BYTES) + RECORD_BYTES_MAX > self.bytes_max
     }
 
+    /// Whether no page has been appended since the last batch ended.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages == 0
+    }
+
     /// Ends the batch and begins the next one; `None` if no page was appended.
     pub fn finish(&mut self) -> Option<Batch> {
         let pages = std::mem::take(&mut self.pages);

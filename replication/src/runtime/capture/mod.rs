@@ -6,7 +6,7 @@
 //! the guest runs on (R7).
 
 mod notes;
-mod shipment;
+mod target;
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -14,18 +14,21 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::trace_span;
-use understudy_transport::{LinkError, SendQueue};
+use understudy_transport::LinkError;
 
 use self::notes::Notes;
-use self::shipment::{Shipment, in_batches, send};
+pub(super) use self::target::Target;
 use super::Limits;
 use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use super::side::StoppedOnDrop;
 use crate::arbiter::{Arbiter, ArbiterError};
-use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
+use crate::core::codec::Encoder;
 use crate::core::disk::PeerDisk;
+use crate::core::epoch::assemble::{
+    BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
+};
 use crate::core::message::Message;
 use crate::disk::{DiskError, DiskSet, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
@@ -91,17 +94,6 @@ pub(super) enum CaptureEvent {
     SessionFailed {
         error: String,
     },
-}
-
-/// Where to ship to.
-#[derive(Debug, Clone)]
-pub(super) struct Target {
-    /// Number of the session, for reports.
-    pub(super) session: u64,
-    pub(super) queue: SendQueue,
-    pub(super) generation: Generation,
-    /// The backup's name, for the arbiter.
-    pub(super) backup: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -242,7 +234,7 @@ impl<M: Machine> Capturer<M> {
     }
 
     fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {
-        let Some(target) = &self.target else {
+        let Some(mut target) = self.target.clone() else {
             return Ok(());
         };
         // Before there can be a copy, so that none is ever forgotten.
@@ -252,22 +244,20 @@ impl<M: Machine> Capturer<M> {
             let plan = self.disks.begin_sync(peer)?;
             self.metrics.disks_planned(&plan);
             self.progress.begin(&self.disks, &plan);
-            send(target, &Message::SyncDisks(plan.disks))?;
+            target.put(Message::SyncDisks(plan.disks))?;
         }
         self.sync_round()
     }
 
     /// Ships the next piece of the disks; returns how much is left to be copied.
-    fn sync_disks(&self, target: &Target) -> Result<u64, ShipError> {
+    fn sync_disks(&self, target: Target) -> Result<u64, ShipError> {
         if self.disks.is_empty() {
             return Ok(0);
         }
         let step = self.disks.sync_some()?;
-        let mut bytes = 0;
-        in_batches(&step.writes, |batch| {
-            bytes += batch.body.len() as u64;
-            send(target, &Message::SyncDisk(batch.body))
-        })?;
+        let mut assembler = SyncAssembler::new(BatchBytes::default(), target);
+        assembler.disk(&step.writes)?;
+        let bytes = assembler.end()?.disk_bytes;
         // Not what the guest has written meanwhile: it may never stop.
         let bytes_left = self.disks.counts().copy_bytes_left;
         self.metrics.disks_synchronised(bytes, bytes_left);
@@ -280,9 +270,9 @@ impl<M: Machine> Capturer<M> {
         let Some(target) = self.target.clone() else {
             return Ok(());
         };
-        let disk_bytes_left = self.sync_disks(&target)?;
+        let disk_bytes_left = self.sync_disks(target.clone())?;
         if !self.copying {
-            return self.memory_round(&target, false);
+            return self.memory_round(target, false);
         }
         self.progress.left(disk_bytes_left);
         if disk_bytes_left > 0 {
@@ -296,7 +286,7 @@ impl<M: Machine> Capturer<M> {
         self.machine.start_tracking()?;
         self.tracking = true;
         self.dirty = PageSet::full(self.memory.layout());
-        self.memory_round(&target, true)
+        self.memory_round(target, true)
     }
 
     fn stop_tracking(&mut self) -> Result<(), ShipError> {
@@ -308,36 +298,26 @@ impl<M: Machine> Capturer<M> {
 
     /// One pre-copy round. Pages may be torn by the running guest; then they are dirty again. The
     /// backup's memory starts as zero, so the first round leaves zero pages out.
-    fn memory_round(&mut self, target: &Target, first: bool) -> Result<(), ShipError> {
+    fn memory_round(&mut self, target: Target, first: bool) -> Result<(), ShipError> {
         // Not the epochs' encoder: these pages would only crowd its cache.
         let mut encoder = Encoder::new(0);
-        let mut batch = BatchWriter::new(BATCH_BYTES_DEFAULT);
-        let mut wire_bytes = 0;
+        let mut assembler = SyncAssembler::new(BatchBytes::default(), target.clone());
         let mut frame = self.spare.pop().unwrap_or_else(new_frame);
-        let mut send_batch = |batch: &mut BatchWriter| -> Result<(), LinkError> {
-            let Some(full) = batch.finish() else {
-                return Ok(());
-            };
-            wire_bytes += full.body.len() as u64;
-            send(target, &Message::SyncPages(full.body))
-        };
         for page in self.dirty.iter() {
             self.memory.read_page(page, &mut frame)?;
             if first && frame.iter().all(|byte| *byte == 0) {
                 continue;
             }
-            frame = encoder
-                .encode(page, frame, &mut batch)
+            frame = assembler
+                .page(&mut encoder, page, frame)?
                 .unwrap_or_else(new_frame);
-            if batch.is_full() {
-                send_batch(&mut batch)?;
+            if assembler.is_between_batches() {
                 // A guest that writes to disks meanwhile must not be slowed for a whole round.
-                self.sync_disks(target)?;
+                self.sync_disks(target.clone())?;
             }
         }
-        send_batch(&mut batch)?;
         self.spare.push(frame);
-        self.metrics.synchronised(wire_bytes);
+        self.metrics.synchronised(assembler.end()?.machine_bytes);
         self.dirty.clear();
         self.machine.harvest_running(&mut self.dirty)?;
         let pages_left = self.dirty.len();
@@ -353,8 +333,8 @@ impl<M: Machine> Capturer<M> {
         let Some(target) = self.target.clone() else {
             return Ok(());
         };
-        let mut shipment = Shipment::new(&target, epoch);
-        let (disks, state, output) = match self.capture(epoch, &mut shipment) {
+        let mut assembler = EpochAssembler::new(epoch, BatchBytes::default(), target);
+        let (disks, state, output) = match self.capture(epoch, &mut assembler) {
             Ok(captured) => captured,
             Err(error) => {
                 // What was copied is of a moment that no epoch ends at; what was encoded has not
@@ -364,7 +344,7 @@ impl<M: Machine> Capturer<M> {
                 self.encoder.forget();
                 return match error {
                     error @ (ShipError::Machine(_) | ShipError::Disk(_))
-                        if shipment.wire_bytes == 0 =>
+                        if !assembler.has_begun() =>
                     {
                         self.tell(CaptureEvent::CaptureFailed {
                             epoch,
@@ -378,13 +358,19 @@ impl<M: Machine> Capturer<M> {
             }
         };
         self.tell(CaptureEvent::Captured { epoch });
-        self.encode_captured(&mut shipment)?;
-        let (wire_bytes, disk_bytes) = shipment.end(&disks, state, output)?;
-        self.metrics.disks_shipped(disk_bytes);
+        self.encode_captured(&mut assembler)?;
+        let parts = EpochDisks {
+            writes: &disks.writes,
+            flush: disks.flush,
+            written_through: disks.written_through,
+        };
+        let assembled = assembler.end(parts, state.into(), output)?;
+        self.metrics.disks_shipped(assembled.disk_bytes);
         self.disks.shipped(epoch);
         drop(disks);
         self.provide_frames(self.dirty.len());
         self.dirty.clear();
+        let wire_bytes = assembled.machine_bytes + assembled.disk_bytes;
         self.metrics.shipped(self.encoder.stats(), wire_bytes);
         self.tell(CaptureEvent::Shipped { epoch });
         Ok(())
@@ -395,7 +381,7 @@ impl<M: Machine> Capturer<M> {
     fn capture(
         &mut self,
         epoch: EpochId,
-        shipment: &mut Shipment<'_>,
+        assembler: &mut EpochAssembler<Target>,
     ) -> Result<(SealedDisks, Vec<u8>, SealedOutput), ShipError> {
         let mut state = Vec::with_capacity(64 * 1024);
         let began = Instant::now();
@@ -414,7 +400,7 @@ impl<M: Machine> Capturer<M> {
                     &mut self.captured,
                     &mut self.spare,
                     &mut self.encoder,
-                    shipment,
+                    assembler,
                 )?;
             }
             let frame = self.spare.pop().unwrap_or_else(new_frame);
@@ -457,12 +443,12 @@ impl<M: Machine> Capturer<M> {
     }
 
     /// Step ④.
-    fn encode_captured(&mut self, shipment: &mut Shipment<'_>) -> Result<(), ShipError> {
+    fn encode_captured(&mut self, assembler: &mut EpochAssembler<Target>) -> Result<(), ShipError> {
         encode(
             &mut self.captured,
             &mut self.spare,
             &mut self.encoder,
-            shipment,
+            assembler,
         )?;
         self.spare.truncate(self.limits.capture_pages_max);
         Ok(())
@@ -473,13 +459,10 @@ fn encode(
     captured: &mut Vec<(PageIndex, Box<Page>)>,
     spare: &mut Vec<Box<Page>>,
     encoder: &mut Encoder,
-    shipment: &mut Shipment<'_>,
+    assembler: &mut EpochAssembler<Target>,
 ) -> Result<(), ShipError> {
     for (page, frame) in captured.drain(..) {
-        spare.extend(encoder.encode(page, frame, &mut shipment.batch));
-        if shipment.batch.is_full() {
-            shipment.send_batch()?;
-        }
+        spare.extend(assembler.page(encoder, page, frame)?);
     }
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::core::disk::{DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, What};
-use crate::core::message::EpochSummary;
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -33,23 +32,12 @@ fn plan(disks: usize) -> Message {
 
 /// An epoch that fills page 100 and sector 1 of disk 0.
 fn epoch_with_disk(epoch: u64, fill: u8, flush: bool) -> Vec<Message> {
-    let mut messages = epoch_messages(epoch, fill);
-    let epoch = EpochId(epoch);
-    let disk = disk_batch(&disk_write(fill));
-    let (pages, count) = batch(100, fill);
-    let mut tally = EpochTally::new();
-    tally.batch(&pages, count);
-    tally.disk_batch(&disk);
-    tally.state(&STATE);
-    tally.output(&SealedOutput::default());
-    let summary = EpochSummary {
+    let disks = EpochDisks {
+        writes: &[disk_write(fill)],
         flush,
-        written_through: EpochId(0),
-        ..tally.summary()
+        ..EpochDisks::default()
     };
-    *messages.last_mut().expect("an end") = Message::EpochEnd { epoch, summary };
-    messages.insert(1, Message::EpochDisk { epoch, batch: disk });
-    messages
+    epoch_with(epoch, 1, fill, disks)
 }
 
 impl Bench {

@@ -1,0 +1,100 @@
+//! R4: nobody is promoted without the arbiter's grant.
+
+use super::*;
+
+#[test]
+fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_resets() {
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkClosed);
+    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(bench.pass(99 * MS, false, false), []);
+    assert_eq!(bench.pass(MS, false, false), [Effect::Claim(GENERATION)]);
+    assert_eq!(bench.core.phase(), BackupPhase::Claiming);
+    let effects = bench.give(Input::Verdict(Verdict::Refused {
+        current: Generation(4),
+        holder: "a".into(),
+    }));
+    assert!(matches!(&effects[..], [Effect::Reset { reason }] if reason.contains('a')));
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    assert_eq!(bench.core.generation(), Generation(4));
+    assert_eq!(bench.core.committed_state(), &Bytes::new());
+}
+
+#[test]
+fn promotion_when_asked_for_claims_from_the_committed_epoch() {
+    let mut bench = Bench::torn();
+    let effects = bench.give(Input::PromotionWanted);
+    // The link stays open: a primary that sees it closed claims itself.
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                Effect::Discarded {
+                    epoch: EpochId(2),
+                    ..
+                },
+                Effect::Claim(GENERATION)
+            ]
+        ),
+        "{effects:?}"
+    );
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    let current = Generation(4);
+    assert_eq!(
+        effects,
+        [
+            Effect::Send(Message::Bye(Bye::Fenced { current })),
+            Effect::CloseLink,
+            Effect::Promote {
+                generation: current,
+                epoch: EpochId(1),
+                cause: "promotion was asked for".into()
+            }
+        ]
+    );
+    assert_eq!(bench.fill(), 1, "nothing of epoch 2");
+}
+
+#[test]
+fn nothing_is_acknowledged_or_staged_once_promotion_was_asked_for() {
+    let mut bench = Bench::standby();
+    assert_eq!(
+        bench.give(Input::PromotionWanted),
+        [Effect::Claim(GENERATION)]
+    );
+    for message in epoch_messages(2, 2) {
+        assert_eq!(bench.hear(message), [], "an ack would release output");
+    }
+    assert_eq!(bench.hear(Message::Bye(Bye::GuestStopped)), []);
+    bench.now += 60 * MS;
+    assert_eq!(bench.give(Input::Tick), [], "no sign of life either");
+    bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    assert_eq!(bench.core.committed_epoch(), Some(EpochId(1)));
+    assert_eq!(bench.fill(), 1);
+}
+
+#[test]
+fn a_primary_that_lives_does_not_wait_for_an_arbiter_that_is_silent_here() {
+    let mut bench = Bench::standby();
+    bench.give(Input::PromotionWanted);
+    assert_eq!(bench.give(Input::ArbiterUnavailable), [Effect::CloseLink]);
+    assert_eq!(
+        bench.pass(100 * MS, false, false),
+        [Effect::Claim(GENERATION)]
+    );
+    assert_eq!(bench.core.phase(), BackupPhase::Claiming);
+}
+
+#[test]
+fn a_refused_promotion_resets_and_closes_the_link() {
+    let mut bench = Bench::standby();
+    bench.give(Input::PromotionWanted);
+    let effects = bench.give(Input::Verdict(Verdict::Refused {
+        current: Generation(4),
+        holder: "a".into(),
+    }));
+    assert!(
+        matches!(&effects[..], [Effect::CloseLink, Effect::Reset { .. }]),
+        "{effects:?}"
+    );
+}
