@@ -9,6 +9,7 @@ pub mod epoch;
 pub mod message;
 pub mod policy;
 pub mod primary;
+mod timers;
 pub mod violation;
 
 #[cfg(test)]

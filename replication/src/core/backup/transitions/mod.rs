@@ -3,6 +3,7 @@
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said; and
 //! promoting without the arbiter's grant.
 
+mod deadlines;
 mod disks;
 mod introduction;
 mod status;
@@ -10,6 +11,7 @@ mod status;
 use std::time::Duration;
 
 use bytes::Bytes;
+use deadlines::Timer;
 use disks::Disks;
 pub use status::BackupPhase;
 
@@ -18,14 +20,12 @@ use crate::arbiter::Verdict;
 use crate::core::epoch::staging::{Committed, Staging};
 use crate::core::message::{Bye, Message};
 use crate::core::policy::Policy;
+use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
 use crate::ports::{PageMemory, SealedOutput};
-
-/// A peer that connects gets so many heartbeat timeouts to introduce itself.
-const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for more.
 const COMMIT_PAGES_MAX: usize = 8192;
@@ -77,6 +77,7 @@ enum Link {
 #[derive(Debug)]
 pub struct BackupCore {
     policy: Policy,
+    timers: Timers<Timer>,
     identity: BackupIdentity,
     generation: Generation,
     now: Duration,
@@ -108,6 +109,7 @@ impl BackupCore {
         let staging = Staging::new(&identity.layout);
         Self {
             policy,
+            timers: Timers::new(),
             identity,
             generation,
             now,
@@ -143,33 +145,6 @@ impl BackupCore {
         out
     }
 
-    /// When `handle` must be called next although nothing happens; `None`: not before something does.
-    /// Never far away while a deadline runs: who is called late has been stalled.
-    #[must_use]
-    pub fn next_wakeup(&self) -> Option<Duration> {
-        let latest = self.now + self.policy.heartbeat_interval;
-        self.next_deadline().map(|deadline| deadline.min(latest))
-    }
-
-    fn next_deadline(&self) -> Option<Duration> {
-        if self.commit_is_due() {
-            return Some(self.now);
-        }
-        let stranger_at = match self.link {
-            Link::Stranger { since } => Some(self.handshake_ends_at(since)),
-            _ => None,
-        };
-        let beat_at = self
-            .sends_beats()
-            .then_some(self.beat_sent_at + self.policy.heartbeat_interval);
-        let phase_at = match &self.phase {
-            Phase::Listening | Phase::Promoted => None,
-            Phase::Syncing | Phase::Standby { .. } => Some(self.silent_at()),
-            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.may_ask()),
-        };
-        [stranger_at, beat_at, phase_at].into_iter().flatten().min()
-    }
-
     // --- time ---
 
     fn advance(&mut self, now: Duration) {
@@ -182,52 +157,56 @@ impl BackupCore {
         }
     }
 
-    fn silent_at(&self) -> Duration {
-        self.heard_at + self.policy.heartbeat_timeout
-    }
-
-    fn handshake_ends_at(&self, since: Duration) -> Duration {
-        since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
-    }
-
     /// Not while claiming: a primary that gets no acks any more goes on alone if the arbiter takes long
     /// to answer this side.
     fn sends_beats(&self) -> bool {
         self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
     }
 
+    /// Acts upon every timer that has expired, once.
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
-        if let Link::Stranger { since } = self.link
-            && self.now >= self.handshake_ends_at(since)
-        {
-            self.close_link(out);
+        let mut last = Timer::Commit;
+        loop {
+            self.arm_timers();
+            let Some(timer) = self.timers.expired_after(last, self.now) else {
+                return;
+            };
+            self.expired(timer, out);
+            last = timer;
         }
-        // A whole epoch is committed before silence is judged.
-        if self.now >= self.silent_at() && !self.commit_is_due() {
-            let silence = self.policy.heartbeat_timeout;
-            let silent = format!("no sign of life for {silence:?}");
-            match &self.phase {
-                Phase::Syncing => self.reset(silent, out),
-                Phase::Standby { cut: None } => self.claim(silent, out),
-                Phase::Standby { cut: Some(cut) } => {
-                    let cause = format!("{cut}, then {silent}");
-                    self.claim(cause, out);
+    }
+
+    fn expired(&mut self, timer: Timer, out: &mut Vec<Effect>) {
+        match timer {
+            // `handle` begins with it.
+            Timer::Commit => {}
+            Timer::Handshake => self.close_link(out),
+            Timer::Silence => self.primary_is_silent(out),
+            Timer::Beat => {
+                self.beat_sent_at = self.now;
+                out.push(Effect::Send(Message::Heartbeat));
+            }
+            Timer::Ask => {
+                if let Phase::Claiming { ask_at, .. } = &mut self.phase {
+                    *ask_at = None;
+                    self.question = Some(self.generation);
+                    out.push(Effect::Claim(self.generation));
                 }
-                _ => {}
             }
         }
-        if self.sends_beats() && self.now >= self.beat_sent_at + self.policy.heartbeat_interval {
-            self.beat_sent_at = self.now;
-            out.push(Effect::Send(Message::Heartbeat));
-        }
-        let may_ask = self.may_ask();
-        if let Phase::Claiming { ask_at, .. } = &mut self.phase
-            && may_ask
-            && ask_at.is_some_and(|at| at <= self.now)
-        {
-            *ask_at = None;
-            self.question = Some(self.generation);
-            out.push(Effect::Claim(self.generation));
+    }
+
+    fn primary_is_silent(&mut self, out: &mut Vec<Effect>) {
+        let silence = self.policy.heartbeat_timeout;
+        let silent = format!("no sign of life for {silence:?}");
+        match &self.phase {
+            Phase::Syncing => self.reset(silent, out),
+            Phase::Standby { cut: None } => self.claim(silent, out),
+            Phase::Standby { cut: Some(cut) } => {
+                let cause = format!("{cut}, then {silent}");
+                self.claim(cause, out);
+            }
+            _ => {}
         }
     }
 

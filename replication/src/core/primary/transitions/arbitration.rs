@@ -31,22 +31,26 @@ impl PrimaryCore {
         }
     }
 
-    /// Puts the question that is due, if none is open.
-    pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+    /// The question to be put next, and when; `None` while one is open.
+    pub(super) fn next_question(&mut self) -> Option<(&mut Option<Duration>, Question)> {
         if self.question.is_some() {
-            return;
+            return None;
         }
-        let (ask_at, question) = match (&mut self.phase, &mut self.doubt, &mut self.ending) {
-            (Phase::Claiming { ask_at, .. }, _, _) => (ask_at, Question::Claim),
-            (Phase::Protected(_), Some(doubt), _) => (&mut doubt.ask_at, Question::Confirm),
+        match (&mut self.phase, &mut self.doubt, &mut self.ending) {
+            (Phase::Claiming { ask_at, .. }, _, _) => Some((ask_at, Question::Claim)),
+            (Phase::Protected(_), Some(doubt), _) => Some((&mut doubt.ask_at, Question::Confirm)),
             (Phase::Protected(_) | Phase::Syncing { .. }, None, Some(ending)) => {
-                (&mut ending.ask_at, Question::Claim)
+                Some((&mut ending.ask_at, Question::Claim))
             }
-            _ => return,
-        };
-        if ask_at.is_none_or(|at| at > self.now) {
-            return;
+            _ => None,
         }
+    }
+
+    /// Puts the next question.
+    pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+        let Some((ask_at, question)) = self.next_question() else {
+            return;
+        };
         *ask_at = None;
         self.question = Some(question);
         out.push(match question {
@@ -68,7 +72,7 @@ impl PrimaryCore {
             }
             (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
                 if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
-                    return self.ends_granted(granted, out);
+                    return self.end_under_grant(granted, out);
                 }
                 self.generation = granted;
                 if let Phase::Claiming { cause, .. } =

@@ -83,23 +83,25 @@ impl PrimaryCore {
         match &mut self.phase {
             Phase::Fenced | Phase::Stopped => {}
             Phase::Alone | Phase::Handshaking => self.stop(out),
-            Phase::Syncing { .. } | Phase::Protected(_) => self.begin_last(),
+            Phase::Syncing { .. } | Phase::Protected(_) => self.await_last_answer(),
             Phase::Claiming { ask_at, .. } => {
                 // Unless an answer is awaited.
                 *ask_at = ask_at.map(|_| self.now);
-                self.begin_last();
+                self.await_last_answer();
             }
         }
     }
 
-    fn begin_last(&mut self) {
+    /// Everything has left, or is to be dropped: only the arbiter is asked once more.
+    pub(super) fn await_last_answer(&mut self) {
         let mut last = Ending::at(Stage::Last { since: self.now });
         last.ask_at = Some(self.now);
         self.ending = Some(last);
     }
 
-    /// The guest cannot be captured any more. Returns whether that is the concern of its end.
-    pub(super) fn ends_uncaptured(&mut self) -> bool {
+    /// The guest cannot be captured any more: if it has ended, what is held needs a grant now. Returns whether it has
+    /// ended.
+    pub(super) fn ending_needs_grant(&mut self) -> bool {
         let Some(ending) = &mut self.ending else {
             return false;
         };
@@ -111,7 +113,7 @@ impl PrimaryCore {
     }
 
     /// The next generation was granted, so nobody can take over.
-    pub(super) fn ends_granted(&mut self, generation: Generation, out: &mut Vec<Effect>) {
+    pub(super) fn end_under_grant(&mut self, generation: Generation, out: &mut Vec<Effect>) {
         if self.has_said_all() {
             return self.stop(out);
         }
@@ -150,8 +152,9 @@ impl PrimaryCore {
             })
     }
 
-    /// Whether everything has been let go, and nobody has noticed yet.
-    fn has_just_said_all(&self) -> bool {
+    /// Whether everything has been let go, and nobody has noticed yet. It is noticed before anything else happens: what
+    /// was let go has left by then, or the doubt has begun that stopped it.
+    pub(super) fn has_just_said_all(&self) -> bool {
         let stage = self.ending.as_ref().map(|ending| ending.stage);
         match (stage, &self.phase) {
             (Some(Stage::Until(through)), Phase::Protected(epochs)) => {
@@ -161,42 +164,21 @@ impl PrimaryCore {
         }
     }
 
-    /// To be called before anything else happens: what was let go has left by then, or the doubt has begun that
-    /// stopped it.
-    pub(super) fn look_at_end(&mut self) {
-        if self.has_just_said_all() {
-            self.begin_last();
-        }
-    }
-
     /// Whether nothing is left but to end.
     #[must_use]
     pub fn has_said_all(&self) -> bool {
-        self.last_answer_at().is_some()
+        let stage = self.ending.as_ref().map(|ending| ending.stage);
+        matches!(stage, Some(Stage::Last { .. }))
     }
 
     /// Until when the last answer is waited for.
     pub(super) fn last_answer_at(&self) -> Option<Duration> {
         match self.ending.as_ref()?.stage {
-            Stage::Last { since } => {
+            Stage::Last { since } if !matches!(self.phase, Phase::Fenced | Phase::Stopped) => {
                 Some(since + self.policy.heartbeat_timeout * LAST_ANSWER_TIMEOUTS)
             }
-            Stage::Until(_) | Stage::NeedsGrant => None,
+            _ => None,
         }
-    }
-
-    /// When the end must be looked at.
-    pub(super) fn ending_deadline(&self) -> Option<Duration> {
-        if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
-            return None;
-        }
-        if self.has_just_said_all() {
-            return Some(self.now);
-        }
-        let ask_at = (self.ending.as_ref())
-            .and_then(|ending| ending.ask_at)
-            .filter(|_| self.question.is_none() && self.has_link());
-        [ask_at, self.last_answer_at()].into_iter().flatten().min()
     }
 
     /// The end. What is still held is dropped.

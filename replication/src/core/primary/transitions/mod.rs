@@ -3,12 +3,14 @@
 //! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said.
 
 mod arbitration;
+mod deadlines;
 mod ending;
 mod status;
 
 use std::time::Duration;
 
 use arbitration::{Doubt, Question};
+use deadlines::Timer;
 use ending::Ending;
 pub use status::{EndingAwaits, PrimaryPhase};
 
@@ -16,12 +18,10 @@ use super::epochs::Epochs;
 use super::{PrimaryEffect as Effect, PrimaryInput as Input};
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::policy::Policy;
+use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
 
-/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its
-/// memory ready first.
-const HANDSHAKE_TIMEOUTS: u32 = 10;
 /// After so many failed captures in a row protection is given up: held output must not wait forever.
 const CAPTURE_FAILURES_MAX: u32 = 5;
 
@@ -49,6 +49,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct PrimaryCore {
     policy: Policy,
+    timers: Timers<Timer>,
     introduction: Hello,
     /// Whether output must wait for writes to shared disks.
     disks_first: bool,
@@ -81,6 +82,7 @@ impl PrimaryCore {
     pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
         Self {
             policy,
+            timers: Timers::new(),
             introduction,
             disks_first: false,
             generation,
@@ -112,53 +114,14 @@ impl PrimaryCore {
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         self.advance(now);
-        self.look_at_end();
+        self.arm_timers();
+        if self.timers.has_expired(Timer::AllSaid, self.now) {
+            self.expired(Timer::AllSaid, &mut out);
+        }
         self.apply(input, &mut out);
         self.release(&mut out);
         self.look_at_timers(&mut out);
         out
-    }
-
-    /// When `handle` must be called next although nothing happens; `None`: not before something does.
-    /// Never far away while a deadline runs: who is called late has been stalled.
-    #[must_use]
-    pub fn next_wakeup(&self) -> Option<Duration> {
-        let latest = self.now + self.policy.heartbeat_interval;
-        let deadlines = [self.next_deadline(), self.ending_deadline()];
-        let deadline = deadlines.into_iter().flatten().min();
-        deadline.map(|deadline| deadline.min(latest))
-    }
-
-    fn next_deadline(&self) -> Option<Duration> {
-        let policy = &self.policy;
-        let doubt_at = self
-            .doubt
-            .as_ref()
-            .filter(|_| self.question.is_none())
-            .and_then(|doubt| doubt.ask_at);
-        let beat_at = self.beat_sent_at + policy.heartbeat_interval;
-        match &self.phase {
-            Phase::Alone | Phase::Fenced | Phase::Stopped => None,
-            Phase::Handshaking => Some(self.handshake_ends_at()),
-            Phase::Syncing { capture_at, .. } => {
-                let silence_at = self.silent_at();
-                [Some(beat_at), Some(silence_at), *capture_at]
-                    .into_iter()
-                    .flatten()
-                    .min()
-            }
-            Phase::Protected(epochs) => [
-                Some(beat_at),
-                Some(self.silent_at()),
-                self.unacked_at(epochs),
-                epochs.ends_at(policy).filter(|_| self.may_end(epochs)),
-                doubt_at,
-            ]
-            .into_iter()
-            .flatten()
-            .min(),
-            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| self.question.is_none()),
-        }
     }
 
     fn epochs(&self) -> Option<&Epochs> {
@@ -184,65 +147,48 @@ impl PrimaryCore {
         self.begin_to_doubt();
     }
 
-    fn silent_at(&self) -> Duration {
-        self.link_heard_at.max(self.beat_heard_at) + self.policy.heartbeat_timeout
-    }
-
-    fn unacked_at(&self, epochs: &Epochs) -> Option<Duration> {
-        let since = epochs.in_flight_since()?;
-        Some(self.link_heard_at.max(since) + self.policy.heartbeat_timeout)
-    }
-
-    fn handshake_ends_at(&self) -> Duration {
-        self.link_up_at + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
-    }
-
+    /// Acts upon every timer that has expired, once.
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
-        if self.last_answer_at().is_some_and(|at| at <= self.now) {
-            return self.stop(out);
+        let mut last = Timer::AllSaid;
+        loop {
+            self.arm_timers();
+            let Some(timer) = self.timers.expired_after(last, self.now) else {
+                return;
+            };
+            self.expired(timer, out);
+            last = timer;
         }
-        match &self.phase {
-            Phase::Handshaking if self.now >= self.handshake_ends_at() => {
-                self.lose_backup("no answer to the introduction".into(), out);
-            }
-            Phase::Syncing { .. } | Phase::Protected(_) => self.look_at_session_timers(out),
-            _ => {}
-        }
-        self.ask_arbiter(out);
     }
 
-    fn look_at_session_timers(&mut self, out: &mut Vec<Effect>) {
-        let now = self.now;
-        if now >= self.silent_at() {
-            let silence = self.policy.heartbeat_timeout;
-            return self.lose_backup(format!("no sign of life for {silence:?}"), out);
-        }
-        if let Some(epoch) = self.epochs().and_then(|epochs| {
-            let late = now >= self.unacked_at(epochs)?;
-            epochs.in_flight().filter(|_| late)
-        }) {
-            return self.lose_backup(format!("{epoch} not acknowledged, link silent"), out);
-        }
-        if now >= self.beat_sent_at + self.policy.heartbeat_interval {
-            self.beat_sent_at = now;
-            out.push(Effect::Send(Message::Heartbeat));
-        }
-        let may_end = self.epochs().is_some_and(|epochs| self.may_end(epochs));
-        match &mut self.phase {
-            Phase::Syncing {
-                capture_at: Some(at),
-                failures,
-                ..
-            } if *at <= now => {
-                let failures = *failures;
-                self.capture_first(failures, out);
+    fn expired(&mut self, timer: Timer, out: &mut Vec<Effect>) {
+        match timer {
+            Timer::AllSaid => self.await_last_answer(),
+            Timer::LastAnswer => self.stop(out),
+            Timer::Handshake => self.lose_backup("no answer to the introduction".into(), out),
+            Timer::Silence => {
+                let silence = self.policy.heartbeat_timeout;
+                self.lose_backup(format!("no sign of life for {silence:?}"), out);
             }
-            Phase::Protected(epochs)
-                if may_end && epochs.ends_at(&self.policy).is_some_and(|at| at <= now) =>
-            {
-                out.push(Effect::Capture(epochs.end(now, &self.policy)));
+            Timer::Unacked => {
+                if let Some(epoch) = self.in_flight() {
+                    self.lose_backup(format!("{epoch} not acknowledged, link silent"), out);
+                }
             }
-            _ => {}
+            Timer::Beat => {
+                self.beat_sent_at = self.now;
+                out.push(Effect::Send(Message::Heartbeat));
+            }
+            Timer::Capture => match &mut self.phase {
+                Phase::Syncing { failures, .. } => {
+                    let failures = *failures;
+                    self.capture_first(failures, out);
+                }
+                Phase::Protected(epochs) => {
+                    out.push(Effect::Capture(epochs.end(self.now, &self.policy)));
+                }
+                _ => {}
+            },
+            Timer::Ask => self.ask_arbiter(out),
         }
     }
 
@@ -449,7 +395,7 @@ impl PrimaryCore {
                 if epochs.before_first() {
                     self.phase = syncing_again(retry_at, failures);
                 }
-                if self.ends_uncaptured() && !matches!(self.phase, Phase::Syncing { .. }) {
+                if self.ending_needs_grant() && !matches!(self.phase, Phase::Syncing { .. }) {
                     return;
                 }
                 let cause = format!("capture failed {failures} times in a row: {error}");

@@ -1,0 +1,61 @@
+//! The backup's timers: when each one expires is decided here and nowhere else, from the core's state.
+//!
+//! Must not be done here: changing anything. What follows when one expires is in the rooms beside.
+
+use std::time::Duration;
+
+use super::{BackupCore, Link, Phase};
+
+/// A peer that connects gets so many heartbeat timeouts to introduce itself.
+const HANDSHAKE_TIMEOUTS: u32 = 10;
+
+/// The backup's timers, in the order in which they are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A whole epoch is to be committed. Looked at before what comes in next.
+    Commit,
+    /// A peer has not introduced itself.
+    Handshake,
+    /// No sign of life of the primary on any path.
+    Silence,
+    /// A sign of life is to be sent.
+    Beat,
+    /// The arbiter is to be asked (again).
+    Ask,
+}
+
+impl BackupCore {
+    /// Sets every timer anew. To be called whenever something has happened.
+    pub(super) fn arm_timers(&mut self) {
+        let commit = self.commit_is_due().then_some(self.now);
+        let handshake = match self.link {
+            Link::Stranger { since } => {
+                Some(since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS)
+            }
+            Link::Down | Link::Welcomed => None,
+        };
+        let silent_at = self.heard_at + self.policy.heartbeat_timeout;
+        let (silence, ask) = match &self.phase {
+            Phase::Listening | Phase::Promoted => (None, None),
+            // A whole epoch is committed before silence is judged.
+            Phase::Syncing | Phase::Standby { .. } => (Some(silent_at), None),
+            Phase::Claiming { ask_at, .. } => (None, ask_at.filter(|_| self.may_ask())),
+        };
+        let beat_at = self.beat_sent_at + self.policy.heartbeat_interval;
+        let beat = self.sends_beats().then_some(beat_at);
+        let timers = &mut self.timers;
+        timers.set(Timer::Commit, commit);
+        timers.set(Timer::Handshake, handshake);
+        timers.set(Timer::Silence, silence.filter(|_| commit.is_none()));
+        timers.set(Timer::Beat, beat);
+        timers.set(Timer::Ask, ask);
+    }
+
+    /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    /// Never far away while a deadline runs: who is called late has been stalled.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        let latest = self.now + self.policy.heartbeat_interval;
+        self.timers.next().map(|deadline| deadline.min(latest))
+    }
+}

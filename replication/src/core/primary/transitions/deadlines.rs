@@ -1,0 +1,88 @@
+//! The primary's timers: when each one expires is decided here and nowhere else, from the core's state.
+//!
+//! Must not be done here: changing anything. What follows when one expires is in the rooms beside.
+
+use std::time::Duration;
+
+use super::{Phase, PrimaryCore};
+
+/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its memory ready first.
+const HANDSHAKE_TIMEOUTS: u32 = 10;
+
+/// The primary's timers, in the order in which they are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// Everything has been let go of a guest that has ended. Looked at before what comes in next.
+    AllSaid,
+    /// The last answer of the arbiter is not waited for any longer.
+    LastAnswer,
+    /// The backup has not answered the introduction.
+    Handshake,
+    /// No sign of life of the backup on any path.
+    Silence,
+    /// An epoch is not acknowledged, and the link is silent.
+    Unacked,
+    /// A sign of life is to be sent.
+    Beat,
+    /// The running epoch ends, or the capture of epoch 1 is tried again.
+    Capture,
+    /// The arbiter is to be asked (again).
+    Ask,
+}
+
+impl PrimaryCore {
+    /// Sets every timer anew. To be called whenever something has happened.
+    pub(super) fn arm_timers(&mut self) {
+        let (handshake, silence, beat, unacked, capture) = match &self.phase {
+            Phase::Handshaking => (Some(self.handshake_ends_at()), None, None, None, None),
+            Phase::Syncing { capture_at, .. } => {
+                let (silence, beat) = (self.silent_at(), self.beat_at());
+                (None, Some(silence), Some(beat), None, *capture_at)
+            }
+            Phase::Protected(epochs) => {
+                let (silence, beat) = (self.silent_at(), self.beat_at());
+                let unacked = epochs
+                    .in_flight_since()
+                    .map(|since| self.link_heard_at.max(since) + self.policy.heartbeat_timeout);
+                let ends_at = epochs.ends_at(&self.policy);
+                let capture = ends_at.filter(|_| self.may_end(epochs));
+                (None, Some(silence), Some(beat), unacked, capture)
+            }
+            Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {
+                (None, None, None, None, None)
+            }
+        };
+        let all_said = self.has_just_said_all().then_some(self.now);
+        let last_answer = self.last_answer_at();
+        let ask = self.next_question().and_then(|(ask_at, _)| *ask_at);
+        let timers = &mut self.timers;
+        timers.set(Timer::AllSaid, all_said);
+        timers.set(Timer::LastAnswer, last_answer);
+        timers.set(Timer::Handshake, handshake);
+        timers.set(Timer::Silence, silence);
+        timers.set(Timer::Unacked, unacked);
+        timers.set(Timer::Beat, beat);
+        timers.set(Timer::Capture, capture);
+        timers.set(Timer::Ask, ask);
+    }
+
+    /// When `handle` must be called next although nothing happens; `None`: not before something does.
+    /// Never far away while a deadline runs: who is called late has been stalled.
+    #[must_use]
+    pub fn next_wakeup(&self) -> Option<Duration> {
+        let latest = self.now + self.policy.heartbeat_interval;
+        self.timers.next().map(|deadline| deadline.min(latest))
+    }
+
+    fn handshake_ends_at(&self) -> Duration {
+        self.link_up_at + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS
+    }
+
+    fn silent_at(&self) -> Duration {
+        self.link_heard_at.max(self.beat_heard_at) + self.policy.heartbeat_timeout
+    }
+
+    fn beat_at(&self) -> Duration {
+        self.beat_sent_at + self.policy.heartbeat_interval
+    }
+}
