@@ -8,45 +8,42 @@ mod test;
 mod testbed;
 
 use anyhow::{Result, bail};
+use clap::Parser;
 
-const HELP: &str = "\
-cargo xtask <task>
-
-  test         all tests; installs the Debian packages they need when run as root, names them otherwise
-  check        format, lints and documentation, warnings denied
-  demos N      the demo N times in a row with 20 clients, both faults, and a table of the figures
-  guest-image  the Linux guest: kernel, initramfs and root file system from Debian's packages
-               ([--kernel cloud|generic] [--fresh]); says where they are
-  testbed boot Linux guests on real KVM in an emulated host (needs Debian 12; installs the packages it
-               needs when run as root, names them otherwise; downloads a kernel once)
-  testbed linux
-               the same with the Linux guest image: root on a disk, both of Debian's kernels
-  testbed list the scenarios of the two-host testbed
-  testbed run [--json] [--times N] [--seed N] NAME...|all
-               run scenarios on two emulated hosts: faults, and what clients of the guest see of them
-               (needs Debian and root; installs the packages it needs)
-";
+/// Development tasks of Understudy.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Task {
+    /// Run all tests.
+    ///
+    /// Needs /dev/kvm and root, for network namespaces and tap devices. Installs the Debian packages that the
+    /// tests need when run as root, names them otherwise.
+    Test {
+        /// Further arguments of `cargo test`, such as `-p understudy-transport` or the name of a test.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        further: Vec<String>,
+    },
+    /// Check format, lints and documentation, with warnings denied.
+    Check,
+    /// Run the demo many times in a row with 20 clients and both faults, and print a table of the figures.
+    Demos {
+        /// How often with each fault.
+        times: usize,
+    },
+    /// Build the Linux guest from Debian's packages: kernel, initramfs, root file system. Says where they are.
+    GuestImage(guest_image::ImageArgs),
+    /// Run Linux guests in emulated hosts.
+    #[command(subcommand)]
+    Testbed(testbed::Command),
+}
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match arguments.as_slice() {
-        ["test", rest @ ..] => test::run(rest),
-        ["check"] => check::run(),
-        ["demos", times] => demos::run(times.parse()?),
-        ["guest-image", rest @ ..] => guest_image::command(rest),
-        ["testbed", "boot"] => testbed::boot(),
-        ["testbed", "linux"] => testbed::linux(),
-        ["testbed", "list"] => {
-            testbed::list();
-            Ok(())
-        }
-        ["testbed", "run", rest @ ..] => testbed::run(rest),
-        ["help" | "--help" | "-h"] | [] => {
-            print!("{HELP}");
-            Ok(())
-        }
-        _ => bail!("unknown task {:?}\n\n{HELP}", arguments.join(" ")),
+    match Task::parse() {
+        Task::Test { further } => test::run(&further),
+        Task::Check => check::run(),
+        Task::Demos { times } => demos::run(times),
+        Task::GuestImage(arguments) => guest_image::command(&arguments),
+        Task::Testbed(command) => testbed::command(command),
     }
 }
 

@@ -17,10 +17,10 @@ const NEEDED: [(&str, &str); 7] = [
     ("cc", "gcc"),
 ];
 
-pub(crate) fn run(further: &[&str]) -> Result<()> {
+pub(crate) fn run(further: &[String]) -> Result<()> {
     provide()?;
     let mut arguments = vec!["test", "--workspace", "--locked"];
-    arguments.extend(further);
+    arguments.extend(further.iter().map(String::as_str));
     let path = search_path()?;
     let environment = [("PATH", text_of(path.as_ref())?)];
     crate::run("cargo", &arguments, &environment)

@@ -10,7 +10,7 @@ use super::packages::{archive, archives, download};
 use super::{modules, packages, quiet};
 
 /// Which of Debian's kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub(crate) enum Flavor {
     /// `linux-image-cloud-amd64`: for virtual machines.
     Cloud,

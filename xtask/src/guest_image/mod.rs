@@ -12,7 +12,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::Args;
 
 use crate::debian::{self, Flavor, Scratch, files_below};
 
@@ -27,7 +28,6 @@ pub(crate) struct Image {
     pub(crate) rootfs: PathBuf,
 }
 
-const USAGE: &str = "cargo xtask guest-image [--kernel cloud|generic] [--fresh]";
 /// What is built from, below the repository.
 const INPUTS: [&str; 4] = [
     "guest-images/linux",
@@ -44,29 +44,26 @@ const NEEDED: [(&str, &str); 5] = [
     ("apt-get", "apt"),
 ];
 
+/// What is to be built.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// Which of Debian's kernels it has.
+    #[arg(long, default_value = "cloud")]
+    kernel: Flavor,
+    /// Ask Debian for its packages again, and build everything anew.
+    #[arg(long)]
+    fresh: bool,
+}
+
 /// The command: builds what is missing and says where it is.
-pub(crate) fn command(arguments: &[&str]) -> Result<()> {
-    let mut flavor = Flavor::Cloud;
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        match *argument {
-            "--kernel" => {
-                flavor = match rest.next().copied() {
-                    Some("cloud") => Flavor::Cloud,
-                    Some("generic") => Flavor::Generic,
-                    other => bail!("--kernel is cloud or generic, not {other:?}\n{USAGE}"),
-                }
-            }
-            "--fresh" => {
-                debian::forget()?;
-                for old in built()? {
-                    fs::remove_dir_all(old)?;
-                }
-            }
-            other => bail!("unknown argument {other}\n{USAGE}"),
+pub(crate) fn command(arguments: &ImageArgs) -> Result<()> {
+    if arguments.fresh {
+        debian::forget()?;
+        for old in built()? {
+            fs::remove_dir_all(old)?;
         }
     }
-    let image = image(flavor)?;
+    let image = image(arguments.kernel)?;
     for (what, path) in [
         ("kernel", &image.kernel),
         ("initrd", &image.initrd),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::network::{Network, Side};
 use super::wait::{say, until};
-use super::{machine, sandbox, shell};
+use super::{qemu, sandbox, shell};
 use crate::debian::{Kernel, text_of};
 
 const MEMORY_MIB: u32 = 1536;
@@ -138,8 +138,7 @@ impl Host {
     pub(super) fn power_on(&mut self) -> Result<()> {
         ensure!(self.power.is_none(), "{} is on already", self.side.name());
         let parameters = format!("number={} quiet", self.side.number());
-        let mut emulator =
-            machine::emulator(&self.kernel, &self.initramfs, &parameters, MEMORY_MIB);
+        let mut emulator = qemu::emulator(&self.kernel, &self.initramfs, &parameters, MEMORY_MIB);
         for log in LOGS {
             let path = self.log(log);
             emulator.arg("-chardev");
@@ -170,7 +169,7 @@ impl Host {
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
-            .context(machine::MISSING)?;
+            .context(qemu::MISSING)?;
         self.power = Some(power);
         self.frozen = false;
         Ok(())

@@ -3,12 +3,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
 use understudy_guest_tool::fsync;
 
 use super::network::GUEST;
@@ -79,7 +80,7 @@ impl Load {
             .spawn(move || {
                 let outcome = work(&counted, &told);
                 if let Err(error) = &outcome {
-                    *lock(&noted) = format!("{error:#}");
+                    *noted.lock() = format!("{error:#}");
                 }
                 outcome
             })?;
@@ -104,7 +105,7 @@ impl Load {
                     !self.thread.is_finished(),
                     "{} ended after {acked} writes: {}",
                     self.name,
-                    lock(&self.failure)
+                    self.failure.lock()
                 );
                 Ok((acked >= enough).then_some(()))
             },
@@ -182,10 +183,6 @@ fn verify_redis(acked: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn lock(text: &Mutex<String>) -> MutexGuard<'_, String> {
-    text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn value(number: u64) -> String {

@@ -1,10 +1,11 @@
 //! `cargo xtask testbed`: real Linux guests on real KVM with nested paging, in hosts that QEMU emulates.
 //!
 //! ```text
-//!   boot.rs       one host whose init boots guests: no root needed
-//!   linux.rs      the same with the Linux guest image: a disk, both kernels
+//!   one_host.rs   one host (qemu.rs) that runs guests by itself; no root needed
+//!   boot.rs       a kernel and an initramfs in it; linux.rs: the Linux guest image, with a disk and both kernels
+//!   init/         what hosts and guests do after their boot: begin.sh, then each a script of its own
 //!   sandbox.rs    namespaces around everything below
-//!   lab.rs        two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
+//!   two_hosts.rs  two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
 //!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside; native.rs: what
 //!                 their programs do without a guest
 //!   scenarios/    what is tried; report.rs: what it cost
@@ -18,19 +19,20 @@ mod boot;
 mod client;
 mod guest;
 mod host;
-mod lab;
 mod linux;
 mod load;
-mod machine;
 mod native;
 mod network;
+mod one_host;
 mod options;
+mod qemu;
 mod report;
 mod sandbox;
 mod scenarios;
 mod shell;
 mod speakers;
 mod storage;
+mod two_hosts;
 mod vmm;
 mod vmm_binary;
 mod wait;
@@ -39,15 +41,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use clap::Subcommand;
 
-pub(crate) use boot::boot;
-use lab::Lab;
-pub(crate) use linux::linux;
-use options::Options;
+use options::{Options, RunArgs};
 use scenarios::{ALL, Scenario};
+use two_hosts::Testbed;
 use wait::say;
 
-use crate::debian::{Flavor, Kernel, provide_busybox};
+use crate::debian::{self, Flavor, Kernel, provide_busybox};
 use crate::{guest_image, root};
 
 /// Programs that one host needs, and the Debian package each is in.
@@ -68,22 +69,62 @@ const CLUSTER: [(&str, &str); 5] = [
     ("/etc/netconfig", "libtirpc-common"),
 ];
 
-/// Prints the scenarios.
-pub(crate) fn list() {
-    for scenario in ALL {
-        println!("{:<20} {}", scenario.name, scenario.about);
+/// What can be done with a testbed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot Linux guests on real KVM in an emulated host.
+    ///
+    /// Needs Debian 12. Installs the packages it needs when run as root, names them otherwise; downloads
+    /// QEMU and a kernel once.
+    Boot,
+    /// Boot the Linux guest image in an emulated host: root on a disk, both of Debian's kernels.
+    Linux,
+    /// List the scenarios of the two-host testbed.
+    List,
+    /// Run scenarios on two emulated hosts: faults, and what clients of the guest see of them.
+    ///
+    /// Needs Debian and root; installs the packages it needs. Logs stay in `target/testbed`.
+    Run(RunArgs),
+}
+
+/// Does it.
+pub(crate) fn command(command: Command) -> Result<()> {
+    match command {
+        Command::Boot => boot::boot(),
+        Command::Linux => linux::linux(),
+        Command::List => {
+            for scenario in ALL {
+                println!("{:<20} {}", scenario.name, scenario.about);
+            }
+            Ok(())
+        }
+        Command::Run(arguments) => run(arguments.into_options()?),
     }
 }
 
+/// The beginning of every init, and how this one goes on.
+fn init_script(further: &str) -> String {
+    [include_str!("init/begin.sh"), further].concat()
+}
+
+/// Provides what one emulated host needs: the testbed's directory, the kernel of hosts, and `vmm` for them.
+fn prepare_one_host() -> Result<(PathBuf, Kernel, PathBuf)> {
+    debian::install(&ONE_HOST)?;
+    qemu::provide()?;
+    let directory = directory()?;
+    let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
+    let vmm = vmm_binary::build(&directory)?;
+    Ok((directory, kernel, vmm))
+}
+
 /// Runs scenarios; see [`Options`].
-pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    let options = Options::parse(arguments)?;
+fn run(options: Options) -> Result<()> {
     let directory = directory()?;
     if !sandbox::is_inside() {
         // Kept to the end of this process, and with it of what is inside.
         let _turn = sandbox::take_turn(&directory)?;
         sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
-        machine::provide()?;
+        qemu::provide()?;
         Kernel::provide(&directory, Flavor::Cloud)?;
         provide_busybox()?;
         storage::provide(&directory)?;
@@ -96,23 +137,21 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         {
             guest_image::image(Flavor::Cloud)?;
         }
-        // The same numbers inside.
-        let seed = options.seed().to_string();
-        let code = sandbox::enter(&[&["run"], arguments, &["--seed", &seed]].concat())?;
+        let code = sandbox::enter(&options.arguments())?;
         std::process::exit(code);
     }
-    say(format_args!("seed {}", options.seed()));
+    say(format_args!("seed {}", options.seed));
     let (scenarios, as_json) = (options.scenarios.clone(), options.json);
-    let mut lab = Lab::new(&directory, options)?;
+    let mut testbed = Testbed::new(&directory, options)?;
     let mut verdicts = Vec::new();
     for scenario in scenarios {
-        let verdict = judge(&mut lab, scenario)?;
+        let verdict = judge(&mut testbed, scenario)?;
         verdicts.push((scenario.name.to_owned(), verdict));
     }
     if as_json {
-        println!("{}", report::json(&lab.measures, &verdicts));
+        println!("{}", report::json(&testbed.measures, &verdicts));
     } else {
-        report::print_table(&lab.measures);
+        report::print_table(&testbed.measures);
     }
     let failed: Vec<&str> = (verdicts.iter())
         .filter(|(_, verdict)| verdict.is_err())
@@ -129,19 +168,21 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 }
 
 /// Runs one scenario: how many seconds it took, or what went wrong.
-fn judge(lab: &mut Lab, scenario: &Scenario) -> Result<Result<f64, String>> {
+fn judge(testbed: &mut Testbed, scenario: &Scenario) -> Result<Result<f64, String>> {
     let begin = Instant::now();
     say(format_args!("=== {}: {}", scenario.name, scenario.about));
-    let outcome = lab.begin(scenario.name).and_then(|()| (scenario.act)(lab));
+    let outcome = testbed
+        .begin(scenario.name)
+        .and_then(|()| (scenario.act)(testbed));
     let verdict = match outcome {
         Ok(()) => Ok(begin.elapsed().as_secs_f64()),
         Err(error) => {
             let mut why = vec![format!("{error:#}")];
-            why.extend(lab.guest_alarms());
+            why.extend(testbed.guest_alarms());
             Err(why.join("; "))
         }
     };
-    lab.end()?;
+    testbed.end()?;
     match &verdict {
         Ok(seconds) => say(format_args!("=== pass {} in {seconds:.0} s", scenario.name)),
         Err(why) => say(format_args!("=== FAIL {}: {why}", scenario.name)),

@@ -2,12 +2,65 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::scenarios::{ALL, Scenario};
 
-/// How often, unless the command line says.
-const TIMES: u32 = 5;
+/// Stands for every scenario.
+const EVERY: &str = "all";
+
+/// What the command line says.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The scenarios to run, in this order.
+    #[arg(value_name = "SCENARIO", required = true, value_parser = names())]
+    scenarios: Vec<String>,
+    /// Print figures as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// How often a scenario that repeats something does so.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    times: u32,
+    /// Makes the random numbers of an earlier run come again [default: from the clock].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+fn names() -> PossibleValuesParser {
+    let scenarios = ALL.iter();
+    let scenarios = scenarios.map(|one| PossibleValue::new(one.name).help(one.about));
+    let every = PossibleValue::new(EVERY).help("each of them");
+    PossibleValuesParser::new(scenarios.chain([every]))
+}
+
+impl RunArgs {
+    pub(super) fn into_options(self) -> Result<Options> {
+        let mut scenarios = Vec::new();
+        for name in &self.scenarios {
+            if name == EVERY {
+                scenarios.extend(ALL);
+            } else {
+                let found = ALL.iter().find(|scenario| scenario.name == name);
+                scenarios.push(found.with_context(|| format!("no scenario {name}"))?);
+            }
+        }
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        };
+        Ok(Options {
+            scenarios,
+            json: self.json,
+            times: self.times,
+            seed,
+            luck: StdRng::seed_from_u64(seed),
+        })
+    }
+}
 
 /// What was asked for.
 pub(super) struct Options {
@@ -16,83 +69,64 @@ pub(super) struct Options {
     pub(super) json: bool,
     /// How often a scenario that repeats something does so.
     pub(super) times: u32,
-    state: u64,
+    /// What `--seed` makes come again.
+    pub(super) seed: u64,
+    luck: StdRng,
 }
 
 impl Options {
-    pub(super) fn parse(arguments: &[&str]) -> Result<Self> {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let mut options = Self {
-            scenarios: Vec::new(),
-            json: false,
-            times: TIMES,
-            state: clock.as_secs(),
-        };
-        let mut rest = arguments.iter();
-        while let Some(argument) = rest.next() {
-            let mut number = || -> Result<u64> {
-                let value = rest
-                    .next()
-                    .with_context(|| format!("{argument} wants a number"))?;
-                value.parse().with_context(|| format!("{argument} {value}"))
-            };
-            match *argument {
-                "--json" => options.json = true,
-                "--times" => options.times = u32::try_from(number()?)?,
-                "--seed" => options.state = number()?,
-                "all" => options.scenarios.extend(ALL),
-                name => options.scenarios.push(
-                    ALL.iter()
-                        .find(|scenario| scenario.name == name)
-                        .with_context(|| {
-                            format!("no scenario {name:?}; `cargo xtask testbed list` shows them")
-                        })?,
-                ),
-            }
-        }
-        if options.scenarios.is_empty() {
-            bail!("which scenario? `cargo xtask testbed list` shows them; `all` runs all");
-        }
-        Ok(options)
-    }
-
-    /// What `--seed` makes come again.
-    pub(super) fn seed(&self) -> u64 {
-        self.state
-    }
-
-    /// A number below `limit` (splitmix64).
+    /// A number below `limit`.
     pub(super) fn random(&mut self, limit: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
+        self.luck.random_range(0..limit)
+    }
+
+    /// The command line that asks for the same, seed included.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["run".to_owned()];
+        arguments.extend(self.json.then(|| "--json".to_owned()));
+        arguments.extend(["--times".into(), self.times.to_string()]);
+        arguments.extend(["--seed".into(), self.seed.to_string()]);
+        arguments.extend(self.scenarios.iter().map(|one| one.name.to_owned()));
+        arguments
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse<S: AsRef<str>>(arguments: &[S]) -> Result<Options> {
+        let words = arguments.iter().map(AsRef::as_ref);
+        Line::try_parse_from(["run"].into_iter().chain(words))?
+            .run
+            .into_options()
+    }
 
     #[test]
     fn options_are_read_or_explained() {
-        let mut options =
-            Options::parse(&["random", "--times", "30", "--seed", "7", "--json"]).unwrap();
+        let mut options = parse(&["random", "--times", "30", "--seed", "7", "--json"]).unwrap();
         assert_eq!((options.scenarios[0].name, options.times), ("random", 30));
         assert!(options.json);
-        let numbers: Vec<u64> = (0..4).map(|_| options.random(1000)).collect();
-        let mut again = Options::parse(&["random", "--seed", "7"]).unwrap();
-        assert!(numbers.iter().all(|number| *number == again.random(1000)));
+        let mut again = parse(&options.arguments()[1..]).unwrap();
+        assert_eq!(again.arguments(), options.arguments());
+        for _ in 0..4 {
+            assert_eq!(again.random(1000), options.random(1000));
+        }
+        assert_eq!(parse(&["all"]).unwrap().scenarios.len(), ALL.len());
         for (wrong, why) in [
-            (&["rndom"][..], "no scenario"),
-            (&[], "which scenario"),
-            (&["random", "--times"], "wants a number"),
+            (&["rndom"][..], "'random'"),
+            (&[], "SCENARIO"),
+            (&["random", "--times"], "a value is required"),
         ] {
-            let error = Options::parse(wrong)
-                .err()
-                .expect("it is wrong")
-                .to_string();
+            let error = parse(wrong).err().expect("it is wrong").to_string();
             assert!(error.contains(why), "{error}");
         }
     }

@@ -33,7 +33,7 @@ pub(super) fn take_turn(directory: &Path) -> Result<File> {
 }
 
 /// Runs this program again, inside, with `arguments`. Returns its exit code.
-pub(super) fn enter(arguments: &[&str]) -> Result<i32> {
+pub(super) fn enter(arguments: &[String]) -> Result<i32> {
     let program = std::env::current_exe().context("cannot find this program")?;
     // If this process dies, unshare is killed; then its child, the first process inside; with that, all.
     let status = Command::new("setpriv")

@@ -19,15 +19,15 @@ pub(super) const HEARTBEAT_MS: u64 = 100;
 pub(super) const EPOCH_MS: u64 = 100;
 pub(super) const CONTROL: &str = "/run/vmm.sock";
 
-/// How a `vmm` begins.
+/// The subcommand of `vmm` by which a host begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum Subcommand {
     Primary,
     Standby,
 }
 
-impl Role {
-    fn command(self) -> &'static str {
+impl Subcommand {
+    fn name(self) -> &'static str {
         match self {
             Self::Primary => "primary",
             Self::Standby => "standby",
@@ -91,15 +91,15 @@ pub(super) fn timeout() -> Duration {
 /// Starts `vmm` on a host.
 pub(super) fn start(
     host: &Host,
-    role: Role,
+    subcommand: Subcommand,
     guest: &Guest,
     vcpus: u8,
     directory: &str,
 ) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(guest, vcpus, host.side, directory))?;
     host.must(&format!("cat > /run/vmm.json <<'END'\n{config}\nEND"))?;
-    let command = role.command();
-    begin(host, &format!("vmm {command} --config /run/vmm.json"))
+    let subcommand = subcommand.name();
+    begin(host, &format!("vmm {subcommand} --config /run/vmm.json"))
 }
 
 /// Starts a command with `vmm` that goes on: its log and its exit code are kept.

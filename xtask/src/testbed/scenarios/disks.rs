@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::super::guest::{self, Guest, Mode};
-use super::super::lab::Lab;
 use super::super::load::{self, Load, Loads};
 use super::super::native;
 use super::super::network::Side;
+use super::super::two_hosts::Testbed;
 use super::super::vmm;
 use super::super::wait::{say, until};
 use super::faults::{Fault, repair, strike};
@@ -23,64 +23,66 @@ const COMPILE: Duration = Duration::from_secs(400);
 const OBJECTS: u32 = 3;
 
 /// Redis and fsynced records while the host with the guest fails, there and back; then the file system.
-pub(super) fn databases(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
-    lab.protect(&guest::linux(mode)?, vcpus)?;
+pub(super) fn databases(testbed: &mut Testbed, mode: Mode, vcpus: u8) -> Result<()> {
+    testbed.protect(&guest::linux(mode)?, vcpus)?;
     let loads = Loads::start()?;
     for side in Side::BOTH {
         loads.await_more(WRITES)?;
-        fail(lab, &loads, Fault::PowerFailure, side)?;
+        fail(testbed, &loads, Fault::PowerFailure, side)?;
     }
     let records = loads.verify()?;
-    check_image(lab, Side::A, records)
+    check_image(testbed, Side::A, records)
 }
 
 /// The same with faults of all kinds at random moments, from host to host and back.
-pub(super) fn random(lab: &mut Lab, mode: Mode) -> Result<()> {
-    lab.protect(&guest::linux(mode)?, 2)?;
+pub(super) fn random(testbed: &mut Testbed, mode: Mode) -> Result<()> {
+    testbed.protect(&guest::linux(mode)?, 2)?;
     let loads = Loads::start()?;
     let mut side = Side::A;
-    let times = lab.options.times;
+    let times = testbed.options.times;
     for time in 1..=times {
-        let fault = Fault::random(&mut lab.options);
+        let fault = Fault::random(&mut testbed.options);
         say(format_args!("--- {time} of {times}: {}", fault.name()));
-        loads.await_more(lab.options.random(2 * WRITES))?;
+        loads.await_more(testbed.options.random(2 * WRITES))?;
         // Writes are acknowledged at the ends of epochs; faults come at any time.
-        std::thread::sleep(Duration::from_millis(lab.options.random(2 * vmm::EPOCH_MS)));
-        fail(lab, &loads, fault, side)?;
+        std::thread::sleep(Duration::from_millis(
+            testbed.options.random(2 * vmm::EPOCH_MS),
+        ));
+        fail(testbed, &loads, fault, side)?;
         side = side.other();
     }
     say(format_args!("{times} failovers at random moments"));
     let records = loads.verify()?;
-    check_image(lab, side, records)
+    check_image(testbed, side, records)
 }
 
 /// The host with the guest fails; the other one takes over, serves on, and gets a standby again.
-fn fail(lab: &mut Lab, loads: &Loads, fault: Fault, side: Side) -> Result<()> {
-    let failover = strike(lab, fault, side)?;
+fn fail(testbed: &mut Testbed, loads: &Loads, fault: Fault, side: Side) -> Result<()> {
+    let failover = strike(testbed, fault, side)?;
     loads.await_more(WRITES)?;
     let what = format!("{} of {}", fault.name(), side.name());
-    lab.measure(what, failover, None);
-    repair(lab, side)
+    testbed.measure(what, failover, None);
+    repair(testbed, side)
 }
 
 /// A primary that hangs and goes on later has written nothing more to the disk.
-pub(super) fn freeze(lab: &mut Lab, mode: Mode) -> Result<()> {
-    lab.protect(&guest::linux(mode)?, 2)?;
+pub(super) fn freeze(testbed: &mut Testbed, mode: Mode) -> Result<()> {
+    testbed.protect(&guest::linux(mode)?, 2)?;
     let fsync = Load::fsync()?;
     fsync.await_more(WRITES)?;
-    let failover = strike(lab, Fault::Freeze, Side::A)?;
+    let failover = strike(testbed, Fault::Freeze, Side::A)?;
     fsync.await_more(WRITES)?;
-    lab.measure("freeze of host-a", failover, None);
+    testbed.measure("freeze of host-a", failover, None);
     let records = fsync.stop()?;
     load::verify_fsync(records)?;
-    check_image(lab, Side::B, records)
+    check_image(testbed, Side::B, records)
 }
 
 /// A compile goes on over the failover and makes what an undisturbed one makes, on this machine itself.
-pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
+pub(super) fn compile(testbed: &mut Testbed, mode: Mode, vcpus: u8) -> Result<()> {
     let guest = guest::linux(mode)?;
-    lab.protect(&guest, vcpus)?;
-    let undisturbed = natively(lab, &guest)?;
+    testbed.protect(&guest, vcpus)?;
+    let undisturbed = natively(testbed, &guest)?;
     let command = format!("compile 1 {vcpus}");
     let disturbed = std::thread::spawn(move || guest::shell(&command, COMPILE));
     until("some object files", COMPILE, || {
@@ -91,7 +93,7 @@ pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
         )?;
         Ok((count.trim().parse::<u32>()? >= OBJECTS).then_some(()))
     })?;
-    let failover = strike(lab, Fault::PowerFailure, Side::A)?;
+    let failover = strike(testbed, Fault::PowerFailure, Side::A)?;
     ensure!(!disturbed.is_finished(), "the compile ended before it");
     let Ok(said) = disturbed.join() else {
         bail!("the compiling client panicked");
@@ -102,20 +104,20 @@ pub(super) fn compile(lab: &mut Lab, mode: Mode, vcpus: u8) -> Result<()> {
         "the guest compiled {disturbed}, undisturbed it is {undisturbed}"
     );
     say("the same object files");
-    lab.measure("power failure while compiling", failover, None);
+    testbed.measure("power failure while compiling", failover, None);
     Ok(())
 }
 
 /// A protected guest to which nothing happens compiles over and over: it compiles right, and does not crash.
-pub(super) fn soak(lab: &mut Lab, mode: Mode) -> Result<()> {
+pub(super) fn soak(testbed: &mut Testbed, mode: Mode) -> Result<()> {
     let guest = guest::linux(mode)?;
-    lab.protect(&guest, 2)?;
-    let right = natively(lab, &guest)?;
-    let times = lab.options.times;
+    testbed.protect(&guest, 2)?;
+    let right = natively(testbed, &guest)?;
+    let times = testbed.options.times;
     for time in 1..=times {
         let compile = std::thread::spawn(|| guest::shell("compile 1 2", COMPILE));
         until("a compile", COMPILE, || {
-            let alarms = lab.guest_alarms();
+            let alarms = testbed.guest_alarms();
             ensure!(alarms.is_empty(), "{}", alarms.join("; "));
             Ok(compile.is_finished().then_some(()))
         })?;
@@ -127,7 +129,7 @@ pub(super) fn soak(lab: &mut Lab, mode: Mode) -> Result<()> {
             compiled == right,
             "the guest compiled {compiled}, natively it is {right}"
         );
-        let status = lab.status(Side::A)?.unwrap_or_default();
+        let status = testbed.status(Side::A)?.unwrap_or_default();
         say(format_args!(
             "{time} of {times}: the same object files, after {} epochs",
             status["epochs"]
@@ -137,9 +139,13 @@ pub(super) fn soak(lab: &mut Lab, mode: Mode) -> Result<()> {
 }
 
 /// What the compile makes on this machine itself.
-fn natively(lab: &Lab, guest: &Guest) -> Result<String> {
+fn natively(testbed: &Testbed, guest: &Guest) -> Result<String> {
     let root = guest.drives.first().context("no drive")?;
-    let said = native::shell(&root.image, &lab.directory.join("native"), "compile 1 2")?;
+    let said = native::shell(
+        &root.image,
+        &testbed.directory.join("native"),
+        "compile 1 2",
+    )?;
     let hash = objects(&said)?;
     say(format_args!("undisturbed, and natively: {hash}"));
     Ok(hash)
@@ -156,9 +162,9 @@ fn objects(said: &str) -> Result<String> {
 
 /// Looks at the image on this host as it is after a power failure of both: the file system must be clean once
 /// its journal is replayed, and every record must be there.
-fn check_image(lab: &mut Lab, side: Side, records: u64) -> Result<()> {
-    lab.power_off(side.other())?;
-    let image = lab.take_image(side, "root")?;
+fn check_image(testbed: &mut Testbed, side: Side, records: u64) -> Result<()> {
+    testbed.power_off(side.other())?;
+    let image = testbed.take_image(side, "root")?;
     e2fsck("-p", &image, &[0, 1])?;
     e2fsck("-fn", &image, &[0])?;
     let found = image.with_extension("fsync");

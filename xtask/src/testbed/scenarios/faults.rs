@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::super::client::Download;
 use super::super::guest::WEB_LINES;
-use super::super::lab::Lab;
 use super::super::network::{Network, Side};
 use super::super::options::Options;
+use super::super::two_hosts::Testbed;
 use super::super::wait::{say, until};
 
 /// Exit code of a `vmm` that found that another host owns the guest.
@@ -49,39 +49,44 @@ impl Fault {
 
 /// Lets a fault happen to the host with the guest, and waits until the other one runs it. An old primary that
 /// comes back must stop, say why, and not have spoken. Returns `failover` of the new primary's status.
-pub(super) fn strike(lab: &mut Lab, fault: Fault, side: Side) -> Result<Value> {
+pub(super) fn strike(testbed: &mut Testbed, fault: Fault, side: Side) -> Result<Value> {
     match fault {
-        Fault::PowerFailure => lab.power_off(side)?,
-        Fault::Freeze => lab.freeze(side)?,
+        Fault::PowerFailure => testbed.power_off(side)?,
+        Fault::Freeze => testbed.freeze(side)?,
         Fault::CutOff => CUT_OFF
             .iter()
-            .try_for_each(|network| lab.cut(*network, side))?,
+            .try_for_each(|network| testbed.cut(*network, side))?,
     }
-    let failover = lab.await_takeover(side.other())?;
-    let mark = lab.speakers.mark()?;
+    let failover = testbed.await_takeover(side.other())?;
+    let mark = testbed.speakers.mark()?;
     match fault {
         Fault::PowerFailure => return Ok(failover),
-        Fault::Freeze => lab.thaw(side)?,
+        Fault::Freeze => testbed.thaw(side)?,
         Fault::CutOff => CUT_OFF
             .iter()
-            .try_for_each(|network| lab.heal(*network, side))?,
+            .try_for_each(|network| testbed.heal(*network, side))?,
     }
-    let (code, words) = lab.await_end(side)?;
+    let (code, words) = testbed.await_end(side)?;
     ensure!(code == FENCED, "the old primary ended with {code}: {words}");
     ensure!(
         words.contains("fenced"),
         "the old primary did not say that it is fenced: {words}"
     );
-    lab.check_only_speaker(side.other(), mark)?;
+    testbed.check_only_speaker(side.other(), mark)?;
     say(format_args!("{} is fenced and silent", side.name()));
     Ok(failover)
 }
 
 /// A fault hits the host with the guest while a client downloads; the client gets every byte.
-pub(super) fn during_download(lab: &mut Lab, fault: Fault, side: Side, bytes: u64) -> Result<()> {
+pub(super) fn during_download(
+    testbed: &mut Testbed,
+    fault: Fault,
+    side: Side,
+    bytes: u64,
+) -> Result<()> {
     let download = Download::start(WEB_LINES, DOWNLOAD)?;
     download.await_bytes(bytes)?;
-    let failover = strike(lab, fault, side)?;
+    let failover = strike(testbed, fault, side)?;
     let done = download.finish()?;
     say(format_args!(
         "{} bytes, all right; longest wait {} ms",
@@ -89,18 +94,18 @@ pub(super) fn during_download(lab: &mut Lab, fault: Fault, side: Side, bytes: u6
         done.gap.as_millis()
     ));
     let what = format!("{} of {}", fault.name(), side.name());
-    lab.measure(what, failover, Some(done.gap));
+    testbed.measure(what, failover, Some(done.gap));
     Ok(())
 }
 
 /// The host that failed becomes the standby, and the time that took is noted. Its disks get what has changed.
-pub(super) fn repair(lab: &mut Lab, failed: Side) -> Result<()> {
-    lab.rejoin(failed)?;
-    lab.await_protected(failed.other())?;
-    let status = lab.status(failed.other())?.unwrap_or_default();
+pub(super) fn repair(testbed: &mut Testbed, failed: Side) -> Result<()> {
+    testbed.rejoin(failed)?;
+    testbed.await_protected(failed.other())?;
+    let status = testbed.status(failed.other())?.unwrap_or_default();
     let repair_ms = status["failover"]["repair_ms"].as_f64();
     let repair_ms = repair_ms.with_context(|| format!("no repair time in {status}"))?;
-    lab.repaired(repair_ms, resynchronised(&status)?);
+    testbed.repaired(repair_ms, resynchronised(&status)?);
     Ok(())
 }
 
@@ -130,71 +135,71 @@ fn resynchronised(status: &Value) -> Result<Option<u64>> {
     Ok(Some(sent))
 }
 
-pub(super) fn one(lab: &mut Lab, fault: Fault, vcpus: u8) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, vcpus)?;
-    during_download(lab, fault, Side::A, MIDDLE)
+pub(super) fn one(testbed: &mut Testbed, fault: Fault, vcpus: u8) -> Result<()> {
+    let web = testbed.web.clone();
+    testbed.protect(&web, vcpus)?;
+    during_download(testbed, fault, Side::A, MIDDLE)
 }
 
-pub(super) fn there_and_back(lab: &mut Lab) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, 2)?;
+pub(super) fn there_and_back(testbed: &mut Testbed) -> Result<()> {
+    let web = testbed.web.clone();
+    testbed.protect(&web, 2)?;
     for side in Side::BOTH {
-        during_download(lab, Fault::PowerFailure, side, MIDDLE)?;
-        repair(lab, side)?;
+        during_download(testbed, Fault::PowerFailure, side, MIDDLE)?;
+        repair(testbed, side)?;
     }
     Ok(())
 }
 
 /// Faults of all kinds at random moments of downloads, from host to host and back.
-pub(super) fn random(lab: &mut Lab) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, 2)?;
+pub(super) fn random(testbed: &mut Testbed) -> Result<()> {
+    let web = testbed.web.clone();
+    testbed.protect(&web, 2)?;
     let mut side = Side::A;
-    let times = lab.options.times;
+    let times = testbed.options.times;
     for time in 1..=times {
-        let fault = Fault::random(&mut lab.options);
-        let bytes = lab.options.random(3 * MIDDLE);
+        let fault = Fault::random(&mut testbed.options);
+        let bytes = testbed.options.random(3 * MIDDLE);
         say(format_args!(
             "--- {time} of {times}: {} after {bytes} bytes",
             fault.name()
         ));
-        during_download(lab, fault, side, bytes)?;
-        repair(lab, side)?;
+        during_download(testbed, fault, side, bytes)?;
+        repair(testbed, side)?;
         side = side.other();
     }
     say(format_args!("{times} failovers at random moments"));
     Ok(())
 }
 
-pub(super) fn cut_channel(lab: &mut Lab) -> Result<()> {
-    let web = lab.web.clone();
-    lab.protect(&web, 1)?;
+pub(super) fn cut_channel(testbed: &mut Testbed) -> Result<()> {
+    let web = testbed.web.clone();
+    testbed.protect(&web, 1)?;
     let download = Download::start(WEB_LINES, DOWNLOAD)?;
     download.await_bytes(MIDDLE)?;
     // Clients still reach both.
-    lab.cut(Network::Channel, Side::A)?;
-    let (owner, mark) = await_owner(lab)?;
+    testbed.cut(Network::Channel, Side::A)?;
+    let (owner, mark) = await_owner(testbed)?;
     let done = download.finish()?;
-    lab.check_only_speaker(owner, mark)?;
-    let status = lab.status(owner)?.unwrap_or_default();
-    lab.measure(
+    testbed.check_only_speaker(owner, mark)?;
+    let status = testbed.status(owner)?.unwrap_or_default();
+    testbed.measure(
         format!("channel cut, {} goes on", owner.name()),
         status["failover"].clone(),
         Some(done.gap),
     );
-    lab.heal(Network::Channel, Side::A)?;
-    lab.rejoin(owner.other())?;
-    lab.await_protected(owner)
+    testbed.heal(Network::Channel, Side::A)?;
+    testbed.rejoin(owner.other())?;
+    testbed.await_protected(owner)
 }
 
 /// Waits until one host runs the guest alone; returns which, and the place in the speakers' log by then.
-fn await_owner(lab: &Lab) -> Result<(Side, usize)> {
+fn await_owner(testbed: &Testbed) -> Result<(Side, usize)> {
     until("one host to go on alone", Duration::from_secs(60), || {
-        let mark = lab.speakers.mark()?;
+        let mark = testbed.speakers.mark()?;
         let mut owner = None;
         for side in Side::BOTH {
-            let Some(status) = lab.status(side)? else {
+            let Some(status) = testbed.status(side)? else {
                 continue;
             };
             let generation = status["generation"].as_u64().context("no generation")?;

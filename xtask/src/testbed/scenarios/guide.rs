@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::super::guest::{self, Mode};
 use super::super::host::Host;
-use super::super::lab::Lab;
 use super::super::load::Loads;
 use super::super::network::{GUEST, Network, Side};
+use super::super::two_hosts::Testbed;
 use super::super::vmm;
 use super::super::wait::{say, until};
 
@@ -87,105 +87,105 @@ fn prepare(host: &Host) -> Result<()> {
 }
 
 /// Starts a command that stays.
-fn begin(lab: &mut Lab, side: Side, command: &str) -> Result<()> {
+fn begin(testbed: &mut Testbed, side: Side, command: &str) -> Result<()> {
     say(format_args!("{}# {command}", side.name()));
-    vmm::begin(lab.host(side), command)
+    vmm::begin(testbed.host(side), command)
 }
 
 /// A command of the page that must succeed on a host.
-fn done(lab: &mut Lab, side: Side, command: &str) -> Result<String> {
+fn done(testbed: &mut Testbed, side: Side, command: &str) -> Result<String> {
     say(format_args!("{}# {command}", side.name()));
-    lab.host(side).must(command)
+    testbed.host(side).must(command)
 }
 
-fn await_shell(lab: &Lab, side: Side) -> Result<()> {
+fn await_shell(testbed: &Testbed, side: Side) -> Result<()> {
     let answer = until("the guest's shell", BOOT, || {
-        lab.check_runs(side)?;
+        testbed.check_runs(side)?;
         Ok(guest::shell("true", Duration::from_secs(10)).ok())
     });
     answer.map(drop)
 }
 
 /// Waits until `vmm status`, as the page calls it, says `text`.
-fn await_said(lab: &mut Lab, side: Side, text: &str) -> Result<String> {
+fn await_said(testbed: &mut Testbed, side: Side, text: &str) -> Result<String> {
     let status = command("host-a#", "vmm status")?;
     let mut last = String::new();
     let said = until(&format!("{text:?} in the status"), PATIENCE, || {
-        lab.check_runs(side)?;
-        last = lab.host(side).run(&status)?.text;
+        testbed.check_runs(side)?;
+        last = testbed.host(side).run(&status)?.text;
         Ok(last.contains(text).then(|| last.clone()))
     });
     said.with_context(|| format!("{} says {last}", side.name()))
 }
 
-pub(super) fn follow(lab: &mut Lab) -> Result<()> {
+pub(super) fn follow(testbed: &mut Testbed) -> Result<()> {
     let guest = guest::linux(Mode::Replicated)?;
     let image = &guest.drives[0].image;
     let bytes = std::fs::metadata(image)?.len();
     let initrd = guest.initrd.as_deref().context("no initrd")?;
     let small = [(guest.kernel.as_path(), "vmlinuz"), (initrd, "initrd")];
     for side in Side::BOTH {
-        lab.host(side).power_off()?;
+        testbed.host(side).power_off()?;
         let mut files = small.to_vec();
         if side == Side::A {
             files.push((image.as_path(), "disk"));
         }
-        lab.host(side).make_disk(&files)?;
+        testbed.host(side).make_disk(&files)?;
     }
-    lab.boot_all()?;
+    testbed.boot_all()?;
     for side in Side::BOTH {
-        prepare(lab.host(side))?;
-        let fit = done(lab, side, &command("host-a#", "vmm check")?)?;
+        prepare(testbed.host(side))?;
+        let fit = done(testbed, side, &command("host-a#", "vmm check")?)?;
         ensure!(fit.contains("can run and protect guests"), "{fit}");
     }
-    alone(lab)?;
-    protect(lab, bytes)?;
-    there_and_back(lab)?;
-    wrong_start(lab)
+    alone(testbed)?;
+    protect(testbed, bytes)?;
+    there_and_back(testbed)?;
+    wrong_start(testbed)
 }
 
 /// Step 3: the guest boots, unprotected, and ends.
-fn alone(lab: &mut Lab) -> Result<()> {
+fn alone(testbed: &mut Testbed) -> Result<()> {
     let run = command("host-a#", "vmm run")?
         .replace("root=/dev/vda1", &root_and_address())
         .replace("--memory-mib 1024", "--memory-mib 384")
         .replace("52:54:00:00:00:09", vmm::GUEST_MAC);
-    begin(lab, Side::A, &run)?;
-    await_shell(lab, Side::A)?;
-    let said = await_said(lab, Side::A, "unprotected run")?;
+    begin(testbed, Side::A, &run)?;
+    await_shell(testbed, Side::A)?;
+    let said = await_said(testbed, Side::A, "unprotected run")?;
     ensure!(said.contains("no second copy"), "{said}");
-    done(lab, Side::A, &command("host-a#", "vmm power-button")?)?;
+    done(testbed, Side::A, &command("host-a#", "vmm power-button")?)?;
     // This guest has nobody who listens to the button.
     guest::shell("poweroff", BOOT)?;
-    let (code, words) = lab.await_end(Side::A)?;
+    let (code, words) = testbed.await_end(Side::A)?;
     ensure!(code == 0, "vmm run ended with {code}: {words}");
     Ok(())
 }
 
 /// Step 5.
-fn protect(lab: &mut Lab, bytes: u64) -> Result<()> {
+fn protect(testbed: &mut Testbed, bytes: u64) -> Result<()> {
     let truncate = command("host-b#", "truncate")?.replace("$((20 << 30))", &bytes.to_string());
-    done(lab, Side::B, &truncate)?;
-    begin(lab, Side::B, &command("host-b#", "vmm standby")?)?;
-    begin(lab, Side::A, &command("host-a#", "vmm primary")?)?;
-    let said = await_said(lab, Side::A, "protected by")?;
+    done(testbed, Side::B, &truncate)?;
+    begin(testbed, Side::B, &command("host-b#", "vmm standby")?)?;
+    begin(testbed, Side::A, &command("host-a#", "vmm primary")?)?;
+    let said = await_said(testbed, Side::A, "protected by")?;
     say(said);
-    await_shell(lab, Side::A)
+    await_shell(testbed, Side::A)
 }
 
 /// Step 6, there and back, while clients write.
-fn there_and_back(lab: &mut Lab) -> Result<()> {
+fn there_and_back(testbed: &mut Testbed) -> Result<()> {
     let loads = Loads::start()?;
     let kill = command("host-a#", "kill -9")?;
     let standby = command("host-a#", "vmm standby")?;
     for side in Side::BOTH {
         loads.await_more(WRITES)?;
-        done(lab, side, &kill)?;
-        let failover = lab.await_takeover_at(side.other(), "/run/web.sock")?;
-        lab.measure(format!("kill -9 on {}", side.name()), failover, None);
+        done(testbed, side, &kill)?;
+        let failover = testbed.await_takeover_at(side.other(), "/run/web.sock")?;
+        testbed.measure(format!("kill -9 on {}", side.name()), failover, None);
         loads.await_more(WRITES)?;
-        begin(lab, side, &standby)?;
-        let said = await_said(lab, side.other(), "protected by")?;
+        begin(testbed, side, &standby)?;
+        let said = await_said(testbed, side.other(), "protected by")?;
         ensure!(
             said.contains("last time what had changed was copied"),
             "{said}"
@@ -196,20 +196,22 @@ fn there_and_back(lab: &mut Lab) -> Result<()> {
 }
 
 /// The end of step 6: a primary is not started where it is not wanted.
-fn wrong_start(lab: &mut Lab) -> Result<()> {
-    done(lab, Side::A, &command("host-a#", "kill -9")?)?;
-    lab.await_takeover_at(Side::B, "/run/web.sock")?;
-    begin(lab, Side::A, &command("host-a#", "vmm primary")?)?;
-    let (code, words) = lab.await_end(Side::A)?;
+fn wrong_start(testbed: &mut Testbed) -> Result<()> {
+    done(testbed, Side::A, &command("host-a#", "kill -9")?)?;
+    testbed.await_takeover_at(Side::B, "/run/web.sock")?;
+    begin(testbed, Side::A, &command("host-a#", "vmm primary")?)?;
+    let (code, words) = testbed.await_end(Side::A)?;
     say(&words);
     ensure!(code != 0, "a second primary ran");
     let text = "start this side as its standby";
     ensure!(words.contains(text), "no {text:?} in {words}");
     let stop = command("host-b#", "vmm stop")?;
-    let impatient = lab.host(Side::B).run(&format!("{stop} --patience-s 0"))?;
+    let impatient = testbed
+        .host(Side::B)
+        .run(&format!("{stop} --patience-s 0"))?;
     ensure!(impatient.text.contains("runs on"), "{}", impatient.text);
     guest::shell("poweroff", BOOT)?;
-    let (code, words) = lab.await_end(Side::B)?;
+    let (code, words) = testbed.await_end(Side::B)?;
     ensure!(code == 0, "the end of the guest is {code}: {words}");
     Ok(())
 }

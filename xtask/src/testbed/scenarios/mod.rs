@@ -8,7 +8,7 @@ mod guide;
 use anyhow::Result;
 
 use super::guest::Mode;
-use super::lab::Lab;
+use super::two_hosts::Testbed;
 use faults::Fault;
 
 /// See the [module documentation](self).
@@ -18,13 +18,13 @@ pub(super) struct Scenario {
     pub(super) about: &'static str,
     /// Whether its guest is the one that `cargo xtask guest-image` builds.
     pub(super) needs_image: bool,
-    pub(super) act: fn(&mut Lab) -> Result<()>,
+    pub(super) act: fn(&mut Testbed) -> Result<()>,
 }
 
 const fn scenario(
     name: &'static str,
     about: &'static str,
-    act: fn(&mut Lab) -> Result<()>,
+    act: fn(&mut Testbed) -> Result<()>,
 ) -> Scenario {
     Scenario {
         name,
@@ -46,10 +46,10 @@ pub(super) const ALL: &[Scenario] = &[
     scenario(
         "download-1",
         "power failure of the primary during a download, 1 vCPU",
-        |lab| faults::one(lab, Fault::PowerFailure, 1),
+        |testbed| faults::one(testbed, Fault::PowerFailure, 1),
     ),
-    scenario("download-2", "the same with 2 vCPUs", |lab| {
-        faults::one(lab, Fault::PowerFailure, 2)
+    scenario("download-2", "the same with 2 vCPUs", |testbed| {
+        faults::one(testbed, Fault::PowerFailure, 2)
     }),
     scenario(
         "there-and-back",
@@ -59,12 +59,12 @@ pub(super) const ALL: &[Scenario] = &[
     scenario(
         "freeze",
         "the primary's host hangs, and goes on after the takeover: it is fenced and silent",
-        |lab| faults::one(lab, Fault::Freeze, 1),
+        |testbed| faults::one(testbed, Fault::Freeze, 1),
     ),
     scenario(
         "cut-off",
         "the primary's host is cut off from everything: the standby takes over",
-        |lab| faults::one(lab, Fault::CutOff, 2),
+        |testbed| faults::one(testbed, Fault::CutOff, 2),
     ),
     scenario(
         "cut-channel",
@@ -79,62 +79,62 @@ pub(super) const ALL: &[Scenario] = &[
     with_image(scenario(
         "databases-replicated-1",
         "Redis and fsynced records over two power failures, a disk on each host, 1 vCPU",
-        |lab| disks::databases(lab, Mode::Replicated, 1),
+        |testbed| disks::databases(testbed, Mode::Replicated, 1),
     )),
     with_image(scenario(
         "databases-replicated-2",
         "the same with 2 vCPUs",
-        |lab| disks::databases(lab, Mode::Replicated, 2),
+        |testbed| disks::databases(testbed, Mode::Replicated, 2),
     )),
     with_image(scenario(
         "databases-shared-1",
         "the same with one disk on shared storage, 1 vCPU",
-        |lab| disks::databases(lab, Mode::Shared, 1),
+        |testbed| disks::databases(testbed, Mode::Shared, 1),
     )),
     with_image(scenario(
         "databases-shared-2",
         "the same with 2 vCPUs",
-        |lab| disks::databases(lab, Mode::Shared, 2),
+        |testbed| disks::databases(testbed, Mode::Shared, 2),
     )),
     with_image(scenario(
         "freeze-shared",
         "a primary that hangs writes nothing to the shared disk when it goes on",
-        |lab| disks::freeze(lab, Mode::Shared),
+        |testbed| disks::freeze(testbed, Mode::Shared),
     )),
     with_image(scenario(
         "random-replicated",
         "Redis and fsynced records over faults of all kinds at random moments (--times N, --seed N)",
-        |lab| disks::random(lab, Mode::Replicated),
+        |testbed| disks::random(testbed, Mode::Replicated),
     )),
     with_image(scenario(
         "random-shared",
         "the same with one disk on shared storage",
-        |lab| disks::random(lab, Mode::Shared),
+        |testbed| disks::random(testbed, Mode::Shared),
     )),
     with_image(scenario(
         "compile-replicated-1",
         "a compile goes on over a power failure, a disk on each host, 1 vCPU",
-        |lab| disks::compile(lab, Mode::Replicated, 1),
+        |testbed| disks::compile(testbed, Mode::Replicated, 1),
     )),
     with_image(scenario(
         "compile-replicated-2",
         "the same with 2 vCPUs",
-        |lab| disks::compile(lab, Mode::Replicated, 2),
+        |testbed| disks::compile(testbed, Mode::Replicated, 2),
     )),
     with_image(scenario(
         "compile-shared-1",
         "the same with one disk on shared storage, 1 vCPU",
-        |lab| disks::compile(lab, Mode::Shared, 1),
+        |testbed| disks::compile(testbed, Mode::Shared, 1),
     )),
     with_image(scenario(
         "compile-shared-2",
         "the same with 2 vCPUs",
-        |lab| disks::compile(lab, Mode::Shared, 2),
+        |testbed| disks::compile(testbed, Mode::Shared, 2),
     )),
     with_image(scenario(
         "soak",
         "a protected guest compiles over and over, undisturbed (--times N)",
-        |lab| disks::soak(lab, Mode::Replicated),
+        |testbed| disks::soak(testbed, Mode::Replicated),
     )),
     with_image(scenario(
         "guide",

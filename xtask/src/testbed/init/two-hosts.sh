@@ -1,17 +1,6 @@
-#!/bin/busybox sh
-# Init of a host of the cluster: modules, networks, disk, shared directory, and a shell for the tester.
+# Init of one of two hosts: networks, disk, shared directory, and a shell for the tester.
 # The kernel hands "number" and "disk" of its command line on as variables.
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 mkdir -p /data /run /shared
-exec < /dev/console > /dev/console 2>&1
-
-for module in $(cat /modules/order); do
-    insmod /modules/$module || echo "testbed: cannot load $module"
-done
 [ "$number" = 11 ] && hostname host-a || hostname host-b
 
 # The guest's network: a bridge over the service network, with a tap for the guest.
@@ -36,7 +25,7 @@ mount -t nfs4 -o vers=4.2,hard,timeo=50,addr=10.79.0.1,clientaddr=10.79.0.$numbe
 # What vmm says and what its guest says go out at once, so that a power failure loses nothing of it.
 stty -F /dev/ttyS1 raw -echo
 stty -F /dev/ttyS2 raw -echo
-echo "testbed: up after $(cut -d' ' -f1 /proc/uptime) s"
+echo "testbed: up after $(now) s"
 while true; do
     nc -ll -p 7 -e /bin/sh
 done

@@ -1,20 +1,4 @@
-#!/bin/busybox sh
-# Init of the emulated host: loads KVM and runs guests. Lines that begin with "testbed:" are for xtask.
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
-exec < /dev/console > /dev/console 2>&1
-
-for module in $(cat /modules/order); do
-    insmod /modules/$module
-done
-
-now() {
-    cut -d' ' -f1 /proc/uptime
-}
-
+# Init of the emulated host: loads KVM and runs guests.
 # judge NAME CODE GUEST_SAYS VMM_SAYS: looks for what both should say in the log of a vmm that ended with CODE.
 judge() {
     cat /tmp/log

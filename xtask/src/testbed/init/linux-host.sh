@@ -1,21 +1,5 @@
-#!/bin/busybox sh
 # Init of the emulated host: boots the Linux guest image with both of Debian's kernels, root on virtio-blk, one
-# after the other on the same disk. Lines that begin with "testbed:" are for xtask.
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
-exec < /dev/console > /dev/console 2>&1
-
-for module in $(cat /modules/order); do
-    insmod /modules/$module
-done
-
-now() {
-    cut -d' ' -f1 /proc/uptime
-}
-
+# after the other on the same disk.
 # check NAME KERNEL END "LINES, ONE EACH" FLAGS...: runs a guest; it or vmm must say each of the lines.
 check() {
     name=$1 kernel=$2 end=$3 says=$4

@@ -1,4 +1,4 @@
-//! The emulated machine: which QEMU, and how it is started so that Linux finds KVM in it.
+//! QEMU, which plays a host: which one, and how it is started so that Linux finds KVM in it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

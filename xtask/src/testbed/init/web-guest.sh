@@ -1,15 +1,5 @@
-#!/bin/busybox sh
 # Init of the web guest: a file over HTTP and a shell over TCP. The kernel hands "address" and "lines" of its
 # command line on as variables.
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-exec < /dev/console > /dev/console 2>&1
-
-for module in $(cat /modules/order); do
-    insmod /modules/$module
-done
 ip link set lo up
 ip addr add $address dev eth0
 ip link set eth0 up

@@ -1,4 +1,4 @@
-//! The cluster that scenarios act on: two hosts, the storage, the networks, and what is measured. Hosts are
+//! The testbed that scenarios act on: two hosts, the storage, the networks, and what is measured. Hosts are
 //! kept from one scenario to the next where they are well.
 
 use std::fs;
@@ -10,16 +10,16 @@ use serde_json::Value;
 
 use super::guest::{self, Guest, Mode};
 use super::host::{Host, LOGS};
+use super::init_script;
 use super::network::{self, Network, Side};
 use super::options::Options;
 use super::report::Measure;
 use super::speakers::Speakers;
 use super::storage::Storage;
-use super::vmm::{self, Role};
+use super::vmm::{self, Subcommand};
 use super::wait::{say, until};
 use crate::debian::{Kernel, Tree};
 
-const HOST_INIT: &str = include_str!("cluster-host-init.sh");
 const HOST_MODULES: [&str; 8] = [
     "kvm_amd",
     "virtio_pci",
@@ -40,7 +40,7 @@ const SYNC: Duration = Duration::from_secs(300);
 const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// See the [module documentation](self).
-pub(super) struct Lab {
+pub(super) struct Testbed {
     pub(super) options: Options,
     pub(super) directory: PathBuf,
     hosts: [Host; 2],
@@ -55,12 +55,13 @@ pub(super) struct Lab {
     guest: Option<(Guest, u8)>,
 }
 
-impl Lab {
+impl Testbed {
     /// Sets everything up but boots nothing.
     pub(super) fn new(directory: &Path, options: Options) -> Result<Self> {
         network::make()?;
         let kernel = Kernel::find(directory)?;
-        let tree = Tree::new(directory, "cluster-host", HOST_INIT)?;
+        let init = init_script(include_str!("init/two-hosts.sh"));
+        let tree = Tree::new(directory, "cluster-host", &init)?;
         tree.modules(&kernel, &HOST_MODULES)?;
         tree.copy(&directory.join("vmm"), "bin/vmm")?;
         let initramfs = tree.pack()?;
@@ -242,8 +243,8 @@ impl Lab {
     pub(super) fn protect(&mut self, guest: &Guest, vcpus: u8) -> Result<()> {
         self.guest = Some((guest.clone(), vcpus));
         self.place(guest)?;
-        self.start(Side::B, Role::Standby)?;
-        self.start(Side::A, Role::Primary)?;
+        self.start(Side::B, Subcommand::Standby)?;
+        self.start(Side::A, Subcommand::Primary)?;
         until("the guest's shell", GUEST_BOOT, || {
             self.check_runs(Side::A)?;
             let patience = Duration::from_secs(10);
@@ -256,11 +257,12 @@ impl Lab {
         self.await_protected(Side::A)
     }
 
-    /// Starts `vmm` on a host, for the guest that [`Lab::protect`] has begun with.
-    pub(super) fn start(&mut self, side: Side, role: Role) -> Result<()> {
+    /// Starts `vmm` on a host, for the guest that [`Testbed::protect`] has begun with.
+    pub(super) fn start(&mut self, side: Side, subcommand: Subcommand) -> Result<()> {
         let directory = self.shared_in_hosts();
         let (guest, vcpus) = self.guest.as_ref().context("no guest yet")?;
-        vmm::start(&self.hosts[side as usize], role, guest, *vcpus, &directory)
+        let host = &self.hosts[side as usize];
+        vmm::start(host, subcommand, guest, *vcpus, &directory)
     }
 
     /// The host that failed comes back, and waits to become the standby.
@@ -272,7 +274,7 @@ impl Lab {
             self.host(side).power_off()?;
             self.boot_all()?;
         }
-        self.start(side, Role::Standby)
+        self.start(side, Subcommand::Standby)
     }
 
     pub(super) fn status(&self, side: Side) -> Result<Option<Value>> {
