@@ -23,7 +23,7 @@ pub const PROTOCOL_VERSION: u16 = 2;
 pub const HEADER_BYTES: usize = 48;
 
 /// Bytes of the header that hold magic and version, in every version.
-pub(crate) const PREFIX_BYTES: usize = 6;
+const PREFIX_BYTES: usize = 6;
 
 /// Default limit on the size of a frame's body in bytes.
 pub const MAX_BODY_BYTES: u32 = 4 << 20;

@@ -14,10 +14,10 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The first four bytes of every heartbeat, `USHB`, as a little-endian number.
-pub const HEARTBEAT_MAGIC: u32 = u32::from_le_bytes(*b"USHB");
+const HEARTBEAT_MAGIC: u32 = u32::from_le_bytes(*b"USHB");
 
 /// Version of the heartbeat packet.
-pub const HEARTBEAT_VERSION: u16 = 1;
+const HEARTBEAT_VERSION: u16 = 1;
 
 /// Size of a heartbeat packet in bytes.
 pub const HEARTBEAT_BYTES: usize = 40;

@@ -346,7 +346,7 @@ fn await_flushed(lines: &Receiver<String>, before: u64) -> u64 {
     }
 }
 
-fn check_disk(path: &Path, flushed: u64) -> disk::Report {
+fn check_disk(path: &Path, flushed: u64) -> disk::ImageState {
     let image = File::open(path).unwrap();
     let read = |block: u32, bytes: &mut disk::Block| {
         let offset = u64::from(block) * BLOCK_BYTES as u64;

@@ -3,8 +3,8 @@
 //! Each vCPU writes its own range. The work is cut into slices, so that vCPU 0 can serve the network
 //! between them. What must not be done here: writing outside the ranges that `check_fits` accepted.
 
+use crate::cpu::VCPUS_MAX;
 use crate::log;
-use crate::machine::VCPUS_MAX;
 use crate::memory_map::DIRTY_START;
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};

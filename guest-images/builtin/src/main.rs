@@ -9,10 +9,10 @@
 
 extern crate alloc;
 
+mod cpu;
 mod dirty;
 mod disk;
 mod heap;
-mod machine;
 mod memory_map;
 mod net;
 mod virtio;
@@ -20,9 +20,9 @@ mod virtio;
 use alloc::boxed::Box;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
+use cpu::{apic, boot::BootParams, clock, timer::Timer};
 use dirty::DirtyLoop;
 use disk::DiskLoop;
-use machine::{apic, boot::BootParams, clock, timer::Timer};
 use net::Network;
 use understudy_workload::options::Options;
 use virtio_drivers::device::rng::VirtIORng;
@@ -56,15 +56,15 @@ fn boot(boot: BootParams) -> ! {
             "fatal: RAM ends at {ram_end:#x}, {:#x} is the least",
             memory_map::RAM_END_MIN
         );
-        machine::shut_down();
+        cpu::shut_down();
     }
     if !clock::is_present(0) {
         log!("fatal: the host offers no kvmclock");
-        machine::shut_down();
+        cpu::shut_down();
     }
     let options = Options::parse(line).unwrap_or_else(|error| {
         log!("fatal: {error}");
-        machine::shut_down();
+        cpu::shut_down();
     });
     // SAFETY: nothing has allocated yet, this runs once, and RAM reaches beyond the heap.
     unsafe { heap::init() };
@@ -80,20 +80,20 @@ fn boot(boot: BootParams) -> ! {
     {
         Some(None) => {
             log!("fatal: the disk workload does not start");
-            machine::shut_down();
+            cpu::shut_down();
         }
         disk => disk.flatten(),
     };
     let network = match Network::start(options, seed, clock::now_ns(0)) {
         None if serves => {
             log!("fatal: workloads that need the network, and no network");
-            machine::shut_down();
+            cpu::shut_down();
         }
         network => network,
     };
     if workloads.dirty && !dirty::check_fits(options, ram_end) {
         log!("fatal: the dirty workload does not fit");
-        machine::shut_down();
+        cpu::shut_down();
     }
     let dirty = workloads
         .dirty
@@ -124,11 +124,11 @@ impl Ends {
         let due = |at: Option<u64>| at.is_some_and(|at| now_ns >= at);
         if due(self.exit_ns) {
             log!("exit_after_ms is over");
-            machine::shut_down();
+            cpu::shut_down();
         }
         if due(self.reboot_ns) {
             log!("reboot_after_ms is over");
-            machine::reset();
+            cpu::reset();
         }
     }
 }
@@ -155,7 +155,7 @@ fn run_first(
 ) -> ! {
     let mut timer = Timer::new(0);
     loop {
-        let pending = machine::take_pending(0);
+        let pending = cpu::take_pending(0);
         timer.note(pending);
         let now_ns = clock::now_ns(0);
         ends.end_if_due(now_ns);
@@ -183,11 +183,11 @@ fn run_first(
         }
         if let Some(network) = &network {
             if network.may_sleep() {
-                machine::wait_for_interrupt();
+                cpu::wait_for_interrupt();
                 network.wake();
             }
         } else {
-            machine::wait_for_interrupt();
+            cpu::wait_for_interrupt();
         }
     }
 }
@@ -200,13 +200,13 @@ fn run_other(options: &Options, vcpu: usize) -> ! {
         .then(|| DirtyLoop::new(options.dirty, vcpu, clock::now_ns(vcpu)));
     let mut timer = Timer::new(vcpu);
     loop {
-        timer.note(machine::take_pending(vcpu));
+        timer.note(cpu::take_pending(vcpu));
         if let Some(dirty) = &mut dirty {
             dirty.run(clock::now_ns(vcpu));
             if !timer.set(Some(dirty.next_ns())) {
                 continue;
             }
         }
-        machine::wait_for_interrupt();
+        cpu::wait_for_interrupt();
     }
 }

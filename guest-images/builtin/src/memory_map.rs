@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x0000_8000  trampoline for starting other vCPUs (the boot stack before that)
-//! 0x0020_0000  the image: machine tables, text, data, stacks   (ends below 8 MiB)
+//! 0x0020_0000  the image: CPU tables, text, data, stacks   (ends below 8 MiB)
 //! 0x0080_0000  heap, 16 MiB
 //! 0x0200_0000  pages of the `dirty` workload, one range a vCPU  (to the end of RAM)
 //! ```

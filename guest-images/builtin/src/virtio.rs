@@ -1,7 +1,7 @@
 //! Finding virtio devices, and the memory they share with the drivers.
 
+use crate::cpu::apic;
 use crate::log;
-use crate::machine::apic;
 use alloc::alloc::{alloc_zeroed, dealloc};
 use core::alloc::Layout;
 use core::ptr::NonNull;

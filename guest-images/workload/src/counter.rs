@@ -18,11 +18,11 @@ use core::fmt;
 /// Longest line in bytes, its end included.
 pub const LINE_BYTES_MAX: usize = 512;
 /// Longest key in bytes.
-pub const KEY_BYTES_MAX: usize = 64;
+const KEY_BYTES_MAX: usize = 64;
 /// Longest value in bytes.
-pub const VALUE_BYTES_MAX: usize = 256;
+const VALUE_BYTES_MAX: usize = 256;
 /// Most keys a store keeps.
-pub const KEYS_MAX: usize = 1024;
+const KEYS_MAX: usize = 1024;
 
 /// What a client asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

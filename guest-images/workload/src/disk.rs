@@ -165,16 +165,16 @@ pub fn read(bytes: &Block, block: u32, blocks: u32) -> Result<Content, BadBlock>
 
 /// Checks a whole image, block by block.
 #[derive(Debug, Clone)]
-pub struct Checker {
+struct Checker {
     /// The write that each block must at least hold, 0 for none.
     least: Vec<u64>,
     flushed: u64,
-    report: Report,
+    found: ImageState,
 }
 
 /// What an image holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct ImageState {
     /// Blocks that were written at least once, the ledger not counted.
     pub written_blocks: u32,
     /// The highest write found.
@@ -186,13 +186,12 @@ pub struct Report {
 impl Checker {
     /// For an image of `blocks` blocks (brought within [`BLOCKS_MIN`] and [`BLOCKS_MAX`]) of which it is known, say
     /// from the guest's console, that the writes up to `flushed` were flushed.
-    #[must_use]
-    pub fn new(blocks: u32, flushed: u64) -> Self {
+    fn new(blocks: u32, flushed: u64) -> Self {
         let blocks = blocks.clamp(BLOCKS_MIN, BLOCKS_MAX);
         Self {
             least: least(blocks, flushed),
             flushed,
-            report: Report::default(),
+            found: ImageState::default(),
         }
     }
 
@@ -200,31 +199,30 @@ impl Checker {
     ///
     /// # Errors
     /// If it is damaged, or older than it must be.
-    pub fn block(&mut self, block: u32, bytes: &Block) -> Result<(), BadBlock> {
+    fn block(&mut self, block: u32, bytes: &Block) -> Result<(), BadBlock> {
         let content = read(bytes, block, self.least.len() as u32)?;
         let found = match content {
             Content::Empty => 0,
             Content::Write(write) => write,
         };
         if block == LEDGER {
-            self.report.flushed = found;
+            self.found.flushed = found;
             return Ok(());
         }
         let least = self.least.get(block as usize).copied().unwrap_or(0);
         if found < least {
             return Err(BadBlock::Lost { found, least });
         }
-        self.report.written_blocks += u32::from(content != Content::Empty);
-        self.report.highest = self.report.highest.max(found);
+        self.found.written_blocks += u32::from(content != Content::Empty);
+        self.found.highest = self.found.highest.max(found);
         Ok(())
     }
 
     /// What was found, with the best knowledge of what was flushed.
-    #[must_use]
-    pub fn report(&self) -> Report {
-        Report {
-            flushed: self.report.flushed.max(self.flushed),
-            ..self.report
+    fn found(&self) -> ImageState {
+        ImageState {
+            flushed: self.found.flushed.max(self.flushed),
+            ..self.found
         }
     }
 }
@@ -257,7 +255,7 @@ pub fn check_image<E: From<(u32, BadBlock)>>(
     blocks: u32,
     flushed: u64,
     mut read_block: impl FnMut(u32, &mut Block) -> Result<(), E>,
-) -> Result<Report, E> {
+) -> Result<ImageState, E> {
     let blocks = blocks.clamp(BLOCKS_MIN, BLOCKS_MAX);
     let mut bytes = [0; BLOCK_BYTES];
     read_block(LEDGER, &mut bytes)?;
@@ -273,7 +271,7 @@ pub fn check_image<E: From<(u32, BadBlock)>>(
             .block(block, &bytes)
             .map_err(|bad| E::from((block, bad)))?;
     }
-    Ok(checker.report())
+    Ok(checker.found())
 }
 
 #[cfg(test)]
@@ -296,7 +294,7 @@ mod tests {
         image
     }
 
-    fn check(image: &[Block], flushed: u64) -> Result<Report, Failure> {
+    fn check(image: &[Block], flushed: u64) -> Result<ImageState, Failure> {
         check_image(image.len() as u32, flushed, |block, bytes| {
             *bytes = image[block as usize];
             Ok::<(), Failure>(())
@@ -305,14 +303,14 @@ mod tests {
 
     #[test]
     fn whole_images_are_whole() {
-        assert_eq!(check(&image(16, 0, 0), 0), Ok(Report::default()));
-        let report = check(&image(16, 1000, 990), 996).unwrap();
-        let expected = Report {
+        assert_eq!(check(&image(16, 0, 0), 0), Ok(ImageState::default()));
+        let found = check(&image(16, 1000, 990), 996).unwrap();
+        let expected = ImageState {
             written_blocks: 15,
             highest: 1000,
             flushed: 996,
         };
-        assert_eq!(report, expected);
+        assert_eq!(found, expected);
     }
 
     #[test]

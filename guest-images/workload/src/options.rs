@@ -15,7 +15,7 @@ pub const VCPUS_MAX: u8 = 4;
 /// Most virtio devices a command line may name.
 pub const DEVICES_MAX: usize = 8;
 /// Most pages the `dirty` workload writes on one vCPU (2 GiB).
-pub const DIRTY_PAGES_MAX: u32 = 1 << 19;
+const DIRTY_PAGES_MAX: u32 = 1 << 19;
 
 /// Which workloads run. `idle` is the empty set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

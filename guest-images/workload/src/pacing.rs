@@ -5,11 +5,11 @@
 //! here: the caller says what time it is.
 
 /// Streams are looked at on this grid, so that many of them do not mean many wake-ups.
-pub const TICK_NS: u64 = 5_000_000;
+const TICK_NS: u64 = 5_000_000;
 /// Budget is kept for this long (or for two pieces, whichever is more).
-pub const KEPT_NS_MAX: u64 = 20_000_000;
+const KEPT_NS_MAX: u64 = 20_000_000;
 /// The largest piece a stream waits for: the payload of one full Ethernet frame.
-pub const PIECE_BYTES_MAX: u64 = 1460;
+const PIECE_BYTES_MAX: u64 = 1460;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
@@ -37,7 +37,7 @@ impl Budget {
     /// What is worth sending at once: a full segment, or for a slow stream what it gets in the time
     /// budget is kept.
     #[must_use]
-    pub fn piece_bytes(&self) -> u64 {
+    fn piece_bytes(&self) -> u64 {
         (self.rate / (NS_PER_S / KEPT_NS_MAX)).clamp(1, PIECE_BYTES_MAX)
     }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock, Report};
+use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock, ImageState};
 
 /// The image of a guest's disk, of which the workload uses the first blocks.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl WorkloadDisk {
     ///
     /// # Errors
     /// The first bad block.
-    pub fn check(&self, flushed: u64) -> Result<Report, DiskFault> {
+    pub fn check(&self, flushed: u64) -> Result<ImageState, DiskFault> {
         let image = File::open(&self.path).map_err(|source| self.io(source))?;
         disk::check_image(self.blocks, flushed, |block, bytes: &mut disk::Block| {
             let at = u64::from(block) * BLOCK_BYTES as u64;
@@ -104,7 +104,7 @@ impl WorkloadDisk {
     ///
     /// # Errors
     /// The first bad block.
-    pub fn check_exact(&self, flushed: u64) -> Result<Report, DiskFault> {
+    pub fn check_exact(&self, flushed: u64) -> Result<ImageState, DiskFault> {
         let report = self.check(flushed)?;
         self.check(report.highest)
     }

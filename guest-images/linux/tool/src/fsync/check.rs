@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use super::record::{RECORD_BYTES, RECORDS_PER_FILE, RecordError, decode};
-use super::store::file_of;
+use super::record::{RECORD_BYTES, RECORDS_PER_FILE, RecordError, decode, file_of};
 
 /// What is wrong with the records.
 #[derive(Debug, thiserror::Error)]

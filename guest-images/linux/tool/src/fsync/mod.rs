@@ -15,7 +15,7 @@ mod store;
 pub use check::{CheckError, Checked, check};
 pub use client::{Client, ClientError};
 pub use record::{RECORD_BYTES, RECORDS_PER_FILE, RecordError, decode, encode};
-pub use server::{CONNECTIONS_MAX, LINE_BYTES_MAX, serve};
+pub use server::{LINE_BYTES_MAX, serve};
 pub use store::{Store, StoreError};
 
 /// TCP port in the guest.

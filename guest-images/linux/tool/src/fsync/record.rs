@@ -1,5 +1,7 @@
 //! One record: magic, number, payload that follows from the number, checksum. What must not be done here: I/O.
 
+use std::path::{Path, PathBuf};
+
 use understudy_workload::pattern;
 
 /// Not a power of two, so that records cross blocks and pages.
@@ -29,6 +31,11 @@ pub enum RecordError {
     /// The checksum is right, the payload is not: nobody wrote this.
     #[error("its payload is wrong")]
     Payload,
+}
+
+/// The file in which a record is.
+pub(super) fn file_of(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{:08}.records", number / RECORDS_PER_FILE))
 }
 
 /// The record with this number.

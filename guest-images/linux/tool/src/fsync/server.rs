@@ -11,7 +11,7 @@ use super::store::Store;
 /// Longest line of a client, with its end.
 pub const LINE_BYTES_MAX: u64 = 64;
 /// Clients at the same time; more are turned away.
-pub const CONNECTIONS_MAX: usize = 16;
+const CONNECTIONS_MAX: usize = 16;
 
 /// Serves until accepting fails.
 ///

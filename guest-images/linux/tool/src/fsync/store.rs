@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::check::{CheckError, check};
-use super::record::{RECORD_BYTES, RECORDS_PER_FILE, encode};
+use super::record::{RECORD_BYTES, RECORDS_PER_FILE, encode, file_of};
 
 /// Why records cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -130,11 +130,6 @@ impl Store {
             .map_err(io_error("look at", &self.directory))?;
         Ok(metadata.len() > 0)
     }
-}
-
-/// The file in which a record is.
-pub(super) fn file_of(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{:08}.records", number / RECORDS_PER_FILE))
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -214,7 +214,7 @@ impl DiskLoop {
         log!("disk: cannot {what}: status {status}");
         if let Step::Scan(_) = step {
             log!("fatal: the disk cannot be looked through");
-            crate::machine::shut_down();
+            crate::cpu::shut_down();
         }
         if let Step::Write = step {
             // Some of it may be there: the block is written anew, by the same write.
@@ -235,7 +235,7 @@ impl DiskLoop {
             Err(bad) => {
                 log!("disk: BAD block {block}: {bad}");
                 log!("fatal: the disk holds something else; zero it, or use another");
-                crate::machine::shut_down();
+                crate::cpu::shut_down();
             }
         }
         if block + 1 < self.plan.blocks {

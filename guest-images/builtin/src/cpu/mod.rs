@@ -1,4 +1,4 @@
-//! The machine under the guest: entry, interrupts, timer, clock, serial port.
+//! The CPU under the guest, and what belongs to it: entry, interrupts, timer, clock, serial port.
 //!
 //! Everything privileged is in the assembler files beside this one; Rust code runs at CPL 3 with I/O
 //! privilege and all memory and devices mapped. What must not be done here: anything that knows of

@@ -36,5 +36,5 @@ pub(crate) fn line(arguments: fmt::Arguments<'_>) {
 /// Writes a line to the serial console.
 #[macro_export]
 macro_rules! log {
-    ($($argument:tt)*) => { $crate::machine::serial::line(format_args!($($argument)*)) };
+    ($($argument:tt)*) => { $crate::cpu::serial::line(format_args!($($argument)*)) };
 }

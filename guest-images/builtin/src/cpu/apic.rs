@@ -16,7 +16,7 @@ const LAPIC_TIMER_DIVIDE: usize = 0x3e0;
 const VECTOR_FIRST: u32 = 32;
 const VECTOR_SPURIOUS: u32 = 63;
 /// GSIs that have a stub and a bit in the pending word (bit 0 is the timer's).
-pub(crate) const GSI_MAX: u32 = 23;
+const GSI_MAX: u32 = 23;
 
 /// KVM's LAPIC bus runs at 1 GHz; divided by 16 a count is 16 ns and the longest shot 68 s.
 const NS_PER_COUNT: u64 = 16;

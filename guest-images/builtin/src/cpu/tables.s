@@ -1,4 +1,4 @@
-# The machine's tables: page tables, GDT, IDT, TSS, interrupt stubs and CPL 0 stacks, laid out by the
+# The CPU's tables: page tables, GDT, IDT, TSS, interrupt stubs and CPL 0 stacks, laid out by the
 # assembler at fixed addresses (link.ld) so that no privileged code has to build them: privileged code
 # may be emulated at a few million instructions a second.
 #
@@ -25,9 +25,9 @@
 .set TSS_PORTS, 0x800
 .set TSS_BYTES, 0x68 + TSS_PORTS / 8 + 1
 
-.section .machine, "awx", @progbits
-.global machine_begin
-machine_begin:
+.section .cpu, "awx", @progbits
+.global cpu_begin
+cpu_begin:
 
 # --- page tables: the first 4 GiB, identity, 2 MiB pages, open to CPL 3, uncached above 3 GiB -------
     .quad PDPT + 7
@@ -201,5 +201,5 @@ no_idt:
 
 # --- CPL 0 stacks, a page a vCPU; the first words of each page are shared with CPL 3 -------------------
     .fill CPUS * 4096, 1, 0
-.global machine_end
-machine_end:
+.global cpu_end
+cpu_end:
