@@ -1,22 +1,42 @@
-//! `cargo xtask check`: format, lints and documentation.
+//! `cargo xtask check`: format, the house's rules, lints and documentation, all with warnings denied.
+//!
+//! The guest and the fuzz targets are workspaces of their own, and are checked like the big one.
 
 use anyhow::Result;
 
-const GUEST: &str = "guest-images/builtin/Cargo.toml";
+use crate::tidy;
+use crate::workspace::run;
 
-pub(crate) fn run() -> Result<()> {
-    crate::run("cargo", &["fmt", "--all", "--check"], &[])?;
-    crate::run("cargo", &["fmt", "--manifest-path", GUEST, "--check"], &[])?;
-    let lints = [
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ];
-    crate::run("cargo", &lints, &[])?;
+/// Manifests beside the workspace, and what checking them needs besides.
+const BESIDE: [(&str, &[&str]); 2] = [
+    // Built for a bare machine; its tests would not be.
+    ("guest-images/builtin/Cargo.toml", &[]),
+    // Without libFuzzer, which wants a C++ compiler.
+    ("fuzz/Cargo.toml", &["--no-default-features"]),
+];
+
+pub(crate) fn check() -> Result<()> {
+    tidy::run()?;
+    run("cargo", &["fmt", "--all", "--check"], &[])?;
+    let all = ["clippy", "--workspace", "--all-targets", "--locked"];
+    let strict = ["--", "-D", "warnings"];
+    run("cargo", &[&all[..], &strict].concat(), &[])?;
+    for (manifest, further) in BESIDE {
+        run(
+            "cargo",
+            &["fmt", "--manifest-path", manifest, "--check"],
+            &[],
+        )?;
+        let one = [
+            "clippy",
+            "--locked",
+            "--target-dir",
+            "target/beside",
+            "--manifest-path",
+            manifest,
+        ];
+        run("cargo", &[&one[..], further, &strict].concat(), &[])?;
+    }
     let documentation = [
         "doc",
         "--workspace",
@@ -24,12 +44,6 @@ pub(crate) fn run() -> Result<()> {
         "--locked",
         "--document-private-items",
     ];
-    crate::run(
-        "cargo",
-        &documentation,
-        &[(
-            "RUSTDOCFLAGS",
-            "-D warnings -A rustdoc::private_intra_doc_links",
-        )],
-    )
+    let flags = "-D warnings -A rustdoc::private_intra_doc_links";
+    run("cargo", &documentation, &[("RUSTDOCFLAGS", flags)])
 }

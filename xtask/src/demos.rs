@@ -5,13 +5,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::root;
+use crate::workspace::root;
 
 const CLIENTS: &str = "20";
 const SECONDS: &str = "4";
 
 pub(crate) fn run(times: usize) -> Result<()> {
-    crate::run(
+    crate::workspace::run(
         "cargo",
         &["build", "--release", "--locked", "--bin", "vmm"],
         &[],

@@ -6,8 +6,10 @@ mod demos;
 mod guest_image;
 mod test;
 mod testbed;
+mod tidy;
+mod workspace;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Parser;
 
 /// Development tasks of Understudy.
@@ -23,8 +25,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         further: Vec<String>,
     },
-    /// Check format, lints and documentation, with warnings denied.
+    /// Check format, the house's rules (`tidy`), lints and documentation, with warnings denied.
     Check,
+    /// Check what the compiler does not: imports, lengths, words, threads, items that nobody uses.
+    ///
+    /// Each finding names a file and a line, and what to do. Exceptions stand in xtask/tidy.txt.
+    Tidy,
     /// Run the demo many times in a row with 20 clients and both faults, and print a table of the figures.
     Demos {
         /// How often with each fault.
@@ -40,31 +46,10 @@ enum Task {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Test { further } => test::run(&further),
-        Task::Check => check::run(),
+        Task::Check => check::check(),
+        Task::Tidy => tidy::run(),
         Task::Demos { times } => demos::run(times),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),
     }
-}
-
-/// Runs a command and fails with its line if it does.
-fn run(program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    let line = format!("{program} {}", arguments.join(" "));
-    eprintln!("+ {line}");
-    let status = std::process::Command::new(program)
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .current_dir(root())
-        .status()
-        .map_err(|error| anyhow::anyhow!("cannot run {program}: {error}"))?;
-    if !status.success() {
-        bail!("`{line}` failed ({status})");
-    }
-    Ok(())
-}
-
-/// The repository.
-fn root() -> std::path::PathBuf {
-    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_path_buf()
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(further: &[String]) -> Result<()> {
     arguments.extend(further.iter().map(String::as_str));
     let path = search_path()?;
     let environment = [("PATH", text_of(path.as_ref())?)];
-    crate::run("cargo", &arguments, &environment)
+    crate::workspace::run("cargo", &arguments, &environment)
 }
 
 fn provide() -> Result<()> {

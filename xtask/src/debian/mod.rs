@@ -33,7 +33,7 @@ pub(crate) use programs::{install, is_root, search_path};
 
 /// Where everything from Debian is kept.
 fn store() -> PathBuf {
-    crate::root().join("target/debian")
+    crate::workspace::root().join("target/debian")
 }
 
 /// Forgets everything that was downloaded.

@@ -31,7 +31,7 @@ pub(crate) fn install(needed: &[(&str, &'static str)]) -> Result<()> {
     arguments.extend(missing);
     let environment = [("DEBIAN_FRONTEND", "noninteractive")];
     apt::twice(
-        || crate::run("apt-get", &arguments, &environment),
+        || crate::workspace::run("apt-get", &arguments, &environment),
         || quiet(Command::new("apt-get").args(["-q", "update"])).map(drop),
     )
     .with_context(|| format!("cannot install {names}: do it yourself, with whatever apt-get asks"))

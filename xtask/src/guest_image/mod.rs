@@ -106,7 +106,7 @@ pub(crate) fn image(flavor: Flavor) -> Result<Image> {
 
 /// Where everything is.
 fn directory() -> PathBuf {
-    crate::root().join("target/guest-image")
+    crate::workspace::root().join("target/guest-image")
 }
 
 /// The images that are there, of all keys.
@@ -129,8 +129,9 @@ fn built() -> Result<Vec<PathBuf>> {
 fn key() -> Result<String> {
     let mut hasher = DefaultHasher::new();
     for input in INPUTS {
-        for path in files_below(&crate::root().join(input))? {
-            path.strip_prefix(crate::root())?.hash(&mut hasher);
+        for path in files_below(&crate::workspace::root().join(input))? {
+            path.strip_prefix(crate::workspace::root())?
+                .hash(&mut hasher);
             if path.is_file() {
                 fs::read(&path)?.hash(&mut hasher);
             }

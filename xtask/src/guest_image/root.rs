@@ -54,7 +54,7 @@ pub(super) fn build(work: &Work, image: &Path) -> Result<()> {
 fn build_tool() -> Result<PathBuf> {
     let build = super::directory().join("build");
     let directory = text_of(&build)?;
-    crate::run(
+    crate::workspace::run(
         "cargo",
         &[
             "build",
@@ -102,7 +102,7 @@ fn furnish(tree: &Path, tool: &Path) -> Result<()> {
     ] {
         fs::create_dir_all(tree.join(directory))?;
     }
-    let sources = crate::root().join(SOURCES);
+    let sources = crate::workspace::root().join(SOURCES);
     copy_tree(&sources.join("root"), tree)?;
     copy_tree(&sources.join("compile"), &tree.join("opt/compile"))?;
     fs::copy(tool, tree.join("usr/local/bin/guest-tool"))?;

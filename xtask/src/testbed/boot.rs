@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::one_host::{self, Task};
-use super::{init_script, prepare_one_host};
+use super::{init, prepare};
 use crate::debian::Tree;
 
 /// Ordinary is 25 s.
@@ -18,8 +18,8 @@ const GUESTS: usize = 6;
 
 /// Boots the host, which runs its guests, and fails unless each did what it should.
 pub(crate) fn boot() -> Result<()> {
-    let (directory, kernel, vmm) = prepare_one_host()?;
-    let init = init_script(include_str!("init/boot-guest.sh"));
+    let (directory, kernel, vmm) = prepare::one_host()?;
+    let init = init::script(include_str!("init/boot-guest.sh"));
     let guest = Tree::new(&directory, "boot-guest", &init)?;
     let drivers = [
         "virtio_mmio",
@@ -30,7 +30,7 @@ pub(crate) fn boot() -> Result<()> {
         "wdat_wdt",
     ];
     guest.modules(&kernel, &drivers)?;
-    let init = init_script(include_str!("init/boot-host.sh"));
+    let init = init::script(include_str!("init/boot-host.sh"));
     let host = Tree::new(&directory, "boot-host", &init)?;
     host.modules(&kernel, &["kvm_amd"])?;
     host.copy(&vmm, "bin/vmm")?;

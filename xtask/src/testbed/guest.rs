@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::network::GUEST;
-use super::{init_script, shell};
+use super::{init, shell};
 use crate::debian::{Flavor, Kernel, Tree};
 use crate::guest_image;
 
@@ -99,7 +99,7 @@ const WEB_MODULES: [&str; 3] = ["virtio_mmio", "virtio_net", "virtio_rng"];
 /// The guest for scenarios without disks: the kernel and an initramfs that serves `/numbers`, the lines 1 to
 /// [`WEB_LINES`], over HTTP.
 pub(super) fn web(directory: &Path, kernel: &Kernel) -> Result<Guest> {
-    let init = init_script(include_str!("init/web-guest.sh"));
+    let init = init::script(include_str!("init/web-guest.sh"));
     let tree = Tree::new(directory, "web-guest", &init)?;
     tree.modules(kernel, &WEB_MODULES)?;
     Ok(Guest {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::one_host::{self, Task};
-use super::{init_script, prepare_one_host};
+use super::{init, prepare};
 use crate::debian::{Flavor, Tree, text_of};
 use crate::guest_image::image;
 
@@ -21,8 +21,8 @@ const GUESTS: usize = 4;
 pub(crate) fn linux() -> Result<()> {
     let cloud = image(Flavor::Cloud)?;
     let generic = image(Flavor::Generic)?;
-    let (directory, kernel, vmm) = prepare_one_host()?;
-    let init = init_script(include_str!("init/linux-host.sh"));
+    let (directory, kernel, vmm) = prepare::one_host()?;
+    let init = init::script(include_str!("init/linux-host.sh"));
     let host = Tree::new(&directory, "linux-host", &init)?;
     host.modules(&kernel, &["kvm_amd", "virtio_pci", "virtio_blk"])?;
     host.copy(&vmm, "bin/vmm")?;

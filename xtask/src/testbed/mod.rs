@@ -19,12 +19,15 @@ mod boot;
 mod client;
 mod guest;
 mod host;
+mod init;
 mod linux;
 mod load;
+mod luck;
 mod native;
 mod network;
 mod one_host;
 mod options;
+mod prepare;
 mod qemu;
 mod report;
 mod sandbox;
@@ -37,37 +40,19 @@ mod vmm;
 mod vmm_binary;
 mod wait;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Subcommand;
 
+use luck::Luck;
 use options::{Options, RunArgs};
 use scenarios::{ALL, Scenario};
 use two_hosts::Testbed;
 use wait::say;
 
-use crate::debian::{self, Flavor, Kernel, provide_busybox};
-use crate::{guest_image, root};
-
-/// Programs that one host needs, and the Debian package each is in.
-const ONE_HOST: [(&str, &str); 5] = [
-    ("setpriv", "util-linux"),
-    ("cpio", "cpio"),
-    ("strip", "binutils"),
-    ("dpkg-deb", "dpkg"),
-    ("apt-get", "apt"),
-];
-/// What a cluster needs besides.
-const CLUSTER: [(&str, &str); 5] = [
-    ("ip", "iproute2"),
-    ("bridge", "iproute2"),
-    ("unshare", "util-linux"),
-    ("mkfs.ext4", "e2fsprogs"),
-    // Where the NFS server looks transports up.
-    ("/etc/netconfig", "libtirpc-common"),
-];
+use crate::debian::Flavor;
+use crate::guest_image;
 
 /// What can be done with a testbed.
 #[derive(Debug, Subcommand)]
@@ -102,33 +87,13 @@ pub(crate) fn command(command: Command) -> Result<()> {
     }
 }
 
-/// The beginning of every init, and how this one goes on.
-fn init_script(further: &str) -> String {
-    [include_str!("init/begin.sh"), further].concat()
-}
-
-/// Provides what one emulated host needs: the testbed's directory, the kernel of hosts, and `vmm` for them.
-fn prepare_one_host() -> Result<(PathBuf, Kernel, PathBuf)> {
-    debian::install(&ONE_HOST)?;
-    qemu::provide()?;
-    let directory = directory()?;
-    let kernel = Kernel::provide(&directory, Flavor::Cloud)?;
-    let vmm = vmm_binary::build(&directory)?;
-    Ok((directory, kernel, vmm))
-}
-
 /// Runs scenarios; see [`Options`].
 fn run(options: Options) -> Result<()> {
-    let directory = directory()?;
+    let directory = prepare::directory()?;
     if !sandbox::is_inside() {
         // Kept to the end of this process, and with it of what is inside.
         let _turn = sandbox::take_turn(&directory)?;
-        sandbox::check(&[&ONE_HOST[..], &CLUSTER].concat())?;
-        qemu::provide()?;
-        Kernel::provide(&directory, Flavor::Cloud)?;
-        provide_busybox()?;
-        storage::provide(&directory)?;
-        vmm_binary::build(&directory)?;
+        prepare::two_hosts()?;
         // Needs the network, which is not there inside.
         if options
             .scenarios
@@ -142,7 +107,7 @@ fn run(options: Options) -> Result<()> {
     }
     say(format_args!("seed {}", options.seed));
     let (scenarios, as_json) = (options.scenarios.clone(), options.json);
-    let mut testbed = Testbed::new(&directory, options)?;
+    let mut testbed = Testbed::new(&directory, Luck::new(options.times, options.seed))?;
     let mut verdicts = Vec::new();
     for scenario in scenarios {
         let verdict = judge(&mut testbed, scenario)?;
@@ -188,11 +153,4 @@ fn judge(testbed: &mut Testbed, scenario: &Scenario) -> Result<Result<f64, Strin
         Err(why) => say(format_args!("=== FAIL {}: {why}", scenario.name)),
     }
     Ok(verdict)
-}
-
-/// Where everything of the testbed is kept.
-fn directory() -> Result<PathBuf> {
-    let directory = root().join("target/testbed");
-    std::fs::create_dir_all(&directory)?;
-    Ok(directory)
 }

@@ -1,12 +1,10 @@
-//! The command line of `testbed run`, and the random numbers that scenarios ask for.
+//! The command line of `testbed run`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser};
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 use super::scenarios::{ALL, Scenario};
 
@@ -57,7 +55,6 @@ impl RunArgs {
             json: self.json,
             times: self.times,
             seed,
-            luck: StdRng::seed_from_u64(seed),
         })
     }
 }
@@ -71,15 +68,9 @@ pub(super) struct Options {
     pub(super) times: u32,
     /// What `--seed` makes come again.
     pub(super) seed: u64,
-    luck: StdRng,
 }
 
 impl Options {
-    /// A number below `limit`.
-    pub(super) fn random(&mut self, limit: u64) -> u64 {
-        self.luck.random_range(0..limit)
-    }
-
     /// The command line that asks for the same, seed included.
     pub(super) fn arguments(&self) -> Vec<String> {
         let mut arguments = vec!["run".to_owned()];
@@ -112,14 +103,11 @@ mod tests {
 
     #[test]
     fn options_are_read_or_explained() {
-        let mut options = parse(&["random", "--times", "30", "--seed", "7", "--json"]).unwrap();
+        let options = parse(&["random", "--times", "30", "--seed", "7", "--json"]).unwrap();
         assert_eq!((options.scenarios[0].name, options.times), ("random", 30));
         assert!(options.json);
-        let mut again = parse(&options.arguments()[1..]).unwrap();
+        let again = parse(&options.arguments()[1..]).unwrap();
         assert_eq!(again.arguments(), options.arguments());
-        for _ in 0..4 {
-            assert_eq!(again.random(1000), options.random(1000));
-        }
         assert_eq!(parse(&["all"]).unwrap().scenarios.len(), ALL.len());
         for (wrong, why) in [
             (&["rndom"][..], "'random'"),

@@ -43,7 +43,7 @@ fn qemu() -> Command {
 const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
 
 fn directory() -> PathBuf {
-    crate::root().join("target/debian/qemu")
+    crate::workspace::root().join("target/debian/qemu")
 }
 
 /// QEMU with software emulation of a processor with SVM. `parameters` are for the kernel's command line. It

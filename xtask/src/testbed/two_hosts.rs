@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::guest::{self, Guest, Mode};
 use super::host::{Host, LOGS};
-use super::init_script;
+use super::init;
+use super::luck::Luck;
 use super::network::{self, Network, Side};
-use super::options::Options;
 use super::report::Measure;
 use super::speakers::Speakers;
 use super::storage::Storage;
@@ -41,7 +41,7 @@ const TAKEOVER: Duration = Duration::from_secs(60);
 
 /// See the [module documentation](self).
 pub(super) struct Testbed {
-    pub(super) options: Options,
+    pub(super) luck: Luck,
     pub(super) directory: PathBuf,
     hosts: [Host; 2],
     storage: Storage,
@@ -57,17 +57,17 @@ pub(super) struct Testbed {
 
 impl Testbed {
     /// Sets everything up but boots nothing.
-    pub(super) fn new(directory: &Path, options: Options) -> Result<Self> {
+    pub(super) fn new(directory: &Path, luck: Luck) -> Result<Self> {
         network::make()?;
         let kernel = Kernel::find(directory)?;
-        let init = init_script(include_str!("init/two-hosts.sh"));
+        let init = init::script(include_str!("init/two-hosts.sh"));
         let tree = Tree::new(directory, "cluster-host", &init)?;
         tree.modules(&kernel, &HOST_MODULES)?;
         tree.copy(&directory.join("vmm"), "bin/vmm")?;
         let initramfs = tree.pack()?;
         let host = |side| Host::new(side, &directory.join("hosts"), &kernel, &initramfs);
         Ok(Self {
-            options,
+            luck,
             directory: directory.to_owned(),
             hosts: [host(Side::A)?, host(Side::B)?],
             storage: Storage::start(directory)?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::debian::text_of;
-use crate::run;
+use crate::workspace::run;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

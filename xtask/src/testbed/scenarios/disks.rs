@@ -39,15 +39,13 @@ pub(super) fn random(testbed: &mut Testbed, mode: Mode) -> Result<()> {
     testbed.protect(&guest::linux(mode)?, 2)?;
     let loads = Loads::start()?;
     let mut side = Side::A;
-    let times = testbed.options.times;
+    let times = testbed.luck.times;
     for time in 1..=times {
-        let fault = Fault::random(&mut testbed.options);
+        let fault = Fault::random(&mut testbed.luck);
         say(format_args!("--- {time} of {times}: {}", fault.name()));
-        loads.await_more(testbed.options.random(2 * WRITES))?;
+        loads.await_more(testbed.luck.below(2 * WRITES))?;
         // Writes are acknowledged at the ends of epochs; faults come at any time.
-        std::thread::sleep(Duration::from_millis(
-            testbed.options.random(2 * vmm::EPOCH_MS),
-        ));
+        std::thread::sleep(Duration::from_millis(testbed.luck.below(2 * vmm::EPOCH_MS)));
         fail(testbed, &loads, fault, side)?;
         side = side.other();
     }
@@ -113,7 +111,7 @@ pub(super) fn soak(testbed: &mut Testbed, mode: Mode) -> Result<()> {
     let guest = guest::linux(mode)?;
     testbed.protect(&guest, 2)?;
     let right = natively(testbed, &guest)?;
-    let times = testbed.options.times;
+    let times = testbed.luck.times;
     for time in 1..=times {
         let compile = std::thread::spawn(|| guest::shell("compile 1 2", COMPILE));
         until("a compile", COMPILE, || {

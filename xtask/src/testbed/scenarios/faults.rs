@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::super::client::Download;
 use super::super::guest::WEB_LINES;
+use super::super::luck::Luck;
 use super::super::network::{Network, Side};
-use super::super::options::Options;
 use super::super::two_hosts::Testbed;
 use super::super::wait::{say, until};
 
@@ -34,8 +34,8 @@ pub(super) enum Fault {
 impl Fault {
     const ALL: [Self; 3] = [Self::PowerFailure, Self::Freeze, Self::CutOff];
 
-    pub(super) fn random(options: &mut Options) -> Self {
-        Self::ALL[options.random(Self::ALL.len() as u64) as usize]
+    pub(super) fn random(luck: &mut Luck) -> Self {
+        Self::ALL[luck.below(Self::ALL.len() as u64) as usize]
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -78,12 +78,7 @@ pub(super) fn strike(testbed: &mut Testbed, fault: Fault, side: Side) -> Result<
 }
 
 /// A fault hits the host with the guest while a client downloads; the client gets every byte.
-pub(super) fn during_download(
-    testbed: &mut Testbed,
-    fault: Fault,
-    side: Side,
-    bytes: u64,
-) -> Result<()> {
+fn during_download(testbed: &mut Testbed, fault: Fault, side: Side, bytes: u64) -> Result<()> {
     let download = Download::start(WEB_LINES, DOWNLOAD)?;
     download.await_bytes(bytes)?;
     let failover = strike(testbed, fault, side)?;
@@ -156,10 +151,10 @@ pub(super) fn random(testbed: &mut Testbed) -> Result<()> {
     let web = testbed.web.clone();
     testbed.protect(&web, 2)?;
     let mut side = Side::A;
-    let times = testbed.options.times;
+    let times = testbed.luck.times;
     for time in 1..=times {
-        let fault = Fault::random(&mut testbed.options);
-        let bytes = testbed.options.random(3 * MIDDLE);
+        let fault = Fault::random(&mut testbed.luck);
+        let bytes = testbed.luck.below(3 * MIDDLE);
         say(format_args!(
             "--- {time} of {times}: {} after {bytes} bytes",
             fault.name()
