@@ -16,7 +16,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use understudy_replication::arbiter::FileArbiter;
 use understudy_replication::core::policy::Policy;
-use understudy_replication::runtime::{Primary, Standby, Status};
+use understudy_replication::runtime::{Origin, Primary, Standby, Status};
 use understudy_vmm::machine::{Kernel, Machine, MachineConfig};
 
 use crate::table::{Cell, Progress, Table, number};
@@ -211,7 +211,7 @@ impl Arguments {
             .policy(policy.clone())
             .listen(channel.parse()?)
             .start()?;
-        let protection = Primary::builder(self.machine(pages)?)
+        let protection = Primary::attach(Origin::Fresh(self.machine(pages)?))
             .arbiter(arbiter)
             .policy(policy)
             .backup(channel.parse()?)

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use understudy_transport::ConnectError;
 
+use super::primary::Ended;
 use crate::Generation;
 use crate::arbiter::ArbiterError;
 use crate::disk::DiskError;
@@ -56,6 +57,9 @@ pub enum RuntimeError {
     /// A setting is missing or contradictory.
     #[error("{0}")]
     Setting(String),
+    /// The machine was to be given back, but protection ended otherwise; the guest is stopped.
+    #[error("the machine cannot be given back: {}", .0.reason())]
+    Ended(Ended),
     /// An operating system resource could not be had.
     #[error("cannot {what}")]
     System {

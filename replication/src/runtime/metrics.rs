@@ -2,11 +2,13 @@
 //! the way of the data: ③ pause, ④ encode, ⑤ ship, ⑧ ack.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use parking_lot::{Mutex, MutexGuard};
 
+use super::events::{EventKind, EventSource, Events};
 use super::side::Side;
 use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Status};
 use crate::core::codec::CodecStats;
@@ -27,12 +29,20 @@ pub(super) struct Metrics(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     status: Status,
+    events: EventSource,
     pause_us: Histogram<u64>,
     ack_us: Histogram<u64>,
     dirty_pages: Histogram<u64>,
     captured: VecDeque<(EpochId, Instant)>,
     failed_at: Option<Instant>,
     copying_since: Option<Instant>,
+}
+
+impl Inner {
+    fn tell(&self, kind: EventKind) {
+        let status = &self.status;
+        (self.events).tell(&status.vm, &status.node, status.generation, kind);
+    }
 }
 
 impl Metrics {
@@ -64,6 +74,7 @@ impl Metrics {
                 ending: None,
                 alarm: None,
             },
+            events: EventSource::new(),
             pause_us: histogram(),
             ack_us: histogram(),
             dirty_pages: histogram(),
@@ -74,7 +85,28 @@ impl Metrics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
+    }
+
+    /// Tells whoever listens.
+    pub(super) fn tell(&self, kind: EventKind) {
+        self.lock().tell(kind);
+    }
+
+    /// The guest goes on without a backup. What never protected anything is no news.
+    pub(super) fn going_alone(&self, generation: Generation, cause: String) {
+        let mut inner = self.lock();
+        if inner.status.generation != generation.0 {
+            inner.status.generation = generation.0;
+            inner.tell(EventKind::GoingAlone { cause });
+        }
+    }
+
+    /// What happens from now on.
+    pub(super) fn subscribe(&self) -> Events {
+        let inner = self.lock();
+        let status = &inner.status;
+        (inner.events).subscribe(&status.vm, &status.node, status.generation)
     }
 
     /// All but the gate's counts.
@@ -105,7 +137,12 @@ impl Metrics {
             // What went wrong before has been made good.
             status.alarm = None;
         }
-        status.protected = protected;
+        let before = std::mem::replace(&mut status.protected, protected);
+        match (before, protected) {
+            (false, true) => inner.tell(EventKind::Protected),
+            (true, false) => inner.tell(EventKind::Unprotected),
+            _ => {}
+        }
         if protected
             && let Some(failed_at) = inner.failed_at.take()
             && let Some(failover) = &mut inner.status.failover
@@ -127,7 +164,9 @@ impl Metrics {
     /// Raises an alarm: for the log, and for who looks at the status.
     pub(super) fn alarm(&self, text: String) {
         tracing::warn!("{text}");
-        self.lock().status.alarm = Some(text);
+        let mut inner = self.lock();
+        inner.status.alarm = Some(text.clone());
+        inner.tell(EventKind::Alarm(text));
     }
 
     /// ③: one epoch was captured.
@@ -244,6 +283,11 @@ impl Metrics {
     pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
         let mut inner = self.lock();
         inner.status.side = Side::Primary;
+        inner.status.generation = figures.generation;
+        inner.tell(EventKind::Promoted {
+            epoch: EpochId(figures.epoch),
+            cause: figures.cause.clone(),
+        });
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
     }

@@ -10,6 +10,7 @@ mod arbitration;
 mod capture;
 mod disk_progress;
 mod error;
+mod events;
 mod heartbeats;
 mod metrics;
 mod primary;
@@ -22,7 +23,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 pub use error::RuntimeError;
-pub use primary::{Ended, Primary, PrimaryBuilder, Protection, ProtectionHandle};
+pub use events::{Event, EventKind, Events};
+pub use primary::{
+    Ended, NotProtected, Origin, Primary, PrimaryBuilder, Protection, ProtectionHandle, Unprotected,
+};
 pub use side::{Side, SideBuilder, SideHandle};
 pub use standby::{Outcome, Promoted, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
 pub use status::{

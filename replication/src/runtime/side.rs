@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::events::Events;
 use super::metrics::Metrics;
 use super::status::Status;
 use super::{HeartbeatPath, Limits, RuntimeError};
@@ -34,6 +35,7 @@ pub enum Side {
 }
 
 /// What both sides need to know.
+#[derive(Clone)]
 pub(super) struct Settings {
     pub(super) vm: String,
     pub(super) node: String,
@@ -161,6 +163,13 @@ impl<R> SideHandle<R> {
             disks: status.disks.with(&self.disks),
             ..status
         }
+    }
+
+    /// What happens to this side from now on, through its promotion and until it ends. Never blocks the
+    /// side: a listener that is too slow is told how much it has missed.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.metrics.subscribe()
     }
 
     /// Makes a request, waiting while the queue is full. Returns whether it was taken: a side that has

@@ -10,8 +10,8 @@ use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, StandbyBuilder,
-    StandbyRun, Status,
+    Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError,
+    StandbyBuilder, StandbyRun, Status,
 };
 use understudy_transport::Endpoint;
 
@@ -119,7 +119,7 @@ fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
         .start()
         .unwrap();
     drop(a);
-    let primary_b = Primary::promoted(promoted)
+    let primary_b = Primary::attach(Origin::Promoted(promoted))
         .arbiter(crate::arbiter(directory))
         .backup(endpoint(directory))
         .policy(patient())

@@ -4,6 +4,7 @@
 mod disks;
 mod fake;
 mod images;
+mod unprotect;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use understudy_replication::core::policy::Policy;
 use understudy_replication::ids::Generation;
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
-    Ended, Limits, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError, Standby,
-    StandbyBuilder, StandbyRun, Status,
+    Ended, Limits, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError,
+    Standby, StandbyBuilder, StandbyRun, Status,
 };
 use understudy_transport::Endpoint;
 
@@ -40,7 +41,7 @@ fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
 }
 
 fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
-    Primary::builder(machine)
+    Primary::attach(Origin::Fresh(machine))
         .arbiter(arbiter(directory))
         .backup(endpoint(directory))
         .node("a")
@@ -302,7 +303,7 @@ fn a_promoted_machine_is_protected_again() {
     let promoted = promoted(pair.standby);
     assert!(matches!(pair.primary.wait().unwrap(), Ended::Fenced { .. }));
     let next = standby(directory.path(), Fake::new()).start().unwrap();
-    let primary = Primary::promoted(promoted)
+    let primary = Primary::attach(Origin::Promoted(promoted))
         .arbiter(arbiter(directory.path()))
         .backup(endpoint(directory.path()))
         .protect()

@@ -25,6 +25,9 @@
 //! If there are shared disks, an acked epoch's writes to them go first, then its other output; the next
 //! epoch does not end before both have: the backup repeats those of one epoch only.
 //!
+//! A backup that is dismissed while Protected keeps its link until the next generation is granted. It is told then that
+//! it is fenced, and this side goes through Claiming, where the same claim is granted once more, to Alone.
+//!
 //! When the guest has ended, Protected goes on until the epoch is released that has its end, and Claiming until
 //! the arbiter has answered and all that was held has left. Told to end at once, this side drops it.
 //!
@@ -59,6 +62,12 @@ pub enum PrimaryInput {
     },
     /// The link is gone: closed, reset, or broken by a malformed frame.
     LinkDown {
+        /// Why, for people.
+        cause: String,
+    },
+    /// The guest is to go on without this backup, which lives. While Protected that needs a grant, as its
+    /// loss does, but the link stays up until then, so that the backup does not claim the guest itself.
+    BackupDismissed {
         /// Why, for people.
         cause: String,
     },

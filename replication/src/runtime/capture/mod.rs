@@ -55,6 +55,8 @@ pub(super) enum CaptureJob {
     OpenGate(Generation),
     /// Start the guest over.
     ResetGuest,
+    /// End, and leave the guest running.
+    HandOn,
     /// Stop the guest and end.
     Stop,
 }
@@ -162,8 +164,8 @@ impl<M: Machine> Capturer<M> {
         }
     }
 
-    /// Obeys until told to stop, or until the driver is gone; the guest is stopped then.
-    pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) {
+    /// Obeys until told to end, or until the driver is gone. Returns the machine if it is to run on.
+    pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) -> Option<M> {
         while let Ok(job) = jobs.recv() {
             let outcome = match job {
                 CaptureJob::Attach(target) => {
@@ -195,6 +197,10 @@ impl<M: Machine> Capturer<M> {
                     }
                     Ok(())
                 }
+                CaptureJob::HandOn => {
+                    self.notes.finish();
+                    return Some(self.machine.hand_on());
+                }
                 CaptureJob::Stop => break,
             };
             if let Err(error) = outcome {
@@ -205,6 +211,7 @@ impl<M: Machine> Capturer<M> {
         }
         self.machine.stop();
         self.notes.finish();
+        None
     }
 
     fn tell(&self, event: CaptureEvent) {

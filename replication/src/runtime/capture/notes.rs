@@ -3,8 +3,10 @@
 //!
 //! Must not be done here: going on to make a copy before that has been noted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
 
 use crate::arbiter::{Arbiter, ArbiterError, Note};
 use crate::ids::Generation;
@@ -72,7 +74,7 @@ impl Notes {
 }
 
 fn take(noting: &Mutex<Option<Noting>>) -> Option<Noting> {
-    noting.lock().unwrap_or_else(PoisonError::into_inner).take()
+    noting.lock().take()
 }
 
 fn wait(noting: Option<Noting>) {

@@ -15,7 +15,7 @@ use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
 use super::shared_disks::DisksWritten;
-use super::{Ended, Request};
+use super::{Ended, Finish, Request};
 use crate::core::message::{Bye, Message};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::DiskSet;
@@ -25,6 +25,7 @@ use crate::page_set::MemoryLayout;
 use crate::ports::{OutputEvent, OutputGate};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
+use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
@@ -74,7 +75,11 @@ pub(super) struct Driver {
     stop_asked: bool,
     /// Somebody wanted it twice.
     abandoned: bool,
-    ended: Option<Ended>,
+    /// A machine is to be given back as soon as it runs alone.
+    unprotecting: bool,
+    /// An attempt to reach the backup is of no use any more.
+    backup_changed: bool,
+    ended: Option<Finish>,
     /// The capture thread has panicked.
     broken: bool,
 }
@@ -136,23 +141,29 @@ impl Driver {
             connect_failure: None,
             stop_asked: false,
             abandoned: false,
+            unprotecting: false,
+            backup_changed: false,
             ended: None,
             broken: false,
         })
     }
 
-    pub(super) fn run(mut self) -> Result<Ended, RuntimeError> {
+    pub(super) fn run(mut self) -> Result<Finish, RuntimeError> {
         let result = tokio_runtime().and_then(|runtime| runtime.block_on(self.drive()));
         if result.is_err() {
             self.shut();
         }
         // The capture thread stops the guest. It may be waiting for the link: that is closed already.
         drop(self.session.take());
-        let _ = self.jobs.send(CaptureJob::Stop);
+        let _ = self.jobs.send(match &result {
+            Ok(Finish::Unprotected(_)) => CaptureJob::HandOn,
+            _ => CaptureJob::Stop,
+        });
+        self.metrics.tell(EventKind::Ended);
         result
     }
 
-    async fn drive(&mut self) -> Result<Ended, RuntimeError> {
+    async fn drive(&mut self) -> Result<Finish, RuntimeError> {
         let mut heartbeats = Heartbeats::open(&self.setup.settings, Sender::Primary).await?;
         let mut beat = beat(self.setup.settings.policy.heartbeat_interval);
         let mut connecting: Option<Connecting> = None;
@@ -185,11 +196,15 @@ impl Driver {
                 }
             }
             if self.core.phase() == PrimaryPhase::Stopped {
-                self.ended = Some(if self.abandoned {
+                self.ended = Some(Finish::Ended(if self.abandoned {
                     Ended::Abandoned
                 } else {
                     Ended::GuestStopped
-                });
+                }));
+            }
+            let is_alone = self.core.phase() == PrimaryPhase::Alone && !self.core.is_opening();
+            if self.unprotecting && is_alone && self.ended.is_none() {
+                self.ended = Some(Finish::Unprotected(self.core.generation()));
             }
         }
     }
@@ -200,6 +215,9 @@ impl Driver {
         beat: &mut tokio::time::Interval,
         heartbeats: &mut Heartbeats,
     ) -> Happened {
+        if std::mem::take(&mut self.backup_changed) {
+            *connecting = None;
+        }
         if self.session.is_none()
             && connecting.is_none()
             && let Some(endpoint) = self.setup.backup.clone()
@@ -275,6 +293,13 @@ impl Driver {
             // A guest that has ended stays so.
             Happened::Requested(Some(Request::ResetGuest)) if self.core.is_ending() => {}
             Happened::Requested(Some(Request::ResetGuest)) => self.order(CaptureJob::ResetGuest),
+            Happened::Requested(Some(Request::SetBackup(backup))) => {
+                self.set_backup(backup, inputs);
+            }
+            Happened::Requested(Some(Request::Unprotect)) => {
+                self.unprotecting = true;
+                self.set_backup(None, inputs);
+            }
             Happened::Requested(Some(Request::GuestStopped)) => {
                 inputs.push_back(PrimaryInput::GuestStopped);
             }
@@ -321,6 +346,22 @@ impl Driver {
                 inputs.push_back(PrimaryInput::Tick);
             }
         }
+    }
+
+    /// Another backup, or none; the present one is dismissed.
+    fn set_backup(&mut self, backup: Option<Endpoint>, inputs: &mut VecDeque<PrimaryInput>) {
+        if self.setup.backup == backup {
+            return;
+        }
+        let cause = match &backup {
+            Some(endpoint) => format!("the guest is to be protected by {endpoint} instead"),
+            None => "the guest is not to be protected any more".into(),
+        };
+        self.setup.backup = backup;
+        self.backup_changed = true;
+        self.connect_failure = None;
+        self.connect_at = Instant::now();
+        inputs.push_back(PrimaryInput::BackupDismissed { cause });
     }
 
     fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
@@ -448,12 +489,16 @@ impl Driver {
                         "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
                     ));
                 }
+                self.metrics.going_alone(generation, cause);
                 self.order(CaptureJob::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
                 self.shut();
                 self.metrics.alarm(reason.clone());
-                self.ended = Some(Ended::Fenced { reason });
+                self.metrics.tell(EventKind::Fenced {
+                    reason: reason.clone(),
+                });
+                self.ended = Some(Finish::Ended(Ended::Fenced { reason }));
             }
         }
     }

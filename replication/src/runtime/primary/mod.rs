@@ -5,7 +5,6 @@ mod driver;
 mod output_signal;
 mod shared_disks;
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use super::RuntimeError;
 use super::arbitration::Arbitration;
 use super::capture::{CaptureJob, Capturer};
 use super::metrics::Metrics;
-use super::side::{Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
+use super::side::{Settings, Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
 use super::standby::Promoted;
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::ids::Generation;
@@ -32,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// time, so a handful is all that can wait.
 const JOBS_MAX: usize = 64;
 
-/// Entry to the primary side; see [`Primary::builder`].
+/// Entry to the primary side; see [`Primary::attach`].
 #[derive(Debug)]
 pub struct Primary;
 
@@ -43,23 +42,58 @@ pub type PrimaryBuilder<M> = SideBuilder<PrimaryPart<M>>;
 pub struct PrimaryPart<M: Machine> {
     machine: StoppedOnDrop<M>,
     backup: Option<Endpoint>,
-    promoted: Option<Reign>,
+    /// Under what it runs, if it was given a generation already.
+    reign: Option<Reign>,
+    runs: bool,
     start_over: bool,
 }
 
+/// Where the machine to be protected comes from.
+pub enum Origin<M: Machine> {
+    /// It has never run: [`PrimaryBuilder::protect`] runs it.
+    Fresh(M),
+    /// It runs, and no arbiter has been asked for it so far.
+    Running(M),
+    /// It has just taken over. Names, arbiter, policy and limits are those of the standby unless set anew.
+    Promoted(Promoted<M>),
+    /// It was protected before. The same holds.
+    Unprotected(Unprotected<M>),
+}
+
+/// A machine given back by [`Protection::unprotect`]. It runs as the arbiter's holder for as long as this
+/// exists, so keep it whole; [`Origin::Unprotected`] protects it again.
+pub struct Unprotected<M: Machine> {
+    /// The machine, running.
+    pub machine: M,
+    pub(super) reign: Reign,
+}
+
 /// Under what a machine runs.
-struct Reign {
-    generation: Generation,
-    claimant: String,
-    metrics: Metrics,
+pub(super) struct Reign {
+    pub(super) generation: Generation,
+    pub(super) claimant: String,
+    pub(super) metrics: Metrics,
+    pub(super) settings: Settings,
+    /// Shows others that the holder lives.
+    pub(super) arbiter: Arc<dyn Arbiter>,
+}
+
+/// Why a guest is not protected, and its machine as it was.
+pub struct NotProtected<M: Machine> {
+    /// Why.
+    pub error: RuntimeError,
+    machine: Option<StoppedOnDrop<M>>,
 }
 
 /// A guest that runs, protected whenever there is a backup.
 pub struct Protection<M: Machine> {
     handle: ProtectionHandle,
-    driver: JoinHandle<Result<Ended, RuntimeError>>,
-    capturer: JoinHandle<()>,
-    machine: PhantomData<fn() -> M>,
+    driver: JoinHandle<Result<Finish, RuntimeError>>,
+    capturer: JoinHandle<Option<M>>,
+    settings: Settings,
+    claimant: String,
+    arbiter: Arc<dyn Arbiter>,
+    metrics: Metrics,
     jobs: std::sync::mpsc::SyncSender<CaptureJob>,
 }
 
@@ -81,6 +115,24 @@ pub enum Ended {
     },
 }
 
+impl Ended {
+    /// For a person.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::GuestStopped => "the guest has ended",
+            Self::Abandoned => "it was to end at once",
+            Self::Fenced { reason } => reason,
+        }
+    }
+}
+
+/// How the driver's work ended.
+pub(super) enum Finish {
+    Ended(Ended),
+    /// The guest goes on under this generation, without this runtime.
+    Unprotected(Generation),
+}
+
 /// What a [`ProtectionHandle`] asks for.
 #[derive(Debug)]
 pub enum Request {
@@ -88,6 +140,10 @@ pub enum Request {
     Checkpoint,
     /// See [`ProtectionHandle::reset_guest`].
     ResetGuest,
+    /// See [`ProtectionHandle::set_backup`].
+    SetBackup(Option<Endpoint>),
+    /// See [`Protection::unprotect`].
+    Unprotect,
     /// See [`ProtectionHandle::guest_stopped`].
     GuestStopped,
     /// See [`ProtectionHandle::stop`].
@@ -95,25 +151,31 @@ pub enum Request {
 }
 
 impl Primary {
-    /// Starts to describe a primary for `machine`, which has not run yet.
-    pub fn builder<M: Machine>(machine: M) -> PrimaryBuilder<M> {
-        let part = PrimaryPart {
-            machine: StoppedOnDrop::new(machine),
-            backup: None,
-            promoted: None,
-            start_over: false,
+    /// Starts to describe a primary for a machine, wherever it comes from.
+    pub fn attach<M: Machine>(origin: Origin<M>) -> PrimaryBuilder<M> {
+        let (machine, reign, runs) = match origin {
+            Origin::Fresh(machine) => (machine, None, false),
+            Origin::Running(machine) => (machine, None, true),
+            Origin::Promoted(Promoted { machine, reign, .. })
+            | Origin::Unprotected(Unprotected { machine, reign }) => (machine, Some(reign), true),
         };
-        SideBuilder::new("primary", part)
-    }
-
-    /// Starts to describe a primary for a machine that was promoted and runs already.
-    pub fn promoted<M: Machine>(promoted: Promoted<M>) -> PrimaryBuilder<M> {
-        let mut builder = Self::builder(promoted.machine);
-        builder.part.promoted = Some(Reign {
-            generation: promoted.generation,
-            claimant: promoted.claimant,
-            metrics: promoted.metrics,
-        });
+        let kept = reign
+            .as_ref()
+            .map(|reign| (reign.settings.clone(), Arc::clone(&reign.arbiter)));
+        let mut builder = SideBuilder::new(
+            "primary",
+            PrimaryPart {
+                machine: StoppedOnDrop::new(machine),
+                backup: None,
+                reign,
+                runs,
+                start_over: false,
+            },
+        );
+        if let Some((settings, arbiter)) = kept {
+            builder.settings = settings;
+            builder.arbiter = Some(arbiter);
+        }
         builder
     }
 }
@@ -133,85 +195,147 @@ impl<M: Machine> PrimaryBuilder<M> {
         self
     }
 
-    /// Claims the guest, runs it, and protects it: initial synchronisation, then epochs. Returns as
-    /// soon as the guest runs.
+    /// Claims the guest unless it is held already, runs it unless it runs, and protects it: initial
+    /// synchronisation, then epochs. Returns as soon as the guest runs.
     ///
     /// # Errors
-    /// If the arbiter refuses or cannot be asked, or the guest cannot be run.
+    /// If the arbiter refuses or cannot be asked, or the guest cannot be run. The machine is stopped then;
+    /// [`PrimaryBuilder::try_protect`] gives it back instead.
     pub fn protect(self) -> Result<Protection<M>, RuntimeError> {
-        let arbiter = required(Side::Primary, "an arbiter", self.arbiter)?;
-        let (settings, part) = (self.settings, self.part);
-        let mut machine = part.machine;
-        let reign = match part.promoted {
-            Some(reign) => reign,
-            None => {
-                let claim = if part.start_over {
-                    Claim::StartOver
-                } else {
-                    Claim::Start
-                };
-                let (vm, node) = (&settings.vm, &settings.node);
-                let reign = claim_guest(&*machine, arbiter.as_ref(), claim, vm, node)?;
-                machine.run()?;
-                reign
+        self.try_protect().map_err(|refused| refused.error)
+    }
+
+    /// As [`PrimaryBuilder::protect`], but a machine that cannot be protected is given back as it was: one
+    /// that runs goes on.
+    ///
+    /// # Errors
+    /// As [`PrimaryBuilder::protect`].
+    pub fn try_protect(self) -> Result<Protection<M>, NotProtected<M>> {
+        let (settings, mut part) = (self.settings, self.part);
+        let claimed = required(Side::Primary, "an arbiter", self.arbiter)
+            .and_then(|arbiter| part.claim(&settings, arbiter));
+        match claimed {
+            Ok(reign) => start(settings, part.backup, part.machine, reign).map_err(|error| {
+                let machine = None;
+                NotProtected { error, machine }
+            }),
+            Err(error) => {
+                let machine = Some(part.machine);
+                Err(NotProtected { error, machine })
             }
-        };
-        let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
-        // Bounded by the jobs.
-        let (events, happened) = mpsc::unbounded_channel();
-        let (handle, requested) = SideHandle::new(&*machine, reign.metrics.clone());
-        let limits = settings.limits.clone();
-        let driver = Driver::new(
-            driver::Setup {
-                settings,
-                backup: part.backup,
-                generation: reign.generation,
-                fingerprint: machine.fingerprint(),
-                layout: machine.memory().layout().clone(),
-                gate: machine.gate(),
-                disks: machine.disks(),
-            },
-            Arbitration::new(Arc::clone(&arbiter), reign.claimant),
-            requested,
-            jobs.clone(),
-            happened,
-            reign.metrics.clone(),
-        )?;
-        let capturer = Capturer::new(machine, arbiter, limits, events, reign.metrics);
-        let capturer = spawn("capture", move || capturer.run(&to_do))?;
-        let driver = spawn("driver", move || driver.run())?;
-        Ok(Protection {
-            handle,
-            driver,
-            capturer,
-            jobs,
-            machine: PhantomData,
-        })
+        }
     }
 }
 
-/// Asks the arbiter for the guest, which has not run yet.
+impl<M: Machine> NotProtected<M> {
+    /// The machine; `None` if it had to be stopped, as the host could not start a thread for it.
+    pub fn into_machine(self) -> Option<M> {
+        self.machine.map(StoppedOnDrop::hand_on)
+    }
+}
+
+impl<M: Machine> PrimaryPart<M> {
+    /// Makes sure that the machine runs, and may.
+    fn claim(
+        &mut self,
+        settings: &Settings,
+        arbiter: Arc<dyn Arbiter>,
+    ) -> Result<Reign, RuntimeError> {
+        if let Some(reign) = self.reign.take() {
+            return Ok(Reign { arbiter, ..reign });
+        }
+        let claim = if self.start_over {
+            Claim::StartOver
+        } else {
+            Claim::Start
+        };
+        let reign = claim_guest(&*self.machine, arbiter, claim, settings)?;
+        if !self.runs {
+            self.machine.run()?;
+        }
+        Ok(reign)
+    }
+}
+
+/// Starts the threads.
+fn start<M: Machine>(
+    settings: Settings,
+    backup: Option<Endpoint>,
+    machine: StoppedOnDrop<M>,
+    reign: Reign,
+) -> Result<Protection<M>, RuntimeError> {
+    let Reign {
+        generation,
+        claimant,
+        metrics,
+        arbiter,
+        ..
+    } = reign;
+    let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
+    // Bounded by the jobs.
+    let (events, happened) = mpsc::unbounded_channel();
+    let (handle, requested) = SideHandle::new(&*machine, metrics.clone());
+    let driver = Driver::new(
+        driver::Setup {
+            settings: settings.clone(),
+            backup,
+            generation,
+            fingerprint: machine.fingerprint(),
+            layout: machine.memory().layout().clone(),
+            gate: machine.gate(),
+            disks: machine.disks(),
+        },
+        Arbitration::new(Arc::clone(&arbiter), claimant.clone()),
+        requested,
+        jobs.clone(),
+        happened,
+        metrics.clone(),
+    )?;
+    let limits = settings.limits.clone();
+    let capturer = Capturer::new(
+        machine,
+        Arc::clone(&arbiter),
+        limits,
+        events,
+        metrics.clone(),
+    );
+    let capturer = spawn("capture", move || capturer.run(&to_do))?;
+    let driver = spawn("driver", move || driver.run())?;
+    Ok(Protection {
+        handle,
+        driver,
+        capturer,
+        settings,
+        claimant,
+        arbiter,
+        metrics,
+        jobs,
+    })
+}
+
+/// Asks the arbiter for the guest.
 fn claim_guest(
     machine: &impl Machine,
-    arbiter: &dyn Arbiter,
+    arbiter: Arc<dyn Arbiter>,
     claim: Claim,
-    vm: &str,
-    node: &str,
+    settings: &Settings,
 ) -> Result<Reign, RuntimeError> {
     let disks = machine.disks();
     // Before anything is claimed: who fails here must not be who held the guest last.
     disks.check_whole()?;
     if disks.has_replicated() && claim == Claim::Start {
-        check_newest(arbiter, node)?;
+        check_newest(arbiter.as_ref(), &settings.node)?;
     }
-    let claimant = super::claimant(node);
+    let claimant = super::claimant(&settings.node);
     match arbiter.claim(claim, &claimant)? {
         Verdict::Granted(generation) => {
             disks.own()?;
             Ok(Reign {
                 generation,
                 claimant,
-                metrics: Metrics::new(Side::Primary, vm, node),
+                metrics: Metrics::new(Side::Primary, &settings.vm, &settings.node),
+                settings: settings.clone(),
+                arbiter,
             })
         }
         Verdict::Refused { current, holder } => Err(RuntimeError::Owned {
@@ -242,27 +366,65 @@ impl<M: Machine> Protection<M> {
     /// # Errors
     /// If the runtime failed; the guest is stopped in that case too.
     pub fn wait(self) -> Result<Ended, RuntimeError> {
-        let ended = self
+        match self.finish()? {
+            (Finish::Ended(ended), _) => Ok(ended),
+            (Finish::Unprotected(_), _) => unreachable!("only `unprotect` asks for that"),
+        }
+    }
+
+    /// Ends protection and gives the machine back, running. The guest goes on alone as the arbiter's
+    /// holder; the backup is told, gives its copy up and waits for another primary. Waits for the
+    /// arbiter's grant, as without it the backup might take over; for as long as that takes, output of
+    /// a guest that was protected is still released epoch by epoch. Must not be called from within an
+    /// asynchronous runtime.
+    ///
+    /// # Errors
+    /// If the runtime failed, or protection ended otherwise meanwhile; the guest is stopped then.
+    pub fn unprotect(self) -> Result<Unprotected<M>, RuntimeError> {
+        // Not taken: protection has ended, and how is found below.
+        let _ = self.handle.ask(Request::Unprotect);
+        let (settings, claimant) = (self.settings.clone(), self.claimant.clone());
+        let (arbiter, metrics) = (Arc::clone(&self.arbiter), self.metrics.clone());
+        match self.finish()? {
+            (Finish::Unprotected(generation), Some(machine)) => Ok(Unprotected {
+                machine,
+                reign: Reign {
+                    generation,
+                    claimant,
+                    metrics,
+                    settings,
+                    arbiter,
+                },
+            }),
+            (Finish::Unprotected(_), None) => Err(RuntimeError::Panicked("capture")),
+            (Finish::Ended(ended), _) => Err(RuntimeError::Ended(ended)),
+        }
+    }
+
+    /// Waits for both threads.
+    fn finish(self) -> Result<(Finish, Option<M>), RuntimeError> {
+        let finish = self
             .driver
             .join()
             .map_err(|_| RuntimeError::Panicked("driver"));
         // Also after a panic of the driver: a guest that nobody watches must not speak.
         let _ = self.jobs.send(CaptureJob::Stop);
         drop(self.jobs);
-        if matches!(ended, Ok(Ok(Ended::Abandoned))) {
+        if matches!(finish, Ok(Ok(Finish::Ended(Ended::Abandoned)))) {
             // Storage that hangs was a reason to be impatient.
             let deadline = Instant::now() + LEAVE_BEHIND;
             while !self.capturer.is_finished() {
                 if Instant::now() >= deadline {
-                    return ended?;
+                    return Ok((finish??, None));
                 }
                 std::thread::sleep(LOOK);
             }
         }
-        self.capturer
+        let machine = self
+            .capturer
             .join()
             .map_err(|_| RuntimeError::Panicked("capture"))?;
-        ended?
+        Ok((finish??, machine))
     }
 }
 
@@ -271,6 +433,14 @@ impl ProtectionHandle {
     pub fn checkpoint(&self) {
         // A full queue means that requests for checkpoints already wait.
         let _ = self.ask_at_once(Request::Checkpoint);
+    }
+
+    /// Protects the guest with another backup from now on, or with none. The one before is told and gives
+    /// its copy up, once the arbiter has granted the guest to this side alone. Waits while the queue of
+    /// requests is full; must not be called from within an asynchronous runtime. Returns whether the
+    /// request was taken: protection that has ended takes none.
+    pub fn set_backup(&self, backup: Option<Endpoint>) -> bool {
+        self.ask(Request::SetBackup(backup))
     }
 
     /// Asks for the guest to be started over in place ([`Machine::reset`]), protected as it is. Waits while

@@ -19,8 +19,10 @@ use crate::disk::DiskError;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory, Storage};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
+use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
+use crate::runtime::primary::Reign;
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::side::{Settings, StoppedOnDrop, beat, until};
 use crate::runtime::{Clock, FailoverFigures, RuntimeError, monotonic_ns, tokio_runtime};
@@ -127,7 +129,10 @@ impl<M: Machine> Driver<M> {
         let runtime = tokio_runtime()?;
         let ended = runtime.block_on(self.drive(ready))?;
         match ended {
-            Ended::Stopped => Ok(Outcome::Stopped),
+            Ended::Stopped => {
+                self.metrics.tell(EventKind::Ended);
+                Ok(Outcome::Stopped)
+            }
             Ended::Promoted {
                 generation,
                 epoch,
@@ -473,8 +478,13 @@ impl<M: Machine> Driver<M> {
             machine: self.machine.hand_on(),
             generation,
             epoch,
-            metrics: self.metrics,
-            claimant: self.setup.claimant,
+            reign: Reign {
+                generation,
+                claimant: self.setup.claimant,
+                metrics: self.metrics,
+                settings: self.setup.settings,
+                arbiter: self.setup.arbiter,
+            },
         }))
     }
 

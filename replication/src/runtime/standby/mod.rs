@@ -11,6 +11,7 @@ use understudy_transport::Endpoint;
 use self::driver::Driver;
 use super::RuntimeError;
 use super::metrics::Metrics;
+use super::primary::Reign;
 use super::side::{Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
 use crate::ids::{EpochId, Generation};
 use crate::ports::Machine;
@@ -47,7 +48,7 @@ pub enum Outcome<M: Machine> {
 }
 
 /// A machine that has taken over. It runs; hand it to
-/// [`Primary::promoted`](super::Primary::promoted) to have it protected again.
+/// [`Primary::attach`](super::Primary::attach) to have it protected again.
 pub struct Promoted<M: Machine> {
     /// The machine, running.
     pub machine: M,
@@ -55,8 +56,7 @@ pub struct Promoted<M: Machine> {
     pub generation: Generation,
     /// The epoch it continued from.
     pub epoch: EpochId,
-    pub(super) metrics: Metrics,
-    pub(super) claimant: String,
+    pub(super) reign: Reign,
 }
 
 /// What a [`StandbyHandle`] asks for.

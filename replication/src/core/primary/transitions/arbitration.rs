@@ -42,6 +42,10 @@ impl PrimaryCore {
             (Phase::Protected(_) | Phase::Syncing { .. }, None, Some(ending)) => {
                 Some((&mut ending.ask_at, Question::Claim))
             }
+            (Phase::Protected(_), None, None) => {
+                let dismissal = self.dismissal.as_mut()?;
+                Some((&mut dismissal.ask_at, Question::Claim))
+            }
             _ => None,
         }
     }
@@ -71,6 +75,9 @@ impl PrimaryCore {
                 self.fence(current, format!("the arbiter names {holder}"), out);
             }
             (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
+                if self.dismissal.is_some() && self.ending.is_none() {
+                    return self.dismiss_under_grant(granted, out);
+                }
                 if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
                     return self.end_under_grant(granted, out);
                 }
@@ -108,6 +115,8 @@ impl PrimaryCore {
             (Some(Question::Claim), _) => {
                 if let Some(ending) = &mut self.ending {
                     ending.ask_at = Some(retry_at);
+                } else if let Some(dismissal) = &mut self.dismissal {
+                    dismissal.ask_at = Some(retry_at);
                 }
             }
             (Some(Question::Confirm), Phase::Protected(_)) => {

@@ -4,6 +4,7 @@
 
 mod arbitration;
 mod deadlines;
+mod dismissal;
 mod ending;
 mod status;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use arbitration::{Doubt, Question};
 use deadlines::Timer;
+use dismissal::Dismissal;
 use ending::Ending;
 pub use status::{EndingAwaits, PrimaryPhase};
 
@@ -60,6 +62,7 @@ pub struct PrimaryCore {
     /// what leaves meanwhile.
     opening: bool,
     ending: Option<Ending>,
+    dismissal: Option<Dismissal>,
     question: Option<Question>,
     doubt: Option<Doubt>,
     backup_node: Option<String>,
@@ -90,6 +93,7 @@ impl PrimaryCore {
             phase: Phase::Alone,
             opening: false,
             ending: None,
+            dismissal: None,
             question: None,
             doubt: None,
             backup_node: None,
@@ -218,6 +222,7 @@ impl PrimaryCore {
         match input {
             Input::LinkUp => self.link_up(out),
             Input::LinkDown { cause } => self.lose_backup(cause, out),
+            Input::BackupDismissed { cause } => self.dismiss_backup(cause, out),
             Input::Received {
                 generation,
                 message,
@@ -421,6 +426,7 @@ impl PrimaryCore {
     fn end_session(&mut self, phase: Phase) {
         self.phase = phase;
         self.doubt = None;
+        self.dismissal = None;
         self.backup_node = None;
     }
 

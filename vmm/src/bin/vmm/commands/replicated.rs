@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use understudy_replication::arbiter::{Arbiter, FileArbiter};
 use understudy_replication::core::policy::Policy;
 use understudy_replication::runtime::{
-    Ended, HeartbeatPath, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby,
+    Ended, HeartbeatPath, Origin, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby,
     StandbyHandle,
 };
 use understudy_vmm::config::{Config, ConfigError};
@@ -126,7 +126,7 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let (current, _control) = serve(&config)?;
     let machine = vm::build(&config, vm::Life::Boots)?;
     let guest = Guest::of(&machine, &config, &current);
-    let mut builder = describe(Primary::builder(machine), &config, &settings)?;
+    let mut builder = describe(Primary::attach(Origin::Fresh(machine)), &config, &settings)?;
     if start_over {
         builder = builder.start_over();
     }
@@ -234,7 +234,11 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     match standby.await_promotion()? {
         Outcome::Stopped => Ok(()),
         Outcome::Promoted(promoted) => {
-            let builder = describe(Primary::promoted(promoted), &config, &settings)?;
+            let builder = describe(
+                Primary::attach(Origin::Promoted(promoted)),
+                &config,
+                &settings,
+            )?;
             protect(builder, &current, guest, signalled)
         }
     }

@@ -2,6 +2,7 @@
 
 mod arbitration;
 mod disks;
+mod dismissal;
 mod ending;
 mod epochs;
 mod losing;

@@ -1,0 +1,170 @@
+//! What happens to a protected guest, as it happens: for logs, control sockets and programs that react.
+//!
+//! Must not be done here: waiting for who listens. A listener that is slow misses events and is told how
+//! many; status, which is always whole, is in [`status`](super::status).
+
+use std::time::SystemTime;
+
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::broadcast::{Receiver, Sender, channel};
+
+use crate::ids::{EpochId, Generation};
+
+/// A listener may be so many events behind.
+const BEHIND_MAX: usize = 256;
+
+/// Something that happened to one guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Event {
+    /// When.
+    pub at: SystemTime,
+    /// To which virtual machine.
+    pub vm: String,
+    /// On which side: its name.
+    pub node: String,
+    /// Under which generation.
+    pub generation: Generation,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// From now on the loss of the primary's host is survived. A standby says so, too.
+    Protected,
+    /// From now on it is not. A primary holds the guest's output until it is known who goes on.
+    Unprotected,
+    /// The guest goes on without a backup, by the arbiter's grant.
+    GoingAlone {
+        /// Why the backup is lost.
+        cause: String,
+    },
+    /// The standby has taken over: the guest runs here.
+    Promoted {
+        /// The epoch from which it goes on.
+        epoch: EpochId,
+        /// Why the primary counted as lost.
+        cause: String,
+    },
+    /// Another side owns the guest, which is stopped here.
+    Fenced {
+        /// For a person.
+        reason: String,
+    },
+    /// This side's work has ended.
+    Ended,
+    /// Something is wrong; the text says what.
+    Alarm(String),
+    /// The listener was too slow: so many events before the next one are not told.
+    Missed(u64),
+}
+
+/// A listener's view of what happens, from its subscription on. Bounded: who is slow misses events.
+#[derive(Debug)]
+pub struct Events {
+    receiver: Receiver<Event>,
+    vm: String,
+    node: String,
+    /// Of the last one told.
+    generation: Generation,
+}
+
+impl Events {
+    /// The next event; `None` once nothing more can happen. Cancel safe.
+    pub async fn recv(&mut self) -> Option<Event> {
+        let received = self.receiver.recv().await;
+        self.told(received)
+    }
+
+    /// The same for a thread, which waits. Must not be called from within an asynchronous runtime.
+    pub fn blocking_recv(&mut self) -> Option<Event> {
+        let received = self.receiver.blocking_recv();
+        self.told(received)
+    }
+
+    /// An event that has happened already and was not told yet.
+    pub fn try_recv(&mut self) -> Option<Event> {
+        let received = match self.receiver.try_recv() {
+            Ok(event) => Ok(event),
+            Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+        };
+        self.told(received)
+    }
+
+    fn told(&mut self, received: Result<Event, RecvError>) -> Option<Event> {
+        match received {
+            Ok(event) => {
+                self.generation = event.generation;
+                Some(event)
+            }
+            Err(RecvError::Closed) => None,
+            Err(RecvError::Lagged(missed)) => {
+                let (vm, node) = (self.vm.clone(), self.node.clone());
+                let kind = EventKind::Missed(missed);
+                Some(Event::now(vm, node, self.generation, kind))
+            }
+        }
+    }
+}
+
+impl Event {
+    fn now(vm: String, node: String, generation: Generation, kind: EventKind) -> Self {
+        Self {
+            at: SystemTime::now(),
+            vm,
+            node,
+            generation,
+            kind,
+        }
+    }
+}
+
+/// Where events come from. Never waits.
+#[derive(Debug)]
+pub(super) struct EventSource(Sender<Event>);
+
+impl EventSource {
+    pub(super) fn new() -> Self {
+        Self(channel(BEHIND_MAX).0)
+    }
+
+    pub(super) fn subscribe(&self, vm: &str, node: &str, generation: u64) -> Events {
+        Events {
+            receiver: self.0.subscribe(),
+            vm: vm.into(),
+            node: node.into(),
+            generation: Generation(generation),
+        }
+    }
+
+    pub(super) fn tell(&self, vm: &str, node: &str, generation: u64, kind: EventKind) {
+        let event = Event::now(vm.into(), node.into(), Generation(generation), kind);
+        // Without listeners nobody is told.
+        let _ = self.0.send(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_slow_is_told_how_much_was_missed_and_hears_the_rest() {
+        let source = EventSource::new();
+        let mut events = source.subscribe("vm", "a", 0);
+        for number in 0..BEHIND_MAX as u64 + 3 {
+            source.tell("vm", "a", number, EventKind::Ended);
+        }
+        let first = events.try_recv().unwrap();
+        assert_eq!(first.kind, EventKind::Missed(3));
+        let next = events.try_recv().unwrap();
+        assert_eq!(next.generation, Generation(3));
+        drop(source);
+        let rest = std::iter::from_fn(|| events.blocking_recv()).count();
+        assert_eq!(rest, BEHIND_MAX - 1);
+    }
+}
