@@ -2,7 +2,7 @@
 //!
 //! [`Machine`] is the VM as replication sees it, [`PausedMachine`] the same VM while its vCPUs stand
 //! still and no device touches memory, [`PageMemory`] its RAM, [`OutputGate`] everything it says to
-//! the outside, [`Storage`] what one of its disks is stored in. Nothing here knows KVM.
+//! the outside. What its disks are stored in is [`Storage`](crate::disk::Storage). Nothing here knows KVM.
 //!
 //! # Contract
 //!
@@ -39,7 +39,6 @@
 //! Limits: saved state has at most [`STATE_BYTES_MAX`] bytes. A standby's and a primary's
 //! [`MemoryLayout`] are equal and never change.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -222,55 +221,6 @@ pub enum OutputEvent {
     Waiting,
     /// The gate is so full that the guest's output is being slowed.
     Full,
-}
-
-/// What a disk is stored in. Offsets and lengths are in bytes, in whole sectors, and within the disk.
-pub trait Storage: Send + Sync {
-    /// Size of the disk. Never changes.
-    fn bytes(&self) -> u64;
-
-    /// Fills `data` from `offset`.
-    ///
-    /// # Errors
-    /// What the host's disk says.
-    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
-
-    /// Writes `data` at `offset`.
-    ///
-    /// # Errors
-    /// What the host's disk says; some of it may have been written.
-    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-
-    /// Makes all that was written survive a loss of power.
-    ///
-    /// # Errors
-    /// What the host's disk says.
-    fn flush(&self) -> io::Result<()>;
-
-    /// Gives the room of a range back to the host; it reads as zeros then.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::Unsupported`] if the host cannot do that to this kind of file.
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
-
-    /// Makes a range zero, giving its room back if `may_unmap`.
-    ///
-    /// # Errors
-    /// What the host's disk says; some of it may have been written.
-    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()>;
-
-    /// Takes the lock that excludes every other user of the image, if it is not held yet; says whether
-    /// it is held now. Does not wait.
-    ///
-    /// # Errors
-    /// If the host cannot lock it at all.
-    fn lock(&self) -> io::Result<bool>;
-
-    /// Whether another user of the image holds that lock, on this host or another one. Takes nothing.
-    ///
-    /// # Errors
-    /// If the host cannot tell.
-    fn is_locked_by_other(&self) -> io::Result<bool>;
 }
 
 /// A virtual machine that can be protected, or that can take over another one's state.

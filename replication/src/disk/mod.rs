@@ -1,52 +1,45 @@
 //! The disks of a guest, on both sides: what a device calls, and what replication does with it.
 //!
-//! A [`DiskSet`] has the writable disks of one machine. *Replicated* disks have an image on each host: a
+//! A [`DiskSet`] has the writable disks of one machine. Its owner opens it; a device gets its [`Disk`] from
+//! it, and replication the handle of its role: [`PrimaryDisks`] or [`BackupDisks`]. *Replicated* disks have an image on each host: a
 //! write goes to the local image at once and into the log, which travels with the epoch; the backup
 //! writes it to a journal and from there to its image. *Shared* disks have one image that both hosts
 //! reach: writes are held in memory until their epoch is released. Why it is like that:
 //! `docs/design/disks.md`.
 //!
+//! Rooms: `image` (an image, its map and its storage: what both sides have), `primary` (devices, log, held
+//! writes), `backup` (journal, destage). `primary` and `backup` do not know each other.
+//!
 //! What must not be done here: deciding who runs the guest, or waiting for the network in a call of
 //! [`Disk`].
 
-mod bits;
-mod desk;
-mod destage;
-mod device;
+mod backup;
 mod epoch_writes;
 mod error;
-mod files;
-mod header;
-mod journal;
-mod log;
-mod map;
-mod overlay;
-mod persist;
-mod replica;
+mod image;
+mod primary;
 mod set;
-mod sync;
 #[cfg(test)]
 mod tests;
+mod thread;
 
-pub use device::Disk;
+pub use backup::BackupDisks;
 pub use error::DiskError;
-pub use set::{DiskSet, Done, Listener};
+pub use image::{DiskMode, Storage};
+pub use primary::{Disk, PrimaryDisks};
+pub use set::DiskSet;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core::disk::{DiskSyncPlan, DiskWrite};
 use crate::ids::EpochId;
-use crate::ports::Storage;
 
-/// Where the image of a disk is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskMode {
-    /// Each host has its own.
-    Replicated,
-    /// There is one, which both hosts reach.
-    Shared,
-}
+/// Is told that something may go on. It is called from threads of the disks, and must not call them.
+pub type Callback = Arc<dyn Fn() + Send + Sync>;
+/// Is told how something ended, once, possibly before the call that got it returns.
+pub type Completion = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
 
 /// A disk to be put into a set.
 pub struct DiskSpec {
@@ -74,7 +67,7 @@ pub struct DiskLimits {
     /// Marks of written blocks are kept at least so long: a block in steady use is not marked anew again
     /// and again.
     pub marks_kept: Duration,
-    /// What one [`DiskSet::sync_some`] copies at most.
+    /// What one [`PrimaryDisks::sync_some`] copies at most.
     pub sync_slice_bytes: u64,
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disk::{DiskSet, SyncPlan};
+use crate::disk::{PrimaryDisks, SyncPlan};
 
 /// Pause between two lines about one copy.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -21,14 +21,14 @@ struct Copy {
 }
 
 impl DiskProgress {
-    pub(super) fn begin(&mut self, disks: &DiskSet, plan: &SyncPlan) {
-        for (disk, plan) in disks.disks().iter().zip(&plan.disks) {
+    pub(super) fn begin(&mut self, disks: &PrimaryDisks, plan: &SyncPlan) {
+        for (disk, plan) in disks.names().zip(&plan.disks) {
             let how = if plan.full {
                 "all of it"
             } else {
                 "what has changed"
             };
-            tracing::info!(disk = disk.name(), "the standby's disk gets {how}");
+            tracing::info!(disk, "the standby's disk gets {how}");
         }
         let now = Instant::now();
         self.0 = Some(Copy {

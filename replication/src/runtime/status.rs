@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::side::Side;
-use crate::disk::{Disk, DiskMode, DiskSet};
-use crate::ports::{OutputCounts, Storage};
+use crate::disk::{Disk, DiskSet, Storage};
+use crate::ports::OutputCounts;
 
 /// Percentiles of a distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,10 +165,7 @@ impl DisksStatus {
     pub(super) fn with(mut self, set: &DiskSet) -> Self {
         let describe = |disk: &Disk| DiskStatus {
             name: disk.name().to_owned(),
-            mode: match disk.mode() {
-                DiskMode::Replicated => "replicated".into(),
-                DiskMode::Shared => "shared".into(),
-            },
+            mode: disk.mode().to_string(),
             bytes: disk.bytes(),
         };
         let counts = set.counts();

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use understudy_replication::disk::Storage;
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
-use understudy_replication::ports::Storage;
 
 /// Size of each image; most of it is never written.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;

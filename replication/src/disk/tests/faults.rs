@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::host::*;
 use crate::core::disk::{DiskWrite, What};
 use crate::disk::DiskMode::Replicated;
-use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
+use crate::disk::Storage;
+use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec, PrimaryDisks};
 use crate::ids::{EpochId, Generation};
-use crate::ports::Storage;
 
 const BYTES: u64 = 2 << 20;
 
@@ -23,7 +23,7 @@ fn protected() -> (Host, Host, DiskSet, DiskSet, Session) {
         a.open(&[Replicated], limits()),
         b.open(&[Replicated], limits()),
     );
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let session = Session::protect(&primary, &backup, 1);
     (a, b, primary, backup, session)
 }
@@ -32,10 +32,10 @@ fn protected() -> (Host, Host, DiskSet, DiskSet, Session) {
 fn persist(session: &mut Session) -> Result<(), DiskError> {
     session.epoch += 1;
     let epoch = EpochId(session.epoch);
-    let sealed = session.primary.seal(epoch).unwrap();
+    let sealed = session.primary.primary().seal(epoch).unwrap();
     let (told, persisted) = done();
     let batches = batches(&sealed.writes);
-    session.backup.persist(
+    session.backup.backup().persist(
         Generation(1),
         epoch,
         batches,
@@ -43,10 +43,10 @@ fn persist(session: &mut Session) -> Result<(), DiskError> {
         EpochId(0),
         told,
     );
-    session.primary.shipped(epoch);
+    session.primary.primary().shipped(epoch);
     let result = persisted.recv_timeout(DEADLINE).unwrap();
     if result.is_ok() {
-        session.backup.committed(epoch);
+        session.backup.backup().committed(epoch);
     }
     result
 }
@@ -62,9 +62,9 @@ fn a_full_journal_disk_is_told_and_the_next_copy_works() {
     b.heal();
     primary.disks()[0].write_at(0, &[2; 4096]).unwrap();
     assert!(matches!(persist(&mut session), Err(DiskError::Failed(_))));
-    assert_eq!(backup.durable_epoch(), EpochId(0));
-    backup.abandon();
-    primary.detach();
+    assert_eq!(backup.backup().durable_epoch(), EpochId(0));
+    backup.backup().abandon();
+    primary.primary().detach();
     primary.disks()[0].write_at(0, &[3; 4096]).unwrap();
     let session = Session::protect(&primary, &backup, 2);
     assert!(session.sent_bytes < BYTES / 2);
@@ -84,11 +84,11 @@ fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
         refused.is_some()
     });
     assert!(refused.unwrap().to_string().contains("disk0"));
-    backup.abandon();
+    backup.backup().abandon();
     // As long as the journal cannot be brought to the image, there is no copy to be described.
-    assert!(backup.describe().is_err());
+    assert!(backup.backup().describe().is_err());
     b.heal();
-    primary.detach();
+    primary.primary().detach();
     let _session = Session::protect(&primary, &backup, 2);
     assert_eq!(a.content("disk0"), b.content("disk0"));
 }
@@ -97,12 +97,12 @@ fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
 fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
     let (a, b, primary, _, _) = protected();
     let backup = b.open(&[Replicated], lazy());
-    primary.detach();
+    primary.primary().detach();
     let mut session = Session::protect(&primary, &backup, 2);
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     let epoch = session.epoch();
     b.fail("disk0", 0, StorageFull);
-    let refused = backup.promote(epoch, &mut |_| true).unwrap_err();
+    let refused = backup.backup().promote(epoch, &mut |_| true).unwrap_err();
     assert!(
         matches!(&refused, DiskError::Io { disk, source, .. }
         if disk == "disk0" && source.kind() == StorageFull),
@@ -110,10 +110,13 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
     );
     // With room again it can be tried again.
     b.heal();
-    backup.promote(epoch, &mut |_| true).unwrap();
+    backup.backup().promote(epoch, &mut |_| true).unwrap();
     assert_eq!(a.content("disk0"), b.content("disk0"));
     drop((session, backup));
-    b.after_kill().open(&[Replicated], limits()).own().unwrap();
+    b.after_kill()
+        .open(&[Replicated], limits())
+        .claim_images()
+        .unwrap();
 }
 
 #[test]
@@ -144,12 +147,15 @@ fn blocks_written_before_a_flush_failed_stay_marked() {
 #[test]
 fn the_guest_is_told_of_a_flush_that_failed_behind_its_back() {
     let (a, _b, primary, backup, _session) = protected();
-    primary.detach();
+    primary.primary().detach();
     let disk = &primary.disks()[0];
     disk.write_at(0, &[1; 512]).unwrap();
     // Its map can be written: header and flush.
     a.fail("disk0", 2, Other);
-    primary.begin_sync(&backup.describe().unwrap()).unwrap_err();
+    primary
+        .primary()
+        .begin_sync(&backup.backup().describe().unwrap())
+        .unwrap_err();
     a.heal();
     let told = disk.flush().unwrap_err();
     assert!(told.to_string().contains("earlier flush"), "{told}");
@@ -159,22 +165,24 @@ fn the_guest_is_told_of_a_flush_that_failed_behind_its_back() {
 #[test]
 fn a_copy_whose_flush_failed_is_not_promoted() {
     let (_a, b, primary, backup, _) = protected();
-    backup.abandon();
-    primary.detach();
+    backup.backup().abandon();
+    primary.primary().detach();
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     let mut session = Session::begin(&primary, &backup, 2);
     session.sync();
     primary.disks()[0].write_at(4096, &[2; 512]).unwrap();
     b.fail("disk0", 0, Other);
     let epoch = session.ship();
-    backup.committed(epoch);
+    backup.backup().committed(epoch);
     until("it has failed", || {
         let (told, persisted) = done();
-        backup.persist(Generation(2), EpochId(2), vec![], true, EpochId(0), told);
+        backup
+            .backup()
+            .persist(Generation(2), EpochId(2), vec![], true, EpochId(0), told);
         persisted.recv_timeout(DEADLINE).unwrap().is_err()
     });
     b.heal();
-    let refused = backup.promote(epoch, &mut |_| true).unwrap_err();
+    let refused = backup.backup().promote(epoch, &mut |_| true).unwrap_err();
     assert!(matches!(refused, DiskError::Failed(_)), "{refused}");
 }
 
@@ -182,7 +190,7 @@ fn a_copy_whose_flush_failed_is_not_promoted() {
 fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
     let (_a, b, primary, _, _) = protected();
     let backup = b.open(&[Replicated], lazy());
-    primary.detach();
+    primary.primary().detach();
     let mut session = Session::protect(&primary, &backup, 2);
     for fill in 1..4 {
         primary.disks()[0].write_at(0, &[fill; 4096]).unwrap();
@@ -195,7 +203,7 @@ fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
     *journal.last_mut().unwrap() ^= 1;
     b.set_content(active.unwrap(), journal.0);
     let (wanted, have) = (EpochId(session.epoch), EpochId(session.epoch - 1));
-    let refused = backup.promote(wanted, &mut |_| true).unwrap_err();
+    let refused = backup.backup().promote(wanted, &mut |_| true).unwrap_err();
     assert!(
         matches!(&refused, DiskError::WrongEpoch { wanted: w, have: h } if (*w, *h) == (wanted, have)),
         "{refused}"
@@ -251,19 +259,25 @@ fn what_a_primary_must_not_send_is_refused_whole() {
     };
     let batch = batches(&[inside.clone(), outside]).remove(0);
     assert!(matches!(
-        backup.check_batch(&batch),
+        backup.backup().check_batch(&batch),
         Err(DiskError::Batch { .. })
     ));
-    assert_eq!(backup.check_batch(&batches(&[inside])[0]).unwrap(), 1);
+    assert_eq!(
+        backup.backup().check_batch(&batches(&[inside])[0]).unwrap(),
+        1
+    );
     // Synchronisation is over.
-    assert!(backup.apply_sync(&batch).is_err());
+    assert!(backup.backup().apply_sync(&batch).is_err());
     let (told, persisted) = done();
     let next = EpochId(session.epoch + 1);
-    backup.persist(Generation(1), next, vec![batch], false, EpochId(0), told);
+    backup
+        .backup()
+        .persist(Generation(1), next, vec![batch], false, EpochId(0), told);
     let refused = persisted.recv_timeout(DEADLINE).unwrap();
     assert!(matches!(refused, Err(DiskError::Batch { epoch, .. }) if epoch == next));
     assert_eq!(b.content("disk0"), before);
     backup
+        .backup()
         .promote(EpochId(session.epoch), &mut |_| true)
         .unwrap();
     assert_eq!(b.content("disk0"), before);
@@ -273,15 +287,18 @@ fn what_a_primary_must_not_send_is_refused_whole() {
 fn a_plan_for_other_disks_is_refused() {
     let (_a, b, primary, _, _) = protected();
     let backup = b.open(&[Replicated], limits());
-    let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
-    assert!(backup.begin_copy(&[]).is_err());
+    let plan = primary
+        .primary()
+        .begin_sync(&backup.backup().describe().unwrap())
+        .unwrap();
+    assert!(backup.backup().begin_copy(&[]).is_err());
     let mut other = plan.disks.clone();
     other[0].from = Some(crate::core::disk::PairId(99));
     assert!(matches!(
-        backup.begin_copy(&other),
+        backup.backup().begin_copy(&other),
         Err(DiskError::PeerDiffers { .. })
     ));
-    backup.own().unwrap();
+    backup.claim_images().unwrap();
 }
 
 #[test]
@@ -294,11 +311,14 @@ fn an_image_that_cannot_be_read_ends_the_synchronisation_with_its_name() {
         a.open(&[Replicated], limits()),
         b.open(&[Replicated], limits()),
     );
-    primary.own().unwrap();
-    let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
-    backup.begin_copy(&plan.disks).unwrap();
+    primary.claim_images().unwrap();
+    let plan = primary
+        .primary()
+        .begin_sync(&backup.backup().describe().unwrap())
+        .unwrap();
+    backup.backup().begin_copy(&plan.disks).unwrap();
     a.remove("disk0");
-    let refused = primary.sync_some().unwrap_err();
+    let refused = primary.primary().sync_some().unwrap_err();
     assert!(matches!(refused, DiskError::Io { disk, what: "read", .. } if disk == "disk0"));
 }
 
@@ -316,7 +336,7 @@ fn a_full_log_stops_the_device_and_shipping_it_lets_it_go_on() {
         a.open(&[Replicated], small),
         b.open(&[Replicated], limits()),
     );
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     let (half, room) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let count = |counter: &Arc<AtomicU64>| {
@@ -325,7 +345,7 @@ fn a_full_log_stops_the_device_and_shipping_it_lets_it_go_on() {
             counter.fetch_add(1, Ordering::SeqCst);
         })
     };
-    primary.set_listener(count(&half));
+    primary.primary().set_listener(count(&half));
     let disk = &primary.disks()[0];
     disk.set_room_listener(count(&room));
     for round in 1..4 {
@@ -343,7 +363,7 @@ fn a_full_log_stops_the_device_and_shipping_it_lets_it_go_on() {
     while disk.has_room() {
         disk.write_at(0, &[9; 4096]).unwrap();
     }
-    primary.detach();
+    primary.primary().detach();
     assert!(disk.has_room());
     assert_eq!(room.load(Ordering::SeqCst), 4);
 }
@@ -369,22 +389,28 @@ fn a_set_needs_a_journal_for_its_replicated_disks() {
 #[test]
 fn an_empty_set_does_nothing_and_says_yes() {
     let set = DiskSet::empty();
-    set.own().unwrap();
-    assert_eq!(set.begin_sync(&set.describe().unwrap()).unwrap().bytes, 0);
-    assert_eq!(set.sync_some().unwrap().bytes_left, 0);
-    set.hold().unwrap();
-    assert_eq!(set.seal(EpochId(1)).unwrap(), Default::default());
-    for act in [DiskSet::go_alone, |set: &DiskSet, told| {
-        set.release(EpochId(1), told)
+    set.claim_images().unwrap();
+    assert_eq!(
+        set.primary()
+            .begin_sync(&set.backup().describe().unwrap())
+            .unwrap()
+            .bytes,
+        0
+    );
+    assert_eq!(set.primary().sync_some().unwrap().bytes_left, 0);
+    set.primary().hold().unwrap();
+    assert_eq!(set.primary().seal(EpochId(1)).unwrap(), Default::default());
+    for act in [PrimaryDisks::go_alone, |disks: &PrimaryDisks, told| {
+        disks.release(EpochId(1), told)
     }] {
         let (told, result) = done();
-        act(&set, told);
+        act(set.primary(), told);
         result.recv_timeout(DEADLINE).unwrap().unwrap();
     }
-    set.begin_copy(&[]).unwrap();
-    set.committed(EpochId(4));
+    set.backup().begin_copy(&[]).unwrap();
+    set.backup().committed(EpochId(4));
     until("nothing is durable at once", || {
-        set.durable_epoch() == EpochId(4)
+        set.backup().durable_epoch() == EpochId(4)
     });
-    set.promote(EpochId(4), &mut |_| true).unwrap();
+    set.backup().promote(EpochId(4), &mut |_| true).unwrap();
 }

@@ -12,10 +12,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
-use crate::disk::files::{HostFile, HostFiles};
-use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec, Done};
+use crate::disk::Storage;
+use crate::disk::image::{HostFile, HostFiles};
+use crate::disk::{Completion, DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
 use crate::ids::{EpochId, Generation};
-use crate::ports::Storage;
 
 /// Nothing in these tests may take so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
@@ -434,7 +434,7 @@ pub(super) fn batches(writes: &[DiskWrite]) -> Vec<Bytes> {
 }
 
 /// A `Done`, and where its result arrives.
-pub(super) fn done() -> (Done, Receiver<Result<(), DiskError>>) {
+pub(super) fn done() -> (Completion, Receiver<Result<(), DiskError>>) {
     let (sender, receiver) = channel();
     let done = move |result| {
         let _ = sender.send(result);
@@ -467,8 +467,11 @@ pub(super) struct Session {
 impl Session {
     /// Begins to bring the backup up to date.
     pub(super) fn begin(primary: &DiskSet, backup: &DiskSet, generation: u64) -> Self {
-        let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
-        backup.begin_copy(&plan.disks).unwrap();
+        let plan = primary
+            .primary()
+            .begin_sync(&backup.backup().describe().unwrap())
+            .unwrap();
+        backup.backup().begin_copy(&plan.disks).unwrap();
         Self {
             primary: primary.clone(),
             backup: backup.clone(),
@@ -480,10 +483,10 @@ impl Session {
 
     /// One step of the synchronisation; what is left.
     pub(super) fn sync_step(&mut self) -> u64 {
-        let step = self.primary.sync_some().unwrap();
+        let step = self.primary.primary().sync_some().unwrap();
         for batch in batches(&step.writes) {
             self.sent_bytes += batch.len() as u64;
-            self.backup.apply_sync(&batch).unwrap();
+            self.backup.backup().apply_sync(&batch).unwrap();
         }
         step.bytes_left
     }
@@ -495,8 +498,10 @@ impl Session {
     /// Ends an epoch and ships it; it is acknowledged when this returns.
     pub(super) fn epoch(&mut self) -> EpochId {
         let epoch = self.ship();
-        self.backup.committed(epoch);
-        self.primary.durable(self.backup.durable_epoch());
+        self.backup.backup().committed(epoch);
+        self.primary
+            .primary()
+            .durable(self.backup.backup().durable_epoch());
         epoch
     }
 
@@ -504,8 +509,8 @@ impl Session {
     pub(super) fn ship(&mut self) -> EpochId {
         self.epoch += 1;
         let epoch = EpochId(self.epoch);
-        self.primary.hold().unwrap();
-        let sealed = self.primary.seal(epoch).unwrap();
+        self.primary.primary().hold().unwrap();
+        let sealed = self.primary.primary().seal(epoch).unwrap();
         let batches = batches(&sealed.writes);
         self.sent_bytes += batches.iter().map(|b| b.len() as u64).sum::<u64>();
         if !batches.is_empty() || sealed.flush {
@@ -513,19 +518,20 @@ impl Session {
             let generation = Generation(self.generation);
             let through = sealed.written_through;
             self.backup
+                .backup()
                 .persist(generation, epoch, batches, sealed.flush, through, told);
             persisted.recv_timeout(DEADLINE).unwrap().unwrap();
         }
-        self.primary.shipped(epoch);
+        self.primary.primary().shipped(epoch);
         epoch
     }
 
     /// Waits until the backup's images have all epochs, and tells the primary.
     pub(super) fn settle(&mut self) {
         until("the images have the last epoch", || {
-            self.backup.durable_epoch() == EpochId(self.epoch)
+            self.backup.backup().durable_epoch() == EpochId(self.epoch)
         });
-        self.primary.durable(EpochId(self.epoch));
+        self.primary.primary().durable(EpochId(self.epoch));
     }
 
     /// Brings the backup to epoch 1, durably on both sides.

@@ -7,10 +7,10 @@ use rand::Rng;
 
 use super::host::*;
 use crate::disk::DiskMode::Replicated;
-use crate::disk::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record, START, replay};
+use crate::disk::Storage;
+use crate::disk::backup::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record, START, replay};
 use crate::disk::{DiskError, DiskLimits};
 use crate::ids::{EpochId, Generation};
-use crate::ports::Storage;
 
 const ANY: EpochId = EpochId(u64::MAX);
 
@@ -176,7 +176,7 @@ fn after_a_loss_of_power_the_images_are_at_one_epoch() {
             ..lazy()
         };
         let (primary, backup) = (a.open(&modes, lazy()), b.open(&modes, destage));
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::protect(&primary, &backup, 1);
         let mut epochs = vec![images(&a)];
         let mut flushed = 0;
@@ -195,7 +195,7 @@ fn after_a_loss_of_power_the_images_are_at_one_epoch() {
             let left = b.after_power_loss(&mut random);
             for again in 0..2 {
                 let restarted = left.open(&modes, limits());
-                restarted.own().unwrap();
+                restarted.claim_images().unwrap();
                 drop(restarted);
                 let now = images(&left);
                 let epoch = epochs.iter().rposition(|epoch| *epoch == now);
@@ -221,7 +221,7 @@ fn a_replay_that_is_cut_off_is_done_again() {
             host.make_image("disk0", BYTES, &mut random);
         }
         let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], lazy()));
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::protect(&primary, &backup, 1);
         for _ in 0..6 {
             scribble(&primary.disks()[0], BYTES, &mut random);
@@ -232,7 +232,7 @@ fn a_replay_that_is_cut_off_is_done_again() {
         let mut host = b.after_power_loss(&mut random);
         for after in 0.. {
             host.fail("", after, std::io::ErrorKind::Other);
-            let owned = host.open(&[Replicated], limits()).own();
+            let owned = host.open(&[Replicated], limits()).claim_images();
             host = host.after_power_loss(&mut random);
             if owned.is_ok() {
                 break;
@@ -252,7 +252,7 @@ fn an_image_is_touched_only_when_the_journal_is_durable() {
         a.open(&[Replicated], limits()),
         b.open(&[Replicated], limits()),
     );
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     for round in 0..10 {
         b.take_events();
@@ -280,7 +280,7 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
         ..lazy()
     };
     let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], small));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     for round in 0..40u8 {
         let offset = u64::from(round) * 4096;
@@ -291,6 +291,7 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
         assert!(backup.counts().journal_bytes <= 64 << 10);
     }
     backup
+        .backup()
         .promote(EpochId(session.epoch), &mut |_| true)
         .unwrap();
     assert_eq!(a.content("disk0"), b.content("disk0"));
@@ -304,7 +305,7 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
         what: crate::core::disk::What::Data(vec![1; 40 << 10].into()),
     };
     let (told, persisted) = done();
-    backup.persist(
+    backup.backup().persist(
         Generation(2),
         EpochId(1),
         batches(&[write]),
@@ -319,13 +320,13 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
 #[test]
 fn real_files_do_as_well() {
     let folder = tempfile::tempdir().unwrap();
-    let files = crate::disk::files::FileSystem;
+    let files = crate::disk::image::FileSystem;
     let path = folder.path().join("journal.0");
     let file = JournalFile::open(&files, path.clone(), 1).unwrap();
     fill(&file, 1..4);
     file.sync().unwrap();
     drop(file);
-    let files: Arc<dyn crate::disk::files::HostFiles> = Arc::new(files);
+    let files: Arc<dyn crate::disk::image::HostFiles> = Arc::new(files);
     let file = JournalFile::open_existing(&*files, &path, 1)
         .unwrap()
         .unwrap();

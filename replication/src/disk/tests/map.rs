@@ -8,11 +8,11 @@ use rand::Rng;
 use super::host::*;
 use crate::core::disk::{BLOCKS_MAX, PairId, block_bytes_for, blocks_of};
 use crate::disk::DiskMode::Replicated;
-use crate::disk::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
-use crate::disk::map::DirtyMap;
+use crate::disk::Storage;
+use crate::disk::image::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
+use crate::disk::image::map::DirtyMap;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::EpochId;
-use crate::ports::Storage;
 
 const BYTES: u64 = 8 << 20;
 const BLOCK: u64 = 64 << 10;
@@ -85,7 +85,7 @@ fn a_block_is_marked_durably_before_the_image_is_written() {
         host.open(&[Replicated], lazy()),
         other.open(&[Replicated], lazy()),
     );
-    set.own().unwrap();
+    set.claim_images().unwrap();
     let _session = Session::protect(&set, &backup, 1);
     until("the marks are cleared", || set.counts().marked_bytes == 0);
     host.take_events();
@@ -216,9 +216,9 @@ fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {
         a.open(&[Replicated], limits()),
         b.open(&[Replicated], limits()),
     );
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     drop(Session::protect(&primary, &backup, 1));
-    primary.detach();
+    primary.primary().detach();
     (a, b, primary, backup)
 }
 
@@ -242,13 +242,16 @@ fn a_damaged_or_missing_map_means_that_everything_is_sent() {
         drop(backup);
         harm(&b);
         let backup = b.open(&[Replicated], limits());
-        let owned = backup.own();
+        let owned = backup.claim_images();
         if what == "missing" {
             owned.unwrap();
         } else {
             assert!(matches!(owned, Err(DiskError::MapDamaged { .. })), "{what}");
         }
-        let plan = primary.begin_sync(&backup.describe().unwrap()).unwrap();
+        let plan = primary
+            .primary()
+            .begin_sync(&backup.backup().describe().unwrap())
+            .unwrap();
         assert!(plan.disks[0].full, "{what}");
         assert_eq!(plan.bytes, BYTES);
         let session = Session::protect(&primary, &backup, 2);
@@ -256,7 +259,7 @@ fn a_damaged_or_missing_map_means_that_everything_is_sent() {
         assert_eq!(a.content("disk0"), b.content("disk0"), "{what}");
         // And the map is good again.
         drop((session, backup));
-        b.open(&[Replicated], limits()).own().unwrap();
+        b.open(&[Replicated], limits()).claim_images().unwrap();
     }
 }
 
@@ -276,7 +279,7 @@ fn a_guest_that_never_had_a_backup_marks_nothing() {
     let host = Host::new("a");
     host.make_image("disk0", BYTES, &mut seeded(2));
     let set = host.open(&[Replicated], limits());
-    set.own().unwrap();
+    set.claim_images().unwrap();
     set.disks()[0].write_at(0, &[1; 512]).unwrap();
     assert!(!host.has(MAP));
     assert_eq!(set.counts().marked_bytes, 0);
@@ -292,7 +295,7 @@ fn a_guest_without_its_backup_goes_on_marking_also_after_a_restart() {
     drop(primary);
     let again = a.after_kill();
     let set = again.open(&[Replicated], limits());
-    set.own().unwrap();
+    set.claim_images().unwrap();
     set.disks()[0].write_at(30 * BLOCK, &[1; 512]).unwrap();
     assert_eq!(set.counts().marked_bytes, 2 * BLOCK);
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::core::disk::{DiskWrite, What};
-use crate::disk::overlay::Held;
+use crate::disk::primary::overlay::Held;
 use crate::ids::EpochId;
 
 const SECTORS: u64 = 40;

@@ -5,9 +5,9 @@ use rand::rngs::StdRng;
 
 use super::host::*;
 use crate::disk::DiskMode::Replicated;
+use crate::disk::Storage;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::EpochId;
-use crate::ports::Storage;
 
 const BYTES: u64 = 8 << 20;
 const BLOCK: u64 = 64 << 10;
@@ -53,14 +53,14 @@ fn after_a_failover_little_is_sent_in_either_direction() {
     let mut random = seeded(1);
     let (mut a, b) = (host("a", &mut random), host("b", &mut random));
     let (primary, backup) = (open(&a), open(&b));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let session = Session::protect(&primary, &backup, 1);
     assert!(session.sent_bytes > BYTES, "the first copy is whole");
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     let committed = EpochId(session.epoch);
     // The primary dies with a write that nobody acknowledged; the backup runs on.
     a = a.after_power_loss(&mut random);
-    backup.promote(committed, &mut |_| true).unwrap();
+    backup.backup().promote(committed, &mut |_| true).unwrap();
     backup.disks()[0].write_at(5 * BLOCK, &[2; 4096]).unwrap();
     // The old primary comes back as the backup.
     let returned = open(&a);
@@ -78,7 +78,7 @@ fn after_a_failover_little_is_sent_in_either_direction() {
     backup.disks()[0].write_at(9 * BLOCK, &[3; 512]).unwrap();
     session.epoch();
     let (b, committed) = (b.after_kill(), EpochId(session.epoch));
-    returned.promote(committed, &mut |_| true).unwrap();
+    returned.backup().promote(committed, &mut |_| true).unwrap();
     let again = open(&b);
     let mut session = Session::begin(&returned, &again, 3);
     session.sync();
@@ -107,7 +107,7 @@ impl Story {
         let mut random = seeded(seed);
         let hosts = [host("a", &mut random), host("b", &mut random)];
         let set = open(&hosts[0]);
-        set.own().unwrap();
+        set.claim_images().unwrap();
         Self {
             random,
             hosts,
@@ -132,10 +132,10 @@ impl Story {
         }
         let cut = steps == 0 || random.random_bool(0.1);
         if cut {
-            backup.abandon();
+            backup.backup().abandon();
             drop((session, backup));
             self.hosts[other] = crash(&self.hosts[other], random);
-            let unfinished = open(&self.hosts[other]).own();
+            let unfinished = open(&self.hosts[other]).claim_images();
             assert!(matches!(unfinished, Err(DiskError::Unfinished { .. })));
             self.alone();
             return;
@@ -164,7 +164,7 @@ impl Story {
                 drop(session);
                 self.set = DiskSet::empty();
                 self.hosts[self.runs] = crash(&self.hosts[self.runs], random);
-                backup.promote(committed, &mut |_| true).unwrap();
+                backup.backup().promote(committed, &mut |_| true).unwrap();
                 assert_eq!(
                     Some(&image(&self.hosts[other])),
                     at_epoch.last(),
@@ -177,7 +177,7 @@ impl Story {
             1 => {
                 drop((session, backup));
                 self.hosts[other] = crash(&self.hosts[other], random);
-                self.set.detach();
+                self.set.primary().detach();
             }
             // Both die, and the primary starts again; or the backup does.
             _ => {
@@ -188,7 +188,7 @@ impl Story {
                 self.hosts = hosts;
                 if random.random_bool(0.5) {
                     let started = open(&self.hosts[other]);
-                    match started.own() {
+                    match started.claim_images() {
                         Ok(()) => {
                             let now = image(&self.hosts[other]);
                             assert!(at_epoch.contains(&now), "seed {seed}: not one epoch");
@@ -198,13 +198,13 @@ impl Story {
                         // The copy was not declared whole yet.
                         Err(DiskError::Unfinished { .. }) => {
                             self.set = open(&self.hosts[self.runs]);
-                            self.set.own().unwrap();
+                            self.set.claim_images().unwrap();
                         }
                         Err(error) => panic!("seed {seed}: {error}"),
                     }
                 } else {
                     self.set = open(&self.hosts[self.runs]);
-                    self.set.own().unwrap();
+                    self.set.claim_images().unwrap();
                 }
             }
         }
@@ -213,14 +213,14 @@ impl Story {
 
     /// The guest runs unprotected for a while, and may be restarted.
     fn alone(&mut self) {
-        self.set.detach();
+        self.set.primary().detach();
         self.generation += 1;
         write_some(&self.set, &mut self.random);
         if self.random.random_bool(0.3) {
             self.set = DiskSet::empty();
             self.hosts[self.runs] = crash(&self.hosts[self.runs], &mut self.random);
             self.set = open(&self.hosts[self.runs]);
-            self.set.own().unwrap();
+            self.set.claim_images().unwrap();
             write_some(&self.set, &mut self.random);
         }
     }
@@ -261,23 +261,26 @@ fn strangers_get_everything() {
         host("c", &mut random),
     );
     let sets = [open(&a), open(&b), open(&c)];
-    sets[0].own().unwrap();
+    sets[0].claim_images().unwrap();
     let first = Session::protect(&sets[0], &sets[1], 1);
-    sets[0].detach();
+    sets[0].primary().detach();
     // Another backup is no pair, and afterwards the first one is none any more.
     let second = Session::protect(&sets[0], &sets[2], 2);
     // Until the primary has heard of it, the first backup may still be the pair.
     until("the primary knows its new pair", || {
-        sets[0].describe().unwrap()[0].ids.len() == 1
+        sets[0].backup().describe().unwrap()[0].ids.len() == 1
     });
     sets[0].disks()[0].write_at(0, &[1; 512]).unwrap();
-    sets[0].detach();
+    sets[0].primary().detach();
     // While all of it is being replaced, it belongs to nobody.
-    let plan = sets[0].begin_sync(&sets[1].describe().unwrap()).unwrap();
-    assert_eq!(sets[1].describe().unwrap()[0].ids.len(), 1);
-    sets[1].begin_copy(&plan.disks).unwrap();
-    assert_eq!(sets[1].describe().unwrap()[0].ids, []);
-    sets[1].abandon();
+    let plan = sets[0]
+        .primary()
+        .begin_sync(&sets[1].backup().describe().unwrap())
+        .unwrap();
+    assert_eq!(sets[1].backup().describe().unwrap()[0].ids.len(), 1);
+    sets[1].backup().begin_copy(&plan.disks).unwrap();
+    assert_eq!(sets[1].backup().describe().unwrap()[0].ids, []);
+    sets[1].backup().abandon();
     let third = Session::protect(&sets[0], &sets[1], 3);
     for session in [&first, &second, &third] {
         assert!(session.sent_bytes > BYTES);
@@ -290,9 +293,9 @@ fn an_interrupted_copy_of_what_changed_goes_on_with_what_is_left() {
     let mut random = seeded(4);
     let (a, mut b) = (host("a", &mut random), host("b", &mut random));
     let (primary, backup) = (open(&a), open(&b));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     drop(Session::protect(&primary, &backup, 1));
-    primary.detach();
+    primary.primary().detach();
     for block in 0..40 {
         primary.disks()[0]
             .write_at(block * 3 * BLOCK, &[4; 512])
@@ -304,7 +307,10 @@ fn an_interrupted_copy_of_what_changed_goes_on_with_what_is_left() {
     drop(backup);
     b = b.after_power_loss(&mut random);
     let backup = open(&b);
-    assert!(matches!(backup.own(), Err(DiskError::Unfinished { .. })));
+    assert!(matches!(
+        backup.claim_images(),
+        Err(DiskError::Unfinished { .. })
+    ));
     let session = Session::protect(&primary, &backup, 3);
     assert!(
         (40 * BLOCK..42 * BLOCK).contains(&session.sent_bytes),
@@ -313,7 +319,7 @@ fn an_interrupted_copy_of_what_changed_goes_on_with_what_is_left() {
     );
     assert_eq!(image(&a), image(&b));
     drop(backup);
-    open(&b).own().unwrap();
+    open(&b).claim_images().unwrap();
 }
 
 #[test]
@@ -321,15 +327,15 @@ fn a_backup_with_other_disks_is_refused_by_name() {
     let mut random = seeded(5);
     let a = host("a", &mut random);
     let primary = open(&a);
-    primary.own().unwrap();
-    let good = primary.describe().unwrap();
+    primary.claim_images().unwrap();
+    let good = primary.backup().describe().unwrap();
     let refused = |change: &dyn Fn(&mut crate::core::disk::PeerDisk)| {
         let mut peer = good.clone();
         change(&mut peer[0]);
-        let refused = primary.begin_sync(&peer);
+        let refused = primary.primary().begin_sync(&peer);
         refused.unwrap_err().to_string()
     };
-    assert!(primary.begin_sync(&[]).is_err());
+    assert!(primary.primary().begin_sync(&[]).is_err());
     assert!(refused(&|disk| disk.name = "other".into()).contains("other"));
     assert!(refused(&|disk| disk.bytes += 512).contains("disk0"));
     assert!(refused(&|disk| disk.dirty = vec![1; 17].into()).contains("17 bytes"));

@@ -7,9 +7,9 @@ use rand::Rng;
 use super::host::*;
 use crate::core::disk::DiskWrite;
 use crate::disk::DiskMode::Replicated;
+use crate::disk::Storage;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::EpochId;
-use crate::ports::Storage;
 
 const BYTES: u64 = 3 << 20;
 
@@ -39,7 +39,7 @@ fn a_copy_of_a_guest_that_writes_is_exact_at_each_epoch() {
     for seed in 0..8 {
         let (a, b) = hosts(seed);
         let (primary, backup) = sets(&a, &b);
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::begin(&primary, &backup, 1);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -84,7 +84,7 @@ fn a_copy_of_a_guest_that_writes_is_exact_at_each_epoch() {
 fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
     let (a, b) = hosts(1);
     let (primary, backup) = sets(&a, &b);
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     let disk = &primary.disks()[0];
     // The first slice of 256 KiB is copied, what lies behind is not.
@@ -92,7 +92,7 @@ fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
     disk.write_at((256 << 10) - 512, &[1; 1024]).unwrap();
     // This one is seen by the copier only.
     disk.write_at(256 << 10, &[2; 512]).unwrap();
-    let step = primary.sync_some().unwrap();
+    let step = primary.primary().sync_some().unwrap();
     let logged: Vec<&DiskWrite> = step
         .writes
         .iter()
@@ -104,7 +104,7 @@ fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
         ((256 << 10) - 512, 512)
     );
     for batch in batches(&step.writes) {
-        backup.apply_sync(&batch).unwrap();
+        backup.backup().apply_sync(&batch).unwrap();
     }
     session.sync();
     session.epoch();
@@ -116,13 +116,13 @@ fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
 fn a_block_that_is_copied_in_the_middle_of_a_write_is_logged() {
     let (a, b) = hosts(6);
     let (primary, backup) = sets(&a, &b);
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     let (copier, receiver) = (primary.clone(), backup.clone());
     // The guest's write has begun and nothing of it is on the image; the copier takes its block.
     a.before_write(move || {
-        for batch in batches(&copier.sync_some().unwrap().writes) {
-            receiver.apply_sync(&batch).unwrap();
+        for batch in batches(&copier.primary().sync_some().unwrap().writes) {
+            receiver.backup().apply_sync(&batch).unwrap();
         }
     });
     primary.disks()[0].write_at(0, &[6; 4096]).unwrap();
@@ -136,10 +136,10 @@ fn a_block_that_is_copied_in_the_middle_of_a_write_is_logged() {
 fn an_epoch_does_not_end_before_everything_was_copied() {
     let (a, b) = hosts(2);
     let (primary, backup) = sets(&a, &b);
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync_step();
-    let early = primary.seal(EpochId(1));
+    let early = primary.primary().seal(EpochId(1));
     assert!(matches!(early, Err(DiskError::NotSynced { bytes_left }) if bytes_left > 0));
     session.sync();
     session.epoch();
@@ -151,18 +151,18 @@ fn an_epoch_does_not_end_before_everything_was_copied() {
 fn the_writes_of_an_epoch_that_was_not_shipped_are_in_the_next() {
     let (a, b) = hosts(3);
     let (primary, backup) = sets(&a, &b);
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     let disk = &primary.disks()[0];
     disk.write_at(0, &[1; 512]).unwrap();
     disk.flush().unwrap();
-    let lost = primary.seal(EpochId(2)).unwrap();
-    primary.unseal(EpochId(2));
+    let lost = primary.primary().seal(EpochId(2)).unwrap();
+    primary.primary().unseal(EpochId(2));
     disk.write_at(0, &[2; 512]).unwrap();
-    let again = primary.seal(EpochId(2)).unwrap();
+    let again = primary.primary().seal(EpochId(2)).unwrap();
     assert_eq!(again.writes[..1], lost.writes[..]);
     assert_eq!((again.writes.len(), again.flush), (2, true));
-    primary.unseal(EpochId(2));
+    primary.primary().unseal(EpochId(2));
     session.epoch();
     session.settle();
     assert_eq!(images(&a), images(&b));
@@ -177,7 +177,7 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
         // The journal is not brought to the images, or is, or in the middle of it.
         let slow = if seed % 2 == 0 { lazy() } else { limits() };
         let backup = b.open(&[Replicated, Replicated], slow);
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::protect(&primary, &backup, 1);
         let mut random = seeded(seed);
         for _ in 0..random.random_range(0..10) {
@@ -190,6 +190,7 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
         primary.disks()[0].write_at(0, &[seed as u8; 2048]).unwrap();
         session.ship();
         backup
+            .backup()
             .promote(committed, &mut |_| panic!("nothing to wait for"))
             .unwrap();
         assert_eq!(expected, images(&b), "seed {seed}");
@@ -197,7 +198,7 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
         drop((session, backup));
         let again = b.after_kill();
         let restarted = again.open(&[Replicated, Replicated], limits());
-        restarted.own().unwrap();
+        restarted.claim_images().unwrap();
         assert_eq!(expected, images(&again), "seed {seed}, after a restart");
     }
 }
@@ -207,7 +208,7 @@ fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
     let (a, b) = hosts(4);
     let (primary, _) = sets(&a, &b);
     let backup = b.open(&[Replicated, Replicated], lazy());
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     primary.disks()[0].write_at(4096, &[7; 512]).unwrap();
     session.epoch();
@@ -225,7 +226,7 @@ fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
     // And really: what is left after a loss of power has it.
     let left = b.after_power_loss(&mut seeded(4));
     let restarted = left.open(&[Replicated, Replicated], limits());
-    restarted.own().unwrap();
+    restarted.claim_images().unwrap();
     assert_eq!(images(&left)[0][4096..4608], [7; 512]);
 }
 
@@ -233,10 +234,10 @@ fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
 fn who_is_shut_writes_nothing_any_more() {
     let (a, b) = hosts(5);
     let (primary, backup) = sets(&a, &b);
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let _session = Session::protect(&primary, &backup, 1);
     let before = images(&a);
-    primary.shut();
+    primary.primary().shut();
     let disk = &primary.disks()[0];
     assert!(disk.write_at(0, &[1; 512]).is_err());
     assert!(disk.flush().is_err());

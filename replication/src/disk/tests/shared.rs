@@ -7,9 +7,9 @@ use rand::Rng;
 
 use super::host::*;
 use crate::disk::DiskMode::{Replicated, Shared};
+use crate::disk::Storage;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::{EpochId, Generation};
-use crate::ports::Storage;
 
 const BYTES: u64 = 256 << 10;
 
@@ -33,13 +33,13 @@ fn read_all(set: &DiskSet) -> Content {
 
 fn release(set: &DiskSet, epoch: EpochId) -> Result<(), DiskError> {
     let (told, released) = done();
-    set.release(epoch, told);
+    set.primary().release(epoch, told);
     released.recv_timeout(DEADLINE).unwrap()
 }
 
 fn go_alone(set: &DiskSet) -> Result<(), DiskError> {
     let (told, gone) = done();
-    set.go_alone(told);
+    set.primary().go_alone(told);
     gone.recv_timeout(DEADLINE).unwrap()
 }
 
@@ -68,7 +68,7 @@ fn the_guest_reads_what_it_wrote_and_the_image_has_what_was_released() {
     for seed in 0..10 {
         let (a, b) = users(seed);
         let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::begin(&primary, &backup, 1);
         session.sync();
         let mut random = seeded(seed);
@@ -111,7 +111,7 @@ fn the_guest_reads_what_it_wrote_and_the_image_has_what_was_released() {
 fn reads_are_right_while_releases_write_the_image() {
     let (a, b) = users(1);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -141,7 +141,7 @@ fn reads_are_right_while_releases_write_the_image() {
             counter.store(number, Ordering::Release);
             let epoch = session.epoch();
             let (told, _released) = done();
-            primary.release(epoch, told);
+            primary.primary().release(epoch, told);
         }
         reader.join().unwrap();
     });
@@ -152,7 +152,7 @@ fn promotion_writes_what_the_old_primary_may_not_have_written() {
     for seed in 0..20 {
         let (a, b) = users(seed);
         let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::begin(&primary, &backup, 1);
         session.sync();
         session.epoch();
@@ -174,7 +174,11 @@ fn promotion_writes_what_the_old_primary_may_not_have_written() {
         let left = a.after_power_loss(&mut random);
         b.set_content("disk0", left.content("disk0").0);
         a.unlock();
-        let promote = || backup.promote(EpochId(session.epoch), &mut |_| true);
+        let promote = || {
+            backup
+                .backup()
+                .promote(EpochId(session.epoch), &mut |_| true)
+        };
         promote().unwrap();
         assert_eq!(image(&b), committed, "seed {seed}");
         assert_eq!(read_all(&backup), committed);
@@ -185,7 +189,7 @@ fn promotion_writes_what_the_old_primary_may_not_have_written() {
 fn the_backup_keeps_what_is_not_durable_and_no_more() {
     let (a, b) = users(2);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -201,10 +205,14 @@ fn the_backup_keeps_what_is_not_durable_and_no_more() {
     let epoch = session.epoch();
     release(&primary, epoch).unwrap();
     assert_eq!(
-        primary.seal(EpochId(epoch.0 + 1)).unwrap().written_through,
+        primary
+            .primary()
+            .seal(EpochId(epoch.0 + 1))
+            .unwrap()
+            .written_through,
         epoch
     );
-    primary.unseal(EpochId(epoch.0 + 1));
+    primary.primary().unseal(EpochId(epoch.0 + 1));
     disk.write_at(0, &[3; 512]).unwrap();
     session.epoch();
     assert!(backup.counts().backup_held_bytes < 1024);
@@ -217,8 +225,8 @@ fn the_backup_keeps_what_is_not_durable_and_no_more() {
 fn promotion_waits_for_the_lock_and_says_so() {
     let (a, b) = users(3);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
-    assert!(matches!(backup.own(), Err(DiskError::Locked { disk }) if disk == "disk0"));
+    primary.claim_images().unwrap();
+    assert!(matches!(backup.claim_images(), Err(DiskError::Locked { disk }) if disk == "disk0"));
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -233,14 +241,14 @@ fn promotion_waits_for_the_lock_and_says_so() {
                 said.lock().unwrap().push(what.to_string());
                 true
             };
-            backup.promote(epoch, &mut waiting)
+            backup.backup().promote(epoch, &mut waiting)
         });
         until("it says that it waits", || !said.lock().unwrap().is_empty());
         assert!(said.lock().unwrap()[0].contains("disk0"));
         assert_ne!(image(&b), model, "written without the lock");
         assert!(!promotion.is_finished());
         // The frozen primary goes on, finds itself fenced, and ends.
-        primary.shut();
+        primary.primary().shut();
         assert!(primary.disks()[0].write_at(0, &[1; 512]).is_err());
         a.unlock();
         promotion.join().unwrap().unwrap();
@@ -252,19 +260,19 @@ fn promotion_waits_for_the_lock_and_says_so() {
 fn a_promotion_that_does_not_wait_for_the_lock_leaves_the_image_alone() {
     let (a, b) = users(5);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
     let before = image(&b);
     primary.disks()[0].write_at(0, &[9; 512]).unwrap();
     let epoch = session.epoch();
-    let refused = backup.promote(epoch, &mut |_| false).unwrap_err();
+    let refused = backup.backup().promote(epoch, &mut |_| false).unwrap_err();
     assert!(matches!(refused, DiskError::NotWaited { .. }), "{refused}");
     assert_eq!(image(&b), before);
     // What is needed for another try is still there.
     a.unlock();
-    backup.promote(epoch, &mut |_| false).unwrap();
+    backup.backup().promote(epoch, &mut |_| false).unwrap();
     assert_ne!(image(&b), before);
 }
 
@@ -274,7 +282,7 @@ fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
     for after in [0, 1] {
         let (a, b) = users(6);
         let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.own().unwrap();
+        primary.claim_images().unwrap();
         let mut session = Session::begin(&primary, &backup, 1);
         session.sync();
         session.epoch();
@@ -292,7 +300,7 @@ fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
             }
             said.len() < 5
         };
-        backup.promote(epoch, &mut waiting).unwrap();
+        backup.backup().promote(epoch, &mut waiting).unwrap();
         assert_eq!(said.len(), 2, "{said:?}");
         assert!(said[0].contains("disk0"), "{said:?}");
         assert_eq!(image(&b), model);
@@ -305,14 +313,14 @@ fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
 fn a_fenced_primary_drops_what_it_holds() {
     let (a, b) = users(4);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
     let before = image(&a);
     primary.disks()[0].write_at(0, &[1; 512]).unwrap();
     let epoch = session.epoch();
-    primary.shut();
+    primary.primary().shut();
     release(&primary, epoch).unwrap();
     go_alone(&primary).unwrap();
     assert_eq!(image(&a), before);
@@ -322,7 +330,7 @@ fn a_fenced_primary_drops_what_it_holds() {
 fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
     let (a, b) = users(5);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -342,7 +350,7 @@ fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
 #[test]
 fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
     let refused = |backup: &DiskSet| {
-        let refused = backup.describe().unwrap_err();
+        let refused = backup.backup().describe().unwrap_err();
         assert!(
             matches!(&refused, DiskError::NotLocked { disk } if disk == "disk0"),
             "{refused}"
@@ -353,8 +361,8 @@ fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
     // Before the primary owns it, or where its lock does not reach.
     refused(&backup);
-    primary.own().unwrap();
-    assert_eq!(backup.describe().unwrap().len(), 1);
+    primary.claim_images().unwrap();
+    assert_eq!(backup.backup().describe().unwrap().len(), 1);
     // Another file of the same name.
     let other = Host::new("b");
     other.make_image("disk0", BYTES, &mut seeded(10));
@@ -369,13 +377,13 @@ fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
     let epoch = session.epoch();
     a.unlock();
     refused(&backup);
-    backup.promote(epoch, &mut |_| true).unwrap();
+    backup.backup().promote(epoch, &mut |_| true).unwrap();
     refused(&backup);
     let old = a.open(&[Shared], limits());
-    assert_eq!(old.describe().unwrap().len(), 1);
+    assert_eq!(old.backup().describe().unwrap().len(), 1);
     // A replicated disk has no lock to be seen.
     let own = other.open(&[Replicated], limits());
-    assert_eq!(own.describe().unwrap().len(), 1);
+    assert_eq!(own.backup().describe().unwrap().len(), 1);
 }
 
 #[test]
@@ -386,7 +394,7 @@ fn held_writes_fill_the_log_and_a_release_makes_room() {
         ..limits()
     };
     let (primary, backup) = (a.open(&[Shared], small), b.open(&[Shared], small));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -397,7 +405,7 @@ fn held_writes_fill_the_log_and_a_release_makes_room() {
             counter.fetch_add(1, Ordering::SeqCst);
         })
     };
-    primary.set_listener(count(&half));
+    primary.primary().set_listener(count(&half));
     let disk = &primary.disks()[0];
     disk.set_room_listener(count(&room));
     let mut writes = 0;
@@ -424,9 +432,12 @@ fn a_backup_does_not_hold_more_than_a_primary_may() {
     };
     let backup = b.open(&[Shared], small);
     let plan = b.as_user("c").open(&[Shared], small);
-    plan.own().unwrap();
-    let plan = plan.begin_sync(&backup.describe().unwrap()).unwrap();
-    backup.begin_copy(&plan.disks).unwrap();
+    plan.claim_images().unwrap();
+    let plan = plan
+        .primary()
+        .begin_sync(&backup.backup().describe().unwrap())
+        .unwrap();
+    backup.backup().begin_copy(&plan.disks).unwrap();
     let write = crate::core::disk::DiskWrite {
         disk: 0,
         offset: 0,
@@ -434,7 +445,7 @@ fn a_backup_does_not_hold_more_than_a_primary_may() {
     };
     let (told, persisted) = done();
     let (generation, epoch) = (Generation(1), EpochId(1));
-    backup.persist(
+    backup.backup().persist(
         generation,
         epoch,
         batches(&[write]),
@@ -461,7 +472,7 @@ fn one_guest_can_have_both_kinds() {
     assert!(locked.unwrap(), "as the primary's is there");
     let modes = [Replicated, Shared];
     let (primary, backup) = (a.open(&modes, limits()), b.open(&modes, limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
     for round in 0..20u8 {
         for disk in primary.disks() {
@@ -473,6 +484,7 @@ fn one_guest_can_have_both_kinds() {
     assert_ne!(a.content("disk0"), a.content("disk1"));
     b.as_user("a").unlock();
     backup
+        .backup()
         .promote(EpochId(session.epoch), &mut |_| true)
         .unwrap();
     go_alone(&primary).unwrap();
@@ -485,26 +497,26 @@ fn one_guest_can_have_both_kinds() {
 fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
     let (a, b) = users(9);
     let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.own().unwrap();
+    primary.claim_images().unwrap();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     // The first capture fails after writes have begun to be held.
-    primary.hold().unwrap();
+    primary.primary().hold().unwrap();
     let mut model = image(&a);
     model[..512].fill(1);
     primary.disks()[0].write_at(0, &[1; 512]).unwrap();
-    primary.seal(EpochId(1)).unwrap();
-    primary.unseal(EpochId(1));
-    assert_eq!(primary.sync_some().unwrap().writes, []);
+    primary.primary().seal(EpochId(1)).unwrap();
+    primary.primary().unseal(EpochId(1));
+    assert_eq!(primary.primary().sync_some().unwrap().writes, []);
     // That backup is lost, another synchronisation begins.
     model[512..1024].fill(2);
     primary.disks()[0].write_at(512, &[2; 512]).unwrap();
-    primary.detach();
-    backup.abandon();
+    primary.primary().detach();
+    backup.backup().abandon();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     let epoch = session.epoch();
     a.unlock();
-    backup.promote(epoch, &mut |_| true).unwrap();
+    backup.backup().promote(epoch, &mut |_| true).unwrap();
     assert_eq!(image(&b), model);
 }

@@ -30,7 +30,7 @@ use crate::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
 };
 use crate::core::message::Message;
-use crate::disk::{DiskError, DiskSet, SealedDisks};
+use crate::disk::{DiskError, PrimaryDisks, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::page_set::PageSet;
 use crate::ports::{Machine, MachineError, OutputGate, PageMemory, STATE_BYTES_MAX, SealedOutput};
@@ -116,7 +116,7 @@ pub(super) struct Capturer<M: Machine> {
     notes: Notes,
     memory: Arc<dyn PageMemory>,
     gate: Arc<dyn OutputGate>,
-    disks: DiskSet,
+    disks: PrimaryDisks,
     /// Disks are being copied; memory waits.
     copying: bool,
     progress: DiskProgress,
@@ -145,7 +145,7 @@ impl<M: Machine> Capturer<M> {
         let memory = machine.memory();
         Self {
             gate: machine.gate(),
-            disks: machine.disks(),
+            disks: machine.disks().primary().clone(),
             copying: false,
             progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
@@ -266,7 +266,7 @@ impl<M: Machine> Capturer<M> {
         assembler.disk(&step.writes)?;
         let bytes = assembler.end()?.disk_bytes;
         // Not what the guest has written meanwhile: it may never stop.
-        let bytes_left = self.disks.counts().copy_bytes_left;
+        let bytes_left = self.disks.copy_bytes_left();
         self.metrics.disks_synchronised(bytes, bytes_left);
         Ok(bytes_left)
     }

@@ -18,7 +18,7 @@ use super::shared_disks::DisksWritten;
 use super::{Ended, Finish, Request};
 use crate::core::message::{Bye, Message};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
-use crate::disk::DiskSet;
+use crate::disk::PrimaryDisks;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::page_set::MemoryLayout;
@@ -46,7 +46,7 @@ pub(super) struct Setup {
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
     pub(super) gate: Arc<dyn OutputGate>,
-    pub(super) disks: DiskSet,
+    pub(super) disks: PrimaryDisks,
 }
 
 type Connected = Result<Box<Link>, String>;

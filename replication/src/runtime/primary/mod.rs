@@ -283,7 +283,7 @@ fn start<M: Machine>(
             fingerprint: machine.fingerprint(),
             layout: machine.memory().layout().clone(),
             gate: machine.gate(),
-            disks: machine.disks(),
+            disks: machine.disks().primary().clone(),
         },
         Arbitration::new(Arc::clone(&arbiter), claimant.clone()),
         requested,
@@ -329,7 +329,7 @@ fn claim_guest(
     let claimant = super::claimant(&settings.node);
     match arbiter.claim(claim, &claimant)? {
         Verdict::Granted(generation) => {
-            disks.own()?;
+            disks.claim_images()?;
             Ok(Reign {
                 generation,
                 claimant,

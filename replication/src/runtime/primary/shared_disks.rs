@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::driver::Driver;
 use crate::core::primary::PrimaryInput;
-use crate::disk::{DiskError, DiskSet};
+use crate::disk::{DiskError, PrimaryDisks};
 use crate::ids::{EpochId, Generation};
 use crate::runtime::arbitration::causes;
 use crate::runtime::capture::CaptureJob;
@@ -92,7 +92,12 @@ impl Driver {
 }
 
 /// Lets what is held for shared disks go, and has `done` told how that ended.
-fn write_disks(disks: &DiskSet, done: UnboundedSender<DisksWritten>, session: u64, epoch: EpochId) {
+fn write_disks(
+    disks: &PrimaryDisks,
+    done: UnboundedSender<DisksWritten>,
+    session: u64,
+    epoch: EpochId,
+) {
     let told = move |outcome: Result<(), DiskError>| {
         let outcome = match outcome {
             Ok(()) => Outcome::Written,

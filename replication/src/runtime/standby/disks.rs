@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::core::disk::{DiskSyncPlan, PeerDisk};
-use crate::disk::{DiskError, DiskSet};
+use crate::disk::{BackupDisks, DiskError};
 use crate::ids::{EpochId, Generation};
 use crate::runtime::RuntimeError;
 use crate::runtime::arbitration::causes;
@@ -20,7 +20,7 @@ use crate::runtime::arbitration::causes;
 const QUEUED_BYTES_MAX: u64 = 16 << 20;
 
 /// What the driver asks for.
-enum Command {
+enum DiskJob {
     Abandon,
     Describe,
     BeginCopy(Vec<DiskSyncPlan>),
@@ -39,7 +39,7 @@ pub(super) struct Persist {
 }
 
 /// What the thread tells the driver.
-pub(super) enum Report {
+pub(super) enum DiskEvent {
     /// The disks as they are now.
     Described(Vec<PeerDisk>),
     /// The copy has begun: what is durable is of this session from now on.
@@ -54,178 +54,178 @@ pub(super) enum Report {
 }
 
 /// The driver's end of the thread.
-pub(super) struct Disks {
-    pub(super) set: DiskSet,
-    commands: std::sync::mpsc::Sender<(u64, Command)>,
-    reports: UnboundedReceiver<(u64, Report)>,
-    shared: Arc<Shared>,
+pub(super) struct DiskThread {
+    pub(super) disks: BackupDisks,
+    jobs: std::sync::mpsc::Sender<(u64, DiskJob)>,
+    events: UnboundedReceiver<(u64, DiskEvent)>,
+    backlog: Arc<Backlog>,
     /// Whether the copy of this session has begun.
     copying: bool,
 }
 
-/// What both threads look at.
+/// How far the thread is behind the driver; both look at it.
 #[derive(Default)]
-struct Shared {
+struct Backlog {
     /// Number of the copy being made: what was asked for an earlier one is left undone.
     copy: AtomicU64,
     queued_bytes: AtomicU64,
 }
 
-impl Disks {
-    pub(super) fn start(set: DiskSet) -> Result<Self, RuntimeError> {
-        let (commands, commanded) = std::sync::mpsc::channel();
-        let (reporting, reports) = unbounded_channel();
-        let shared = Arc::new(Shared::default());
+impl DiskThread {
+    pub(super) fn start(disks: BackupDisks) -> Result<Self, RuntimeError> {
+        let (jobs, queued) = std::sync::mpsc::channel();
+        let (sender, events) = unbounded_channel();
+        let backlog = Arc::new(Backlog::default());
         let worker = Worker {
-            set: set.clone(),
-            reports: reporting,
-            shared: Arc::clone(&shared),
+            disks: disks.clone(),
+            events: sender,
+            backlog: Arc::clone(&backlog),
         };
         std::thread::Builder::new()
             .name("disks".into())
-            .spawn(move || worker.run(&commanded))
+            .spawn(move || worker.run(&queued))
             .map_err(|source| RuntimeError::System {
                 what: "start a thread",
                 source,
             })?;
         Ok(Self {
-            set,
-            commands,
-            reports,
-            shared,
+            disks,
+            jobs,
+            events,
+            backlog,
             copying: false,
         })
     }
 
-    fn ask(&self, command: Command) {
-        let copy = self.shared.copy.load(Ordering::Acquire);
-        // The thread ends only after this, or by a panic, which `report` finds.
-        let _ = self.commands.send((copy, command));
+    fn queue(&self, job: DiskJob) {
+        let copy = self.backlog.copy.load(Ordering::Acquire);
+        // The thread ends only after this, or by a panic, which `event` finds.
+        let _ = self.jobs.send((copy, job));
     }
 
-    /// The copy is given up; [`Disks::describe`] says what is left of it.
+    /// The copy is given up; [`DiskThread::describe`] says what is left of it.
     pub(super) fn abandon(&mut self) {
         self.next_copy();
-        self.ask(Command::Abandon);
+        self.queue(DiskJob::Abandon);
     }
 
-    /// Asks for [`Report::Described`], for a new session.
+    /// Asks for [`DiskEvent::Described`], for a new session.
     pub(super) fn describe(&mut self) {
         self.next_copy();
-        self.ask(Command::Describe);
+        self.queue(DiskJob::Describe);
     }
 
     fn next_copy(&mut self) {
-        self.shared.copy.fetch_add(1, Ordering::AcqRel);
+        self.backlog.copy.fetch_add(1, Ordering::AcqRel);
         self.copying = false;
     }
 
     pub(super) fn begin_copy(&self, plan: Vec<DiskSyncPlan>) {
-        self.ask(Command::BeginCopy(plan));
+        self.queue(DiskJob::BeginCopy(plan));
     }
 
     pub(super) fn sync(&self, batch: Bytes) {
         let bytes = batch.len() as u64;
-        self.shared.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
-        self.ask(Command::Sync(batch));
+        self.backlog.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.queue(DiskJob::Sync(batch));
     }
 
     pub(super) fn persist(&self, persist: Persist) {
-        self.ask(Command::Persist(persist));
+        self.queue(DiskJob::Persist(persist));
     }
 
     /// Whether so much waits that nothing more may be read from the link.
     pub(super) fn is_full(&self) -> bool {
-        self.shared.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
+        self.backlog.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
     }
 
     /// The last epoch of this session that is on the images for good.
     pub(super) fn durable_epoch(&self) -> EpochId {
         if self.copying {
-            self.set.durable_epoch()
+            self.disks.durable_epoch()
         } else {
             EpochId(0)
         }
     }
 
-    /// Waits for the next report on the present copy. Cancel safe.
-    pub(super) async fn report(&mut self) -> Result<Report, RuntimeError> {
+    /// Waits for the next event on the present copy. Cancel safe.
+    pub(super) async fn event(&mut self) -> Result<DiskEvent, RuntimeError> {
         loop {
-            let (copy, report) = self
-                .reports
+            let (copy, event) = self
+                .events
                 .recv()
                 .await
                 .ok_or(RuntimeError::Panicked("disks"))?;
-            if copy != self.shared.copy.load(Ordering::Acquire) {
+            if copy != self.backlog.copy.load(Ordering::Acquire) {
                 continue;
             }
-            self.copying |= matches!(report, Report::Copying);
-            return Ok(report);
+            self.copying |= matches!(event, DiskEvent::Copying);
+            return Ok(event);
         }
     }
 }
 
-/// The thread's own.
+/// What the thread owns.
 struct Worker {
-    set: DiskSet,
-    reports: UnboundedSender<(u64, Report)>,
-    shared: Arc<Shared>,
+    disks: BackupDisks,
+    events: UnboundedSender<(u64, DiskEvent)>,
+    backlog: Arc<Backlog>,
 }
 
 impl Worker {
-    fn run(self, commands: &std::sync::mpsc::Receiver<(u64, Command)>) {
-        while let Ok((copy, command)) = commands.recv() {
-            if let Command::Sync(batch) = &command {
+    fn run(self, jobs: &std::sync::mpsc::Receiver<(u64, DiskJob)>) {
+        while let Ok((copy, job)) = jobs.recv() {
+            if let DiskJob::Sync(batch) = &job {
                 // Also what is left undone.
                 let bytes = batch.len() as u64;
-                self.shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                self.backlog.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
             }
-            let outdated = copy != self.shared.copy.load(Ordering::Acquire);
-            if outdated && !matches!(command, Command::Abandon) {
+            let outdated = copy != self.backlog.copy.load(Ordering::Acquire);
+            if outdated && !matches!(job, DiskJob::Abandon) {
                 continue;
             }
-            if let Err(error) = self.obey(copy, command) {
-                self.tell(copy, Report::Failed(causes(&error)));
+            if let Err(error) = self.work(copy, job) {
+                self.tell(copy, DiskEvent::Failed(causes(&error)));
             }
         }
     }
 
-    fn tell(&self, copy: u64, report: Report) {
+    fn tell(&self, copy: u64, event: DiskEvent) {
         // Without a driver nobody waits.
-        let _ = self.reports.send((copy, report));
+        let _ = self.events.send((copy, event));
     }
 
-    fn obey(&self, copy: u64, command: Command) -> Result<(), DiskError> {
-        match command {
-            Command::Abandon => self.set.abandon(),
-            Command::Describe => {
-                let disks = self.set.describe()?;
-                self.tell(copy, Report::Described(disks));
+    fn work(&self, copy: u64, job: DiskJob) -> Result<(), DiskError> {
+        match job {
+            DiskJob::Abandon => self.disks.abandon(),
+            DiskJob::Describe => {
+                let disks = self.disks.describe()?;
+                self.tell(copy, DiskEvent::Described(disks));
             }
-            Command::BeginCopy(plan) => {
-                self.set.begin_copy(&plan)?;
-                self.tell(copy, Report::Copying);
+            DiskJob::BeginCopy(plan) => {
+                self.disks.begin_copy(&plan)?;
+                self.tell(copy, DiskEvent::Copying);
             }
-            Command::Sync(batch) => {
-                self.set.apply_sync(&batch)?;
+            DiskJob::Sync(batch) => {
+                self.disks.apply_sync(&batch)?;
                 // Room may be what the driver waits for.
-                if self.shared.queued_bytes.load(Ordering::Acquire) == 0 {
-                    self.tell(copy, Report::Idle);
+                if self.backlog.queued_bytes.load(Ordering::Acquire) == 0 {
+                    self.tell(copy, DiskEvent::Idle);
                 }
             }
-            Command::Persist(persist) => self.persist(copy, persist),
+            DiskJob::Persist(persist) => self.persist(copy, persist),
         }
         Ok(())
     }
 
     fn persist(&self, copy: u64, persist: Persist) {
-        let (reports, ticket) = (self.reports.clone(), persist.ticket);
+        let (events, ticket) = (self.events.clone(), persist.ticket);
         let done = move |outcome: Result<(), DiskError>| {
             let outcome = outcome.map_err(|error| causes(&error));
             // Without a driver nobody waits.
-            let _ = reports.send((copy, Report::Persisted { ticket, outcome }));
+            let _ = events.send((copy, DiskEvent::Persisted { ticket, outcome }));
         };
-        self.set.persist(
+        self.disks.persist(
             persist.generation,
             persist.epoch,
             persist.batches,

@@ -10,14 +10,14 @@ use tokio::sync::mpsc::Receiver;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
-use super::disks::{Disks, Persist, Report as DisksReport};
+use super::disks::{DiskEvent, DiskThread, Persist};
 use super::{Outcome, Promoted, Request};
 use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Storage};
 use crate::ids::{EpochId, Generation};
-use crate::ports::{Machine, PageMemory, Storage};
+use crate::ports::{Machine, PageMemory};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
@@ -42,7 +42,7 @@ pub(super) struct Driver<M: Machine> {
     setup: Setup,
     machine: StoppedOnDrop<M>,
     memory: Arc<dyn PageMemory>,
-    disks: Disks,
+    disks: DiskThread,
     /// This side's name, while its disks are being described to the primary: nothing is said before.
     welcome: Option<String>,
     /// What the core knows to be durable.
@@ -66,7 +66,7 @@ pub(super) struct Driver<M: Machine> {
 enum Happened {
     Accepted(Result<Box<Link>, ConnectError>),
     Received(Result<(Generation, Message), SessionError>),
-    Disks(DisksReport),
+    Disks(DiskEvent),
     Requested(Option<Request>),
     Answered(Answer),
     Heard(Generation),
@@ -109,7 +109,7 @@ impl<M: Machine> Driver<M> {
             setup,
             machine,
             memory,
-            disks: Disks::start(disks)?,
+            disks: DiskThread::start(disks.backup().clone())?,
             welcome: None,
             durable: EpochId(0),
             requests,
@@ -214,7 +214,7 @@ impl<M: Machine> Driver<M> {
             // Rare things first: during a synchronisation there is always something to receive.
             answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
-            report = self.disks.report() => Happened::Disks(report?),
+            event = self.disks.event() => Happened::Disks(event?),
             _ = beat.tick() => Happened::Heartbeat,
             // Before the timer: silence is judged once all that has arrived was looked at.
             received = async { match &mut self.session {
@@ -280,13 +280,13 @@ impl<M: Machine> Driver<M> {
                 self.last_contact = Instant::now();
                 inputs.push_back(BackupInput::HeartbeatHeard { generation });
             }
-            Happened::Disks(report) => self.disks_reported(report, inputs),
+            Happened::Disks(event) => self.disks_happened(event, inputs),
             Happened::Heartbeat => {}
             Happened::Timer => inputs.push_back(BackupInput::Tick),
         }
     }
 
-    /// What the disks thread does beside what it reports.
+    /// What the disks thread does beside the events it sends.
     fn look_at_disks(&mut self, inputs: &mut VecDeque<BackupInput>) {
         if self.disks.is_full() || self.welcome.is_some() {
             inputs.push_back(BackupInput::NotReading);
@@ -298,24 +298,24 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    fn disks_reported(&mut self, report: DisksReport, inputs: &mut VecDeque<BackupInput>) {
-        match report {
-            DisksReport::Described(disks) => {
+    fn disks_happened(&mut self, event: DiskEvent, inputs: &mut VecDeque<BackupInput>) {
+        match event {
+            DiskEvent::Described(disks) => {
                 if let (Some(node), Some(session)) = (self.welcome.take(), &mut self.session) {
                     let welcome = Message::Welcome(Welcome { node, disks });
                     session.send(self.core.generation(), &welcome);
                 }
             }
-            DisksReport::Copying => self.metrics.disks_unfinished(),
-            DisksReport::Idle => {}
-            DisksReport::Persisted { ticket, outcome } => {
+            DiskEvent::Copying => self.metrics.disks_unfinished(),
+            DiskEvent::Idle => {}
+            DiskEvent::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
                     self.metrics
                         .alarm(format!("the copy cannot be kept: {error}"));
                 }
                 inputs.push_back(BackupInput::Persisted { ticket, outcome });
             }
-            DisksReport::Failed(error) => {
+            DiskEvent::Failed(error) => {
                 self.metrics
                     .alarm(format!("the copy cannot be kept: {error}"));
                 inputs.push_back(BackupInput::DisksFailed { error });
@@ -345,7 +345,7 @@ impl<M: Machine> Driver<M> {
             BackupEffect::Send(Message::Heartbeat) if self.welcome.is_some() => {}
             BackupEffect::Send(message) => {
                 if let Message::Ack { epoch, .. } = &message {
-                    self.disks.set.committed(*epoch);
+                    self.disks.disks.committed(*epoch);
                 }
                 if let Message::Refuse(refusal) = &message {
                     // In the primary's words; it says so too, but a person may be looking here.
@@ -363,7 +363,7 @@ impl<M: Machine> Driver<M> {
             }
             BackupEffect::Committed(epoch) => {
                 // An epoch that was not acked has been committed, too.
-                self.disks.set.committed(epoch);
+                self.disks.disks.committed(epoch);
                 self.metrics.committed();
             }
             BackupEffect::Welcome { node } => {
@@ -428,7 +428,7 @@ impl<M: Machine> Driver<M> {
     ) -> Result<Outcome<M>, RuntimeError> {
         let metrics = self.metrics.clone();
         let mut waits_for = String::new();
-        let promoted = self.disks.set.promote(epoch, &mut |what| {
+        let promoted = self.disks.disks.promote(epoch, &mut |what| {
             // It goes on for as long as it takes; once is enough for the log.
             if waits_for != what {
                 what.clone_into(&mut waits_for);

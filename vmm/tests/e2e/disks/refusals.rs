@@ -73,7 +73,7 @@ fn interrupt_copy(disks: &Disks, host: usize) {
         full: true,
         from: None,
     };
-    set.begin_copy(&[plan]).unwrap();
+    set.backup().begin_copy(&[plan]).unwrap();
 }
 
 #[test]

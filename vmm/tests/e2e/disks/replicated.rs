@@ -98,7 +98,7 @@ fn after_the_loss_of_both_hosts_the_standbys_image_is_that_of_one_epoch() {
     };
     let journal = disks.path("b.disk.understudy-journal");
     let set = DiskSet::open(vec![spec], Some(journal), DiskLimits::default()).unwrap();
-    set.own().unwrap();
+    set.claim_images().unwrap();
     drop(set);
     disks.image(B).check_exact(disks.flushed()).unwrap();
 }

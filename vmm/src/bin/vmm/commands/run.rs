@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     let mut machine = vm::build(&config, vm::Life::Alone)?;
     let events = machine.events();
     // Images that are one of a pair note what changes, and one that is no whole copy is not run.
-    machine.disk_set().own()?;
+    machine.disk_set().claim_images()?;
     let rules = Rules::new(&config, machine.can_be_reset());
     let notes = GuestNotes::default();
     machine.start()?;

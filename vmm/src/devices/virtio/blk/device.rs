@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use understudy_replication::disk::Disk;
-use understudy_replication::ports::Storage;
+use understudy_replication::disk::Storage;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FallocateFlags, fallocate};
-use understudy_replication::ports::Storage;
+use understudy_replication::disk::Storage;
 
 use super::SECTOR_BYTES;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use understudy_replication::ports::Storage;
+use understudy_replication::disk::Storage;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;

@@ -1,6 +1,6 @@
 //! Who may use an image beside whom.
 
-use understudy_replication::ports::Storage;
+use understudy_replication::disk::Storage;
 
 use super::image_of;
 use crate::devices::virtio::blk::{Image, ImageError};

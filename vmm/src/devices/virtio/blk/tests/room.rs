@@ -23,7 +23,7 @@ fn small_set(directory: &Path) -> DiskSet {
         ..DiskLimits::default()
     };
     let set = DiskSet::open(vec![spec], Some(directory.join("journal")), limits).unwrap();
-    set.own().unwrap();
+    set.claim_images().unwrap();
     let bytes = SECTORS * SECTOR_BYTES;
     let peer = PeerDisk {
         name: "disk0".into(),
@@ -33,8 +33,8 @@ fn small_set(directory: &Path) -> DiskSet {
         block_bytes: block_bytes_for(bytes),
         dirty: Frame::new(),
     };
-    set.begin_sync(&[peer]).unwrap();
-    while set.sync_some().unwrap().bytes_left > 0 {}
+    set.primary().begin_sync(&[peer]).unwrap();
+    while set.primary().sync_some().unwrap().bytes_left > 0 {}
     set
 }
 
@@ -60,7 +60,7 @@ fn a_request_waits_in_the_ring_while_the_log_is_full() {
     bench.device.handle_event(KICK);
     assert_eq!(bench.ring.used().len(), 0, "it waits still");
     // What was written is handed to the link.
-    let logged = set.sync_some().unwrap().writes;
+    let logged = set.primary().sync_some().unwrap().writes;
     assert!(!logged.is_empty());
     bench.device.handle_event(ROOM);
     assert_eq!(bench.ring.used().len(), 1);

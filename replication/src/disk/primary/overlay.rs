@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::epoch_writes::EpochWrites;
 use crate::core::disk::{DiskWrite, What};
+use crate::disk::epoch_writes::EpochWrites;
 use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
 
@@ -70,11 +70,11 @@ impl Overlay {
 
 /// Held content to be laid over what was read.
 #[derive(Debug, Default)]
-pub(super) struct Patch(Vec<(u64, Extent)>);
+pub(crate) struct Patch(Vec<(u64, Extent)>);
 
 impl Patch {
     /// Lays it over `data`, which was read from `offset`.
-    pub(super) fn lay_over(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn lay_over(&self, offset: u64, data: &mut [u8]) {
         for (start, extent) in &self.0 {
             let (start, end) = ((start - offset) as usize, (extent.end - offset) as usize);
             match &extent.data {
@@ -87,7 +87,7 @@ impl Patch {
 
 /// The held writes of a set.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     holding: bool,
     overlays: Vec<Overlay>,
     epochs: EpochQueue<EpochWrites>,
@@ -99,15 +99,15 @@ pub(super) struct Held {
 
 /// Held writes that are to go to their images.
 #[derive(Debug, Default)]
-pub(super) struct Due {
+pub(crate) struct Due {
     /// In order.
-    pub(super) writes: Vec<DiskWrite>,
+    pub(crate) writes: Vec<DiskWrite>,
     /// To be made durable at the end.
-    pub(super) flush: bool,
+    pub(crate) flush: bool,
 }
 
 impl Held {
-    pub(super) fn new(disks: usize) -> Self {
+    pub(crate) fn new(disks: usize) -> Self {
         Self {
             holding: false,
             overlays: (0..disks).map(|_| Overlay::default()).collect(),
@@ -117,20 +117,20 @@ impl Held {
         }
     }
 
-    pub(super) fn is_holding(&self) -> bool {
+    pub(crate) fn is_holding(&self) -> bool {
         self.holding
     }
 
-    pub(super) fn hold(&mut self) {
+    pub(crate) fn hold(&mut self) {
         self.holding = true;
     }
 
     /// Memory in use.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.epochs.bytes()
     }
 
-    pub(super) fn push(&mut self, write: DiskWrite) {
+    pub(crate) fn push(&mut self, write: DiskWrite) {
         self.number += 1;
         let data = match &write.what {
             What::Data(data) => Some(data.clone()),
@@ -145,13 +145,13 @@ impl Held {
         self.epochs.current_mut().push(write);
     }
 
-    pub(super) fn flushed(&mut self) {
+    pub(crate) fn flushed(&mut self) {
         self.epochs.current_mut().flush = true;
     }
 
     /// What is held of a range. To be asked before the image is read: what is not held then any more
     /// is on the image already.
-    pub(super) fn patch(&self, disk: u16, offset: u64, bytes: u64) -> Patch {
+    pub(crate) fn patch(&self, disk: u16, offset: u64, bytes: u64) -> Patch {
         let overlay = &self.overlays[usize::from(disk)];
         let (from, to) = (offset, offset + bytes);
         let part = |start: u64| {
@@ -168,23 +168,23 @@ impl Held {
         )
     }
 
-    pub(super) fn seal(&mut self, epoch: EpochId) {
+    pub(crate) fn seal(&mut self, epoch: EpochId) {
         if self.holding {
             self.epochs.seal(epoch);
         }
     }
 
     /// The writes of the epoch that goes on.
-    pub(super) fn current(&self) -> &[DiskWrite] {
+    pub(crate) fn current(&self) -> &[DiskWrite] {
         &self.epochs.current().writes
     }
 
-    pub(super) fn unseal(&mut self, epoch: EpochId) {
+    pub(crate) fn unseal(&mut self, epoch: EpochId) {
         self.epochs.unseal(epoch, EpochWrites::append);
     }
 
     /// What must go to the images so that they have everything up to `epoch`.
-    pub(super) fn due(&self, epoch: EpochId) -> Due {
+    pub(crate) fn due(&self, epoch: EpochId) -> Due {
         let mut due = Due::default();
         for sealed in self.epochs.sealed_through(epoch) {
             due.writes.extend(sealed.writes.iter().cloned());
@@ -194,7 +194,7 @@ impl Held {
     }
 
     /// Everything up to `epoch` is on the images.
-    pub(super) fn written(&mut self, epoch: EpochId) {
+    pub(crate) fn written(&mut self, epoch: EpochId) {
         let released = self.epochs.release(epoch);
         let writes: u64 = released.map(|sealed| sealed.writes.len() as u64).sum();
         if writes == 0 {
@@ -208,13 +208,13 @@ impl Held {
     }
 
     /// Ends the current epoch without a name: it is as due as the last one.
-    pub(super) fn seal_all(&mut self) {
+    pub(crate) fn seal_all(&mut self) {
         let last = self.epochs.last_sealed().unwrap_or(EpochId(0));
         self.seal(last);
     }
 
     /// Writes pass from now on. What is held is dropped.
-    pub(super) fn let_go(&mut self) {
+    pub(crate) fn let_go(&mut self) {
         *self = Self::new(self.overlays.len());
     }
 }

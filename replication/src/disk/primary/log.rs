@@ -2,38 +2,38 @@
 //!
 //! Bounded: [`Log::has_room`] says when devices must wait. What must not be done here: I/O.
 
-use super::bits::BitSet;
-use super::epoch_writes::EpochWrites;
 use super::overlay::Held;
 use crate::core::disk::DiskWrite;
+use crate::disk::epoch_writes::EpochWrites;
+use crate::disk::image::BitSet;
 use crate::epoch_queue::{Bucket, EpochQueue};
 use crate::ids::EpochId;
 
 /// The blocks of a disk that are still to be copied.
-pub(super) struct ToCopy {
-    pub(super) blocks: BitSet,
-    pub(super) block_bytes: u64,
-    pub(super) disk_bytes: u64,
+pub(crate) struct ToCopy {
+    pub(crate) blocks: BitSet,
+    pub(crate) block_bytes: u64,
+    pub(crate) disk_bytes: u64,
 }
 
 impl ToCopy {
-    pub(super) fn bytes_left(&self) -> u64 {
+    pub(crate) fn bytes_left(&self) -> u64 {
         self.blocks.count() * self.block_bytes
     }
 }
 
 /// The log of a set.
-pub(super) struct Log {
+pub(crate) struct Log {
     bytes_max: u64,
     /// There is a backup, or will be.
     logging: bool,
     /// What is not shipped. Only the memory of writes to replicated disks counts; the others are counted as held.
     epochs: EpochQueue<EpochWrites>,
     /// For each disk of the set.
-    pub(super) to_copy: Vec<Option<ToCopy>>,
+    pub(crate) to_copy: Vec<Option<ToCopy>>,
     /// Writes of shared disks that are not on the image.
-    pub(super) held: Held,
-    pub(super) shut: bool,
+    pub(crate) held: Held,
+    pub(crate) shut: bool,
     /// The listener was told in this epoch.
     told: bool,
     /// Somebody was told that there is no room.
@@ -41,7 +41,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(disks: usize, bytes_max: u64) -> Self {
+    pub(crate) fn new(disks: usize, bytes_max: u64) -> Self {
         Self {
             bytes_max,
             logging: false,
@@ -54,23 +54,23 @@ impl Log {
         }
     }
 
-    pub(super) fn is_logging(&self) -> bool {
+    pub(crate) fn is_logging(&self) -> bool {
         self.logging
     }
 
     /// Memory in use.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.epochs.bytes() + self.held.bytes()
     }
 
-    pub(super) fn has_room(&mut self) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
         let room = self.shut || self.bytes() < self.bytes_max;
         self.waiting |= !room;
         room
     }
 
     /// Whether who was sent away must be told that there is room now.
-    pub(super) fn take_wakeup(&mut self) -> bool {
+    pub(crate) fn take_wakeup(&mut self) -> bool {
         let room = self.shut || self.bytes() < self.bytes_max;
         let wake = self.waiting && room;
         self.waiting &= !wake;
@@ -78,7 +78,7 @@ impl Log {
     }
 
     /// Whether the listener must be told that the log is half full.
-    pub(super) fn take_half_full(&mut self) -> bool {
+    pub(crate) fn take_half_full(&mut self) -> bool {
         let active = self.logging || self.held.is_holding();
         let full = active && self.bytes() >= self.bytes_max / 2;
         let news = full && !self.told;
@@ -86,7 +86,7 @@ impl Log {
         news
     }
 
-    pub(super) fn begin(&mut self, to_copy: Vec<Option<ToCopy>>) {
+    pub(crate) fn begin(&mut self, to_copy: Vec<Option<ToCopy>>) {
         self.end();
         self.to_copy = to_copy;
         self.logging = true;
@@ -98,7 +98,7 @@ impl Log {
     }
 
     /// Nothing is logged from now on.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.logging = false;
         self.epochs = EpochQueue::default();
         self.to_copy.fill_with(|| None);
@@ -106,7 +106,7 @@ impl Log {
 
     /// A replicated disk has been written. Parts that the copier has still to read are left to it: it
     /// will see them. (The copier takes a block off the set first, and reads it then.)
-    pub(super) fn wrote(&mut self, write: DiskWrite) {
+    pub(crate) fn wrote(&mut self, write: DiskWrite) {
         if !self.logging {
             return;
         }
@@ -132,7 +132,7 @@ impl Log {
     }
 
     /// A shared disk is written, and writes are held.
-    pub(super) fn hold_write(&mut self, write: DiskWrite) {
+    pub(crate) fn hold_write(&mut self, write: DiskWrite) {
         self.held.push(write.clone());
         if self.logging {
             self.epochs.current_mut().push_uncounted(write);
@@ -140,13 +140,13 @@ impl Log {
     }
 
     /// A replicated disk was flushed.
-    pub(super) fn flushed(&mut self) {
+    pub(crate) fn flushed(&mut self) {
         self.epochs.current_mut().flush |= self.logging;
     }
 
     /// Takes what was written to replicated disks since the last time, during synchronisation. Held writes
     /// of shared ones are for the epoch that ends it.
-    pub(super) fn drain(&mut self) -> Vec<DiskWrite> {
+    pub(crate) fn drain(&mut self) -> Vec<DiskWrite> {
         self.told = false;
         let to_copy = &self.to_copy;
         let is_replicated = |disk: u16| to_copy[usize::from(disk)].is_some();
@@ -154,17 +154,17 @@ impl Log {
     }
 
     /// What the synchronisation has still to send.
-    pub(super) fn bytes_left(&self) -> u64 {
+    pub(crate) fn bytes_left(&self) -> u64 {
         self.copy_left() + self.epochs.current().bytes()
     }
 
     /// What the synchronisation has still to copy.
-    pub(super) fn copy_left(&self) -> u64 {
+    pub(crate) fn copy_left(&self) -> u64 {
         self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum()
     }
 
     /// Ends the epoch; its writes, and whether the guest flushed.
-    pub(super) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
+    pub(crate) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
         let current = self.epochs.current();
         let sealed = (current.writes.clone(), current.flush);
         self.held.seal(epoch);
@@ -176,12 +176,12 @@ impl Log {
     }
 
     /// Gives sealed epochs from `epoch` on back to the current one.
-    pub(super) fn unseal(&mut self, epoch: EpochId) {
+    pub(crate) fn unseal(&mut self, epoch: EpochId) {
         self.held.unseal(epoch);
         self.epochs.unseal(epoch, EpochWrites::append);
     }
 
-    pub(super) fn shipped(&mut self, epoch: EpochId) {
+    pub(crate) fn shipped(&mut self, epoch: EpochId) {
         self.epochs.release(epoch).for_each(drop);
     }
 }

@@ -1,4 +1,4 @@
-//! The primary's work on a set: bringing a backup up to date while the guest runs, and ending epochs.
+//! The primary's work on its disks: bringing a backup up to date while the guest runs, and ending epochs.
 //!
 //! What must not be done here: reading a block before it is off the list of those to be copied.
 
@@ -7,71 +7,27 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::bits::BitSet;
-use super::device::{Drive, lock};
+use super::PrimaryDisks;
 use super::log::ToCopy;
-use super::set::Inner;
-use super::{DiskError, SealedDisks, SyncPlan, SyncStep};
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, PeerDisk, What};
+use crate::disk::image::{BitSet, Drive, shared};
+use crate::disk::{DiskError, SealedDisks, SyncPlan, SyncStep};
 use crate::ids::EpochId;
 
 /// At most so much is read from an image at once.
 const READ_BYTES: u64 = 1 << 20;
 
-impl Inner {
-    pub(super) fn is_holding(&self) -> bool {
-        lock(&self.common.log).held.is_holding()
-    }
-
-    /// Whether the images are whole, as far as their maps know.
-    pub(super) fn own_maps(&self) -> Result<(), DiskError> {
-        for drive in &self.drives {
-            let Some(map) = &drive.map else { continue };
-            let (disk, path) = (drive.name.clone(), drive.map_path.clone());
-            let map = lock(map);
-            if map.is_unfinished() {
-                return Err(DiskError::Unfinished { disk, map: path });
-            }
-            if map.is_damaged() {
-                return Err(DiskError::MapDamaged { disk, map: path });
-            }
-        }
-        Ok(())
-    }
-
-    /// What a primary must know of these disks.
-    pub(super) fn describe(&self) -> Vec<PeerDisk> {
-        let describe = |drive: &std::sync::Arc<Drive>| {
-            let mut disk = PeerDisk {
-                name: drive.name.clone(),
-                bytes: drive.storage.bytes(),
-                ids: Vec::new(),
-                unfinished: false,
-                block_bytes: 0,
-                dirty: bytes::Bytes::new(),
-            };
-            if let Some(map) = &drive.map {
-                let map = lock(map);
-                disk.ids = map.ids();
-                disk.unfinished = map.is_unfinished();
-                disk.block_bytes = map.block_bytes();
-                disk.dirty = map.bits_trimmed().into();
-            }
-            disk
-        };
-        self.drives.iter().map(describe).collect()
-    }
-
+impl PrimaryDisks {
     fn check_peer(&self, peer: &[PeerDisk]) -> Result<(), DiskError> {
         let differs = |what: String| Err(DiskError::PeerDiffers { what });
-        if peer.len() != self.drives.len() {
+        if peer.len() != self.0.drives.len() {
             return differs(format!(
                 "it has {} disks, here are {}",
                 peer.len(),
-                self.drives.len()
+                self.0.drives.len()
             ));
         }
-        for (drive, peer) in self.drives.iter().zip(peer) {
+        for (drive, peer) in self.0.drives.iter().zip(peer) {
             if drive.name != peer.name {
                 return differs(format!(
                     "its disk {} is {}, here it is {}",
@@ -92,18 +48,23 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
+    /// Begins to bring a backup's images up to date, the guest running; from now on writes are logged.
+    /// May wait for the host's storage.
+    ///
+    /// # Errors
+    /// If the backup's disks are not these, or a map cannot be written.
+    pub fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.check_peer(peer)?;
-        self.common.with_log(|log| log.end());
-        let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
-        self.desk.begin_session(session);
+        self.0.log.with_log(|log| log.end());
+        let session = 1 + self.0.sessions.fetch_add(1, Ordering::Relaxed);
+        self.0.releaser.begin_session(session);
         let mut plan = Vec::new();
-        for (drive, peer) in self.drives.iter().zip(peer) {
+        for (drive, peer) in self.0.drives.iter().zip(peer) {
             let candidate = new_id();
             let from = match &drive.map {
                 None => None,
                 Some(map) => {
-                    let mut map = lock(map);
+                    let mut map = map.lock();
                     let comparable = peer.block_bytes == map.block_bytes();
                     map.begin_session(session, &peer.ids, candidate)?
                         .filter(|_| comparable)
@@ -116,11 +77,16 @@ impl Inner {
             });
         }
         // What is being written now is finished before the list of blocks is made and logging begins.
-        let turns: Vec<_> = self.drives.iter().map(|drive| lock(&drive.turn)).collect();
+        let turns: Vec<_> = self
+            .0
+            .drives
+            .iter()
+            .map(|drive| drive.turn.lock())
+            .collect();
         let mut to_copy = Vec::new();
-        for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
+        for ((drive, peer), plan) in self.0.drives.iter().zip(peer).zip(&plan) {
             to_copy.push(drive.map.as_ref().map(|map| {
-                let map = lock(map);
+                let map = map.lock();
                 let blocks = if plan.full {
                     BitSet::full(map.bits().len())
                 } else {
@@ -136,18 +102,23 @@ impl Inner {
             }));
         }
         let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
-        self.common.with_log(|log| log.begin(to_copy));
+        self.0.log.with_log(|log| log.begin(to_copy));
         drop(turns);
         // What was written before blocks were marked must not be lost any more: nothing would tell of it.
-        for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
+        for drive in self.0.drives.iter().filter(|drive| !drive.is_shared()) {
             drive.flush()?;
         }
         Ok(SyncPlan { disks: plan, bytes })
     }
 
-    pub(super) fn sync_some(&self) -> Result<SyncStep, DiskError> {
-        let mut writes = self.common.with_log(|log| log.drain());
-        let mut left = self.limits.sync_slice_bytes;
+    /// The next piece of the synchronisation: what the guest has written meanwhile, then some more
+    /// blocks. Once none is left it only gives what the guest has written.
+    ///
+    /// # Errors
+    /// If an image cannot be read.
+    pub fn sync_some(&self) -> Result<SyncStep, DiskError> {
+        let mut writes = self.0.log.with_log(|log| log.drain());
+        let mut left = self.0.limits.sync_slice_bytes;
         while left > 0 {
             let Some((drive, offset, bytes)) = self.next_blocks(left.min(READ_BYTES)) else {
                 break;
@@ -155,7 +126,7 @@ impl Inner {
             self.copy(drive, offset, bytes, &mut writes)?;
             left = left.saturating_sub(bytes);
         }
-        let bytes_left = lock(&self.common.log).bytes_left();
+        let bytes_left = self.0.log.lock().bytes_left();
         if bytes_left == 0 && !self.is_holding() {
             // So that little is left to be flushed once the guest stands still.
             self.flush_shared()?;
@@ -165,8 +136,8 @@ impl Inner {
 
     /// Takes some blocks off the list; they must be read now.
     fn next_blocks(&self, most: u64) -> Option<(&Drive, u64, u64)> {
-        let mut log = lock(&self.common.log);
-        for (drive, to_copy) in self.drives.iter().zip(&mut log.to_copy) {
+        let mut log = self.0.log.lock();
+        for (drive, to_copy) in self.0.drives.iter().zip(&mut log.to_copy) {
             let Some(to_copy) = to_copy else { continue };
             let block = to_copy.block_bytes;
             let Some(run) = to_copy.blocks.next_run(0, (most / block).max(1)) else {
@@ -220,29 +191,32 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn seal(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
-        let bytes_left = lock(&self.common.log).copy_left();
+    /// Ends an epoch: all that was written since the last one is its. The guest is paused.
+    ///
+    /// # Errors
+    /// If blocks are left to be synchronised; nothing has changed then.
+    pub fn seal(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
+        let bytes_left = self.0.log.lock().copy_left();
         if bytes_left > 0 {
             return Err(DiskError::NotSynced { bytes_left });
         }
         let now = Instant::now();
-        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+        for map in self.0.drives.iter().filter_map(|drive| drive.map.as_ref()) {
             // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
-            if let Ok(mut map) = map.try_lock() {
-                map.rotate(epoch, now, self.limits.marks_kept);
+            if let Some(mut map) = map.try_lock() {
+                map.rotate(epoch, now, self.0.limits.marks_kept);
             }
         }
-        let (writes, flush) = self.common.with_log(|log| log.seal(epoch));
+        let (writes, flush) = self.0.log.with_log(|log| log.seal(epoch));
         Ok(SealedDisks {
             writes,
             flush,
-            written_through: self.desk.written_through(),
+            written_through: self.0.releaser.written_through(),
         })
     }
 
     pub(super) fn flush_shared(&self) -> Result<(), DiskError> {
-        let mut shared = self.drives.iter().filter(|drive| drive.is_shared());
-        shared.try_for_each(|drive| drive.flush())
+        shared(&self.0.drives).try_for_each(|drive| drive.flush())
     }
 }
 

@@ -30,33 +30,33 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::DiskError;
-use super::files::{HostFile, HostFiles};
 use crate::core::disk::DISK_BATCH_BYTES_MAX;
+use crate::disk::DiskError;
+use crate::disk::image::{HostFile, HostFiles};
 use crate::ids::{EpochId, Generation};
 
-pub(super) const FILE_HEADER_BYTES: u64 = 512;
+pub(crate) const FILE_HEADER_BYTES: u64 = 512;
 const RECORD_HEADER_BYTES: u64 = 48;
 const FILE_MAGIC: &[u8; 8] = b"USTUDYJ1";
 const RECORD_MAGIC: &[u8; 4] = b"UDJR";
 
 /// A record's place in the row of all records.
-pub(super) type Place = (Generation, EpochId);
+pub(crate) type Place = (Generation, EpochId);
 
 /// Before the first record.
-pub(super) const START: Place = (Generation(0), EpochId(0));
+pub(crate) const START: Place = (Generation(0), EpochId(0));
 
 /// One epoch's writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
-    pub(super) place: Place,
-    pub(super) previous: Place,
-    pub(super) batches: Vec<Bytes>,
+pub(crate) struct Record {
+    pub(crate) place: Place,
+    pub(crate) previous: Place,
+    pub(crate) batches: Vec<Bytes>,
 }
 
 impl Record {
     /// What it takes in a file.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let body: u64 = self.batches.iter().map(|b| 4 + b.len() as u64).sum();
         RECORD_HEADER_BYTES + body
     }
@@ -81,7 +81,7 @@ impl Record {
     }
 
     /// Appends it at `at`; durable only after a sync.
-    pub(super) fn write(&self, file: &dyn HostFile, at: u64) -> io::Result<()> {
+    pub(crate) fn write(&self, file: &dyn HostFile, at: u64) -> io::Result<()> {
         file.write_at(at, &self.encode_header())?;
         let mut at = at + RECORD_HEADER_BYTES;
         for batch in &self.batches {
@@ -93,7 +93,7 @@ impl Record {
     }
 
     /// The record at `at` of a file of `end` bytes; `None` if there is no good one.
-    pub(super) fn read(file: &dyn HostFile, at: u64, end: u64) -> io::Result<Option<Self>> {
+    pub(crate) fn read(file: &dyn HostFile, at: u64, end: u64) -> io::Result<Option<Self>> {
         let room = end.saturating_sub(at);
         if room < RECORD_HEADER_BYTES {
             return Ok(None);
@@ -150,9 +150,9 @@ fn split(mut body: Bytes, batches: u32) -> Option<Vec<Bytes>> {
 
 /// One of the two files.
 #[derive(Clone)]
-pub(super) struct JournalFile {
-    pub(super) path: PathBuf,
-    pub(super) file: Arc<dyn HostFile>,
+pub(crate) struct JournalFile {
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn HostFile>,
     disks: u32,
 }
 
@@ -175,7 +175,7 @@ impl JournalFile {
     }
 
     /// The file at `path` for the disks that have this sum, made if there is none.
-    pub(super) fn open(
+    pub(crate) fn open(
         files: &dyn HostFiles,
         path: PathBuf,
         disks: u32,
@@ -198,7 +198,7 @@ impl JournalFile {
     }
 
     /// The file at `path`, if there is one.
-    pub(super) fn open_existing(
+    pub(crate) fn open_existing(
         files: &dyn HostFiles,
         path: &Path,
         disks: u32,
@@ -239,7 +239,7 @@ impl JournalFile {
     }
 
     /// Its records are on the images for good, up to `applied`; the file is empty from now on, durably.
-    pub(super) fn empty(&self, applied: Place) -> Result<(), DiskError> {
+    pub(crate) fn empty(&self, applied: Place) -> Result<(), DiskError> {
         // The header first: should the rest of the file come back, it is known to be old.
         let header = Self::header(self.disks, applied);
         let written = self.file.write_at(0, &header).and_then(|()| {
@@ -250,19 +250,19 @@ impl JournalFile {
     }
 
     /// Makes what was written to it survive a loss of power.
-    pub(super) fn sync(&self) -> Result<(), DiskError> {
+    pub(crate) fn sync(&self) -> Result<(), DiskError> {
         self.file.sync().map_err(self.failed("flush"))
     }
 
     /// Appends a record at `at`.
-    pub(super) fn append(&self, record: &Record, at: u64) -> Result<(), DiskError> {
+    pub(crate) fn append(&self, record: &Record, at: u64) -> Result<(), DiskError> {
         let written = record.write(&*self.file, at);
         written.map_err(self.failed("write"))
     }
 
     /// Gives each good record, up to the first that is not good or does not follow the one before it. The last
     /// place, and how many bytes were good.
-    pub(super) fn walk(
+    pub(crate) fn walk(
         &self,
         mut each: impl FnMut(&Record) -> Result<(), DiskError>,
     ) -> Result<(Option<Place>, u64), DiskError> {
@@ -283,7 +283,7 @@ impl JournalFile {
 /// Brings what the files have to the images, by `apply`: whole epochs in a row, from what the images have, up
 /// to `limit`. Then `settle` makes the images durable, and the files are emptied. Safe to be done again
 /// after it was cut off anywhere.
-pub(super) fn replay(
+pub(crate) fn replay(
     files: &[JournalFile],
     limit: EpochId,
     mut apply: impl FnMut(&Record) -> Result<(), DiskError>,

@@ -17,11 +17,11 @@
 
 use crate::core::disk::{PairId, block_bytes_for};
 
-pub(super) const HEADER_BYTES: usize = 512;
+pub(crate) const HEADER_BYTES: usize = 512;
 /// Where the two headers begin.
-pub(super) const SLOTS: [u64; 2] = [0, 4096];
+pub(crate) const SLOTS: [u64; 2] = [0, 4096];
 /// Where the bits begin.
-pub(super) const BITS_AT: u64 = 8192;
+pub(crate) const BITS_AT: u64 = 8192;
 
 const MAGIC: &[u8; 8] = b"USTUDYMP";
 const VERSION: u32 = 1;
@@ -29,18 +29,18 @@ const UNFINISHED: u32 = 1;
 
 /// What a map says of its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) number: u64,
-    pub(super) disk_bytes: u64,
-    pub(super) block_bytes: u64,
-    pub(super) unfinished: bool,
-    pub(super) current: Option<PairId>,
-    pub(super) candidate: Option<PairId>,
+pub(crate) struct Header {
+    pub(crate) number: u64,
+    pub(crate) disk_bytes: u64,
+    pub(crate) block_bytes: u64,
+    pub(crate) unfinished: bool,
+    pub(crate) current: Option<PairId>,
+    pub(crate) candidate: Option<PairId>,
 }
 
 impl Header {
     /// Of an image that belongs to no pair.
-    pub(super) fn new(disk_bytes: u64) -> Self {
+    pub(crate) fn new(disk_bytes: u64) -> Self {
         Self {
             number: 0,
             disk_bytes,
@@ -51,7 +51,7 @@ impl Header {
         }
     }
 
-    pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let id = |id: Option<PairId>| id.map_or(0, |id| id.0).to_le_bytes();
         bytes[..8].copy_from_slice(MAGIC);
@@ -69,7 +69,7 @@ impl Header {
     }
 
     /// `None` if it is not a header of this version in every byte.
-    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let u32_at = |at: usize| Some(u32::from_le_bytes(bytes[at..at + 4].try_into().ok()?));
         let u64_at = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
         let id_at = |at: usize| Some(u128::from_le_bytes(bytes[at..at + 16].try_into().ok()?));

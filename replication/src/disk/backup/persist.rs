@@ -7,26 +7,25 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::DiskError;
-use super::device::lock;
-use super::epoch_writes::EpochWrites;
 use super::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record};
-use super::replica::Shared;
+use super::replica::Replica;
+use crate::disk::DiskError;
+use crate::disk::epoch_writes::EpochWrites;
 use crate::epoch_queue::Bucket;
 use crate::ids::EpochId;
 
-impl Shared {
+impl Replica {
     pub(super) fn journal_work(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while !state.stop {
             let Some(job) = state.job.take() else {
-                state = self.wait(state);
+                self.bell.wait(&mut state);
                 continue;
             };
             state.persisting = true;
             drop(state);
             let done = self.put_down(job.place, job.batches, job.flush, job.written_through);
-            let mut now = lock(&self.state);
+            let mut now = self.state.lock();
             now.persisting = false;
             if let Err(error) = &done {
                 now.failed.get_or_insert(error.to_string());
@@ -34,7 +33,7 @@ impl Shared {
             drop(now);
             self.bell.notify_all();
             (job.done)(done);
-            state = lock(&self.state);
+            state = self.state.lock();
         }
     }
 
@@ -61,7 +60,7 @@ impl Shared {
         }
         if flush {
             // Both: what an earlier epoch wrote may be in the other file.
-            let files = lock(&self.state).journal.clone();
+            let files = self.state.lock().journal.clone();
             files.iter().flatten().try_for_each(JournalFile::sync)?;
         }
         Ok(())
@@ -69,7 +68,7 @@ impl Shared {
 
     /// Keeps what an epoch wrote to shared disks; forgets what the primary has durably on their images.
     fn hold(&self, epoch: EpochId, writes: EpochWrites, through: EpochId) -> Result<(), DiskError> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.held.release(through).for_each(drop);
         // The primary holds as much as its log may, and this side what is not durable beside.
         let (bytes, limit) = (
@@ -89,7 +88,7 @@ impl Shared {
     }
 
     fn append(&self, place: Place, batches: Vec<Bytes>) -> Result<(), DiskError> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let mut record = Record {
             place,
             previous: state.last,
@@ -113,7 +112,7 @@ impl Shared {
             }
             state.needs_room = true;
             self.bell.notify_all();
-            state = self.wait(state);
+            self.bell.wait(&mut state);
         }
         let at = state.slots[state.active].end.max(FILE_HEADER_BYTES);
         let active = state.active;
@@ -126,7 +125,7 @@ impl Shared {
         state.slots[active].last = place;
         drop(state);
         file.append(&record, at)?;
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let slot = &mut state.slots[active];
         slot.end = at + bytes;
         slot.since.get_or_insert_with(Instant::now);

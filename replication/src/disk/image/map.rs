@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::DiskError;
 use super::bits::BitSet;
 use super::files::{HostFile, HostFiles};
 use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
 use crate::core::disk::PairId;
+use crate::disk::DiskError;
 use crate::ids::EpochId;
 
 /// So many blocks are marked beyond a write that continues the one before it.
@@ -22,7 +22,7 @@ const AHEAD_BLOCKS: u64 = 16;
 /// The bits are written in pieces of this size.
 const PIECE_BYTES: usize = 4096;
 /// The map of one image.
-pub(super) struct DirtyMap {
+pub(crate) struct DirtyMap {
     path: PathBuf,
     files: Arc<dyn HostFiles>,
     /// None as long as there is no file, or not one that can be used.
@@ -52,7 +52,7 @@ pub(super) struct DirtyMap {
 
 impl DirtyMap {
     /// The map at `path` of an image of `disk_bytes`; one that belongs to no pair if there is none yet.
-    pub(super) fn open(
+    pub(crate) fn open(
         path: PathBuf,
         disk_bytes: u64,
         files: Arc<dyn HostFiles>,
@@ -122,44 +122,44 @@ impl DirtyMap {
         Ok(())
     }
 
-    pub(super) fn block_bytes(&self) -> u64 {
+    pub(crate) fn block_bytes(&self) -> u64 {
         self.header.block_bytes
     }
 
-    pub(super) fn is_damaged(&self) -> bool {
+    pub(crate) fn is_damaged(&self) -> bool {
         self.damaged
     }
 
-    pub(super) fn is_unfinished(&self) -> bool {
+    pub(crate) fn is_unfinished(&self) -> bool {
         self.header.unfinished
     }
 
     /// The pairs this image may belong to.
-    pub(super) fn ids(&self) -> Vec<PairId> {
+    pub(crate) fn ids(&self) -> Vec<PairId> {
         let ids = [self.header.current, self.header.candidate];
         ids.into_iter().flatten().collect()
     }
 
     /// The blocks that are marked.
-    pub(super) fn bits(&self) -> &BitSet {
+    pub(crate) fn bits(&self) -> &BitSet {
         &self.bits
     }
 
     /// The marks as bytes, without the zeros at the end.
-    pub(super) fn bits_trimmed(&self) -> Vec<u8> {
+    pub(crate) fn bits_trimmed(&self) -> Vec<u8> {
         let mut bytes = self.bits.bytes(0..self.bits.len().div_ceil(8) as usize);
         bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1));
         bytes
     }
 
     /// The blocks that a range of bytes touches.
-    pub(super) fn blocks(&self, offset: u64, bytes: u64) -> Range<u64> {
+    pub(crate) fn blocks(&self, offset: u64, bytes: u64) -> Range<u64> {
         let block = self.header.block_bytes;
         offset / block..(offset + bytes).div_ceil(block)
     }
 
     /// Marks what is going to be written; afterwards it may be. Durable when it returns.
-    pub(super) fn mark(&mut self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+    pub(crate) fn mark(&mut self, offset: u64, bytes: u64) -> Result<(), DiskError> {
         if self.ids().is_empty() {
             return Ok(()); // Nobody is to be compared with.
         }
@@ -189,13 +189,13 @@ impl DirtyMap {
     }
 
     /// Nobody knows what these blocks hold: they stay marked.
-    pub(super) fn unsure(&mut self, offset: u64, bytes: u64) {
+    pub(crate) fn unsure(&mut self, offset: u64, bytes: u64) {
         let touched = self.blocks(offset, bytes);
         self.unsure.insert(touched);
     }
 
     /// A flush of the image failed: what is marked now stays so for as long as this process lives.
-    pub(super) fn doubt(&mut self) {
+    pub(crate) fn doubt(&mut self) {
         self.doubted.unite(&self.bits);
     }
 
@@ -203,7 +203,7 @@ impl DirtyMap {
 
     /// A synchronisation with `peer` begins, towards `candidate`; returns the id by which they are a
     /// pair already.
-    pub(super) fn begin_session(
+    pub(crate) fn begin_session(
         &mut self,
         session: u64,
         peer: &[PairId],
@@ -225,7 +225,7 @@ impl DirtyMap {
     }
 
     /// `epoch` ends, and nothing is being written. Marks are kept for some time at least.
-    pub(super) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
+    pub(crate) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at
@@ -240,13 +240,13 @@ impl DirtyMap {
     }
 
     /// Whether marks may go now that the other side has `epoch` of `session` on its image for good.
-    pub(super) fn may_clear(&self, session: u64, epoch: EpochId) -> bool {
+    pub(crate) fn may_clear(&self, session: u64, epoch: EpochId) -> bool {
         let passed = self.old_epoch.is_some_and(|old| old <= epoch);
         session == self.session && epoch.0 > 0 && (passed || !self.joined)
     }
 
     /// The other side has everything up to `epoch` of `session` on its image for good, and so has this side.
-    pub(super) fn durable(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
+    pub(crate) fn durable(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
         if !self.may_clear(session, epoch) {
             return Ok(());
         }
@@ -277,7 +277,7 @@ impl DirtyMap {
 
     /// The image is an unfinished copy from now on. `from` is the pair it belongs to, if not all of it will
     /// be replaced.
-    pub(super) fn begin_copy(&mut self, from: Option<PairId>) -> Result<(), DiskError> {
+    pub(crate) fn begin_copy(&mut self, from: Option<PairId>) -> Result<(), DiskError> {
         self.header.unfinished = true;
         self.header.current = from;
         self.header.candidate = None;
@@ -285,7 +285,7 @@ impl DirtyMap {
     }
 
     /// The image is whole, durably, and belongs to `pair`.
-    pub(super) fn finish_copy(&mut self, pair: PairId) -> Result<(), DiskError> {
+    pub(crate) fn finish_copy(&mut self, pair: PairId) -> Result<(), DiskError> {
         self.header.unfinished = false;
         self.header.current = Some(pair);
         self.header.candidate = None;

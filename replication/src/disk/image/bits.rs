@@ -4,27 +4,27 @@ use std::ops::Range;
 
 /// A set of the numbers below its length.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct BitSet {
+pub(crate) struct BitSet {
     words: Vec<u64>,
     len: u64,
 }
 
 impl BitSet {
-    pub(super) fn new(len: u64) -> Self {
+    pub(crate) fn new(len: u64) -> Self {
         Self {
             words: vec![0; len.div_ceil(64) as usize],
             len,
         }
     }
 
-    pub(super) fn full(len: u64) -> Self {
+    pub(crate) fn full(len: u64) -> Self {
         let mut set = Self::new(len);
         set.insert(0..len);
         set
     }
 
     /// From bytes, lowest bit first. Missing bytes are 0, what is beyond the length is left out.
-    pub(super) fn from_bytes(bytes: &[u8], len: u64) -> Self {
+    pub(crate) fn from_bytes(bytes: &[u8], len: u64) -> Self {
         let mut set = Self::new(len);
         for (at, byte) in bytes.iter().enumerate().take(len.div_ceil(8) as usize) {
             set.words[at / 8] |= u64::from(*byte) << (at % 8 * 8);
@@ -36,7 +36,7 @@ impl BitSet {
     }
 
     /// The bytes `from..to` of the set, lowest bit first.
-    pub(super) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
+    pub(crate) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
         let byte = |at: usize| {
             let word = self.words.get(at / 8).copied().unwrap_or(0);
             (word >> (at % 8 * 8)) as u8
@@ -44,50 +44,50 @@ impl BitSet {
         range.map(byte).collect()
     }
 
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    pub(super) fn contains(&self, at: u64) -> bool {
+    pub(crate) fn contains(&self, at: u64) -> bool {
         self.words[(at / 64) as usize] & 1 << (at % 64) != 0
     }
 
-    pub(super) fn contains_all(&self, range: Range<u64>) -> bool {
+    pub(crate) fn contains_all(&self, range: Range<u64>) -> bool {
         range.into_iter().all(|at| self.contains(at))
     }
 
-    pub(super) fn insert(&mut self, range: Range<u64>) {
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
         for at in range.start..range.end.min(self.len) {
             self.words[(at / 64) as usize] |= 1 << (at % 64);
         }
     }
 
-    pub(super) fn remove(&mut self, range: Range<u64>) {
+    pub(crate) fn remove(&mut self, range: Range<u64>) {
         for at in range.start..range.end.min(self.len) {
             self.words[(at / 64) as usize] &= !(1 << (at % 64));
         }
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.words.fill(0);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
-    pub(super) fn unite(&mut self, other: &Self) {
+    pub(crate) fn unite(&mut self, other: &Self) {
         for (word, more) in self.words.iter_mut().zip(&other.words) {
             *word |= more;
         }
     }
 
     /// The first run of members at or after `from`, cut after `most`.
-    pub(super) fn next_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
+    pub(crate) fn next_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
         let first_word = (from / 64) as usize;
         let start = (first_word..self.words.len()).find_map(|at| {
             let mut word = self.words[at];

@@ -3,14 +3,14 @@
 //! What must not be done here: touching an image with what is not durable in the journal, or is not
 //! committed in memory.
 
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::DiskError;
-use super::device::lock;
+use parking_lot::MutexGuard;
+
 use super::journal::{JournalFile, Place};
-use super::replica::{SYNC_FLUSH_BYTES, Shared, Slot, State};
+use super::replica::{Replica, SYNC_FLUSH_BYTES, Slot, State};
 use crate::core::disk::PairId;
+use crate::disk::DiskError;
 
 /// What the destaging thread does next.
 struct Destage {
@@ -20,9 +20,9 @@ struct Destage {
     finish: Vec<PairId>,
 }
 
-impl Shared {
+impl Replica {
     pub(super) fn destage_work(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while !state.stop {
             if state.unflushed_bytes >= SYNC_FLUSH_BYTES {
                 state.unflushed_bytes = 0;
@@ -45,13 +45,12 @@ impl Shared {
                 let due = since.map(|since| since + self.limits.destage_interval);
                 let left = due.map(|due| due.saturating_duration_since(Instant::now()));
                 // Due and yet nothing to do: it waits for a commit or a persist, which ring.
-                state = match left.filter(|left| !left.is_zero()) {
+                match left.filter(|left| !left.is_zero()) {
                     Some(left) => {
-                        let woken = self.bell.wait_timeout(state, left);
-                        woken.unwrap_or_else(PoisonError::into_inner).0
+                        self.bell.wait_for(&mut state, left);
                     }
-                    None => self.wait(state),
-                };
+                    None => self.bell.wait(&mut state),
+                }
             }
         }
     }
@@ -64,7 +63,7 @@ impl Shared {
         state.destaging = true;
         drop(state);
         let done = work(self);
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.destaging = false;
         if let Err(error) = done {
             let text = explain(&error);

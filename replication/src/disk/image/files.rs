@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// An open file.
-pub(super) trait HostFile: Send + Sync {
+pub(crate) trait HostFile: Send + Sync {
     fn bytes(&self) -> io::Result<u64>;
     /// Fills `data`, or fails.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
@@ -18,7 +18,7 @@ pub(super) trait HostFile: Send + Sync {
 }
 
 /// Where files are.
-pub(super) trait HostFiles: Send + Sync {
+pub(crate) trait HostFiles: Send + Sync {
     /// The file, if there is one.
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn HostFile>>>;
     /// Makes or replaces the file, durably: after a crash it is either the old one or all of the new one.
@@ -27,7 +27,7 @@ pub(super) trait HostFiles: Send + Sync {
 
 /// The host's file system.
 #[derive(Debug, Default)]
-pub(super) struct FileSystem;
+pub(crate) struct FileSystem;
 
 impl HostFiles for FileSystem {
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn HostFile>>> {

@@ -1,0 +1,232 @@
+//! What both threads of a backup look at, and what is done to journal and images by whoever may.
+//!
+//! What must not be done here: touching an image with what is not durable in the journal, or is not
+//! committed in memory.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::journal::{JournalFile, Place, Record, START, replay};
+use crate::core::disk::{DiskWrite, PairId, decode_batch};
+use crate::disk::epoch_writes::EpochWrites;
+use crate::disk::image::{Drives, HostFiles, shared};
+use crate::disk::{Completion, DiskError, DiskLimits};
+use crate::epoch_queue::EpochQueue;
+use crate::ids::EpochId;
+
+/// What the synchronisation has written is made durable in steps of this size: little is left at its end.
+pub(super) const SYNC_FLUSH_BYTES: u64 = 64 << 20;
+/// How often a lock that somebody holds is tried.
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// An epoch to be persisted.
+pub(super) struct PersistJob {
+    pub(super) place: Place,
+    pub(super) batches: Vec<Bytes>,
+    pub(super) flush: bool,
+    pub(super) written_through: EpochId,
+    pub(super) done: Completion,
+}
+
+/// What a file of the journal holds.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) end: u64,
+    pub(super) first: Option<EpochId>,
+    pub(super) last: Place,
+    pub(super) since: Option<Instant>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) stop: bool,
+    /// A copy is being made or kept.
+    pub(super) session: bool,
+    /// For each disk: the pair it will belong to once the copy is whole. Empty afterwards.
+    pub(super) candidates: Vec<PairId>,
+    pub(super) committed: EpochId,
+    pub(super) job: Option<PersistJob>,
+    pub(super) persisting: bool,
+    pub(super) journal: Option<[JournalFile; 2]>,
+    pub(super) slots: [Slot; 2],
+    /// The file that collects.
+    pub(super) active: usize,
+    pub(super) destaging: bool,
+    /// The last record written.
+    pub(super) last: Place,
+    /// The one before it.
+    pub(super) before_last: Place,
+    /// The last record on the images.
+    pub(super) applied: Place,
+    pub(super) needs_room: bool,
+    /// Writes of shared disks that the primary has not reported written.
+    pub(super) held: EpochQueue<EpochWrites>,
+    pub(super) failed: Option<String>,
+    pub(super) unflushed_bytes: u64,
+}
+
+pub(super) struct Replica {
+    pub(super) drives: Drives,
+    pub(super) sizes: Vec<u64>,
+    /// Tells these disks from others.
+    pub(super) sum: u32,
+    pub(super) limits: DiskLimits,
+    pub(super) journal_path: Option<PathBuf>,
+    pub(super) files: Arc<dyn HostFiles>,
+    pub(super) state: Mutex<State>,
+    pub(super) bell: Condvar,
+}
+
+impl Replica {
+    pub(super) fn new(
+        drives: Drives,
+        limits: DiskLimits,
+        journal_path: Option<PathBuf>,
+        files: Arc<dyn HostFiles>,
+    ) -> Self {
+        let mut sum = crc32fast::Hasher::new();
+        for drive in drives.iter() {
+            sum.update(drive.name.as_bytes());
+            sum.update(&drive.storage.bytes().to_le_bytes());
+            sum.update(&[u8::from(drive.is_shared()), 0]);
+        }
+        Self {
+            sizes: drives.iter().map(|drive| drive.storage.bytes()).collect(),
+            drives,
+            sum: sum.finalize(),
+            limits,
+            journal_path,
+            files,
+            state: Mutex::default(),
+            bell: Condvar::new(),
+        }
+    }
+
+    /// The state once neither thread does anything. As long as it is kept, neither begins to.
+    pub(super) fn idle(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        while state.job.is_some() || state.persisting || state.destaging {
+            self.bell.wait(&mut state);
+        }
+        state
+    }
+
+    fn paths(&self) -> Option<[PathBuf; 2]> {
+        let path = self.journal_path.as_ref()?;
+        Some(["0", "1"].map(|number| {
+            let mut path = path.clone().into_os_string();
+            path.push(".");
+            path.push(number);
+            path.into()
+        }))
+    }
+
+    pub(super) fn existing_files(&self) -> Result<Vec<JournalFile>, DiskError> {
+        let open = |path| JournalFile::open_existing(&*self.files, path, self.sum).transpose();
+        self.paths()
+            .iter()
+            .flatten()
+            .filter_map(|path| open(path))
+            .collect()
+    }
+
+    /// The journal, empty and at its beginning. It is on the images already.
+    pub(super) fn fresh_journal(&self) -> Result<Option<[JournalFile; 2]>, DiskError> {
+        let Some([first, second]) = self.paths() else {
+            return Ok(None);
+        };
+        let open = |path| {
+            let file = JournalFile::open(&*self.files, path, self.sum)?;
+            file.empty(START)?;
+            Ok::<_, DiskError>(file)
+        };
+        Ok(Some([open(first)?, open(second)?]))
+    }
+
+    pub(super) fn decode(
+        &self,
+        epoch: EpochId,
+        batch: &Bytes,
+    ) -> Result<Vec<DiskWrite>, DiskError> {
+        let mut writes = Vec::new();
+        decode_batch(batch, &self.sizes, |write| writes.push(write))
+            .map_err(|source| DiskError::Batch { epoch, source })?;
+        Ok(writes)
+    }
+
+    pub(super) fn apply_record(&self, record: &Record) -> Result<(), DiskError> {
+        for batch in &record.batches {
+            for write in self.decode(record.place.1, batch)? {
+                let drive = &self.drives[usize::from(write.disk)];
+                if !drive.is_shared() {
+                    drive.apply(&write)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes writes on shared images, for good.
+    pub(super) fn write_for_good(&self, writes: &[DiskWrite]) -> Result<(), DiskError> {
+        for write in writes {
+            self.drives[usize::from(write.disk)].apply(write)?;
+        }
+        self.flush(true)
+    }
+
+    pub(super) fn flush(&self, shared: bool) -> Result<(), DiskError> {
+        let mut drives = self
+            .drives
+            .iter()
+            .filter(|drive| drive.is_shared() == shared);
+        drives.try_for_each(|drive| drive.flush())
+    }
+
+    pub(super) fn replay(&self, files: &[JournalFile], limit: EpochId) -> Result<Place, DiskError> {
+        replay(
+            files,
+            limit,
+            |record| self.apply_record(record),
+            || self.flush(false),
+        )
+    }
+
+    /// The copy is whole: durably, and then its maps say so.
+    pub(super) fn finish(&self, pairs: &[PairId]) -> Result<(), DiskError> {
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        self.flush(false)?;
+        for (drive, pair) in self.drives.iter().zip(pairs) {
+            if let Some(map) = &drive.map {
+                map.lock().finish_copy(*pair)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn lock_shared(
+        &self,
+        waiting: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<(), DiskError> {
+        for drive in shared(&self.drives) {
+            while !drive.try_lock()? {
+                let wait_on = waiting(&format!(
+                    "the shared image of disk {} is still locked by the old primary: waiting until that \
+                     process ends or the storage takes its lock away",
+                    drive.name
+                ));
+                if !wait_on {
+                    let disk = drive.name.clone();
+                    return Err(DiskError::NotWaited { disk });
+                }
+                std::thread::sleep(LOCK_RETRY);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! An image with what belongs to it: its storage, its map, and how writes are made on it.
+//!
+//! What must not be done here: knowing of a log, a journal, or which side this host is.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::map::DirtyMap;
+use super::storage::{DiskMode, Storage};
+use crate::core::disk::{DiskWrite, What};
+use crate::disk::DiskError;
+
+/// A disk of a set.
+pub(crate) struct Drive {
+    pub(crate) number: u16,
+    pub(crate) name: String,
+    pub(crate) mode: DiskMode,
+    pub(crate) storage: Box<dyn Storage>,
+    pub(crate) map_path: PathBuf,
+    /// None for shared disks.
+    pub(crate) map: Option<Mutex<DirtyMap>>,
+    /// Whose turn it is to write: image and log have the same order.
+    pub(crate) turn: Mutex<()>,
+    /// A flush failed that the guest did not ask for. The host tells of what it lost once, so the guest must
+    /// be told, too.
+    pub(crate) flush_failed: AtomicBool,
+}
+
+impl Drive {
+    pub(crate) fn is_shared(&self) -> bool {
+        self.mode == DiskMode::Shared
+    }
+
+    /// An error of its storage.
+    pub(crate) fn failed(&self, what: &'static str, offset: u64, source: io::Error) -> DiskError {
+        DiskError::Io {
+            disk: self.name.clone(),
+            what,
+            offset,
+            source,
+        }
+    }
+
+    /// Makes a write that came from a log on the image.
+    pub(crate) fn apply(&self, write: &DiskWrite) -> Result<(), DiskError> {
+        let (storage, at) = (&self.storage, write.offset);
+        let done = match &write.what {
+            What::Data(data) => storage.write_at(at, data),
+            What::Zero { bytes } => storage.write_zeroes(at, *bytes, true),
+            What::Discard { bytes } => match storage.discard(at, *bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    storage.write_zeroes(at, *bytes, true)
+                }
+                done => done,
+            },
+        };
+        done.map_err(|error| self.failed("write", at, error))
+    }
+
+    /// Makes what was written survive a loss of power. If that fails, the guest's next flush fails, too.
+    pub(crate) fn flush(&self) -> Result<(), DiskError> {
+        let flushed = self.flush_storage();
+        flushed.map_err(|error| {
+            self.flush_failed.store(true, Ordering::Release);
+            self.failed("flush", 0, error)
+        })
+    }
+
+    /// Flushes without a word to the guest's next flush.
+    pub(crate) fn flush_storage(&self) -> io::Result<()> {
+        let flushed = self.storage.flush();
+        if let (Err(_), Some(map)) = (&flushed, &self.map) {
+            map.lock().doubt();
+        }
+        flushed
+    }
+
+    /// Takes the lock that excludes other users of the image; says whether it is held now.
+    pub(crate) fn try_lock(&self) -> Result<bool, DiskError> {
+        let locked = self.storage.lock();
+        locked.map_err(|error| self.failed("lock", 0, error))
+    }
+}
+
+/// The drives of a set.
+pub(crate) type Drives = Arc<[Arc<Drive>]>;
+
+/// Those of which both hosts reach one image.
+pub(crate) fn shared(drives: &Drives) -> impl Iterator<Item = &Arc<Drive>> {
+    drives.iter().filter(|drive| drive.is_shared())
+}

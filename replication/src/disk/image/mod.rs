@@ -1,0 +1,15 @@
+//! A disk's image on this host, and the files beside it: what both sides have.
+//!
+//! What must not be done here: knowing which side this host is.
+
+mod bits;
+mod drive;
+mod files;
+pub(super) mod header;
+pub(super) mod map;
+mod storage;
+
+pub(super) use bits::BitSet;
+pub(super) use drive::{Drive, Drives, shared};
+pub(super) use files::{FileSystem, HostFile, HostFiles};
+pub use storage::{DiskMode, Storage};

@@ -1,0 +1,239 @@
+//! A disk as its device sees it.
+//!
+//! A write of a replicated disk: mark its blocks durably, write the image, then log. What must not be
+//! done here: another order, or waiting for the network.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::log::Log;
+use super::write_log::WriteLog;
+use crate::core::disk::{DiskWrite, SECTOR_BYTES, What};
+use crate::disk::image::{DiskMode, Drive, Storage};
+use crate::disk::{Callback, DiskError};
+
+/// A disk as its device sees it. Clones are the same disk.
+#[derive(Clone)]
+pub struct Disk {
+    drive: Arc<Drive>,
+    log: Arc<WriteLog>,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Drive {
+            number, name, mode, ..
+        } = &*self.drive;
+        write!(f, "Disk({number}: {name}, {mode})")
+    }
+}
+
+fn not_shut(log: &mut Log) -> io::Result<&mut Log> {
+    if log.shut {
+        return Err(DiskError::Shut.into_io());
+    }
+    Ok(log)
+}
+
+impl Disk {
+    pub(crate) fn new(drive: Arc<Drive>, log: Arc<WriteLog>) -> Self {
+        Self { drive, log }
+    }
+
+    fn check(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let end = offset.checked_add(bytes);
+        let inside = end.is_some_and(|end| end <= self.drive.storage.bytes());
+        if inside && offset.is_multiple_of(SECTOR_BYTES) && bytes.is_multiple_of(SECTOR_BYTES) {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "disk {}: {bytes} bytes at byte {offset} are not sectors of it",
+                self.drive.name
+            ),
+        ))
+    }
+
+    fn change(
+        &self,
+        offset: u64,
+        what: impl Fn() -> What,
+        write: impl FnOnce() -> io::Result<()>,
+        bytes: u64,
+    ) -> io::Result<()> {
+        self.check(offset, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _turn = self.drive.turn.lock();
+        let entry = || DiskWrite {
+            disk: self.drive.number,
+            offset,
+            what: what(),
+        };
+        let Some(map) = &self.drive.map else {
+            let holding = self.log.with_log(|log| {
+                let holding = not_shut(log)?.held.is_holding();
+                if holding {
+                    log.hold_write(entry());
+                }
+                Ok::<_, io::Error>(holding)
+            })?;
+            return if holding { Ok(()) } else { write() };
+        };
+        not_shut(&mut self.log.lock())?;
+        map.lock().mark(offset, bytes).map_err(DiskError::into_io)?;
+        match write() {
+            Ok(()) => {
+                self.log.with_log(|log| {
+                    if log.is_logging() {
+                        log.wrote(entry());
+                    }
+                });
+                Ok(())
+            }
+            // It has not begun: this kind of storage does not know how.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
+            Err(error) => {
+                self.log_what_is_there(offset, bytes);
+                Err(error)
+            }
+        }
+    }
+
+    /// After a write that failed, any part of it may be on the image. The other side gets what is there;
+    /// if that cannot be known, the blocks stay marked.
+    fn log_what_is_there(&self, offset: u64, bytes: u64) {
+        let mut piece = vec![0; bytes.min(1 << 20) as usize];
+        let (mut at, end) = (offset, offset + bytes);
+        while at < end {
+            let length = (end - at).min(piece.len() as u64);
+            let data = &mut piece[..length as usize];
+            if self.drive.storage.read_at(at, data).is_ok() {
+                let write = DiskWrite {
+                    disk: self.drive.number,
+                    offset: at,
+                    what: What::Data(Bytes::copy_from_slice(data)),
+                };
+                self.log.with_log(|log| log.wrote(write));
+            } else if let Some(map) = &self.drive.map {
+                map.lock().unsure(at, length);
+            }
+            at += length;
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.drive.name
+    }
+
+    /// Where its image is.
+    #[must_use]
+    pub fn mode(&self) -> DiskMode {
+        self.drive.mode
+    }
+
+    /// Whether a further request may be taken from the guest. If not, the room listener will be called.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.log.lock().has_room()
+    }
+
+    /// Who is told that there is room again after [`Disk::has_room`] said no. It must not call the disk
+    /// itself.
+    pub fn set_room_listener(&self, listener: Callback) {
+        self.log.set_room_listener(self.drive.number, listener);
+    }
+}
+
+impl Storage for Disk {
+    fn bytes(&self) -> u64 {
+        self.drive.storage.bytes()
+    }
+
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let drive = &self.drive;
+        self.check(offset, data.len() as u64)?;
+        let patch = {
+            let mut log = self.log.lock();
+            let held = &not_shut(&mut log)?.held;
+            drive
+                .is_shared()
+                .then(|| held.patch(drive.number, offset, data.len() as u64))
+        };
+        drive.storage.read_at(offset, data)?;
+        if let Some(patch) = patch {
+            patch.lay_over(offset, data);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let drive = &self.drive;
+        self.change(
+            offset,
+            || What::Data(Bytes::copy_from_slice(data)),
+            || drive.storage.write_at(offset, data),
+            data.len() as u64,
+        )
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let drive = &self.drive;
+        let pass = self.log.with_log(|log| {
+            let held = &mut not_shut(log)?.held;
+            let hold = drive.is_shared() && held.is_holding();
+            if hold {
+                held.flushed();
+            }
+            Ok::<_, io::Error>(!hold)
+        })?;
+        if pass {
+            drive.flush_storage()?;
+            if drive.flush_failed.swap(false, Ordering::AcqRel) {
+                return Err(io::Error::other(
+                    "an earlier flush of the host's storage failed",
+                ));
+            }
+        }
+        if !drive.is_shared() {
+            // What was written before is logged already, so this epoch or an earlier one has it.
+            self.log.with_log(Log::flushed);
+        }
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let drive = &self.drive;
+        self.change(
+            offset,
+            || What::Discard { bytes },
+            || drive.storage.discard(offset, bytes),
+            bytes,
+        )
+    }
+
+    fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
+        let drive = &self.drive;
+        self.change(
+            offset,
+            || What::Zero { bytes },
+            || drive.storage.write_zeroes(offset, bytes, may_unmap),
+            bytes,
+        )
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        self.drive.storage.lock()
+    }
+
+    fn is_locked_by_other(&self) -> io::Result<bool> {
+        self.drive.storage.is_locked_by_other()
+    }
+}

@@ -1,0 +1,251 @@
+//! The thread of the side that runs the guest: it does what must not keep capture or driver waiting.
+//!
+//! It writes released epochs to shared images, in order, and clears marks in the maps. What must not be
+//! done here: writing what was not released, or anything once the set is shut.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::write_log::WriteLog;
+use crate::core::disk::DiskWrite;
+use crate::disk::image::{Drives, shared};
+use crate::disk::thread::Thread;
+use crate::disk::{Completion, DiskError};
+use crate::ids::EpochId;
+
+/// What is to be done. Bounded: the caller has one release under way, and the rest are single values.
+#[derive(Default)]
+struct Jobs {
+    release: Option<EpochId>,
+    on_released: Vec<Completion>,
+    on_alone: Vec<Completion>,
+    durable: Option<EpochId>,
+    /// The session to which `durable` and `release` belong.
+    session: u64,
+    stop: bool,
+}
+
+struct ReleaseQueue {
+    drives: Drives,
+    log: Arc<WriteLog>,
+    jobs: Mutex<Jobs>,
+    bell: Condvar,
+    /// The session, and what shared images have of it durably.
+    written_through: Mutex<(u64, EpochId)>,
+    /// So much may be written to shared images without being made durable; the backup keeps it meanwhile.
+    unsynced_bytes_max: u64,
+}
+
+/// The thread, begun when there is something to do.
+pub(crate) struct Releaser {
+    queue: Arc<ReleaseQueue>,
+    thread: Thread,
+}
+
+impl Drop for Releaser {
+    fn drop(&mut self) {
+        self.queue.jobs.lock().stop = true;
+        self.queue.bell.notify_all();
+        self.thread.join();
+    }
+}
+
+impl Releaser {
+    pub(crate) fn new(drives: Drives, log: Arc<WriteLog>, unsynced_bytes_max: u64) -> Self {
+        Self {
+            queue: Arc::new(ReleaseQueue {
+                drives,
+                log,
+                jobs: Mutex::default(),
+                bell: Condvar::new(),
+                written_through: Mutex::default(),
+                unsynced_bytes_max,
+            }),
+            thread: Thread::new("disk-release"),
+        }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Jobs)) {
+        change(&mut self.queue.jobs.lock());
+        let queue = self.queue.clone();
+        self.thread.start(move || Worker::new(queue).work());
+        self.queue.bell.notify_all();
+    }
+
+    pub(crate) fn release(&self, epoch: EpochId, done: Completion) {
+        self.tell(|jobs| {
+            jobs.release = jobs.release.max(Some(epoch));
+            jobs.on_released.push(done);
+        });
+    }
+
+    pub(crate) fn go_alone(&self, done: Completion) {
+        self.tell(|jobs| jobs.on_alone.push(done));
+    }
+
+    pub(crate) fn durable(&self, epoch: EpochId) {
+        self.tell(|jobs| jobs.durable = jobs.durable.max(Some(epoch)));
+    }
+
+    /// A new session: epochs begin anew, and what is said of the last one's does not count for it.
+    pub(crate) fn begin_session(&self, session: u64) {
+        let mut jobs = self.queue.jobs.lock();
+        jobs.durable = None;
+        jobs.session = session;
+        *self.queue.written_through.lock() = (session, EpochId(0));
+    }
+
+    pub(crate) fn written_through(&self) -> EpochId {
+        self.queue.written_through.lock().1
+    }
+}
+
+/// What the thread knows.
+struct Worker {
+    queue: Arc<ReleaseQueue>,
+    /// Disks that have been written and not flushed.
+    unsynced: BTreeSet<u16>,
+    unsynced_bytes: u64,
+    /// A flush failed. The host may have forgotten what it could not write, so a later one proves nothing.
+    failed: Option<String>,
+}
+
+impl Worker {
+    fn new(queue: Arc<ReleaseQueue>) -> Self {
+        Self {
+            queue,
+            unsynced: BTreeSet::new(),
+            unsynced_bytes: 0,
+            failed: None,
+        }
+    }
+
+    fn work(mut self) {
+        while let Some(mut jobs) = self.next() {
+            if let Some(epoch) = jobs.durable.take() {
+                self.clear_marks(jobs.session, epoch);
+            }
+            if let Some(epoch) = jobs.release.take() {
+                answer(jobs.on_released, self.release(jobs.session, epoch));
+            }
+            if !jobs.on_alone.is_empty() {
+                answer(jobs.on_alone, self.go_alone());
+            }
+        }
+    }
+
+    fn next(&self) -> Option<Jobs> {
+        let mut jobs = self.queue.jobs.lock();
+        loop {
+            let work =
+                jobs.release.is_some() || !jobs.on_alone.is_empty() || jobs.durable.is_some();
+            if jobs.stop {
+                return None;
+            }
+            if work {
+                let session = jobs.session;
+                return Some(std::mem::replace(
+                    &mut *jobs,
+                    Jobs {
+                        session,
+                        ..Jobs::default()
+                    },
+                ));
+            }
+            self.queue.bell.wait(&mut jobs);
+        }
+    }
+
+    fn clear_marks(&self, session: u64, epoch: EpochId) {
+        for drive in self.queue.drives.iter() {
+            let Some(map) = &drive.map else { continue };
+            if !map.lock().may_clear(session, epoch) {
+                continue;
+            }
+            // A block is equal on both sides only if a loss of power here cannot take it back either.
+            let cleared = drive
+                .flush()
+                .and_then(|()| map.lock().durable(session, epoch));
+            if let Err(error) = cleared {
+                // The marks stay, which costs nothing but bytes at the next synchronisation.
+                tracing::warn!(disk = drive.name, %error, "marks of written blocks stay");
+            }
+        }
+    }
+
+    fn release(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
+        self.write_held(epoch)?;
+        let mut through = self.queue.written_through.lock();
+        if self.unsynced.is_empty() && through.0 == session {
+            through.1 = through.1.max(epoch);
+        }
+        Ok(())
+    }
+
+    fn write_held(&mut self, epoch: EpochId) -> Result<(), DiskError> {
+        let due = self.queue.log.lock().held.due(epoch);
+        self.write(&due.writes)?;
+        if due.flush || self.unsynced_bytes >= self.queue.unsynced_bytes_max {
+            self.flush()?;
+        }
+        self.queue.log.with_log(|log| log.held.written(epoch));
+        Ok(())
+    }
+
+    fn go_alone(&mut self) -> Result<(), DiskError> {
+        // Most of it while the guest writes on, the rest while it must wait.
+        self.write_held(EpochId(u64::MAX))?;
+        let queue = self.queue.clone();
+        let _turns: Vec<_> = shared(&queue.drives)
+            .map(|drive| drive.turn.lock())
+            .collect();
+        queue.log.with_log(|log| log.held.seal_all());
+        let due = queue.log.lock().held.due(EpochId(u64::MAX));
+        self.write(&due.writes)?;
+        self.flush()?;
+        queue.log.with_log(|log| log.held.let_go());
+        Ok(())
+    }
+
+    fn write(&mut self, writes: &[DiskWrite]) -> Result<(), DiskError> {
+        if let Some(failed) = &self.failed {
+            return Err(DiskError::Failed(failed.clone()));
+        }
+        for write in writes {
+            if self.queue.log.lock().shut {
+                return Err(DiskError::Shut);
+            }
+            let drive = &self.queue.drives[usize::from(write.disk)];
+            self.unsynced.insert(write.disk);
+            self.unsynced_bytes += write.bytes();
+            drive.apply(write)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), DiskError> {
+        for number in std::mem::take(&mut self.unsynced) {
+            let flushed = self.queue.drives[usize::from(number)].flush();
+            if let Err(error) = &flushed {
+                self.failed = Some(error.to_string());
+            }
+            flushed?;
+        }
+        self.unsynced_bytes = 0;
+        Ok(())
+    }
+}
+
+fn answer(dones: Vec<Completion>, result: Result<(), DiskError>) {
+    let text = result.as_ref().err().map(ToString::to_string);
+    let mut first = Some(result);
+    for done in dones {
+        done(match (first.take(), &text) {
+            (Some(result), _) => result,
+            (None, Some(text)) => Err(DiskError::Failed(text.clone())),
+            (None, None) => Ok(()),
+        });
+    }
+}

@@ -1,0 +1,56 @@
+//! The log of a set of disks as threads use it: locked, and with those who wait for it.
+//!
+//! What must not be done here: calling a listener with the lock held.
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::log::Log;
+use crate::disk::Callback;
+
+/// The log of a set under its lock, and who is told when it fills or empties. Locks are taken in this order:
+/// a disk's `turn`, its `map`, `log`.
+pub(crate) struct WriteLog {
+    log: Mutex<Log>,
+    listener: Mutex<Option<Callback>>,
+    rooms: Mutex<Vec<Option<Callback>>>,
+}
+
+impl WriteLog {
+    pub(crate) fn new(disks: usize, log_bytes_max: u64) -> Self {
+        Self {
+            log: Mutex::new(Log::new(disks, log_bytes_max)),
+            listener: Mutex::new(None),
+            rooms: Mutex::new((0..disks).map(|_| None).collect()),
+        }
+    }
+
+    pub(crate) fn set_listener(&self, listener: Callback) {
+        *self.listener.lock() = Some(listener);
+    }
+
+    /// Works on the log, and then tells those who wait for what has come of it.
+    pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> T {
+        let mut log = self.log.lock();
+        let result = work(&mut log);
+        let (half_full, room) = (log.take_half_full(), log.take_wakeup());
+        drop(log);
+        if half_full {
+            let listener = self.listener.lock().clone();
+            listener.iter().for_each(|tell| tell());
+        }
+        if room {
+            let rooms = self.rooms.lock().clone();
+            rooms.iter().flatten().for_each(|tell| tell());
+        }
+        result
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock()
+    }
+
+    /// Who is told that the disk has room again.
+    pub(crate) fn set_room_listener(&self, disk: u16, listener: Callback) {
+        self.rooms.lock()[usize::from(disk)] = Some(listener);
+    }
+}
