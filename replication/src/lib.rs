@@ -1,6 +1,77 @@
 //! Checkpoint replication of a running virtual machine.
 //!
-//! The crate has four rooms:
+//! A *primary* runs a guest; a *standby* on another host keeps a second copy of it. The guest is paused for
+//! a moment many times a second, and what has changed in that *epoch* is shipped. What the guest says leaves
+//! its host only once the standby has the epoch in which it was said. So when the primary's host dies, the
+//! standby goes on from a state that fits everything the clients have seen. An *arbiter* that both can
+//! reach says who may go on, each *generation* once, so that never two guests speak.
+//!
+//! # In a VMM of your own
+//!
+//! Implement [`ports::Machine`], [`ports::PausedMachine`] and [`ports::PageMemory`] for your virtual machine;
+//! the table in [`ports`] says which thread calls what, and when. Then the primary's host does this:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use understudy_replication::arbiter::FileArbiter;
+//! use understudy_replication::ports::Machine;
+//! use understudy_replication::runtime::{Ended, Origin, Primary, RuntimeError};
+//! use understudy_transport::Endpoint;
+//!
+//! /// Runs a guest that has never run, protected whenever a standby listens at `backup`.
+//! fn run_protected(machine: impl Machine, backup: Endpoint) -> Result<Ended, RuntimeError> {
+//!     let arbiter = FileArbiter::open("/shared/vm.arbiter")?;
+//!     let protection = Primary::attach(Origin::Fresh(machine))
+//!         .arbiter(Arc::new(arbiter))
+//!         .backup(backup)
+//!         .node("host-a")
+//!         .protect()?; // the guest runs; the initial synchronisation has begun
+//!
+//!     // Looks at it and makes requests, from any thread: `checkpoint`, `set_backup`, `stop` …
+//!     let handle = protection.handle();
+//!     let mut events = handle.subscribe();
+//!     std::thread::spawn(move || {
+//!         while let Some(event) = events.blocking_recv() {
+//!             println!("{}: {:?}", event.node, event.kind);
+//!         }
+//!     });
+//!     protection.wait()
+//! }
+//! ```
+//!
+//! A machine that runs already is attached as [`Origin::Running`](runtime::Origin::Running), and
+//! [`Protection::unprotect`](runtime::Protection::unprotect) gives it back as it runs. The other host
+//! waits, takes over, and is a primary from then on:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use understudy_replication::arbiter::FileArbiter;
+//! use understudy_replication::ports::Machine;
+//! use understudy_replication::runtime::{Origin, Outcome, Primary, RuntimeError, Standby};
+//! use understudy_transport::Endpoint;
+//!
+//! /// Keeps a copy in `machine`, which has the same memory and devices and has never run.
+//! fn stand_by(machine: impl Machine, listen: Endpoint) -> Result<(), RuntimeError> {
+//!     let arbiter = FileArbiter::open("/shared/vm.arbiter")?;
+//!     let standby = Standby::builder(machine)
+//!         .arbiter(Arc::new(arbiter))
+//!         .listen(listen)
+//!         .node("host-b")
+//!         .start()?;
+//!     match standby.await_promotion()? {
+//!         Outcome::Stopped => Ok(()),
+//!         // The guest runs here now, under the names and the arbiter of the standby.
+//!         Outcome::Promoted(promoted) => {
+//!             Primary::attach(Origin::Promoted(promoted)).protect()?.wait()?;
+//!             Ok(())
+//!         }
+//!     }
+//! }
+//! ```
+//!
+//! # Rooms
 //!
 //! - [`core`]: decides. Two cores without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.

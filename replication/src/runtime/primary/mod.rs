@@ -65,7 +65,7 @@ pub enum Origin<M: Machine> {
 pub struct Unprotected<M: Machine> {
     /// The machine, running.
     pub machine: M,
-    pub(super) reign: Reign,
+    pub(super) reign: Box<Reign>,
 }
 
 /// Under what a machine runs.
@@ -157,7 +157,7 @@ impl Primary {
             Origin::Fresh(machine) => (machine, None, false),
             Origin::Running(machine) => (machine, None, true),
             Origin::Promoted(Promoted { machine, reign, .. })
-            | Origin::Unprotected(Unprotected { machine, reign }) => (machine, Some(reign), true),
+            | Origin::Unprotected(Unprotected { machine, reign }) => (machine, Some(*reign), true),
         };
         let kept = reign
             .as_ref()
@@ -388,13 +388,13 @@ impl<M: Machine> Protection<M> {
         match self.finish()? {
             (Finish::Unprotected(generation), Some(machine)) => Ok(Unprotected {
                 machine,
-                reign: Reign {
+                reign: Box::new(Reign {
                     generation,
                     claimant,
                     metrics,
                     settings,
                     arbiter,
-                },
+                }),
             }),
             (Finish::Unprotected(_), None) => Err(RuntimeError::Panicked("capture")),
             (Finish::Ended(ended), _) => Err(RuntimeError::Ended(ended)),

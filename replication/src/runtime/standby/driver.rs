@@ -478,13 +478,13 @@ impl<M: Machine> Driver<M> {
             machine: self.machine.hand_on(),
             generation,
             epoch,
-            reign: Reign {
+            reign: Box::new(Reign {
                 generation,
                 claimant: self.setup.claimant,
                 metrics: self.metrics,
                 settings: self.setup.settings,
                 arbiter: self.setup.arbiter,
-            },
+            }),
         }))
     }
 

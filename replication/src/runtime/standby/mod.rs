@@ -56,7 +56,7 @@ pub struct Promoted<M: Machine> {
     pub generation: Generation,
     /// The epoch it continued from.
     pub epoch: EpochId,
-    pub(super) reign: Reign,
+    pub(super) reign: Box<Reign>,
 }
 
 /// What a [`StandbyHandle`] asks for.
