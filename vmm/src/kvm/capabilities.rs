@@ -32,85 +32,88 @@ pub struct Capabilities {
     pub(crate) manual_dirty_log_flags: u64,
 }
 
+/// What a machine cannot be built without: the kernel's name, the capability, what it is for.
+const REQUIRED: [(&str, Cap, &str); 15] = [
+    (
+        "KVM_CAP_USER_MEMORY",
+        Cap::UserMemory,
+        "guest RAM is ordinary memory of this process",
+    ),
+    (
+        "KVM_CAP_IRQCHIP",
+        Cap::Irqchip,
+        "interrupt controllers in the kernel",
+    ),
+    (
+        "KVM_CAP_PIT2",
+        Cap::Pit2,
+        "the PC's timer chip in the kernel",
+    ),
+    (
+        "KVM_CAP_PIT_STATE2",
+        Cap::PitState2,
+        "saving that timer chip",
+    ),
+    (
+        "KVM_CAP_IRQFD",
+        Cap::Irqfd,
+        "devices raise interrupts without stopping a vCPU",
+    ),
+    (
+        "KVM_CAP_IOEVENTFD",
+        Cap::Ioeventfd,
+        "guests kick devices without stopping a vCPU",
+    ),
+    (
+        "KVM_CAP_IMMEDIATE_EXIT",
+        Cap::ImmediateExit,
+        "stopping vCPUs at once, without a race",
+    ),
+    (
+        "KVM_CAP_ADJUST_CLOCK",
+        Cap::AdjustClock,
+        "the guest's clock goes on after a failover",
+    ),
+    (
+        "KVM_CAP_VCPU_EVENTS",
+        Cap::VcpuEvents,
+        "saving interrupts on their way into a vCPU",
+    ),
+    (
+        "KVM_CAP_MP_STATE",
+        Cap::MpState,
+        "saving whether a vCPU runs, sleeps or waits",
+    ),
+    ("KVM_CAP_XSAVE", Cap::Xsave, "saving vector registers"),
+    (
+        "KVM_CAP_XCRS",
+        Cap::Xcrs,
+        "saving which vector registers are in use",
+    ),
+    (
+        "KVM_CAP_DEBUGREGS",
+        Cap::Debugregs,
+        "saving debug registers",
+    ),
+    (
+        "KVM_CAP_EXT_CPUID",
+        Cap::ExtCpuid,
+        "choosing which CPU features a guest sees",
+    ),
+    (
+        "KVM_CAP_SYNC_MMU",
+        Cap::SyncMmu,
+        "guest RAM may be dropped and refilled by the host",
+    ),
+];
+
 const NEWER_KERNEL: &str = "use a newer kernel (5.4 or later has it) with CONFIG_KVM";
 
 impl Capabilities {
     /// Asks KVM.
     pub(crate) fn probe(kvm: &Kvm) -> Self {
         let mut list = Vec::new();
-        for (name, capability, meaning) in [
-            (
-                "KVM_CAP_USER_MEMORY",
-                Cap::UserMemory,
-                "guest RAM is ordinary memory of this process",
-            ),
-            (
-                "KVM_CAP_IRQCHIP",
-                Cap::Irqchip,
-                "interrupt controllers in the kernel",
-            ),
-            (
-                "KVM_CAP_PIT2",
-                Cap::Pit2,
-                "the PC's timer chip in the kernel",
-            ),
-            (
-                "KVM_CAP_PIT_STATE2",
-                Cap::PitState2,
-                "saving that timer chip",
-            ),
-            (
-                "KVM_CAP_IRQFD",
-                Cap::Irqfd,
-                "devices raise interrupts without stopping a vCPU",
-            ),
-            (
-                "KVM_CAP_IOEVENTFD",
-                Cap::Ioeventfd,
-                "guests kick devices without stopping a vCPU",
-            ),
-            (
-                "KVM_CAP_IMMEDIATE_EXIT",
-                Cap::ImmediateExit,
-                "stopping vCPUs at once, without a race",
-            ),
-            (
-                "KVM_CAP_ADJUST_CLOCK",
-                Cap::AdjustClock,
-                "the guest's clock goes on after a failover",
-            ),
-            (
-                "KVM_CAP_VCPU_EVENTS",
-                Cap::VcpuEvents,
-                "saving interrupts on their way into a vCPU",
-            ),
-            (
-                "KVM_CAP_MP_STATE",
-                Cap::MpState,
-                "saving whether a vCPU runs, sleeps or waits",
-            ),
-            ("KVM_CAP_XSAVE", Cap::Xsave, "saving vector registers"),
-            (
-                "KVM_CAP_XCRS",
-                Cap::Xcrs,
-                "saving which vector registers are in use",
-            ),
-            (
-                "KVM_CAP_DEBUGREGS",
-                Cap::Debugregs,
-                "saving debug registers",
-            ),
-            (
-                "KVM_CAP_EXT_CPUID",
-                Cap::ExtCpuid,
-                "choosing which CPU features a guest sees",
-            ),
-            (
-                "KVM_CAP_SYNC_MMU",
-                Cap::SyncMmu,
-                "guest RAM may be dropped and refilled by the host",
-            ),
-        ] {
+        for (name, capability, meaning) in REQUIRED {
             list.push(Capability {
                 name,
                 have: kvm.check_extension(capability),
@@ -122,63 +125,7 @@ impl Capabilities {
         let manual = kvm.check_extension_raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.into());
         let manual_dirty_log_flags = u64::try_from(manual).unwrap_or(0)
             & u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
-        for (name, have, meaning, advice) in [
-            (
-                "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
-                manual_dirty_log_flags & u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0,
-                "dirty pages are read and re-armed in two small steps: short pauses",
-                "the plain dirty log is used instead; pauses of large guests get longer",
-            ),
-            (
-                "KVM_DIRTY_LOG_INITIALLY_SET",
-                manual_dirty_log_flags & u64::from(KVM_DIRTY_LOG_INITIALLY_SET) != 0,
-                "protection starts without stopping the guest for all of its memory at once",
-                "the guest stutters once, when protection starts",
-            ),
-            (
-                "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
-                kvm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into()) > 0,
-                "dirty pages as a list instead of a bitmap",
-                "nothing is lost: the bitmap is what is used",
-            ),
-            (
-                "KVM_CAP_KVMCLOCK_CTRL",
-                kvm.check_extension(Cap::KvmclockCtrl),
-                "the guest's watchdogs are told that time stood still",
-                "a guest's soft-lockup watchdog may complain after a failover",
-            ),
-            (
-                "KVM_CAP_TSC_DEADLINE_TIMER",
-                kvm.check_extension(Cap::TscDeadlineTimer),
-                "the guest's cheapest timer",
-                "the guest uses another timer",
-            ),
-            (
-                "KVM_CAP_GET_TSC_KHZ",
-                kvm.check_extension(Cap::GetTscKhz),
-                "knowing how fast the guest's time-stamp counter runs",
-                "hosts with unlike time-stamp counters are not told apart",
-            ),
-            (
-                "KVM_CAP_TSC_CONTROL",
-                kvm.check_extension(Cap::TscControl),
-                "guests keep their time-stamp counter's speed on a host with another one",
-                "both hosts need time-stamp counters of the same speed",
-            ),
-            (
-                "KVM_CAP_PMU_CAPABILITY",
-                kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE
-                    != 0,
-                "guests are kept from performance counters, which cannot go with them",
-                "a guest that uses some although it is offered none loses their counts at a failover",
-            ),
-            (
-                "KVM_CAP_SREGS2",
-                kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
-                "saving the page directory pointers of 32-bit PAE guests exactly",
-                "they are read again from the guest's memory, as processors do",
-            ),
-        ] {
+        for (name, have, meaning, advice) in optional(kvm, manual_dirty_log_flags) {
             list.push(Capability {
                 name,
                 have,
@@ -206,6 +153,71 @@ impl Capabilities {
             .iter()
             .any(|capability| capability.name == name && capability.have)
     }
+}
+
+/// What a machine does better with: the kernel's name, whether it is there, what it is for, and what happens
+/// without it.
+fn optional(
+    kvm: &Kvm,
+    manual_dirty_log_flags: u64,
+) -> [(&'static str, bool, &'static str, &'static str); 9] {
+    [
+        (
+            "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
+            manual_dirty_log_flags & u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0,
+            "dirty pages are read and re-armed in two small steps: short pauses",
+            "the plain dirty log is used instead; pauses of large guests get longer",
+        ),
+        (
+            "KVM_DIRTY_LOG_INITIALLY_SET",
+            manual_dirty_log_flags & u64::from(KVM_DIRTY_LOG_INITIALLY_SET) != 0,
+            "protection starts without stopping the guest for all of its memory at once",
+            "the guest stutters once, when protection starts",
+        ),
+        (
+            "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
+            kvm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into()) > 0,
+            "dirty pages as a list instead of a bitmap",
+            "nothing is lost: the bitmap is what is used",
+        ),
+        (
+            "KVM_CAP_KVMCLOCK_CTRL",
+            kvm.check_extension(Cap::KvmclockCtrl),
+            "the guest's watchdogs are told that time stood still",
+            "a guest's soft-lockup watchdog may complain after a failover",
+        ),
+        (
+            "KVM_CAP_TSC_DEADLINE_TIMER",
+            kvm.check_extension(Cap::TscDeadlineTimer),
+            "the guest's cheapest timer",
+            "the guest uses another timer",
+        ),
+        (
+            "KVM_CAP_GET_TSC_KHZ",
+            kvm.check_extension(Cap::GetTscKhz),
+            "knowing how fast the guest's time-stamp counter runs",
+            "hosts with unlike time-stamp counters are not told apart",
+        ),
+        (
+            "KVM_CAP_TSC_CONTROL",
+            kvm.check_extension(Cap::TscControl),
+            "guests keep their time-stamp counter's speed on a host with another one",
+            "both hosts need time-stamp counters of the same speed",
+        ),
+        (
+            "KVM_CAP_PMU_CAPABILITY",
+            kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE
+                != 0,
+            "guests are kept from performance counters, which cannot go with them",
+            "a guest that uses some although it is offered none loses their counts at a failover",
+        ),
+        (
+            "KVM_CAP_SREGS2",
+            kvm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
+            "saving the page directory pointers of 32-bit PAE guests exactly",
+            "they are read again from the guest's memory, as processors do",
+        ),
+    ]
 }
 
 #[cfg(test)]

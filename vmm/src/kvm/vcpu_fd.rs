@@ -5,13 +5,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_run, kvm_xsave, kvm_xsave2,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
 
@@ -105,7 +106,7 @@ impl Drop for ExitPage {
 pub struct VcpuHandle {
     // Fields drop in this order: the guest cannot run on when its memory goes away.
     exit: ExitPage,
-    fd: std::sync::Mutex<VcpuFd>,
+    fd: Mutex<VcpuFd>,
     id: u8,
     _ram: GuestRam,
 }
@@ -126,7 +127,7 @@ impl VcpuHandle {
         })?;
         Ok(Arc::new(Self {
             exit,
-            fd: std::sync::Mutex::new(fd),
+            fd: Mutex::new(fd),
             id,
             _ram: ram,
         }))
@@ -146,8 +147,8 @@ impl VcpuHandle {
 
     /// The descriptor. Blocks while the vCPU runs: stop it first. A panic of another holder does not matter:
     /// the state is the kernel's, and each call on it is whole or not done.
-    pub fn lock(&self) -> std::sync::MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock()
     }
 }
 

@@ -75,8 +75,8 @@ impl MachineBuilder {
         let payload = read_payload(&config)?;
         let memory = Memory::allocate(config.memory_mib, config.backing)?;
         if let Some(payload) = &payload {
-            // Bad images are told of now, although the kernel is only loaded when the guest is first run:
-            // the memory of a standby must stay as it is, zero.
+            // A bad image is reported now, although the kernel is only loaded when the guest first runs: the
+            // memory of a standby must stay zero until then.
             boot::plan(payload, low_ram_end(memory.ram()))?;
         }
         let vm = create_vm(&system)?;
@@ -199,7 +199,7 @@ impl MachineBuilder {
             mmio: Arc::new(self.mmio),
             halted: self.events.halted.clone(),
         };
-        let on_end = teller(self.events.clone(), buses.ports.clone());
+        let on_end = report_endings(self.events.clone(), buses.ports.clone());
         let vcpus = handles
             .into_iter()
             .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
@@ -320,14 +320,14 @@ fn create_vm(system: &System) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// Turns the end of a vCPU into an event.
-fn teller(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
+/// Reports the end of a vCPU as an event.
+fn report_endings(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
     Arc::new(move |vcpu, ending| match ending {
         Ending::TripleFault => {
             events.halt(&MachineEvent::GuestCrashed {
                 what: "a fault while handling a fault while handling a fault (triple fault)".into(),
             });
-            // The guest stands still already; this makes the wish for a reset part of its state.
+            // The guest stands still already; this makes the request for a reset part of its state.
             ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
         }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),

@@ -1,28 +1,32 @@
 //! The thread that serves devices: it waits for their descriptors and hands events to them.
 //!
-//! While the machine is paused its gate is held, so no device runs. What must not be done here: know what
-//! an event means.
+//! While the machine is paused the thread does not get its turn, so no device runs.
+//!
+//! What must not be done here: know what an event means.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use event_manager::{
     EventManager, EventOps, Events as Ready, MutEventSubscriber, RemoteEndpoint, SubscriberOps,
 };
+use parking_lot::MutexGuard;
 use vmm_sys_util::epoll::EventSet;
 
 use super::attach::{Attached, Health};
 use super::events::{Events, MachineEvent};
 use crate::devices::{Device, EventSource, lock};
 
+/// Whose turn it is: the thread's, or that of whoever paused the machine.
+type Turn = parking_lot::Mutex<()>;
+
 /// The thread, as the machine holds it.
 pub(super) struct EventLoop {
-    /// Held by the thread while it hands out events, and by whoever paused the machine. It guards nothing
-    /// but time, so that a panic elsewhere cannot spoil it.
-    gate: Arc<Mutex<()>>,
+    /// Held by the thread while it hands out an event, and by whoever paused the machine. It protects no data.
+    turn: Arc<Turn>,
     stop: Arc<AtomicBool>,
-    endpoint: RemoteEndpoint<Ward>,
+    endpoint: RemoteEndpoint<WatchedDevice>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -55,18 +59,18 @@ impl EventLoop {
         events: &Arc<Events>,
     ) -> Result<Self, EventLoopError> {
         let mut manager = EventManager::new().map_err(EventLoopError::Setup)?;
-        let gate = Arc::new(Mutex::new(()));
+        let turn = Arc::new(Turn::new(()));
         for attached in devices {
-            let ward = Ward {
+            let watched = WatchedDevice {
                 name: attached.name.clone(),
                 device: attached.device.clone(),
                 sources: lock(&attached.device).event_sources(),
                 health: attached.health.take(),
-                gate: Arc::clone(&gate),
+                turn: Arc::clone(&turn),
                 events: Arc::clone(events),
                 failure: None,
             };
-            watch(&mut manager, ward)?;
+            watch(&mut manager, watched)?;
         }
         let stop = Arc::new(AtomicBool::new(false));
         let endpoint = manager.remote_endpoint();
@@ -76,7 +80,7 @@ impl EventLoop {
             .spawn(move || serve(manager, &stopped))
             .map_err(EventLoopError::Thread)?;
         Ok(Self {
-            gate,
+            turn,
             stop,
             endpoint,
             thread: Some(thread),
@@ -85,7 +89,7 @@ impl EventLoop {
 
     /// Keeps the thread from handing out events; waits for the one it may be at.
     pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
-        hold(&self.gate)
+        self.turn.lock()
     }
 
     /// Ends the thread.
@@ -111,37 +115,36 @@ impl Drop for EventLoop {
     }
 }
 
-fn hold(gate: &Mutex<()>) -> MutexGuard<'_, ()> {
-    gate.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A device in the care of the thread.
-struct Ward {
+/// A device that the thread serves.
+struct WatchedDevice {
     name: String,
     device: Arc<Mutex<dyn Device>>,
     sources: Vec<EventSource>,
-    /// Taken away when it has told of a loss: told once.
+    /// Removed once it has reported a loss, so that a loss is reported once.
     health: Option<Health>,
-    gate: Arc<Mutex<()>>,
+    turn: Arc<Turn>,
     events: Arc<Events>,
     /// `init` cannot return an error.
     failure: Option<(usize, event_manager::Error)>,
 }
 
-fn watch(manager: &mut EventManager<Ward>, ward: Ward) -> Result<(), EventLoopError> {
-    let id = manager.add_subscriber(ward);
-    let ward = manager.subscriber_mut(id).map_err(EventLoopError::Setup)?;
-    match ward.failure.take() {
+fn watch(
+    manager: &mut EventManager<WatchedDevice>,
+    watched: WatchedDevice,
+) -> Result<(), EventLoopError> {
+    let id = manager.add_subscriber(watched);
+    let watched = manager.subscriber_mut(id).map_err(EventLoopError::Setup)?;
+    match watched.failure.take() {
         None => Ok(()),
         Some((source_index, source)) => Err(EventLoopError::Watch {
-            device: ward.name.clone(),
+            device: watched.name.clone(),
             source_index,
             source,
         }),
     }
 }
 
-fn serve(mut manager: EventManager<Ward>, stop: &AtomicBool) {
+fn serve(mut manager: EventManager<WatchedDevice>, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         if let Err(error) = manager.run() {
             // Only a defect in the loop's set-up gets here.
@@ -151,11 +154,11 @@ fn serve(mut manager: EventManager<Ward>, stop: &AtomicBool) {
     }
 }
 
-impl MutEventSubscriber for Ward {
+impl MutEventSubscriber for WatchedDevice {
     fn process(&mut self, ready: Ready, _: &mut EventOps) {
         let number = ready.data() as usize;
         // One event at a time, so that a pause waits for one handler at most.
-        let _gate = hold(&self.gate);
+        let _turn = self.turn.lock();
         lock(&self.device).handle_event(number);
         // Only what is connected to something outside the machine can be lost.
         if matches!(self.sources.get(number), Some(EventSource::Input(_)))

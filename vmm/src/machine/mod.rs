@@ -8,7 +8,7 @@
 //!
 //! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them, `pause`
 //! the guard (R7), `state` what is saved and in which order, `reset` begins anew in place. Locks are taken in this order: the event
-//! thread's gate, the devices in configuration order, vCPU descriptors. One holds more against this order: a
+//! thread's turn, the devices in configuration order, vCPU descriptors. One holds more against this order: a
 //! vCPU's thread locks a device while it holds its own descriptor. It may, because whoever has paused the
 //! machine touches descriptors of parked vCPUs only, and a parked thread holds nothing.
 //!
@@ -18,7 +18,7 @@ mod actions;
 mod attach;
 mod builder;
 mod config;
-mod equip;
+mod configured_devices;
 mod event_loop;
 mod events;
 mod pause;
@@ -264,7 +264,7 @@ impl Machine {
             return Err(ConfigError::NoKernel.into());
         };
         let ram = self.memory.ram();
-        let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
+        let hardware = configured_devices::hardware(self.vcpus.len() as u8, &self.devices);
         let entry = boot::load(ram, payload, &self.cmdline, &hardware)?;
         enter_kernel(self.vcpus[0].handle(), entry)
     }

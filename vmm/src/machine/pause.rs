@@ -22,7 +22,7 @@ pub struct Paused<'a> {
     attached: &'a [super::attach::Attached],
     /// Released after the devices: while it is held, the event thread cannot meet a device that a panic
     /// of the holder has poisoned.
-    _events: MutexGuard<'a, ()>,
+    _events: parking_lot::MutexGuard<'a, ()>,
     vcpus: Resume<'a>,
     tracker: &'a mut DirtyTracker,
     vm: &'a kvm_ioctls::VmFd,
@@ -151,7 +151,7 @@ impl Drop for Paused<'_> {
                 attached.device.clear_poison();
             }
         }
-        // The fields go now: first the event thread's gate, then the vCPUs.
+        // The fields are dropped now: first the event thread gets its turn, then the vCPUs run.
     }
 }
 

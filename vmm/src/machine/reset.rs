@@ -1,4 +1,4 @@
-//! Beginning anew in place: the guest wanted a reset, and gets what a PC does with one.
+//! Resetting a machine in place: the guest asked for a reset and gets what a PC does then.
 //!
 //! As on a PC, memory keeps what is in it, but for what the boot writes. All of it goes through
 //! `vm-memory`, so that a protected guest's new beginning is tracked like any other write (R3); what the old
@@ -9,7 +9,9 @@
 use std::sync::Arc;
 
 use super::pause::Paused;
-use super::{ConfigError, Machine, MachineEvent, MachineFault, Phase, enter_kernel, equip};
+use super::{
+    ConfigError, Machine, MachineEvent, MachineFault, Phase, configured_devices, enter_kernel,
+};
 use crate::boot::{self, Payload};
 
 impl Machine {
@@ -33,7 +35,7 @@ impl Machine {
         let Some(payload) = self.payload.clone() else {
             return Err(ConfigError::NothingToReboot.into());
         };
-        let done = self.begin_anew(&payload);
+        let done = self.reset_and_boot(&payload);
         if let Err(fault) = &done {
             let what = fault.with_causes();
             self.events.tell(&MachineEvent::ResetFailed { what });
@@ -41,8 +43,8 @@ impl Machine {
         done
     }
 
-    fn begin_anew(&mut self, payload: &Payload) -> Result<(), MachineFault> {
-        let hardware = equip::hardware(self.vcpus.len() as u8, &self.devices);
+    fn reset_and_boot(&mut self, payload: &Payload) -> Result<(), MachineFault> {
+        let hardware = configured_devices::hardware(self.vcpus.len() as u8, &self.devices);
         let (initial, events) = (Arc::clone(&self.initial), Arc::clone(&self.events));
         let (ram, cmdline) = (self.memory.ram().clone(), self.cmdline.clone());
         let mut paused = Paused::new(self)?;

@@ -23,12 +23,13 @@
 //! What must not be done here: save state, or decide when to pause.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::VcpuError;
@@ -84,18 +85,11 @@ enum Phase {
     Ended,
 }
 
+/// What the thread is to do and what it does, with a signal for both sides.
 #[derive(Debug)]
 struct Control {
     state: Mutex<(Order, Phase)>,
     changed: Condvar,
-}
-
-impl Control {
-    fn lock(&self) -> MutexGuard<'_, (Order, Phase)> {
-        self.state
-            .lock()
-            .expect("no thread panics while it holds a vCPU's orders")
-    }
 }
 
 /// A vCPU's thread, as its machine holds it. Dropping it ends the thread.
@@ -131,7 +125,7 @@ impl VcpuThread {
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{vcpu}"))
-            .spawn(move || runner.live())
+            .spawn(move || runner.run_orders())
             .map_err(|source| VcpuError::Spawn { vcpu, source })?;
         Ok(Self {
             handle,
@@ -148,7 +142,7 @@ impl VcpuThread {
 
     /// Lets the vCPU run.
     pub fn resume(&self) {
-        let mut state = self.control.lock();
+        let mut state = self.control.state.lock();
         if state.0 == Order::Park {
             state.0 = Order::Run;
             self.control.changed.notify_all();
@@ -165,7 +159,7 @@ impl VcpuThread {
     }
 
     fn request(&self, order: Order) -> Result<(), VcpuError> {
-        let mut state = self.control.lock();
+        let mut state = self.control.state.lock();
         if state.0 == Order::Stop {
             return Ok(());
         }
@@ -192,7 +186,7 @@ impl VcpuThread {
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
         let vcpu = self.handle.id();
         let started = Instant::now();
-        let mut state = self.control.lock();
+        let mut state = self.control.state.lock();
         while state.1 == Phase::Running {
             let left = STOP_LIMIT.saturating_sub(started.elapsed());
             if left.is_zero() {
@@ -201,11 +195,7 @@ impl VcpuThread {
                     waited_ms: STOP_LIMIT.as_millis(),
                 });
             }
-            (state, _) = self
-                .control
-                .changed
-                .wait_timeout(state, left)
-                .expect("no thread panics while it holds a vCPU's orders");
+            self.control.changed.wait_for(&mut state, left);
         }
         if state.1 == Phase::Ended {
             return Err(VcpuError::Ended { vcpu });
@@ -232,7 +222,7 @@ impl Drop for VcpuThread {
     }
 }
 
-/// What the thread itself holds.
+/// The thread's own side.
 struct Runner {
     handle: Arc<VcpuHandle>,
     control: Arc<Control>,
@@ -240,7 +230,7 @@ struct Runner {
     on_end: OnEnd,
 }
 
-/// So that nobody waits for a thread that panicked, and that it is told.
+/// Marks the vCPU as ended on every way out, so that nobody waits for a thread that panicked.
 struct EndGuard<'a>(&'a Runner);
 
 impl Drop for EndGuard<'_> {
@@ -251,7 +241,7 @@ impl Drop for EndGuard<'_> {
             on_end,
             ..
         } = self.0;
-        control.lock().1 = Phase::Ended;
+        control.state.lock().1 = Phase::Ended;
         control.changed.notify_all();
         if std::thread::panicking() {
             on_end(
@@ -265,7 +255,7 @@ impl Drop for EndGuard<'_> {
 }
 
 impl Runner {
-    fn live(self) {
+    fn run_orders(self) {
         let _end = EndGuard(&self);
         while self.park() {
             let ending = {
@@ -282,15 +272,11 @@ impl Runner {
 
     /// Stands still until there is an order. Returns `false` on the order to stop.
     fn park(&self) -> bool {
-        let mut state = self.control.lock();
+        let mut state = self.control.state.lock();
         state.1 = Phase::Parked;
         self.control.changed.notify_all();
         while state.0 == Order::Park || (state.0 == Order::Run && self.is_halted()) {
-            state = self
-                .control
-                .changed
-                .wait(state)
-                .expect("no thread panics while it holds a vCPU's orders");
+            self.control.changed.wait(&mut state);
         }
         if state.0 == Order::Stop {
             return false;
@@ -308,7 +294,7 @@ impl Runner {
     fn run(&self, fd: &mut VcpuFd) -> Option<Ending> {
         loop {
             if self.is_halted() {
-                // Completes the access that did it, and calls itself out.
+                // Completes the access that halted the guest, then leaves it.
                 self.handle.exit().request();
             }
             let what = match fd.run() {
@@ -363,9 +349,9 @@ impl Runner {
 /// Port accesses are 1, 2 or 4 bytes wide.
 const PORT_BYTES_MAX: usize = 4;
 
-/// How wide each of the accesses is that come as `bytes` bytes. A string instruction may bring several
-/// at once; how wide each is, is not told. Devices on ports here are byte-wide, so more than one access's
-/// worth is taken as bytes.
+/// The width of each access when `bytes` bytes arrive at once. A string instruction may bring several accesses,
+/// and KVM does not say how wide each is. The devices on ports here are byte-wide, so more bytes than one access
+/// can carry are taken one by one.
 fn port_access_bytes(bytes: usize) -> usize {
     if bytes > PORT_BYTES_MAX {
         1

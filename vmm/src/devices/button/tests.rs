@@ -1,6 +1,7 @@
 //! A press reaches the guest once, wherever it is.
 
-use super::*;
+use super::{ButtonDevice, EVENT_PRESSED, PowerButton};
+use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 
 fn device() -> (ButtonDevice, PowerButton, Irq) {
     let irq = Irq::new().unwrap();

@@ -2,7 +2,8 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use super::*;
+use super::{Panic, PanicDevice};
+use crate::devices::{BusDevice, Device, DeviceError, DeviceState, Snapshot};
 
 fn device() -> (PanicDevice, Receiver<Panic>) {
     let (sender, told) = channel();

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -85,23 +86,15 @@ impl SerialInput {
     /// Types `bytes` into the console. Returns how many were taken: the queue is bounded.
     #[must_use]
     pub fn push(&self, bytes: &[u8]) -> usize {
-        let taken = self.with_queue(|queue| {
+        let taken = {
+            let mut queue = self.queue.lock();
             let taken = bytes.len().min(INPUT_BYTES_MAX - queue.len());
             queue.extend(&bytes[..taken]);
             taken
-        });
+        };
         // Fails only if the counter is full: then an event is pending anyhow.
         let _ = self.event.write(1);
         taken
-    }
-
-    fn with_queue<R>(&self, what: impl FnOnce(&mut VecDeque<u8>) -> R) -> R {
-        what(
-            &mut self
-                .queue
-                .lock()
-                .expect("no thread panics while it holds console input"),
-        )
     }
 }
 
@@ -148,14 +141,12 @@ impl SerialDevice {
 
     /// Input queue to the UART's FIFO, as much as fits.
     fn feed(&mut self) {
-        let uart = &mut self.uart;
-        self.input.with_queue(|queue| {
-            let len = queue.len().min(uart.fifo_capacity());
-            let bytes: Vec<u8> = queue.iter().copied().take(len).collect();
-            // In loopback mode it takes none; a full FIFO was ruled out.
-            let taken = uart.enqueue_raw_bytes(&bytes).unwrap_or(0);
-            queue.drain(..taken);
-        });
+        let mut queue = self.input.queue.lock();
+        let len = queue.len().min(self.uart.fifo_capacity());
+        let bytes: Vec<u8> = queue.iter().copied().take(len).collect();
+        // In loopback mode it takes none; a full FIFO was ruled out.
+        let taken = self.uart.enqueue_raw_bytes(&bytes).unwrap_or(0);
+        queue.drain(..taken);
     }
 
     /// The console takes output again: tells a driver that waits for the transmitter's interrupt.
@@ -252,7 +243,7 @@ impl Device for SerialDevice {
     /// What waits at the gate stays there, and the console's position is where it was.
     fn reset(&mut self) {
         self.uart = Serial::new(Wanted::default(), self.port.clone());
-        self.input.with_queue(VecDeque::clear);
+        self.input.queue.lock().clear();
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
@@ -271,7 +262,7 @@ impl Device for SerialDevice {
         // Fails only if there is nothing to read: then the work has been done already.
         let _ = event.read();
         if !self.running {
-            self.input.with_queue(VecDeque::clear);
+            self.input.queue.lock().clear();
         } else if source == SOURCE_INPUT {
             self.feed();
         } else {

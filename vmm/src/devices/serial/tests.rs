@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use understudy_replication::ids::EpochId;
 use understudy_replication::ports::OutputGate;
 
-use super::*;
+use super::{SerialDevice, state};
 use crate::devices::{BusDevice, Device, DeviceError, DeviceState, Irq, Snapshot};
 use crate::output::{Gate, GateLimits, MemorySink};
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::*;
+use super::device::{SLEEP_TYPE_MASK, SLEEP_TYPE_SHIFT};
+use super::{Kind, RESET_COMMAND, Switch};
+use crate::devices::{BusDevice, Device, DeviceError, DeviceState, Snapshot};
 
 /// Soft off, enabled.
 const OFF: u8 = 0b11_0100;

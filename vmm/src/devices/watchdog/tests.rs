@@ -2,8 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use super::*;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{Expiration, TimerSetTimeFlags};
+
+use super::device::{COUNT, RUN, START, STOP};
+use super::state::{VERSION, WatchdogState};
+use super::{NAME, TICKS_MAX, WatchdogDevice};
+use crate::devices::{BusDevice, Device, DeviceError, DeviceState, Snapshot};
 
 fn watchdog() -> (WatchdogDevice, Arc<AtomicU32>) {
     let fired = Arc::new(AtomicU32::new(0));
@@ -157,12 +164,12 @@ fn a_bad_state_is_refused() {
         (Some(5), true, 9),
         (None, false, 241),
     ] {
-        let state = State {
+        let state = WatchdogState {
             ticks_left,
             has_fired,
             count,
         };
-        let bad = DeviceState::encode(NAME, STATE_VERSION, &state).unwrap();
+        let bad = DeviceState::encode(NAME, VERSION, &state).unwrap();
         let error = device.restore(&bad).unwrap_err();
         assert!(matches!(error, DeviceError::Invalid { .. }), "{state:?}");
     }

@@ -9,14 +9,18 @@ use std::sync::Arc;
 
 use understudy_replication::disk::Disk;
 use understudy_replication::disk::Storage;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::SECTOR_BYTES;
 use super::request::{
-    Bounds, Command, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, SEGMENT_BYTES_MAX,
-    SEGMENTS_MAX, Status,
+    Bounds, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, RequestKind, SEGMENT_BYTES_MAX,
+    SEGMENTS_MAX, Segments, Status,
 };
 use super::state::{BlkState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
@@ -31,20 +35,12 @@ pub const ID_BYTES_MAX: usize = ID_BYTES;
 /// Sectors to which discards should be aligned: the usual block of file systems.
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 
-const F_SIZE_MAX: u64 = 1 << 1;
-const F_SEG_MAX: u64 = 1 << 2;
-const F_RO: u64 = 1 << 5;
-const F_BLK_SIZE: u64 = 1 << 6;
-const F_FLUSH: u64 = 1 << 9;
-const F_DISCARD: u64 = 1 << 13;
-const F_WRITE_ZEROES: u64 = 1 << 14;
-
-/// Told in plain words when the host's disk fails; not at every failure of a long row.
+/// Called with a plain description when the host's disk fails; not at every one of many failures.
 pub type Alarm = Box<dyn Fn(String) + Send>;
 
 /// What requests go to.
 pub enum Medium {
-    /// An image that nobody has a second copy of, or that is only read.
+    /// An image without a second copy, or one that is only read.
     Plain(Box<dyn Storage>),
     /// A disk with a second copy.
     Copied(Disk),
@@ -56,11 +52,11 @@ pub struct BlkDevice {
     medium: Medium,
     bounds: Bounds,
     alarm: Alarm,
-    /// The medium has room again. Written from its threads, therefore shared.
+    /// Signalled by the medium's threads when it has room again.
     room: Arc<EventFd>,
-    /// The driver does not know of flushes: every write must be safe when it is answered.
+    /// The driver does not know of flushes, so every write must be safe when it is answered.
     write_through: bool,
-    /// Where data rest between guest and host, within one call.
+    /// Holds data between guest and host, within one call.
     buffer: Box<[u8]>,
     counters: BlkCounters,
 }
@@ -86,7 +82,7 @@ pub struct BlkCounters {
     pub failures: u64,
     /// Chains of the guest that were no request.
     pub malformed_chains: u64,
-    /// Times the guest had to wait because the standby has not got its earlier writes.
+    /// Times the guest had to wait because the standby does not have its earlier writes yet.
     pub waits: u64,
 }
 
@@ -126,7 +122,7 @@ impl BlkDevice {
         let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         if let Medium::Copied(disk) = &medium {
             let room = Arc::clone(&room);
-            // Fails only if the counter is full: then the device is going to look anyhow.
+            // Fails only if the counter is full; the device is going to look then anyway.
             disk.set_room_listener(Arc::new(move || drop(room.write(1))));
         }
         Ok(Self {
@@ -156,8 +152,8 @@ impl BlkDevice {
             self.counters.malformed_chains += 1;
             return 0;
         };
-        let done = match request.command {
-            Ok(command) => self.obey(command, memory),
+        let done = match request.kind {
+            Ok(kind) => self.perform(kind, memory),
             Err(status) => {
                 self.counters.refused += 1;
                 Err(status)
@@ -169,81 +165,93 @@ impl BlkDevice {
         };
         match memory.write_obj(status as u8, request.status_at) {
             Ok(()) => filled + 1,
-            // It was in memory when the request was parsed, and memory stays.
+            // Cannot happen: the address was in memory when the request was parsed.
             Err(_) => 0,
         }
     }
 
-    /// Obeys and returns how many bytes were filled before the status.
-    fn obey(&mut self, command: Command, memory: &GuestRam) -> Result<u32, Status> {
-        match command {
-            Command::Read { offset, into } => {
-                let data = &mut self.buffer[..into.bytes() as usize];
-                let (bytes, read) = (data.len(), self.medium.storage().read_at(offset, data));
-                self.check("read", offset, read)?;
-                let data = &self.buffer[..bytes];
-                into.scatter(memory, data).ok_or(Status::IoError)?;
-                self.counters.reads += 1;
-                self.counters.read_bytes += bytes as u64;
-                Ok(bytes as u32)
-            }
-            Command::Write { offset, from } => {
-                let data = &mut self.buffer[..from.bytes() as usize];
-                // All of it is here before any of it is written.
-                from.gather(memory, data).ok_or(Status::IoError)?;
-                let (bytes, written) = (
-                    data.len() as u64,
-                    self.medium.storage().write_at(offset, data),
-                );
-                self.check("write", offset, written)?;
-                self.settle()?;
-                self.counters.writes += 1;
-                self.counters.written_bytes += bytes;
-                Ok(0)
-            }
-            Command::Flush => {
-                // What was only read is as safe as it was.
-                if !self.bounds.read_only {
-                    let flushed = self.medium.storage().flush();
-                    self.check("flush", 0, flushed)?;
-                }
-                self.counters.flushes += 1;
-                Ok(0)
-            }
-            Command::Identify { into } => {
-                let mut id = [0; ID_BYTES];
-                let bytes = self.name.len().min(ID_BYTES);
-                id[..bytes].copy_from_slice(&self.name.as_bytes()[..bytes]);
-                into.scatter(memory, &id).ok_or(Status::IoError)?;
-                Ok(ID_BYTES as u32)
-            }
-            Command::Discard { offset, bytes } => {
+    /// Does what is asked and returns how many bytes were filled before the status.
+    fn perform(&mut self, kind: RequestKind, memory: &GuestRam) -> Result<u32, Status> {
+        match kind {
+            RequestKind::Read { offset, into } => self.read(offset, &into, memory),
+            RequestKind::Write { offset, from } => self.write(offset, &from, memory),
+            RequestKind::Flush => self.flush(),
+            RequestKind::Identify { into } => self.identify(&into, memory),
+            RequestKind::Discard { offset, bytes } => {
                 match self.medium.storage().discard(offset, bytes) {
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                        return Err(Status::Unsupported);
+                        Err(Status::Unsupported)
                     }
-                    done => self.check("discard", offset, done)?,
+                    done => self.finish_range("discard", offset, done),
                 }
-                self.settle()?;
-                self.counters.ranges += 1;
-                Ok(0)
             }
-            Command::WriteZeroes {
+            RequestKind::WriteZeroes {
                 offset,
                 bytes,
                 may_unmap,
             } => {
                 let done = self.medium.storage().write_zeroes(offset, bytes, may_unmap);
-                self.check("write zeros", offset, done)?;
-                self.settle()?;
-                self.counters.ranges += 1;
-                Ok(0)
+                self.finish_range("write zeros", offset, done)
             }
         }
     }
 
+    fn read(&mut self, offset: u64, into: &Segments, memory: &GuestRam) -> Result<u32, Status> {
+        let data = &mut self.buffer[..into.bytes() as usize];
+        let (bytes, read) = (data.len(), self.medium.storage().read_at(offset, data));
+        self.check("read", offset, read)?;
+        into.scatter(memory, &self.buffer[..bytes])
+            .ok_or(Status::IoError)?;
+        self.counters.reads += 1;
+        self.counters.read_bytes += bytes as u64;
+        Ok(bytes as u32)
+    }
+
+    fn write(&mut self, offset: u64, from: &Segments, memory: &GuestRam) -> Result<u32, Status> {
+        let data = &mut self.buffer[..from.bytes() as usize];
+        // All of it is read before any of it is written.
+        from.gather(memory, data).ok_or(Status::IoError)?;
+        let bytes = data.len() as u64;
+        let written = self.medium.storage().write_at(offset, data);
+        self.check("write", offset, written)?;
+        self.flush_if_write_through()?;
+        self.counters.writes += 1;
+        self.counters.written_bytes += bytes;
+        Ok(0)
+    }
+
+    fn flush(&mut self) -> Result<u32, Status> {
+        // A disk that is only read has nothing to make safe.
+        if !self.bounds.read_only {
+            let flushed = self.medium.storage().flush();
+            self.check("flush", 0, flushed)?;
+        }
+        self.counters.flushes += 1;
+        Ok(0)
+    }
+
+    fn identify(&self, into: &Segments, memory: &GuestRam) -> Result<u32, Status> {
+        let mut id = [0; ID_BYTES];
+        let bytes = self.name.len().min(ID_BYTES);
+        id[..bytes].copy_from_slice(&self.name.as_bytes()[..bytes]);
+        into.scatter(memory, &id).ok_or(Status::IoError)?;
+        Ok(ID_BYTES as u32)
+    }
+
+    fn finish_range(
+        &mut self,
+        what: &str,
+        offset: u64,
+        done: io::Result<()>,
+    ) -> Result<u32, Status> {
+        self.check(what, offset, done)?;
+        self.flush_if_write_through()?;
+        self.counters.ranges += 1;
+        Ok(0)
+    }
+
     /// Makes a write safe for a driver that cannot ask for it.
-    fn settle(&mut self) -> Result<(), Status> {
+    fn flush_if_write_through(&mut self) -> Result<(), Status> {
         if !self.write_through {
             return Ok(());
         }
@@ -256,7 +264,7 @@ impl BlkDevice {
         let Err(error) = done else { return Ok(()) };
         self.counters.failures += 1;
         let failures = self.counters.failures;
-        // A guest that tries again and again must not fill the host's log.
+        // A guest that keeps trying must not fill the host's log.
         if failures.is_power_of_two() {
             let hint = match error.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -284,11 +292,14 @@ impl VirtioDevice for BlkDevice {
     }
 
     fn features(&self) -> u64 {
-        let always = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+        let always = 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH;
         if self.bounds.read_only {
-            always | F_RO
+            always | 1 << VIRTIO_BLK_F_RO
         } else {
-            always | F_DISCARD | F_WRITE_ZEROES
+            always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         }
     }
 
@@ -320,7 +331,7 @@ impl VirtioDevice for BlkDevice {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, features: u64) {
-        self.write_through = features & F_FLUSH == 0;
+        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
     }
 
     fn reset(&mut self) {
@@ -334,7 +345,7 @@ impl VirtioDevice for BlkDevice {
         _queue: usize,
         rings: &mut Rings<'_>,
     ) -> Result<Progress, RingFault> {
-        // Before a request is taken: one that has to wait stays in the ring, and the guest with it (R5).
+        // Checked before a request is taken: one that has to wait stays in the ring, and the guest waits (R5).
         if !self.medium.has_room() {
             self.counters.waits += 1;
             return Ok(Progress::Done);
@@ -359,7 +370,7 @@ impl VirtioDevice for BlkDevice {
         _source: usize,
         rings: Option<&mut Rings<'_>>,
     ) -> Result<Progress, RingFault> {
-        // Fails only if there is nothing to read: then an earlier call has seen the room already.
+        // Fails only if there is nothing to read; an earlier call has seen the room then.
         let _ = self.room.read();
         rings.map_or(Ok(Progress::Done), |rings| self.process_queue(QUEUE, rings))
     }

@@ -1,9 +1,14 @@
 //! What the guest asks of a disk: taking a chain of descriptors apart (VIRTIO 1.2, section 5.2.6).
 //!
-//! All in here is the guest's word. A chain becomes a [`Request`] with its parts bounded and its positions
+//! Nothing that arrives here can be trusted: the guest wrote it. A chain becomes a [`Request`] with its parts bounded and its positions
 //! within the disk, or a refusal; nothing is allocated by a length that the guest chose. What must not be
 //! done here: input or output.
 
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::SECTOR_BYTES;
@@ -20,31 +25,23 @@ pub(super) const SEGMENT_BYTES_MAX: u32 = 16 << 10;
 /// does in a bearable time.
 pub(super) const RANGE_SECTORS_MAX: u32 = 16 << 10;
 /// Length of the answer to `GET_ID`.
-pub(super) const ID_BYTES: usize = 20;
+pub(super) const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// `struct virtio_blk_req` up to its data: type, reserved, sector.
 const HEADER_BYTES: usize = 16;
 /// `struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags.
 const RANGE_BYTES: usize = 16;
-const RANGE_UNMAP: u32 = 1;
-
-const TYPE_IN: u32 = 0;
-const TYPE_OUT: u32 = 1;
-const TYPE_FLUSH: u32 = 4;
-const TYPE_GET_ID: u32 = 8;
-const TYPE_DISCARD: u32 = 11;
-const TYPE_WRITE_ZEROES: u32 = 13;
 
 /// A status byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
-    Ok = 0,
-    IoError = 1,
-    Unsupported = 2,
+    Ok = VIRTIO_BLK_S_OK as u8,
+    IoError = VIRTIO_BLK_S_IOERR as u8,
+    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
 }
 
-/// A chain that has not even a place for a status.
+/// A chain that has no place even for a status.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
 
@@ -52,13 +49,13 @@ pub(super) struct Malformed;
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) status_at: GuestAddress,
-    /// What to do, or what to answer at once.
-    pub(super) command: Result<Command, Status>,
+    /// What to do, or the status to answer at once.
+    pub(super) kind: Result<RequestKind, Status>,
 }
 
 /// What to do. Positions are in bytes and within the disk.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(super) enum RequestKind {
     Read {
         offset: u64,
         into: Segments,
@@ -82,7 +79,7 @@ pub(super) enum Command {
     },
 }
 
-/// The disk as far as requests must fit it.
+/// The limits of the disk that requests must keep to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) capacity_sectors: u64,
@@ -191,12 +188,12 @@ impl Request {
         if !readable.is_in(memory) || !writable.is_in(memory) {
             return Err(Malformed);
         }
-        let command = Command::parse(header, readable, writable, memory, bounds);
-        Ok(Self { status_at, command })
+        let kind = RequestKind::parse(header, readable, writable, memory, bounds);
+        Ok(Self { status_at, kind })
     }
 }
 
-impl Command {
+impl RequestKind {
     fn parse(
         header: [u8; HEADER_BYTES],
         readable: Segments,
@@ -206,33 +203,38 @@ impl Command {
     ) -> Result<Self, Status> {
         let kind = u32_at(&header, 0);
         let sector = u64_at(&header, 8);
-        let writes = matches!(kind, TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES);
+        let writes = matches!(
+            kind,
+            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+        );
         if writes && bounds.read_only {
             return Err(Status::IoError);
         }
         match kind {
-            TYPE_IN => Ok(Self::Read {
+            VIRTIO_BLK_T_IN => Ok(Self::Read {
                 offset: bounds.data(sector, writable.bytes())?,
                 into: writable,
             }),
-            TYPE_OUT => Ok(Self::Write {
+            VIRTIO_BLK_T_OUT => Ok(Self::Write {
                 offset: bounds.data(sector, readable.bytes())?,
                 from: readable,
             }),
-            TYPE_FLUSH => Ok(Self::Flush),
-            TYPE_GET_ID if writable.bytes() == ID_BYTES as u64 => {
+            VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
+            VIRTIO_BLK_T_GET_ID if writable.bytes() == ID_BYTES as u64 => {
                 Ok(Self::Identify { into: writable })
             }
-            TYPE_GET_ID => Err(Status::IoError),
-            TYPE_DISCARD | TYPE_WRITE_ZEROES => {
+            VIRTIO_BLK_T_GET_ID => Err(Status::IoError),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 let (offset, bytes, flags) = bounds.range(&readable, memory)?;
                 match (kind, flags) {
-                    (TYPE_DISCARD, 0) => Ok(Self::Discard { offset, bytes }),
-                    (TYPE_WRITE_ZEROES, 0 | RANGE_UNMAP) => Ok(Self::WriteZeroes {
-                        offset,
-                        bytes,
-                        may_unmap: flags == RANGE_UNMAP,
-                    }),
+                    (VIRTIO_BLK_T_DISCARD, 0) => Ok(Self::Discard { offset, bytes }),
+                    (VIRTIO_BLK_T_WRITE_ZEROES, 0 | VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) => {
+                        Ok(Self::WriteZeroes {
+                            offset,
+                            bytes,
+                            may_unmap: flags == VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+                        })
+                    }
                     // Section 5.2.6.2: unknown flags, and unmap with a discard, are unsupported.
                     _ => Err(Status::Unsupported),
                 }

@@ -9,9 +9,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::io::{Errno, IoSlice};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
@@ -204,10 +205,7 @@ impl FrameSink for Sender {
         if frame.len() > FRAME_BYTES_MAX {
             return Err(SendError::Refused);
         }
-        let mut tail = self
-            .tail
-            .lock()
-            .expect("no thread panics while it sends a frame");
+        let mut tail = self.tail.lock();
         if !tail.bytes.is_empty() {
             let sent = self.push([&tail.bytes, &[]], !tail.stalled)?;
             tail.bytes.drain(..sent);

@@ -1,29 +1,22 @@
-//! The power button: a person or a program outside asks the guest to shut itself down. ACPI tells the guest
-//! of it (`PNP0C0C`) and of the event device (`ACPI0013`) that reads this register when the interrupt comes;
-//! Linux' driver is `button`.
-//!
-//! What must not be done here: end anything. The guest may take its time, or not listen.
+//! The register that the guest reads, and the handle that presses the button.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Irq, Snapshot};
+use super::state::{ButtonState, NAME, VERSION};
+use crate::devices::{BusDevice, Device, DeviceError, DeviceState, EventSource, Irq, Snapshot};
 
-/// The register: what has happened since it was read last.
+/// The register: what has happened since it was last read.
 pub const EVENT_PORT: u16 = 0x604;
 /// The bit of the power button in it.
 pub const EVENT_PRESSED: u8 = 1 << 0;
 
-const NAME: &str = "button";
-const STATE_VERSION: u16 = 1;
-
-/// The button's side in the machine.
+/// The button as the guest sees it.
 pub struct ButtonDevice {
-    state: State,
+    state: ButtonState,
     running: bool,
     presses: Arc<EventFd>,
     irq: Irq,
@@ -33,16 +26,10 @@ pub struct ButtonDevice {
 #[derive(Debug, Clone)]
 pub struct PowerButton(Arc<EventFd>);
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
-    /// And the guest has not looked yet.
-    is_pressed: bool,
-}
-
 impl PowerButton {
     /// Asks the guest to shut down; does nothing on a standby.
     pub fn press(&self) {
-        // Fails only if the counter is full: then a press is pending anyhow.
+        // Fails only if the counter is full; a press is pending then anyway.
         let _ = self.0.write(1);
     }
 }
@@ -54,14 +41,14 @@ impl ButtonDevice {
     /// If the host has no eventfd left.
     pub fn new(irq: Irq) -> io::Result<Self> {
         Ok(Self {
-            state: State::default(),
+            state: ButtonState::default(),
             running: false,
             presses: Arc::new(EventFd::new(EFD_NONBLOCK)?),
             irq,
         })
     }
 
-    /// The outside of it.
+    /// The handle that presses it.
     #[must_use]
     pub fn button(&self) -> PowerButton {
         PowerButton(Arc::clone(&self.presses))
@@ -88,17 +75,17 @@ impl Snapshot for ButtonDevice {
     }
 
     fn save(&self) -> Result<DeviceState, DeviceError> {
-        DeviceState::encode(NAME, STATE_VERSION, &self.state)
+        DeviceState::encode(NAME, VERSION, &self.state)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
-        self.state = state.decode(NAME, STATE_VERSION)?;
+        self.state = state.decode(NAME, VERSION)?;
         Ok(())
     }
 }
 
 impl Device for ButtonDevice {
-    /// The interrupt may have been lost with the old host.
+    /// Raises the interrupt again: it may have been lost with the old host.
     fn start(&mut self) {
         self.running = true;
         if self.state.is_pressed {
@@ -111,7 +98,7 @@ impl Device for ButtonDevice {
     }
 
     fn reset(&mut self) {
-        self.state = State::default();
+        self.state = ButtonState::default();
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
@@ -119,13 +106,10 @@ impl Device for ButtonDevice {
     }
 
     fn handle_event(&mut self, _source: usize) {
-        // Nothing to read means that another call was quicker.
+        // If there is nothing to read, another call was quicker.
         if self.presses.read().is_ok() && self.running {
             self.state.is_pressed = true;
             self.irq.raise();
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,14 +1,9 @@
-//! The two switches by which a guest ends its run. *Reset* is what is left of the keyboard controller: the
-//! one command that the ACPI tables tell of too. *Power-off* are the sleep registers of hardware-reduced ACPI
-//! (ACPI 6.5, 4.8.3.7); the one sleep there is here is soft off (S5).
-//!
-//! What must not be done here: decide what follows. The machine's owner does.
+//! The registers of both switches, and the handle that turns the one for power.
 
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
-
-use super::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot, lock};
+use super::state::{SwitchState, VERSION};
+use crate::devices::{BusDevice, Device, DeviceError, DeviceState, EventSource, Snapshot, lock};
 
 /// The port of the keyboard controller's commands (written) and status (read).
 pub const RESET_PORT: u16 = 0x64;
@@ -21,16 +16,15 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 
 const SLEEP_CONTROL: u64 = 0;
 const SLEEP_ENABLE: u8 = 1 << 5;
-const SLEEP_TYPE_SHIFT: u8 = 2;
-const SLEEP_TYPE_MASK: u8 = 0b111;
-const STATE_VERSION: u16 = 1;
+pub(super) const SLEEP_TYPE_SHIFT: u8 = 2;
+pub(super) const SLEEP_TYPE_MASK: u8 = 0b111;
 
 /// Which switch it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The guest wants to begin anew.
+    /// The guest wants to be reset.
     Reset,
-    /// The guest wants to be over.
+    /// The guest wants to be powered off.
     PowerOff,
 }
 
@@ -69,16 +63,16 @@ impl Kind {
 /// Calls back when the guest turns it.
 pub struct Switch {
     kind: Kind,
-    state: State,
+    state: SwitchState,
     on_turned: Box<dyn Fn() + Send>,
 }
 
-/// A guest's power switch, to be turned by somebody else. Clones are the same.
+/// Turns a guest's power switch from outside. Clones are the same switch.
 #[derive(Clone)]
 pub struct PowerSwitch(Arc<Mutex<Switch>>);
 
 impl PowerSwitch {
-    /// The outside of a switch. It must be one of [`Kind::PowerOff`].
+    /// A handle to `switch`, which must be a [`Kind::PowerOff`] one.
     #[must_use]
     pub fn of(switch: Arc<Mutex<Switch>>) -> Self {
         Self(switch)
@@ -91,11 +85,6 @@ impl PowerSwitch {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct State {
-    is_turned: bool,
-}
-
 impl Switch {
     /// `on_turned` is called with the device's mutex locked, on the vCPU's thread: it should set a flag or an
     /// event and return.
@@ -103,12 +92,12 @@ impl Switch {
     pub fn new(kind: Kind, on_turned: Box<dyn Fn() + Send>) -> Self {
         Self {
             kind,
-            state: State::default(),
+            state: SwitchState::default(),
             on_turned,
         }
     }
 
-    /// Turns it for the guest: what happened to it comes to the same.
+    /// Turns the switch on the guest's behalf, for what ends its run just as well.
     pub fn turn(&mut self) {
         self.state.is_turned = true;
         (self.on_turned)();
@@ -116,7 +105,7 @@ impl Switch {
 }
 
 impl BusDevice for Switch {
-    /// All registers: nothing set, nothing to read, ready for a command.
+    /// All registers read as zero: nothing set, nothing to read, ready for a command.
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
@@ -134,17 +123,17 @@ impl Snapshot for Switch {
     }
 
     fn save(&self) -> Result<DeviceState, DeviceError> {
-        DeviceState::encode(self.kind.name(), STATE_VERSION, &self.state)
+        DeviceState::encode(self.kind.name(), VERSION, &self.state)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
-        self.state = state.decode(self.kind.name(), STATE_VERSION)?;
+        self.state = state.decode(self.kind.name(), VERSION)?;
         Ok(())
     }
 }
 
 impl Device for Switch {
-    /// A wish that the old host had not acted upon is acted upon here.
+    /// Reports a turned switch again: the old host may not have acted on it.
     fn start(&mut self) {
         if self.state.is_turned {
             (self.on_turned)();
@@ -154,7 +143,7 @@ impl Device for Switch {
     fn stop(&mut self) {}
 
     fn reset(&mut self) {
-        self.state = State::default();
+        self.state = SwitchState::default();
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
@@ -163,6 +152,3 @@ impl Device for Switch {
 
     fn handle_event(&mut self, _source: usize) {}
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,8 +1,10 @@
-//! The devices that a configuration asks for, made and attached.
+//! Creates the devices that a configuration asks for, and attaches them.
 //!
 //! Their order is fixed: reset port, power switch, power button, panic port, watchdog, console, network devices
-//! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both hosts must agree on it; the fingerprint says if
-//! they do not. What must not be done here: anything a device could do itself.
+//! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both
+//! hosts must agree on it; the fingerprint says if they do not.
+//!
+//! What must not be done here: anything a device could do itself.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -35,12 +37,9 @@ const BUTTON_GSI: u32 = 3;
 const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
 
-/// Why a device cannot be made.
-type Made<T> = Result<T, MachineFault>;
-
 impl MachineBuilder {
-    /// Attaches both switches and returns the outside of the one for power.
-    pub(super) fn attach_switches(&mut self) -> Made<PowerSwitch> {
+    /// Attaches both switches and returns a handle to the one for power.
+    pub(super) fn attach_switches(&mut self) -> Result<PowerSwitch, MachineFault> {
         self.attach_switch(Kind::Reset, switch::RESET_PORT, MachineEvent::GuestReset)?;
         let off = MachineEvent::GuestPoweredOff;
         self.attach_switch(Kind::PowerOff, switch::SLEEP_PORT, off)
@@ -52,16 +51,16 @@ impl MachineBuilder {
         kind: Kind,
         base: u16,
         event: MachineEvent,
-    ) -> Made<Arc<Mutex<Switch>>> {
+    ) -> Result<Arc<Mutex<Switch>>, MachineFault> {
         let events = self.events.clone();
         let device = Switch::new(kind, Box::new(move || events.halt(&event)));
         let device = Arc::new(Mutex::new(device));
-        self.attach_silent(Arc::clone(&device), base, kind.ports(), "switch")?;
+        self.attach_at_ports(Arc::clone(&device), base, kind.ports(), "switch")?;
         Ok(device)
     }
 
-    /// Attaches the power button and returns its outside.
-    pub(super) fn attach_button(&mut self) -> Made<PowerButton> {
+    /// Attaches the power button and returns the handle that presses it.
+    pub(super) fn attach_button(&mut self) -> Result<PowerButton, MachineFault> {
         let irq = Irq::new().map_err(create("the power button"))?;
         let device = ButtonDevice::new(irq.clone()).map_err(create("the power button"))?;
         let button = device.button();
@@ -80,7 +79,7 @@ impl MachineBuilder {
         Ok(button)
     }
 
-    pub(super) fn attach_panic_port(&mut self, action: OnPanic) -> Made<()> {
+    pub(super) fn attach_panic_port(&mut self, action: OnPanic) -> Result<(), MachineFault> {
         let events = self.events.clone();
         let device = PanicDevice::new(Box::new(move |panic| {
             let crash_kernel = panic == Panic::CrashKernel;
@@ -92,17 +91,17 @@ impl MachineBuilder {
                 events.halt(&event);
             }
         }));
-        self.attach_silent(Arc::new(Mutex::new(device)), pvpanic::PORT, 1, "pvpanic")
+        self.attach_at_ports(Arc::new(Mutex::new(device)), pvpanic::PORT, 1, "pvpanic")
     }
 
-    pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Made<()> {
+    pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Result<(), MachineFault> {
         let events = self.events.clone();
         let device = WatchdogDevice::new(Box::new(move || match action {
             OnWatchdog::Reset | OnWatchdog::Poweroff => events.halt(&MachineEvent::WatchdogFired),
             OnWatchdog::None => events.tell(&MachineEvent::WatchdogFired),
         }))
         .map_err(create("the watchdog"))?;
-        self.attach_silent(
+        self.attach_at_ports(
             Arc::new(Mutex::new(device)),
             watchdog::STOP_PORT,
             watchdog::PORTS,
@@ -110,14 +109,14 @@ impl MachineBuilder {
         )
     }
 
-    /// Attaches a device at ports that never interrupts.
-    fn attach_silent<D: Device + 'static>(
+    /// Attaches a device at I/O ports that raises no interrupt.
+    fn attach_at_ports<D: Device + 'static>(
         &mut self,
         device: Arc<Mutex<D>>,
         base: u16,
         count: u16,
         kind: &str,
-    ) -> Made<()> {
+    ) -> Result<(), MachineFault> {
         self.attach(Attachment {
             device,
             place: Place::Ports {
@@ -136,7 +135,7 @@ impl MachineBuilder {
     pub(super) fn attach_console(
         &mut self,
         sink: Option<Box<dyn ConsoleSink>>,
-    ) -> Made<SerialInput> {
+    ) -> Result<SerialInput, MachineFault> {
         let sink = sink.unwrap_or_else(|| Box::new(DiscardSink));
         let port = self.gate().add_console(sink).map_err(create(SERIAL_NAME))?;
         let irq = Irq::new().map_err(create(SERIAL_NAME))?;
@@ -158,14 +157,20 @@ impl MachineBuilder {
         Ok(input)
     }
 
-    pub(super) fn attach_networks(&mut self, configs: Vec<NetConfig>) -> Made<Networks> {
+    pub(super) fn attach_networks(
+        &mut self,
+        configs: Vec<NetConfig>,
+    ) -> Result<Networks, MachineFault> {
         configs
             .into_iter()
             .map(|config| self.attach_network(config))
             .collect()
     }
 
-    fn attach_network(&mut self, config: NetConfig) -> Made<Arc<Mutex<MmioTransport<NetDevice>>>> {
+    fn attach_network(
+        &mut self,
+        config: NetConfig,
+    ) -> Result<Arc<Mutex<MmioTransport<NetDevice>>>, MachineFault> {
         let name = config.id;
         let Backend { source, sink } = match config.backend {
             NetBackend::Tap(interface) => tap::open(&interface, Framing::Headers),
@@ -197,7 +202,7 @@ impl MachineBuilder {
         configs: Vec<DriveConfig>,
         journal: Option<PathBuf>,
         limits: DiskLimits,
-    ) -> Made<DiskSet> {
+    ) -> Result<DiskSet, MachineFault> {
         let mut opened = Vec::with_capacity(configs.len());
         let mut specs = Vec::new();
         for config in configs {
@@ -212,7 +217,7 @@ impl MachineBuilder {
         Ok(set)
     }
 
-    fn attach_drive(&mut self, drive: OpenDrive, set: &DiskSet) -> Made<()> {
+    fn attach_drive(&mut self, drive: OpenDrive, set: &DiskSet) -> Result<(), MachineFault> {
         let OpenDrive {
             id,
             read_only,
@@ -235,7 +240,7 @@ impl MachineBuilder {
         Ok(())
     }
 
-    pub(super) fn attach_rng(&mut self) -> Made<()> {
+    pub(super) fn attach_rng(&mut self) -> Result<(), MachineFault> {
         self.attach_virtio(RngDevice::new(RNG_NAME), "virtio-rng", &[], |_| None)?;
         Ok(())
     }
@@ -246,7 +251,7 @@ impl MachineBuilder {
         kind: &str,
         more: &[(&str, String)],
         health: impl FnOnce(Arc<Mutex<MmioTransport<D>>>) -> Option<Health>,
-    ) -> Made<Arc<Mutex<MmioTransport<D>>>> {
+    ) -> Result<Arc<Mutex<MmioTransport<D>>>, MachineFault> {
         let name = device.name().to_owned();
         let irq = Irq::new().map_err(create(&name))?;
         let description = describe(kind, Some(device.features()), more);
@@ -271,7 +276,7 @@ impl MachineBuilder {
     }
 }
 
-/// What the guest's firmware tables say of `devices`.
+/// What the guest's firmware tables say about `devices`.
 pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
     let virtio_mmio = devices
         .iter()
