@@ -1,6 +1,7 @@
 //! The thread that runs the switch and the clients.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use smoltcp::wire::Ipv4Address;
 
 use super::ClusterError;
@@ -208,18 +209,18 @@ impl NetworkThread {
             .files()
             .map(|(file, write)| {
                 let output = if write {
-                    PollFlags::OUT
+                    PollFlags::POLLOUT
                 } else {
                     PollFlags::empty()
                 };
-                PollFd::from_borrowed_fd(file, PollFlags::IN | output)
+                PollFd::new(file, PollFlags::POLLIN | output)
             })
             .collect();
-        files.push(PollFd::new(&self.woken, PollFlags::IN));
-        // Cannot fail: the delay is at most `IDLE`, which fits.
-        let timeout = Timespec::try_from(delay).ok();
+        files.push(PollFd::new(self.woken.as_fd(), PollFlags::POLLIN));
+        // Rounded up: a timer that is due in half a millisecond must not be polled for.
+        let delay = u16::try_from(delay.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
         // An interrupted poll is a short one.
-        let _ = poll(&mut files, timeout.as_ref());
+        let _ = poll(&mut files, PollTimeout::from(delay));
         let mut bytes = [0; 64];
         let _ = (&self.woken).read(&mut bytes);
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use understudy_replication::runtime::Status;
 
 use super::ClusterError;
@@ -147,7 +148,7 @@ impl VmmProcess {
     /// # Errors
     /// If the signal cannot be sent.
     pub fn kill(&mut self) -> Result<(), ClusterError> {
-        self.signal(Signal::KILL)?;
+        self.signal(Signal::SIGKILL)?;
         self.await_exit(Duration::from_secs(10)).map(drop)
     }
 
@@ -156,7 +157,7 @@ impl VmmProcess {
     /// # Errors
     /// If the signal cannot be sent.
     pub fn terminate(&self) -> Result<(), ClusterError> {
-        self.signal(Signal::TERM)
+        self.signal(Signal::SIGTERM)
     }
 
     /// SIGSTOP: the host hangs.
@@ -164,7 +165,7 @@ impl VmmProcess {
     /// # Errors
     /// If the signal cannot be sent.
     pub fn freeze(&self) -> Result<(), ClusterError> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::SIGSTOP)
     }
 
     /// SIGCONT: the host goes on as if nothing had happened.
@@ -172,12 +173,13 @@ impl VmmProcess {
     /// # Errors
     /// If the signal cannot be sent.
     pub fn thaw(&self) -> Result<(), ClusterError> {
-        self.signal(Signal::CONT)
+        self.signal(Signal::SIGCONT)
     }
 
     fn signal(&self, signal: Signal) -> Result<(), ClusterError> {
         // Our own child, not waited for yet: the number cannot have been given to another process.
-        kill_process(Pid::from_child(&self.child), signal).map_err(|error| ClusterError::System {
+        let child = Pid::from_raw(self.child.id().cast_signed());
+        kill(child, signal).map_err(|error| ClusterError::System {
             what: "signal a vmm process",
             source: error.into(),
         })

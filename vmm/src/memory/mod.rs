@@ -182,9 +182,9 @@ fn map(bytes: usize, backing: Backing) -> io::Result<vm_memory::MmapRegion<Atomi
             builder.with_mmap_flags(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE)
         }
         Backing::Memfd => {
-            let file = std::fs::File::from(rustix::fs::memfd_create(
+            let file = std::fs::File::from(nix::sys::memfd::memfd_create(
                 "understudy-guest-ram",
-                rustix::fs::MemfdFlags::CLOEXEC,
+                nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
             )?);
             file.set_len(bytes as u64)?;
             builder

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use understudy_replication::ids::Page;
 use understudy_replication::ports::{MachineError, PageMemory};
 use understudy_replication::{MemoryLayout, PAGE_BYTES, PageIndex, Region};
@@ -121,12 +122,9 @@ fn clear_region(
     region: &vm_memory::GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>,
 ) -> io::Result<()> {
     if let Some(file) = region.file_offset() {
-        rustix::fs::fallocate(
-            file.file(),
-            rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE,
-            file.start(),
-            region.len(),
-        )?;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let at = |offset: u64| i64::try_from(offset).map_err(io::Error::other);
+        fallocate(file.file(), hole, at(file.start())?, at(region.len())?)?;
         return Ok(());
     }
     // SAFETY: the range is exactly one mapping owned by `region`, borrowed here, anonymous and private:

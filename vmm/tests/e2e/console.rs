@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use crate::support::{DEADLINE, Quiet, binary, turn, wait_for};
 
 /// A pipe that takes nothing until somebody reads; it is full of this.
@@ -12,9 +14,9 @@ const FILLING: u8 = b'.';
 fn the_guests_last_words_are_waited_for() {
     let _turn = turn();
     let (mut reader, mut writer) = std::io::pipe().unwrap();
-    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     while writer.write(&[FILLING; 4096]).is_ok() {}
-    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let mut vmm = Command::new(binary())
         .args(["run", "--memory-mib", "64"])
         .args(["--cmdline", "workload=idle exit_after_ms=1"])

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use understudy_vmm::local_cluster::GuestDiskProgress;
 
 use super::hosts::{A, B, BLOCKS, Disks, Mode};
@@ -61,8 +61,8 @@ fn a_standby_without_room_for_the_map_says_so_and_the_guest_runs_on() {
 /// Takes the room away in which the marks of the map are, and all that is left beside it.
 fn take_room(place: &Path) {
     let map = File::options().write(true).open(place.join("map")).unwrap();
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    fallocate(&map, hole, MARKS_AT, PAGE_BYTES).unwrap();
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&map, hole, MARKS_AT.cast_signed(), PAGE_BYTES.cast_signed()).unwrap();
     let mut filler = File::options()
         .append(true)
         .open(place.join("filler"))

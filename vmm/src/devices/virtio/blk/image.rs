@@ -7,14 +7,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use rustix::fs::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use understudy_replication::disk::Storage;
 
 use super::SECTOR_BYTES;
@@ -233,7 +231,7 @@ impl Storage for Image {
             Err(other) => return Err(io::Error::other(other)),
         }
         // What this host remembers of the image may be older than what its last holder wrote elsewhere.
-        rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?;
+        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
         Ok(true)
     }
 
@@ -257,31 +255,31 @@ impl Storage for Image {
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(self.file.as_fd(), hole, offset, bytes)?)
+        Ok(self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, bytes)?)
     }
 
     fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()> {
         let how = if may_unmap {
-            FallocateFlags::PUNCH_HOLE
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
         } else {
-            FallocateFlags::ZERO_RANGE
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
         };
-        let done = fallocate(
-            self.file.as_fd(),
-            how | FallocateFlags::KEEP_SIZE,
-            offset,
-            bytes,
-        );
-        match done {
+        match self.allocate(how, offset, bytes) {
             // Not every file system can; then it is ordinary work.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.fill_with_zeros(offset, bytes),
+            Err(Errno::EOPNOTSUPP) => self.fill_with_zeros(offset, bytes),
             other => Ok(other?),
         }
     }
 }
 
 impl Image {
+    /// Changes what is allocated behind a range, but never the image's length.
+    fn allocate(&self, how: FallocateFlags, offset: u64, bytes: u64) -> nix::Result<()> {
+        let how = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let at = |offset: u64| i64::try_from(offset).map_err(|_| Errno::EFBIG);
+        fallocate(&self.file, how, at(offset)?, at(bytes)?)
+    }
+
     fn fill_with_zeros(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let (mut at, end) = (offset, offset + bytes);
         while at < end {

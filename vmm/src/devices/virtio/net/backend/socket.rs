@@ -5,16 +5,16 @@
 //! goes down; there is no reconnecting, because neither side could tell which frames got lost on the
 //! way and the network process has state (passt's connections) that ends with it anyhow.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, UnixAddr, recv, sendmsg};
 use parking_lot::Mutex;
-use rustix::io::{Errno, IoSlice};
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 
 use super::{
     Backend, BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, Receives,
@@ -119,15 +119,15 @@ impl Receiver {
         loop {
             // Never empty: the buffer holds two frames, and `buffered` has found less than one.
             let room = &mut self.buffer[self.end..];
-            return match recv(&self.stream, room, RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => Err(BackendError::Closed),
-                Ok((_, len)) => {
+            return match recv(self.stream.as_raw_fd(), room, MsgFlags::MSG_DONTWAIT) {
+                Ok(0) => Err(BackendError::Closed),
+                Ok(len) => {
                     self.end += len;
                     Ok(true)
                 }
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => Ok(false),
-                Err(Errno::CONNRESET) => Err(BackendError::Closed),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(false),
+                Err(Errno::ECONNRESET) => Err(BackendError::Closed),
                 Err(error) => Err(BackendError::Io {
                     what: "receive from socket".to_owned(),
                     source: error.into(),
@@ -166,12 +166,9 @@ impl FrameSource for Receiver {
 
     fn probe(&mut self) -> Result<(), BackendError> {
         let mut byte = [0; 1];
-        match recv(
-            &self.stream,
-            &mut byte,
-            RecvFlags::DONTWAIT | RecvFlags::PEEK,
-        ) {
-            Ok((_, 0)) | Err(Errno::CONNRESET) => Err(BackendError::Closed),
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        match recv(self.stream.as_raw_fd(), &mut byte, flags) {
+            Ok(0) | Err(Errno::ECONNRESET) => Err(BackendError::Closed),
             // Any other error will still be there at the next `recv`.
             _ => Ok(()),
         }
@@ -185,15 +182,15 @@ impl FrameSource for Receiver {
 impl Sender {
     /// Sends what fits of `parts`: all of it, or less if the socket is full.
     fn push(&self, parts: [&[u8]; 2], wait: bool) -> Result<usize, SendError> {
-        let mut flags = SendFlags::NOSIGNAL;
-        flags.set(SendFlags::DONTWAIT, !wait);
+        let mut flags = MsgFlags::MSG_NOSIGNAL;
+        flags.set(MsgFlags::MSG_DONTWAIT, !wait);
         loop {
             let slices = parts.map(IoSlice::new);
-            let mut nothing = SendAncillaryBuffer::default();
-            return match sendmsg(&self.stream, &slices, &mut nothing, flags) {
+            let socket = self.stream.as_raw_fd();
+            return match sendmsg::<UnixAddr>(socket, &slices, &[], flags, None) {
                 Ok(len) => Ok(len),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN | Errno::NOBUFS) => Ok(0),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => Ok(0),
                 Err(_) => Err(SendError::Closed),
             };
         }

@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
+use nix::unistd::geteuid;
+use vmm_sys_util::ioctl::{
+    _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
+};
 
 use super::super::HEADER_BYTES;
 use super::{Backend, BackendError, FrameSource, Framing, Receives};
@@ -42,7 +45,7 @@ pub fn open(name: &str, framing: Framing) -> Result<Backend, BackendError> {
     if nix::net::if_::if_nametoindex(name).is_err() {
         return Err(BackendError::NoTap {
             name: name.to_owned(),
-            user: rustix::process::geteuid().as_raw(),
+            user: geteuid().as_raw(),
         });
     }
     attach(&file, request).map_err(|source| attach_error(name, source))?;
@@ -98,33 +101,45 @@ fn open_driver() -> Result<File, BackendError> {
         })
 }
 
+const TUNSETIFF: libc::c_ulong = number(202);
+const TUNSETOFFLOAD: libc::c_ulong = number(208);
+const TUNSETVNETHDRSZ: libc::c_ulong = number(216);
+
+/// The ioctl of the tun driver that writes an `int`, or says so.
+const fn number(ordinal: libc::c_uint) -> libc::c_ulong {
+    ioctl_expr(
+        _IOC_WRITE,
+        b'T' as libc::c_uint,
+        ordinal,
+        size_of::<libc::c_int>() as libc::c_uint,
+    )
+}
+
+/// What an ioctl has returned.
+fn done(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn attach(file: &File, mut request: InterfaceRequest) -> io::Result<()> {
-    const TUNSETIFF: Opcode = opcode::write::<libc::c_int>(b'T', 202);
     // SAFETY: `TUNSETIFF` reads and writes one `struct ifreq` at the pointer it is given (its opcode
     // says `int` for historical reasons). `InterfaceRequest` has that layout and size, checked above
     // at compile time; every bit pattern is valid for it; it lives on this stack, mutably borrowed,
     // for the whole call, and the kernel keeps no pointer to it. On any other kind of descriptor
     // than the one opened above the call would only fail.
-    unsafe {
-        let call = Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request);
-        ioctl(file, call)?;
-    }
-    Ok(())
+    done(unsafe { ioctl_with_mut_ref(file, TUNSETIFF, &mut request) })
 }
 
 fn set_header_bytes(file: &File) -> io::Result<()> {
-    const TUNSETVNETHDRSZ: Opcode = opcode::write::<libc::c_int>(b'T', 216);
-    // SAFETY: `TUNSETVNETHDRSZ` reads one `int` at the pointer it is given, which `Setter` points at its own
-    // value for the time of the call.
-    unsafe {
-        let call = Setter::<TUNSETVNETHDRSZ, libc::c_int>::new(HEADER_BYTES as libc::c_int);
-        ioctl(file, call)?;
-    }
-    Ok(())
+    let bytes = HEADER_BYTES as libc::c_int;
+    // SAFETY: `TUNSETVNETHDRSZ` reads one `int` at the pointer it is given, and `bytes` is one that lives
+    // on this stack for the whole call.
+    done(unsafe { ioctl_with_ref(file, TUNSETVNETHDRSZ, &bytes) })
 }
 
 fn set_offload(file: &File, receives: Receives) -> io::Result<()> {
-    const TUNSETOFFLOAD: Opcode = opcode::write::<libc::c_uint>(b'T', 208);
     let bits = [
         (receives.checksums, libc::TUN_F_CSUM),
         (receives.tso4, libc::TUN_F_TSO4),
@@ -132,10 +147,9 @@ fn set_offload(file: &File, receives: Receives) -> io::Result<()> {
         (receives.ecn, libc::TUN_F_TSO_ECN),
     ];
     let wanted = bits.iter().filter(|(wanted, _)| *wanted);
-    let flags = wanted.fold(0, |flags, (_, bit)| flags | *bit as usize);
+    let flags = wanted.fold(0, |flags, (_, bit)| flags | libc::c_ulong::from(*bit));
     // SAFETY: `TUNSETOFFLOAD` takes the flags themselves as its argument and touches no memory of ours.
-    unsafe { ioctl(file, IntegerSetter::<TUNSETOFFLOAD>::new_usize(flags))? };
-    Ok(())
+    done(unsafe { ioctl_with_val(file, TUNSETOFFLOAD, flags) })
 }
 
 fn interface_name(name: &str) -> Result<[u8; libc::IFNAMSIZ], BackendError> {
@@ -157,7 +171,7 @@ fn attach_error(name: &str, source: io::Error) -> BackendError {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => BackendError::TapPermission {
             name,
-            user: rustix::process::geteuid().as_raw(),
+            user: geteuid().as_raw(),
         },
         Some(libc::EBUSY) => BackendError::TapBusy { name },
         Some(libc::EINVAL) => BackendError::NotATap { name },
