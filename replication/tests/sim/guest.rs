@@ -12,7 +12,6 @@ use understudy_replication::page_set::{MemoryLayout, PageSet, Region};
 use understudy_replication::ports::{MachineError, NetworkFrame, PageMemory, SealedOutput};
 
 use super::disk::{SECTORS, Write};
-use super::rng::mix;
 
 pub const PAGES: u64 = 32;
 
@@ -233,6 +232,13 @@ impl Guest {
             ended: page[16] == 1,
         })
     }
+}
+
+/// One instruction of the guest's program: every bit of its state depends on every bit before.
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 /// The output gate: see `ports::OutputGate`.

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, good enough, and the same for ever.
-pub struct Rng(u64);
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// ChaCha with 8 rounds: it is documented to yield the same numbers for a seed on every platform and in every version.
+/// What is made of them here is our own for the same reason: ranges of `rand` may change between versions.
+pub struct Rng(ChaCha8Rng);
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        Self(seed ^ 0x5851_f42d_4c95_7f2d)
+        Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        self.0.next_u64()
     }
 
     /// A number below `limit`.
@@ -29,10 +32,4 @@ impl Rng {
     pub fn micros(&mut self, from_us: u64, to_us: u64) -> Duration {
         Duration::from_micros(from_us + self.below(to_us - from_us))
     }
-}
-
-pub fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
