@@ -1,5 +1,5 @@
-//! A peer may say anything at any time: neither core may panic, loop, or give away what is only to be
-//! had by the rules.
+//! A peer may say anything at any time: neither core may panic, loop, or give away what is only to
+//! be had by the rules.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -232,8 +232,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the peer says: the primary releases no epoch that it did not ship and that was not
-    /// acked in its session, goes alone after epoch 1 only under a later generation that the arbiter
-    /// granted, and does nothing any more once fenced.
+    /// acked in its session, goes alone after epoch 1 only under a later generation that the
+    /// arbiter granted, and does nothing any more once fenced.
     #[test]
     fn primary_gives_nothing_away(steps in steps()) {
         let mut now = Duration::from_secs(1);
@@ -316,8 +316,9 @@ proptest! {
         }
     }
 
-    /// Whatever the peer says: the backup acks and commits epochs 1, 2, 3 … of a session, each whole,
-    /// claims only with a committed epoch, and is promoted only by a grant of a later generation.
+    /// Whatever the peer says: the backup acks and commits epochs 1, 2, 3 … of a session, each
+    /// whole, claims only with a committed epoch, and is promoted only by a grant of a later
+    /// generation.
     #[test]
     fn backup_gives_nothing_away(steps in steps()) {
         let memory = Memory::new();

@@ -1,9 +1,9 @@
 //! Thousands of seeded schedules of faults over whole clusters that run exactly the library's core.
 //!
 //! `UNDERSTUDY_SIM_SEED=n cargo test -p understudy-replication --test simulation` replays one seed with
-//! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes; `UNDERSTUDY_SIM_DIGESTS=file`
-//! writes a digest of all decisions of each seed there. Two versions of the core behave alike if their files
-//! are the same.
+//! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes;
+//! `UNDERSTUDY_SIM_DIGESTS=file` writes a digest of all decisions of each seed there. Two versions
+//! of the core behave alike if their files are the same.
 #![forbid(unsafe_code)]
 // Modules of a test: what fails to unwrap here fails the test.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
@@ -234,7 +234,8 @@ fn a_guest_that_ended_ends_wherever_it_is_taken_over() {
     // Before the backup has heard of it.
     let faults = [(60, Fault::StopGuest(0)), (60, Fault::LoseHost(0))];
     scenario(2, &faults).assert(&[("promotions", 1), ("ended guests promoted", 0)]);
-    // After, but before the primary has ended: that waits for the arbiter, whom it asks as the link is gone.
+    // After, but before the primary has ended: that waits for the arbiter, whom it asks as the link
+    // is gone.
     let silent = (55, Fault::ArbiterSilent(ms(300)));
     let report = scenario(
         2,

@@ -1,7 +1,7 @@
 //! When epochs end and when a silent peer counts as lost: the numbers that both cores go by.
 //!
-//! Must not be done here: reading configuration. A core takes any policy; whoever reads one from a person checks the
-//! ranges given here.
+//! Must not be done here: reading configuration. A core takes any policy; whoever reads one from a
+//! person checks the ranges given here.
 
 use std::time::Duration;
 
@@ -25,11 +25,12 @@ pub struct Policy {
     pub output_quiet: Option<Duration>,
     /// The longest time between two signs of life that are sent.
     ///
-    /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two late packets must
-    /// not be a failover.
+    /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
+    /// late packets must not be a failover.
     pub heartbeat_interval: Duration,
-    /// The peer counts as lost after so long without a sign of life on any path. A backup also counts as lost if it
-    /// is silent on the link for so long while an epoch waits for its acknowledgement.
+    /// The peer counts as lost after so long without a sign of life on any path. A backup also
+    /// counts as lost if it is silent on the link for so long while an epoch waits for its
+    /// acknowledgement.
     ///
     /// Default 150 ms, range 10 ms to 10 min.
     pub heartbeat_timeout: Duration,

@@ -1,7 +1,7 @@
 //! The timers of a core: when it wants to be woken, and which of its deadlines have passed.
 //!
-//! A core arms all its timers in one place, from its state, after everything that happened. The table then answers both
-//! questions, so that they cannot disagree.
+//! A core arms all its timers in one place, from its state, after everything that happened. The
+//! table then answers both questions, so that they cannot disagree.
 //!
 //! Must not be done here: looking at a clock, or knowing what a timer is for.
 
@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-/// When timers expire, at most one time for each. They are told apart by `Timer`, an enum of the core. Times are in
-/// the core's own count.
+/// When timers expire, at most one time for each. They are told apart by `Timer`, an enum of the
+/// core. Times are in the core's own count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Timers<Timer> {
     armed: BTreeMap<Timer, Duration>,
@@ -42,8 +42,9 @@ impl<Timer: Ord + Copy> Timers<Timer> {
         self.armed.get(&timer).is_some_and(|at| *at <= now)
     }
 
-    /// The first that has expired of those that come after `last`, in the order of the enum: who asks again with what
-    /// it got sees each at most once, even if it is set to an expired time again meanwhile.
+    /// The first that has expired of those that come after `last`, in the order of the enum: who
+    /// asks again with what it got sees each at most once, even if it is set to an expired time
+    /// again meanwhile.
     pub(crate) fn expired_after(&self, last: Timer, now: Duration) -> Option<Timer> {
         let mut later = self.armed.range((Bound::Excluded(last), Bound::Unbounded));
         later.find(|(_, at)| **at <= now).map(|(timer, _)| *timer)

@@ -1,5 +1,6 @@
-//! Simulated disks: number 0 is replicated, number 1 is shared. A sector is a number. What the library
-//! does with files is done here with vectors: log, journal, images; and what it must never do is checked.
+//! Simulated disks: number 0 is replicated, number 1 is shared. A sector is a number. What the
+//! library does with files is done here with vectors: log, journal, images; and what it must never
+//! do is checked.
 
 use std::collections::VecDeque;
 

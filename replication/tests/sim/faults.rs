@@ -48,11 +48,11 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Whether the backup sees the end of the link while the primary lives. It then asks to be promoted
-    /// at once, with no timeout before; if the same end reaches the primary late, it finds an ack before
-    /// it and repeats that epoch's output after its successor. That is harmless (the epoch is part of
-    /// the successor's state, and it has repeated the same output itself), and cannot be excluded
-    /// without trusting in clocks.
+    /// Whether the backup sees the end of the link while the primary lives. It then asks to be
+    /// promoted at once, with no timeout before; if the same end reaches the primary late, it finds
+    /// an ack before it and repeats that epoch's output after its successor. That is harmless (the
+    /// epoch is part of the successor's state, and it has repeated the same output itself), and
+    /// cannot be excluded without trusting in clocks.
     pub fn closes(self) -> bool {
         matches!(
             self,

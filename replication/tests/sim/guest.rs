@@ -1,5 +1,5 @@
-//! The simulated guest: a few pages of real memory, a program whose every step depends on all it did
-//! before and on inputs that a re-execution would not see again, and outputs with consecutive
+//! The simulated guest: a few pages of real memory, a program whose every step depends on all it
+//! did before and on inputs that a re-execution would not see again, and outputs with consecutive
 //! numbers. A guest continued from a state that lacks something released would number or value its
 //! next output differently: the client notices.
 

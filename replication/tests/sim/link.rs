@@ -1,5 +1,5 @@
-//! The logging channel of the simulation: two directions of bytes, cut into frames by the transport's
-//! own code, that can be slow, stall, break, and damage what they carry.
+//! The logging channel of the simulation: two directions of bytes, cut into frames by the
+//! transport's own code, that can be slow, stall, break, and damage what they carry.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A seeded simulation of whole clusters. The hosts run exactly the library's core; what is simulated
-//! is what surrounds it: the runtime's work, the guest, links, the arbiter, and time.
+//! A seeded simulation of whole clusters. The hosts run exactly the library's core; what is
+//! simulated is what surrounds it: the runtime's work, the guest, links, the arbiter, and time.
 //!
 //! Invariants, checked at every step:
 //! - R1: what a primary releases is acked by the backup of that session, or it runs under its own grant;

@@ -1,5 +1,5 @@
-//! What goes between the hosts: messages over links, heartbeats on their own path, and who connects to
-//! whom.
+//! What goes between the hosts: messages over links, heartbeats on their own path, and who connects
+//! to whom.
 
 use std::time::Duration;
 

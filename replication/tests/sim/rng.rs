@@ -5,8 +5,9 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// ChaCha with 8 rounds: it is documented to yield the same numbers for a seed on every platform and in every version.
-/// What is made of them here is our own for the same reason: ranges of `rand` may change between versions.
+/// ChaCha with 8 rounds: it is documented to yield the same numbers for a seed on every platform
+/// and in every version. What is made of them here is our own for the same reason: ranges of `rand`
+/// may change between versions.
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {

@@ -37,7 +37,8 @@ pub struct Settings {
     pub beats_lost_permille: u64,
     /// One byte over the logging channel takes so long: slow links.
     pub byte_ns: u64,
-    /// Whether an older side may repeat outputs after a newer one has spoken; see [`Fault::closes`].
+    /// Whether an older side may repeat outputs after a newer one has spoken; see
+    /// [`Fault::closes`].
     pub may_repeat_late: bool,
     /// Faults, in order of time.
     pub faults: Vec<(Duration, Fault)>,
@@ -73,7 +74,8 @@ pub struct Report {
     pub repeated: u64,
     /// Outputs it heard again from an older side after a newer one had spoken.
     pub late: u64,
-    /// Of everything the cores decided, and when: the same for two versions of a core that behave alike.
+    /// Of everything the cores decided, and when: the same for two versions of a core that behave
+    /// alike.
     pub digest: u64,
 }
 
@@ -361,8 +363,7 @@ impl World {
 
     /// Counts what the core of `host` has just decided into the digest.
     pub fn decided(&mut self, host: usize, effects: &impl Debug, wakeup: Option<Duration>) {
-        let decision = format!("{:?} {host} {effects:?} {wakeup:?}", self.now);
-        decision.hash(&mut self.decisions);
+        format!("{:?} {host} {effects:?} {wakeup:?}", self.now).hash(&mut self.decisions);
     }
 
     fn tick(&mut self, host: usize) {
@@ -537,7 +538,7 @@ impl World {
         with(|node| node.guest.ended).filter(|_| with(|node| node.running).is_none())
     }
 
-    /// When faults have been over for long, the guest's end is over, too, and all that it said was heard.
+    /// When faults have been over for long, so is the guest's end, and all that it said was heard.
     fn check_ended(&mut self, host: usize) {
         if let Role::Primary(node) = &self.hosts[host].role {
             let (phase, said) = (node.core.phase(), node.guest.number);

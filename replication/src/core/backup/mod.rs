@@ -24,12 +24,13 @@
 //!
 //! An epoch that is whole is acked at once and committed at the next call of `handle`, which
 //! `next_wakeup` asks for without delay: the ack does not wait for the pages to be copied. Whatever
-//! comes in, a whole epoch is committed before it is looked at; a tick copies no more than a slice, so that
-//! signs of life go on while a huge epoch is copied.
+//! comes in, a whole epoch is committed before it is looked at; a tick copies no more than a slice,
+//! so that signs of life go on while a huge epoch is copied.
 //!
-//! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in the
-//! journal. What happens meanwhile waits for that: if it succeeds the epoch is committed, although it may
-//! not be acked any more, otherwise it is discarded. So memory and disks are of one epoch whatever comes.
+//! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
+//! the journal. What happens meanwhile waits for that: if it succeeds the epoch is committed,
+//! although it may not be acked any more, otherwise it is discarded. So memory and disks are of one
+//! epoch whatever comes.
 
 pub mod transitions;
 
@@ -44,8 +45,8 @@ use crate::ids::{EpochId, Generation};
 
 /// What happens to the backup.
 ///
-/// After [`BackupEffect::CloseLink`], [`BackupInput::LinkClosed`] or [`BackupInput::LinkBroken`], no
-/// message of that link may come in any more.
+/// After [`BackupEffect::CloseLink`], [`BackupInput::LinkClosed`] or [`BackupInput::LinkBroken`],
+/// no message of that link may come in any more.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackupInput {
     /// A primary connected.
@@ -64,8 +65,8 @@ pub enum BackupInput {
         /// The error.
         cause: String,
     },
-    /// A heartbeat of a side that runs the guest came on the separate path. Those of other backups must
-    /// not come in: they would keep a dead primary alive.
+    /// A heartbeat of a side that runs the guest came on the separate path. Those of other backups
+    /// must not come in: they would keep a dead primary alive.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
@@ -87,7 +88,8 @@ pub enum BackupInput {
         /// Why.
         error: String,
     },
-    /// This side has stopped reading the link for a while, as its disks take no more: silence says nothing.
+    /// This side has stopped reading the link for a while, as its disks take no more: silence says
+    /// nothing.
     NotReading,
     /// The operator wants this side promoted now.
     PromotionWanted,
@@ -113,8 +115,8 @@ pub enum BackupEffect {
     BeginCopy(Vec<DiskSyncPlan>),
     /// Write this good batch to the images: a part of the copy.
     SyncDisk(Bytes),
-    /// Write an epoch's disk writes to the journal, for good if `flush`, and report `Persisted`. They must
-    /// not get to the images before that was reported.
+    /// Write an epoch's disk writes to the journal, for good if `flush`, and report `Persisted`.
+    /// They must not get to the images before that was reported.
     Persist {
         /// For the report.
         ticket: u64,
@@ -149,8 +151,8 @@ pub enum BackupEffect {
         /// Why the primary is lost.
         cause: String,
     },
-    /// The state is of no use any more (another side owns the guest, or the guest stopped): forget it,
-    /// make memory zero, wait for a new primary.
+    /// The state is of no use any more (another side owns the guest, or the guest stopped): forget
+    /// it, make memory zero, wait for a new primary.
     Reset {
         /// Why.
         reason: String,

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use crate::ids::{Page, PageIndex};
 
-/// A bounded map from page to frame that takes ownership of frames instead of copying them. When full
-/// it replaces by the clock rule (second chance): a page used since the hand last passed stays.
+/// A bounded map from page to frame that takes ownership of frames instead of copying them. When
+/// full it replaces by the clock rule (second chance): a page used since the hand last passed
+/// stays.
 #[derive(Debug)]
 pub(super) struct PageCache {
     index: HashMap<PageIndex, usize>,
@@ -41,7 +42,8 @@ impl PageCache {
         Some(&mut slot.frame)
     }
 
-    /// Keeps `frame` for a `page` that is not in the cache, and gives back a frame that is free now.
+    /// Keeps `frame` for a `page` that is not in the cache, and gives back a frame that is free
+    /// now.
     pub(super) fn insert(&mut self, page: PageIndex, frame: Box<Page>) -> Option<Box<Page>> {
         if self.pages_max == 0 {
             return Some(frame);

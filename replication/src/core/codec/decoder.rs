@@ -74,8 +74,8 @@ impl Decoder {
     /// Decodes a batch into `sink`, over the pages in `base`; returns how many pages it held.
     ///
     /// # Errors
-    /// If the batch is anything else than complete and valid. What went into the sink before is then
-    /// of no use.
+    /// If the batch is anything else than complete and valid. What went into the sink before is
+    /// then of no use.
     pub fn decode(
         &mut self,
         batch: &[u8],

@@ -88,7 +88,8 @@ impl Delta {
         Ok((Self { bitmaps }, rest))
     }
 
-    /// Applies the words at the front of `words` to `page`, which holds the base; returns what follows.
+    /// Applies the words at the front of `words` to `page`, which holds the base; returns what
+    /// follows.
     ///
     /// # Errors
     /// As [`Delta::read`]; the page is then useless.

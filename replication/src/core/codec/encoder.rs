@@ -75,8 +75,8 @@ impl Encoder {
         }
     }
 
-    /// Appends `page`, whose content is in `frame`, to a batch that is not full. Keeps the frame and
-    /// gives back one to be used for the next capture; `None` while the cache still grows.
+    /// Appends `page`, whose content is in `frame`, to a batch that is not full. Keeps the frame
+    /// and gives back one to be used for the next capture; `None` while the cache still grows.
     #[must_use = "a returned frame is to be used again"]
     pub fn encode(
         &mut self,
@@ -139,8 +139,8 @@ impl Encoder {
         spare
     }
 
-    /// Forgets what the backup has: another backup or link, or an epoch that was encoded and not sent.
-    /// The frames stay, to be used again.
+    /// Forgets what the backup has: another backup or link, or an epoch that was encoded and not
+    /// sent. The frames stay, to be used again.
     pub fn forget(&mut self) {
         self.cache.forget();
     }
@@ -236,8 +236,8 @@ impl BatchWriter {
     }
 }
 
-/// The page compressed to fewer than `limit` bytes. Among pages that do not compress, fewer and fewer
-/// are tried: noise costs next to nothing then.
+/// The page compressed to fewer than `limit` bytes. Among pages that do not compress, fewer and
+/// fewer are tried: noise costs next to nothing then.
 fn compress<'a>(
     frame: &Page,
     limit: usize,

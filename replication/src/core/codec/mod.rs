@@ -32,11 +32,11 @@
 //! | 3 | compressed | `u16` length, not 0; an LZ4 block of that length that yields 4096 bytes |
 //! | 4 | sent as it is | 4096 bytes |
 //!
-//! The base of 1 and 2 is the backup's committed page. Their CRC32 (IEEE) proves that both sides mean
-//! the same base; a difference is an error, never a silently wrong page.
+//! The base of 1 and 2 is the backup's committed page. Their CRC32 (IEEE) proves that both sides
+//! mean the same base; a difference is an error, never a silently wrong page.
 //!
-//! A page occurs at most once in an epoch (in a batch, during initial synchronisation), and must lie
-//! in the memory layout agreed upon in the handshake.
+//! A page occurs at most once in an epoch (in a batch, during initial synchronisation), and must
+//! lie in the memory layout agreed upon in the handshake.
 
 mod cache;
 mod decoder;

@@ -1,5 +1,5 @@
-//! What an epoch consists of, counted the same way on both sides: the primary counts what it ships, the backup what
-//! it stages, and the backup compares the two.
+//! What an epoch consists of, counted the same way on both sides: the primary counts what it ships,
+//! the backup what it stages, and the backup compares the two.
 //!
 //! Must not be done here: judging. [`staging`](super::staging) does.
 
@@ -47,7 +47,8 @@ impl EpochTally {
         self.digest.update(&wire::small(output));
     }
 
-    /// What `EpochEnd` says of what was counted; without a flush, and nothing written to shared disks.
+    /// What `EpochEnd` says of what was counted; without a flush, and nothing written to shared
+    /// disks.
     #[must_use]
     pub fn summary(&self) -> EpochSummary {
         EpochSummary {

@@ -18,8 +18,9 @@ use crate::ports::SealedOutput;
 
 pub use wire::MessageError;
 
-/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if there are
-/// disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch `EpochPages`…,
+/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
+/// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
+/// `EpochPages`…,
 /// `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`. `Heartbeat` at any time after `Welcome`; `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -70,8 +71,8 @@ pub enum Message {
         /// What it consisted of, to be verified.
         summary: EpochSummary,
     },
-    /// Backup has the epoch whole and verified and can always commit it (step ⑧); its disk writes are in
-    /// the backup's journal, for good if the epoch had a flush.
+    /// Backup has the epoch whole and verified and can always commit it (step ⑧); its disk writes
+    /// are in the backup's journal, for good if the epoch had a flush.
     Ack {
         /// The epoch.
         epoch: EpochId,
@@ -134,8 +135,8 @@ pub struct EpochSummary {
     pub batches: u32,
     /// `EpochDisk` messages shipped.
     pub disk_batches: u32,
-    /// Whether the guest had a disk flushed in this epoch: it may be acknowledged only once its disk
-    /// writes survive a loss of power.
+    /// Whether the guest had a disk flushed in this epoch: it may be acknowledged only once its
+    /// disk writes survive a loss of power.
     pub flush: bool,
     /// The last epoch whose writes to shared disks the primary has seen on their images for good.
     pub written_through: EpochId,
@@ -157,7 +158,8 @@ pub enum Bye {
     },
     /// The sender could not accept what it received.
     Protocol(String),
-    /// The backup cannot keep its copy any more, for the reason given: its disk is full, for example.
+    /// The backup cannot keep its copy any more, for the reason given: its disk is full, for
+    /// example.
     Unable(String),
 }
 

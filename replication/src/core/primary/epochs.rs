@@ -23,8 +23,8 @@ pub(super) struct Epochs {
     boundary: Boundary,
     /// When the running epoch began: the guest ran again.
     began: Duration,
-    /// From when the timer of the running epoch counts. The timer keeps its beat: neither the pause nor a
-    /// late look at it makes the next epoch end later.
+    /// From when the timer of the running epoch counts. The timer keeps its beat: neither the pause
+    /// nor a late look at it makes the next epoch end later.
     beat: Duration,
     /// When output last began to wait in the running epoch.
     output_at: Option<Duration>,
@@ -84,7 +84,8 @@ impl Epochs {
         }
     }
 
-    /// The next epoch that will be captured, from its beginning: not one whose capture is under way.
+    /// The next epoch that will be captured, from its beginning: not one whose capture is under
+    /// way.
     pub(super) fn next_captured(&self) -> EpochId {
         match self.boundary {
             Boundary::Capturing(epoch) => epoch.next(),
@@ -141,8 +142,8 @@ impl Epochs {
     pub(super) fn end(&mut self, now: Duration, policy: &Policy) -> EpochId {
         let epoch = self.running();
         let timer = self.beat + policy.epoch_interval;
-        // Much later than the timer, something slower sets the pace: catching up would only make epochs
-        // of next to no length.
+        // Much later than the timer, something slower sets the pace: catching up would only make
+        // epochs of next to no length.
         let on_beat = (timer..timer + policy.epoch_interval / 2).contains(&now);
         self.beat = if on_beat { timer } else { now };
         self.boundary = Boundary::Capturing(epoch);
@@ -265,8 +266,8 @@ impl Epochs {
         Ok(())
     }
 
-    /// The epoch through which output may go now, if that is news; once its writes to shared disks have
-    /// been made if `disks_first`.
+    /// The epoch through which output may go now, if that is news; once its writes to shared disks
+    /// have been made if `disks_first`.
     pub(super) fn release(&mut self, disks_first: bool) -> Option<EpochId> {
         let through = if disks_first {
             self.written

@@ -1,5 +1,5 @@
-//! The primary's core: what comes in and what is to be done. The deciding is in [`transitions`], the rhythm of
-//! epochs in [`epochs`].
+//! The primary's core: what comes in and what is to be done. The deciding is in [`transitions`],
+//! the rhythm of epochs in [`epochs`].
 //!
 //! ```text
 //!            LinkUp               Welcome             synced: Capture(1)         ack 1, 2, 3 …
@@ -22,18 +22,20 @@
 //! | Claiming | held | – |
 //! | Fenced, Stopped | dropped | – |
 //!
-//! If there are shared disks, an acked epoch's writes to them go first, then its other output; the next
-//! epoch does not end before both have: the backup repeats those of one epoch only.
+//! If there are shared disks, an acked epoch's writes to them go first, then its other output; the
+//! next epoch does not end before both have: the backup repeats those of one epoch only.
 //!
-//! A backup that is dismissed while Protected keeps its link until the next generation is granted. It is told then that
-//! it is fenced, and this side goes through Claiming, where the same claim is granted once more, to Alone.
+//! A backup that is dismissed while Protected keeps its link until the next generation is granted.
+//! It is told then that it is fenced, and this side goes through Claiming, where the same claim is
+//! granted once more, to Alone.
 //!
-//! When the guest has ended, Protected goes on until the epoch is released that has its end, and Claiming until
-//! the arbiter has answered and all that was held has left. Told to end at once, this side drops it.
+//! When the guest has ended, Protected goes on until the epoch is released that has its end, and
+//! Claiming until the arbiter has answered and all that was held has left. Told to end at once,
+//! this side drops it.
 //!
 //! While Protected, a jump of time (the process was stalled) or a message after long silence on the
-//! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no further
-//! epoch ended, before the arbiter has confirmed the generation.
+//! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no
+//! further epoch ended, before the arbiter has confirmed the generation.
 
 pub mod epochs;
 pub mod transitions;
@@ -65,14 +67,15 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// The guest is to go on without this backup, which lives. While Protected that needs a grant, as its
-    /// loss does, but the link stays up until then, so that the backup does not claim the guest itself.
+    /// The guest is to go on without this backup, which lives. While Protected that needs a grant,
+    /// as its loss does, but the link stays up until then, so that the backup does not claim the
+    /// guest itself.
     BackupDismissed {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path, whoever sent it: a backup's keeps it from counting as lost,
-    /// and anybody's tells of a later generation.
+    /// A heartbeat came on the separate path, whoever sent it: a backup's keeps it from counting as
+    /// lost, and anybody's tells of a later generation.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
@@ -84,13 +87,15 @@ pub enum PrimaryInput {
         /// Bytes of disks still to be copied. Memory comes after them: rounds do not count before.
         disk_bytes_left: u64,
     },
-    /// The guest was paused and the epoch's pages, state and output captured and sealed; it runs again.
+    /// The guest was paused and the epoch's pages, state and output captured and sealed; it runs
+    /// again.
     Captured {
         /// The epoch.
         epoch: EpochId,
     },
-    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given back,
-    /// and output that it was to seal is still held and will be sealed under the next attempt.
+    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given
+    /// back, and output that it was to seal is still held and will be sealed under the next
+    /// attempt.
     CaptureFailed {
         /// The epoch.
         epoch: EpochId,
@@ -109,8 +114,8 @@ pub enum PrimaryInput {
     },
     /// The gate holds fresh output.
     OutputWaiting,
-    /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes is nearly
-    /// full, or somebody asked for a checkpoint.
+    /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
+    /// is nearly full, or somebody asked for a checkpoint.
     CheckpointWanted,
     /// The arbiter's answer to [`PrimaryEffect::Claim`] or [`PrimaryEffect::Confirm`].
     Verdict(Verdict),
@@ -118,8 +123,8 @@ pub enum PrimaryInput {
     ArbiterUnavailable,
     /// All that [`PrimaryEffect::GoAlone`] let go has left.
     Opened,
-    /// The guest ended, or is to: it says nothing more that matters. What it has said leaves as ever, then this
-    /// side is [`Stopped`](PrimaryPhase::Stopped).
+    /// The guest ended, or is to: it says nothing more that matters. What it has said leaves as
+    /// ever, then this side is [`Stopped`](PrimaryPhase::Stopped).
     GuestStopped,
     /// This side is to end at once: what is held is dropped.
     Abandoned,
@@ -138,13 +143,13 @@ pub enum PrimaryEffect {
         /// The backup's disks, as it describes them.
         disks: Vec<PeerDisk>,
     },
-    /// Ship more of the disks, or, once they are copied, all of memory, and from then on what was dirtied
-    /// since the last round; then report `SyncRoundShipped`.
+    /// Ship more of the disks, or, once they are copied, all of memory, and from then on what was
+    /// dirtied since the last round; then report `SyncRoundShipped`.
     SyncRound,
     /// Pause, capture, hold output from now on, seal, resume, ship; report `Captured`, `Shipped`.
     Capture(EpochId),
-    /// Let writes to shared disks through this epoch go, then report `DisksWritten`. Emitted nowhere but
-    /// for acked epochs (R1), and only if there are shared disks.
+    /// Let writes to shared disks through this epoch go, then report `DisksWritten`. Emitted
+    /// nowhere but for acked epochs (R1), and only if there are shared disks.
     WriteDisks(EpochId),
     /// The backup has everything through this epoch on its images for good.
     Durable(EpochId),
@@ -157,11 +162,11 @@ pub enum PrimaryEffect {
     /// Ask the arbiter whether this generation is still in force, before anything is released: this
     /// process was stalled for so long that the backup may have been promoted.
     Confirm(Generation),
-    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup; report `Opened` when
-    /// all that was held has left.
+    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup; report
+    /// `Opened` when all that was held has left.
     GoAlone {
-        /// The generation to run under: the one just granted, or the one held before if the backup was
-        /// lost before epoch 1 could be complete (the gate was never closed then).
+        /// The generation to run under: the one just granted, or the one held before if the backup
+        /// was lost before epoch 1 could be complete (the gate was never closed then).
         generation: Generation,
         /// Why the backup is lost.
         cause: String,

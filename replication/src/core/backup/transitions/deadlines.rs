@@ -1,6 +1,7 @@
-//! The backup's timers: when each one expires is decided here and nowhere else, from the core's state.
+//! The backup's timers: when each one expires is decided here and nowhere else, from the core's
+//! state.
 //!
-//! Must not be done here: changing anything. What follows when one expires is in the rooms beside.
+//! Must not be done here: changing anything but the timers. What follows when one expires is in the rooms beside.
 
 use std::time::Duration;
 
@@ -51,8 +52,10 @@ impl BackupCore {
         timers.set(Timer::Ask, ask);
     }
 
-    /// When `handle` must be called next although nothing happens; `None`: not before something does.
-    /// Never far away while a deadline runs: who is called late has been stalled.
+    /// When `handle` must be called next if nothing happens before; `None`: no timer runs.
+    ///
+    /// It is never far away while a timer runs: a call that comes late shows that this process was
+    /// stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
         let latest = self.now + self.policy.heartbeat_interval;

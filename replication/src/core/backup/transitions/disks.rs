@@ -150,7 +150,8 @@ impl BackupCore {
         self.disks.durable = self.disks.durable.max(epoch);
     }
 
-    /// The copy cannot go on. What is committed stays good until the arbiter has named another side.
+    /// The copy cannot go on. What is committed stays good until the arbiter has named another
+    /// side.
     pub(super) fn disks_failed(&mut self, error: String, out: &mut Vec<Effect>) {
         if self.sends_beats() {
             out.push(Effect::Send(Message::Bye(Bye::Unable(error.clone()))));

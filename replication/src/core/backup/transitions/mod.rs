@@ -1,7 +1,7 @@
 //! The deciding half of the backup. The transition table is drawn in the module above.
 //!
-//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said; and
-//! promoting without the arbiter's grant.
+//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said;
+//! and promoting without the arbiter's grant.
 
 mod deadlines;
 mod disks;
@@ -27,7 +27,8 @@ use crate::ids::{EpochId, Generation};
 use crate::page_set::MemoryLayout;
 use crate::ports::{PageMemory, SealedOutput};
 
-/// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for more.
+/// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for
+/// more.
 const COMMIT_PAGES_MAX: usize = 8192;
 
 /// Who this backup is and what it can take over.
@@ -127,9 +128,10 @@ impl BackupCore {
         }
     }
 
-    /// Takes in what happened at time `now` and says what is to be done, in order. Writes `memory`: the
-    /// pages of the initial synchronisation, and whole epochs. Must be called with
-    /// [`BackupInput::Tick`](super::BackupInput::Tick) at [`BackupCore::next_wakeup`] at the latest.
+    /// Takes in what happened at time `now` and says what is to be done, in order. Writes `memory`:
+    /// the pages of the initial synchronisation, and whole epochs. Must be called with
+    /// [`BackupInput::Tick`](super::BackupInput::Tick) at [`BackupCore::next_wakeup`] at the
+    /// latest.
     #[must_use = "effects are to be carried out"]
     pub fn handle(&mut self, now: Duration, input: Input, memory: &dyn PageMemory) -> Vec<Effect> {
         let mut out = Vec::new();
@@ -157,8 +159,8 @@ impl BackupCore {
         }
     }
 
-    /// Not while claiming: a primary that gets no acks any more goes on alone if the arbiter takes long
-    /// to answer this side.
+    /// Not while claiming: a primary that gets no acks any more goes on alone if the arbiter takes
+    /// long to answer this side.
     fn sends_beats(&self) -> bool {
         self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
     }
@@ -210,8 +212,8 @@ impl BackupCore {
         }
     }
 
-    /// Whether an epoch is whole, and its disk writes persisted, so that nothing is to be waited for. The
-    /// runtime looks at nothing but timers until it has been committed.
+    /// Whether an epoch is whole, and its disk writes persisted, so that nothing is to be waited
+    /// for. The runtime looks at nothing but timers until it has been committed.
     #[must_use]
     pub fn commit_is_due(&self) -> bool {
         self.staging.is_whole() && !self.is_persisting()
@@ -263,8 +265,8 @@ impl BackupCore {
             Input::LinkClosed => self.link_closed(out),
             Input::LinkBroken { cause } => self.cut_off(cause, true, out),
             Input::HeartbeatHeard { generation } => {
-                // Another generation's heartbeat is no sign of life of our primary; if it is a later
-                // one, ours falls silent and the arbiter tells us so.
+                // Another generation's heartbeat is no sign of life of our primary; if it is a
+                // later one, ours falls silent and the arbiter tells us so.
                 if generation == self.generation {
                     self.heard_at = self.now;
                 }
@@ -284,8 +286,8 @@ impl BackupCore {
                     && let Phase::Claiming { ask_at, .. } = &mut self.phase
                 {
                     *ask_at = Some(self.now + self.policy.arbiter_retry);
-                    // A primary that lives must not hold its output for an arbiter that only this side
-                    // cannot reach.
+                    // A primary that lives must not hold its output for an arbiter that only this
+                    // side cannot reach.
                     self.close_link(out);
                 }
             }
@@ -339,8 +341,8 @@ impl BackupCore {
                 };
                 self.violated(&violation, out);
             }
-            // From the claim on nothing more is staged or acked: an ack would release output that the
-            // promoted side does not have. Whatever the primary says, the arbiter decides.
+            // From the claim on nothing more is staged or acked: an ack would release output that
+            // the promoted side does not have. Whatever the primary says, the arbiter decides.
             (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}
             (Link::Welcomed, message) => {
                 self.heard_at = self.now;
@@ -441,8 +443,8 @@ impl BackupCore {
         }
     }
 
-    /// R2: what is staged and not whole is dropped whole, and named. Not an epoch whose disk writes are
-    /// being persisted: whether they are decides what becomes of it.
+    /// R2: what is staged and not whole is dropped whole, and named. Not an epoch whose disk writes
+    /// are being persisted: whether they are decides what becomes of it.
     fn discard(&mut self, why: &str, out: &mut Vec<Effect>) {
         if self.is_persisting() {
             return;
@@ -482,8 +484,8 @@ impl BackupCore {
         }
     }
 
-    /// Asks to be promoted because the primary is lost. The link is closed before: a primary that was
-    /// only stalled then finds the end of the link right behind the acks it has not read yet.
+    /// Asks to be promoted because the primary is lost. The link is closed before: a primary that
+    /// was only stalled then finds the end of the link right behind the acks it has not read yet.
     fn claim(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.close_link(out);
         self.claim_from_living(cause, out);

@@ -1,9 +1,10 @@
-//! Assembling (steps ④ and ⑤): pages, disk writes, state and output become the messages of an epoch, in the order of
-//! the protocol. The mirror of [`staging`](super::staging): what is put together here is taken apart there.
+//! Assembling (steps ④ and ⑤): pages, disk writes, state and output become the messages of an
+//! epoch, in the order of the protocol. The mirror of [`staging`](super::staging): what is put
+//! together here is taken apart there.
 //!
-//! Where the messages go is the sink's concern: to a link, into a list, one day to a file. A sink that takes them one
-//! by one and waits while it is full bounds what is in memory (R5): never more than a batch of pages, or one of disk
-//! writes, beside what the caller holds.
+//! Where the messages go is the sink's concern: to a link, into a list, one day to a file. A sink
+//! that takes them one by one and waits while it is full bounds what is in memory (R5): never more
+//! than a batch of pages, or one of disk writes, beside what the caller holds.
 //!
 //! Must not be done here: I/O, and deciding what belongs to an epoch.
 
@@ -110,7 +111,8 @@ impl<S: MessageSink> EpochAssembler<S> {
         }
     }
 
-    /// Whether the sink has got something of the epoch: then the epoch cannot be given up any more, only the session.
+    /// Whether the sink has got something of the epoch: then the epoch cannot be given up any more,
+    /// only the session.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.assembled != Assembled::default()
@@ -252,7 +254,8 @@ impl<S: MessageSink> SyncAssembler<S> {
     }
 }
 
-/// Gives `each` the writes in batches, in order, one at a time so that they are not all in memory twice.
+/// Gives `each` the writes in batches, in order, one at a time so that they are not all in memory
+/// twice.
 fn in_batches<E>(
     writes: &[DiskWrite],
     bytes_max: usize,

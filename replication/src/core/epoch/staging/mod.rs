@@ -1,6 +1,6 @@
 //! Staging (steps ⑥ and ⑦): the backup collects a whole epoch aside, verifies it, and only then it
-//! may be committed. R2 lives here: nothing of an epoch touches committed memory before all of it is
-//! here and verified, and then all of it does.
+//! may be committed. R2 lives here: nothing of an epoch touches committed memory before all of it
+//! is here and verified, and then all of it does.
 //!
 //! Must not be done here: deciding what to do about a bad epoch (the backup's core does).
 
@@ -363,13 +363,13 @@ impl Staging {
         Ok(())
     }
 
-    /// Commits up to so many pages of the whole epoch to memory, and waits for the next epoch once all of
-    /// them are; `None` if it is not whole, or not all of it is committed yet. Nothing else may be done
-    /// in between, nor memory be used.
+    /// Commits up to so many pages of the whole epoch to memory, and waits for the next epoch once
+    /// all of them are; `None` if it is not whole, or not all of it is committed yet. Nothing else
+    /// may be done in between, nor memory be used.
     ///
     /// # Errors
-    /// If memory cannot be written although every page was checked against its layout. Memory is then
-    /// of no epoch any more: this standby must never be promoted.
+    /// If memory cannot be written although every page was checked against its layout. Memory is
+    /// then of no epoch any more: this standby must never be promoted.
     pub fn commit(
         &mut self,
         pages_max: usize,

@@ -1,8 +1,9 @@
-//! Messages as bytes: `(kind, epoch, body)`, the three things a transport frame carries for us beside
-//! the sender's generation. Pages and machine state travel raw, everything small as postcard.
+//! Messages as bytes: `(kind, epoch, body)`, the three things a transport frame carries for us
+//! beside the sender's generation. Pages and machine state travel raw, everything small as
+//! postcard.
 //!
-//! Must not be done here: trusting a length. Every body has a limit that is checked before anything is
-//! decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the
+//! Must not be done here: trusting a length. Every body has a limit that is checked before anything
+//! is decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the
 //! cores).
 
 use bytes::Bytes;
@@ -126,7 +127,8 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     })
 }
 
-/// Serialises a small body. Our own types have no way to fail: no maps of unknown length, no floats.
+/// Serialises a small body. Our own types have no way to fail: no maps of unknown length, no
+/// floats.
 pub(in crate::core) fn small(value: &impl Serialize) -> Bytes {
     postcard::to_stdvec(value)
         .expect("messages of this crate always serialise")
@@ -176,9 +178,9 @@ impl Message {
     /// The message that `kind`, `epoch` and `body` of a frame make.
     ///
     /// # Errors
-    /// If the kind is unknown, the epoch number missing or out of place, the body longer than the kind
-    /// allows, malformed, or followed by more bytes. Batches and state are only measured here; the
-    /// page codec and the machine judge them.
+    /// If the kind is unknown, the epoch number missing or out of place, the body longer than the
+    /// kind allows, malformed, or followed by more bytes. Batches and state are only measured here;
+    /// the page codec and the machine judge them.
     pub fn decode(kind: u16, epoch: u64, body: Bytes) -> Result<Self, MessageError> {
         let (name, has_epoch, limit) = properties(kind).ok_or(MessageError::UnknownKind(kind))?;
         let epoch = EpochId(epoch);

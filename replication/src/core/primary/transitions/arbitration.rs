@@ -6,8 +6,8 @@ use super::{Effect, Phase, PrimaryCore};
 use crate::arbiter::Verdict;
 use crate::ids::Generation;
 
-/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry no
-/// mark of their question.
+/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry
+/// no mark of their question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     Claim,

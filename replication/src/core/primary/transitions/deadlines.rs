@@ -1,12 +1,14 @@
-//! The primary's timers: when each one expires is decided here and nowhere else, from the core's state.
+//! The primary's timers: when each one expires is decided here and nowhere else, from the core's
+//! state.
 //!
-//! Must not be done here: changing anything. What follows when one expires is in the rooms beside.
+//! Must not be done here: changing anything but the timers. What follows when one expires is in the rooms beside.
 
 use std::time::Duration;
 
 use super::{Phase, PrimaryCore};
 
-/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its memory ready first.
+/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its
+/// memory ready first.
 const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// The primary's timers, in the order in which they are looked at.
@@ -66,8 +68,10 @@ impl PrimaryCore {
         timers.set(Timer::Ask, ask);
     }
 
-    /// When `handle` must be called next although nothing happens; `None`: not before something does.
-    /// Never far away while a deadline runs: who is called late has been stalled.
+    /// When `handle` must be called next if nothing happens before; `None`: no timer runs.
+    ///
+    /// It is never far away while a timer runs: a call that comes late shows that this process was
+    /// stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
         let latest = self.now + self.policy.heartbeat_interval;

@@ -1,9 +1,10 @@
-//! The guest's end: this side ends with it only when what the guest said last has left, by the rules by which
-//! everything leaves: acked (R1), or under a grant. Nobody has to answer in time: until somebody has, it is held.
+//! The guest's end: this side ends with it only when what the guest said last has left, by the
+//! rules by which everything leaves: acked (R1), or under a grant. Nobody has to answer in time:
+//! until somebody has, it is held.
 //!
-//! Then the next generation is claimed, so that the backup cannot take over even if it does not hear the farewell.
-//! That is worth some patience with the arbiter, but no more: nothing would be lost, since the guest's end is part of
-//! what the backup has.
+//! Then the next generation is claimed, so that the backup cannot take over even if it does not
+//! hear the farewell. That is worth some patience with the arbiter, but no more: nothing would be
+//! lost, since the guest's end is part of what the backup has.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ const LAST_ANSWER_TIMEOUTS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Ending {
     stage: Stage,
-    /// When to ask for the next generation while there is a link; `None`: not yet, or an answer is awaited.
+    /// When to ask for the next generation while there is a link; `None`: not yet, or an answer is
+    /// awaited.
     pub(super) ask_at: Option<Duration>,
 }
 
@@ -74,10 +76,11 @@ impl PrimaryCore {
         self.ending = Some(ending);
     }
 
-    /// What is held is dropped. A backup is still kept from taking over, if the arbiter answers soon.
+    /// What is held is dropped. A backup is still kept from taking over, if the arbiter answers
+    /// soon.
     pub(super) fn abandon(&mut self, out: &mut Vec<Effect>) {
         if self.has_said_all() {
-            // Who says so over and over does not make the last answer awaited any longer.
+            // Asking again does not extend the wait for the last answer.
             return;
         }
         match &mut self.phase {
@@ -99,8 +102,8 @@ impl PrimaryCore {
         self.ending = Some(last);
     }
 
-    /// The guest cannot be captured any more: if it has ended, what is held needs a grant now. Returns whether it has
-    /// ended.
+    /// The guest cannot be captured any more: if it has ended, what is held needs a grant now.
+    /// Returns whether it has ended.
     pub(super) fn ending_needs_grant(&mut self) -> bool {
         let Some(ending) = &mut self.ending else {
             return false;
@@ -152,8 +155,9 @@ impl PrimaryCore {
             })
     }
 
-    /// Whether everything has been let go, and nobody has noticed yet. It is noticed before anything else happens: what
-    /// was let go has left by then, or the doubt has begun that stopped it.
+    /// Whether everything has been let go, and nobody has noticed yet. It is noticed before
+    /// anything else happens: what was let go has left by then, or the doubt has begun that stopped
+    /// it.
     pub(super) fn has_just_said_all(&self) -> bool {
         let stage = self.ending.as_ref().map(|ending| ending.stage);
         match (stage, &self.phase) {

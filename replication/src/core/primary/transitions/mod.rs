@@ -24,7 +24,8 @@ use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
 
-/// After so many failed captures in a row protection is given up: held output must not wait forever.
+/// After so many failed captures in a row protection is given up: held output must not wait
+/// forever.
 const CAPTURE_FAILURES_MAX: u32 = 5;
 
 #[derive(Debug)]
@@ -58,8 +59,8 @@ pub struct PrimaryCore {
     generation: Generation,
     now: Duration,
     phase: Phase,
-    /// Going alone, not everything held has left yet: no session begins, as it would find in its first epoch
-    /// what leaves meanwhile.
+    /// Going alone, not everything held has left yet: no session begins, as it would find in its
+    /// first epoch what leaves meanwhile.
     opening: bool,
     ending: Option<Ending>,
     dismissal: Option<Dismissal>,
@@ -112,8 +113,9 @@ impl PrimaryCore {
         self
     }
 
-    /// Takes in what happened at time `now` and says what is to be done, in order. Must be called with
-    /// [`PrimaryInput::Tick`](super::PrimaryInput::Tick) at [`PrimaryCore::next_wakeup`] at the latest.
+    /// Takes in what happened at time `now` and says what is to be done, in order. Must be called
+    /// with [`PrimaryInput::Tick`](super::PrimaryInput::Tick) at [`PrimaryCore::next_wakeup`] at
+    /// the latest.
     #[must_use = "effects are to be carried out"]
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
@@ -196,8 +198,8 @@ impl PrimaryCore {
         }
     }
 
-    /// A promoted backup repeats the output of its last epoch only, so no more than one epoch may ever be
-    /// acked and not released.
+    /// A promoted backup repeats the output of its last epoch only, so no more than one epoch may
+    /// ever be acked and not released.
     fn may_end(&self, epochs: &Epochs) -> bool {
         self.doubt.is_none() && !epochs.is_releasing() && self.has_more_to_say(epochs)
     }
@@ -286,7 +288,8 @@ impl PrimaryCore {
     }
 
     fn received(&mut self, generation: Generation, message: Message, out: &mut Vec<Effect>) {
-        // A refusal may come from a backup of another virtual machine, whose generation means nothing.
+        // A refusal may come from a backup of another virtual machine, whose generation means
+        // nothing.
         if let (Phase::Handshaking, Message::Refuse(refusal)) = (&self.phase, &message) {
             return match refusal {
                 Refusal::Stale { current } if *current > self.generation => {

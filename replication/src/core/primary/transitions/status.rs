@@ -84,7 +84,8 @@ impl PrimaryCore {
         self.opening
     }
 
-    /// What the guest's end waits for; `None` if it has not ended, or nothing is waited for any more.
+    /// What the guest's end waits for; `None` if it has not ended, or nothing is waited for any
+    /// more.
     #[must_use]
     pub fn ending_awaits(&self) -> Option<EndingAwaits> {
         self.ending.as_ref()?;

@@ -139,7 +139,8 @@ fn what_is_durable_is_never_said_to_be_more_than_what_is_acked() {
     assert_eq!(bench.persisted(ticket), [ack(2, 2)]);
 }
 
-/// Whatever ends the session while disk writes are being persisted, memory and disks are of one epoch.
+/// Whatever ends the session while disk writes are being persisted, memory and disks are of one
+/// epoch.
 #[test]
 fn a_claim_waits_for_what_is_being_persisted() {
     let ends: [fn() -> Input; 3] = [

@@ -1,4 +1,5 @@
-//! Each rule of the backup's transition table: a backup with a clock and memory of its own, for the tests beside.
+//! Each rule of the backup's transition table: a backup with a clock and memory of its own, for the
+//! tests beside.
 
 mod disks;
 mod epochs;

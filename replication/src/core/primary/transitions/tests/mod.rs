@@ -1,4 +1,5 @@
-//! Each rule of the primary's transition table: a primary with a clock of its own, for the tests beside.
+//! Each rule of the primary's transition table: a primary with a clock of its own, for the tests
+//! beside.
 
 mod arbitration;
 mod disks;
