@@ -40,6 +40,8 @@ pub struct StandbyRun<M: Machine> {
 pub type StandbyHandle = SideHandle<Request>;
 
 /// How a standby's work ended.
+// There is one of it in a process's life: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum Outcome<M: Machine> {
     /// It owns the guest now, which runs.
     Promoted(Promoted<M>),
