@@ -76,6 +76,7 @@
 //! - [`core`]: decides. Two cores without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.
 //! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
+//! - [`output`]: the gate that holds what the guest says until its epoch is on the backup.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.
 #![forbid(unsafe_code)]
 
@@ -85,6 +86,7 @@ pub mod disk;
 mod epoch_queue;
 pub mod fingerprint;
 pub mod ids;
+pub mod output;
 pub mod page_set;
 pub mod ports;
 pub mod runtime;

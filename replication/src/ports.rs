@@ -1,8 +1,8 @@
 //! The small traits an embedding VMM implements.
 //!
 //! [`Machine`] is the VM as replication sees it, [`PausedMachine`] the same VM while its vCPUs stand
-//! still and no device touches memory, [`PageMemory`] its RAM, [`OutputGate`] everything it says to
-//! the outside. What its disks are stored in is [`Storage`](crate::disk::Storage). Nothing here knows KVM.
+//! still and no device touches memory, [`PageMemory`] its RAM. What it says goes into its
+//! [`OutputGate`]. What its disks are stored in is [`Storage`](crate::disk::Storage). Nothing here knows KVM.
 //!
 //! # Contract
 //!
@@ -40,14 +40,11 @@
 //! [`MemoryLayout`] are equal and never change.
 
 use std::sync::Arc;
-use std::time::Instant;
-
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{EpochId, Page, PageIndex};
+use crate::ids::{Page, PageIndex};
+use crate::output::OutputGate;
 use crate::page_set::{MemoryLayout, PageSet};
 
 /// Saved state of a machine has at most so many bytes: it travels in one frame of the logging channel.
@@ -136,93 +133,6 @@ pub trait PageMemory: Send + Sync {
     fn clear(&self) -> Result<(), MachineError>;
 }
 
-/// Output of one epoch, sealed at its end, in the order the guest sent it per device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SealedOutput {
-    /// Network frames. May be a bounded suffix of what the epoch sent: they are sent once more after
-    /// a failover to spare the clients a retransmission timeout, and networks may lose frames.
-    pub frames: Vec<NetworkFrame>,
-    /// Console bytes. Always complete.
-    pub console: Vec<ConsoleOutput>,
-}
-
-/// One Ethernet frame that the guest sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkFrame {
-    /// Number of the network device, in configuration order.
-    pub device: u16,
-    /// The frame, from the destination address on.
-    pub bytes: Bytes,
-}
-
-/// Bytes that the guest wrote to a console.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConsoleOutput {
-    /// Number of the console device, in configuration order.
-    pub device: u16,
-    /// How many bytes the guest had written to this console before these.
-    pub position: u64,
-    /// The bytes.
-    pub bytes: Bytes,
-}
-
-/// Everything the guest says to the outside passes here (step ⑨).
-///
-/// A gate starts *open* (output passes at once). `hold` closes it: output collects in the current
-/// bucket. `seal` ends the bucket and names it by its epoch. `release` lets sealed buckets go, in
-/// order. The gate is bounded: when it is full the devices stop taking output from the guest, nothing
-/// is dropped, and the listener is told.
-pub trait OutputGate: Send + Sync {
-    /// From now on, output is held. Called while the guest is paused.
-    fn hold(&self);
-
-    /// Ends the current bucket as `epoch`'s and returns a copy for the backup. Called while the guest
-    /// is paused and the gate holds.
-    fn seal(&self, epoch: EpochId) -> SealedOutput;
-
-    /// Lets the output of all epochs up to and including `through` go. Stops between two frames and
-    /// returns `false` once `until` has passed: this process was stalled in the middle and may not own
-    /// the guest any more. What is left stays held until the next call of `release` or `open`.
-    fn release(&self, through: EpochId, until: Instant) -> bool;
-
-    /// Lets everything go and opens the gate: the arbiter granted this side to run alone.
-    fn open(&self);
-
-    /// Drops everything held and lets nothing out any more, for good: another side owns the guest.
-    fn shut(&self);
-
-    /// Sends `output` of the last committed epoch once more, after a promotion and before the guest
-    /// runs. Console bytes that the console already has are left out.
-    fn repeat(&self, output: &SealedOutput);
-
-    /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
-    /// nearly full.
-    fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>);
-
-    /// What has passed so far, and what waits.
-    fn counts(&self) -> OutputCounts;
-}
-
-/// How much an [`OutputGate`] holds, and what has become of the guest's network output so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OutputCounts {
-    /// Network output held now, or released and not sent yet, as the gate counts it against its limit.
-    pub held_bytes: u64,
-    /// Frames handed to the network.
-    pub frames_sent: u64,
-    /// Frames lost because the network took no more or was gone, or the gate was shut.
-    pub frames_dropped: u64,
-}
-
-/// What an [`OutputGate`] tells its listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutputEvent {
-    /// The current bucket has just got (more) output.
-    Waiting,
-    /// The gate is so full that the guest's output is being slowed.
-    Full,
-}
-
 /// A virtual machine that can be protected, or that can take over another one's state.
 pub trait Machine: Send + 'static {
     /// What must be equal on both hosts.
@@ -231,8 +141,8 @@ pub trait Machine: Send + 'static {
     /// Guest RAM.
     fn memory(&self) -> Arc<dyn PageMemory>;
 
-    /// The machine's output gate.
-    fn gate(&self) -> Arc<dyn OutputGate>;
+    /// The machine's output gate, always the same one.
+    fn gate(&self) -> OutputGate;
 
     /// The machine's writable disks that are replicated or shared. None unless implemented.
     fn disks(&self) -> DiskSet {

@@ -21,8 +21,9 @@ use understudy_replication::core::primary::{
     PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
+use understudy_replication::output::SealedOutput;
 use understudy_replication::page_set::{MemoryLayout, Region};
-use understudy_replication::ports::{MachineError, PageMemory, SealedOutput};
+use understudy_replication::ports::{MachineError, PageMemory};
 
 const GENERATION: u64 = 3;
 

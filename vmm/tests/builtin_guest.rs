@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use understudy_replication::ids::Page;
+use understudy_replication::output::ConsoleSink;
 use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
 use understudy_vmm::devices::virtio::net::backend::socket;
@@ -19,7 +20,6 @@ use understudy_vmm::machine::{
     DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent, NetBackend, NetConfig,
 };
 use understudy_vmm::memory::Memory;
-use understudy_vmm::output::ConsoleSink;
 use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock};
 
 /// How long a test waits for what must come. Only a broken machine makes it wait that long.

@@ -14,7 +14,7 @@ use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles
 use crate::core::codec::CodecStats;
 use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
-use crate::ports::OutputCounts;
+use crate::output::OutputCounts;
 
 /// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
 /// histogram that grows by itself would clamp to its first, tiny range instead.

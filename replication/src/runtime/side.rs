@@ -19,7 +19,8 @@ use super::{HeartbeatPath, Limits, RuntimeError};
 use crate::arbiter::Arbiter;
 use crate::core::policy::Policy;
 use crate::disk::DiskSet;
-use crate::ports::{Machine, OutputGate};
+use crate::output::OutputGate;
+use crate::ports::Machine;
 
 /// Requests wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
@@ -126,7 +127,7 @@ pub(super) fn required<T>(side: Side, what: &str, setting: Option<T>) -> Result<
 pub struct SideHandle<R> {
     requests: mpsc::Sender<R>,
     metrics: Metrics,
-    gate: Arc<dyn OutputGate>,
+    gate: OutputGate,
     disks: DiskSet,
 }
 
@@ -135,7 +136,7 @@ impl<R> Clone for SideHandle<R> {
         Self {
             requests: self.requests.clone(),
             metrics: self.metrics.clone(),
-            gate: Arc::clone(&self.gate),
+            gate: self.gate.clone(),
             disks: self.disks.clone(),
         }
     }

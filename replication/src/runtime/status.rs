@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::side::Side;
 use crate::disk::{Disk, DiskSet, Storage};
-use crate::ports::OutputCounts;
+use crate::output::OutputCounts;
 
 /// Percentiles of a distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,20 +1,15 @@
 //! A machine without KVM: a thread that writes pages and says numbers, some pages, a gate in memory.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use understudy_replication::disk::{Disk, DiskSet};
 use understudy_replication::ids::Page;
-use understudy_replication::ports::{
-    ConsoleOutput, Machine, MachineError, OutputCounts, OutputEvent, OutputGate, PageMemory,
-    PausedMachine, SealedOutput,
-};
-use understudy_replication::{
-    EpochId, Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region,
-};
+use understudy_replication::output::{GateMode, MemoryFrames, NetPort, OutputGate};
+use understudy_replication::ports::{Machine, MachineError, PageMemory, PausedMachine};
+use understudy_replication::{Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region};
 
 use crate::images::{self, DiskUse, Images};
 
@@ -67,132 +62,51 @@ impl PageMemory for Memory {
     }
 }
 
-/// Everything that left, in order.
-#[derive(Default)]
+/// The shipped gate, before a network in memory. Each number that the guest says is a frame.
 pub(crate) struct Gate {
-    inner: Mutex<GateInner>,
-}
-
-#[derive(Default)]
-struct GateInner {
-    holding: bool,
-    shut: bool,
-    open_bucket: Vec<u64>,
-    sealed: BTreeMap<EpochId, Vec<u64>>,
-    out: Vec<u64>,
-    listener: Option<Arc<dyn Fn(OutputEvent) + Send + Sync>>,
+    gate: OutputGate,
+    port: NetPort,
+    network: MemoryFrames,
+    said: Mutex<Vec<u64>>,
 }
 
 impl Gate {
+    fn new() -> Self {
+        let (gate, network) = (OutputGate::default(), MemoryFrames::default());
+        let port = gate.add_network(Arc::new(network.clone()), || ());
+        Self {
+            gate,
+            port,
+            network,
+            said: Mutex::default(),
+        }
+    }
+
     fn say(&self, number: u64) {
-        let mut inner = self.inner.lock().unwrap();
-        if inner.shut {
-            return;
-        }
-        if !inner.holding {
-            inner.out.push(number);
-            return;
-        }
-        inner.open_bucket.push(number);
-        let listener = inner.listener.clone();
-        drop(inner);
-        if let Some(listener) = listener {
-            listener(OutputEvent::Waiting);
-        }
+        let frame = number.to_le_bytes().to_vec();
+        self.port.send(frame.into()).expect("room in the gate");
+        self.said.lock().unwrap().push(number);
     }
 
+    /// Everything that left, in order.
     pub(crate) fn out(&self) -> Vec<u64> {
-        self.inner.lock().unwrap().out.clone()
-    }
-
-    /// Everything that was said, out or held.
-    pub(crate) fn said(&self) -> Vec<u64> {
-        let inner = self.inner.lock().unwrap();
-        let sealed = inner.sealed.values().flatten();
-        inner
-            .out
-            .iter()
-            .chain(sealed)
-            .chain(&inner.open_bucket)
-            .copied()
+        let frames = self.network.contents().into_iter();
+        frames
+            .map(|frame| u64::from_le_bytes(frame.try_into().unwrap()))
             .collect()
     }
 
+    /// Everything that the guest said here, whatever has become of it.
+    pub(crate) fn said(&self) -> Vec<u64> {
+        self.said.lock().unwrap().clone()
+    }
+
     pub(crate) fn is_shut(&self) -> bool {
-        self.inner.lock().unwrap().shut
+        self.gate.mode() == GateMode::Shut
     }
 
     pub(crate) fn is_holding(&self) -> bool {
-        self.inner.lock().unwrap().holding
-    }
-}
-
-impl OutputGate for Gate {
-    fn hold(&self) {
-        self.inner.lock().unwrap().holding = true;
-    }
-
-    fn seal(&self, epoch: EpochId) -> SealedOutput {
-        let mut inner = self.inner.lock().unwrap();
-        let bucket = std::mem::take(&mut inner.open_bucket);
-        let console = bucket
-            .iter()
-            .map(|number| ConsoleOutput {
-                device: 0,
-                position: *number,
-                bytes: number.to_le_bytes().to_vec().into(),
-            })
-            .collect();
-        inner.sealed.insert(epoch, bucket);
-        SealedOutput {
-            frames: Vec::new(),
-            console,
-        }
-    }
-
-    fn release(&self, through: EpochId, _until: Instant) -> bool {
-        let mut inner = self.inner.lock().unwrap();
-        let later = inner.sealed.split_off(&through.next());
-        let released = std::mem::replace(&mut inner.sealed, later);
-        inner.out.extend(released.into_values().flatten());
-        true
-    }
-
-    fn open(&self) {
-        let mut inner = self.inner.lock().unwrap();
-        inner.holding = false;
-        let sealed = std::mem::take(&mut inner.sealed);
-        inner.out.extend(sealed.into_values().flatten());
-        let bucket = std::mem::take(&mut inner.open_bucket);
-        inner.out.extend(bucket);
-    }
-
-    fn shut(&self) {
-        let mut inner = self.inner.lock().unwrap();
-        inner.shut = true;
-        inner.sealed.clear();
-        inner.open_bucket.clear();
-    }
-
-    fn repeat(&self, output: &SealedOutput) {
-        let mut inner = self.inner.lock().unwrap();
-        inner
-            .out
-            .extend(output.console.iter().map(|console| console.position));
-    }
-
-    fn set_listener(&self, listener: Arc<dyn Fn(OutputEvent) + Send + Sync>) {
-        self.inner.lock().unwrap().listener = Some(listener);
-    }
-
-    fn counts(&self) -> OutputCounts {
-        let inner = self.inner.lock().unwrap();
-        let held = inner.sealed.values().chain([&inner.open_bucket]);
-        OutputCounts {
-            held_bytes: held.flatten().count() as u64 * size_of::<u64>() as u64,
-            frames_sent: inner.out.len() as u64,
-            frames_dropped: 0,
-        }
+        self.gate.mode() == GateMode::Holding
     }
 }
 
@@ -229,7 +143,7 @@ impl Fake {
                 dirty: Mutex::new(PageSet::empty(&layout)),
                 layout,
             }),
-            gate: Arc::default(),
+            gate: Arc::new(Gate::new()),
             guest: Arc::default(),
             stop: Arc::default(),
             thread: None,
@@ -327,8 +241,8 @@ impl Machine for Fake {
         self.memory.clone()
     }
 
-    fn gate(&self) -> Arc<dyn OutputGate> {
-        self.gate.clone()
+    fn gate(&self) -> OutputGate {
+        self.gate.gate.clone()
     }
 
     fn disks(&self) -> DiskSet {

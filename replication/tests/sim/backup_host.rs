@@ -11,7 +11,7 @@ use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::ports::PageMemory;
 
 use super::disk::{DISK_BYTES, REPLICATED, SHARED, Write, apply, decode};
-use super::guest::{Guest, SimMemory, from_sealed};
+use super::guest::{Guest, SimMemory};
 use super::outside::Question;
 use super::primary_host::{PrimaryHost, hello};
 use super::world::{Event, Role, World};
@@ -305,7 +305,7 @@ impl World {
             return;
         };
         let restored = Guest::restore(node.core.committed_state(), &node.memory);
-        let sealed = from_sealed(node.core.committed_output());
+        let sealed = node.core.committed_output().clone();
         let memory = node.memory.clone();
         let guest = match restored {
             Ok(guest) => guest,

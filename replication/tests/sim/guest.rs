@@ -3,13 +3,12 @@
 //! numbers. A guest continued from a state that lacks something released would number or value its
 //! next output differently: the client notices.
 
-use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use understudy_replication::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
+use understudy_replication::ids::{PAGE_BYTES, Page, PageIndex};
 use understudy_replication::page_set::{MemoryLayout, PageSet, Region};
-use understudy_replication::ports::{MachineError, NetworkFrame, PageMemory, SealedOutput};
+use understudy_replication::ports::{MachineError, PageMemory};
 
 use super::disk::{SECTORS, Write};
 
@@ -239,92 +238,4 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
-}
-
-/// The output gate: see `ports::OutputGate`.
-#[derive(Default)]
-pub struct Gate {
-    closed: bool,
-    shut: bool,
-    bucket: Vec<Output>,
-    sealed: VecDeque<(EpochId, Vec<Output>)>,
-}
-
-impl Gate {
-    /// Takes an output in; returns what may leave at once.
-    pub fn take(&mut self, output: Output) -> Option<Output> {
-        if self.closed && !self.shut {
-            self.bucket.push(output);
-        }
-        (!self.closed && !self.shut).then_some(output)
-    }
-
-    pub fn hold(&mut self) {
-        self.closed = true;
-    }
-
-    pub fn seal(&mut self, epoch: EpochId) -> SealedOutput {
-        let bucket = std::mem::take(&mut self.bucket);
-        let frames = bucket.iter().map(to_frame).collect();
-        self.sealed.push_back((epoch, bucket));
-        SealedOutput {
-            frames,
-            console: Vec::new(),
-        }
-    }
-
-    pub fn release(&mut self, through: EpochId) -> Vec<Output> {
-        let mut out = Vec::new();
-        while self
-            .sealed
-            .front()
-            .is_some_and(|(epoch, _)| *epoch <= through)
-        {
-            out.extend(self.sealed.pop_front().unwrap().1);
-        }
-        out
-    }
-
-    pub fn open(&mut self) -> Vec<Output> {
-        self.closed = false;
-        let mut out: Vec<_> = self
-            .sealed
-            .drain(..)
-            .flat_map(|(_, bucket)| bucket)
-            .collect();
-        out.append(&mut self.bucket);
-        out
-    }
-
-    /// Whether something is held.
-    pub fn holds(&self) -> bool {
-        !self.bucket.is_empty() || self.sealed.iter().any(|(_, bucket)| !bucket.is_empty())
-    }
-
-    pub fn shut(&mut self) {
-        self.shut = true;
-        self.sealed.clear();
-        self.bucket.clear();
-    }
-}
-
-fn to_frame(output: &Output) -> NetworkFrame {
-    let mut bytes = output.number.to_le_bytes().to_vec();
-    bytes.extend(output.value.to_le_bytes());
-    NetworkFrame {
-        device: 0,
-        bytes: bytes.into(),
-    }
-}
-
-/// The outputs that travelled with an epoch.
-pub fn from_sealed(output: &SealedOutput) -> Vec<Output> {
-    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-    let frames = output.frames.iter();
-    frames
-        .map(|frame| Output {
-            number: word(&frame.bytes, 0),
-            value: word(&frame.bytes, 8),
-        })
-        .collect()
 }

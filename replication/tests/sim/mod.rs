@@ -17,6 +17,7 @@
 pub mod backup_host;
 pub mod disk;
 pub mod faults;
+pub mod gate;
 pub mod guest;
 pub mod link;
 pub mod network;

@@ -16,7 +16,8 @@ use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::page_set::PageSet;
 
 use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, encode};
-use super::guest::{Gate, Guest, SimMemory, layout};
+use super::gate::Gate;
+use super::guest::{Guest, SimMemory, layout};
 use super::outside::{Process, Question};
 use super::world::{Event, Role, Snapshot, World};
 
@@ -77,7 +78,7 @@ impl PrimaryHost {
             disks: PrimaryDisks::of(shared),
             memory,
             guest,
-            gate: Gate::default(),
+            gate: Gate::new(),
             running: false,
             encoder: Encoder::new(CACHE_PAGES),
         }

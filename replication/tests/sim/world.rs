@@ -12,6 +12,7 @@ use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::{EpochId, Generation};
+use understudy_replication::output::SealedOutput;
 
 use super::backup_host::{BackupHost, Persisting};
 use super::disk::{HostDisk, Image};
@@ -93,7 +94,7 @@ pub enum Event {
     Ask(Process, Question),
     Answer(Process, Option<Verdict>),
     /// The output of the last committed epoch is sent once more.
-    Repeat(Process, Vec<Output>),
+    Repeat(Process, SealedOutput),
     Run(Process),
     /// The journal has taken an epoch's disk writes, or cannot.
     Persisted(Process, Persisting),
@@ -326,9 +327,10 @@ impl World {
             }
             Event::Ask(who, question) => self.arbiter_asked(who, question),
             Event::Answer((host, _), verdict) => self.arbiter_answered(host, verdict),
-            Event::Repeat((host, _), outputs) => {
+            Event::Repeat((host, _), output) => {
                 if let Role::Primary(node) = &self.hosts[host].role {
                     let generation = node.core.generation();
+                    let outputs = node.gate.repeat(&output);
                     self.outputs(host, generation, outputs);
                 }
             }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use understudy_replication::ports::OutputCounts;
+use understudy_replication::output::OutputCounts;
 use understudy_replication::runtime::{DisksStatus, Status};
 
 /// A replicated guest's answer to [`Command::Status`](super::Command::Status).

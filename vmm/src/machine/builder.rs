@@ -11,6 +11,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, VmFd};
 use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
+use understudy_replication::output::OutputGate;
 
 use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
@@ -24,7 +25,6 @@ use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
-use crate::output::Gate;
 use crate::vcpu::{
     Buses, Counter, CpuModel, CpuTemplate, Ending, GuestClock, MsrList, OnEnd, VcpuThread,
     guest_counter, use_host_counter,
@@ -43,7 +43,7 @@ pub struct MachineBuilder {
     system: System,
     vm: Arc<VmFd>,
     memory: Memory,
-    gate: Arc<Gate>,
+    gate: OutputGate,
     pub(super) events: Arc<Events>,
     ports: Bus,
     mmio: Bus,
@@ -83,7 +83,7 @@ impl MachineBuilder {
         memory.attach(&vm, false)?;
         let events = Arc::new(Events::default());
         let mut builder = Self {
-            gate: Arc::new(Gate::new(config.gate)),
+            gate: OutputGate::new(config.gate),
             payload,
             vcpus: config.vcpus,
             template: config.cpu_template,
@@ -120,7 +120,7 @@ impl MachineBuilder {
 
     /// The machine's output gate, for devices to be attached.
     #[must_use]
-    pub fn gate(&self) -> &Arc<Gate> {
+    pub fn gate(&self) -> &OutputGate {
         &self.gate
     }
 

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use understudy_replication::disk::{DiskError, DiskLimits};
+use understudy_replication::output::{ConsoleSink, GateLimits};
 
 use super::actions::{OnPanic, OnWatchdog};
 use crate::boot::BootProtocol;
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
-use crate::output::{ConsoleSink, GateLimits};
 use crate::vcpu::CpuTemplate;
 
 /// Most vCPUs of a machine.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::output::ConsoleSink;
 
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
@@ -28,7 +29,7 @@ use crate::devices::{
     ButtonDevice, Device, Irq, PanicDevice, PowerButton, SerialDevice, SerialInput, WatchdogDevice,
     button, lock, serial, watchdog,
 };
-use crate::output::{ConsoleSink, DiscardSink};
+use crate::output::{NoConsole, SpaceEvent};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
@@ -136,11 +137,13 @@ impl MachineBuilder {
         &mut self,
         sink: Option<Box<dyn ConsoleSink>>,
     ) -> Result<SerialInput, MachineFault> {
-        let sink = sink.unwrap_or_else(|| Box::new(DiscardSink));
-        let port = self.gate().add_console(sink).map_err(create(SERIAL_NAME))?;
+        let sink = sink.unwrap_or_else(|| Box::new(NoConsole));
+        let space = SpaceEvent::new().map_err(create(SERIAL_NAME))?;
+        let port = self.gate().add_console(sink, space.waker());
+        let port = port.map_err(create(SERIAL_NAME))?;
         let irq = Irq::new().map_err(create(SERIAL_NAME))?;
-        let device =
-            SerialDevice::new(SERIAL_NAME, port, irq.clone()).map_err(create(SERIAL_NAME))?;
+        let device = SerialDevice::new(SERIAL_NAME, port, space, irq.clone());
+        let device = device.map_err(create(SERIAL_NAME))?;
         let input = device.input();
         self.attach(Attachment {
             device: Arc::new(Mutex::new(device)),
@@ -182,9 +185,10 @@ impl MachineBuilder {
             device: name.clone(),
             source,
         })?;
-        let port = self.gate().add_network(sink).map_err(create(&name))?;
+        let space = SpaceEvent::new().map_err(create(&name))?;
+        let port = self.gate().add_network(sink, space.waker());
         let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
-        let device = NetDevice::new(name, config.mac, source, port);
+        let device = NetDevice::new(name, config.mac, source, port, space);
         let offload = device.offload_in_words().to_owned();
         let more = [("mac", mac), ("offload", offload)];
         let device = self.attach_virtio(device, "virtio-net", &more, |device| {

@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::{Cap, VmFd};
 use understudy_replication::Fingerprint;
 use understudy_replication::disk::DiskSet;
+use understudy_replication::output::OutputGate;
 
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::switch::PowerSwitch;
@@ -41,7 +42,6 @@ use crate::devices::{PowerButton, SerialInput, Snapshot};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::{KvmError, VcpuHandle};
 use crate::memory::{Memory, MemoryError};
-use crate::output::Gate;
 use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
 pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
@@ -161,7 +161,7 @@ pub struct Machine {
     host_cpu: CpuModel,
     msrs: MsrList,
     clock: GuestClock,
-    gate: Arc<Gate>,
+    gate: OutputGate,
     events: Arc<Events>,
     fingerprint: Fingerprint,
     networks: Networks,
@@ -193,7 +193,7 @@ impl Machine {
 
     /// The machine's output gate.
     #[must_use]
-    pub fn output_gate(&self) -> &Arc<Gate> {
+    pub fn output_gate(&self) -> &OutputGate {
         &self.gate
     }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use understudy_replication::disk::DiskSet;
+use understudy_replication::output::OutputGate;
 use understudy_replication::ports::{
-    Machine as MachinePort, MachineError, OutputGate, PageMemory, PausedMachine,
+    Machine as MachinePort, MachineError, PageMemory, PausedMachine,
 };
 use understudy_replication::{Fingerprint, PageSet};
 
@@ -19,7 +20,7 @@ impl MachinePort for Machine {
         self.memory.pages().clone()
     }
 
-    fn gate(&self) -> Arc<dyn OutputGate> {
+    fn gate(&self) -> OutputGate {
         self.gate.clone()
     }
 

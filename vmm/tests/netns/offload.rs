@@ -9,13 +9,13 @@ use std::thread::scope;
 use nix::sched::{CloneFlags, setns};
 use smoltcp::wire::{EthernetFrame, Ipv4Packet, TcpPacket};
 use understudy_replication::ids::EpochId;
-use understudy_replication::ports::{OutputGate, SealedOutput};
+use understudy_replication::output::{OutputGate, SealedOutput};
 use understudy_vmm::devices::virtio::mmio::MmioTransport;
 use understudy_vmm::devices::virtio::net::NetDevice;
 use understudy_vmm::devices::virtio::net::backend::{Framing, tap};
 use understudy_vmm::devices::{BusDevice, Device, Irq};
 use understudy_vmm::memory::GuestRam;
-use understudy_vmm::output::{Gate, GateLimits};
+use understudy_vmm::output::SpaceEvent;
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -50,7 +50,7 @@ const HEADERS_BYTES: usize = 14 + 20 + 20;
 struct Guest {
     ram: GuestRam,
     device: MmioTransport<NetDevice>,
-    gate: Gate,
+    gate: OutputGate,
     taken: u16,
 }
 
@@ -58,9 +58,9 @@ impl Guest {
     fn new(interface: &str, mac: [u8; 6], features: u64) -> Self {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).unwrap();
         let backend = tap::open(interface, Framing::Headers).unwrap();
-        let gate = Gate::new(GateLimits::default());
-        let port = gate.add_network(backend.sink).unwrap();
-        let net = NetDevice::new("net0", mac, backend.source, port);
+        let (gate, space) = (OutputGate::default(), SpaceEvent::new().unwrap());
+        let port = gate.add_network(backend.sink, space.waker());
+        let net = NetDevice::new("net0", mac, backend.source, port, space);
         let mut device = MmioTransport::new(net, ram.clone(), Irq::new().unwrap()).unwrap();
         device.start();
         let mut guest = Self {

@@ -5,7 +5,7 @@
 
 use crate::core::message::{EpochSummary, wire};
 use crate::ids::EpochId;
-use crate::ports::SealedOutput;
+use crate::output::SealedOutput;
 
 /// Counts what an epoch consists of, the same way on both sides: the primary while it ships, the
 /// backup while it stages. The sums are compared in `EpochEnd`.
@@ -67,7 +67,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::ports::{ConsoleOutput, NetworkFrame};
+    use crate::output::{ConsoleOutput, NetworkFrame};
 
     fn output() -> SealedOutput {
         SealedOutput {

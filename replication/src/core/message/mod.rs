@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::disk::{DiskSyncPlan, PeerDisk};
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
+use crate::output::SealedOutput;
 use crate::page_set::MemoryLayout;
-use crate::ports::SealedOutput;
 
 pub use wire::MessageError;
 

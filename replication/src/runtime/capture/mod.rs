@@ -32,8 +32,9 @@ use crate::core::epoch::assemble::{
 use crate::core::message::Message;
 use crate::disk::{DiskError, PrimaryDisks, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
+use crate::output::{OutputGate, SealedOutput};
 use crate::page_set::PageSet;
-use crate::ports::{Machine, MachineError, OutputGate, PageMemory, STATE_BYTES_MAX, SealedOutput};
+use crate::ports::{Machine, MachineError, PageMemory, STATE_BYTES_MAX};
 
 /// Frames at hand beyond those that the next capture is expected to need (1 MiB).
 const SPARE_FRAMES_MIN: usize = 256;
@@ -115,7 +116,7 @@ pub(super) struct Capturer<M: Machine> {
     machine: StoppedOnDrop<M>,
     notes: Notes,
     memory: Arc<dyn PageMemory>,
-    gate: Arc<dyn OutputGate>,
+    gate: OutputGate,
     disks: PrimaryDisks,
     /// Disks are being copied; memory waits.
     copying: bool,

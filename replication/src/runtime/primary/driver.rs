@@ -21,8 +21,8 @@ use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInpu
 use crate::disk::PrimaryDisks;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
+use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
-use crate::ports::{OutputEvent, OutputGate};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::events::EventKind;
@@ -45,7 +45,7 @@ pub(super) struct Setup {
     pub(super) generation: Generation,
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
-    pub(super) gate: Arc<dyn OutputGate>,
+    pub(super) gate: OutputGate,
     pub(super) disks: PrimaryDisks,
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use crate::ports::OutputEvent;
+use crate::output::OutputEvent;
 
 #[derive(Debug, Default)]
 pub(super) struct OutputSignal {

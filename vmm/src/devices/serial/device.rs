@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use understudy_replication::output::ConsolePort;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::state::{ConsoleState, VERSION};
 use crate::devices::{BusDevice, Device, DeviceError, DeviceState, EventSource, Irq, Snapshot};
-use crate::output::ConsolePort;
+use crate::output::SpaceEvent;
 
 /// How many ports the UART has.
 pub const PORTS: u64 = 8;
@@ -39,6 +40,8 @@ pub struct SerialDevice {
     name: String,
     uart: Serial<Wanted, NoEvents, ConsolePort>,
     port: ConsolePort,
+    /// Fires when the port has room again.
+    space: SpaceEvent,
     irq: Irq,
     input: SerialInput,
     running: bool,
@@ -99,15 +102,21 @@ impl SerialInput {
 }
 
 impl SerialDevice {
-    /// A console that writes to `port`, on standby.
+    /// A console on standby that writes to `port`, whose waker is that of `space`.
     ///
     /// # Errors
     /// If the host has no eventfd left.
-    pub fn new(name: impl Into<String>, port: ConsolePort, irq: Irq) -> io::Result<Self> {
+    pub fn new(
+        name: impl Into<String>,
+        port: ConsolePort,
+        space: SpaceEvent,
+        irq: Irq,
+    ) -> io::Result<Self> {
         Ok(Self {
             name: name.into(),
             uart: Serial::new(Wanted::default(), port.clone()),
             port,
+            space,
             irq,
             input: SerialInput::new()?,
             running: false,
@@ -249,18 +258,17 @@ impl Device for SerialDevice {
     fn event_sources(&self) -> Vec<EventSource> {
         vec![
             EventSource::Counter(self.input.event.as_raw_fd()),
-            EventSource::Counter(self.port.space_event().as_raw_fd()),
+            EventSource::Counter(self.space.as_raw_fd()),
         ]
     }
 
     fn handle_event(&mut self, source: usize) {
-        let event = if source == SOURCE_INPUT {
-            &*self.input.event
+        if source == SOURCE_INPUT {
+            // Fails only if there is nothing to read: then the work has been done already.
+            let _ = self.input.event.read();
         } else {
-            self.port.space_event()
-        };
-        // Fails only if there is nothing to read: then the work has been done already.
-        let _ = event.read();
+            self.space.clear();
+        }
         if !self.running {
             self.input.queue.lock().clear();
         } else if source == SOURCE_INPUT {

@@ -1,14 +1,14 @@
 //! The serial console as a driver sees it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use understudy_replication::ids::EpochId;
-use understudy_replication::ports::OutputGate;
+use understudy_replication::output::{GateLimits, MemoryConsole, OutputGate};
 
 use super::{SerialDevice, state};
 use crate::devices::{BusDevice, Device, DeviceError, DeviceState, Irq, Snapshot};
-use crate::output::{Gate, GateLimits, MemorySink};
+use crate::output::SpaceEvent;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const DATA: u64 = 0;
@@ -22,16 +22,17 @@ const INPUT: usize = 0;
 const SPACE: usize = 1;
 
 struct Bench {
-    gate: Gate,
-    screen: MemorySink,
+    gate: OutputGate,
+    screen: MemoryConsole,
     device: SerialDevice,
 }
 
 fn bench(limits: GateLimits) -> Bench {
-    let gate = Gate::new(limits);
-    let screen = MemorySink::default();
-    let port = gate.add_console(Box::new(screen.clone())).unwrap();
-    let device = SerialDevice::new("serial0", port, Irq::new().unwrap()).unwrap();
+    let gate = OutputGate::new(limits);
+    let screen = MemoryConsole::default();
+    let space = SpaceEvent::new().unwrap();
+    let port = gate.add_console(Box::new(screen.clone()), space.waker());
+    let device = SerialDevice::new("serial0", port.unwrap(), space, Irq::new().unwrap()).unwrap();
     Bench {
         gate,
         screen,
@@ -75,7 +76,8 @@ fn output_goes_through_the_gate() {
     assert_eq!(bench.shown(), "now ");
     let sealed = bench.gate.seal(EpochId(1));
     assert_eq!(sealed.console[0].position, 4);
-    bench.gate.release(EpochId(1), crate::output::tests::far());
+    let far = Instant::now() + Duration::from_secs(3600);
+    bench.gate.release(EpochId(1), far);
     assert_eq!(bench.shown(), "now later");
 }
 

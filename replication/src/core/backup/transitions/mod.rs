@@ -24,8 +24,9 @@ use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};
+use crate::output::SealedOutput;
 use crate::page_set::MemoryLayout;
-use crate::ports::{PageMemory, SealedOutput};
+use crate::ports::PageMemory;
 
 /// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for
 /// more.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{BackupCore, Phase};
 use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation};
-use crate::ports::SealedOutput;
+use crate::output::SealedOutput;
 
 /// Where the backup stands, for people and status pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

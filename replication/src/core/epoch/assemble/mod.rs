@@ -17,7 +17,7 @@ use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
 use crate::core::message::{EpochSummary, Message};
 use crate::ids::{EpochId, Page, PageIndex};
-use crate::ports::SealedOutput;
+use crate::output::SealedOutput;
 
 /// Takes messages, in order.
 pub trait MessageSink {

@@ -11,8 +11,9 @@ use crate::core::codec::{CodecError, CodecStats, Decoder, PageSink};
 use crate::core::disk;
 use crate::core::message::EpochSummary;
 use crate::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
+use crate::output::SealedOutput;
 use crate::page_set::{MemoryLayout, PageSet};
-use crate::ports::{MachineError, PageMemory, SealedOutput};
+use crate::ports::{MachineError, PageMemory};
 
 /// So many frames are kept for the next epoch (64 MiB); what a larger epoch needed is given back.
 const POOL_PAGES_MAX: usize = 16 << 10;

@@ -7,8 +7,8 @@ use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::core::message::{Bye, EpochSummary, Hello, Refusal, Welcome};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Generation, PageIndex};
+use crate::output::{ConsoleOutput, NetworkFrame, SealedOutput};
 use crate::page_set::{MemoryLayout, Region};
-use crate::ports::{ConsoleOutput, NetworkFrame, SealedOutput};
 
 fn hello() -> Hello {
     let mut fingerprint = Fingerprint::new();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::{Context, Result, bail};
 use understudy_replication::arbiter::{Arbiter, FileArbiter};
 use understudy_replication::core::policy::Policy;
+use understudy_replication::output::OutputGate;
 use understudy_replication::runtime::{
     Ended, HeartbeatPath, Origin, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby,
     StandbyHandle,
@@ -15,7 +16,6 @@ use understudy_vmm::control::{Command, ControlServer, GuestNotes, Handler, Repor
 use understudy_vmm::devices::PowerButton;
 use understudy_vmm::devices::switch::PowerSwitch;
 use understudy_vmm::machine::{Machine, MachineEvent};
-use understudy_vmm::output::Gate;
 
 use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
@@ -57,7 +57,7 @@ impl Current {
 /// What is needed to keep a guest.
 struct Guest {
     events: Receiver<MachineEvent>,
-    gate: Arc<Gate>,
+    gate: OutputGate,
     rules: Rules,
 }
 
@@ -73,7 +73,7 @@ impl Guest {
         }
         Self {
             events: machine.events(),
-            gate: Arc::clone(machine.output_gate()),
+            gate: machine.output_gate().clone(),
             rules: Rules::new(config, machine.can_be_reset()),
         }
     }

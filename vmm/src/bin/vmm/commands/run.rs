@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use understudy_replication::disk::DiskSet;
-use understudy_replication::ports::OutputGate;
+use understudy_replication::output::OutputGate;
 use understudy_replication::runtime::{DiskStatus, DisksStatus};
 use understudy_vmm::config::{Config, Drive, DriveReplication};
 use understudy_vmm::control::{
@@ -16,7 +16,6 @@ use understudy_vmm::control::{
 };
 use understudy_vmm::devices::PowerButton;
 use understudy_vmm::machine::Machine;
-use understudy_vmm::output::Gate;
 
 use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
@@ -30,7 +29,7 @@ struct Running {
     /// Without what changes.
     disks: DisksStatus,
     disk_set: DiskSet,
-    gate: Arc<Gate>,
+    gate: OutputGate,
     button: Option<PowerButton>,
     notes: GuestNotes,
     stop: SyncSender<()>,
@@ -111,7 +110,7 @@ impl Running {
             since: Instant::now(),
             disks,
             disk_set,
-            gate: Arc::clone(machine.output_gate()),
+            gate: machine.output_gate().clone(),
             button: machine.power_button().cloned(),
             notes: notes.clone(),
             stop,

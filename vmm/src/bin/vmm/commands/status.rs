@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use understudy_replication::ports::OutputCounts;
+use understudy_replication::output::OutputCounts;
 use understudy_replication::runtime::{Percentiles, Side, Status};
 use understudy_vmm::control::{self, Command, ControlError, GuestReport, Report, RunReport};
 

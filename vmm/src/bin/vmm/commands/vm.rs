@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use understudy_replication::output::{ConsoleSink, OutputGate};
 use understudy_vmm::config::{Config, ConfigError, Drive, DriveReplication, NetworkInterface};
 use understudy_vmm::machine::{
     DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineFault, NetBackend, NetConfig,
 };
-use understudy_vmm::output::{ConsoleSink, DiscardSink, FileSink, Gate, StdoutSink};
+use understudy_vmm::output::{ConsoleFile, NoConsole, Terminal};
 use understudy_workload::options::Options;
 
 const BUILTIN: &str = "builtin";
@@ -111,7 +112,7 @@ pub(crate) fn machine_config(config: &Config, life: Life) -> Result<MachineConfi
 }
 
 /// Lets the consoles take what the guest said last, before the process ends under their threads.
-pub(crate) fn finish_consoles(gate: &Gate) {
+pub(crate) fn finish_consoles(gate: &OutputGate) {
     if gate.flush_consoles(CONSOLE_SOON) {
         return;
     }
@@ -198,12 +199,12 @@ fn journal_path(config: &Config) -> PathBuf {
 
 fn console(output: &str, life: Life) -> Result<Box<dyn ConsoleSink>> {
     let file = |path: &str| match life {
-        Life::Alone | Life::Boots => FileSink::create(Path::new(path)),
-        Life::GoesOn => FileSink::join(Path::new(path)),
+        Life::Alone | Life::Boots => ConsoleFile::create(Path::new(path)),
+        Life::GoesOn => ConsoleFile::join(Path::new(path)),
     };
     Ok(match output {
-        "stdout" => Box::new(StdoutSink::default()),
-        "none" => Box::new(DiscardSink),
+        "stdout" => Box::new(Terminal::default()),
+        "none" => Box::new(NoConsole),
         path => Box::new(
             file(path).with_context(|| format!("cannot append the guest's console to {path}"))?,
         ),

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
 use bytes::Bytes as Frame;
+use understudy_replication::output::{Full, NetPort, SendError, announce};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -17,7 +18,7 @@ use super::offload::{self, BadHeader, HEADER_BYTES, Offload, PLAIN};
 use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
-use crate::output::{Full, NetPort, SendError, announce};
+use crate::output::SpaceEvent;
 
 /// Queue numbers.
 const RX: usize = 0;
@@ -42,6 +43,8 @@ pub struct NetDevice {
     /// The backend works. Belongs to this host, is not saved.
     backend_up: bool,
     port: NetPort,
+    /// Fires when the port has room again.
+    space: SpaceEvent,
     /// The link as the guest knows it.
     link_up: bool,
     address: Option<Ipv4Addr>,
@@ -88,13 +91,15 @@ impl From<BadHeader> for MalformedChain {
 }
 
 impl NetDevice {
-    /// A device whose guest has the address `mac`, receiving from `backend` and sending to `port`.
+    /// A device whose guest has the address `mac`, receiving from `backend` and sending to `port`, whose
+    /// waker is that of `space`.
     #[must_use]
     pub fn new(
         name: impl Into<String>,
         mac: [u8; 6],
         backend: Box<dyn FrameSource>,
         port: NetPort,
+        space: SpaceEvent,
     ) -> Self {
         Self {
             name: name.into(),
@@ -104,6 +109,7 @@ impl NetDevice {
             backend,
             backend_up: true,
             port,
+            space,
             link_up: true,
             address: None,
             buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
@@ -302,7 +308,7 @@ impl NetDevice {
                         Framing::Headers => packet,
                     };
                     if let Err(Full) = self.port.send(packet) {
-                        // The frame stays with the guest; the port's space event brings us back.
+                        // The frame stays with the guest; `space` brings us back.
                         rings.undo_pop(TX);
                         self.counters.tx_waits += 1;
                         return Ok(Progress::Done);
@@ -439,7 +445,7 @@ impl VirtioDevice for NetDevice {
     fn event_sources(&self) -> Vec<EventSource> {
         vec![
             EventSource::Input(self.backend.as_fd().as_raw_fd()),
-            EventSource::Counter(self.port.space_event().as_raw_fd()),
+            EventSource::Counter(self.space.as_raw_fd()),
         ]
     }
 
@@ -457,8 +463,7 @@ impl VirtioDevice for NetDevice {
                 }
             };
         }
-        // Fails only if there is nothing to read: then an earlier call has seen the space already.
-        let _ = self.port.space_event().read();
+        self.space.clear();
         rings.map_or(Ok(Progress::Done), |rings| self.process_tx(rings))
     }
 

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::output::FrameSink;
+use understudy_replication::output::FrameSink;
 
 pub mod socket;
 pub mod tap;

@@ -15,11 +15,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, UnixAddr, recv, sendmsg};
 use parking_lot::Mutex;
+use understudy_replication::output::{FrameSink, SendError};
 
 use super::{
     Backend, BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, Receives,
 };
-use crate::output::{FrameSink, SendError};
 
 const LENGTH_BYTES: usize = 4;
 /// How long a frame may wait for a full socket. Once one has waited in vain, the following ones do not

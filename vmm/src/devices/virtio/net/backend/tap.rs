@@ -9,13 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use nix::unistd::geteuid;
+use understudy_replication::output::{FrameSink, SendError};
 use vmm_sys_util::ioctl::{
     _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
 };
 
 use super::super::HEADER_BYTES;
 use super::{Backend, BackendError, FrameSource, Framing, Receives};
-use crate::output::{FrameSink, SendError};
 
 /// Where taps are opened.
 pub const CLONE_DEVICE: &str = "/dev/net/tun";

@@ -7,10 +7,13 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use understudy_replication::ids::EpochId;
-use understudy_replication::ports::OutputGate;
+use understudy_replication::output::{
+    FRAME_OVERHEAD_BYTES, FrameSink, GateLimits, OutputGate, SendError, announce,
+};
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -20,7 +23,7 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
-use crate::output::{FRAME_OVERHEAD_BYTES, FrameSink, Gate, GateLimits, SendError, announce};
+use crate::output::SpaceEvent;
 
 const RX_RING: u64 = 0x1000;
 const TX_RING: u64 = 0x2000;
@@ -112,20 +115,32 @@ impl FrameSink for Cable {
 
 type NetTransport = MmioTransport<NetDevice>;
 
-fn device_with(memory: &GuestRam, cable: &Cable, limits: GateLimits) -> (NetTransport, Gate) {
-    let gate = Gate::new(limits);
-    let port = gate.add_network(Arc::new(cable.clone())).unwrap();
-    let net = NetDevice::new("net0", MAC, Box::new(cable.clone()), port);
-    let device = MmioTransport::new(net, memory.clone(), Irq::new().unwrap()).unwrap();
-    (device, gate)
+fn attach(gate: &OutputGate, memory: &GuestRam, cable: &Cable, mac: [u8; 6]) -> NetTransport {
+    let space = SpaceEvent::new().unwrap();
+    let port = gate.add_network(Arc::new(cable.clone()), space.waker());
+    let net = NetDevice::new("net0", mac, Box::new(cable.clone()), port, space);
+    MmioTransport::new(net, memory.clone(), Irq::new().unwrap()).unwrap()
 }
 
-fn device(memory: &GuestRam, cable: &Cable) -> (NetTransport, Gate) {
+/// Later than any test takes.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+fn device_with(memory: &GuestRam, cable: &Cable, limits: GateLimits) -> (NetTransport, OutputGate) {
+    let gate = OutputGate::new(limits);
+    (attach(&gate, memory, cable, MAC), gate)
+}
+
+fn device(memory: &GuestRam, cable: &Cable) -> (NetTransport, OutputGate) {
     device_with(memory, cable, GateLimits::default())
 }
 
 /// A running device whose driver is ready, with its rings.
-fn running<'a>(memory: &'a GuestRam, cable: &Cable) -> (NetTransport, Gate, Ring<'a>, Ring<'a>) {
+fn running<'a>(
+    memory: &'a GuestRam,
+    cable: &Cable,
+) -> (NetTransport, OutputGate, Ring<'a>, Ring<'a>) {
     let (mut device, gate) = device(memory, cable);
     device.start();
     let (rx, tx) = (Ring::new(memory, RX_RING), Ring::new(memory, TX_RING));
@@ -272,7 +287,7 @@ fn frames_go_to_the_gate_and_nowhere_else() {
     let sealed = gate.seal(EpochId(1));
     assert_eq!(sealed.frames.len(), 2);
     assert!(cable.sent().is_empty());
-    gate.release(EpochId(1), crate::output::tests::far());
+    gate.release(EpochId(1), far());
     assert_eq!(cable.sent(), [frame(1), frame(2)]);
 }
 
@@ -321,7 +336,7 @@ fn a_full_gate_stops_the_ring_and_loses_nothing() {
     let mut sent = Vec::new();
     for (epoch, used) in [(1, 2), (2, 1)] {
         gate.seal(EpochId(epoch));
-        gate.release(EpochId(epoch), crate::output::tests::far());
+        gate.release(EpochId(epoch), far());
         sent.extend(cable.sent());
         device.handle_event(SPACE);
         assert_eq!(tx.used().len(), used);
@@ -393,11 +408,7 @@ fn snapshot_mutate_restore_compare() {
 fn another_guests_state_is_refused() {
     let (memory, cable) = (ram(), Cable::new());
     let (device, _gate) = device(&memory, &cable);
-    let port = Gate::new(GateLimits::default())
-        .add_network(Arc::new(cable.clone()))
-        .unwrap();
-    let net = NetDevice::new("net0", [2; 6], Box::new(cable.clone()), port);
-    let mut other = MmioTransport::new(net, memory.clone(), Irq::new().unwrap()).unwrap();
+    let mut other = attach(&OutputGate::default(), &memory, &cable, [2; 6]);
     let error = other.restore(&device.save().unwrap()).unwrap_err();
     assert!(matches!(error, DeviceError::Invalid { .. }), "{error}");
 }

@@ -41,7 +41,7 @@ fn large_frames_keep_their_header_through_gate_epoch_and_repetition() {
     let sealed = gate.seal(EpochId(1));
     assert_eq!(sealed.frames.len(), 1);
     assert!(sealed.frames[0].bytes == packet);
-    gate.release(EpochId(1), crate::output::tests::far());
+    gate.release(EpochId(1), far());
     assert!(cable.sent() == [packet.clone()]);
     // And once more, from the host that takes over.
     let (cable, memory) = (with_headers(), ram());

@@ -2,9 +2,9 @@
 //! sinks.
 
 use bytes::{Bytes, BytesMut};
-use understudy_replication::ports::{ConsoleOutput, NetworkFrame, SealedOutput};
 
-use super::FRAME_OVERHEAD_BYTES;
+use super::limits::cost;
+use super::sealed::{ConsoleOutput, NetworkFrame, SealedOutput};
 
 #[derive(Default)]
 pub(super) struct Bucket {
@@ -19,12 +19,11 @@ pub(super) struct ConsoleRun {
     pub(super) bytes: BytesMut,
 }
 
-/// What a waiting frame counts.
-pub(super) fn cost(frame: &Bytes) -> usize {
-    frame.len() + FRAME_OVERHEAD_BYTES
-}
-
 impl Bucket {
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.console.is_empty()
+    }
+
     /// A copy for the backup: all console output, and the last frames that fit `bytes_max`.
     pub(super) fn copy(&self, bytes_max: usize) -> SealedOutput {
         let mut bytes = 0;

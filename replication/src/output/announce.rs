@@ -3,7 +3,7 @@
 //!
 //! Two frames do it: a RARP request, as hypervisors send after a live migration, which needs no IP
 //! address; and an ARP announcement (RFC 5227, section 3), for neighbours that also cache the address.
-//! Nothing is sent from here; see [`super::Gate::announce`].
+//! Nothing is sent from here; see [`NetPort::announce`](super::NetPort::announce).
 
 use std::net::Ipv4Addr;
 

@@ -1,0 +1,99 @@
+//! Where a console puts the bytes that its guest writes.
+
+use std::io;
+use std::sync::Arc;
+
+use super::limits::nearly_full;
+use super::signals::{Full, OutputEvent};
+use super::state::{Console, GateInner, GateMode};
+use super::writer::ConsoleWriter;
+
+/// A console's side of the gate. Clones are the same port. Bytes of one port stay in the order of the calls,
+/// so a device writes with its own lock held.
+#[derive(Clone)]
+pub struct ConsolePort {
+    gate: Arc<GateInner>,
+    device: u16,
+    writer: Arc<ConsoleWriter>,
+}
+
+impl ConsolePort {
+    pub(super) fn new(gate: Arc<GateInner>, device: u16, writer: Arc<ConsoleWriter>) -> Self {
+        Self {
+            gate,
+            device,
+            writer,
+        }
+    }
+
+    /// Writes bytes, all or none.
+    ///
+    /// # Errors
+    /// [`Full`] if they were not taken. The port's waker is called when it is worth trying again.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), Full> {
+        let listener = {
+            let mut state = self.gate.state.lock();
+            let waiting = self.console(&state.consoles).waiting_bytes();
+            let is_full = waiting + bytes.len() > self.gate.limits.console_bytes_max;
+            if is_full && state.mode != GateMode::Shut {
+                self.writer.wake_device_later();
+                return Err(Full);
+            }
+            state.place_console(self.device, bytes);
+            match state.mode {
+                GateMode::Holding => state.listener.clone(),
+                GateMode::Open | GateMode::Shut => None,
+            }
+        };
+        // No lock is held: the listener may ask the gate.
+        if let Some(listener) = listener {
+            listener(OutputEvent::Waiting);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest should go on writing: false from three quarters of the limit on, so that a
+    /// guest that listens is never [`Full`]. After false, the waker is called when there is room.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let state = self.gate.state.lock();
+        let console = self.console(&state.consoles);
+        let bytes_max = nearly_full(self.gate.limits.console_bytes_max);
+        let has_room = || console.waiting_bytes() < bytes_max;
+        if has_room() {
+            return true;
+        }
+        self.writer.wake_device_later();
+        // The last write may have ended in between, unaware that somebody waits.
+        has_room()
+    }
+
+    /// How many bytes the guest has written so far: part of the console's state.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.console(&self.gate.state.lock().consoles).position
+    }
+
+    /// Sets what [`ConsolePort::position`] tells, when a console's state is restored.
+    pub fn set_position(&self, position: u64) {
+        let mut state = self.gate.state.lock();
+        state.consoles[usize::from(self.device)].position = position;
+    }
+
+    fn console<'a>(&self, consoles: &'a [Console]) -> &'a Console {
+        &consoles[usize::from(self.device)]
+    }
+}
+
+impl io::Write for ConsolePort {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match ConsolePort::write(self, bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(Full) => Err(io::Error::from(io::ErrorKind::WouldBlock)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

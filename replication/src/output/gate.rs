@@ -1,0 +1,238 @@
+//! The gate as the runtime sees it: hold, seal, release, open, shut, repeat.
+//!
+//! Locks, in this order: a [`FrameLine`]'s → `GateState` → a console writer's queue. `GateState` is never
+//! locked while a sink, a waker or the listener is called, so a device that puts output into the gate never
+//! waits for the wire while the gate holds. No device lock is ever taken here: `seal` runs while the pauser
+//! holds them all.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::console::ConsolePort;
+use super::counters::{Counters, OutputCounts};
+use super::limits::{GateLimits, nearly_full};
+use super::line::FrameLine;
+use super::network::NetPort;
+use super::sealed::SealedOutput;
+use super::signals::Listener;
+use super::sink::{ConsoleSink, FrameSink};
+use super::state::{Console, GateInner, GateMode, GateState, Network};
+use super::writer::ConsoleWriter;
+use crate::ids::EpochId;
+
+/// How long `shut` waits for a console write that is under way.
+const SHUT_WAIT: Duration = Duration::from_millis(100);
+
+/// The machine's output gate: everything the guest says to the outside passes here (step ⑨). Clones are
+/// the same gate.
+///
+/// A gate starts *open* (output passes at once). [`hold`](Self::hold) closes it: output collects in the
+/// current bucket. [`seal`](Self::seal) ends the bucket and names it by its epoch.
+/// [`release`](Self::release) lets sealed buckets go, in order. The gate is bounded: when it is full the
+/// devices stop taking output from the guest, nothing is dropped, and the listener is told.
+#[derive(Clone)]
+pub struct OutputGate {
+    inner: Arc<GateInner>,
+}
+
+impl Default for OutputGate {
+    /// An open gate without ports, with the usual limits.
+    fn default() -> Self {
+        Self::new(GateLimits::default())
+    }
+}
+
+/// For the machine that owns the gate.
+impl OutputGate {
+    /// An open gate without ports.
+    #[must_use]
+    pub fn new(limits: GateLimits) -> Self {
+        Self {
+            inner: Arc::new(GateInner {
+                state: Mutex::new(GateState::new()),
+                limits,
+                counters: Counters::default(),
+            }),
+        }
+    }
+
+    /// Adds the next network device, in configuration order. `wake` is called, from any thread, when a
+    /// device that was refused may try again; it must not wait.
+    ///
+    /// # Panics
+    /// At the 65,537th network device.
+    pub fn add_network(
+        &self,
+        sink: Arc<dyn FrameSink>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> NetPort {
+        let line = Arc::new(FrameLine::new(sink, Arc::new(wake)));
+        let mut state = self.inner.state.lock();
+        let device = u16::try_from(state.networks.len()).expect("a machine has few devices");
+        state.networks.push(Network::new(Arc::clone(&line)));
+        NetPort::new(Arc::clone(&self.inner), device, line)
+    }
+
+    /// Adds the next console, in configuration order, and starts the thread that writes to `sink`. `wake`
+    /// is as for [`OutputGate::add_network`].
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    ///
+    /// # Panics
+    /// At the 65,537th console.
+    pub fn add_console(
+        &self,
+        sink: Box<dyn ConsoleSink>,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<ConsolePort> {
+        let mut state = self.inner.state.lock();
+        let device = u16::try_from(state.consoles.len()).expect("a machine has few devices");
+        let writer = ConsoleWriter::spawn(device, sink, Arc::new(wake))?;
+        state.consoles.push(Console::new(Arc::clone(&writer)));
+        Ok(ConsolePort::new(Arc::clone(&self.inner), device, writer))
+    }
+
+    /// Waits until all consoles have written what may leave, at most `timeout` for each. False if one
+    /// did not get ready.
+    #[must_use]
+    pub fn flush_consoles(&self, timeout: Duration) -> bool {
+        let writers = self.inner.state.lock().console_writers();
+        let is_late = |writer: &Arc<ConsoleWriter>| !writer.wait_idle(timeout);
+        // All of them are waited for, also after one was late.
+        writers.into_iter().filter(is_late).count() == 0
+    }
+
+    /// Whether output may leave now.
+    #[must_use]
+    pub fn mode(&self) -> GateMode {
+        self.inner.state.lock().mode
+    }
+
+    /// What has passed so far, and what waits.
+    #[must_use]
+    pub fn counts(&self) -> OutputCounts {
+        let held_bytes = self.inner.state.lock().waiting_bytes as u64;
+        self.inner.counters.read(held_bytes)
+    }
+}
+
+/// For the runtime that protects the guest.
+impl OutputGate {
+    /// From now on, output is held. Called while the guest is paused.
+    pub fn hold(&self) {
+        let mut state = self.inner.state.lock();
+        if state.mode == GateMode::Open {
+            state.mode = GateMode::Holding;
+        }
+    }
+
+    /// Ends the current bucket as `epoch`'s and returns a copy for the backup. Called while the guest
+    /// is paused and the gate holds.
+    pub fn seal(&self, epoch: EpochId) -> SealedOutput {
+        let repeat_bytes_max = self.inner.limits.repeat_bytes_max;
+        self.inner.state.lock().seal(epoch, repeat_bytes_max)
+    }
+
+    /// Lets the output of all epochs up to and including `through` go. Stops between two frames and
+    /// returns `false` once `until` has passed: this process was stalled in the middle and may not own
+    /// the guest any more. What is left stays held until the next call of `release` or `open`.
+    pub fn release(&self, through: EpochId, until: Instant) -> bool {
+        {
+            let mut state = self.inner.state.lock();
+            if state.mode == GateMode::Shut {
+                return true;
+            }
+            state.release(through);
+        }
+        self.drain(Some(until))
+    }
+
+    /// Lets everything go and opens the gate: the arbiter granted this side to run alone.
+    pub fn open(&self) {
+        {
+            let mut state = self.inner.state.lock();
+            if state.mode == GateMode::Shut {
+                return;
+            }
+            state.open();
+        }
+        self.drain(None);
+    }
+
+    /// Drops everything held and lets nothing out any more, for good: another side owns the guest.
+    pub fn shut(&self) {
+        let (lines, writers) = {
+            let mut state = self.inner.state.lock();
+            state.shut(&self.inner.counters);
+            (state.frame_lines(), state.console_writers())
+        };
+        self.wake_devices();
+        // Whoever was handing frames to a sink has seen the mode by the time we get its line: after
+        // this nothing leaves any more.
+        for line in lines {
+            drop(line.lock());
+        }
+        for writer in writers {
+            if !writer.shut(SHUT_WAIT) {
+                tracing::warn!("a console write was still under way when the gate was shut");
+            }
+        }
+    }
+
+    /// Sends `output` of the last committed epoch once more, after a promotion and before the guest
+    /// runs. Console bytes that the console already has are left out.
+    pub fn repeat(&self, output: &SealedOutput) {
+        {
+            let mut state = self.inner.state.lock();
+            if state.mode == GateMode::Shut {
+                return;
+            }
+            let held_bytes_max = self.inner.limits.held_bytes_max;
+            state.repeat(output, held_bytes_max, &self.inner.counters);
+        }
+        self.drain(None);
+    }
+
+    /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
+    /// nearly full. Replaces whoever was told before.
+    pub fn set_listener(&self, listener: Listener) {
+        self.inner.state.lock().listener = Some(listener);
+    }
+
+    /// Empties all outboxes; `false` if `until` passed before that was done.
+    fn drain(&self, until: Option<Instant>) -> bool {
+        let GateInner {
+            state, counters, ..
+        } = &*self.inner;
+        let lines = state.lock().frame_lines();
+        for (device, line) in lines.iter().enumerate() {
+            let line = line.lock();
+            loop {
+                let Some(mut batch) = state.lock().next_batch(device) else {
+                    break;
+                };
+                while let Some(frame) = batch.front() {
+                    if until.is_some_and(|until| Instant::now() > until) {
+                        state.lock().put_back(device, batch, counters);
+                        return false;
+                    }
+                    line.hand_over(frame, counters);
+                    batch.pop_front();
+                }
+            }
+        }
+        self.wake_devices();
+        true
+    }
+
+    /// Wakes refused devices once there is room worth waking for.
+    fn wake_devices(&self) {
+        let bytes_max = nearly_full(self.inner.limits.held_bytes_max);
+        let wakers = self.inner.state.lock().take_waiting_devices(bytes_max);
+        wakers.iter().for_each(|wake| wake());
+    }
+}

@@ -1,0 +1,87 @@
+//! Where a network device puts the frames that its guest sends.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::line::FrameLine;
+use super::signals::{Full, Listener, OutputEvent};
+use super::sink::SendError;
+use super::state::{GateInner, GateMode, Place};
+
+/// A network device's side of the gate. Clones are the same port. Frames of one port stay in the order of
+/// the calls, so a device sends with its own lock held.
+#[derive(Clone)]
+pub struct NetPort {
+    gate: Arc<GateInner>,
+    device: u16,
+    line: Arc<FrameLine>,
+}
+
+impl NetPort {
+    pub(super) fn new(gate: Arc<GateInner>, device: u16, line: Arc<FrameLine>) -> Self {
+        Self { gate, device, line }
+    }
+
+    /// Sends a frame: at once if the gate is open, later if it holds, never if it is shut.
+    ///
+    /// # Errors
+    /// [`Full`] if the frame was not taken. The port's waker is called when it is worth trying again.
+    pub fn send(&self, frame: Bytes) -> Result<(), Full> {
+        let (mut place, mut listener) = self.place(&frame);
+        if place == Place::SendNow {
+            // Another thread may be handing older frames to the sink: wait for it, then look again.
+            let line = self.line.lock();
+            (place, listener) = self.place(&frame);
+            if place == Place::SendNow {
+                line.hand_over(&frame, &self.gate.counters);
+            }
+        }
+        let event = match place {
+            Place::SendNow | Place::Queued | Place::Dropped => return Ok(()),
+            Place::Held {
+                is_nearly_full: false,
+            } => OutputEvent::Waiting,
+            Place::Held {
+                is_nearly_full: true,
+            }
+            | Place::Full => OutputEvent::Full,
+        };
+        // No lock is held: the listener may ask the gate.
+        if let Some(listener) = listener {
+            listener(event);
+        }
+        if place == Place::Full {
+            Err(Full)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Sends a frame past the gate: what the VMM itself has to say about the guest's whereabouts, never
+    /// what the guest said. A shut gate lets not even that out.
+    ///
+    /// # Errors
+    /// If the gate is shut or the backend takes nothing.
+    pub fn announce(&self, frame: &[u8]) -> Result<(), SendError> {
+        let line = self.line.lock();
+        if self.gate.state.lock().mode == GateMode::Shut {
+            return Err(SendError::Closed);
+        }
+        line.announce(frame)
+    }
+
+    /// Decides about a frame, counts it unless it leaves, and says who is to be told.
+    fn place(&self, frame: &Bytes) -> (Place, Option<Listener>) {
+        let mut state = self.gate.state.lock();
+        let place = state.place(self.device, frame, self.gate.limits.held_bytes_max);
+        let counters = &self.gate.counters;
+        match place {
+            Place::Held { .. } => counters.delayed.add(frame),
+            Place::Dropped => counters.dropped.add(frame),
+            Place::Full => counters.add_refusal(),
+            Place::SendNow | Place::Queued => return (place, None),
+        }
+        (place, state.listener.clone())
+    }
+}

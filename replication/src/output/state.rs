@@ -1,0 +1,312 @@
+//! What the gate holds, and for how long: the mode, the buckets, and the outboxes of what may leave.
+//!
+//! R1 is decided here: output goes into the current bucket unless the gate is open, and leaves its bucket
+//! through [`GateState::release`] and [`GateState::open`] alone. No sink is called here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::bucket::Bucket;
+use super::counters::Counters;
+use super::limits::{GateLimits, cost, nearly_full};
+use super::line::FrameLine;
+use super::sealed::{NetworkFrame, SealedOutput};
+use super::signals::{Listener, Waker};
+use super::writer::ConsoleWriter;
+use crate::ids::EpochId;
+
+/// Frames taken out of an outbox under one lock.
+const BATCH_FRAMES: usize = 64;
+
+/// Whether output may leave.
+///
+/// ```text
+///  Open ◄──hold/open──► Holding       any ──shut──► Shut (for good)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMode {
+    /// Output leaves at once.
+    Open,
+    /// Output waits until its epoch is released.
+    Holding,
+    /// Nothing leaves any more.
+    Shut,
+}
+
+/// What the gate and its ports have in common.
+pub(super) struct GateInner {
+    pub(super) state: Mutex<GateState>,
+    pub(super) limits: GateLimits,
+    pub(super) counters: Counters,
+}
+
+pub(super) struct GateState {
+    pub(super) mode: GateMode,
+    /// Only ever added to, so that a port's number stays valid.
+    pub(super) networks: Vec<Network>,
+    /// As `networks`.
+    pub(super) consoles: Vec<Console>,
+    /// Output since the last `seal`; empty unless holding.
+    current: Bucket,
+    sealed: VecDeque<(EpochId, Bucket)>,
+    /// Cost of all frames in `current`, `sealed` and the outboxes.
+    pub(super) waiting_bytes: usize,
+    pub(super) listener: Option<Listener>,
+}
+
+pub(super) struct Network {
+    pub(super) line: Arc<FrameLine>,
+    /// Frames that may leave, and have not been handed to the sink yet.
+    outbox: VecDeque<Bytes>,
+    /// The device was refused and waits to be woken.
+    device_waits: bool,
+}
+
+pub(super) struct Console {
+    pub(super) writer: Arc<ConsoleWriter>,
+    /// Bytes that the guest has written so far.
+    pub(super) position: u64,
+    /// Bytes in `current` and `sealed`.
+    held_bytes: usize,
+}
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    SendNow,
+    Held { is_nearly_full: bool },
+    Queued,
+    Dropped,
+    Full,
+}
+
+impl Network {
+    pub(super) fn new(line: Arc<FrameLine>) -> Self {
+        Self {
+            line,
+            outbox: VecDeque::new(),
+            device_waits: false,
+        }
+    }
+}
+
+impl Console {
+    pub(super) fn new(writer: Arc<ConsoleWriter>) -> Self {
+        Self {
+            writer,
+            position: 0,
+            held_bytes: 0,
+        }
+    }
+
+    /// Bytes held or not yet written.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.held_bytes + self.writer.queued_bytes()
+    }
+}
+
+impl GateState {
+    pub(super) fn new() -> Self {
+        Self {
+            mode: GateMode::Open,
+            networks: Vec::new(),
+            consoles: Vec::new(),
+            current: Bucket::default(),
+            sealed: VecDeque::new(),
+            waiting_bytes: 0,
+            listener: None,
+        }
+    }
+
+    /// Ends the current bucket as `epoch`'s.
+    pub(super) fn seal(&mut self, epoch: EpochId, repeat_bytes_max: usize) -> SealedOutput {
+        let bucket = std::mem::take(&mut self.current);
+        let output = bucket.copy(repeat_bytes_max);
+        // An empty bucket needs no release; leaving it out bounds the list by its bytes.
+        if !bucket.is_empty() {
+            self.sealed.push_back((epoch, bucket));
+        }
+        output
+    }
+
+    /// Moves the output of all epochs up to `through` to where it may leave.
+    pub(super) fn release(&mut self, through: EpochId) {
+        while self.sealed.front().is_some_and(|(e, _)| *e <= through) {
+            if let Some((_, bucket)) = self.sealed.pop_front() {
+                self.let_go(bucket);
+            }
+        }
+    }
+
+    /// Moves everything to where it may leave.
+    pub(super) fn open(&mut self) {
+        self.mode = GateMode::Open;
+        while let Some((_, bucket)) = self.sealed.pop_front() {
+            self.let_go(bucket);
+        }
+        let bucket = std::mem::take(&mut self.current);
+        self.let_go(bucket);
+    }
+
+    /// Drops everything, for good.
+    pub(super) fn shut(&mut self, counters: &Counters) {
+        self.mode = GateMode::Shut;
+        let sealed = self.sealed.drain(..).flat_map(|(_, bucket)| bucket.frames);
+        let current = std::mem::take(&mut self.current).frames;
+        for frame in sealed.chain(current) {
+            counters.dropped.add(&frame.bytes);
+        }
+        for network in &mut self.networks {
+            for frame in network.outbox.drain(..) {
+                counters.dropped.add(&frame);
+            }
+        }
+        for console in &mut self.consoles {
+            console.held_bytes = 0;
+        }
+        self.waiting_bytes = 0;
+    }
+
+    /// Moves a bucket's output to where it may leave.
+    fn let_go(&mut self, bucket: Bucket) {
+        for frame in bucket.frames {
+            let network = &mut self.networks[usize::from(frame.device)];
+            network.outbox.push_back(frame.bytes);
+        }
+        for run in bucket.console {
+            let console = &mut self.consoles[usize::from(run.device)];
+            console.held_bytes -= run.bytes.len();
+            console.writer.push(run.position, &run.bytes);
+        }
+    }
+
+    /// Puts the frames and bytes of a dead primary to where they may leave. Which devices they are for and
+    /// how many they are is the dead primary's word: checked here (R6).
+    pub(super) fn repeat(
+        &mut self,
+        output: &SealedOutput,
+        held_bytes_max: usize,
+        counters: &Counters,
+    ) {
+        for frame in &output.frames {
+            let waiting_bytes = self.waiting_bytes + cost(&frame.bytes);
+            if waiting_bytes > held_bytes_max {
+                break;
+            }
+            if let Some(network) = self.networks.get_mut(usize::from(frame.device)) {
+                network.outbox.push_back(frame.bytes.clone());
+                self.waiting_bytes = waiting_bytes;
+                counters.add_repeated();
+            }
+        }
+        for run in &output.console {
+            if let Some(console) = self.consoles.get(usize::from(run.device)) {
+                console.writer.push(run.position, &run.bytes);
+            }
+        }
+    }
+
+    /// Decides about a frame that the guest sends, and stores it if it has to wait.
+    pub(super) fn place(&mut self, device: u16, frame: &Bytes, held_bytes_max: usize) -> Place {
+        let network = &mut self.networks[usize::from(device)];
+        match self.mode {
+            GateMode::Shut => return Place::Dropped,
+            GateMode::Open if network.outbox.is_empty() => return Place::SendNow,
+            GateMode::Open | GateMode::Holding => {}
+        }
+        let waiting_bytes = self.waiting_bytes + cost(frame);
+        // One frame always fits, however small the limit.
+        if waiting_bytes > held_bytes_max && self.waiting_bytes > 0 {
+            network.device_waits = true;
+            return Place::Full;
+        }
+        self.waiting_bytes = waiting_bytes;
+        if self.mode == GateMode::Open {
+            // The thread that filled the outbox empties it: it looks again after every batch.
+            network.outbox.push_back(frame.clone());
+            return Place::Queued;
+        }
+        self.current.frames.push(NetworkFrame {
+            device,
+            bytes: frame.clone(),
+        });
+        Place::Held {
+            is_nearly_full: waiting_bytes > nearly_full(held_bytes_max),
+        }
+    }
+
+    /// Stores console bytes that have to wait, or hands them to the writer's thread.
+    pub(super) fn place_console(&mut self, device: u16, bytes: &[u8]) {
+        let console = &mut self.consoles[usize::from(device)];
+        let position = console.position;
+        console.position = position.saturating_add(bytes.len() as u64);
+        match self.mode {
+            GateMode::Open => console.writer.push(position, bytes),
+            GateMode::Holding => {
+                console.held_bytes += bytes.len();
+                self.current.push_console(device, position, bytes);
+            }
+            GateMode::Shut => {}
+        }
+    }
+
+    /// The next frames of an outbox; `None` when it is empty.
+    pub(super) fn next_batch(&mut self, device: usize) -> Option<VecDeque<Bytes>> {
+        let outbox = &mut self.networks[device].outbox;
+        let frames = outbox.len().min(BATCH_FRAMES);
+        let batch: VecDeque<_> = outbox.drain(..frames).collect();
+        self.waiting_bytes -= batch.iter().map(cost).sum::<usize>();
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Puts frames that must not leave now back to where [`GateState::next_batch`] took them from.
+    pub(super) fn put_back(&mut self, device: usize, batch: VecDeque<Bytes>, counters: &Counters) {
+        if self.mode == GateMode::Shut {
+            batch.iter().for_each(|frame| counters.dropped.add(frame));
+            return;
+        }
+        self.waiting_bytes += batch.iter().map(cost).sum::<usize>();
+        let outbox = &mut self.networks[device].outbox;
+        batch
+            .into_iter()
+            .rev()
+            .for_each(|frame| outbox.push_front(frame));
+    }
+
+    /// The wakers of refused network devices, to be called without the lock; none while more than
+    /// `bytes_max` wait.
+    pub(super) fn take_waiting_devices(&mut self, bytes_max: usize) -> Vec<Waker> {
+        if self.waiting_bytes > bytes_max {
+            return Vec::new();
+        }
+        let waiting = self.networks.iter_mut().filter(|n| n.device_waits);
+        waiting
+            .map(|network| {
+                network.device_waits = false;
+                network.line.waker()
+            })
+            .collect()
+    }
+
+    pub(super) fn frame_lines(&self) -> Vec<Arc<FrameLine>> {
+        self.networks.iter().map(|n| Arc::clone(&n.line)).collect()
+    }
+
+    pub(super) fn console_writers(&self) -> Vec<Arc<ConsoleWriter>> {
+        self.consoles
+            .iter()
+            .map(|c| Arc::clone(&c.writer))
+            .collect()
+    }
+}
+
+impl Drop for GateInner {
+    fn drop(&mut self) {
+        for writer in self.state.get_mut().console_writers() {
+            writer.close();
+        }
+    }
+}

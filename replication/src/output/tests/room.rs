@@ -1,0 +1,121 @@
+//! R5: a full gate slows the guest and loses nothing.
+
+use std::sync::{Arc, mpsc};
+
+use super::{console, far, frame, gate_with, send, waking_gate_with};
+use crate::ids::EpochId;
+use crate::output::{
+    FRAME_OVERHEAD_BYTES, FrameSink, Full, GateLimits, GateMode, OutputEvent, OutputGate, SendError,
+};
+
+/// A network that takes nothing.
+struct BusyWire;
+
+impl FrameSink for BusyWire {
+    fn send(&self, _frame: &[u8]) -> Result<(), SendError> {
+        Err(SendError::Busy)
+    }
+}
+
+#[test]
+fn a_full_gate_refuses_and_wakes_the_device_when_there_is_room() {
+    let limits = GateLimits {
+        held_bytes_max: 10 * (FRAME_OVERHEAD_BYTES + 10),
+        ..GateLimits::default()
+    };
+    let (gate, port, wire, wakes) = waking_gate_with(limits);
+    gate.hold();
+    for _ in 0..10 {
+        send(&port, "0123456789");
+    }
+    assert_eq!(port.send(frame("x")), Err(Full));
+    assert_eq!(gate.counts().refusals, 1);
+    gate.seal(EpochId(1));
+    assert_eq!(port.send(frame("x")), Err(Full));
+    assert_eq!(wakes.take(), 0, "no room yet");
+    gate.release(EpochId(1), far());
+    assert_eq!(wakes.take(), 1);
+    send(&port, "x");
+    assert_eq!(wire.take().len(), 10);
+    // A device that was not refused is not woken.
+    gate.seal(EpochId(2));
+    gate.release(EpochId(2), far());
+    assert_eq!(wakes.take(), 0);
+    assert_eq!(wire.take(), [b"x"]);
+}
+
+#[test]
+fn a_frame_larger_than_the_limit_passes_alone() {
+    let limits = GateLimits {
+        held_bytes_max: 1,
+        ..GateLimits::default()
+    };
+    let (gate, port, wire, wakes) = waking_gate_with(limits);
+    gate.hold();
+    send(&port, "large");
+    assert_eq!(port.send(frame("x")), Err(Full));
+    gate.seal(EpochId(1));
+    gate.release(EpochId(1), far());
+    assert_eq!(wire.take(), [b"large"]);
+    assert_eq!(wakes.take(), 1);
+}
+
+#[test]
+fn shutting_and_opening_wake_a_refused_device() {
+    for open in [true, false] {
+        let limits = GateLimits {
+            held_bytes_max: 1,
+            ..GateLimits::default()
+        };
+        let (gate, port, _wire, wakes) = waking_gate_with(limits);
+        gate.hold();
+        send(&port, "a");
+        assert_eq!(port.send(frame("b")), Err(Full));
+        if open {
+            gate.open()
+        } else {
+            gate.shut()
+        }
+        assert_eq!(wakes.take(), 1);
+        send(&port, "b");
+    }
+}
+
+#[test]
+fn a_full_backend_loses_frames_and_counts_them() {
+    let gate = OutputGate::default();
+    let port = gate.add_network(Arc::new(BusyWire), || ());
+    gate.hold();
+    port.send(frame("abc")).unwrap();
+    gate.seal(EpochId(1));
+    gate.release(EpochId(1), far());
+    let counts = gate.counts();
+    assert_eq!((counts.frames_dropped, counts.bytes_dropped), (1, 3));
+    assert_eq!((counts.frames_delayed, counts.held_bytes), (1, 0));
+}
+
+#[test]
+fn the_listener_hears_of_waiting_output_and_of_fullness() {
+    let limits = GateLimits {
+        held_bytes_max: 4 * (FRAME_OVERHEAD_BYTES + 1),
+        ..GateLimits::default()
+    };
+    let (gate, port, _wire) = gate_with(limits);
+    let (tty, _screen) = console(&gate);
+    let (events, heard) = mpsc::channel();
+    let asked = gate.clone();
+    gate.set_listener(Arc::new(move |event| {
+        // No lock is held: the listener may ask the gate.
+        assert_eq!(asked.mode(), GateMode::Holding);
+        events.send(event).unwrap();
+    }));
+    send(&port, "open");
+    gate.hold();
+    tty.write(b"x").unwrap();
+    for text in ["1", "2", "3", "4"] {
+        send(&port, text);
+    }
+    assert_eq!(port.send(frame("5")), Err(Full));
+    use OutputEvent::{Full as F, Waiting as W};
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [W, W, W, W, F, F]);
+}
