@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use crate::disk::DiskSet;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{Page, PageIndex};
+use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::output::OutputGate;
 use crate::page_set::{MemoryLayout, PageSet};
 
@@ -130,13 +130,19 @@ pub trait PageMemory: Send + Sync {
     ///
     /// # Errors
     /// If the host cannot.
-    fn clear(&self) -> Result<(), MachineError>;
+    fn clear(&self) -> Result<(), MachineError> {
+        let all = PageSet::full(self.layout());
+        all.iter()
+            .try_for_each(|page| self.write_page(page, &[0; PAGE_BYTES]))
+    }
 }
 
 /// A virtual machine that can be protected, or that can take over another one's state.
 pub trait Machine: Send + 'static {
-    /// What must be equal on both hosts.
-    fn fingerprint(&self) -> Fingerprint;
+    /// What must be equal on both hosts beside the memory's layout. Nothing unless implemented.
+    fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::new()
+    }
 
     /// Guest RAM.
     fn memory(&self) -> Arc<dyn PageMemory>;
@@ -220,8 +226,4 @@ pub trait PausedMachine {
     /// # Errors
     /// If some state cannot be read.
     fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError>;
-
-    /// Leaves the guest stopped instead of resuming it when the guard is dropped: its state has been
-    /// handed over, or another side owns it.
-    fn stay_stopped(&mut self);
 }

@@ -273,7 +273,6 @@ impl Machine for Fake {
         Ok(Box::new(Paused {
             guest: self.guest.lock().unwrap(),
             memory: &self.memory,
-            stop: &self.stop,
             save_failures: &self.save_failures,
         }))
     }
@@ -332,7 +331,6 @@ impl Drop for Fake {
 struct Paused<'a> {
     guest: MutexGuard<'a, Guest>,
     memory: &'a Memory,
-    stop: &'a AtomicBool,
     save_failures: &'a AtomicU64,
 }
 
@@ -352,9 +350,5 @@ impl PausedMachine for Paused<'_> {
         }
         into.extend(self.guest.steps.to_le_bytes());
         Ok(())
-    }
-
-    fn stay_stopped(&mut self) {
-        self.stop.store(true, Ordering::Release);
     }
 }

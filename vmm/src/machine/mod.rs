@@ -1,7 +1,7 @@
 //! The machine: memory, vCPUs, devices and KVM put together, and what replication asks of it.
 //!
 //! ```text
-//!  built ──run──► running ◄──► paused ──stay_stopped──► stopped
+//!  built ──run──► running ◄──► paused ──────stay──────► stopped
 //!    │               ▲                                    ▲
 //!    └─restore─► restored                       stop ─────┘
 //! ```

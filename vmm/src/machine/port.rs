@@ -73,8 +73,4 @@ impl PausedMachine for Paused<'_> {
     fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError> {
         Ok(self.save_state(into)?)
     }
-
-    fn stay_stopped(&mut self) {
-        self.stay();
-    }
 }

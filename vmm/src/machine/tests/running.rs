@@ -64,7 +64,7 @@ fn a_paused_guest_stands_still_and_resumes_on_every_way_out() {
 
     // Unless it is to stay stopped.
     let mut paused = rig.machine.pause_guest().unwrap();
-    paused.stay_stopped();
+    paused.stay();
     drop(paused);
     rig.heard();
     assert!(rig.numbers.recv_timeout(Duration::from_millis(50)).is_err());
