@@ -17,7 +17,8 @@ use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
 use understudy_vmm::devices::virtio::net::backend::socket;
 use understudy_vmm::machine::{
-    DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent, NetBackend, NetConfig,
+    Console, DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent, NetBackend,
+    NetConfig, Opened,
 };
 use understudy_vmm::memory::Memory;
 use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock};
@@ -56,14 +57,14 @@ impl ConsoleSink for Lines {
     }
 }
 
-fn console() -> (Option<Box<dyn ConsoleSink>>, Receiver<String>) {
+fn console() -> (Console, Receiver<String>) {
     let (out, lines) = channel();
     let sink = Lines {
         rest: Vec::new(),
         position: 0,
         out,
     };
-    (Some(Box::new(sink)), lines)
+    (Console::Open(Opened::new(Box::new(sink))), lines)
 }
 
 fn await_line(lines: &Receiver<String>, part: &str) -> String {
@@ -99,7 +100,7 @@ fn network() -> (Vec<NetConfig>, UnixStream) {
     let net = NetConfig {
         id: "net0".into(),
         mac: [0x52, 0x54, 0, 0, 0, 2],
-        backend: NetBackend::Open(socket::from_stream(theirs).unwrap()),
+        backend: NetBackend::Open(Opened::new(socket::from_stream(theirs).unwrap())),
     };
     (vec![net], ours)
 }
@@ -313,15 +314,12 @@ fn disk_image(path: &Path) {
 
 fn with_disk(path: &Path, read_only: bool, cmdline: &str) -> (MachineConfig, Receiver<String>) {
     let (console, lines) = console();
-    let drive = DriveConfig {
-        id: "disk0".into(),
-        path: path.into(),
-        kind: if read_only {
-            DriveKind::ReadOnly
-        } else {
-            DriveKind::Local
-        },
+    let kind = if read_only {
+        DriveKind::ReadOnly
+    } else {
+        DriveKind::Local
     };
+    let drive = DriveConfig::new("disk0", path, kind);
     let config = MachineConfig {
         console,
         drives: vec![drive],

@@ -1,452 +1,303 @@
-//! Configuration files: JSON with Firecracker's names where the meaning is the same, plus a
-//! `replication` section. Unknown keys are errors. Nothing is opened or checked against the host
-//! here; that is the machine builder's business.
+//! Configuration: what a file and flags say becomes one validated [`Config`], from which the machine, replication and
+//! the node take what is theirs.
+//!
+//! The walk of one value, `--epoch-ms 10`:
+//!
+//! 1. `bin/vmm/args.rs`: clap takes it, with the help that [`keys`] has for it.
+//! 2. [`ConfigFile`]: laid over what the file says as `replication.epoch_ms`; both have one shape ([`file`]).
+//! 3. [`Config::load`]: checked against its range in [`keys`], it is `replication.policy.epoch_interval`.
+//! 4. `node` hands the policy to the builder of a primary or standby.
+//! 5. `replication`: the core's `Policy`, by which epochs end.
+//!
+//! Each default stands where the value is used (`Policy`, `DiskLimits`, `MachineConfig`), each range in [`keys`]. What
+//! must not be done here: open anything.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
-use understudy_replication::core::policy::Policy;
-use understudy_replication::disk::DiskLimits;
-use understudy_transport::Endpoint;
-
-use crate::boot::BootProtocol;
-use crate::machine::{OnPanic, OnReboot, OnWatchdog};
-use crate::vcpu::CpuTemplate;
-
+mod devices;
+mod error;
+mod file;
+pub mod keys;
 #[cfg(test)]
 mod tests;
 
-/// Longest configuration file that is read.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// A whole configuration file. Every section may be missing; flags fill or override it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+use understudy_replication::core::policy::Policy;
+use understudy_replication::disk::DiskLimits;
+use understudy_replication::runtime::HeartbeatPath;
+use understudy_transport::Endpoint;
+use understudy_workload::options::Options;
+
+use crate::machine::{Console, DriveKind, Kernel, MachineConfig, OnReboot, Start};
+
+pub use error::ConfigError;
+pub use file::{
+    BootSource, ConfigFile, Drive, Entropy, HeartbeatSection, Ignored, MachineSection,
+    NetworkInterface, Replication, Serial, WatchdogSection,
+};
+pub use understudy_replication::disk::DiskMode;
+
+/// The kernel image that stands for the guest inside this program.
+const BUILTIN: &str = "builtin";
+const BUILTIN_CMDLINE: &str = "workload=stream,counter,echo ip=10.77.0.2/24 gateway=10.77.0.1";
+
+/// What a node is to do: all of it known, and every value in its range.
+#[derive(Debug, Clone)]
 pub struct Config {
-    /// What to boot.
-    pub boot_source: BootSource,
-    /// CPUs and memory.
-    pub machine_config: MachineSection,
-    /// Disks.
-    pub drives: Vec<Drive>,
-    /// Network interfaces.
-    pub network_interfaces: Vec<NetworkInterface>,
-    /// A virtio entropy device, if present.
-    pub entropy: Option<Entropy>,
-    /// A watchdog that the guest may drive (not in Firecracker).
-    pub watchdog: Option<WatchdogSection>,
-    /// The first serial port.
-    pub serial: Serial,
-    /// Replication.
-    pub replication: Replication,
-}
-
-/// `boot-source`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BootSource {
-    /// Path of a bzImage or ELF image, or `builtin` (default) for the guest inside this program.
-    pub kernel_image_path: Option<PathBuf>,
-    /// Path of an initramfs.
-    pub initrd_path: Option<PathBuf>,
-    /// Command line.
-    pub boot_args: Option<String>,
-    /// `auto` (default: the Linux boot protocol, or PVH if the image has only that), `linux` or `pvh` (not in
-    /// Firecracker).
-    pub boot_protocol: Option<BootProtocol>,
-}
-
-/// `machine-config`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MachineSection {
-    /// Number of vCPUs. Default 1.
-    pub vcpu_count: Option<u8>,
-    /// Memory in MiB. Default 256.
-    pub mem_size_mib: Option<u64>,
-    /// Which CPU features the guest is offered: `host` (default), or a level that hosts of different models
-    /// have in common, `x86-64` to `x86-64-v4`.
-    pub cpu_template: Option<CpuTemplate>,
-    /// What follows when the guest wants a reboot (not in Firecracker). Default `restart`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_reboot: Option<OnReboot>,
-    /// What follows when the guest's kernel panics (not in Firecracker). Default `report`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub on_panic: Option<OnPanic>,
-}
-
-/// One of `network-interfaces`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetworkInterface {
-    /// Name of the interface, equal on both hosts.
-    pub iface_id: String,
-    /// A tap device of this host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_dev_name: Option<String>,
-    /// Whether the tap takes over checksums and TCP segmentation (not in Firecracker). Default true; false if
-    /// the other host's guest would be on a socket, which cannot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub offload: Option<bool>,
-    /// A Unix stream socket with the framing of QEMU and passt (not in Firecracker).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub socket_path: Option<PathBuf>,
-    /// MAC address, equal on both hosts. Default: made from the VM's name and the interface's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest_mac: Option<String>,
-}
-
-/// One of `drives`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Drive {
-    /// Name of the disk, equal on both hosts; the guest reads it as the disk's serial number.
-    pub drive_id: String,
-    /// A raw image file or a block device of this host.
-    pub path_on_host: PathBuf,
-    /// Whether a Linux guest's root file system is on it; then it is the guest's first disk.
-    #[serde(default)]
-    pub is_root_device: bool,
-    /// Whether the guest may only read it.
-    #[serde(default)]
-    pub is_read_only: bool,
-    /// What becomes of its writes while the guest is protected (not in Firecracker). Default
-    /// `replicated`; a drive that is only read needs nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replication: Option<DriveReplication>,
-    /// Where a replicated drive's map of changed blocks is (not in Firecracker). Default: the image's path
-    /// with `.understudy-map` behind it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub map_path: Option<PathBuf>,
-}
-
-/// `drives.replication`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DriveReplication {
-    /// Each host has an image of its own; the standby's follows epoch by epoch.
-    Replicated,
-    /// Both hosts reach one image.
-    Shared,
-}
-
-/// `entropy`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entropy {}
-
-/// `watchdog`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WatchdogSection {
-    /// What follows when the guest does not feed it. Default `reset`.
-    pub action: OnWatchdog,
-}
-
-/// `serial`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Serial {
-    /// `stdout` (default), `none`, or the path of a file to append to.
-    pub output: Option<String>,
-}
-
-/// `replication`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Replication {
-    /// Name of the virtual machine, equal on both hosts. Default `vm`.
-    pub vm: Option<String>,
-    /// This host's name in messages. Default: the host name.
-    pub node: Option<String>,
-    /// Where the standby listens, as the primary reaches it.
-    pub backup: Option<String>,
-    /// Where this standby listens.
-    pub listen: Option<String>,
-    /// The arbiter's file, on storage that both hosts see.
-    pub arbiter: Option<PathBuf>,
-    /// Separate path for heartbeats.
-    pub heartbeat: Option<HeartbeatSection>,
-    /// Longest epoch, in milliseconds. Default 25.
-    pub epoch_ms: Option<u64>,
-    /// Shortest epoch when output waits, in milliseconds. Default 2.
-    pub epoch_min_ms: Option<u64>,
-    /// Pause between heartbeats, in milliseconds. Default 20.
-    pub heartbeat_ms: Option<u64>,
-    /// Silence after which the other side counts as lost, in milliseconds. Default 150.
-    pub timeout_ms: Option<u64>,
-    /// Unix socket for `vmm status` and `vmm failover`.
+    /// Name of the VM, equal on both hosts.
+    pub vm: String,
+    /// This host's name in messages.
+    pub node: String,
+    /// What the machine is to be like, but for what depends on how it starts: [`Config::machine`].
+    pub machine: MachineConfig,
+    /// What follows when the guest wants a reboot.
+    pub on_reboot: OnReboot,
+    /// Where requests are taken.
     pub control_socket: Option<PathBuf>,
-    /// Where a standby notes writes to replicated drives before they go to the images; two files are made of
-    /// it. Default: the path of the first replicated drive, or of its map if that is given, with
-    /// `.understudy-journal` behind it.
-    pub disk_journal: Option<PathBuf>,
-    /// Most room that the journal takes, in MiB. Default 1024.
-    pub disk_journal_mib: Option<u64>,
-    /// Most memory for writes that the standby has not got yet, in MiB. Default 32.
-    pub disk_log_mib: Option<u64>,
+    /// How the guest is protected.
+    pub replication: ReplicationConfig,
 }
 
-/// `replication.heartbeat`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HeartbeatSection {
-    /// Local UDP address.
-    pub listen: SocketAddr,
-    /// The other host's UDP address.
-    pub peer: SocketAddr,
-}
-
-/// What is wrong with a configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file is too large to be a configuration.
-    #[error("the configuration {} has {bytes} bytes; at most {FILE_BYTES_MAX} are read", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-    },
-    /// The file is not JSON of the expected shape.
-    #[error("the configuration {} is malformed: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Key, line and column.
-        source: serde_json::Error,
-    },
-    /// A value is out of its range, or two contradict each other.
-    #[error("{key}: {why}")]
-    Value {
-        /// The key, as in the file.
-        key: String,
-        /// What is wrong and what would be right.
-        why: String,
-    },
-}
-
-impl ConfigError {
-    pub(crate) fn value(key: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        Self::Value {
-            key: key.into(),
-            why: why.to_string(),
-        }
-    }
+/// How a guest is protected.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReplicationConfig {
+    /// Where the (next) standby listens.
+    pub backup: Option<Endpoint>,
+    /// Where this host listens as a standby.
+    pub listen: Option<Endpoint>,
+    /// The arbiter's file.
+    pub arbiter: Option<PathBuf>,
+    /// A separate path for heartbeats.
+    pub heartbeat: Option<HeartbeatPath>,
+    /// Epochs and time-outs.
+    pub policy: Policy,
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads `file` if there is one, lays `flags` over it, and checks all of it. What the file says that only
+    /// Firecracker needs is returned, for one warning.
     ///
     /// # Errors
-    /// If it cannot be read, is too large, or has a key or value that means nothing.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read {
-            path: path.into(),
-            source,
-        };
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
-        if bytes > FILE_BYTES_MAX {
-            return Err(ConfigError::TooLarge {
-                path: path.into(),
-                bytes,
-            });
-        }
-        let text = std::fs::read_to_string(path).map_err(read)?;
-        serde_json::from_str(&text).map_err(|source| ConfigError::Malformed {
-            path: path.into(),
-            source,
+    /// If the file cannot be read, or anything in it or in the flags makes no sense.
+    pub fn load(file: Option<&Path>, flags: ConfigFile) -> Result<(Self, Ignored), ConfigError> {
+        let (file, ignored) = file.map(ConfigFile::read).transpose()?.unwrap_or_default();
+        Ok((Self::new(file.overridden_by(flags))?, ignored))
+    }
+
+    fn new(file: ConfigFile) -> Result<Self, ConfigError> {
+        let vm = file.replication.vm.clone().unwrap_or_else(|| "vm".into());
+        Ok(Self {
+            machine: machine(&vm, &file)?,
+            on_reboot: file.machine_config.on_reboot.unwrap_or_default(),
+            control_socket: file.replication.control_socket.clone(),
+            node: file.replication.node.clone().unwrap_or_else(host_name),
+            replication: ReplicationConfig::new(&file.replication)?,
+            vm,
         })
     }
 
-    /// Checks what is said of drives.
+    /// What the machine is to be like for a guest that comes to run here by `start`.
     ///
     /// # Errors
-    /// If two settings of a drive contradict each other, or a limit is out of its range.
-    pub fn check_drives(&self) -> Result<(), ConfigError> {
-        for drive in &self.drives {
-            let wrong = |key: &str, why: &str| {
-                Err(ConfigError::value(
-                    format!("drives.{}.{key}", drive.drive_id),
-                    why,
-                ))
-            };
-            if drive.is_read_only && drive.replication.is_some() {
-                let why = "what the guest only reads is not copied: leave it out, and give both hosts the same image";
-                return wrong("replication", why);
-            }
-            if drive.map_path.is_some() && !drive.is_replicated() {
-                let why = "only a replicated drive has a map: leave it out";
-                return wrong("map_path", why);
+    /// If a disk needs something that cannot be made up for it.
+    pub fn machine(&self, start: Start) -> Result<MachineConfig, ConfigError> {
+        let mut machine = self.machine.clone();
+        machine.start = start;
+        // Only where the guest boots its kernel is known: a standby must not reboot it into another one.
+        if machine.kernel.is_none() && start != Start::Standby {
+            machine.kernel = Some(builtin());
+        }
+        // A guest that runs alone has no copies; but images that are one of a pair stay that: what changes is
+        // noted, and is all that has to be copied when the guest is protected again.
+        let mut drives = machine.drives.iter();
+        let has_maps = drives.any(|drive| drive.is_replicated() && drive.map_path.exists());
+        for drive in &mut machine.drives {
+            match drive.kind {
+                DriveKind::Copied(_) if start == Start::Unprotected && !has_maps => {
+                    drive.kind = DriveKind::Local;
+                }
+                DriveKind::Copied(DiskMode::Replicated) => devices::check_map(drive)?,
+                _ => {}
             }
         }
-        self.replication.disk_limits().map(drop)
+        Ok(machine)
     }
 }
 
-impl Drive {
-    /// Whether each host has an image of its own for what the guest writes.
-    #[must_use]
-    pub fn is_replicated(&self) -> bool {
-        !self.is_read_only && self.replication != Some(DriveReplication::Shared)
+impl ReplicationConfig {
+    fn new(section: &Replication) -> Result<Self, ConfigError> {
+        Ok(Self {
+            backup: endpoint(&keys::BACKUP, section.backup.as_deref())?,
+            listen: endpoint(&keys::LISTEN, section.listen.as_deref())?,
+            arbiter: section.arbiter.clone(),
+            heartbeat: section.heartbeat.map(|section| HeartbeatPath {
+                listen: section.listen,
+                peer: section.peer,
+            }),
+            policy: policy(section)?,
+        })
     }
 
-    /// Where its map of changed blocks is.
-    #[must_use]
-    pub fn map_path(&self) -> PathBuf {
-        let beside = || beside(&self.path_on_host, "map");
-        self.map_path.clone().unwrap_or_else(beside)
-    }
-
-    /// Where the journal is, if this is the first replicated drive and nothing else is said.
-    #[must_use]
-    pub fn journal_path(&self) -> PathBuf {
-        match &self.map_path {
-            Some(map) => beside(map, "journal"),
-            None => beside(&self.path_on_host, "journal"),
-        }
-    }
-}
-
-/// A file of ours beside an image.
-fn beside(image: &Path, what: &str) -> PathBuf {
-    let mut path = image.as_os_str().to_owned();
-    path.push(format!(".understudy-{what}"));
-    path.into()
-}
-
-impl Replication {
-    /// Epochs and time-outs.
+    /// The arbiter's file.
     ///
     /// # Errors
-    /// If they make no sense together.
-    pub fn policy(&self) -> Result<Policy, ConfigError> {
-        let mut policy = Policy::default();
-        let set = |to: &mut Duration,
-                   value: Option<u64>,
-                   key: &str,
-                   range: std::ops::RangeInclusive<u64>| {
-            let Some(value) = value else { return Ok(()) };
-            if !range.contains(&value) {
-                let why = format!("{value} is not in {}..={} ms", range.start(), range.end());
-                return Err(ConfigError::value(format!("replication.{key}"), why));
-            }
-            *to = Duration::from_millis(value);
-            Ok(())
-        };
-        set(
-            &mut policy.epoch_interval,
-            self.epoch_ms,
-            "epoch_ms",
-            1..=10_000,
-        )?;
-        set(
+    /// If none is named.
+    pub fn needed_arbiter(&self) -> Result<&Path, ConfigError> {
+        let why = "none is given; name a file on storage that both hosts see: it decides who may run alone";
+        let missing = || ConfigError::value(&keys::ARBITER, why);
+        self.arbiter.as_deref().ok_or_else(missing)
+    }
+
+    /// Where this host listens as a standby.
+    ///
+    /// # Errors
+    /// If it is not said.
+    pub fn needed_listen(&self) -> Result<&Endpoint, ConfigError> {
+        let why =
+            "none is given; say where the primary reaches this standby, for example 0.0.0.0:7000";
+        let missing = || ConfigError::value(&keys::LISTEN, why);
+        self.listen.as_ref().ok_or_else(missing)
+    }
+}
+
+fn machine(vm: &str, file: &ConfigFile) -> Result<MachineConfig, ConfigError> {
+    let (boot, section) = (&file.boot_source, &file.machine_config);
+    let drives = file.drives.as_deref().unwrap_or_default();
+    let drives = devices::drives(drives)?;
+    let mut machine = MachineConfig {
+        kernel: boot.kernel_image_path.as_deref().map(kernel),
+        boot_protocol: boot.boot_protocol.unwrap_or_default(),
+        initrd: boot.initrd_path.clone(),
+        cmdline: cmdline(boot, drives.root)?,
+        net: devices::networks(vm, file.network_interfaces.as_deref().unwrap_or_default())?,
+        disk_journal: file.replication.disk_journal.clone().or(drives.journal),
+        drives: drives.drives,
+        disk_limits: disk_limits(&file.replication)?,
+        rng: file.entropy.is_some(),
+        watchdog: file
+            .watchdog
+            .map(|watchdog| watchdog.action.unwrap_or_default()),
+        on_panic: section.on_panic.unwrap_or_default(),
+        console: match file.serial.output.as_deref() {
+            None | Some("stdout") => Console::Stdout,
+            Some("none") => Console::Nowhere,
+            Some(path) => Console::File(path.into()),
+        },
+        ..MachineConfig::default()
+    };
+    if let Some(count) = section.vcpu_count {
+        // The most fit.
+        machine.vcpus = ConfigError::check(&keys::VCPUS, count)? as u8;
+    }
+    if let Some(mib) = section.mem_size_mib {
+        machine.memory_mib = ConfigError::check(&keys::MEMORY, mib)?;
+    }
+    if let Some(name) = &section.cpu_template {
+        let wrong = |error| ConfigError::value(&keys::CPU_TEMPLATE, error);
+        machine.cpu_template = name.parse().map_err(wrong)?;
+    }
+    Ok(machine)
+}
+
+fn is_builtin(path: &Path) -> bool {
+    path == Path::new(BUILTIN)
+}
+
+fn builtin() -> Kernel {
+    Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())
+}
+
+fn kernel(path: &Path) -> Kernel {
+    if is_builtin(path) {
+        builtin()
+    } else {
+        Kernel::Path(path.into())
+    }
+}
+
+/// The guest's command line, with what it says of the `root` file system.
+fn cmdline(boot: &BootSource, root: Option<String>) -> Result<String, ConfigError> {
+    let given = boot.boot_args.clone();
+    let builtin = boot.kernel_image_path.as_deref().is_none_or(is_builtin);
+    if !builtin {
+        let words = given.into_iter().chain(root);
+        return Ok(words.collect::<Vec<_>>().join(" "));
+    }
+    if boot.initrd_path.is_some() {
+        let why = "the built-in guest takes no initramfs; give a kernel_image_path, too";
+        return Err(ConfigError::value(&keys::INITRD, why));
+    }
+    if root.is_some() {
+        let why = "the built-in guest has no root file system; leave it out";
+        return Err(ConfigError::value(&keys::DRIVE_ROOT, why));
+    }
+    if let Some(cmdline) = &given {
+        // The built-in guest would say so too, but on its console and after booting.
+        Options::parse(cmdline).map_err(|error| ConfigError::value(&keys::CMDLINE, error))?;
+    }
+    Ok(given.unwrap_or_else(|| BUILTIN_CMDLINE.into()))
+}
+
+/// Epochs and time-outs.
+fn policy(section: &Replication) -> Result<Policy, ConfigError> {
+    let mut policy = Policy::default();
+    for (to, value, key) in [
+        (&mut policy.epoch_interval, section.epoch_ms, &keys::EPOCH),
+        (
             &mut policy.epoch_interval_min,
-            self.epoch_min_ms,
-            "epoch_min_ms",
-            1..=10_000,
-        )?;
-        set(
+            section.epoch_min_ms,
+            &keys::EPOCH_MIN,
+        ),
+        (
             &mut policy.heartbeat_interval,
-            self.heartbeat_ms,
-            "heartbeat_ms",
-            1..=10_000,
-        )?;
-        set(
+            section.heartbeat_ms,
+            &keys::HEARTBEAT,
+        ),
+        (
             &mut policy.heartbeat_timeout,
-            self.timeout_ms,
-            "timeout_ms",
-            10..=600_000,
-        )?;
-        policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
-        if policy.heartbeat_timeout < 3 * policy.heartbeat_interval {
-            let why = format!(
-                "{} ms is less than three heartbeats of {} ms: one late packet would be a failover",
-                policy.heartbeat_timeout.as_millis(),
-                policy.heartbeat_interval.as_millis()
-            );
-            return Err(ConfigError::value("replication.timeout_ms", why));
+            section.timeout_ms,
+            &keys::TIMEOUT,
+        ),
+    ] {
+        if let Some(value) = value {
+            *to = Duration::from_millis(ConfigError::check(key, value)?);
         }
-        Ok(policy)
     }
-
-    /// What copies of disks may take.
-    ///
-    /// # Errors
-    /// If a limit is out of its range.
-    pub fn disk_limits(&self) -> Result<DiskLimits, ConfigError> {
-        let mut limits = DiskLimits::default();
-        let set = |to: &mut u64, mib: Option<u64>, key: &str, most: u64| {
-            let Some(mib) = mib else { return Ok(()) };
-            // A request of the guest has up to 1 MiB, and several must fit.
-            let range = 8..=most;
-            if !range.contains(&mib) {
-                let why = format!("{mib} is not in {}..={most} MiB", range.start());
-                return Err(ConfigError::value(format!("replication.{key}"), why));
-            }
-            *to = mib << 20;
-            Ok(())
-        };
-        let (log, journal) = (self.disk_log_mib, self.disk_journal_mib);
-        set(&mut limits.log_bytes_max, log, "disk_log_mib", 4096)?;
-        set(
-            &mut limits.journal_bytes_max,
-            journal,
-            "disk_journal_mib",
-            1 << 20,
-        )?;
-        Ok(limits)
+    policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
+    let least = policy.heartbeat_interval * 3;
+    if policy.heartbeat_timeout < least {
+        let why = format!(
+            "{} ms is less than three heartbeats of {} ms: a lost packet would look like a lost host; write at least {}",
+            policy.heartbeat_timeout.as_millis(),
+            policy.heartbeat_interval.as_millis(),
+            least.as_millis()
+        );
+        return Err(ConfigError::value(&keys::TIMEOUT, why));
     }
-
-    /// Where the standby listens, as seen from the primary.
-    ///
-    /// # Errors
-    /// If it is not an endpoint.
-    pub fn backup_endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
-        endpoint("replication.backup", self.backup.as_deref())
-    }
-
-    /// Where this standby listens.
-    ///
-    /// # Errors
-    /// If it is not an endpoint.
-    pub fn listen_endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
-        endpoint("replication.listen", self.listen.as_deref())
-    }
-
-    /// The VM's name.
-    #[must_use]
-    pub fn vm_name(&self) -> String {
-        self.vm.clone().unwrap_or_else(|| "vm".into())
-    }
-
-    /// This host's name.
-    #[must_use]
-    pub fn node_name(&self) -> String {
-        self.node.clone().unwrap_or_else(|| {
-            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let name = name.trim();
-            if name.is_empty() {
-                "host".into()
-            } else {
-                name.into()
-            }
-        })
-    }
+    Ok(policy)
 }
 
-fn endpoint(key: &str, text: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
-    text.map(|text| text.parse().map_err(|error| ConfigError::value(key, error)))
-        .transpose()
+/// What copies of disks may take.
+fn disk_limits(section: &Replication) -> Result<DiskLimits, ConfigError> {
+    let mut limits = DiskLimits::default();
+    if let Some(mib) = section.disk_log_mib {
+        limits.log_bytes_max = ConfigError::check(&keys::DISK_LOG_MIB, mib)? << 20;
+    }
+    if let Some(mib) = section.disk_journal_mib {
+        limits.journal_bytes_max = ConfigError::check(&keys::JOURNAL_MIB, mib)? << 20;
+    }
+    Ok(limits)
+}
+
+fn endpoint(key: &keys::Key, text: Option<&str>) -> Result<Option<Endpoint>, ConfigError> {
+    let parse = |text: &str| text.parse().map_err(|error| ConfigError::value(key, error));
+    text.map(parse).transpose()
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "host".into(),
+        name => name.into(),
+    }
 }

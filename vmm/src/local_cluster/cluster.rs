@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use understudy_replication::disk::DiskMode;
 use understudy_replication::runtime::{Side, Status};
 
 use super::disks::{DiskFault, WorkloadDisk};
@@ -25,18 +26,9 @@ pub struct ClusterOptions {
     /// The guest's workload options; its address is added.
     pub workload: String,
     /// A disk for the guest, with how it gets its second copy.
-    pub disk: Option<ClusterDisk>,
+    pub disk: Option<DiskMode>,
     /// Further arguments for both sides.
     pub arguments: Vec<String>,
-}
-
-/// How the guest's disk gets its second copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClusterDisk {
-    /// An image for each side.
-    Replicated,
-    /// One for both.
-    Shared,
 }
 
 /// Size of an image: more than the workload uses.
@@ -155,23 +147,19 @@ fn cmdline(options: &ClusterOptions) -> String {
 }
 
 /// The image of each side, which is the same if it is shared.
-fn make_disks(directory: &Path, kind: ClusterDisk) -> Result<[WorkloadDisk; 2], DiskFault> {
+fn make_disks(directory: &Path, kind: DiskMode) -> Result<[WorkloadDisk; 2], DiskFault> {
     let make = |name| WorkloadDisk::create(&directory.join(name), IMAGE_BYTES, DISK_BLOCKS);
     match kind {
-        ClusterDisk::Replicated => Ok([make("primary.disk")?, make("standby.disk")?]),
-        ClusterDisk::Shared => {
+        DiskMode::Replicated => Ok([make("primary.disk")?, make("standby.disk")?]),
+        DiskMode::Shared => {
             let disk = make("shared.disk")?;
             Ok([disk.clone(), disk])
         }
     }
 }
 
-fn drive(disk: &WorkloadDisk, kind: ClusterDisk) -> String {
-    let kind = match kind {
-        ClusterDisk::Replicated => "replicated",
-        ClusterDisk::Shared => "shared",
-    };
-    format!("path={},{kind}", disk.path().display())
+fn drive(disk: &WorkloadDisk, kind: DiskMode) -> String {
+    format!("path={},{}", disk.path().display(), kind.name())
 }
 
 fn start_standby(

@@ -13,7 +13,7 @@ mod stack;
 mod switch;
 
 pub use clients::{ClientError, Figures};
-pub use cluster::{ClusterDisk, ClusterOptions, LocalCluster};
+pub use cluster::{ClusterOptions, LocalCluster};
 pub use disks::{DiskFault, GuestDiskProgress, WorkloadDisk};
 pub use network::{GUEST, Network};
 pub use process::VmmProcess;

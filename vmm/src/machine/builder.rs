@@ -77,7 +77,12 @@ impl MachineBuilder {
         if let Some(payload) = &payload {
             // A bad image is reported now, although the kernel is only loaded when the guest first runs: the
             // memory of a standby must stay zero until then.
-            boot::plan(payload, low_ram_end(memory.ram()))?;
+            boot::plan(payload, low_ram_end(memory.ram())).map_err(|source| {
+                match config.kernel.clone() {
+                    Some(Kernel::Path(path)) => ConfigError::Kernel { path, source }.into(),
+                    _ => MachineFault::from(source),
+                }
+            })?;
         }
         let vm = create_vm(&system)?;
         memory.attach(&vm, false)?;
@@ -108,10 +113,14 @@ impl MachineBuilder {
         if let Some(action) = config.watchdog {
             builder.attach_watchdog(action)?;
         }
-        builder.console_input = Some(builder.attach_console(config.console)?);
+        builder.console_input = Some(builder.attach_console(config.console, config.start)?);
         builder.networks = builder.attach_networks(config.net)?;
-        builder.disks =
-            builder.attach_drives(config.drives, config.disk_journal, config.disk_limits)?;
+        builder.disks = builder.attach_drives(
+            config.drives,
+            config.disk_journal,
+            config.disk_limits,
+            config.start,
+        )?;
         if config.rng {
             builder.attach_rng()?;
         }

@@ -1,12 +1,17 @@
-//! What a machine is to be like. Plain data; checked when the machine is built.
+//! What a machine is to be like. Plain data; checked against the host when the machine is built.
+//!
+//! [`Config`](crate::config::Config) has one that holds for every [`Start`]; what depends on the start is filled
+//! in there too. What must not be done here: open anything.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use understudy_replication::disk::{DiskError, DiskLimits};
+use understudy_replication::disk::{DiskError, DiskLimits, DiskMode};
 use understudy_replication::output::{ConsoleSink, GateLimits};
 
 use super::actions::{OnPanic, OnWatchdog};
-use crate::boot::BootProtocol;
+use crate::boot::{BootError, BootProtocol};
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
 use crate::memory::Backing;
@@ -15,8 +20,23 @@ use crate::vcpu::CpuTemplate;
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
 
+/// How a guest comes to run on this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// It boots here, and nobody has a second copy.
+    #[default]
+    Unprotected,
+    /// It boots here, and is protected.
+    Primary,
+    /// It booted elsewhere, and goes on here when this host takes over.
+    Standby,
+}
+
 /// What a machine is to be like.
+#[derive(Debug, Clone)]
 pub struct MachineConfig {
+    /// How the guest comes to run here.
+    pub start: Start,
     /// vCPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
     /// Which CPU features the guest is offered when it boots here.
@@ -47,13 +67,28 @@ pub struct MachineConfig {
     pub watchdog: Option<OnWatchdog>,
     /// What follows when the guest's kernel says that it has panicked.
     pub on_panic: OnPanic,
-    /// Where the guest's serial console goes; nowhere if `None`.
-    pub console: Option<Box<dyn ConsoleSink>>,
+    /// Where the guest's serial console goes.
+    pub console: Console,
     /// Limits of the output gate.
     pub gate: GateLimits,
 }
 
+/// Where a guest's console goes.
+#[derive(Debug, Clone, Default)]
+pub enum Console {
+    /// Nowhere.
+    #[default]
+    Nowhere,
+    /// To standard output.
+    Stdout,
+    /// To the end of a file. It is emptied for a guest that boots here; a standby goes on with it.
+    File(PathBuf),
+    /// Something that is open already.
+    Open(Opened<Box<dyn ConsoleSink>>),
+}
+
 /// A network device.
+#[derive(Debug, Clone)]
 pub struct NetConfig {
     /// Its name, equal on both hosts.
     pub id: String,
@@ -64,6 +99,7 @@ pub struct NetConfig {
 }
 
 /// What a network device is connected to.
+#[derive(Debug, Clone)]
 pub enum NetBackend {
     /// A tap interface, by name, which takes over checksums and TCP segmentation.
     Tap(String),
@@ -72,7 +108,37 @@ pub enum NetBackend {
     /// A listening Unix socket of a network process (passt, QEMU).
     Socket(PathBuf),
     /// Something that is open already.
-    Open(Backend),
+    Open(Opened<Backend>),
+}
+
+/// Something that is open already. Clones are the same thing: the machine that is built first gets it.
+pub struct Opened<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Opened<T> {
+    /// Has `thing` ready for a machine.
+    pub fn new(thing: T) -> Self {
+        Self(Arc::new(Mutex::new(Some(thing))))
+    }
+
+    /// Takes it, for the machine that is `device`'s.
+    pub(super) fn take(&self, device: &str) -> Result<T, ConfigError> {
+        let mut thing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        thing
+            .take()
+            .ok_or_else(|| ConfigError::Taken(device.into()))
+    }
+}
+
+impl<T> Clone for Opened<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> fmt::Debug for Opened<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened")
+    }
 }
 
 /// A disk.
@@ -84,38 +150,69 @@ pub struct DriveConfig {
     pub path: PathBuf,
     /// What the guest may do to it, and what becomes of that.
     pub kind: DriveKind,
+    /// Where the map of changed blocks is, if the disk is replicated.
+    pub map_path: PathBuf,
 }
 
 /// What a guest may do to a disk, and what becomes of that.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriveKind {
     /// It may only read.
     ReadOnly,
     /// What it writes is on this host alone.
     Local,
-    /// The other host has an image of its own.
-    Replicated {
-        /// Where the map of changed blocks is.
-        map_path: PathBuf,
-    },
-    /// The other host reaches the same image.
-    Shared {
-        /// Whether it must be free now; a standby takes it when it takes over.
-        at_once: bool,
-    },
+    /// What it writes is, or may come to be, on another host too.
+    Copied(DiskMode),
+}
+
+impl DriveConfig {
+    /// A disk with its map of changed blocks beside the image.
+    pub fn new(id: impl Into<String>, path: impl Into<PathBuf>, kind: DriveKind) -> Self {
+        let path = path.into();
+        Self {
+            id: id.into(),
+            map_path: beside(&path, "map"),
+            path,
+            kind,
+        }
+    }
+
+    /// Whether each host has an image of its own for what the guest writes.
+    #[must_use]
+    pub fn is_replicated(&self) -> bool {
+        self.kind == DriveKind::Copied(DiskMode::Replicated)
+    }
 }
 
 impl DriveKind {
     /// Whether the guest may only read.
     #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        *self == Self::ReadOnly
+    pub fn is_read_only(self) -> bool {
+        self == Self::ReadOnly
     }
+
+    /// What it is called in the status.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "readonly",
+            Self::Local => "local",
+            Self::Copied(mode) => mode.name(),
+        }
+    }
+}
+
+/// A file of ours beside an image or another such file.
+pub(crate) fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!(".understudy-{what}"));
+    path.into()
 }
 
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {
+            start: Start::default(),
             vcpus: 1,
             cpu_template: CpuTemplate::Host,
             memory_mib: 256,
@@ -131,19 +228,28 @@ impl Default for MachineConfig {
             rng: true,
             watchdog: None,
             on_panic: OnPanic::default(),
-            console: None,
+            console: Console::default(),
             gate: GateLimits::default(),
         }
     }
 }
 
 /// A kernel image.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Kernel {
     /// Its bytes.
     Bytes(Vec<u8>),
     /// A file with it.
     Path(PathBuf),
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
+            Self::Path(path) => f.debug_tuple("Path").field(path).finish(),
+        }
+    }
 }
 
 /// Why a configuration makes no sense.
@@ -168,6 +274,27 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
+    /// The kernel image cannot be booted.
+    #[error("the kernel image {}", path.display())]
+    Kernel {
+        /// Where it is.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: BootError,
+    },
+    /// The guest's console cannot be opened.
+    #[error("cannot append the guest's console to {}", path.display())]
+    Console {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What was open already belongs to another machine.
+    #[error("what {0} is connected to has been given to another machine")]
+    Taken(String),
     /// There is nothing to boot.
     #[error(
         "there is nothing to run: no kernel image is configured, and no state has been restored"

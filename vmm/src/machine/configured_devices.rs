@@ -14,7 +14,7 @@ use understudy_replication::output::ConsoleSink;
 
 use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
 use super::builder::MachineBuilder;
-use super::config::{ConfigError, DriveConfig, DriveKind, NetBackend, NetConfig};
+use super::config::{ConfigError, Console, DriveConfig, DriveKind, NetBackend, NetConfig, Start};
 use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
 use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
@@ -29,7 +29,7 @@ use crate::devices::{
     ButtonDevice, Device, Irq, PanicDevice, PowerButton, SerialDevice, SerialInput, WatchdogDevice,
     button, lock, serial, watchdog,
 };
-use crate::output::{NoConsole, SpaceEvent};
+use crate::output::{ConsoleFile, NoConsole, SpaceEvent, Terminal};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
@@ -135,9 +135,10 @@ impl MachineBuilder {
     /// Attaches the serial console and returns where its input comes in.
     pub(super) fn attach_console(
         &mut self,
-        sink: Option<Box<dyn ConsoleSink>>,
+        console: Console,
+        start: Start,
     ) -> Result<SerialInput, MachineFault> {
-        let sink = sink.unwrap_or_else(|| Box::new(NoConsole));
+        let sink = open_console(console, start)?;
         let space = SpaceEvent::new().map_err(create(SERIAL_NAME))?;
         let port = self.gate().add_console(sink, space.waker());
         let port = port.map_err(create(SERIAL_NAME))?;
@@ -175,13 +176,13 @@ impl MachineBuilder {
         config: NetConfig,
     ) -> Result<Arc<Mutex<MmioTransport<NetDevice>>>, MachineFault> {
         let name = config.id;
-        let Backend { source, sink } = match config.backend {
+        let opened = match config.backend {
             NetBackend::Tap(interface) => tap::open(&interface, Framing::Headers),
             NetBackend::PlainTap(interface) => tap::open(&interface, Framing::Bare),
             NetBackend::Socket(path) => socket::connect(&path),
-            NetBackend::Open(backend) => Ok(backend),
-        }
-        .map_err(|source| ConfigError::NetBackend {
+            NetBackend::Open(backend) => Ok(backend.take(&name)?),
+        };
+        let Backend { source, sink } = opened.map_err(|source| ConfigError::NetBackend {
             device: name.clone(),
             source,
         })?;
@@ -206,11 +207,12 @@ impl MachineBuilder {
         configs: Vec<DriveConfig>,
         journal: Option<PathBuf>,
         limits: DiskLimits,
+        start: Start,
     ) -> Result<DiskSet, MachineFault> {
         let mut opened = Vec::with_capacity(configs.len());
         let mut specs = Vec::new();
         for config in configs {
-            opened.push(open_drive(config, &mut specs)?);
+            opened.push(open_drive(config, start, &mut specs)?);
         }
         let journal =
             journal.filter(|_| specs.iter().any(|spec| spec.mode == DiskMode::Replicated));
@@ -336,41 +338,62 @@ enum OpenMedium {
     Numbered(usize),
 }
 
+fn open_console(console: Console, start: Start) -> Result<Box<dyn ConsoleSink>, ConfigError> {
+    Ok(match console {
+        Console::Nowhere => Box::new(NoConsole),
+        Console::Stdout => Box::new(Terminal::default()),
+        Console::File(path) => {
+            let file = match start {
+                Start::Unprotected | Start::Primary => ConsoleFile::create(&path),
+                Start::Standby => ConsoleFile::join(&path),
+            };
+            Box::new(file.map_err(|source| ConfigError::Console { path, source })?)
+        }
+        Console::Open(sink) => sink.take(SERIAL_NAME)?,
+    })
+}
+
 /// Opens a drive's image; if a copy of it is to be kept the image goes into `specs`.
-fn open_drive(config: DriveConfig, specs: &mut Vec<DiskSpec>) -> Result<OpenDrive, ConfigError> {
-    let DriveConfig { id, path, kind } = config;
+fn open_drive(
+    config: DriveConfig,
+    start: Start,
+    specs: &mut Vec<DiskSpec>,
+) -> Result<OpenDrive, ConfigError> {
+    let DriveConfig {
+        id,
+        path,
+        kind,
+        map_path,
+    } = config;
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
         return Err(ConfigError::DriveName(id));
     }
-    let opened = match &kind {
-        DriveKind::Shared { at_once } => Image::open_shared(&path).and_then(|image| {
-            if *at_once {
+    let opened = match kind {
+        DriveKind::Copied(DiskMode::Shared) => Image::open_shared(&path).and_then(|image| {
+            // A standby takes it when it takes over.
+            if start != Start::Standby {
                 image.take()?;
             }
             Ok(image)
         }),
         _ => Image::open(&path, kind.is_read_only()),
     };
-    let opened = opened.and_then(|image| Ok((describe_drive(&image, &kind)?, image)));
+    let opened = opened.and_then(|image| Ok((describe_drive(&image, kind)?, image)));
     let (description, image) = opened.map_err(|source| ConfigError::Drive {
         drive: id.clone(),
         source,
     })?;
     let capacity_sectors = image.capacity_sectors();
     let read_only = kind.is_read_only();
-    let (mode, map_path) = match kind {
-        DriveKind::ReadOnly | DriveKind::Local => {
-            return Ok(OpenDrive {
-                id,
-                read_only,
-                capacity_sectors,
-                description,
-                medium: OpenMedium::Plain(image),
-            });
-        }
-        DriveKind::Replicated { map_path } => (DiskMode::Replicated, map_path),
-        DriveKind::Shared { .. } => (DiskMode::Shared, PathBuf::new()),
+    let DriveKind::Copied(mode) = kind else {
+        return Ok(OpenDrive {
+            id,
+            read_only,
+            capacity_sectors,
+            description,
+            medium: OpenMedium::Plain(image),
+        });
     };
     specs.push(DiskSpec {
         name: id.clone(),
@@ -391,7 +414,7 @@ fn open_drive(config: DriveConfig, specs: &mut Vec<DiskSpec>) -> Result<OpenDriv
 /// at its ends finds most mistakes.
 fn describe_drive(
     image: &Image,
-    kind: &DriveKind,
+    kind: DriveKind,
 ) -> Result<Vec<(&'static str, String)>, ImageError> {
     let mut description = vec![
         ("capacity", format!("{} sectors", image.capacity_sectors())),
@@ -402,8 +425,7 @@ fn describe_drive(
             description.push(("ends_crc32", format!("{:#010x}", image.ends_crc32()?)));
         }
         DriveKind::Local => description.push(("replication", "none".into())),
-        DriveKind::Replicated { .. } => description.push(("replication", "replicated".into())),
-        DriveKind::Shared { .. } => description.push(("replication", "shared".into())),
+        DriveKind::Copied(mode) => description.push(("replication", mode.name().into())),
     }
     Ok(description)
 }

@@ -47,8 +47,10 @@ use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuT
 pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
+pub(crate) use config::beside;
 pub use config::{
-    ConfigError, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend, NetConfig, VCPUS_MAX,
+    ConfigError, Console, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend, NetConfig,
+    Opened, Start, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
 pub use events::MachineEvent;

@@ -12,19 +12,19 @@ pub const MMIO_HOLE_START: u64 = 0xC000_0000;
 /// Where RAM goes on behind the hole: 4 GiB.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
-/// Less is not enough for what is loaded at 1 MiB and the tables below it.
-const MIN_MIB: u64 = 2;
-/// 1 TiB; a bound for arithmetic and bitmaps, far beyond what checkpoints are good for.
-const MAX_MIB: u64 = 1 << 20;
+/// Least RAM in MiB: less is not enough for what is loaded at 1 MiB and the tables below it.
+pub const MIB_MIN: u64 = 2;
+/// Most RAM in MiB, 1 TiB: a bound for arithmetic and bitmaps, far beyond what checkpoints are good for.
+pub const MIB_MAX: u64 = 1 << 20;
 
 pub(super) fn check_size(mib: u64) -> Result<(), MemoryError> {
-    if (MIN_MIB..=MAX_MIB).contains(&mib) {
+    if (MIB_MIN..=MIB_MAX).contains(&mib) {
         Ok(())
     } else {
         Err(MemoryError::Size {
             mib,
-            min_mib: MIN_MIB,
-            max_mib: MAX_MIB,
+            min_mib: MIB_MIN,
+            max_mib: MIB_MAX,
         })
     }
 }

@@ -21,7 +21,7 @@ use vm_memory::{
 
 use crate::kvm::{self, KvmError};
 
-pub use layout::{HIGH_RAM_START, MMIO_HOLE_START, ranges};
+pub use layout::{HIGH_RAM_START, MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
 pub use pages::GuestPages;
 
 /// Guest RAM as devices see it: cheap to clone, and every write through it is noted in a bitmap.

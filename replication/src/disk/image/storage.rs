@@ -15,12 +15,29 @@ pub enum DiskMode {
     Shared,
 }
 
-impl fmt::Display for DiskMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl DiskMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Replicated, Self::Shared];
+
+    /// What it is called in configurations and in the status.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Replicated => "replicated",
             Self::Shared => "shared",
-        })
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
+impl fmt::Display for DiskMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

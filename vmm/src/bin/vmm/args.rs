@@ -1,13 +1,15 @@
-//! The command line: what can be said, and what `--help` teaches. Flags are merged with the
-//! configuration file here, low level, into one [`Config`]; what it means is decided elsewhere.
+//! The command line: what can be said, and what `--help` teaches. Flags that say what a configuration file could say
+//! are put into its shape here; what it means is decided elsewhere, and the help of most is that of the file's keys.
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result, anyhow, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
-    Config, ConfigError, Drive, DriveReplication, Entropy, HeartbeatSection, NetworkInterface,
-    WatchdogSection,
+    BootSource, Config, ConfigFile, DiskMode, Drive, Entropy, HeartbeatSection, MachineSection,
+    NetworkInterface, Replication, Serial, WatchdogSection, keys,
 };
 use understudy_vmm::machine::{OnPanic, OnReboot, OnWatchdog};
 use understudy_vmm::vcpu::CpuTemplate;
@@ -82,29 +84,19 @@ pub(crate) struct VmArgs {
     /// JSON file with Firecracker's field names plus a `replication` section; flags override it.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Linux bzImage or ELF image (vmlinux) to boot, or `builtin` for the guest inside this program
-    /// [default: builtin].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = keys::KERNEL.help())]
     kernel: Option<PathBuf>,
-    /// How the kernel is entered: `linux` (64-bit boot protocol), `pvh` (an ELF image with a note that says
-    /// where), or `auto`, which is linux if the image can [default: auto].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = keys::BOOT_PROTOCOL.help())]
     boot_protocol: Option<BootProtocol>,
-    /// Initramfs for the kernel.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = keys::INITRD.help())]
     initrd: Option<PathBuf>,
-    /// The guest's command line [default for the built-in guest: workload=stream,counter,echo].
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help = keys::CMDLINE.help())]
     cmdline: Option<String>,
-    /// Number of vCPUs [default: 1].
-    #[arg(long, value_name = "N")]
-    vcpus: Option<u8>,
-    /// CPU features that a guest booted here is offered: host (all), or only those of x86-64, x86-64-v2,
-    /// x86-64-v3 or x86-64-v4, so that a standby of another model can take over [default: host].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "N", help = keys::VCPUS.help())]
+    vcpus: Option<u64>,
+    #[arg(long, value_name = "NAME", help = keys::CPU_TEMPLATE.help())]
     cpu_template: Option<CpuTemplate>,
-    /// Memory in MiB [default: 256].
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", help = keys::MEMORY.help())]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
     /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
@@ -118,22 +110,17 @@ pub(crate) struct VmArgs {
     /// on storage whose locks hold between them.
     #[arg(long, value_name = "SPEC")]
     drive: Vec<String>,
-    /// Give the guest a virtio entropy device.
-    #[arg(long)]
+    #[arg(long, help = keys::ENTROPY.help())]
     rng: bool,
-    /// When the guest wants a reboot: `restart` it in place, or `exit` [default: restart].
-    #[arg(long, value_name = "ACTION")]
+    #[arg(long, value_name = "ACTION", help = keys::ON_REBOOT.help())]
     on_reboot: Option<OnReboot>,
-    /// When the guest's kernel panics (and says so by pvpanic): `report` it, and leave the rest to the guest,
-    /// `restart` it, or `exit` [default: report].
-    #[arg(long, value_name = "ACTION")]
+    #[arg(long, value_name = "ACTION", help = keys::ON_PANIC.help())]
     on_panic: Option<OnPanic>,
     /// Give the guest a watchdog (IB700; Linux: ib700wdt) and `reset` it, power it off (`poweroff`) or do nothing
     /// but tell (`none`) when it does not feed it.
     #[arg(long, value_name = "ACTION")]
     watchdog: Option<OnWatchdog>,
-    /// Where the guest's console goes: `stdout`, `none`, or a file to append to [default: stdout].
-    #[arg(long, value_name = "WHERE")]
+    #[arg(long, value_name = "WHERE", help = keys::CONSOLE.help())]
     console: Option<String>,
 }
 
@@ -152,20 +139,15 @@ pub(crate) struct RunArgs {
 pub(crate) struct ReplicatedArgs {
     #[command(flatten)]
     pub(crate) vm: VmArgs,
-    /// Name of the VM, equal on both hosts [default: vm].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = keys::VM.help())]
     name: Option<String>,
-    /// This host's name in messages [default: the host name].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help = keys::NODE.help())]
     node: Option<String>,
-    /// Where the (next) standby listens: HOST:PORT or unix:PATH.
-    #[arg(long, value_name = "ENDPOINT")]
+    #[arg(long, value_name = "ENDPOINT", help = keys::BACKUP.help())]
     backup: Option<String>,
-    /// Where this standby listens: ADDRESS:PORT or unix:PATH.
-    #[arg(long, value_name = "ENDPOINT")]
+    #[arg(long, value_name = "ENDPOINT", help = keys::LISTEN.help())]
     listen: Option<String>,
-    /// The arbiter's file, on storage that both hosts see. It decides who may run alone.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = keys::ARBITER.help())]
     arbiter: Option<PathBuf>,
     /// Start the guest from nothing even if a standby may have a copy of it (primary only).
     #[arg(long)]
@@ -173,24 +155,17 @@ pub(crate) struct ReplicatedArgs {
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,
-    /// Unix socket for `vmm status`, `failover`, `stop` and `power-button`.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help = keys::CONTROL.help())]
     control: Option<PathBuf>,
-    /// Where a standby notes writes to replicated disks before they go to the images, as two files
-    /// [default: the first image's path with `.understudy-journal` behind it].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = keys::JOURNAL.help())]
     disk_journal: Option<PathBuf>,
-    /// Longest epoch, in milliseconds [default: 25].
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", help = keys::EPOCH.help())]
     epoch_ms: Option<u64>,
-    /// Shortest epoch when output waits, in milliseconds [default: 2].
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", help = keys::EPOCH_MIN.help())]
     epoch_min_ms: Option<u64>,
-    /// Pause between heartbeats, in milliseconds [default: 20].
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", help = keys::HEARTBEAT.help())]
     heartbeat_ms: Option<u64>,
-    /// Silence after which the other side counts as lost, in milliseconds [default: 150].
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", help = keys::TIMEOUT.help())]
     timeout_ms: Option<u64>,
 }
 
@@ -241,15 +216,6 @@ pub(crate) enum Fault {
     Freeze,
 }
 
-/// A disk in the demo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DemoDisk {
-    /// Each side has an image of its own.
-    Replicated,
-    /// Both sides reach one image.
-    Shared,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Clients that stream; a quarter as many (at least one) count with INCR.
@@ -265,8 +231,8 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_enum, default_value_t = Fault::Kill)]
     pub(crate) fault: Fault,
     /// Give the guest a disk, which it writes and reads back all the time; the image is checked at the end.
-    #[arg(long, value_enum, value_name = "KIND")]
-    pub(crate) disk: Option<DemoDisk>,
+    #[arg(long, value_name = "KIND", value_parser = disk_modes())]
+    pub(crate) disk: Option<DiskMode>,
     /// Print one JSON object at the end, and nothing else on standard output.
     #[arg(long)]
     pub(crate) json: bool,
@@ -275,170 +241,150 @@ pub(crate) struct DemoArgs {
     pub(crate) keep: Option<PathBuf>,
 }
 
-/// Takes `flag` if it was given.
-fn over<T>(to: &mut Option<T>, flag: Option<T>) {
-    if flag.is_some() {
-        *to = flag;
-    }
+fn disk_modes() -> impl TypedValueParser<Value = DiskMode> {
+    PossibleValuesParser::new(DiskMode::ALL.map(DiskMode::name))
+        .try_map(|name| DiskMode::named(&name).ok_or("there is no such kind"))
 }
 
 impl VmArgs {
-    /// The configuration file, if any, overridden by flags.
-    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
-        let mut config = match &self.config {
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
-        };
-        over(&mut config.boot_source.kernel_image_path, self.kernel);
-        over(&mut config.boot_source.initrd_path, self.initrd);
-        over(&mut config.boot_source.boot_args, self.cmdline);
-        over(&mut config.boot_source.boot_protocol, self.boot_protocol);
-        over(&mut config.machine_config.vcpu_count, self.vcpus);
-        over(&mut config.machine_config.mem_size_mib, self.memory_mib);
-        over(&mut config.machine_config.cpu_template, self.cpu_template);
-        over(&mut config.serial.output, self.console);
-        over(&mut config.machine_config.on_reboot, self.on_reboot);
-        over(&mut config.machine_config.on_panic, self.on_panic);
-        if let Some(action) = self.watchdog {
-            config.watchdog = Some(WatchdogSection { action });
-        }
-        if self.rng {
-            config.entropy = Some(Entropy {});
-        }
-        if !self.net.is_empty() {
-            config.network_interfaces = self
-                .net
-                .iter()
-                .enumerate()
-                .map(|(number, spec)| network_interface(number, spec))
-                .collect::<Result<_, _>>()?;
-        }
-        if !self.drive.is_empty() {
-            let drives = self.drive.iter().enumerate();
-            config.drives = drives
-                .map(|(number, spec)| drive(number, spec))
-                .collect::<Result<_, _>>()?;
-        }
-        config.check_drives()?;
-        Ok(config)
+    /// What these flags say, in the shape of a file, beside what is said of replication.
+    fn said(self, replication: Replication) -> Result<ConfigFile> {
+        Ok(ConfigFile {
+            boot_source: BootSource {
+                kernel_image_path: self.kernel,
+                initrd_path: self.initrd,
+                boot_args: self.cmdline,
+                boot_protocol: self.boot_protocol,
+            },
+            machine_config: MachineSection {
+                vcpu_count: self.vcpus,
+                mem_size_mib: self.memory_mib,
+                cpu_template: self.cpu_template.map(|template| template.name().into()),
+                on_reboot: self.on_reboot,
+                on_panic: self.on_panic,
+            },
+            drives: list(&self.drive, drive)?,
+            network_interfaces: list(&self.net, network_interface)?,
+            entropy: self.rng.then_some(Entropy {}),
+            watchdog: self.watchdog.map(|action| WatchdogSection {
+                action: Some(action),
+            }),
+            serial: Serial {
+                output: self.console,
+            },
+            replication,
+        })
     }
 }
 
 impl RunArgs {
-    /// As [`VmArgs::merge`].
-    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
-        let mut config = self.vm.merge()?;
-        over(&mut config.replication.control_socket, self.control);
-        Ok(config)
+    /// The configuration file, if any, overridden by flags.
+    pub(crate) fn load(self) -> Result<Config> {
+        let replication = Replication {
+            control_socket: self.control,
+            ..Replication::default()
+        };
+        load(self.vm, replication)
     }
 }
 
 impl ReplicatedArgs {
-    /// As [`VmArgs::merge`].
-    pub(crate) fn merge(self) -> Result<Config, ConfigError> {
-        let mut config = self.vm.merge()?;
-        let replication = &mut config.replication;
-        over(&mut replication.vm, self.name);
-        over(&mut replication.node, self.node);
-        over(&mut replication.backup, self.backup);
-        over(&mut replication.listen, self.listen);
-        over(&mut replication.arbiter, self.arbiter);
-        over(&mut replication.control_socket, self.control);
-        over(&mut replication.disk_journal, self.disk_journal);
-        over(&mut replication.epoch_ms, self.epoch_ms);
-        over(&mut replication.epoch_min_ms, self.epoch_min_ms);
-        over(&mut replication.heartbeat_ms, self.heartbeat_ms);
-        over(&mut replication.timeout_ms, self.timeout_ms);
-        if let Some(text) = &self.heartbeat {
-            replication.heartbeat = Some(heartbeat(text)?);
-        }
-        Ok(config)
+    /// As [`RunArgs::load`].
+    pub(crate) fn load(self) -> Result<Config> {
+        let replication = Replication {
+            vm: self.name,
+            node: self.node,
+            backup: self.backup,
+            listen: self.listen,
+            arbiter: self.arbiter,
+            heartbeat: self.heartbeat.as_deref().map(heartbeat).transpose()?,
+            epoch_ms: self.epoch_ms,
+            epoch_min_ms: self.epoch_min_ms,
+            heartbeat_ms: self.heartbeat_ms,
+            timeout_ms: self.timeout_ms,
+            control_socket: self.control,
+            disk_journal: self.disk_journal,
+            ..Replication::default()
+        };
+        load(self.vm, replication)
     }
 }
 
-fn wrong(key: &str, why: impl std::fmt::Display) -> ConfigError {
-    ConfigError::Value {
-        key: key.into(),
-        why: why.to_string(),
+fn load(mut vm: VmArgs, replication: Replication) -> Result<Config> {
+    let file = vm.config.take();
+    let (config, ignored) = Config::load(file.as_deref(), vm.said(replication)?)?;
+    if !ignored.is_empty() {
+        tracing::warn!("{ignored}");
     }
+    Ok(config)
 }
 
-fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface, ConfigError> {
+/// What is said by a flag that can be repeated; `None` if it is not given.
+fn list<T>(specs: &[String], read: fn(usize, &str) -> Result<T>) -> Result<Option<Vec<T>>> {
+    let items = specs.iter().enumerate();
+    let items = items.map(|(number, spec)| read(number, spec));
+    let items: Vec<T> = items.collect::<Result<_>>()?;
+    Ok((!items.is_empty()).then_some(items))
+}
+
+fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface> {
     let mut interface = NetworkInterface {
-        iface_id: format!("net{number}"),
-        host_dev_name: None,
-        offload: None,
-        socket_path: None,
-        guest_mac: None,
+        iface_id: Some(format!("net{number}")),
+        ..NetworkInterface::default()
     };
     for part in spec.split(',') {
         match part.split_once('=') {
             Some(("tap", name)) => interface.host_dev_name = Some(name.into()),
             Some(("socket", path)) => interface.socket_path = Some(path.into()),
             Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
-            Some(("id", id)) => interface.iface_id = id.into(),
+            Some(("id", id)) => interface.iface_id = Some(id.into()),
             Some(("offload", "on")) => interface.offload = Some(true),
             Some(("offload", "off")) => interface.offload = Some(false),
-            _ => {
-                let why = format!(
-                    "{part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
-                );
-                return Err(wrong("--net", why));
-            }
+            _ => bail!(
+                "--net: {part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+            ),
         }
     }
     Ok(interface)
 }
 
-fn drive(number: usize, spec: &str) -> Result<Drive, ConfigError> {
-    let mut path = None;
+fn drive(number: usize, spec: &str) -> Result<Drive> {
     let mut drive = Drive {
-        drive_id: format!("disk{number}"),
-        path_on_host: PathBuf::new(),
-        is_root_device: false,
-        is_read_only: false,
-        replication: None,
-        map_path: None,
+        drive_id: Some(format!("disk{number}")),
+        ..Drive::default()
     };
     for part in spec.split(',') {
-        match part.split_once('=') {
-            Some(("path", file)) if !file.is_empty() => path = Some(PathBuf::from(file)),
-            Some(("id", id)) => drive.drive_id = id.into(),
-            Some(("map", file)) if !file.is_empty() => drive.map_path = Some(file.into()),
-            None if part == "readonly" => drive.is_read_only = true,
-            None if part == "replicated" => drive.replication = Some(DriveReplication::Replicated),
-            None if part == "shared" => drive.replication = Some(DriveReplication::Shared),
-            _ => {
-                let why = format!(
-                    "{part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE"
-                );
-                return Err(wrong("--drive", why));
-            }
+        match (part.split_once('='), DiskMode::named(part)) {
+            (Some(("path", file)), _) if !file.is_empty() => drive.path_on_host = Some(file.into()),
+            (Some(("id", id)), _) => drive.drive_id = Some(id.into()),
+            (Some(("map", file)), _) if !file.is_empty() => drive.map_path = Some(file.into()),
+            (None, None) if part == "readonly" => drive.is_read_only = Some(true),
+            (None, Some(mode)) => drive.replication = Some(mode),
+            _ => bail!(
+                "--drive: {part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE"
+            ),
         }
     }
-    drive.path_on_host =
-        path.ok_or_else(|| wrong("--drive", format!("{spec:?} has no path=FILE")))?;
+    if drive.path_on_host.is_none() {
+        bail!("--drive: {spec:?} has no path=FILE");
+    }
     Ok(drive)
 }
 
-fn heartbeat(text: &str) -> Result<HeartbeatSection, ConfigError> {
-    let expected = "expected LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT";
-    let (listen, peer) = text
-        .split_once('=')
-        .ok_or_else(|| wrong("--heartbeat", format!("{text:?}: {expected}")))?;
-    let address = |text: &str| {
-        text.parse()
-            .map_err(|error| wrong("--heartbeat", format!("{text:?}: {error}; {expected}")))
-    };
+fn heartbeat(text: &str) -> Result<HeartbeatSection> {
+    let expected =
+        || format!("--heartbeat: {text:?}: expected LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT");
+    let (listen, peer) = text.split_once('=').ok_or_else(|| anyhow!(expected()))?;
     Ok(HeartbeatSection {
-        listen: address(listen)?,
-        peer: address(peer)?,
+        listen: listen.parse().with_context(expected)?,
+        peer: peer.parse().with_context(expected)?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use understudy_vmm::machine::{DriveKind, NetBackend};
 
     use super::*;
 
@@ -447,10 +393,10 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    fn merged(arguments: &[&str]) -> Result<Config, ConfigError> {
+    fn loaded(arguments: &[&str]) -> Result<Config> {
         let all = ["vmm", "primary"].iter().chain(arguments);
         match Cli::try_parse_from(all).unwrap().command {
-            Command::Primary(arguments) => arguments.merge(),
+            Command::Primary(arguments) => arguments.load(),
             other => panic!("parsed {other:?}"),
         }
     }
@@ -462,15 +408,17 @@ mod tests {
         let text = r#"{"machine-config": {"vcpu_count": 2, "mem_size_mib": 64},
                        "replication": {"epoch_ms": 50}}"#;
         std::fs::write(&path, text).unwrap();
-        let config = merged(&["--config", path.to_str().unwrap(), "--memory-mib", "128"]).unwrap();
-        assert_eq!(config.machine_config.vcpu_count, Some(2));
-        assert_eq!(config.machine_config.mem_size_mib, Some(128));
-        assert_eq!(config.replication.epoch_ms, Some(50));
+        let path = path.to_str().unwrap();
+        let config = loaded(&["--config", path, "--memory-mib", "128", "--vcpus", "3"]).unwrap();
+        assert_eq!(config.machine.vcpus, 3);
+        assert_eq!(config.machine.memory_mib, 128);
+        let epoch = config.replication.policy.epoch_interval;
+        assert_eq!(epoch.as_millis(), 50);
     }
 
     #[test]
     fn what_follows_from_what_is_parsed_or_explained() {
-        let config = merged(&[
+        let config = loaded(&[
             "--on-reboot",
             "exit",
             "--on-panic",
@@ -479,10 +427,10 @@ mod tests {
             "none",
         ])
         .unwrap();
-        assert_eq!(config.machine_config.on_reboot, Some(OnReboot::Exit));
-        assert_eq!(config.machine_config.on_panic, Some(OnPanic::Restart));
-        assert_eq!(config.watchdog.unwrap().action, OnWatchdog::None);
-        assert!(merged(&[]).unwrap().watchdog.is_none());
+        assert_eq!(config.on_reboot, OnReboot::Exit);
+        assert_eq!(config.machine.on_panic, OnPanic::Restart);
+        assert_eq!(config.machine.watchdog, Some(OnWatchdog::None));
+        assert!(loaded(&[]).unwrap().machine.watchdog.is_none());
         for (flag, words) in [
             ("--on-reboot", "restart, exit"),
             ("--on-panic", "report, restart, exit"),
@@ -495,28 +443,26 @@ mod tests {
 
     #[test]
     fn interfaces_and_heartbeats_are_parsed_or_explained() {
-        let config = merged(&[
+        let config = loaded(&[
             "--net",
             "tap=tap0,mac=52:54:00:00:00:01,offload=off",
             "--heartbeat",
             "10.0.0.1:7001=10.0.0.2:7001",
         ])
         .unwrap();
-        assert_eq!(
-            config.network_interfaces[0].host_dev_name.as_deref(),
-            Some("tap0")
-        );
-        assert_eq!(config.network_interfaces[0].offload, Some(false));
+        let interface = &config.machine.net[0];
+        assert!(matches!(&interface.backend, NetBackend::PlainTap(name) if name == "tap0"));
+        assert_eq!(interface.mac[5], 1);
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
-        let error = merged(&["--net", "tapp=tap0"]).unwrap_err().to_string();
+        let error = loaded(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");
-        let error = merged(&["--heartbeat", "7001"]).unwrap_err().to_string();
+        let error = loaded(&["--heartbeat", "7001"]).unwrap_err().to_string();
         assert!(error.contains("LOCAL_ADDRESS"), "{error}");
     }
 
     #[test]
     fn drives_are_parsed_or_explained() {
-        let config = merged(&[
+        let config = loaded(&[
             "--drive",
             "path=/a,readonly",
             "--drive",
@@ -527,21 +473,38 @@ mod tests {
             "path=/dev/e,replicated,map=/e",
         ])
         .unwrap();
-        let [first, second, third, fourth] = &config.drives[..] else {
-            panic!("four drives: {:?}", config.drives);
+        let [first, second, third, fourth] = &config.machine.drives[..] else {
+            panic!("four drives: {:?}", config.machine.drives);
         };
-        assert_eq!((&*first.drive_id, first.is_read_only), ("disk0", true));
-        assert_eq!((&*second.drive_id, second.is_read_only), ("data", false));
-        assert_eq!(second.path_on_host, std::path::Path::new("/b=c"));
-        assert_eq!(second.replication, None);
-        assert_eq!(third.replication, Some(DriveReplication::Shared));
-        assert_eq!(fourth.replication, Some(DriveReplication::Replicated));
-        assert_eq!(fourth.map_path(), std::path::Path::new("/e"));
+        let replicated = DriveKind::Copied(DiskMode::Replicated);
+        assert_eq!((&*first.id, first.kind), ("disk0", DriveKind::ReadOnly));
+        assert_eq!((&*second.id, second.kind), ("data", replicated));
+        assert_eq!(second.path, std::path::Path::new("/b=c"));
+        assert_eq!(third.kind, DriveKind::Copied(DiskMode::Shared));
+        assert_eq!(fourth.kind, replicated);
+        assert_eq!(fourth.map_path, std::path::Path::new("/e"));
         for spec in ["readonly", "/a", "path=", "path=/a,ro", "path=/a,map="] {
-            let error = merged(&["--drive", spec]).unwrap_err().to_string();
+            let error = loaded(&["--drive", spec]).unwrap_err().to_string();
             assert!(error.contains("path=FILE"), "{error}");
         }
-        let error = merged(&["--drive", "path=/a,readonly,shared"]).unwrap_err();
+        let error = loaded(&["--drive", "path=/a,readonly,shared"]).unwrap_err();
         assert!(error.to_string().contains("disk0.replication"), "{error}");
+    }
+
+    /// The table of keys names flags that there are, and the help of a flag is what it says.
+    #[test]
+    fn every_flag_of_the_table_of_keys_is_there() {
+        let command = Cli::command();
+        let primary = command.find_subcommand("primary").unwrap();
+        for key in keys::KEYS {
+            let Some(flag) = key.flag else { continue };
+            let name = flag.strip_prefix("--").unwrap();
+            let mut all = primary.get_arguments();
+            assert!(
+                all.any(|argument| argument.get_long() == Some(name)),
+                "{}: there is no {flag}",
+                key.path
+            );
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use understudy_vmm::config::ConfigError;
+
 /// Something failed; the message says what.
 pub(crate) const FAILED: u8 = 1;
 /// Another host owns the guest now.
@@ -25,10 +27,22 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
             text.push_str(&cause);
         }
     }
-    eprintln!("vmm: {text}");
+    let flag = error.downcast_ref().and_then(flag_of).unwrap_or_default();
+    eprintln!("vmm: {text}{flag}");
     if error.downcast_ref::<Fenced>().is_some() {
         ExitCode::from(FENCED)
     } else {
         ExitCode::from(FAILED)
     }
+}
+
+/// What to say of the flag that sets the same as the key that `error` is about.
+fn flag_of(error: &ConfigError) -> Option<String> {
+    let key = error.key()?;
+    let flag = key.flag?;
+    let part = match key.path {
+        "drives[].map_path" => " path=…,map=FILE",
+        _ => "",
+    };
+    Some(format!(" (flag: {flag}{part})"))
 }

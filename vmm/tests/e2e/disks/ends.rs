@@ -1,7 +1,8 @@
 //! Guests that begin anew or power off while their disks are protected.
 
-use super::hosts::{A, B, BLOCKS, Disks, IMAGE_BYTES, Mode, cmdline, synchronised_bytes};
+use super::hosts::{A, B, BLOCKS, Disks, IMAGE_BYTES, cmdline, synchronised_bytes};
 use crate::support::{DEADLINE, binary, turn, wait_for};
+use understudy_replication::disk::DiskMode;
 
 const BOOTED: &str = "understudy guest ";
 
@@ -9,7 +10,7 @@ fn boots(disks: &mut Disks, host: usize) -> usize {
     disks.host(host).console().matches(BOOTED).count()
 }
 
-fn reset(mode: Mode) {
+fn reset(mode: DiskMode) {
     let _turn = turn();
     let mut disks = Disks::new(mode);
     let command = format!("{} reboot_after_ms=2500", cmdline());
@@ -26,7 +27,7 @@ fn reset(mode: Mode) {
     disks.await_progress(A);
     disks.kill(A);
     disks.await_promoted(B);
-    if mode == Mode::Replicated {
+    if mode == DiskMode::Replicated {
         disks.image(A).check_exact(disks.flushed()).unwrap();
     }
     wait_for("a reset after the failover", || {
@@ -43,15 +44,15 @@ fn reset(mode: Mode) {
 
 #[test]
 fn a_guest_finds_its_replicated_disk_after_resets_and_a_failover() {
-    reset(Mode::Replicated);
+    reset(DiskMode::Replicated);
 }
 
 #[test]
 fn a_guest_finds_its_shared_disk_after_resets_and_a_failover() {
-    reset(Mode::Shared);
+    reset(DiskMode::Shared);
 }
 
-fn power_off(mode: Mode) {
+fn power_off(mode: DiskMode) {
     let _turn = turn();
     let mut disks = Disks::new(mode);
     let command = format!(
@@ -89,10 +90,10 @@ fn power_off(mode: Mode) {
 
 #[test]
 fn a_guest_that_powers_off_leaves_its_replicated_disk_whole() {
-    power_off(Mode::Replicated);
+    power_off(DiskMode::Replicated);
 }
 
 #[test]
 fn a_guest_that_powers_off_leaves_its_shared_disk_whole() {
-    power_off(Mode::Shared);
+    power_off(DiskMode::Shared);
 }

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use understudy_replication::disk::DiskMode;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use understudy_vmm::local_cluster::GuestDiskProgress;
 
-use super::hosts::{A, B, BLOCKS, Disks, Mode};
+use super::hosts::{A, B, BLOCKS, Disks};
 use crate::support::{await_log, binary, turn, wait_for};
 
 /// Where the marks are in a map of this size, and how much of the file they share.
@@ -36,7 +37,7 @@ fn vmm_beside(place: &Path, bytes: u64, filled: u64) -> PathBuf {
 #[test]
 fn a_standby_without_room_for_the_map_says_so_and_the_guest_runs_on() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     let full = disks.path("full");
     let program = vmm_beside(&full, PAGE_BYTES, PAGE_BYTES);
     let map = full.join("map").display().to_string();
@@ -74,7 +75,7 @@ fn take_room(place: &Path) {
 #[test]
 fn a_primary_that_cannot_mark_blocks_fails_the_guests_writes_and_nothing_else() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     let small = disks.path("small");
     let program = vmm_beside(&small, 16 * PAGE_BYTES, 0);
     let map = small.join("map").display().to_string();

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use understudy_replication::disk::DiskMode;
 use understudy_replication::runtime::{Side, Status};
 use understudy_vmm::local_cluster::{GuestDiskProgress, VmmProcess, WorkloadDisk};
 
@@ -26,18 +27,11 @@ pub(crate) const A: usize = 0;
 pub(crate) const B: usize = 1;
 const NAMES: [&str; 2] = ["a", "b"];
 
-/// How the disk gets its second copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Replicated,
-    Shared,
-}
-
 /// Two hosts.
 pub(crate) struct Disks {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) hosts: [Option<VmmProcess>; 2],
-    mode: Mode,
+    mode: DiskMode,
     starts: usize,
     /// The most that the guest said it had flushed, over all its hosts.
     flushed: u64,
@@ -45,7 +39,7 @@ pub(crate) struct Disks {
 
 impl Disks {
     /// Makes the images; starts nothing.
-    pub(crate) fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: DiskMode) -> Self {
         let disks = Self {
             directory: tempfile::tempdir().unwrap(),
             hosts: [None, None],
@@ -54,14 +48,14 @@ impl Disks {
             flushed: 0,
         };
         WorkloadDisk::create(&disks.image_path(A), IMAGE_BYTES, BLOCKS).unwrap();
-        if mode == Mode::Replicated {
+        if mode == DiskMode::Replicated {
             std::fs::write(disks.image_path(B), vec![RUBBISH; IMAGE_BYTES as usize]).unwrap();
         }
         disks
     }
 
     /// A protected guest on host [`A`] that has begun to write.
-    pub(crate) fn start(mode: Mode) -> Self {
+    pub(crate) fn start(mode: DiskMode) -> Self {
         let mut disks = Self::new(mode);
         disks.start_standby(B);
         disks.start_primary(A, &[]);
@@ -76,8 +70,8 @@ impl Disks {
 
     pub(crate) fn image_path(&self, host: usize) -> PathBuf {
         match self.mode {
-            Mode::Replicated => self.path(&format!("{}.disk", NAMES[host])),
-            Mode::Shared => self.path("shared.disk"),
+            DiskMode::Replicated => self.path(&format!("{}.disk", NAMES[host])),
+            DiskMode::Shared => self.path("shared.disk"),
         }
     }
 
@@ -118,8 +112,8 @@ impl Disks {
     fn start_host(&mut self, role: &str, host: usize, program: &Path, further: &[&str]) {
         let channel = |host: usize| format!("unix:{}", self.path(NAMES[host]).display());
         let shared = match self.mode {
-            Mode::Replicated => "",
-            Mode::Shared => ",shared",
+            DiskMode::Replicated => "",
+            DiskMode::Shared => ",shared",
         };
         let usual = [
             ("--name", "guest".to_owned()),

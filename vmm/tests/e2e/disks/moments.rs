@@ -1,8 +1,9 @@
 //! Losses of hosts at any moment, one after the other.
 
 use std::time::Duration;
+use understudy_replication::disk::DiskMode;
 
-use super::hosts::{A, Disks, Mode};
+use super::hosts::{A, Disks};
 use crate::support::turn;
 
 /// More rounds than usual, for a night: `UNDERSTUDY_FAILOVERS=100 cargo test disks::moments`.
@@ -17,7 +18,7 @@ fn until_any_moment() {
     std::thread::sleep(Duration::from_millis(moment));
 }
 
-fn losses(mode: Mode) {
+fn losses(mode: DiskMode) {
     let _turn = turn();
     let rounds = std::env::var(ROUNDS_VARIABLE).map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     let mut disks = Disks::start(mode);
@@ -36,7 +37,7 @@ fn losses(mode: Mode) {
         until_any_moment();
         disks.kill(from);
         disks.await_promoted(to);
-        if mode == Mode::Replicated {
+        if mode == DiskMode::Replicated {
             let report = disks.image(from).check_exact(disks.flushed()).unwrap();
             println!("round {round}: {report:?}");
         }
@@ -55,10 +56,10 @@ fn losses(mode: Mode) {
 
 #[test]
 fn replicated_disks_outlive_their_hosts_at_any_moment() {
-    losses(Mode::Replicated);
+    losses(DiskMode::Replicated);
 }
 
 #[test]
 fn shared_disks_outlive_their_hosts_at_any_moment() {
-    losses(Mode::Shared);
+    losses(DiskMode::Shared);
 }

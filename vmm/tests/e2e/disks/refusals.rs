@@ -7,7 +7,7 @@ use understudy_replication::core::disk::{DiskSyncPlan, PairId};
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_vmm::devices::virtio::blk::Image;
 
-use super::hosts::{A, B, Disks, IMAGE_BYTES, Mode};
+use super::hosts::{A, B, Disks, IMAGE_BYTES};
 use crate::support::{await_log, turn, vmm};
 
 /// `vmm` must end with `texts` in its one message.
@@ -29,7 +29,7 @@ fn resize(path: &Path, bytes: u64) {
 #[test]
 fn a_standbys_image_of_another_size_is_named_and_the_guest_runs_on() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     resize(&disks.image_path(B), IMAGE_BYTES * 2);
     disks.start_standby(B);
     disks.start_primary(A, &[]);
@@ -49,7 +49,7 @@ fn a_standbys_image_of_another_size_is_named_and_the_guest_runs_on() {
 #[test]
 fn sides_that_disagree_about_sharing_are_told_so() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     disks.start_standby(B);
     let drive = format!("path={},shared", disks.image_path(A).display());
     disks.start_primary(A, &["--drive", &drive]);
@@ -79,7 +79,7 @@ fn interrupt_copy(disks: &Disks, host: usize) {
 #[test]
 fn an_unfinished_copy_is_never_run_but_can_be_finished() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     interrupt_copy(&disks, B);
     let drive = format!("path={}", disks.image_path(B).display());
     let arbiter = disks.path("other-arbiter").display().to_string();
@@ -110,7 +110,7 @@ const MAP_HEADERS: [usize; 2] = [0, 4096];
 #[test]
 fn damaged_maps_and_journals_are_named() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Replicated);
+    let mut disks = Disks::start(DiskMode::Replicated);
     disks.kill(A);
     disks.await_promoted(B);
     disks.kill(B);
@@ -133,7 +133,7 @@ fn damaged_maps_and_journals_are_named() {
 #[test]
 fn images_in_use_missing_or_without_a_place_for_the_map_are_explained() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Shared);
+    let mut disks = Disks::start(DiskMode::Shared);
     let arbiter = disks.path("other-arbiter").display().to_string();
     let image = disks.image_path(A).display().to_string();
     for further in ["", ",shared"] {

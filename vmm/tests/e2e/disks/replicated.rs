@@ -3,7 +3,7 @@
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_vmm::devices::virtio::blk::Image;
 
-use super::hosts::{A, B, Disks, IMAGE_BYTES, Mode, cmdline, synchronised_bytes};
+use super::hosts::{A, B, Disks, IMAGE_BYTES, cmdline, synchronised_bytes};
 use crate::support::{turn, vmm, vmm_says};
 
 /// A synchronisation that knew what had changed sends less than this; one that did not, all of the image.
@@ -20,7 +20,7 @@ fn says(disks: &mut Disks, host: usize, text: &str) {
 #[test]
 fn the_disk_fails_over_with_the_guest_and_back_with_little_to_copy() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Replicated);
+    let mut disks = Disks::start(DiskMode::Replicated);
     let status = disks.await_protected(A);
     assert!(synchronised_bytes(&status) >= IMAGE_BYTES, "{status:?}");
     says(
@@ -56,7 +56,7 @@ fn the_disk_fails_over_with_the_guest_and_back_with_little_to_copy() {
 #[test]
 fn all_of_the_image_is_copied_also_where_nobody_writes() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Replicated);
+    let mut disks = Disks::new(DiskMode::Replicated);
     // Beyond what the guest uses.
     let mut image = std::fs::read(disks.image_path(A)).unwrap();
     let pattern = (0..image.len()).map(|at| ((at * 2_654_435_761) >> 13) as u8);
@@ -84,7 +84,7 @@ fn all_of_the_image_is_copied_also_where_nobody_writes() {
 #[test]
 fn after_the_loss_of_both_hosts_the_standbys_image_is_that_of_one_epoch() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Replicated);
+    let mut disks = Disks::start(DiskMode::Replicated);
     // Both at once: the standby must not have the time to take over.
     disks.host(B).freeze().unwrap();
     disks.kill(A);
@@ -106,7 +106,7 @@ fn after_the_loss_of_both_hosts_the_standbys_image_is_that_of_one_epoch() {
 #[test]
 fn a_guest_that_ran_unprotected_is_protected_again_with_little_to_copy() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Replicated);
+    let mut disks = Disks::start(DiskMode::Replicated);
     disks.host(B).freeze().unwrap();
     disks.kill(A);
     disks.kill(B);

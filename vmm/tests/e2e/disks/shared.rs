@@ -1,12 +1,13 @@
 //! Both hosts reach one image.
 
-use super::hosts::{A, B, Disks, Mode, synchronised_bytes};
+use super::hosts::{A, B, Disks, synchronised_bytes};
 use crate::support::{await_log, binary, turn};
+use understudy_replication::disk::DiskMode;
 
 #[test]
 fn the_shared_disk_goes_from_host_to_host_with_the_guest() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Shared);
+    let mut disks = Disks::start(DiskMode::Shared);
     let mut from = A;
     for _ in 0..2 {
         let to = 1 - from;
@@ -29,7 +30,7 @@ fn the_shared_disk_goes_from_host_to_host_with_the_guest() {
 #[test]
 fn hosts_that_share_two_different_files_are_told_so_and_the_guest_runs_on() {
     let _turn = turn();
-    let mut disks = Disks::new(Mode::Shared);
+    let mut disks = Disks::new(DiskMode::Shared);
     let other = disks.path("other.disk");
     std::fs::copy(disks.image_path(A), &other).unwrap();
     let before = std::fs::read(&other).unwrap();
@@ -73,7 +74,7 @@ fn hosts_that_share_two_different_files_are_told_so_and_the_guest_runs_on() {
 #[test]
 fn a_frozen_primary_is_waited_for_and_then_writes_nothing() {
     let _turn = turn();
-    let mut disks = Disks::start(Mode::Shared);
+    let mut disks = Disks::start(DiskMode::Shared);
     disks.host(A).freeze().unwrap();
     await_log(
         disks.host(B),

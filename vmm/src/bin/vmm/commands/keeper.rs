@@ -41,11 +41,10 @@ pub(crate) struct Rules {
 
 impl Rules {
     pub(crate) fn new(config: &Config, can_restart: bool) -> Self {
-        let watchdog = config.watchdog.unwrap_or_default();
         Self {
-            on_reboot: config.machine_config.on_reboot.unwrap_or_default(),
-            on_panic: config.machine_config.on_panic.unwrap_or_default(),
-            on_watchdog: watchdog.action,
+            on_reboot: config.on_reboot,
+            on_panic: config.machine.on_panic,
+            on_watchdog: config.machine.watchdog.unwrap_or_default(),
             can_restart,
         }
     }

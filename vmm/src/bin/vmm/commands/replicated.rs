@@ -5,17 +5,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use understudy_replication::arbiter::{Arbiter, FileArbiter};
-use understudy_replication::core::policy::Policy;
 use understudy_replication::output::OutputGate;
 use understudy_replication::runtime::{
-    Ended, HeartbeatPath, Origin, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby,
-    StandbyHandle,
+    Ended, Origin, Outcome, Primary, PrimaryBuilder, ProtectionHandle, Standby, StandbyHandle,
 };
-use understudy_vmm::config::{Config, ConfigError};
+use understudy_vmm::config::Config;
 use understudy_vmm::control::{Command, ControlServer, GuestNotes, Handler, Report};
 use understudy_vmm::devices::PowerButton;
 use understudy_vmm::devices::switch::PowerSwitch;
-use understudy_vmm::machine::{Machine, MachineEvent};
+use understudy_vmm::machine::{Machine, MachineEvent, Start};
 
 use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
@@ -79,54 +77,24 @@ impl Guest {
     }
 }
 
-struct Settings {
-    arbiter: Arc<dyn Arbiter>,
-    policy: Policy,
-    heartbeat: Option<HeartbeatPath>,
-}
-
-impl Settings {
-    fn new(config: &Config) -> Result<Self> {
-        let replication = &config.replication;
-        let path = replication.arbiter.as_ref().ok_or_else(|| {
-            required(
-                "replication.arbiter (--arbiter)",
-                "name a file on storage that both hosts see; it decides who may run alone",
-            )
-        })?;
-        let heartbeat = replication.heartbeat.map(|section| HeartbeatPath {
-            listen: section.listen,
-            peer: section.peer,
-        });
-        let policy = replication.policy()?;
-        Ok(Self {
-            arbiter: Arc::new(FileArbiter::open(path)?),
-            policy,
-            heartbeat,
-        })
-    }
-}
-
-fn required(key: &str, why: &str) -> ConfigError {
-    ConfigError::Value {
-        key: key.into(),
-        why: why.into(),
-    }
+fn open_arbiter(config: &Config) -> Result<Arc<dyn Arbiter>> {
+    let path = config.replication.needed_arbiter()?;
+    Ok(Arc::new(FileArbiter::open(path)?))
 }
 
 pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let start_over = arguments.start_over;
-    let config = arguments.merge()?;
-    let settings = Settings::new(&config)?;
-    if config.replication.backup_endpoint()?.is_none() {
+    let config = arguments.load()?;
+    let arbiter = open_arbiter(&config)?;
+    if config.replication.backup.is_none() {
         tracing::warn!("no --backup is given: the guest runs unprotected");
     }
     let signalled = signals::listen(WISHES)?;
     // Before anything is claimed or run: a socket in use must not cost a guest.
     let (current, _control) = serve(&config)?;
-    let machine = vm::build(&config, vm::Life::Boots)?;
+    let machine = Machine::build(config.machine(Start::Primary)?)?;
     let guest = Guest::of(&machine, &config, &current);
-    let mut builder = describe(Primary::attach(Origin::Fresh(machine)), &config, &settings)?;
+    let mut builder = describe(Primary::attach(Origin::Fresh(machine)), &config, arbiter);
     if start_over {
         builder = builder.start_over();
     }
@@ -137,21 +105,21 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
 fn describe(
     builder: PrimaryBuilder<Machine>,
     config: &Config,
-    settings: &Settings,
-) -> Result<PrimaryBuilder<Machine>> {
+    arbiter: Arc<dyn Arbiter>,
+) -> PrimaryBuilder<Machine> {
     let replication = &config.replication;
     let mut builder = builder
-        .vm(replication.vm_name())
-        .node(replication.node_name())
-        .arbiter(Arc::clone(&settings.arbiter))
-        .policy(settings.policy.clone());
-    if let Some(endpoint) = replication.backup_endpoint()? {
-        builder = builder.backup(endpoint);
+        .vm(config.vm.clone())
+        .node(config.node.clone())
+        .arbiter(arbiter)
+        .policy(replication.policy.clone());
+    if let Some(endpoint) = &replication.backup {
+        builder = builder.backup(endpoint.clone());
     }
-    if let Some(path) = settings.heartbeat {
+    if let Some(path) = replication.heartbeat {
         builder = builder.heartbeat(path);
     }
-    Ok(builder)
+    builder
 }
 
 fn protect(
@@ -206,25 +174,20 @@ fn protect(
 }
 
 pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
-    let config = arguments.merge()?;
-    let settings = Settings::new(&config)?;
-    let listen = config.replication.listen_endpoint()?.ok_or_else(|| {
-        required(
-            "replication.listen (--listen)",
-            "say where the primary reaches this standby, for example 0.0.0.0:7000",
-        )
-    })?;
+    let config = arguments.load()?;
+    let arbiter = open_arbiter(&config)?;
+    let listen = config.replication.needed_listen()?.clone();
     let signalled = signals::listen(WISHES)?;
     let (current, _control) = serve(&config)?;
-    let machine = vm::build(&config, vm::Life::GoesOn)?;
+    let machine = Machine::build(config.machine(Start::Standby)?)?;
     let guest = Guest::of(&machine, &config, &current);
     let mut builder = Standby::builder(machine)
-        .vm(config.replication.vm_name())
-        .node(config.replication.node_name())
-        .arbiter(Arc::clone(&settings.arbiter))
-        .policy(settings.policy.clone())
+        .vm(config.vm.clone())
+        .node(config.node.clone())
+        .arbiter(Arc::clone(&arbiter))
+        .policy(config.replication.policy.clone())
         .listen(listen);
-    if let Some(path) = settings.heartbeat {
+    if let Some(path) = config.replication.heartbeat {
         builder = builder.heartbeat(path);
     }
     let standby = builder.start()?;
@@ -237,8 +200,8 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
             let builder = describe(
                 Primary::attach(Origin::Promoted(promoted)),
                 &config,
-                &settings,
-            )?;
+                arbiter,
+            );
             protect(builder, &current, guest, signalled)
         }
     }
@@ -268,7 +231,7 @@ fn set(current: &Current, role: Role) {
 
 fn serve(config: &Config) -> Result<(Current, Option<ControlServer>)> {
     let current = Current::default();
-    let Some(path) = &config.replication.control_socket else {
+    let Some(path) = &config.control_socket else {
         return Ok((current, None));
     };
     let asked = current.clone();

@@ -10,12 +10,12 @@ use anyhow::{Result, bail};
 use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
 use understudy_replication::runtime::{DiskStatus, DisksStatus};
-use understudy_vmm::config::{Config, Drive, DriveReplication};
+use understudy_vmm::config::Config;
 use understudy_vmm::control::{
     Command, ControlServer, GuestNotes, Handler, RunReport, Unprotected,
 };
 use understudy_vmm::devices::PowerButton;
-use understudy_vmm::machine::Machine;
+use understudy_vmm::machine::{DriveConfig, Machine, Start};
 
 use super::keeper::{End, Keeper, Rules};
 use super::{signals, vm};
@@ -36,13 +36,15 @@ struct Running {
 }
 
 pub(crate) fn run(arguments: RunArgs) -> Result<()> {
-    let config = arguments.merge()?;
+    let config = arguments.load()?;
     let (stop, stopped) = sync_channel(1);
     signals::pass_on(stop.clone(), 1)?;
     // Before anything runs: a socket in use must not cost a guest.
     let current = Arc::new(OnceLock::new());
     let _control = serve(&config, &current)?;
-    let mut machine = vm::build(&config, vm::Life::Alone)?;
+    let machine_config = config.machine(Start::Unprotected)?;
+    let drives = machine_config.drives.clone();
+    let mut machine = Machine::build(machine_config)?;
     let events = machine.events();
     // Images that are one of a pair note what changes, and one that is no whole copy is not run.
     machine.disk_set().claim_images()?;
@@ -51,7 +53,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
     machine.start()?;
     tracing::info!(cmdline = machine.cmdline(), "the guest runs, unprotected");
     // Nobody else sets it.
-    current.get_or_init(|| Running::of(&machine, &config, &notes, stop));
+    current.get_or_init(|| Running::of(&machine, &config, &drives, &notes, stop));
     let end = Keeper::new(rules, &notes).await_end(&events, &stopped, || {
         // That it failed comes as an event.
         if let Err(fault) = machine.reset_guest() {
@@ -71,7 +73,7 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
 }
 
 fn serve(config: &Config, current: &Arc<OnceLock<Running>>) -> Result<Option<ControlServer>> {
-    let Some(path) = &config.replication.control_socket else {
+    let Some(path) = &config.control_socket else {
         return Ok(None);
     };
     let current = Arc::clone(current);
@@ -83,30 +85,26 @@ fn serve(config: &Config, current: &Arc<OnceLock<Running>>) -> Result<Option<Con
 }
 
 impl Running {
-    fn of(machine: &Machine, config: &Config, notes: &GuestNotes, stop: SyncSender<()>) -> Self {
+    fn of(
+        machine: &Machine,
+        config: &Config,
+        drives: &[DriveConfig],
+        notes: &GuestNotes,
+        stop: SyncSender<()>,
+    ) -> Self {
         let disk_set = machine.disk_set().clone();
-        let is_kept = |drive: &Drive| {
-            let mut kept = disk_set.disks().iter();
-            kept.any(|disk| disk.name() == drive.drive_id)
-        };
-        let describe = |drive: &Drive| DiskStatus {
-            name: drive.drive_id.clone(),
-            mode: match drive.replication {
-                _ if drive.is_read_only => "readonly",
-                _ if !is_kept(drive) => "local",
-                Some(DriveReplication::Shared) => "shared",
-                _ => "replicated",
-            }
-            .into(),
+        let describe = |drive: &DriveConfig| DiskStatus {
+            name: drive.id.clone(),
+            mode: drive.kind.name().into(),
             bytes: bytes_of(drive),
         };
         let disks = DisksStatus {
-            disks: config.drives.iter().map(describe).collect(),
+            disks: drives.iter().map(describe).collect(),
             ..DisksStatus::default()
         };
         Self {
-            vm: config.replication.vm_name(),
-            node: config.replication.node_name(),
+            vm: config.vm.clone(),
+            node: config.node.clone(),
             since: Instant::now(),
             disks,
             disk_set,
@@ -156,7 +154,7 @@ impl Running {
 }
 
 /// The size of a drive's image, or of the device; it is open already, so it can be had.
-fn bytes_of(drive: &Drive) -> u64 {
+fn bytes_of(drive: &DriveConfig) -> u64 {
     let end = |mut file: File| file.seek(SeekFrom::End(0));
-    File::open(&drive.path_on_host).and_then(end).unwrap_or(0)
+    File::open(&drive.path).and_then(end).unwrap_or(0)
 }

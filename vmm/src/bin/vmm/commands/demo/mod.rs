@@ -10,20 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use understudy_replication::runtime::Status;
+use understudy_vmm::config::DiskMode;
 use understudy_vmm::kvm::System;
-use understudy_vmm::local_cluster::{
-    ClusterDisk, ClusterOptions, Figures, GuestDiskProgress, LocalCluster,
-};
+use understudy_vmm::local_cluster::{ClusterOptions, Figures, GuestDiskProgress, LocalCluster};
 
 use self::report::Report;
-use crate::args::{DemoArgs, DemoDisk, Fault};
+use crate::args::{DemoArgs, Fault};
 
 /// Longest wait for things that normally take less than a second.
 const PATIENCE: Duration = Duration::from_secs(20);
 const WORKLOAD: &str = "workload=stream,counter,dirty dirty.pages=400 dirty.rate=40 dirty.mode=word dirty.pattern=random";
 
 pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
-    if arguments.disk == Some(DemoDisk::Shared) && arguments.fault == Fault::Freeze {
+    if arguments.disk == Some(DiskMode::Shared) && arguments.fault == Fault::Freeze {
         bail!(
             "--disk shared goes with --fault kill: a frozen primary keeps the lock of the shared image, and the \
              standby waits for it before it touches the image"
@@ -84,10 +83,7 @@ impl<'a> Demo<'a> {
                 Some(_) => WORKLOAD.replacen("dirty", "dirty,disk", 1),
                 None => WORKLOAD.into(),
             },
-            disk: arguments.disk.map(|disk| match disk {
-                DemoDisk::Replicated => ClusterDisk::Replicated,
-                DemoDisk::Shared => ClusterDisk::Shared,
-            }),
+            disk: arguments.disk,
             arguments: Vec::new(),
         };
         let cluster = LocalCluster::start(directory, &options)?;

@@ -1,0 +1,176 @@
+//! Disks and network interfaces, from what a file says to what a machine takes.
+//!
+//! What must not be done here: open any of them.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
+
+use understudy_replication::disk::DiskMode;
+
+use super::keys::{self, Key};
+use super::{ConfigError, Drive, NetworkInterface};
+use crate::machine::{DriveConfig, DriveKind, NetBackend, NetConfig, beside};
+
+/// Disks in the guest's order, and what follows from them.
+pub(super) struct Drives {
+    /// The one with the root file system first.
+    pub(super) drives: Vec<DriveConfig>,
+    /// Where a standby notes writes if nothing else is said: beside the first replicated disk's map or image.
+    pub(super) journal: Option<PathBuf>,
+    /// What the command line says of the root file system.
+    pub(super) root: Option<String>,
+}
+
+pub(super) fn drives(all: &[Drive]) -> Result<Drives, ConfigError> {
+    let is_root = |drive: &&Drive| drive.is_root_device.unwrap_or_default();
+    let (roots, others): (Vec<&Drive>, Vec<&Drive>) = all.iter().partition(is_root);
+    if roots.len() > 1 {
+        let why = "several drives are root devices; only one can be";
+        return Err(ConfigError::value(&keys::DRIVE_ROOT, why));
+    }
+    let root = roots.first().map(|drive| root_words(drive));
+    let (mut drives, mut journal) = (Vec::new(), None);
+    for drive in roots.into_iter().chain(others) {
+        let config = drive_config(drive, drives.len())?;
+        if config.is_replicated() && journal.is_none() {
+            let map = drive.map_path.as_deref();
+            journal = Some(beside(map.unwrap_or(&config.path), "journal"));
+        }
+        drives.push(config);
+    }
+    Ok(Drives {
+        drives,
+        journal,
+        root,
+    })
+}
+
+fn root_words(drive: &Drive) -> String {
+    let root = match &drive.partuuid {
+        Some(uuid) => format!("PARTUUID={uuid}"),
+        None => "/dev/vda".into(),
+    };
+    let access = match drive.is_read_only {
+        Some(true) => "ro",
+        _ => "rw",
+    };
+    format!("root={root} {access}")
+}
+
+fn drive_config(drive: &Drive, number: usize) -> Result<DriveConfig, ConfigError> {
+    let item = drive.drive_id.clone().unwrap_or_else(|| number.to_string());
+    let wrong = |key: &Key, why: &str| Err(ConfigError::of_item(key, &item, why));
+    let Some(id) = &drive.drive_id else {
+        return wrong(&keys::DRIVE_ID, "it is missing; give the drive a name");
+    };
+    let Some(path) = drive
+        .path_on_host
+        .as_ref()
+        .filter(|path| path.as_os_str() != "")
+    else {
+        return wrong(
+            &keys::DRIVE_PATH,
+            "it is missing; name a raw image file or a block device",
+        );
+    };
+    let kind = match (drive.is_read_only.unwrap_or_default(), drive.replication) {
+        (true, Some(_)) => {
+            let why = "what the guest only reads is not copied: leave it out, and give both hosts the same image";
+            return wrong(&keys::DRIVE_REPLICATION, why);
+        }
+        (true, None) => DriveKind::ReadOnly,
+        (false, mode) => DriveKind::Copied(mode.unwrap_or(DiskMode::Replicated)),
+    };
+    let mut config = DriveConfig::new(id, path, kind);
+    if let Some(map) = &drive.map_path {
+        if !config.is_replicated() {
+            let why = "only a replicated drive has a map: leave it out";
+            return wrong(&keys::DRIVE_MAP, why);
+        }
+        config.map_path.clone_from(map);
+    }
+    Ok(config)
+}
+
+/// A map beside a device file would not survive a reboot.
+pub(super) fn check_map(drive: &DriveConfig) -> Result<(), ConfigError> {
+    let image = std::fs::metadata(&drive.path);
+    let is_device = image.is_ok_and(|image| image.file_type().is_block_device());
+    if is_device && drive.map_path == beside(&drive.path, "map") {
+        let why = "a replicated block device needs a place for its map of changed blocks; name a file on a file \
+                   system of this host";
+        return Err(ConfigError::of_item(&keys::DRIVE_MAP, &drive.id, why));
+    }
+    Ok(())
+}
+
+pub(super) fn networks(vm: &str, all: &[NetworkInterface]) -> Result<Vec<NetConfig>, ConfigError> {
+    let configs = all.iter().enumerate();
+    let config = |(number, interface)| net_config(vm, number, interface);
+    configs.map(config).collect()
+}
+
+fn net_config(
+    vm: &str,
+    number: usize,
+    interface: &NetworkInterface,
+) -> Result<NetConfig, ConfigError> {
+    let name = interface.iface_id.clone();
+    let item = name.unwrap_or_else(|| number.to_string());
+    let wrong = |key: &Key, why: &str| Err(ConfigError::of_item(key, &item, why));
+    let Some(id) = &interface.iface_id else {
+        return wrong(&keys::NET_ID, "it is missing; give the interface a name");
+    };
+    let offload = interface.offload.unwrap_or(interface.socket_path.is_none());
+    let backend = match (&interface.host_dev_name, &interface.socket_path) {
+        (None, Some(_)) if offload => {
+            let why = "a socket (socket_path) cannot take over checksums and segmentation; only a tap can";
+            return wrong(&keys::NET_OFFLOAD, why);
+        }
+        (Some(tap), None) if offload => NetBackend::Tap(tap.clone()),
+        (Some(tap), None) => NetBackend::PlainTap(tap.clone()),
+        (None, Some(path)) => NetBackend::Socket(path.clone()),
+        _ => {
+            let why = "give either a tap (host_dev_name) or a socket (socket_path)";
+            return wrong(&keys::NET_TAP, why);
+        }
+    };
+    let mac = match &interface.guest_mac {
+        Some(text) => match parse_mac(text) {
+            Some(mac) => mac,
+            None => {
+                let why = format!("{text:?} is not {}", keys::NET_MAC.values);
+                return wrong(&keys::NET_MAC, &why);
+            }
+        },
+        None => derived_mac(vm, id),
+    };
+    Ok(NetConfig {
+        id: id.clone(),
+        mac,
+        backend,
+    })
+}
+
+pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let byte = |part: &str| {
+        let digits = (part.len() == 2).then_some(part)?;
+        u8::from_str_radix(digits, 16).ok()
+    };
+    let bytes: Vec<u8> = text.split(':').map(byte).collect::<Option<_>>()?;
+    let mac: [u8; 6] = bytes.try_into().ok()?;
+    (mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
+}
+
+/// The same on both hosts, as it is made of names that are: FNV-1a over both, locally administered.
+pub(super) fn derived_mac(vm: &str, interface: &str) -> [u8; 6] {
+    let hash = vm
+        .bytes()
+        .chain([0])
+        .chain(interface.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64)
+        });
+    let [a, b, c, d, ..] = hash.to_le_bytes();
+    [0x52, 0x54, a, b, c, d]
+}
