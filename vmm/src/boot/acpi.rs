@@ -13,6 +13,7 @@
 //!
 //! What must not be done here: know devices other than by where they are.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
     And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
     If, Interrupt, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
@@ -24,11 +25,10 @@ use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
 use acpi_tables::rsdp::Rsdp;
-use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::table::{Encoded, OEM_ID, OEM_REVISION, OEM_TABLE_ID, encode};
 use super::wdat::{self, Watchdog};
 use super::{BootError, bios};
 use crate::memory::GuestRam;
@@ -40,11 +40,7 @@ pub(super) const TABLES_END: u64 = bios::RESET_VECTOR;
 /// Every table begins at a multiple of this.
 const ALIGNMENT_BYTES: usize = 16;
 
-pub(super) const OEM_ID: [u8; 6] = *b"UNDSTD";
-pub(super) const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
-pub(super) const OEM_REVISION: u32 = 1;
 const DSDT_REVISION: u8 = 6;
-pub(super) const TABLE_HEADER_BYTES: u32 = 36;
 
 /// Where KVM has the interrupt controllers.
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
@@ -198,25 +194,7 @@ fn dsdt(hardware: &Hardware) -> Encoded {
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
     let off = Package::new(vec![&hardware.sleep_type_off, &0u8]);
     Name::new(Path::new("\\_S5_"), &off).to_aml_bytes(&mut aml);
-    let mut dsdt = Sdt::new(
-        *b"DSDT",
-        TABLE_HEADER_BYTES,
-        DSDT_REVISION,
-        OEM_ID,
-        OEM_TABLE_ID,
-        OEM_REVISION,
-    );
-    dsdt.append_slice(&aml);
-    Encoded(dsdt.as_slice().to_vec())
-}
-
-/// Bytes that are a table already.
-pub(super) struct Encoded(pub(super) Vec<u8>);
-
-impl Aml for Encoded {
-    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(&self.0);
-    }
+    encode(*b"DSDT", DSDT_REVISION, &aml)
 }
 
 fn virtio_mmio(number: u8, device: &MmioDevice, into: &mut Vec<u8>) {

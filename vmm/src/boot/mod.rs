@@ -12,6 +12,7 @@ mod elf;
 mod params;
 mod pvh;
 mod registers;
+mod table;
 mod wdat;
 
 use std::ops::Range;

@@ -5,9 +5,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::sdt::Sdt;
 
-use super::acpi::{Encoded, OEM_ID, OEM_REVISION, OEM_TABLE_ID, TABLE_HEADER_BYTES};
+use super::table::{Encoded, encode};
 
 const REVISION: u8 = 1;
 /// Bytes between the table's header and the entries.
@@ -84,14 +83,5 @@ pub(super) fn table(watchdog: &Watchdog) -> Encoded {
         bytes.extend(u32::to_le_bytes(value));
         bytes.extend(WHOLE_REGISTER.to_le_bytes());
     }
-    let mut table = Sdt::new(
-        *b"WDAT",
-        TABLE_HEADER_BYTES,
-        REVISION,
-        OEM_ID,
-        OEM_TABLE_ID,
-        OEM_REVISION,
-    );
-    table.append_slice(&bytes);
-    Encoded(table.as_slice().to_vec())
+    encode(*b"WDAT", REVISION, &bytes)
 }

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use understudy_replication::Fingerprint;
 
 use super::VcpuError;
-use super::time::MSR_TSC;
 use crate::kvm::{KvmError, VcpuHandle};
+
+/// The time-stamp counter.
+pub(super) const MSR_TSC: u32 = 0x10;
 
 /// The part of a fingerprint that has MSRs.
 const PART: &str = "KVM";

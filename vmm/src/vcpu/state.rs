@@ -8,8 +8,8 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::msr::{Msr, MsrList};
-use super::time::{GuestClock, MSR_TSC};
+use super::msr::{MSR_TSC, Msr, MsrList};
+use super::time::GuestClock;
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
 

@@ -17,12 +17,11 @@ use std::sync::OnceLock;
 use kvm_ioctls::VcpuFd;
 use understudy_replication::Fingerprint;
 
-use super::Msr;
+use super::msr::{MSR_TSC, Msr};
 use super::trial::Trial;
 use crate::kvm::{KvmError, System, VcpuHandle};
 
-pub(super) const MSR_TSC: u32 = 0x10;
-pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// Counters whose speeds differ by less count as equal: that is what clocks are corrected by anyhow.
 const SPEED_TOLERANCE_PPM: u64 = 250;

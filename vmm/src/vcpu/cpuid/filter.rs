@@ -4,20 +4,12 @@
 //! Left out are counters and other hardware that is saved by nobody here, what firmware and microcode switch
 //! on and off, and where in the host something is. What must not be done here: look at anything but CPUID.
 
+use super::leaf::{
+    LEAF_ADDRESSES, LEAF_AMD_CACHES, LEAF_AMD_FEATURES, LEAF_AMD_TOPOLOGY, LEAF_BASE, LEAF_CACHES,
+    LEAF_EXTENDED, LEAF_FEATURES, LEAF_HYPERVISOR, LEAF_TOPOLOGY, LEAF_XSAVE,
+};
 use super::names::{Register, word};
 use super::{Leaves, xstate};
-
-pub(super) const LEAF_BASE: u32 = 0;
-pub(super) const LEAF_FEATURES: u32 = 0x1;
-pub(super) const LEAF_CACHES: u32 = 0x4;
-pub(super) const LEAF_TOPOLOGY: u32 = 0xb;
-pub(super) const LEAF_XSAVE: u32 = 0xd;
-pub(super) const LEAF_HYPERVISOR: u32 = 0x4000_0000;
-pub(super) const LEAF_EXTENDED: u32 = 0x8000_0000;
-pub(super) const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
-pub(super) const LEAF_ADDRESSES: u32 = 0x8000_0008;
-pub(super) const LEAF_AMD_CACHES: u32 = 0x8000_001d;
-pub(super) const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
 
 /// Features that are never offered, and why.
 const HIDDEN: [(&str, &str); 12] = [

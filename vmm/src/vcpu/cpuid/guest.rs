@@ -5,9 +5,10 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-use super::filter::{
+use super::filter::has_indices;
+use super::leaf::{
     LEAF_ADDRESSES, LEAF_AMD_CACHES, LEAF_AMD_FEATURES, LEAF_AMD_TOPOLOGY, LEAF_CACHES,
-    LEAF_FEATURES, LEAF_TOPOLOGY, has_indices,
+    LEAF_FEATURES, LEAF_TOPOLOGY,
 };
 use super::{Leaves, vendor};
 

@@ -7,6 +7,7 @@
 
 mod filter;
 mod guest;
+mod leaf;
 mod names;
 mod template;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use crate::kvm::{KvmError, System, VcpuHandle};
 pub use names::{Feature, Register};
 pub use template::{CpuTemplate, TemplateError};
 
-use filter::{LEAF_ADDRESSES, LEAF_FEATURES};
+use leaf::{LEAF_ADDRESSES, LEAF_BASE, LEAF_FEATURES};
 
 /// Leaf and sub-leaf to EAX, EBX, ECX and EDX.
 type Leaves = BTreeMap<(u32, u32), [u32; 4]>;
@@ -205,7 +206,7 @@ fn clear(leaves: &mut Leaves, feature: Feature) {
 
 /// Who made the processor.
 fn vendor(leaves: &Leaves) -> String {
-    let Some([_, ebx, ecx, edx]) = leaves.get(&(filter::LEAF_BASE, 0)) else {
+    let Some([_, ebx, ecx, edx]) = leaves.get(&(LEAF_BASE, 0)) else {
         return "unknown".into();
     };
     [ebx, edx, ecx]

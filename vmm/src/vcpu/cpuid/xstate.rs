@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use kvm_bindings::CpuId;
 
-use super::filter::{LEAF_FEATURES, LEAF_XSAVE};
+use super::leaf::{LEAF_FEATURES, LEAF_XSAVE};
 use super::{Leaves, names};
 use crate::kvm::{KvmError, System};
 use crate::vcpu::trial::Trial;

@@ -13,8 +13,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::backend::{BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing};
-use super::offload::{self, BadHeader, HEADER_BYTES, Offload, PLAIN};
+use super::backend::{
+    BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, HEADER_BYTES,
+};
+use super::offload::{self, BadHeader, Offload, PLAIN};
 use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};

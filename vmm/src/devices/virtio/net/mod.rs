@@ -11,5 +11,5 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use backend::HEADER_BYTES;
 pub use device::{NetCounters, NetDevice};
-pub use offload::HEADER_BYTES;

@@ -13,10 +13,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 };
 
-use super::backend::Receives;
-
-/// Bytes of `struct virtio_net_hdr_v1`.
-pub const HEADER_BYTES: usize = 12;
+use super::backend::{HEADER_BYTES, Receives};
 
 /// Features of a device whose backend has headers.
 pub(super) const FEATURES: u64 = 1 << VIRTIO_NET_F_CSUM

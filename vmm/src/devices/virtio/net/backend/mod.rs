@@ -13,13 +13,15 @@ use understudy_replication::output::FrameSink;
 pub mod socket;
 pub mod tap;
 
+/// Bytes of `struct virtio_net_hdr_v1`.
+pub const HEADER_BYTES: usize = 12;
 /// The longest Ethernet frame: what fits the length of an IP packet, plus headers.
 pub const FRAME_BYTES_MAX: usize = 65_536 + 18;
 /// The shortest: an Ethernet header. (Padding is the wire's business.)
 pub const FRAME_BYTES_MIN: usize = 14;
 
 /// Whether a backend's frames, in both directions, come behind a `struct virtio_net_hdr_v1`
-/// ([`HEADER_BYTES`](super::HEADER_BYTES) long).
+/// ([`HEADER_BYTES`] long).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// Frames as they are on the wire.

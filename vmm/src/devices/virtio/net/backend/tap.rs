@@ -14,8 +14,7 @@ use vmm_sys_util::ioctl::{
     _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
 };
 
-use super::super::HEADER_BYTES;
-use super::{Backend, BackendError, FrameSource, Framing, Receives};
+use super::{Backend, BackendError, FrameSource, Framing, HEADER_BYTES, Receives};
 
 /// Where taps are opened.
 pub const CLONE_DEVICE: &str = "/dev/net/tun";
