@@ -1,13 +1,13 @@
 //! Which pages changed (step ②): the union of what vCPUs wrote (KVM's log) and what devices wrote
 //! (`vm-memory`'s bitmap), harvested so that no bit is ever lost (R3).
 //!
-//! The order inside a harvest is what makes it safe, also while the guest runs: bits are first copied
-//! to the caller, then cleared, and exactly those are cleared that were copied. A page written between
-//! the two either was in the copy (its content is read later, so the write is in it) or stays set.
-//! After a failed call everything read so far is kept in `pending` as well and reported again by the
-//! next harvest: a page too often is waste, a page too rarely is corruption.
+//! The order inside a harvest makes it safe, even while the guest runs: bits are first copied to
+//! the caller, then cleared, and only the copied bits are cleared. If a page is written between the
+//! two, either its bit was copied (the content is read later and includes the write) or its bit
+//! stays set. After a failed call, everything read so far is also kept in `pending`, and the next
+//! harvest reports it again: reporting a page too often is waste, missing one is corruption.
 //!
-//! What must not be done here: copy pages, or pause anybody.
+//! What must not be done here: copy pages, or pause the guest.
 
 use std::io;
 
@@ -17,18 +17,18 @@ use vm_memory::GuestMemoryBackend;
 use crate::kvm::DirtyLog;
 use crate::memory::GuestRam;
 
-/// Pages per clearing call. The kernel holds the guest's memory lock during a call, so a running guest
-/// waits for it; 64 Ki pages are 256 MiB or 8 KiB of bitmap.
+/// Pages per clearing call. The kernel holds the guest's memory lock during a call, so a running
+/// guest waits for it. 64 Ki pages are 256 MiB, or 8 KiB of bitmap.
 const CHUNK_PAGES: u64 = 1 << 16;
 
 /// Why dirty pages could not be harvested.
 #[derive(Debug, thiserror::Error)]
 pub enum DirtyError {
-    /// Nobody tracks.
+    /// Dirty pages are not being tracked.
     #[error("dirty pages are not being tracked")]
     NotTracking,
-    /// The page set has other regions than the machine.
-    #[error("the page set to harvest into ranges over another memory layout than this machine's")]
+    /// The page set has different regions than the machine.
+    #[error("the page set to harvest into has a different memory layout than this machine")]
     OtherLayout,
     /// KVM refused to read the log.
     #[error("cannot read the dirty log of memory slot {slot}")]
@@ -40,11 +40,11 @@ pub enum DirtyError {
         source: io::Error,
     },
     /// KVM refused to clear the log.
-    #[error("cannot clear the dirty log of memory slot {slot} from page {first_page:#x} of it on")]
+    #[error("cannot clear the dirty log of memory slot {slot} from its page {first_page:#x} on")]
     Clear {
         /// The slot.
         slot: u32,
-        /// First page of the chunk, counted from the slot's start.
+        /// The first page of the chunk, counted from the slot's start.
         first_page: u64,
         /// Why.
         #[source]
@@ -52,20 +52,20 @@ pub enum DirtyError {
     },
 }
 
-/// The tracker of one machine. Region numbers of the layout are slot numbers of the log.
+/// The tracker of one machine. The layout's region numbers are the log's slot numbers.
 pub struct DirtyTracker {
     log: Box<dyn DirtyLog>,
     ram: GuestRam,
     layout: MemoryLayout,
-    /// Bits that were read but whose harvest failed.
+    /// Bits that were read in a harvest that failed.
     pending: PageSet,
-    /// Where logs are read to; as long as the longest slot.
+    /// The buffer for reading logs; as long as the longest slot.
     scratch: Vec<u64>,
     tracking: bool,
 }
 
 impl DirtyTracker {
-    /// A tracker that does not track yet.
+    /// Creates a tracker that does not track yet.
     #[must_use]
     pub fn new(log: Box<dyn DirtyLog>, ram: GuestRam, layout: MemoryLayout) -> Self {
         let longest = layout.regions().iter().map(|region| region.pages).max();
@@ -85,15 +85,16 @@ impl DirtyTracker {
         self.tracking
     }
 
-    /// From now on every page written is dirty and all others are clean. KVM must already log
-    /// (`Memory::attach` with logging on), the guest may run.
+    /// From now on every page written is dirty and all others are clean. KVM must already be
+    /// logging (`Memory::attach` with logging on). The guest may be running.
     ///
     /// # Errors
     /// If KVM refuses; then nothing is tracked.
     pub fn start(&mut self) -> Result<(), DirtyError> {
         self.tracking = false;
         self.pending.clear();
-        // Device bits first: whatever a device writes from here on may be reported, which is harmless.
+        // Device bits first: anything a device writes from here on may be reported, which is
+        // harmless.
         for region in self.ram.iter() {
             region.get_mmap().bitmap().reset();
         }
@@ -104,24 +105,24 @@ impl DirtyTracker {
         Ok(())
     }
 
-    /// Forgets everything about dirty pages.
+    /// Discards all dirty bits.
     pub fn stop(&mut self) {
         self.tracking = false;
         self.pending.clear();
     }
 
-    /// Makes a slot that has just begun to log all clean.
+    /// Clears all bits of a slot that has just started logging.
     fn clean(&mut self, slot: usize) -> Result<(), DirtyError> {
         let pages = self.layout.regions()[slot].pages;
         let words = &mut self.scratch[..pages.div_ceil(64) as usize];
         let number = slot as u32;
         if self.log.is_initially_set() {
-            // The kernel begins with all bits set and nothing write-protected: clearing protects, chunk by
-            // chunk, so that a running guest never waits long.
+            // The kernel starts with all bits set and nothing write-protected. Clearing
+            // write-protects chunk by chunk, so a running guest never waits long.
             words.fill(u64::MAX);
         } else {
-            // The kernel begins with no bit set and everything write-protected; but if it was logging
-            // already, old bits are there.
+            // The kernel starts with no bit set and everything write-protected. But if it was
+            // logging already, there are old bits to clear.
             self.log
                 .get(number, words)
                 .map_err(|source| DirtyError::Get {
@@ -135,11 +136,11 @@ impl DirtyTracker {
         clear_chunks(self.log.as_mut(), number, pages, words)
     }
 
-    /// Adds the pages dirtied since the last harvest to `into` and forgets them.
+    /// Adds the pages dirtied since the last harvest to `into` and clears their bits.
     ///
     /// # Errors
-    /// If a call fails. What was read until then is in `into`, and will be reported by the next harvest
-    /// too; the rest is still tracked.
+    /// If a call fails. What was read until then is in `into`, and the next harvest reports it
+    /// again; the rest is still tracked.
     pub fn harvest(&mut self, into: &mut PageSet) -> Result<(), DirtyError> {
         if !self.tracking {
             return Err(DirtyError::NotTracking);
@@ -158,7 +159,7 @@ impl DirtyTracker {
                 Ok(())
             }
             Err(error) => {
-                // A superset of what this harvest took: `into` may have held other pages before.
+                // A superset of what this harvest took: `into` may already have held other pages.
                 self.pending.union(into);
                 into.union(&self.pending);
                 Err(error)
@@ -170,7 +171,8 @@ impl DirtyTracker {
         let Some(region) = self.ram.iter().nth(slot) else {
             return;
         };
-        // Takes and resets each word at once: a device thread's bit is either in this harvest or left.
+        // Takes and resets each word atomically: a device thread's bit is either in this harvest or
+        // stays set.
         let bits = region.get_mmap().bitmap().get_and_reset();
         for (word, bits) in into.region_words_mut(slot).iter_mut().zip(bits) {
             *word |= bits;
@@ -187,7 +189,7 @@ impl DirtyTracker {
                 slot: number,
                 source,
             })?;
-        // First give the bits away, then clear them: see the top of the file.
+        // Copy the bits out first, then clear them: see the top of the file.
         for (word, bits) in into.region_words_mut(slot).iter_mut().zip(words.iter()) {
             *word |= bits;
         }
@@ -198,7 +200,7 @@ impl DirtyTracker {
     }
 }
 
-/// Clears the bits of `words` in a slot of `pages` pages, leaving out chunks without any.
+/// Clears the bits of `words` in a slot of `pages` pages, skipping chunks that have none.
 fn clear_chunks(
     log: &mut dyn DirtyLog,
     slot: u32,

@@ -8,14 +8,14 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::memory::{Backing, Memory};
 
-/// A log kept in memory that fails on request, as the kernel might.
+/// An in-memory log that fails on request, as the kernel's might.
 #[derive(Clone)]
 struct FakeLog(Arc<Mutex<Fake>>);
 
 struct Fake {
     words: Vec<u64>,
     manual: bool,
-    /// Pages that a running guest writes right after the log has been read.
+    /// Pages that a running guest writes right after the log is read.
     late: Vec<u64>,
     calls_until_failure: Option<usize>,
     fail_mid_clear: bool,
@@ -86,7 +86,7 @@ impl DirtyLog for FakeLog {
         if failing && !fake.fail_mid_clear {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
-        // A failing call may have cleared some: half of the words here.
+        // A failing call may have cleared some bits: here, half of the words.
         let done = if failing {
             words.len() / 2
         } else {
@@ -115,8 +115,8 @@ fn tracker(log: &FakeLog) -> (DirtyTracker, Memory) {
 }
 
 proptest! {
-    /// R3: whatever fails, whenever, each written page is in a harvest that follows the write, also if
-    /// the caller throws away what a failed harvest gave it.
+    /// R3: whatever fails, and whenever, each written page is in a harvest that follows the write,
+    /// even if the caller discards the result of a failed harvest.
     #[test]
     fn no_bit_is_lost(
         manual: bool,
@@ -156,7 +156,7 @@ proptest! {
     }
 }
 
-/// The log is read, the guest writes, the log is cleared: the write must stay.
+/// If the guest writes between reading and clearing the log, the write must not be lost.
 #[test]
 fn a_write_between_reading_and_clearing_is_in_the_next_harvest() {
     for manual in [true, false] {
@@ -185,7 +185,7 @@ fn a_failed_harvest_gives_what_it_read_and_names_the_call() {
     let error = tracker.harvest(&mut got).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cannot clear the dirty log of memory slot 0 from page 0x0 of it on"
+        "cannot clear the dirty log of memory slot 0 from its page 0x0 on"
     );
     assert!(got.contains(PageIndex(7)));
 }

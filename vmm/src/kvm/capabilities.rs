@@ -1,4 +1,4 @@
-//! What this host's KVM can do, one line each in plain words, for `vmm check` and for error texts.
+//! What this host's KVM can do, in plain words and one line each, for `vmm check` and error texts.
 //!
 //! What must not be done here: change anything. Probing only asks.
 
@@ -9,18 +9,18 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
-/// One thing that KVM can or cannot do.
+/// Something that KVM can or cannot do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capability {
     /// The kernel's name for it.
     pub name: &'static str,
     /// Whether this host has it.
     pub have: bool,
-    /// Whether a machine cannot be built without it.
+    /// Whether a machine needs it.
     pub required: bool,
     /// What it is for.
     pub meaning: &'static str,
-    /// What to do, or what happens instead, when it is missing.
+    /// What to do, or what happens instead, if it is missing.
     pub advice: &'static str,
 }
 
@@ -28,11 +28,11 @@ pub struct Capability {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
     list: Vec<Capability>,
-    /// Flags to enable manual dirty log protection with; 0 if it is missing.
+    /// Flags for enabling manual dirty log protection; 0 if it is missing.
     pub(crate) manual_dirty_log_flags: u64,
 }
 
-/// What a machine cannot be built without: the kernel's name, the capability, what it is for.
+/// What every machine needs: the kernel's name, the capability, what it is for.
 const REQUIRED: [(&str, Cap, &str); 15] = [
     (
         "KVM_CAP_USER_MEMORY",
@@ -72,7 +72,7 @@ const REQUIRED: [(&str, Cap, &str); 15] = [
     (
         "KVM_CAP_ADJUST_CLOCK",
         Cap::AdjustClock,
-        "the guest's clock goes on after a failover",
+        "the guest's clock continues after a failover",
     ),
     (
         "KVM_CAP_VCPU_EVENTS",
@@ -140,13 +140,13 @@ impl Capabilities {
         }
     }
 
-    /// All of them, the required ones first.
+    /// All capabilities, the required ones first.
     #[must_use]
     pub fn list(&self) -> &[Capability] {
         &self.list
     }
 
-    /// Whether the kernel's capability of this name is there.
+    /// Whether KVM has the capability with this kernel name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.list
@@ -155,7 +155,7 @@ impl Capabilities {
     }
 }
 
-/// What a machine does better with: the kernel's name, whether it is there, what it is for, and what happens
+/// What improves a machine: the kernel's name, whether KVM has it, what it is for, and what happens
 /// without it.
 fn optional(
     kvm: &Kvm,
@@ -172,13 +172,13 @@ fn optional(
             "KVM_DIRTY_LOG_INITIALLY_SET",
             manual_dirty_log_flags & u64::from(KVM_DIRTY_LOG_INITIALLY_SET) != 0,
             "protection starts without stopping the guest for all of its memory at once",
-            "the guest stutters once, when protection starts",
+            "the guest stalls briefly once, when protection starts",
         ),
         (
             "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
             kvm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into()) > 0,
             "dirty pages as a list instead of a bitmap",
-            "nothing is lost: the bitmap is what is used",
+            "nothing is lost: the bitmap is used anyway",
         ),
         (
             "KVM_CAP_KVMCLOCK_CTRL",
@@ -196,20 +196,20 @@ fn optional(
             "KVM_CAP_GET_TSC_KHZ",
             kvm.check_extension(Cap::GetTscKhz),
             "knowing how fast the guest's time-stamp counter runs",
-            "hosts with unlike time-stamp counters are not told apart",
+            "hosts with different time-stamp counter speeds are not told apart",
         ),
         (
             "KVM_CAP_TSC_CONTROL",
             kvm.check_extension(Cap::TscControl),
-            "guests keep their time-stamp counter's speed on a host with another one",
+            "guests keep their time-stamp counter's speed on a host with a different one",
             "both hosts need time-stamp counters of the same speed",
         ),
         (
             "KVM_CAP_PMU_CAPABILITY",
             kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into()) as u32 & KVM_PMU_CAP_DISABLE
                 != 0,
-            "guests are kept from performance counters, which cannot go with them",
-            "a guest that uses some although it is offered none loses their counts at a failover",
+            "guests cannot use performance counters, which cannot move with them",
+            "a guest that uses counters it was not offered loses their counts at a failover",
         ),
         (
             "KVM_CAP_SREGS2",

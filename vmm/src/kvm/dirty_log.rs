@@ -1,6 +1,6 @@
-//! KVM's dirty log: which pages the vCPUs have written, one bit a page (step ②).
+//! KVM's dirty log: which pages the vCPUs have written, one bit per page (step ②).
 //!
-//! `kvm-ioctls` has no `KVM_CLEAR_DIRTY_LOG`, and its `KVM_GET_DIRTY_LOG` allocates at each call.
+//! `kvm-ioctls` has no `KVM_CLEAR_DIRTY_LOG`, and its `KVM_GET_DIRTY_LOG` allocates on each call.
 //! What must not be done here: keep or merge bits; that is `dirty`'s business.
 
 use std::io;
@@ -19,9 +19,10 @@ use super::{Capabilities, KvmError};
 ioctl_iow_nr!(KVM_GET_DIRTY_LOG, KVMIO, 0x42, kvm_dirty_log);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 
-/// Access to a dirty log, slot by slot. A trait, so that tests can let it fail.
+/// Access to a dirty log, slot by slot. It is a trait so that tests can make it fail.
 pub trait DirtyLog: Send {
-    /// Whether [`DirtyLog::get`] leaves the bits set until [`DirtyLog::clear`]. If not, `get` clears.
+    /// Whether [`DirtyLog::get`] leaves the bits set until [`DirtyLog::clear`]. Otherwise `get`
+    /// clears them.
     fn is_manual(&self) -> bool;
 
     /// Whether all bits of a slot are set when logging starts.
@@ -33,11 +34,12 @@ pub trait DirtyLog: Send {
     /// If the kernel refuses; no bit is cleared then.
     fn get(&mut self, slot: u32, words: &mut [u64]) -> io::Result<()>;
 
-    /// Clears exactly those bits of `slot` that are set in `words`, which begins at page `first_page`
-    /// (a multiple of 64) and covers `pages` pages (a multiple of 64, or up to the slot's end).
+    /// Clears exactly those bits of `slot` that are set in `words`, which begins at page
+    /// `first_page` (a multiple of 64) and covers `pages` pages (a multiple of 64, or up to the
+    /// slot's end).
     ///
     /// # Errors
-    /// If the kernel refuses; some of the bits may be cleared then.
+    /// If the kernel refuses; some of the bits may then be cleared.
     fn clear(&mut self, slot: u32, first_page: u64, pages: u32, words: &[u64]) -> io::Result<()>;
 }
 
@@ -51,11 +53,11 @@ pub struct KvmDirtyLog {
 }
 
 impl KvmDirtyLog {
-    /// Chooses the best kind of log that KVM has. `slot_pages` are the sizes of the slots. Must be
-    /// called before logging starts on any slot: the kernel wants it so.
+    /// Chooses the best kind of log that KVM has. `slot_pages` are the sizes of the slots. The
+    /// kernel requires this to be called before logging starts on any slot.
     ///
     /// # Errors
-    /// If the kernel refuses what it said it can do.
+    /// If the kernel refuses something it says it supports.
     pub fn new(
         vm: Arc<VmFd>,
         slot_pages: Vec<u64>,
@@ -74,7 +76,7 @@ impl KvmDirtyLog {
             )))?;
         } else {
             tracing::warn!(
-                "KVM has no manual dirty log protection: the plain log is used, pauses get longer"
+                "KVM has no manual dirty log protection: using the plain log, pauses will be longer"
             );
         }
         Ok(Self {
@@ -98,7 +100,7 @@ impl KvmDirtyLog {
 fn too_short(slot: u32, words: usize) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidInput,
-        format!("a bitmap of {words} words does not fit memory slot {slot}"),
+        format!("a bitmap of {words} words is too short for memory slot {slot}"),
     )
 }
 
@@ -122,9 +124,10 @@ impl DirtyLog for KvmDirtyLog {
                 dirty_bitmap: words.as_mut_ptr().cast(),
             },
         };
-        // SAFETY: the ioctl gets the structure it is defined for. The kernel writes one bit for each
-        // page of the slot, rounded up to whole words, behind `dirty_bitmap`; `words` is at least that
-        // long (checked above against the slot's size, which never changes) and exclusively borrowed.
+        // SAFETY: the ioctl gets the structure it is defined for. The kernel writes one bit for
+        // each page of the slot, rounded up to whole words, at `dirty_bitmap`. `words` is at least
+        // that long (checked above against the slot's size, which never changes) and exclusively
+        // borrowed.
         let result = unsafe { ioctl_with_mut_ref(&*self.vm, KVM_GET_DIRTY_LOG(), &mut log) };
         if result < 0 {
             return Err(errno::Error::last().into());
@@ -144,9 +147,9 @@ impl DirtyLog for KvmDirtyLog {
                 dirty_bitmap: words.as_ptr().cast_mut().cast(),
             },
         };
-        // SAFETY: the ioctl gets the structure it is defined for. The kernel reads, never writes, one
-        // bit for each of `pages` pages behind `dirty_bitmap`, rounded up to whole words; `words` is at
-        // least that long (checked above) and borrowed during the call.
+        // SAFETY: the ioctl gets the structure it is defined for. The kernel reads, and never
+        // writes, one bit for each of `pages` pages at `dirty_bitmap`, rounded up to whole words.
+        // `words` is at least that long (checked above) and borrowed during the call.
         let result = unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &log) };
         if result < 0 {
             return Err(errno::Error::last().into());

@@ -1,9 +1,9 @@
-//! The only room that talks to the kernel's KVM: opening it, what it can do, and typed wrappers
+//! The only module that talks to the kernel's KVM: opening it, probing it, and typed wrappers
 //! around the calls that `kvm-ioctls` lacks or marks unsafe.
 //!
-//! What must not be done here: decide anything about a guest. Orders of saving and restoring,
-//! policies and formats live in `vcpu`, `machine` and `dirty`. And nothing may assume a certain KVM
-//! module: what it can do is probed, see [`Capabilities`].
+//! What must not be done here: decide anything about a guest. The order of saving and restoring,
+//! policies and formats live in `vcpu`, `machine` and `dirty`. Nothing may assume a particular KVM
+//! module: its abilities are probed, see [`Capabilities`].
 
 mod capabilities;
 mod dirty_log;
@@ -20,23 +20,23 @@ pub use vcpu_fd::{
     ExitPage, VcpuHandle, get_xsave, internal_error_kind, set_counter_offset, set_xsave,
 };
 
-/// The only version of the KVM API there has been since 2007; the kernel promises to keep it.
+/// The only version of the KVM API since 2007; the kernel promises to keep it.
 const KVM_API_VERSION: i32 = 12;
 
-/// Where KVM is.
+/// The KVM device.
 const KVM_PATH: &str = "/dev/kvm";
 
 /// What can go wrong between us and KVM.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// There is no KVM on this host.
+    /// This host has no KVM.
     #[error(
         "{KVM_PATH} does not exist: this host has no KVM. Load the module (`modprobe kvm_intel` or \
          `modprobe kvm_amd`); if that fails, switch on virtualisation in the firmware, or nested \
          virtualisation if this host is itself a virtual machine"
     )]
     NoDevice,
-    /// KVM is there but not for this user.
+    /// KVM exists, but this user may not use it.
     #[error(
         "no permission to open {KVM_PATH}: add this user to the group that owns it \
          (`usermod -aG kvm $USER`, then log in again) or run as root"
@@ -45,16 +45,16 @@ pub enum KvmError {
     /// KVM cannot be opened for another reason.
     #[error("cannot open {KVM_PATH}")]
     Open(#[source] io::Error),
-    /// KVM speaks another API than the one we know.
+    /// KVM has a different API version than this program needs.
     #[error("{KVM_PATH} speaks KVM API version {0}, this program needs version {KVM_API_VERSION}")]
     ApiVersion(i32),
-    /// KVM lacks something we cannot do without.
+    /// KVM lacks something this program cannot do without.
     #[error("this host's KVM lacks what is needed: {0}")]
     Missing(String),
     /// A KVM call failed.
     #[error("KVM call failed: {call}")]
     Call {
-        /// What was asked of KVM, on what.
+        /// What was asked of KVM, and on which object.
         call: String,
         /// The kernel's answer.
         #[source]
@@ -63,7 +63,7 @@ pub enum KvmError {
 }
 
 impl KvmError {
-    /// The error of a failed call; `call` says what was asked.
+    /// Returns the error of a failed call; `call` says what was asked.
     pub(crate) fn call(call: impl Into<String>) -> impl FnOnce(errno::Error) -> Self {
         let call = call.into();
         move |error| Self::Call {
@@ -73,7 +73,7 @@ impl KvmError {
     }
 }
 
-/// An open `/dev/kvm` that has everything a machine needs.
+/// An open `/dev/kvm` that can do everything a machine needs.
 #[derive(Debug)]
 pub struct System {
     kvm: kvm_ioctls::Kvm,
@@ -81,7 +81,7 @@ pub struct System {
 }
 
 impl System {
-    /// Opens KVM and looks what it can do.
+    /// Opens KVM and probes its abilities.
     ///
     /// # Errors
     /// If KVM is missing, forbidden, too old, or lacks a required capability. The text says what to do.
@@ -101,10 +101,10 @@ impl System {
         }
     }
 
-    /// Opens KVM whatever it can do, to report on it.
+    /// Opens KVM, whatever it can do, to report on it.
     ///
     /// # Errors
-    /// If KVM is missing, forbidden or speaks another API.
+    /// If KVM is missing, forbidden, or has a different API version.
     pub fn open_unchecked() -> Result<Self, KvmError> {
         let kvm = kvm_ioctls::Kvm::new().map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
@@ -125,13 +125,14 @@ impl System {
         &self.capabilities
     }
 
-    /// How many vCPUs a VM may have here.
+    /// The largest number of vCPUs of a VM on this host.
     #[must_use]
     pub fn max_vcpus(&self) -> usize {
         self.kvm.get_max_vcpus()
     }
 
-    /// Creates an empty VM, without performance counters: AMD processors have some that CPUID cannot hide.
+    /// Creates an empty VM without performance counters: AMD processors have some that CPUID cannot
+    /// hide.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -190,8 +191,9 @@ impl System {
 /// If the kernel refuses.
 ///
 /// # Safety
-/// `host_address` must point to `bytes` mapped bytes that stay mapped as long as a vCPU of `vm` can run
-/// (see [`VcpuHandle::new`]), and that no Rust reference is ever made to: the guest writes there at any time.
+/// `host_address` must point to `bytes` mapped bytes that stay mapped as long as a vCPU of `vm` can
+/// run (see [`VcpuHandle::new`]). No Rust reference to them may ever be created, as the guest may
+/// write there at any time.
 pub(crate) unsafe fn set_memory_slot(
     vm: &VmFd,
     slot: u32,

@@ -1,6 +1,6 @@
-//! One vCPU's file descriptor together with the byte by which other threads call it out of the guest.
+//! One vCPU's file descriptor, and the byte with which other threads make it leave the guest.
 //!
-//! What must not be done here: run loops, states or formats; they are `vcpu`'s.
+//! What must not be done here: run loops, states or formats; they belong to `vcpu`.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,34 +19,36 @@ use vmm_sys_util::{errno, ioctl_iow_nr};
 use super::KvmError;
 use crate::memory::GuestRam;
 
-// `kvm-ioctls` offers this for vCPUs only on other architectures.
+// `kvm-ioctls` offers this for vCPUs on other architectures only.
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 
-/// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1, `KVM_RUN`
-/// completes what is pending and returns `EINTR` without entering the guest.
+/// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1,
+/// `KVM_RUN` completes what is pending and returns `EINTR` without entering the guest.
 ///
-/// Setting it *before* the signal closes the gap between a vCPU thread's look at its orders and its
-/// entering `KVM_RUN`: either the signal meets it inside, or the byte stops it at the door.
+/// Setting it *before* sending the signal closes the gap between the moment a vCPU thread checks
+/// its orders and the moment it enters `KVM_RUN`: either the signal interrupts `KVM_RUN`, or the
+/// byte stops it before it enters the guest.
 ///
-/// The page is mapped a second time for this: `kvm-ioctls` holds a `&mut` to its own mapping of it while
-/// the vCPU runs, and nobody else may write to what that points to.
+/// The page is mapped a second time for this: `kvm-ioctls` holds a `&mut` to its own mapping while
+/// the vCPU runs, and nobody else may write through that mapping.
 #[derive(Debug)]
 pub struct ExitPage {
     page: NonNull<u8>,
 }
 
-// SAFETY: `page` is a mapping that this `ExitPage` alone owns; it belongs to no thread, and only one byte
-// of it is accessed, atomically.
+// SAFETY: `page` is a mapping that this `ExitPage` alone owns. It belongs to no thread, and only
+// one byte of it is accessed, atomically.
 unsafe impl Send for ExitPage {}
 // SAFETY: as above; all access is through an atomic.
 unsafe impl Sync for ExitPage {}
 
 impl ExitPage {
-    /// What is mapped: the page in which `kvm_run` begins.
+    /// The mapping of the page in which `kvm_run` begins.
     const BYTES: usize = 4096;
 
     fn map(fd: &VcpuFd) -> io::Result<Self> {
-        // SAFETY: a new mapping, at an address that the kernel chooses, touches no memory of this program.
+        // SAFETY: a new mapping at an address chosen by the kernel touches no memory of this
+        // program.
         let page = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -68,20 +70,21 @@ impl ExitPage {
     fn byte(&self) -> &AtomicU8 {
         const AT: usize = std::mem::offset_of!(kvm_run, immediate_exit);
         const { assert!(AT < Self::BYTES) };
-        // SAFETY: the byte lies in the page that `self` has mapped readable and writable, and keeps mapped
-        // as long as `&self` lives; an `AtomicU8` has no alignment. Through this mapping no reference is
-        // ever made but this one; what the kernel and `kvm-ioctls` do with the same physical page they do
-        // through mappings of their own, and neither writes this byte (`set_kvm_immediate_exit` is never
-        // called).
+        // SAFETY: the byte lies in the page that `self` has mapped readable and writable and keeps
+        // mapped as long as `&self` lives; an `AtomicU8` needs no alignment. This is the only
+        // reference ever made through this mapping. The kernel and `kvm-ioctls` access the same
+        // physical page through mappings of their own, and neither writes this byte
+        // (`set_kvm_immediate_exit` is never called).
         unsafe { AtomicU8::from_ptr(self.page.as_ptr().add(AT)) }
     }
 
-    /// Lets the next (or current, once signalled) `KVM_RUN` return without entering the guest.
+    /// Makes the next `KVM_RUN` (or the current one, once signalled) return without entering the
+    /// guest.
     pub fn request(&self) {
         self.byte().store(1, Ordering::SeqCst);
     }
 
-    /// Whether somebody has requested the vCPU's exit.
+    /// Whether the vCPU was asked to exit.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.byte().load(Ordering::SeqCst) != 0
@@ -95,16 +98,18 @@ impl ExitPage {
 
 impl Drop for ExitPage {
     fn drop(&mut self) {
-        // SAFETY: exactly the mapping made in `map`, which nobody else knows; references into it borrow
-        // `self`, so none is left.
+        // SAFETY: exactly the mapping made in `map`, which nobody else uses. References into it
+        // borrow `self`, so none is left.
         unsafe { libc::munmap(self.page.as_ptr().cast(), Self::BYTES) };
     }
 }
 
-/// One vCPU: its descriptor behind a lock (held by its thread while it runs), and its exit byte beside.
+/// One vCPU: its descriptor behind a lock (held by its thread while it runs), and its exit byte
+/// outside it.
 #[derive(Debug)]
 pub struct VcpuHandle {
-    // Fields drop in this order: the guest cannot run on when its memory goes away.
+    // Fields drop in this order, so that the guest cannot still be running when its memory goes
+    // away.
     exit: ExitPage,
     fd: Mutex<VcpuFd>,
     id: u8,
@@ -112,8 +117,8 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Creates vCPU number `id` of `vm`. The handle keeps `ram` mapped: a guest can only write to it
-    /// through a vCPU, so it stays mapped as long as the guest can run.
+    /// Creates vCPU number `id` of `vm`. The handle keeps `ram` mapped: a guest can write to RAM
+    /// only through a vCPU, so RAM stays mapped as long as the guest can run.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -145,8 +150,9 @@ impl VcpuHandle {
         &self.exit
     }
 
-    /// The descriptor. Blocks while the vCPU runs: stop it first. A panic of another holder does not matter:
-    /// the state is the kernel's, and each call on it is whole or not done.
+    /// The descriptor. Blocks while the vCPU runs, so stop it first. A panic of another holder does
+    /// not matter: the state is the kernel's, and each call either takes effect completely or not
+    /// at all.
     pub fn lock(&self) -> MutexGuard<'_, VcpuFd> {
         self.fd.lock()
     }
@@ -155,8 +161,8 @@ impl VcpuHandle {
 /// Reads the extended processor state (FPU and vector registers).
 ///
 /// # Errors
-/// If the kernel refuses, or if the guest may use state beyond 4 KiB (AMX), which it cannot: this process
-/// never asks the kernel for the permission.
+/// If the kernel refuses, or if the guest may use more than 4 KiB of state (AMX). The latter cannot
+/// happen, as this process never asks the kernel for that permission.
 pub fn get_xsave(fd: &VcpuFd) -> Result<kvm_xsave, KvmError> {
     fd.get_xsave()
         .map_err(KvmError::call("read vector registers (KVM_GET_XSAVE)"))
@@ -168,15 +174,16 @@ pub fn get_xsave(fd: &VcpuFd) -> Result<kvm_xsave, KvmError> {
 /// If the kernel refuses, for example because the state uses features that the guest's CPUID lacks.
 pub fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> Result<(), KvmError> {
     const { assert!(size_of::<kvm_xsave>() == 4096 && size_of::<kvm_xsave2>() >= 4096) };
-    // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has asked for
-    // dynamic features by `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`, which nothing in this program does.
+    // SAFETY: KVM_SET_XSAVE reads 4096 bytes, the size of `kvm_xsave`, unless the process has
+    // requested dynamic features with `arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM)`. Nothing in this
+    // program does.
     unsafe { fd.set_xsave(xsave) }.map_err(KvmError::call("write vector registers (KVM_SET_XSAVE)"))
 }
 
-/// Tells KVM by how much the vCPU's time-stamp counter is ahead of the host's.
+/// Tells KVM how far the vCPU's time-stamp counter is ahead of the host's.
 ///
 /// # Errors
-/// If this KVM has no `KVM_VCPU_TSC_OFFSET` (Linux 5.16 or later has).
+/// If this KVM lacks `KVM_VCPU_TSC_OFFSET` (available since Linux 5.16).
 pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
     let attribute = kvm_device_attr {
         group: KVM_VCPU_TSC_CTRL,
@@ -184,8 +191,8 @@ pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
         addr: std::ptr::from_ref(&offset) as u64,
         flags: 0,
     };
-    // SAFETY: the ioctl gets the structure it is defined for. For this attribute the kernel reads 8 bytes
-    // at `addr`, which is a live `u64` on this function's stack, and writes nothing.
+    // SAFETY: the ioctl gets the structure it is defined for. For this attribute the kernel reads 8
+    // bytes at `addr`, which is a live `u64` on this function's stack, and writes nothing.
     let result = unsafe { ioctl_with_ref(fd, KVM_SET_DEVICE_ATTR(), &attribute) };
     if result < 0 {
         return Err(KvmError::call(
@@ -195,7 +202,7 @@ pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
     Ok(())
 }
 
-/// What KVM says about its internal error, right after `KVM_RUN` returned with one: the kind, by the
+/// The kind of KVM's internal error, right after `KVM_RUN` returned with one, as one of the
 /// kernel's `KVM_INTERNAL_ERROR_*` numbers.
 #[must_use]
 pub fn internal_error_kind(fd: &mut VcpuFd) -> u32 {
@@ -203,8 +210,8 @@ pub fn internal_error_kind(fd: &mut VcpuFd) -> u32 {
     if run.exit_reason != kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
         return 0;
     }
-    // SAFETY: the exit reason, just checked, says that the kernel filled this member of the union; and
-    // all members are plain integers, for which any bits are valid.
+    // SAFETY: the exit reason, just checked, says that the kernel filled this member of the union.
+    // All members are plain integers, for which any bits are valid.
     unsafe { run.__bindgen_anon_1.internal.suberror }
 }
 
@@ -223,7 +230,7 @@ mod tests {
         let handle = VcpuHandle::new(&vm, 0, memory.ram().clone()).unwrap();
         let start = handle.lock().get_regs().unwrap().rip;
         handle.exit().request();
-        // Without the request it would find no code at its reset address, which is an exit.
+        // Without the request, it would find no code at its reset address, which causes an exit.
         let interrupted = handle.lock().run().unwrap_err();
         assert_eq!(interrupted.errno(), libc::EINTR);
         assert_eq!(handle.lock().get_regs().unwrap().rip, start);

@@ -1,20 +1,20 @@
-//! Where guest RAM lies, and whether the host has as much.
+//! Where guest RAM lies, and whether the host has enough memory for it.
 //!
-//! RAM starts at 0, leaves out the hole for devices between 3 and 4 GiB, and goes on behind it. What
-//! must not be done here: allocate.
+//! RAM starts at 0, skips the device hole between 3 and 4 GiB, and continues above it. What must
+//! not be done here: allocate.
 
 use vm_memory::GuestAddress;
 
 use super::MemoryError;
 
-/// Where the hole for devices begins: 3 GiB.
+/// Where the device hole begins: 3 GiB.
 pub const MMIO_HOLE_START: u64 = 0xC000_0000;
-/// Where RAM goes on behind the hole: 4 GiB.
+/// Where RAM continues above the hole: 4 GiB.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
-/// Least RAM in MiB: less is not enough for what is loaded at 1 MiB and the tables below it.
+/// Least RAM in MiB: less does not fit what is loaded at 1 MiB and the tables below it.
 pub const MIB_MIN: u64 = 2;
-/// Most RAM in MiB, 1 TiB: a bound for arithmetic and bitmaps, far beyond what checkpoints are good for.
+/// Most RAM in MiB, 1 TiB: a bound for arithmetic and bitmaps, far beyond what checkpoints can handle.
 pub const MIB_MAX: u64 = 1 << 20;
 
 pub(super) fn check_size(mib: u64) -> Result<(), MemoryError> {
@@ -29,7 +29,7 @@ pub(super) fn check_size(mib: u64) -> Result<(), MemoryError> {
     }
 }
 
-/// The ranges of RAM of a guest with `mib` MiB: start and length in bytes, ascending.
+/// The RAM ranges of a guest with `mib` MiB: start and length in bytes, ascending.
 #[must_use]
 pub fn ranges(mib: u64) -> Vec<(GuestAddress, usize)> {
     let bytes = mib << 20;
@@ -41,7 +41,7 @@ pub fn ranges(mib: u64) -> Vec<(GuestAddress, usize)> {
     ranges
 }
 
-/// MiB of memory that the host could still give out, if it says so.
+/// Memory in MiB that the host can still give out, if it reports that.
 pub(super) fn available_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     parse_available_mib(&text)

@@ -1,8 +1,8 @@
-//! Guest RAM (step ①): allocating it, handing it to KVM, and copying pages out of and into it.
+//! Guest RAM (step ①): allocating it, handing it to KVM, and copying pages out of it and into it.
 //!
-//! Devices write through `vm-memory`, whose bitmap notes what they write; [`GuestPages`] reads and
-//! writes whole pages for replication and notes nothing. What must not be done here: knowing what the
-//! bytes mean, or who is dirty.
+//! Devices write through `vm-memory`, whose bitmap records their writes. [`GuestPages`] reads and
+//! writes whole pages for replication and records nothing. What must not be done here: interpret
+//! the bytes, or decide which pages are dirty.
 
 mod layout;
 mod pages;
@@ -24,7 +24,7 @@ use crate::kvm::{self, KvmError};
 pub use layout::{HIGH_RAM_START, MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
 pub use pages::GuestPages;
 
-/// Guest RAM as devices see it: cheap to clone, and every write through it is noted in a bitmap.
+/// Guest RAM as devices see it: cheap to clone. A bitmap records every write through it.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 
 /// What guest RAM is made of.
@@ -33,40 +33,40 @@ pub enum Backing {
     /// Anonymous private memory.
     #[default]
     Anonymous,
-    /// A memory file, which other processes could be given.
+    /// A memory file, which can be shared with other processes.
     Memfd,
 }
 
-/// Why there is no guest RAM.
+/// Why guest RAM cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The size makes no sense.
+    /// The size is out of range.
     #[error("guest memory of {mib} MiB is outside what is supported: {min_mib} to {max_mib} MiB")]
     Size {
-        /// What was asked for.
+        /// The requested size.
         mib: u64,
-        /// The least.
+        /// The minimum.
         min_mib: u64,
-        /// The most.
+        /// The maximum.
         max_mib: u64,
     },
-    /// The host has less than that free.
+    /// The host has less free memory than that.
     #[error(
         "the guest needs {mib} MiB of memory but this host has only {available_mib} MiB available: \
          give the guest less, or free memory"
     )]
     HostTooSmall {
-        /// What was asked for.
+        /// The requested size.
         mib: u64,
-        /// What is there.
+        /// What the host has available.
         available_mib: u64,
     },
-    /// The host refuses to map it.
+    /// The host refuses to map the memory.
     #[error("cannot allocate {bytes:#x} bytes of guest memory at guest address {guest_address:#x}")]
     Map {
-        /// Where in the guest.
+        /// The guest address.
         guest_address: u64,
-        /// How much.
+        /// The length.
         bytes: usize,
         /// Why.
         #[source]
@@ -76,7 +76,7 @@ pub enum MemoryError {
     #[error("guest memory regions do not fit together")]
     Regions(#[from] GuestRegionCollectionError),
     /// KVM refuses the memory.
-    #[error("KVM does not take the guest's memory")]
+    #[error("KVM does not accept the guest's memory")]
     Kvm(#[from] KvmError),
 }
 
@@ -88,10 +88,10 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Allocates `mib` MiB of RAM, zeroed. Pages are only taken from the host when they are touched.
+    /// Allocates `mib` MiB of zeroed RAM. The host provides a page only when it is first touched.
     ///
     /// # Errors
-    /// If the host has not as much available, or refuses.
+    /// If the host has too little memory available, or refuses.
     pub fn allocate(mib: u64, backing: Backing) -> Result<Self, MemoryError> {
         layout::check_size(mib)?;
         if let Some(available_mib) = layout::available_mib()
@@ -140,8 +140,8 @@ impl Memory {
         understudy_replication::ports::PageMemory::layout(&*self.pages)
     }
 
-    /// Sets all regions as memory slots of `vm`, with or without KVM logging writes. Called again it
-    /// changes only the logging.
+    /// Registers all regions as memory slots of `vm`, with or without KVM logging writes. A second
+    /// call changes only the logging.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -156,9 +156,10 @@ impl Memory {
         let Some(region) = self.ram.iter().nth(slot) else {
             return Ok(());
         };
-        // SAFETY: the region is mapped for `region.len()` bytes from `as_ptr`, and stays so while a vCPU
-        // can run, because each `VcpuHandle` holds a clone of `self.ram`. No Rust reference is made to
-        // guest memory anywhere: `vm-memory` and `GuestPages` copy through raw pointers.
+        // SAFETY: the region is mapped for `region.len()` bytes from `as_ptr`. It stays mapped
+        // while a vCPU can run, because each `VcpuHandle` holds a clone of `self.ram`. No Rust
+        // reference to guest memory exists anywhere: `vm-memory` and `GuestPages` copy through raw
+        // pointers.
         unsafe {
             kvm::set_memory_slot(
                 vm,
@@ -195,7 +196,7 @@ fn map(bytes: usize, backing: Backing) -> io::Result<vm_memory::MmapRegion<Atomi
     builder.build().map_err(io::Error::other)
 }
 
-/// The guest-physical address just behind the highest byte of RAM below the hole.
+/// The guest-physical address just past the highest byte of RAM below the hole.
 #[must_use]
 pub fn low_ram_end(ram: &GuestRam) -> u64 {
     ram.iter()

@@ -1,7 +1,7 @@
-//! Guest RAM page by page: how replication copies it out (step ③) and in (step ⑦).
+//! Guest RAM page by page: how replication copies pages out (step ③) and in (step ⑦).
 //!
-//! What must not be done here: note pages as dirty. A page written here came from the other side, or is
-//! about to be overwritten by it.
+//! What must not be done here: mark pages dirty. A page written here came from the other side, or
+//! will be overwritten by it.
 
 use std::io;
 
@@ -13,14 +13,15 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestRam;
 
-/// Words of 8 bytes in a page.
+/// 8-byte words in a page.
 const PAGE_WORDS: usize = PAGE_BYTES / size_of::<u64>();
 
-/// [`PageMemory`] of a machine's RAM.
+/// [`PageMemory`] for a machine's RAM.
 #[derive(Debug)]
 pub struct GuestPages {
     layout: MemoryLayout,
-    /// Host address of each region of `layout`, as numbers: they are only turned into pointers for a copy.
+    /// Host address of each region of `layout`, as a number. It becomes a pointer only during a
+    /// copy.
     hosts: Vec<usize>,
     /// Keeps the regions mapped.
     ram: GuestRam,
@@ -50,16 +51,16 @@ impl GuestPages {
     }
 }
 
-/// Copies one page by the processor's string instruction. Into a frame that is in no cache, as those of a
-/// capture are, it takes half the time of a loop; and unlike a copy in Rust it promises the compiler
-/// nothing about bytes that a guest may be writing: the worst that comes out is a mixture of old and new
-/// bytes, which [`PageMemory`] allows.
+/// Copies one page with the processor's string instruction. This takes half the time of a loop if
+/// the frame is in no cache, as is the case in a capture. Unlike a copy in Rust, it promises the
+/// compiler nothing about bytes that a guest may be writing: the worst result is a mixture of old
+/// and new bytes, which [`PageMemory`] allows.
 ///
 /// # Safety
-/// `from` must be readable and `into` writable for [`PAGE_BYTES`], without overlap.
+/// `from` must be readable and `into` writable for [`PAGE_BYTES`]; they must not overlap.
 unsafe fn copy_page(from: *const u8, into: *mut u8) {
-    // SAFETY: the instruction reads and writes exactly what the caller vouches for, upwards: the
-    // direction flag is clear in Rust code. It touches no stack and no flag.
+    // SAFETY: the instruction reads and writes exactly what the caller vouches for, in ascending
+    // order: the direction flag is clear in Rust code. It touches neither the stack nor the flags.
     unsafe {
         std::arch::asm!(
             "rep movsb",
@@ -78,9 +79,9 @@ impl PageMemory for GuestPages {
 
     fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
         let from = self.host(page)?.cast_const();
-        // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps mapped
-        // readable; `into` is a page of ours. The guest may write its page at the same time; it is a
-        // processor outside the Rust program, and no reference to its page is made.
+        // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
+        // mapped readable; `into` is a page of ours. The guest may write its page at the same time;
+        // it is a processor outside the Rust program, and no reference to its page is created.
         unsafe { copy_page(from, into.as_mut_ptr()) };
         Ok(())
     }
@@ -90,10 +91,10 @@ impl PageMemory for GuestPages {
         let (words, _) = from.as_chunks::<8>();
         for (number, word) in words.iter().enumerate() {
             debug_assert!(number < PAGE_WORDS);
-            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
-            // mapped writable; `number` is below PAGE_WORDS because `from` is one page. The page is 8-byte
-            // aligned because mappings are page-aligned. No Rust reference to guest memory exists anywhere,
-            // so nothing that the compiler may rely on changes under it.
+            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram`
+            // keeps mapped writable; `number` is below PAGE_WORDS because `from` is one page. The
+            // page is 8-byte aligned because mappings are page-aligned. No Rust reference to guest
+            // memory exists anywhere, so nothing the compiler may rely on changes.
             unsafe { into.add(number).write_volatile(u64::from_ne_bytes(*word)) };
         }
         Ok(())
@@ -116,8 +117,8 @@ impl PageMemory for GuestPages {
     }
 }
 
-/// Gives the region's pages back to the host; the next touch finds zeroes. The mapping stays, so KVM's
-/// memory slots stay valid (the kernel drops the guest's translations by itself).
+/// Gives the region's pages back to the host; the next access finds zeros. The mapping stays, so
+/// KVM's memory slots stay valid (the kernel drops the guest's translations on its own).
 fn clear_region(
     region: &vm_memory::GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>,
 ) -> io::Result<()> {
@@ -127,8 +128,9 @@ fn clear_region(
         fallocate(file.file(), hole, at(file.start())?, at(region.len())?)?;
         return Ok(());
     }
-    // SAFETY: the range is exactly one mapping owned by `region`, borrowed here, anonymous and private:
-    // MADV_DONTNEED replaces its contents by zeroes and unmaps nothing. No Rust reference points into it.
+    // SAFETY: the range is exactly one anonymous, private mapping owned by `region`, borrowed here.
+    // MADV_DONTNEED replaces its contents with zeros and unmaps nothing. No Rust reference points
+    // into it.
     let result = unsafe {
         libc::madvise(
             region.as_ptr().cast(),

@@ -1,7 +1,7 @@
-//! Serde for the kernel's structures: exactly their bytes.
+//! Serde for the kernel's structures: their exact bytes.
 //!
-//! `kvm-bindings` pads what is too short and cuts what is too long. States come from another host, so
-//! here another length is an error. For use as `#[serde(with = "exact")]`.
+//! `kvm-bindings` pads what is too short and cuts off what is too long. States come from another
+//! host, so a different length is an error here. For use as `#[serde(with = "exact")]`.
 
 use serde::de::value::BorrowedBytesDeserializer;
 use serde::de::{Deserializer, Error};

@@ -1,8 +1,9 @@
 //! vCPUs: one thread each, stopped and resumed together, their whole state saved and restored.
 //!
-//! `thread` runs them, `state` is what they are made of, `msr` a large part of it, `cpuid` what they claim to
-//! be, `time` how their clocks go on elsewhere; `trial` tries out what the host's KVM really does. What must not be done here: know devices (there are two buses), or decide when
-//! to pause.
+//! `thread` runs them, `state` is what they are made of, `msr` a large part of it, `cpuid` the CPU
+//! they claim to be, `time` how their clocks continue elsewhere, and `trial` tests how the host's
+//! KVM really behaves. What must not be done here: know devices (there are two buses), or decide
+//! when to pause.
 
 mod cpuid;
 pub(crate) mod exact;
@@ -57,23 +58,23 @@ pub enum VcpuError {
     Stuck {
         /// Which.
         vcpu: u8,
-        /// How long was waited.
+        /// How long the caller waited.
         waited_ms: u128,
     },
-    /// The vCPU is over: the guest has ended.
-    #[error("vCPU {vcpu} has ended and cannot go on")]
+    /// The vCPU has ended, and the guest with it.
+    #[error("vCPU {vcpu} has ended and cannot continue")]
     Ended {
         /// Which.
         vcpu: u8,
     },
-    /// KVM reads or writes fewer MSRs than it was given.
+    /// KVM read or wrote fewer MSRs than requested.
     #[error("vCPU {vcpu}: MSR {index:#x} cannot be {verb}")]
     Msr {
         /// Which.
         vcpu: u8,
         /// The first MSR that failed.
         index: u32,
-        /// What was tried.
+        /// Whether it was read or written.
         verb: &'static str,
     },
     /// A saved state has too many MSRs.
@@ -83,15 +84,15 @@ pub enum VcpuError {
         vcpu: u8,
         /// How many.
         count: usize,
-        /// How many may be.
+        /// The maximum.
         limit: usize,
     },
     /// A saved state is another vCPU's.
     #[error("the state of vCPU {found} was given to vCPU {vcpu}")]
     WrongVcpu {
-        /// Which.
+        /// The vCPU that got the state.
         vcpu: u8,
-        /// Whose state it is.
+        /// The vCPU whose state it is.
         found: u8,
     },
 }

@@ -1,8 +1,8 @@
 //! Model-specific registers: which of them are a vCPU's state, and reading and writing them.
 //!
-//! A guest's list is made on the host where it boots, and travels with it: a host whose KVM does not know one
-//! of them cannot take over, one that knows more leaves those as they are after a reset. What must not be done
-//! here: decide in which order they are written.
+//! A guest's list is made on the host where it boots, and travels with it. A host whose KVM does
+//! not know one of these MSRs cannot take over; a host that knows more leaves the others as they
+//! are after a reset. What must not be done here: decide in which order they are written.
 
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
@@ -15,7 +15,7 @@ use crate::kvm::{KvmError, VcpuHandle};
 /// The time-stamp counter.
 pub(super) const MSR_TSC: u32 = 0x10;
 
-/// The part of a fingerprint that has MSRs.
+/// The part of a fingerprint that lists MSRs.
 const PART: &str = "KVM";
 
 /// One model-specific register.
@@ -27,19 +27,19 @@ pub struct Msr {
     pub data: u64,
 }
 
-/// The MSRs that are saved.
+/// The list of MSRs to save.
 #[derive(Debug, Clone)]
 pub struct MsrList {
     template: Msrs,
 }
 
-/// Memory types; older kernels leave them out of their list.
+/// Memory types, which older kernels leave out of their list.
 const MTRRS: [u32; 13] = [
     0x2ff, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, 0x277,
 ];
 
-/// MSRs of what no guest is offered: whether KVM lists them depends on the host's microcode, firmware and
-/// kernel, and not on what the guest could use.
+/// MSRs of features that no guest is offered. Whether KVM lists them depends on the host's
+/// microcode, firmware and kernel, not on what the guest could use.
 fn is_of_no_use(index: u32) -> bool {
     matches!(
         index,
@@ -50,23 +50,23 @@ fn is_of_no_use(index: u32) -> bool {
         | 0xc001_0000..=0xc001_0007 | 0xc001_0200..=0xc001_020b | 0xc000_0300..=0xc000_0302
         // Branch records and traces.
         | 0x14ce | 0x14cf | 0x1500..=0x15ff | 0x570 | 0x571 | 0x560 | 0x561 | 0x572 | 0x580..=0x587
-        // What nested virtualisation can do, and enclaves' keys.
+        // Nested virtualisation's capabilities, and enclaves' keys.
         | 0x480..=0x493 | 0x8c..=0x8f
         // Hyper-V's interface, and its debugger.
         | 0x4000_0000..=0x4000_0fff
-        // Shadow stacks, features with too large a state, and event delivery in other forms.
+        // Shadow stacks, features whose state is too large, and other forms of event delivery.
         | 0x6a0 | 0x6a2 | 0x6a4..=0x6a8 | 0x1c4 | 0x1c5 | 0x1cc..=0x1d8
-        // The microcode's revision, which a host tells of itself.
+        // The microcode's revision, which describes the host.
         | 0x8b
     )
 }
 
 impl MsrList {
-    /// The list of a guest that boots here: what KVM lists, without what it then refuses to read or write.
-    /// Tries each of `indices` on a fresh vCPU.
+    /// The list of a guest that boots here: the MSRs KVM lists, without those it then refuses to
+    /// read or write. Tries each of `indices` on a fresh vCPU.
     ///
     /// # Errors
-    /// If KVM has more MSRs than it takes in one call.
+    /// If KVM lists more MSRs than one call can carry.
     pub fn probe(handle: &VcpuHandle, indices: &[u32]) -> Result<Self, VcpuError> {
         let fd = handle.lock();
         let mut all: Vec<u32> = indices.iter().chain(&MTRRS).copied().collect();
@@ -76,10 +76,10 @@ impl MsrList {
         Self::of(handle.id(), all.into_iter())
     }
 
-    /// The list of a guest that goes on here: the one that it brought.
+    /// The list of a guest that continues here: the one it brought along.
     ///
     /// # Errors
-    /// If it has more MSRs than KVM takes in one call.
+    /// If it has more MSRs than one KVM call can carry.
     pub fn of(vcpu: u8, indices: impl ExactSizeIterator<Item = u32>) -> Result<Self, VcpuError> {
         let template = messages(vcpu, indices.map(|index| Msr { index, data: 0 }))?;
         Ok(Self { template })
@@ -105,7 +105,8 @@ impl MsrList {
         self.template.as_slice().iter().map(|entry| entry.index)
     }
 
-    /// Adds what another host's KVM must know for this guest, and what this host's (`host`) knows.
+    /// Adds what another host's KVM must know for this guest, and what this host's KVM knows
+    /// (`host`).
     pub fn describe(&self, host: &Self, into: &mut Fingerprint) {
         into.need_nothing(PART);
         let name = |index| format!("MSR {index:#x}");

@@ -1,6 +1,6 @@
-//! The whole state of a vCPU, and the orders in which it is saved and restored.
+//! The whole state of a vCPU, and the order in which it is saved and restored.
 //!
-//! What must not be done here: run or stop the vCPU. The caller has stopped it.
+//! What must not be done here: run or stop the vCPU. The caller has already stopped it.
 
 use kvm_bindings::{
     kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
@@ -13,7 +13,7 @@ use super::time::GuestClock;
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
 
-/// Everything a vCPU is made of, but for its CPUID, which the machine's state has once for all vCPUs.
+/// All state of a vCPU except its CPUID, which the machine's state holds once for all vCPUs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Which vCPU.
@@ -48,17 +48,17 @@ impl VcpuState {
         let call = |what: &'static str| {
             move |error| VcpuError::kvm(vcpu)(KvmError::call(format!("read {what}"))(error))
         };
-        // First: reading it lets KVM take in INIT and SIPI that have arrived, which changes registers.
+        // First: reading it makes KVM process pending INITs and SIPIs, which changes registers.
         let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
         let xsave = get_xsave(&fd).map_err(VcpuError::kvm(vcpu))?;
         let xcrs = fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?;
         let debugregs = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
-        // LAPIC and MSRs close together: the timer's remaining count and the counter belong together.
+        // LAPIC and MSRs close together: the timer's remaining count and the counter must match.
         let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
         let msrs = msr::read(vcpu, &fd, list)?;
-        // Last: what is on its way into the vCPU depends on all of the above.
+        // Last: what is pending for the vCPU depends on all of the above.
         let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         Ok(Self {
             id: vcpu,
@@ -74,7 +74,8 @@ impl VcpuState {
         })
     }
 
-    /// The state without the time-stamp counter, which then goes on when it is restored.
+    /// The state without the time-stamp counter, so that restoring it does not set the counter
+    /// back.
     #[must_use]
     pub fn without_counter(mut self) -> Self {
         self.msrs.retain(|msr| msr.index != MSR_TSC);
@@ -84,7 +85,7 @@ impl VcpuState {
     /// Writes the state into a stopped vCPU whose CPUID is set.
     ///
     /// # Errors
-    /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must then not be run.
+    /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must not be run then.
     pub fn restore(&self, handle: &VcpuHandle, clock: GuestClock) -> Result<(), VcpuError> {
         let vcpu = handle.id();
         if self.id != vcpu {
@@ -101,26 +102,27 @@ impl VcpuState {
             .counter
             .match_speed(&fd, clock.speed_khz)
             .map_err(VcpuError::kvm(vcpu))?;
-        // Before the registers: it decides whether KVM takes the vCPU as one that waits for its SIPI,
-        // whose registers would be reset by it.
+        // Before the registers: it decides whether KVM treats the vCPU as waiting for its SIPI,
+        // which would reset the registers.
         fd.set_mp_state(self.mp_state)
             .map_err(call("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
-        // Before the LAPIC, whose mode and address are in it (APIC base), and before the MSRs, some of
-        // which are checked against EFER and CR4.
+        // Before the LAPIC, whose mode and address it holds (APIC base), and before the MSRs, some
+        // of which are checked against EFER and CR4.
         fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
-        // XCR0 before the vector registers: those may only use what it switches on.
+        // XCR0 before the vector registers: they may use only what it enables.
         fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
         set_xsave(&fd, &self.xsave).map_err(VcpuError::kvm(vcpu))?;
         fd.set_debug_regs(&self.debugregs)
             .map_err(call("KVM_SET_DEBUGREGS"))?;
-        // The counter before the LAPIC and the deadline, whose timers are armed relative to it; the LAPIC
-        // before the deadline, which KVM ignores unless the LAPIC's timer is in deadline mode.
+        // The counter before the LAPIC and the deadline, whose timers are armed relative to it. The
+        // LAPIC before the deadline, which KVM ignores unless the LAPIC's timer is in deadline
+        // mode.
         let (first, last) = clock.counter.split(&self.msrs);
         msr::write(vcpu, &fd, first)?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
         msr::write(vcpu, &fd, last)?;
-        // Last: writing general or system registers drops exceptions and interrupts on their way in.
+        // Last: writing general or system registers drops pending exceptions and interrupts.
         fd.set_vcpu_events(&self.events)
             .map_err(call("KVM_SET_VCPU_EVENTS"))
     }

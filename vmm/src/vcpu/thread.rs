@@ -8,17 +8,17 @@
 //!    └──────────► ended ◄─────┘
 //! ```
 //!
-//! Once the guest is *halted* (it wants a reset, or to be over), a vCPU that is to run stands still too,
-//! parked in all but name: its state can be saved like any other.
+//! While the guest is *halted* (it wants a reset, or wants to end), a vCPU that should run stands
+//! still too. It is parked in all but name, so its state can be saved like any other.
 //!
-//! The descriptor's lock is held while running and free while parked, so that whoever paused the vCPU may
-//! read and write its state.
+//! The descriptor's lock is held while running and free while parked, so that the code that paused
+//! the vCPU can read and write its state.
 //!
-//! Pending port or memory I/O: when `KVM_RUN` returns for an access, the instruction is only half done;
-//! its result is taken up by the *next* `KVM_RUN`. A state saved in between would lose it. So the thread
-//! never parks after an access: it parks only when `KVM_RUN` says `EINTR`, and with the exit byte set the
-//! next call does just that: completes what is pending (going on with further accesses of the same
-//! instruction, if it has some), does not enter the guest, and returns `EINTR`.
+//! Pending port or memory I/O: when `KVM_RUN` returns for an access, the instruction is only half
+//! done. The *next* `KVM_RUN` takes in the result, so a state saved in between would lose it. The
+//! thread therefore never parks after an access. It parks only when `KVM_RUN` returns `EINTR`. With
+//! the exit byte set, the next call does just that: it completes what is pending (including any
+//! further accesses of the same instruction), does not enter the guest, and returns `EINTR`.
 //!
 //! What must not be done here: save state, or decide when to pause.
 
@@ -36,25 +36,24 @@ use super::VcpuError;
 use crate::devices::Bus;
 use crate::kvm::{VcpuHandle, internal_error_kind};
 
-/// How long a vCPU may take to leave the guest before it counts as stuck. Ordinary is 0.2 ms.
+/// How long a vCPU may take to leave the guest before it counts as stuck. It usually takes 0.2 ms.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where accesses of the guest go.
+/// Where the guest's accesses go.
 #[derive(Clone)]
 pub struct Buses {
     /// I/O ports.
     pub ports: Arc<Bus>,
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
-    /// While it is set, no vCPU enters the guest. Only cleared while all are parked.
+    /// While it is set, no vCPU enters the guest. It is cleared only while all are parked.
     pub halted: Arc<AtomicBool>,
 }
 
-/// Why a vCPU stopped by itself.
+/// Why a vCPU stopped on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// It faulted while handling a fault while handling a fault: on a PC that resets the machine. The vCPU
-    /// lives on; whoever is told halts the guest.
+    /// A triple fault, which resets a PC. The vCPU lives on; the listener halts the guest.
     TripleFault,
     /// The vCPU asked to end the guest.
     Shutdown {
@@ -68,7 +67,7 @@ pub enum Ending {
     },
 }
 
-/// Who is told when a vCPU stops by itself.
+/// Called when a vCPU stops on its own.
 pub type OnEnd = Arc<dyn Fn(u8, Ending) + Send + Sync>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,14 +84,14 @@ enum Phase {
     Ended,
 }
 
-/// What the thread is to do and what it does, with a signal for both sides.
+/// What the thread should do and what it does, with a condition variable for both sides.
 #[derive(Debug)]
 struct Control {
     state: Mutex<(Order, Phase)>,
     changed: Condvar,
 }
 
-/// A vCPU's thread, as its machine holds it. Dropping it ends the thread.
+/// A vCPU's thread, as its machine holds it. Dropping this ends the thread.
 pub struct VcpuThread {
     handle: Arc<VcpuHandle>,
     control: Arc<Control>,
@@ -100,14 +99,14 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts a thread, parked.
+    /// Starts a thread in the parked state.
     ///
     /// # Errors
-    /// If the host has no thread left.
+    /// If the host cannot start another thread.
     pub fn spawn(handle: Arc<VcpuHandle>, buses: Buses, on_end: OnEnd) -> Result<Self, VcpuError> {
         let vcpu = handle.id();
-        // The handler does nothing: being interrupted is all that is wanted. Registered again for each
-        // vCPU, which changes nothing.
+        // The handler does nothing: the interruption is all that is needed. Registering it again
+        // for each vCPU changes nothing.
         extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         register_signal_handler(SIGRTMIN(), nothing).map_err(|error| VcpuError::Signal {
             vcpu,
@@ -134,7 +133,7 @@ impl VcpuThread {
         })
     }
 
-    /// The vCPU itself. Its descriptor can only be locked while the vCPU is parked or ended.
+    /// The vCPU itself. Its descriptor can be locked only while the vCPU is parked or ended.
     #[must_use]
     pub fn handle(&self) -> &Arc<VcpuHandle> {
         &self.handle
@@ -149,8 +148,8 @@ impl VcpuThread {
         }
     }
 
-    /// Asks the vCPU to stop, without waiting: ask all first, then wait for all, so that they stop side by
-    /// side.
+    /// Asks the vCPU to stop, without waiting. Ask all vCPUs first, then wait for all, so that they
+    /// stop in parallel.
     ///
     /// # Errors
     /// If the thread cannot be signalled.
@@ -164,8 +163,8 @@ impl VcpuThread {
             return Ok(());
         }
         state.0 = order;
-        // Byte first, then the signal: see `ExitPage`. Both under the lock, so that the thread cannot
-        // begin to run in between and wipe the byte.
+        // Byte first, then the signal: see `ExitPage`. Both under the lock, so that the thread
+        // cannot start to run in between and clear the byte.
         self.handle.exit().request();
         self.control.changed.notify_all();
         if state.1 == Phase::Running
@@ -182,7 +181,7 @@ impl VcpuThread {
     /// Waits until the vCPU stands still.
     ///
     /// # Errors
-    /// If it does not, or if it has ended and there is nothing left to pause.
+    /// If it does not stop, or if it has ended and there is nothing left to pause.
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
         let vcpu = self.handle.id();
         let started = Instant::now();
@@ -222,7 +221,7 @@ impl Drop for VcpuThread {
     }
 }
 
-/// The thread's own side.
+/// The thread's side.
 struct Runner {
     handle: Arc<VcpuHandle>,
     control: Arc<Control>,
@@ -230,7 +229,8 @@ struct Runner {
     on_end: OnEnd,
 }
 
-/// Marks the vCPU as ended on every way out, so that nobody waits for a thread that panicked.
+/// Marks the vCPU as ended however the thread leaves, so that nobody waits for a thread that
+/// panicked.
 struct EndGuard<'a>(&'a Runner);
 
 impl Drop for EndGuard<'_> {
@@ -270,7 +270,7 @@ impl Runner {
         }
     }
 
-    /// Stands still until there is an order. Returns `false` on the order to stop.
+    /// Waits for an order. Returns `false` on the order to stop.
     fn park(&self) -> bool {
         let mut state = self.control.state.lock();
         state.1 = Phase::Parked;
@@ -290,7 +290,7 @@ impl Runner {
         self.buses.halted.load(Ordering::Acquire)
     }
 
-    /// Runs the guest until the vCPU is called out (`None`) or ends.
+    /// Runs the guest until the vCPU is asked to exit (`None`) or ends.
     fn run(&self, fd: &mut VcpuFd) -> Option<Ending> {
         loop {
             if self.is_halted() {
@@ -317,14 +317,14 @@ impl Runner {
                 Ok(VcpuExit::Intr) => continue,
                 Ok(VcpuExit::InternalError) => None,
                 Ok(exit) => return Some(ending_of(&exit)),
-                // Only here the thread may park: see the top of the file.
+                // The thread may park only here: see the top of the file.
                 Err(error) if error.errno() == libc::EINTR => {
                     if self.handle.exit().is_requested() {
                         return None;
                     }
                     continue;
                 }
-                // A vCPU that waited for its start signal got it: enter again.
+                // A vCPU that was waiting for its start signal got it: enter again.
                 Err(error) if error.errno() == libc::EAGAIN => continue,
                 Err(error) => Some(io::Error::from(error).to_string()),
             };
@@ -349,9 +349,9 @@ impl Runner {
 /// Port accesses are 1, 2 or 4 bytes wide.
 const PORT_BYTES_MAX: usize = 4;
 
-/// The width of each access when `bytes` bytes arrive at once. A string instruction may bring several accesses,
-/// and KVM does not say how wide each is. The devices on ports here are byte-wide, so more bytes than one access
-/// can carry are taken one by one.
+/// The width of each access when `bytes` bytes arrive at once. A string instruction may produce
+/// several accesses, and KVM does not say how wide each is. The devices on ports here are
+/// byte-wide, so if there are more bytes than one access can carry, each byte is an access.
 fn port_access_bytes(bytes: usize) -> usize {
     if bytes > PORT_BYTES_MAX {
         1

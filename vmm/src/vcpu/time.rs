@@ -1,16 +1,20 @@
-//! Time in the guest: whose time-stamp counter it reads, and how that goes on after a restore.
+//! Time in the guest: whose time-stamp counter it reads, and how that counter continues after a
+//! restore.
 //!
-//! kvmclock gives the guest a base (set by `KVM_SET_CLOCK`) and a rule: base plus what the time-stamp
-//! counter has advanced since. It only works if KVM and the guest's `rdtsc` agree about the counter.
+//! kvmclock gives the guest a base (set by `KVM_SET_CLOCK`) and a rule: base plus how far the
+//! time-stamp counter has advanced since. It works only if KVM and the guest's `rdtsc` agree about
+//! the counter.
 //!
-//! - Ordinarily KVM gives each vCPU its own counter ([`Counter::Own`]), the host's plus an offset. Then the
-//!   counter is state: it is saved and restored, and goes on where it was.
-//! - There are KVMs that run guest code natively and do not offset what its `rdtsc` reads
-//!   ([`Counter::Host`]). There KVM is told that the offset is 0, so that whatever it computes with an offset
-//!   agrees with what the guest reads, and the counter is not restored. It jumps at a failover, kvmclock
-//!   does not; a timer deadline, which is in counter units, is moved by as much.
+//! - Normally KVM gives each vCPU its own counter ([`Counter::Own`]): the host's plus an offset.
+//!   Then the counter is state: it is saved and restored, and continues where it was.
+//! - Some KVMs run guest code natively and do not offset what its `rdtsc` reads
+//!   ([`Counter::Host`]). There, KVM is told that the offset is 0, so that whatever it computes
+//!   with an offset agrees with what the guest reads, and the counter is not restored. The counter
+//!   jumps at a failover, kvmclock does not. A timer deadline, which is in counter units, is moved
+//!   by the same amount.
 //!
-//! Which of both it is, is tried out once ([`guest_counter`]). What must not be done here: assume it.
+//! A trial determines once which of the two applies ([`guest_counter`]). What must not be done
+//! here: assume it.
 
 use std::sync::OnceLock;
 
@@ -23,13 +27,14 @@ use crate::kvm::{KvmError, System, VcpuHandle};
 
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
-/// Counters whose speeds differ by less count as equal: that is what clocks are corrected by anyhow.
+/// Counters whose speeds differ by less count as equal: clock correction handles that much anyway.
 const SPEED_TOLERANCE_PPM: u64 = 250;
-/// Where the processor cannot scale counters, a guest goes on with one that is up to that much off: kvmclock
-/// adapts, and hosts of one model are measured apart by some 300 ppm.
+/// Where the processor cannot scale counters, a guest may continue with a counter whose speed is
+/// off by up to this much: kvmclock adapts, and measurements on hosts of one model differ by some
+/// 300 ppm.
 const SPEED_ENDURED_PPM: u64 = 10_000;
 
-/// Name of the counter's speed in fingerprints.
+/// The name of the counter's speed in fingerprints.
 const SPEED_KEY: &str = "cpu.tsc_khz";
 
 /// Whose time-stamp counter the guest's `rdtsc` reads.
@@ -37,7 +42,7 @@ const SPEED_KEY: &str = "cpu.tsc_khz";
 pub enum Counter {
     /// The vCPU's own: the host's plus an offset that KVM chooses.
     Own,
-    /// The host's, whatever offset KVM believes in.
+    /// The host's, whatever offset KVM assumes.
     Host,
 }
 
@@ -46,12 +51,12 @@ pub enum Counter {
 pub struct GuestClock {
     /// Whose counter it is.
     pub counter: Counter,
-    /// Its speed; 0 if the host does not tell.
+    /// Its speed; 0 if the host does not report it.
     pub speed_khz: u32,
 }
 
 impl GuestClock {
-    /// Asks a vCPU.
+    /// Reads the counter's behaviour from a vCPU.
     #[must_use]
     pub fn of(handle: &VcpuHandle, counter: Counter) -> Self {
         Self {
@@ -60,8 +65,9 @@ impl GuestClock {
         }
     }
 
-    /// Adds the counter to a fingerprint, and how far off another host's may be if this one `can_scale` its
-    /// guests' counters or not: without it, only a little can be made up for.
+    /// Adds the counter to a fingerprint, with how far off another host's speed may be. That
+    /// depends on whether this host `can_scale` its guests' counters: without scaling, only a small
+    /// difference is acceptable.
     pub fn describe(self, can_scale: bool, into: &mut Fingerprint) {
         into.set("cpu.tsc", self.counter.as_str());
         if self.speed_khz == 0 {
@@ -75,7 +81,7 @@ impl GuestClock {
 }
 
 impl Counter {
-    /// The word for it in fingerprints: both hosts must do alike.
+    /// The word for it in fingerprints: both hosts must behave alike.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -84,7 +90,7 @@ impl Counter {
         }
     }
 
-    /// Makes the vCPU's counter as fast as the one its state was saved with.
+    /// Makes the vCPU's counter run as fast as the one its state was saved with.
     pub(super) fn match_speed(self, fd: &VcpuFd, saved_khz: u32) -> Result<(), KvmError> {
         let Ok(here_khz) = fd.get_tsc_khz() else {
             return Ok(());
@@ -118,8 +124,8 @@ impl Counter {
             .copied()
             .partition(|msr| msr.index == MSR_TSC_DEADLINE);
         if self == Self::Host {
-            // Writing the counter would set an offset that the guest does not see. But a deadline in the
-            // old host's counter means another moment here: move it along.
+            // Writing the counter would set an offset that the guest does not see. But a deadline
+            // in the old host's counter means a different moment here, so it is moved.
             let saved = first.iter().find(|msr| msr.index == MSR_TSC).copied();
             first.retain(|msr| msr.index != MSR_TSC);
             if let Some(saved) = saved {
@@ -135,19 +141,21 @@ impl Counter {
 
 /// The host's time-stamp counter.
 fn host_counter() -> u64 {
-    // SAFETY: `rdtsc` has no preconditions in 64-bit user space, unless the process forbade it to itself.
+    // SAFETY: `rdtsc` has no preconditions in 64-bit user space unless the process has disabled it.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// Tells KVM that the vCPU's counter is the host's, offset 0. For [`Counter::Host`], before it first runs.
+/// Tells KVM that the vCPU's counter is the host's, offset 0. For [`Counter::Host`], before the
+/// first run.
 ///
 /// # Errors
-/// If KVM cannot be told; kvmclock would be wrong then.
+/// If KVM refuses; kvmclock would then be wrong.
 pub fn use_host_counter(handle: &VcpuHandle) -> Result<(), KvmError> {
     crate::kvm::set_counter_offset(&handle.lock(), 0)
 }
 
-/// Tries out whose counter guests read here. The answer is kept for the life of the process.
+/// Finds out by trial whose counter guests read here. The answer is kept for the life of the
+/// process.
 ///
 /// # Errors
 /// If the trial VM cannot be built.
@@ -168,8 +176,8 @@ const TRIAL_CODE: [u8; 19] = [
 /// Far above any real counter: 2^60 cycles are decades.
 const TRIAL_COUNTER: u64 = 1 << 60;
 
-/// Runs user-mode code (that is what may run natively) which reads the counter of a vCPU whose counter has
-/// been set far off the host's.
+/// Runs user-mode code (the kind that may run natively) that reads the counter of a vCPU whose
+/// counter was set far off the host's.
 fn try_counter(system: &System) -> Result<Counter, KvmError> {
     let trial = Trial::new(system, &TRIAL_CODE)?;
     trial.write_msr(MSR_TSC, TRIAL_COUNTER)?;
@@ -177,8 +185,9 @@ fn try_counter(system: &System) -> Result<Counter, KvmError> {
         Some(seen) if seen < TRIAL_COUNTER => Counter::Host,
         Some(_) => Counter::Own,
         None => {
-            // Whoever cannot even run this will say so when the guest runs; ordinary KVM is the best guess.
-            tracing::warn!("the trial of the time-stamp counter did not run to its end");
+            // If even this cannot run, that shows when the guest runs; ordinary KVM is the best
+            // guess.
+            tracing::warn!("the trial of the time-stamp counter did not finish");
             Counter::Own
         }
     })
@@ -200,7 +209,7 @@ mod tests {
         Counter::Own
             .match_speed(&fd, here_khz - here_khz / 2000)
             .unwrap();
-        // Half the speed is no inaccuracy of a measurement.
+        // Half the speed is not a measurement error.
         let half = Counter::Own.match_speed(&fd, here_khz / 2);
         let can_scale = system.has(kvm_ioctls::Cap::TscControl);
         assert_eq!(half.is_ok(), can_scale, "{half:?}");
@@ -210,7 +219,7 @@ mod tests {
     const CLOCK_ADDRESS: u64 = 0x3000;
     const HOUR_NS: u64 = 3600 * 1_000_000_000;
 
-    /// kvmclock as the guest computes it from its page and the counter it read.
+    /// kvmclock as the guest computes it from its page and the counter value it read.
     fn guest_clock_ns(trial: &Trial) -> u64 {
         let counter = trial
             .run_user()
@@ -259,7 +268,7 @@ mod tests {
         trial.vm.get_clock().unwrap().clock
     }
 
-    /// The guest's own reading of kvmclock is the VM's clock, at first and after it has been set.
+    /// The guest's own reading of kvmclock is the VM's clock, initially and after it has been set.
     #[test]
     fn the_guests_clock_is_the_vms_clock_and_goes_on_in_another_vm() {
         let system = System::open().expect("these tests need a usable /dev/kvm");
@@ -279,7 +288,7 @@ mod tests {
 
         let second = with_clock(&system, counter);
         if counter == Counter::Own {
-            // As restoring a state does.
+            // As a restore does.
             second.write_msr(MSR_TSC, TRIAL_COUNTER).unwrap();
         }
         let saved = kvm_clock_data {

@@ -1,4 +1,4 @@
-//! A VM of 2 MiB with one vCPU and a few instructions, to try out what this host's KVM really does.
+//! A VM of 2 MiB with one vCPU and a few instructions, to test how this host's KVM really behaves.
 //!
 //! What must not be done here: draw conclusions, or leave anything running.
 
@@ -14,20 +14,20 @@ use crate::memory::{Backing, Memory};
 const CODE_ADDRESS: u64 = 0x1000;
 /// Where trial code may leave a number.
 const RESULT_ADDRESS: u64 = 0x2000;
-/// The port by which trial code says that it has come to its end.
+/// The port with which trial code says that it has finished.
 const END_PORT: u16 = 0x80;
 
 /// The VM.
 pub(super) struct Trial {
     pub(super) handle: Arc<VcpuHandle>,
     pub(super) memory: Memory,
-    /// Only tests look at it; it also keeps the VM, but so does its vCPU.
+    /// Only tests look at it. It also keeps the VM alive, but so does its vCPU.
     #[cfg_attr(not(test), expect(dead_code))]
     pub(super) vm: VmFd,
 }
 
 impl Trial {
-    /// A VM with `code` in its memory.
+    /// Creates a VM with `code` in its memory.
     pub(super) fn new(system: &System, code: &[u8]) -> Result<Self, KvmError> {
         let memory = Memory::allocate(2, Backing::Anonymous).map_err(|error| KvmError::Call {
             call: "allocate memory for a trial VM".into(),
@@ -54,8 +54,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Runs the code from its beginning in user mode. The number that it left, or `None` if it did not get
-    /// to its end.
+    /// Runs the code from its beginning in user mode. Returns the number that it left, or `None` if
+    /// it did not finish.
     pub(super) fn run_user(&self) -> Result<Option<u64>, KvmError> {
         const IOPL_3: u64 = 3 << 12;
         let mut fd = self.handle.lock();
@@ -73,7 +73,8 @@ impl Trial {
         seen.map(Some).map_err(write_error)
     }
 
-    /// Runs the code from its beginning in kernel mode, with `cr4` set too. Whether it got to its end.
+    /// Runs the code from its beginning in kernel mode, with `cr4` set as well. Returns whether it
+    /// finished.
     pub(super) fn run_kernel(&self, cr4: u64) -> Result<bool, KvmError> {
         let mut fd = self.handle.lock();
         let reset = fd.get_sregs().map_err(KvmError::call("read registers"))?;
@@ -96,7 +97,7 @@ fn run(fd: &mut VcpuFd, flags: u64) -> Result<bool, KvmError> {
     loop {
         match fd.run() {
             Ok(VcpuExit::IoOut(END_PORT, _)) => return Ok(true),
-            // A signal meant for somebody else.
+            // A signal meant for someone else.
             Err(error) if error.errno() == libc::EINTR => {}
             _ => return Ok(false),
         }
@@ -125,7 +126,7 @@ fn write_error(error: vm_memory::GuestMemoryError) -> KvmError {
     }
 }
 
-/// Code, and page tables that map the first 2 MiB for everybody.
+/// Code, and page tables that map the first 2 MiB for user and kernel mode.
 fn write(memory: &Memory, code: &[u8]) -> Result<(), KvmError> {
     const USER_WRITABLE: u64 = 7;
     const LARGE: u64 = 1 << 7;

@@ -1,8 +1,9 @@
-//! What of a host's CPUID is offered to guests: an allow-list.
+//! The part of a host's CPUID that is offered to guests: an allow-list.
 //!
-//! Offered is what has a name and travels: its state is saved, and it is the same on every host of a model.
-//! Left out are counters and other hardware that is saved by nobody here, what firmware and microcode switch
-//! on and off, and where in the host something is. What must not be done here: look at anything but CPUID.
+//! A feature is offered if it has a name and can travel: its state is saved, and it is the same on
+//! every host of a model. Left out are counters and other hardware whose state is not saved here,
+//! what firmware and microcode turn on and off, and where something is in the host. What must not
+//! be done here: look at anything but CPUID.
 
 use super::leaf::{
     LEAF_ADDRESSES, LEAF_AMD_CACHES, LEAF_AMD_FEATURES, LEAF_AMD_TOPOLOGY, LEAF_BASE, LEAF_CACHES,
@@ -18,7 +19,7 @@ const HIDDEN: [(&str, &str); 12] = [
         "vmx svm skinit smx",
     ),
     (
-        "counters and tracing: theirs neither, and they differ with microcode",
+        "counters and tracing: their state is not saved, and they differ with microcode",
         "dts dtes64 ds_cpl pdcm intel_pt arch_lbr cqm rdt_a ibs lwp perfctr_core perfctr_nb perfctr_llc irperf rdpru \
          brs arch_perfmon_ext mba ptsc",
     ),
@@ -43,21 +44,21 @@ const HIDDEN: [(&str, &str); 12] = [
         "fred lkgs uintr user_msr uiret_uif nmi_source msrlist enqcmd pks",
     ),
     (
-        "processors have them no longer, or not yet",
+        "no longer, or not yet, in processors",
         "mpx pn ia64 pcommit avx10 apx_f",
     ),
     (
-        "power, heat and place in the host",
+        "power, heat and location in the host",
         "monitor mwaitx est tm tm2 acpi pbe dca cid sdbg xtpr extapic wdt nodeid_msr osvw hybrid_cpu cppc hreset \
          amd_ppin mcommit monitor_mitg_no",
     ),
-    ("told of each vCPU, see `guest`", "ht cmp_legacy"),
+    ("set for each vCPU, see `guest`", "ht cmp_legacy"),
     (
         "mirrors of control registers, which KVM keeps",
         "osxsave ospke",
     ),
     (
-        "asks for help of the VMM",
+        "needs help from the VMM",
         "kvm_hc_map_gpa_range kvm_migration_control kvm_msi_ext_dest_id",
     ),
 ];
@@ -65,7 +66,7 @@ const HIDDEN: [(&str, &str); 12] = [
 /// Bits of leaf 1, EDX that AMD repeats in leaf 0x80000001.
 const REPEATED: u32 = 0x0183_f3ff;
 
-/// What is left of `leaves`. Filtering once more changes nothing.
+/// Filters `leaves`. Filtering the result again changes nothing.
 pub(super) fn filter(leaves: &Leaves) -> Leaves {
     let mut kept: Leaves = leaves
         .iter()
@@ -78,7 +79,7 @@ pub(super) fn filter(leaves: &Leaves) -> Leaves {
     kept
 }
 
-/// Sub-leaves count where a leaf has some.
+/// Returns whether sub-leaves matter for a leaf.
 pub(super) fn has_indices(function: u32) -> bool {
     matches!(
         function,
@@ -99,7 +100,7 @@ fn is_offered(function: u32, index: u32) -> bool {
 
 fn bits(place: (u32, u32), mut registers: [u32; 4]) -> [u32; 4] {
     let (function, index) = place;
-    // Registers of features: what has a name and is not hidden.
+    // Feature registers: keep what has a name and is not hidden.
     for (register, value) in Register::ALL.into_iter().zip(&mut registers) {
         if let Some(word) = word(function, index, register) {
             let offered = word.features().filter(|feature| !is_hidden(feature.name));
@@ -108,7 +109,7 @@ fn bits(place: (u32, u32), mut registers: [u32; 4]) -> [u32; 4] {
     }
     let [eax, ebx, ecx, edx] = &mut registers;
     match function {
-        // The vCPU's number, and how many there are.
+        // The vCPU's number, and how many vCPUs there are.
         LEAF_FEATURES => *ebx &= 0x0000_ff00,
         0x6 | 0x8000_0007 => {
             if function == 0x6 {
@@ -119,7 +120,7 @@ fn bits(place: (u32, u32), mut registers: [u32; 4]) -> [u32; 4] {
         }
         0x7 if index == 0 => *eax = (*eax).min(2),
         0x7 => {
-            // Only what has names: registers of other sub-leaves are features too.
+            // Keep only what has names: registers of other sub-leaves are features too.
             *ebx = 0;
             *ecx = 0;
             if index == 2 {
@@ -130,7 +131,7 @@ fn bits(place: (u32, u32), mut registers: [u32; 4]) -> [u32; 4] {
         LEAF_CACHES | LEAF_AMD_CACHES => *eax &= 0x3fff,
         0x4000_0001 => (*ebx, *ecx, *edx) = (0, 0, 0),
         LEAF_AMD_FEATURES => *ebx = 0,
-        // Widths of addresses stay; the numbers of threads go.
+        // Address widths stay; thread counts go.
         LEAF_ADDRESSES => {
             *eax &= 0xffff;
             *ecx = 0;
@@ -158,7 +159,8 @@ fn repeat_for_amd(leaves: &mut Leaves) {
     }
 }
 
-/// The highest leaf of each range, as the range's first leaf tells it. The one of topology is always there.
+/// The highest leaf of each range, as the range's first leaf reports it. The topology leaf always
+/// exists.
 fn limits(leaves: &mut Leaves) {
     for (first, last, at_least) in [
         (LEAF_BASE, 0xffff, LEAF_TOPOLOGY),

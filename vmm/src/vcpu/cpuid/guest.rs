@@ -1,7 +1,8 @@
-//! A model made into the CPUID of one vCPU: its number, and where it is among the others.
+//! Turns a model into the CPUID of one vCPU: adds its number, and its place among the others.
 //!
-//! The guest's topology is always the same: one package, its cores with a thread each, first and second
-//! level caches for each core and the others shared by all. What must not be done here: features.
+//! The guest's topology is always the same: one package, cores with one thread each, first and
+//! second level caches per core, and the other caches shared by all. What must not be done here:
+//! features.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -16,15 +17,15 @@ use super::{Leaves, vendor};
 const TOPOLOGY_SHIFT: u32 = 4;
 /// Leaf 1, EDX: there is more than one logical processor.
 const EDX_HT: u32 = 1 << 28;
-/// Leaf 0x80000001, ECX: and they are cores.
+/// Leaf 0x80000001, ECX: and these are cores.
 const ECX_CMP_LEGACY: u32 = 1 << 1;
 const CACHE_LEVEL_SHIFT: u32 = 5;
 
-/// The CPUID of vCPU `id` out of `vcpus`.
+/// The CPUID of vCPU `id` of `vcpus`.
 pub(super) fn cpuid(leaves: &Leaves, id: u8, vcpus: u8) -> CpuId {
     let (number, count) = (u32::from(id), u32::from(vcpus));
     let mut leaves = leaves.clone();
-    // One thread a core, all cores in one package.
+    // One thread per core, all cores in one package.
     leaves.insert((LEAF_TOPOLOGY, 0), [0, 1, 1 << 8, number]);
     let cores = [TOPOLOGY_SHIFT, count, (2 << 8) | 1, number];
     leaves.insert((LEAF_TOPOLOGY, 1), cores);

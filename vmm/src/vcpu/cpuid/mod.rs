@@ -1,9 +1,11 @@
-//! What the vCPUs claim to be: the CPUID that a guest gets, and what of it another host must have.
+//! The CPU that vCPUs claim to be: the CPUID that a guest gets, and what another host must have of
+//! it.
 //!
-//! [`CpuModel`] is a guest's CPUID without what differs between its vCPUs. A guest that boots gets the one of
-//! its host, `filter`ed, perhaps cut to a [`template`](CpuTemplate). It is part of the machine's state: the
-//! guest keeps it wherever it goes, and a host that lacks a feature of it cannot take over. What must not be
-//! done here: offer what the host has not, to make unlike hosts look alike.
+//! [`CpuModel`] is a guest's CPUID without what differs between its vCPUs. A guest that boots gets
+//! its host's model, `filter`ed and perhaps reduced to a [`template`](CpuTemplate). It is part of
+//! the machine's state: the guest keeps it wherever it goes, and a host that lacks one of its
+//! features cannot take over. What must not be done here: offer what the host lacks, to make
+//! different hosts look alike.
 
 mod filter;
 mod guest;
@@ -27,31 +29,31 @@ pub use template::{CpuTemplate, TemplateError};
 
 use leaf::{LEAF_ADDRESSES, LEAF_BASE, LEAF_FEATURES};
 
-/// Leaf and sub-leaf to EAX, EBX, ECX and EDX.
+/// Maps leaf and sub-leaf to EAX, EBX, ECX and EDX.
 type Leaves = BTreeMap<(u32, u32), [u32; 4]>;
 
-/// Most leaves of a model; processors have some 40.
+/// The most leaves a model can have; processors have about 40.
 const LEAVES_MAX: usize = 128;
-/// The part of a fingerprint that has features.
+/// The part of a fingerprint that lists features.
 const PART: &str = "CPU";
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 
-/// Why a guest cannot go on with the CPU that it knows.
+/// Why a guest cannot continue with the CPU it knows.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
     /// The host's CPU lacks features.
     #[error("this host's CPU lacks {}", .0.join(", "))]
     Lacks(Vec<String>),
-    /// The host's CPU is of another maker.
-    #[error("the guest knows a CPU by {guest}, this host's is by {host}")]
+    /// The host's CPU has a different vendor.
+    #[error("the guest's CPU is by {guest}, this host's is by {host}")]
     Vendor {
-        /// Whose the guest's is.
+        /// The vendor of the guest's CPU.
         guest: String,
-        /// Whose the host's is.
+        /// The vendor of the host's CPU.
         host: String,
     },
-    /// The state has what this program never offers.
+    /// The state has something that this program never offers.
     #[error(
         "the guest's CPUID has leaves or features that this program does not know ({leaves} leaves)"
     )]
@@ -71,7 +73,7 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// All that this host can offer.
+    /// Everything that this host can offer.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -87,8 +89,8 @@ impl CpuModel {
         })
     }
 
-    /// Gives a vCPU that has never run this CPUID. Before anything else is set: KVM checks the rest against
-    /// it. Until the vCPU runs it can be replaced by another.
+    /// Gives this CPUID to a vCPU that has never run. This comes before setting anything else, as
+    /// KVM checks the rest against it. Until the vCPU runs, another CPUID can replace it.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -103,7 +105,7 @@ impl CpuModel {
             )))
     }
 
-    /// The features, in words, that a guest can find and use.
+    /// The features that a guest can find and use, in words.
     pub fn features(&self) -> impl Iterator<Item = String> + '_ {
         let named = names::all().filter(|feature| has(&self.leaves, *feature));
         let addresses = self.address_bits();
@@ -119,7 +121,7 @@ impl CpuModel {
         names::all().any(|feature| feature.name == name && has(&self.leaves, feature))
     }
 
-    /// Adds what another host must have for this guest, and what this host has (`host`) for others.
+    /// Adds what another host must have for this guest, and what this host (`host`) has for others.
     pub fn describe(&self, host: &Self, into: &mut Fingerprint) {
         into.set("cpu.vendor", vendor(&self.leaves));
         into.need_nothing(PART);
@@ -127,10 +129,10 @@ impl CpuModel {
         host.abilities().for_each(|what| into.have(PART, what));
     }
 
-    /// Checks that `host` can go on with this model, which came from another one.
+    /// Checks that `host` can run a guest with this model, which came from another host.
     ///
     /// # Errors
-    /// If the host lacks something of it, or if it is not one that [`CpuModel::of_host`] makes.
+    /// If the host lacks some of it, or if it is not a model that [`CpuModel::of_host`] produces.
     pub fn check(&self, host: &Self) -> Result<(), CpuError> {
         let leaves = self.leaves.len();
         if leaves > LEAVES_MAX || filter::filter(&self.leaves) != self.leaves {
@@ -152,7 +154,8 @@ impl CpuModel {
         }
     }
 
-    /// What [`CpuModel::features`] of a guest's may be here: of what is a number, also less.
+    /// What a guest's [`CpuModel::features`] may be here; where it is a number, smaller ones as
+    /// well.
     fn abilities(&self) -> impl Iterator<Item = String> + '_ {
         let fewer = (0..self.address_bits()).map(addresses_of);
         self.features().chain(fewer)
@@ -204,7 +207,7 @@ fn clear(leaves: &mut Leaves, feature: Feature) {
     }
 }
 
-/// Who made the processor.
+/// The vendor of the processor.
 fn vendor(leaves: &Leaves) -> String {
     let Some([_, ebx, ecx, edx]) = leaves.get(&(LEAF_BASE, 0)) else {
         return "unknown".into();

@@ -1,8 +1,9 @@
-//! The features that CPUID tells of, one name a bit.
+//! The features that CPUID reports, one name per bit.
 //!
-//! Names are those of Linux' `/proc/cpuinfo` where it has one. Sources: Intel's Software Developer's Manual,
-//! volume 2, CPUID; AMD's Architecture Programmer's Manual, volume 3, appendix E; the kernel's
-//! Documentation/virt/kvm/x86/cpuid.rst. What must not be done here: decide what a guest gets.
+//! Names are those of Linux's `/proc/cpuinfo` where it has one. Sources: Intel's Software
+//! Developer's Manual, volume 2, CPUID; AMD's Architecture Programmer's Manual, volume 3, appendix
+//! E; the kernel's Documentation/virt/kvm/x86/cpuid.rst. What must not be done here: decide what a
+//! guest gets.
 
 use std::fmt;
 
@@ -22,7 +23,7 @@ pub enum Register {
 use Register::{Eax, Ebx, Ecx, Edx};
 
 impl Register {
-    /// All of them, in the order in which the kernel's structures have them.
+    /// All of them, in the order of the kernel's structures.
     pub(super) const ALL: [Self; 4] = [Eax, Ebx, Ecx, Edx];
 }
 
@@ -31,12 +32,12 @@ pub(super) struct Word {
     pub(super) function: u32,
     pub(super) index: u32,
     pub(super) register: Register,
-    /// From bit 0 on; `-` for what is no feature, or one that nobody here knows.
+    /// Names from bit 0 on; `-` for a bit that is not a feature, or is not known here.
     names: &'static str,
 }
 
 impl Word {
-    /// The features, with their bits' numbers.
+    /// The features, with their bit numbers.
     pub(super) fn features(&self) -> impl Iterator<Item = Feature> + '_ {
         let names = self.names.split_ascii_whitespace().zip(0u8..);
         names
@@ -54,7 +55,7 @@ impl Word {
 /// A feature: a bit with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Feature {
-    /// What it is called.
+    /// The name.
     pub name: &'static str,
     /// Leaf.
     pub function: u32,
@@ -81,12 +82,12 @@ impl fmt::Display for Feature {
     }
 }
 
-/// Every feature there is a name for.
+/// Every feature that has a name.
 pub(super) fn all() -> impl Iterator<Item = Feature> {
     WORDS.iter().flat_map(Word::features)
 }
 
-/// The word in `register` of a leaf, if its bits are features.
+/// The names of `register` of a leaf, if its bits are features.
 pub(super) fn word(function: u32, index: u32, register: Register) -> Option<&'static Word> {
     WORDS
         .iter()

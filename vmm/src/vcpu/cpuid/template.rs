@@ -1,8 +1,10 @@
-//! CPU templates: what hosts of different models have in common, so that one can stand in for the other.
+//! CPU templates: what hosts of different models have in common, so that one can stand in for
+//! another.
 //!
-//! The levels are those of the x86-64 psABI. A template says what a host must have, and what more is offered
-//! if the host has it: what kernels want of any 64-bit processor, KVM's own features, and the controls
-//! against side channels, which no guest should miss. What must not be done here: know hosts.
+//! The levels are those of the x86-64 psABI. A template says what a host must have, and what else
+//! is offered if the host has it: what kernels expect of any 64-bit processor, KVM's own features,
+//! and the controls against side channels, which no guest should miss. What must not be done here:
+//! know hosts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +16,7 @@ use super::{CpuModel, clear, filter, has, names};
 /// Which features a guest is offered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CpuTemplate {
-    /// All that the host has.
+    /// Everything the host has.
     #[default]
     #[serde(rename = "host")]
     Host,
@@ -32,7 +34,7 @@ pub enum CpuTemplate {
     V4,
 }
 
-/// Why a host cannot do a template.
+/// Why a host cannot provide a template.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// It lacks features.
@@ -43,7 +45,7 @@ pub enum TemplateError {
         /// The features.
         lacking: Vec<String>,
     },
-    /// There is none of this name.
+    /// There is no template with this name.
     #[error("there is no CPU template {name:?}; there are {}", CpuTemplate::ALL.map(CpuTemplate::name).join(", "))]
     Unknown {
         /// The name.
@@ -51,7 +53,7 @@ pub enum TemplateError {
     },
 }
 
-/// What the psABI's levels add to each other.
+/// What each psABI level adds to the one before it.
 const LEVELS: [&str; 4] = [
     "cmov cx8 fpu fxsr mmx syscall sse sse2 lm nx pae msr tsc apic pge",
     "cx16 lahf_lm popcnt sse3 sse4_1 sse4_2 ssse3",
@@ -59,7 +61,7 @@ const LEVELS: [&str; 4] = [
     "avx512f avx512bw avx512cd avx512dq avx512vl",
 ];
 
-/// Offered in every template by hosts that have it.
+/// Offered in every template, if the host has it.
 const ALWAYS: &str = "vme de pse mce sep mtrr mca pat pse36 clflush x2apic tsc_deadline_timer hypervisor arat \
      tsc_adjust invariant_tsc rdtscp cr8_legacy fxsr_opt \
      kvm_clocksource kvm_nop_io_delay kvm_clocksource2 kvm_async_pf kvm_steal_time kvm_pv_eoi kvm_pv_unhalt \
@@ -70,14 +72,14 @@ const ALWAYS: &str = "vme de pse mce sep mtrr mca pat pse36 clflush x2apic tsc_d
      amd_ibrs_same_mode amd_ssbd virt_ssbd amd_psfd amd_ibpb_ret verw_clear lfence_rdtsc null_sel_clr_base sbpb \
      ibpb_brtype";
 
-/// With XSAVE comes how it saves.
+/// How XSAVE saves; comes with XSAVE.
 const XSAVE: &str = "xsaveopt xsavec xgetbv1";
 
 impl CpuTemplate {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Host, Self::V1, Self::V2, Self::V3, Self::V4];
 
-    /// What it is called in configurations.
+    /// The template's name in configurations.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -89,17 +91,17 @@ impl CpuTemplate {
         }
     }
 
-    /// Every name that templates know.
+    /// Every feature name that templates use.
     #[cfg(test)]
     pub(super) fn all_names() -> impl Iterator<Item = &'static str> {
         let words = LEVELS.into_iter().chain([ALWAYS, XSAVE]);
         words.flat_map(str::split_ascii_whitespace)
     }
 
-    /// What a guest is offered on `host`.
+    /// The features a guest is offered on `host`.
     ///
     /// # Errors
-    /// If the host lacks a feature of the template: each is named.
+    /// If the host lacks features of the template; the error names each.
     pub fn cut(self, host: &CpuModel) -> Result<CpuModel, TemplateError> {
         let levels = match self {
             Self::Host => return Ok(host.clone()),

@@ -11,7 +11,7 @@ fn text(bytes: &[u8; 12]) -> [u32; 3] {
     })
 }
 
-/// A host with every bit set that could be one, and components of vector registers as processors have them.
+/// A host with every plausible bit set, and vector register components as processors have them.
 fn large_host() -> Leaves {
     let [ebx, edx, ecx] = text(b"GenuineIntel");
     let mut leaves: Leaves = [
@@ -125,7 +125,7 @@ fn vector_registers_that_travel_are_offered_and_no_others() {
 
 #[test]
 fn components_that_do_not_add_up_go_with_what_uses_them() {
-    // Behind the end of what is saved; before its beginning; of no size; not there.
+    // Past the end of what is saved; before its beginning; of no size; missing.
     for place in [
         Some([64, 4090, 0, 0]),
         Some([64, 512, 0, 0]),
@@ -158,7 +158,7 @@ fn components_that_do_not_add_up_go_with_what_uses_them() {
 fn what_differs_between_hosts_of_a_model_does_not_matter() {
     let one = large_host();
     let mut other = large_host();
-    // Numbers of APICs and threads, caches' sharing, counters, the room that microcode takes, transactions.
+    // Numbers of APICs and threads, cache sharing, counters, room for microcode, transactions.
     other.get_mut(&(0x1, 0)).unwrap()[1] = 0x0a20_ff00;
     other.get_mut(&(0x4, 0)).unwrap()[0] = 0x3c00_c121;
     other.insert((0xb, 0), [7, 7, 7, 7]);
@@ -195,7 +195,7 @@ fn a_standby_may_have_more_and_what_it_lacks_is_named() {
         "{error}"
     );
     small.check(&large).unwrap();
-    // Elsewhere in the saved area is lacking too.
+    // A component at a different place in the saved area is lacking, too.
     let [bytes, _, ecx, edx] = small.leaves[&(0xd, 9)];
     small.leaves.insert((0xd, 9), [bytes, 832, ecx, edx]);
     let lacking = refusal(&small, &large);

@@ -1,8 +1,9 @@
-//! Leaf 0xd: which vector registers there are, and where each lies in the area that XSAVE writes.
+//! Leaf 0xd: which vector registers exist, and where each lies in the area that XSAVE writes.
 //!
-//! The state of vector registers travels in that form, so both hosts must place components alike: they are
-//! compared with size and offset. Only components whose places make sense are offered; with one go all
-//! features that need it. What must not be done here: supervisor state, which no guest is offered.
+//! The state of vector registers travels in that form, so both hosts must place components alike:
+//! components are compared with size and offset. Only components whose places make sense are
+//! offered; without a component, all features that need it are dropped. What must not be done here:
+//! supervisor state, which no guest is offered.
 
 use std::sync::OnceLock;
 
@@ -13,7 +14,7 @@ use super::{Leaves, names};
 use crate::kvm::{KvmError, System};
 use crate::vcpu::trial::Trial;
 
-/// The x87 and SSE registers and the header: where other components may begin.
+/// The x87 and SSE registers and the header; other components begin after them.
 const LEGACY_BYTES: u32 = 576;
 /// What the kernel saves in one piece.
 const AREA_BYTES_MAX: u32 = 4096;
@@ -22,7 +23,7 @@ const LEGACY: u32 = 0b11;
 /// Leaf 1, ECX.
 const ECX_XSAVE: u32 = 1 << 26;
 
-/// A component: its number, its name, and the beginnings of the names of features that need it.
+/// A component: its number, its name, and the name prefixes of features that need it.
 struct Component {
     number: u32,
     name: &'static str,
@@ -42,7 +43,7 @@ const AVX: &[&str] = &[
 ];
 const AVX512: &[&str] = &["avx512"];
 
-/// What is offered. AVX first: AVX-512 is nothing without it.
+/// What is offered. AVX comes first, as AVX-512 needs it.
 const COMPONENTS: [Component; 5] = [
     component(2, "AVX registers", AVX),
     component(5, "AVX-512 mask registers", AVX512),
@@ -59,7 +60,7 @@ const fn component(number: u32, name: &'static str, used_by: &'static [&'static 
     }
 }
 
-/// Brings leaf 0xd and the features that need it into agreement.
+/// Makes leaf 0xd and the features that need it agree.
 pub(super) fn filter(leaves: &mut Leaves) {
     let has = |leaves: &Leaves, begin: &str| {
         names::all().any(|feature| {
@@ -80,7 +81,7 @@ pub(super) fn filter(leaves: &mut Leaves) {
     for component in &COMPONENTS {
         let bit = 1 << component.number;
         let place = place(leaves, component.number);
-        // Only to be had if some feature uses it.
+        // Keep it only if some feature uses it.
         let used = component.used_by.iter().any(|begin| has(leaves, begin));
         let fits = offered & bit != 0 && used && place.is_some();
         match place {
@@ -91,7 +92,7 @@ pub(super) fn filter(leaves: &mut Leaves) {
             _ => forget(leaves, component.used_by),
         }
     }
-    // All three parts of AVX-512, or none of it.
+    // All three parts of AVX-512, or none of them.
     if mask & 0b1110_0000 != 0b1110_0000 {
         forget(leaves, AVX512);
         mask &= !0b1110_0000;
@@ -105,7 +106,7 @@ pub(super) fn filter(leaves: &mut Leaves) {
         *function != LEAF_XSAVE || *index < 2 || (*index < 32 && mask & 1 << *index != 0)
     });
     if let Some(leaf) = leaves.get_mut(&(LEAF_XSAVE, 0)) {
-        // EBX is the size of what is switched on at the moment: KVM keeps it.
+        // EBX is the size of what is currently enabled: KVM maintains it.
         *leaf = [mask, LEGACY_BYTES, end, 0];
     }
     if let Some(leaf) = leaves.get_mut(&(LEAF_XSAVE, 1)) {
@@ -120,7 +121,7 @@ pub(super) fn filter(leaves: &mut Leaves) {
     }
 }
 
-/// Hides everything that XSAVE saves. Guests then save x87 and SSE registers by FXSAVE.
+/// Hides everything that XSAVE saves. Guests then save x87 and SSE registers with FXSAVE.
 pub(super) fn hide(leaves: &mut Leaves) {
     leaves.retain(|(function, _), _| *function != LEAF_XSAVE);
     forget(leaves, &["xsave"]);
@@ -138,20 +139,20 @@ fn place(leaves: &Leaves, number: u32) -> Option<(u32, u32)> {
         .then_some((offset, bytes))
 }
 
-/// Clears features whose names begin so.
+/// Clears features whose names have one of these prefixes.
 fn forget(leaves: &mut Leaves, beginnings: &[&str]) {
     for feature in names::all() {
         let is_meant = beginnings
             .iter()
             .any(|begin| feature.name.starts_with(begin));
-        // Its own leaf says which instructions of the family there are.
+        // The leaf's own features say which instructions of the family exist.
         if is_meant && feature.function != LEAF_XSAVE {
             super::clear(leaves, feature);
         }
     }
 }
 
-/// The components that a guest may use, in words that differ when they lie elsewhere.
+/// The components that a guest may use, in words that differ if their places differ.
 pub(super) fn describe(leaves: &Leaves) -> impl Iterator<Item = String> + '_ {
     let mask = leaves.get(&(LEAF_XSAVE, 0)).map_or(0, |leaf| leaf[0]);
     COMPONENTS
@@ -172,9 +173,10 @@ const TRIAL_CODE: [u8; 14] = [
 ];
 const CR4_OSXSAVE: u64 = 1 << 18;
 
-/// Whether KVM notices when a guest switches vector registers on. There are processors (QEMU 7.2 emulates
-/// one) that do not tell it. KVM then believes that the guest uses x87 only: it tells wrong sizes, and loses
-/// the other registers when it saves the guest. Tried out once, and kept for the life of the process.
+/// Whether KVM notices when a guest enables vector registers. Some processors (QEMU 7.2 emulates
+/// one) do not report it. KVM then believes that the guest uses only x87: it reports wrong sizes,
+/// and loses the other registers when it saves the guest. Tried once, and kept for the life of the
+/// process.
 pub(super) fn is_noticed(system: &System, supported: &CpuId) -> Result<bool, KvmError> {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     if let Some(answer) = ANSWER.get() {
@@ -199,8 +201,8 @@ fn try_out(system: &System, supported: &CpuId) -> Result<bool, KvmError> {
         .set_cpuid2(supported)
         .map_err(KvmError::call("set CPUID of a trial vCPU"))?;
     if !trial.run_kernel(CR4_OSXSAVE)? {
-        // Whoever cannot even run this will say so when the guest runs.
-        tracing::debug!("the trial of XSETBV did not run to its end");
+        // If even this cannot run, that shows when the guest runs.
+        tracing::debug!("the trial of XSETBV did not finish");
         return Ok(true);
     }
     let xcrs = trial
