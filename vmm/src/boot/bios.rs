@@ -1,5 +1,6 @@
-//! All the BIOS there is: the instruction at which a PC's processor begins after a reset. A kernel that
-//! wants a reboot may go there in real mode; Linux does, if ACPI is hardware-reduced and there is no EFI.
+//! The whole BIOS: the instruction at which a PC's processor starts after a reset. A kernel that
+//! wants a reboot may jump there in real mode; Linux does, if ACPI is hardware-reduced and there is
+//! no EFI.
 //!
 //! What must not be done here: anything else. Guests are not booted this way.
 

@@ -38,8 +38,8 @@ pub(super) fn is(image: &[u8]) -> bool {
     image.starts_with(b"\x7fELF")
 }
 
-/// Copies the segments; what they have beyond their bytes in the image is zero, whatever is there (an
-/// earlier run of the guest).
+/// Copies the segments. Where they are longer than their bytes in the image, the rest is zeroed,
+/// whatever is there (from an earlier run of the guest).
 pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(), BootError> {
     for segment in segments(image, low_ram_end(ram))? {
         clear(ram, segment.start + segment.file_bytes, segment.end)?;
@@ -48,7 +48,8 @@ pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Makes memory zero. Pages that are stay untouched, so that fresh memory is not taken from the host.
+/// Zeros memory. Pages that are already zero stay untouched, so that the host does not have to
+/// provide fresh ones.
 fn clear(ram: &GuestRam, start: u64, end: u64) -> Result<(), BootError> {
     let mut chunk = [0; PAGE_BYTES as usize];
     let mut at = start;

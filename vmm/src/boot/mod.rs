@@ -1,9 +1,9 @@
-//! Putting a kernel into guest memory and a vCPU in front of it.
+//! Loading a kernel into guest memory and pointing a vCPU at it.
 //!
-//! Two formats, bzImage and ELF64, entered by the Linux 64-bit boot protocol, ELF64 also by PVH's. A format is a
-//! function from image bytes to a [`Plan`], which touches no memory, and one that copies; another one becomes
-//! another file beside `elf.rs` and another arm in [`plan`] and [`load`]. What must not be done here: keep anything.
-//! Booting is over when the vCPU runs.
+//! Two formats: bzImage and ELF64, both entered by the Linux 64-bit boot protocol, ELF64 also by
+//! PVH's. A format is a function from image bytes to a [`Plan`], which touches no memory, and one
+//! that copies. Another format would be another file beside `elf.rs` and another arm in [`plan`]
+//! and [`load`]. What must not be done here: keep anything. Booting is over when the vCPU runs.
 
 mod acpi;
 mod bios;
@@ -39,10 +39,10 @@ const INITRD_ALIGNMENT_BYTES: u64 = 4096;
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The image is no kernel.
+    /// The image is not a kernel.
     #[error("the kernel image is neither a bzImage nor an ELF file: it begins with {0:02x?}")]
     UnknownFormat(Vec<u8>),
-    /// The bzImage is too old to say what it can.
+    /// The bzImage is too old to describe its abilities.
     #[error("the bzImage speaks boot protocol {major}.{minor:02}, at least 2.12 is needed")]
     OldProtocol {
         /// Before the dot.
@@ -51,7 +51,7 @@ pub enum BootError {
         minor: u16,
     },
     /// The bzImage is that of a 32-bit kernel, or of one that is loaded below 1 MiB.
-    #[error("the bzImage has no 64-bit entry point: it is no kernel for x86-64")]
+    #[error("the bzImage has no 64-bit entry point: it is not a kernel for x86-64")]
     No64BitEntry,
     /// The image is an ELF file of the wrong kind.
     #[error("the kernel image is an ELF file for {found}, this machine boots {wanted}")]
@@ -88,11 +88,11 @@ pub enum BootError {
         /// Byte behind the last of low RAM.
         ram_end: u64,
     },
-    /// The entry point is in no segment.
+    /// The entry point is not in any segment.
     #[error("the kernel's entry point {0:#x} lies outside everything the image loads")]
     EntryOutside(u64),
-    /// PVH is asked for, of an image that does not offer it.
-    #[error("the kernel image cannot be booted by PVH: {0}; leave the boot protocol to be chosen")]
+    /// PVH was requested, but the image does not offer it.
+    #[error("the kernel image cannot be booted by PVH: {0}; set the boot protocol to auto")]
     NoPvh(&'static str),
     /// Nothing to load.
     #[error("the kernel image loads nothing: it has no loadable segment")]
@@ -255,7 +255,7 @@ impl Plan {
         Ok(())
     }
 
-    /// As high as possible, as boot loaders do: out of the way of a kernel that moves itself.
+    /// As high as possible, as boot loaders do, so that a kernel that moves itself does not hit it.
     fn place_initrd(&mut self, bytes: u64, ram_end: u64) -> Result<(), BootError> {
         if bytes == 0 {
             return Err(BootError::InitrdEmpty);
@@ -291,8 +291,8 @@ pub fn plan(payload: &Payload, ram_end: u64) -> Result<Plan, BootError> {
     Ok(plan)
 }
 
-/// Puts kernel, initramfs, command line, ACPI and processor tables, and the reset vector into memory; vCPU 0 then starts at the entry point with
-/// [`initial_regs`] and [`entry_sregs`].
+/// Puts kernel, initramfs, command line, ACPI and processor tables, and the reset vector into
+/// memory; vCPU 0 then starts at the entry point with [`initial_regs`] and [`entry_sregs`].
 ///
 /// # Errors
 /// As [`plan`] and [`Plan::check_cmdline`].

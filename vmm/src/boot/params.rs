@@ -152,8 +152,8 @@ fn zero_page(ram: &GuestRam, cmdline_bytes: usize, plan: &Plan) -> boot_params {
     params
 }
 
-/// What memory there is: start, end and type. RAM, but for what a PC has below 1 MiB: there nothing is used
-/// but the ACPI tables and the reset vector.
+/// The memory map: start, end and type. All RAM except what a PC has below 1 MiB: there only the
+/// ACPI tables and the reset vector are used.
 pub(super) fn memory_map(ram: &GuestRam) -> Vec<(u64, u64, u32)> {
     let mut map = Vec::new();
     for region in ram.iter() {

@@ -1,4 +1,4 @@
-//! What is to follow when something becomes of the guest: words of configurations and command lines.
+//! What follows when something happens to the guest: the words of configurations and command lines.
 //!
 //! What must not be done here: any of it. The machine's owner does.
 
@@ -10,23 +10,23 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReboot {
-    /// It begins anew in place.
+    /// The guest starts again in place.
     #[default]
     Restart,
-    /// That is its end.
+    /// The machine ends.
     Exit,
 }
 
-/// When the guest's kernel says that it has panicked.
+/// When the guest's kernel reports a panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnPanic {
-    /// That is told; what follows is the guest's business.
+    /// The panic is reported; the guest decides what follows.
     #[default]
     Report,
-    /// It is reset at once.
+    /// The guest is reset at once.
     Restart,
-    /// That is its end.
+    /// The machine ends.
     Exit,
 }
 
@@ -39,11 +39,11 @@ pub enum OnWatchdog {
     Reset,
     /// It is powered off.
     Poweroff,
-    /// That is told, and nothing else.
+    /// The event is reported, nothing else.
     None,
 }
 
-/// A word that is none of those there are.
+/// A word that is not one of those expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected one of: {0}")]
 pub struct UnknownAction(&'static str);

@@ -53,7 +53,7 @@ pub struct Attachment<D> {
     pub health: Option<Health>,
 }
 
-/// Tells in plain words what a device has lost on this host, if it has.
+/// Says in plain words what a device has lost on this host, if anything.
 pub type Health = Box<dyn Fn() -> Option<String> + Send>;
 
 /// Why a device cannot be attached.
@@ -85,7 +85,7 @@ pub enum AttachError {
         #[source]
         source: KvmError,
     },
-    /// The host has no descriptors left, or the like.
+    /// The host has no descriptors left, or a similar problem.
     #[error("cannot create device {device}")]
     Create {
         /// The device's name.
@@ -113,7 +113,7 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// The words by which the command line tells the guest of a device it could not find itself.
+    /// The command line words that tell the guest about a device it could not find on its own.
     pub(super) fn cmdline(&self) -> Option<String> {
         let gsi = self.gsi.filter(|_| self.is_virtio_mmio)?;
         let kib = VIRTIO_MMIO_BYTES / 1024;

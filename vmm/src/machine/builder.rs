@@ -75,8 +75,8 @@ impl MachineBuilder {
         let payload = read_payload(&config)?;
         let memory = Memory::allocate(config.memory_mib, config.backing)?;
         if let Some(payload) = &payload {
-            // A bad image is reported now, although the kernel is only loaded when the guest first runs: the
-            // memory of a standby must stay zero until then.
+            // Report a bad image now, although the kernel is loaded only when the guest first runs:
+            // a standby's memory must stay zero until then.
             boot::plan(payload, low_ram_end(memory.ram())).map_err(|source| {
                 match config.kernel.clone() {
                     Some(Kernel::Path(path)) => ConfigError::Kernel { path, source }.into(),
@@ -180,7 +180,8 @@ impl MachineBuilder {
         let handles = self.create_vcpus(&host, counter)?;
         let msrs = MsrList::probe(&handles[0], &self.system.msr_indices()?)?;
         let clock = GuestClock::of(&handles[0], counter);
-        // What the guest is to be like, after what the host can was found out with all of it.
+        // Reduced to the template only now, so that the host's abilities were probed with all its
+        // features.
         for handle in &handles {
             cpu.give_to(handle, self.vcpus)?;
         }
@@ -264,7 +265,7 @@ impl MachineBuilder {
         Ok(handles)
     }
 
-    /// What must be equal on both hosts, but for memory and the CPU.
+    /// What must be equal on both hosts, except memory and the CPU.
     fn fingerprint(&self) -> Fingerprint {
         let mut print = Fingerprint::new();
         print.set("vcpus", self.vcpus);
@@ -336,7 +337,7 @@ fn report_endings(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
             events.halt(&MachineEvent::GuestCrashed {
                 what: "a fault while handling a fault while handling a fault (triple fault)".into(),
             });
-            // The guest stands still already; this makes the request for a reset part of its state.
+            // The guest already stands still; this makes the request for a reset part of its state.
             ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
         }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),

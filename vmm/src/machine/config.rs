@@ -1,4 +1,4 @@
-//! What a machine is to be like. Plain data; checked against the host when the machine is built.
+//! The configuration of a machine. Plain data, checked against the host when the machine is built.
 //!
 //! [`Config`](crate::config::Config) has one that holds for every [`Start`]; what depends on the start is filled
 //! in there too. What must not be done here: open anything.
@@ -28,11 +28,11 @@ pub enum Start {
     Unprotected,
     /// It boots here, and is protected.
     Primary,
-    /// It booted elsewhere, and goes on here when this host takes over.
+    /// It booted elsewhere, and continues here when this host takes over.
     Standby,
 }
 
-/// What a machine is to be like.
+/// The configuration of a machine.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
     /// How the guest comes to run here.
@@ -148,13 +148,13 @@ pub struct DriveConfig {
     pub id: String,
     /// A raw image file or a block device of this host.
     pub path: PathBuf,
-    /// What the guest may do to it, and what becomes of that.
+    /// What the guest may do to it, and what happens to its writes.
     pub kind: DriveKind,
     /// Where the map of changed blocks is, if the disk is replicated.
     pub map_path: PathBuf,
 }
 
-/// What a guest may do to a disk, and what becomes of that.
+/// What a guest may do to a disk, and what happens to its writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriveKind {
     /// It may only read.
@@ -302,7 +302,7 @@ pub enum ConfigError {
     NoKernel,
     /// There is nothing to boot after a reset.
     #[error(
-        "the guest wants a reboot, but no kernel image is configured on this host: it cannot begin anew here"
+        "the guest wants a reboot, but no kernel image is configured on this host: it cannot start again here"
     )]
     NothingToReboot,
     /// A network backend cannot be opened.

@@ -4,7 +4,7 @@
 //! and disks as configured, random numbers. It decides addresses, interrupts and the order of saving, so both
 //! hosts must agree on it; the fingerprint says if they do not.
 //!
-//! What must not be done here: anything a device could do itself.
+//! What must not be done here: anything a device could do on its own.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -85,7 +85,7 @@ impl MachineBuilder {
         let device = PanicDevice::new(Box::new(move |panic| {
             let crash_kernel = panic == Panic::CrashKernel;
             let event = MachineEvent::GuestPanicked { crash_kernel };
-            // A crash kernel needs its time: the guest resets itself when that is done.
+            // A crash kernel needs time: the guest resets itself when that kernel is done.
             if crash_kernel || action == OnPanic::Report {
                 events.tell(&event);
             } else {
@@ -353,7 +353,7 @@ fn open_console(console: Console, start: Start) -> Result<Box<dyn ConsoleSink>, 
     })
 }
 
-/// Opens a drive's image; if a copy of it is to be kept the image goes into `specs`.
+/// Opens a drive's image. If a copy of it is to be kept, the image goes into `specs`.
 fn open_drive(
     config: DriveConfig,
     start: Start,
@@ -410,8 +410,8 @@ fn open_drive(
     })
 }
 
-/// What both hosts' images must have in common. One that the guest only reads must be the same image; a look
-/// at its ends finds most mistakes.
+/// What both hosts' images must have in common. If the guest only reads an image, both must be the
+/// same; comparing their ends finds most mistakes.
 fn describe_drive(
     image: &Image,
     kind: DriveKind,

@@ -87,7 +87,7 @@ impl EventLoop {
         })
     }
 
-    /// Keeps the thread from handing out events; waits for the one it may be at.
+    /// Keeps the thread from handing out events; waits for the one it may be handling.
     pub(super) fn hold(&self) -> MutexGuard<'_, ()> {
         self.turn.lock()
     }
@@ -99,7 +99,7 @@ impl EventLoop {
         };
         self.stop.store(true, Ordering::Release);
         if let Err(error) = self.endpoint.kick() {
-            // Cannot happen to a counter that nobody else writes; waiting would then be for ever.
+            // Cannot happen to a counter that nobody else writes; otherwise we would wait forever.
             tracing::error!(%error, "cannot end the devices' event thread");
             return;
         }
@@ -120,7 +120,7 @@ struct WatchedDevice {
     name: String,
     device: Arc<Mutex<dyn Device>>,
     sources: Vec<EventSource>,
-    /// Removed once it has reported a loss, so that a loss is reported once.
+    /// Removed once it has reported a loss, so that each loss is reported once.
     health: Option<Health>,
     turn: Arc<Turn>,
     events: Arc<Events>,
@@ -148,7 +148,7 @@ fn serve(mut manager: EventManager<WatchedDevice>, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         if let Err(error) = manager.run() {
             // Only a defect in the loop's set-up gets here.
-            tracing::error!(%error, "devices get no events any more");
+            tracing::error!(%error, "devices no longer get events");
             return;
         }
     }

@@ -1,11 +1,11 @@
-//! What a machine tells its owner unasked.
+//! What a machine tells its owner on its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
-/// Events that a receiver may leave unread; what comes after is dropped. Each kind comes at most a few
-/// times in a machine's life.
+/// The number of events a receiver may leave unread; later ones are dropped. Each kind occurs at
+/// most a few times in a machine's life.
 const UNREAD_MAX: usize = 64;
 
 /// Something happened to the machine that its owner should know.
@@ -18,11 +18,11 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
-    /// The guest did not feed its watchdog. It stands still if something is to follow.
+    /// The guest did not feed its watchdog. It stands still if an action is to follow.
     WatchdogFired,
-    /// The guest's kernel said that it has panicked. It stands still if something is to follow.
+    /// The guest's kernel reported a panic. The guest stands still if an action is to follow.
     GuestPanicked {
-        /// Whether a crash kernel goes on in the guest.
+        /// Whether a crash kernel continues in the guest.
         crash_kernel: bool,
     },
     /// The guest could not be reset, and is stopped for good.
@@ -32,12 +32,12 @@ pub enum MachineEvent {
     },
     /// The guest powered itself off, and stands still.
     GuestPoweredOff,
-    /// The guest shut down in a way that cannot be gone on from.
+    /// The guest shut down in a way from which it cannot continue.
     GuestShutdown {
         /// In plain words.
         what: String,
     },
-    /// A vCPU cannot go on.
+    /// A vCPU cannot continue.
     VcpuFailed {
         /// Which.
         vcpu: u8,
@@ -60,11 +60,11 @@ pub enum MachineEvent {
     },
 }
 
-/// Where events go to all who listen.
+/// Sends events to all listeners.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     listeners: Mutex<Vec<SyncSender<MachineEvent>>>,
-    /// Set when the guest wants a reset or to be over: vCPUs stop at it.
+    /// Set when the guest wants a reset or wants to end: vCPUs stop when it is set.
     pub(super) halted: Arc<AtomicBool>,
 }
 
@@ -90,7 +90,7 @@ impl Events {
             });
     }
 
-    /// The guest stops here, for the reason `why`; only the first is told.
+    /// The guest stops here, because of `why`; only the first reason is reported.
     pub(super) fn halt(&self, why: &MachineEvent) {
         if !self.halted.swap(true, Ordering::AcqRel) {
             self.tell(why);
@@ -103,7 +103,7 @@ impl Events {
         self.halted.load(Ordering::Acquire)
     }
 
-    /// The guest may run again, having been reset. All vCPUs are parked.
+    /// The guest has been reset and may run again. All vCPUs are parked.
     pub(super) fn unhalt(&self) {
         self.halted.store(false, Ordering::Release);
     }

@@ -6,11 +6,12 @@
 //!    └─restore─► restored                       stop ─────┘
 //! ```
 //!
-//! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them, `pause`
-//! the guard (R7), `state` what is saved and in which order, `reset` begins anew in place. Locks are taken in this order: the event
-//! thread's turn, the devices in configuration order, vCPU descriptors. One holds more against this order: a
-//! vCPU's thread locks a device while it holds its own descriptor. It may, because whoever has paused the
-//! machine touches descriptors of parked vCPUs only, and a parked thread holds nothing.
+//! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them,
+//! `pause` the guard (R7), `state` what is saved and in which order, `reset` restarts the guest in
+//! place. Locks are taken in this order: the event thread's turn, the devices in configuration
+//! order, vCPU descriptors. There is one exception: a vCPU's thread locks a device while it holds
+//! its own descriptor. This is safe, because the code that paused the machine touches only
+//! descriptors of parked vCPUs, and a parked thread holds nothing.
 //!
 //! What must not be done here: emulate anything, or decide when to checkpoint.
 
@@ -125,7 +126,7 @@ enum Phase {
     Restored,
     Running,
     Stopped,
-    /// A restore failed half-way.
+    /// A restore failed halfway.
     Broken,
 }
 
@@ -186,8 +187,8 @@ impl Machine {
         MachineBuilder::new(config)?.build()
     }
 
-    /// Events of the machine from now on: what the guest does to itself, and what fails. Each call gives a
-    /// further receiver.
+    /// The machine's events from now on: what the guest does to itself, and what fails. Each call
+    /// returns another receiver.
     #[must_use]
     pub fn events(&self) -> Receiver<MachineEvent> {
         self.events.subscribe()
@@ -241,7 +242,7 @@ impl Machine {
         &self.memory
     }
 
-    /// Runs the guest: boots it, or lets a restored one go on.
+    /// Runs the guest: boots it, or continues a restored one.
     ///
     /// # Errors
     /// If there is nothing to run, or the machine is not in the phase for it.
@@ -251,8 +252,8 @@ impl Machine {
             Phase::Restored => {}
             phase => return Err(phase.cannot("be run")),
         }
-        // Devices before vCPUs: they look at queues that were left to them and raise interrupts that got
-        // lost on the way (see `Device::start`), as if time had not passed.
+        // Devices before vCPUs: they look at the queues left to them and raise interrupts that were
+        // lost on the way (see `Device::start`), as if no time had passed.
         for attached in &self.devices {
             crate::devices::lock(&attached.device).start();
         }
@@ -274,7 +275,7 @@ impl Machine {
     /// Pauses the guest; it runs on when the guard is dropped.
     ///
     /// # Errors
-    /// If it does not run, has ended, or a vCPU does not stop. It then runs on, as far as it did.
+    /// If it does not run, has ended, or a vCPU does not stop. The guest then continues as before.
     pub fn pause_guest(&mut self) -> Result<Paused<'_>, MachineFault> {
         if self.phase != Phase::Running {
             return Err(self.phase.cannot("be paused"));
@@ -282,7 +283,7 @@ impl Machine {
         Ok(Paused::new(self)?)
     }
 
-    /// Starts to track dirty pages.
+    /// Starts tracking dirty pages.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -295,7 +296,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Stops to track dirty pages.
+    /// Stops tracking dirty pages.
     ///
     /// # Errors
     /// If KVM refuses.
@@ -319,7 +320,7 @@ impl Machine {
         (self.cpu, self.msrs) = state.into_cpu()?;
         self.cpu.describe(&self.host_cpu, &mut self.fingerprint);
         self.msrs.describe(&self.msrs, &mut self.fingerprint);
-        // The counters may have been made as fast as those of the other host.
+        // The counters may now run as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         let can_scale = self.vm.check_extension(Cap::TscControl);
         self.clock.describe(can_scale, &mut self.fingerprint);
@@ -343,7 +344,7 @@ impl Machine {
         self.vcpus.iter_mut().for_each(VcpuThread::stop);
         self.event_loop.stop();
         for attached in &self.devices {
-            // Also one that a panic left half-changed: it only lets go of the outside.
+            // Includes a machine that a panic left half-changed: this only lets go of the outside.
             let device = attached.device.lock();
             device.unwrap_or_else(PoisonError::into_inner).stop();
         }
@@ -351,7 +352,7 @@ impl Machine {
     }
 }
 
-/// Puts vCPU 0, which is in the state after a reset, in front of the kernel.
+/// Puts vCPU 0, which is in its reset state, at the kernel's entry.
 fn enter_kernel(vcpu: &VcpuHandle, entry: EntryPoint) -> Result<(), MachineFault> {
     let fd = vcpu.lock();
     let reset = fd

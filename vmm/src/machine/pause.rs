@@ -1,5 +1,5 @@
-//! The pause guard (R7): while it exists nothing runs and nothing writes guest memory; when it goes away,
-//! by whichever way, the guest runs on.
+//! The pause guard (R7): while it exists, nothing runs and nothing writes guest memory. However it
+//! goes away, the guest then continues.
 //!
 //! What must not be done here: write guest memory.
 
@@ -32,7 +32,7 @@ pub struct Paused<'a> {
     phase: &'a mut Phase,
 }
 
-/// Lets vCPUs run on when it is dropped. It is dropped after all other fields it must come after.
+/// Lets the vCPUs continue when dropped. It is dropped after all the fields it must follow.
 struct Resume<'a> {
     vcpus: &'a [VcpuThread],
     stay: bool,
@@ -60,10 +60,10 @@ impl<'a> Paused<'a> {
             phase,
             ..
         } = machine;
-        // From here on every way out resumes, errors included.
+        // From here on every way out resumes the guest, errors included.
         let vcpus = Resume { vcpus, stay: false };
         let step = trace_span!(target: "understudy::pause", "stop_vcpus").entered();
-        // All are asked before any is waited for: they leave the guest side by side.
+        // Ask all before waiting for any, so that they leave the guest in parallel.
         for vcpu in vcpus.vcpus {
             vcpu.request_park()?;
         }
@@ -72,9 +72,9 @@ impl<'a> Paused<'a> {
         }
         drop(step);
         let _step = trace_span!(target: "understudy::pause", "lock_devices").entered();
-        // vCPUs first, then devices: a vCPU may hold a device while it finishes an access, and needs no
-        // more than that to come to a stop. A device at work is waited for, which completes what it has in
-        // flight.
+        // vCPUs first, then devices: a vCPU may hold a device while it finishes an access, and
+        // needs nothing else to stop. If a device is busy, we wait for it, so that it completes
+        // what it has in flight.
         let events = event_loop.hold();
         let devices = attached
             .iter()
@@ -114,15 +114,16 @@ impl<'a> Paused<'a> {
         )
     }
 
-    /// Puts devices, interrupt controllers, timer and vCPUs back to what they were before the machine first
-    /// ran, in this order: what a device still wanted to interrupt for is then forgotten downstream too.
+    /// Puts devices, interrupt controllers, timer and vCPUs back to their state before the machine
+    /// first ran, in this order: interrupts that a device still wanted to raise are then forgotten
+    /// downstream too.
     pub(super) fn reset(&mut self, initial: &state::Initial) -> Result<(), StateError> {
         self.devices.iter_mut().for_each(|device| device.reset());
         let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
         initial.restore(self.vm, vcpus, self.clock)
     }
 
-    /// Leaves the guest stopped for good: what was done to it is only half of what had to be.
+    /// Leaves the guest stopped for good, because a change to it was left half done.
     pub(super) fn give_up(&mut self) {
         self.vcpus.stay = true;
         *self.phase = Phase::Broken;
@@ -143,15 +144,16 @@ impl<'a> Paused<'a> {
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
         self.devices.clear();
-        // If this is a panic unwinding, giving the locks back has marked the devices as spoilt. They are
-        // not: nothing was done to them but saving their state, which does not change it. The event
+        // If this is a panic unwinding, releasing the locks has marked the devices as poisoned.
+        // They are not damaged: only their state was saved, which does not change it. The event
         // thread is still held off and the vCPUs are still parked, so nobody has seen the mark.
         if std::thread::panicking() {
             for attached in self.attached {
                 attached.device.clear_poison();
             }
         }
-        // The fields are dropped now: first the event thread gets its turn, then the vCPUs run.
+        // The fields are dropped now: first the event thread gets its turn, then the vCPUs
+        // continue.
     }
 }
 

@@ -1,4 +1,4 @@
-//! The machine as replication sees it. Nothing is done here but calling what it calls otherwise.
+//! The machine as replication sees it. This file only forwards calls.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
-//! Resetting a machine in place: the guest asked for a reset and gets what a PC does then.
+//! Resetting a machine in place: a guest that asked for a reset gets what a PC does then.
 //!
-//! As on a PC, memory keeps what is in it, but for what the boot writes. All of it goes through
-//! `vm-memory`, so that a protected guest's new beginning is tracked like any other write (R3); what the old
-//! run has said waits at the gate as before (R1). A checkpoint is before all of this or after it.
+//! As on a PC, memory keeps its contents, except for what booting writes. All of those writes go
+//! through `vm-memory`, so a protected guest's restart is tracked like any other write (R3).
+//! Earlier output waits at the gate as before (R1). A checkpoint comes before all of this or after
+//! it.
 //!
 //! What must not be done here: decide whether there should be a reset, or how often.
 
@@ -15,19 +16,20 @@ use super::{
 use crate::boot::{self, Payload};
 
 impl Machine {
-    /// Whether there is anything to boot after a reset. A standby has what its own configuration names.
+    /// Whether there is anything to boot after a reset. A standby boots what its own configuration
+    /// names.
     #[must_use]
     pub fn can_be_reset(&self) -> bool {
         self.payload.is_some()
     }
 
-    /// Resets a running machine: devices, interrupt controllers and vCPUs begin anew, kernel and initramfs
-    /// are loaded again, and the guest runs from there, also one that stood still because it had asked for
-    /// this.
+    /// Resets a running machine: devices, interrupt controllers and vCPUs start over, kernel and
+    /// initramfs are loaded again, and the guest runs from there, even if it stood still because it
+    /// had asked for this.
     ///
     /// # Errors
-    /// If it does not run or has nothing to boot; it is left as it was. If it cannot be paused or put back; its
-    /// listeners are told then, as it is of no use any more.
+    /// If it does not run or has nothing to boot; it is then left as it was. Also if it cannot be
+    /// paused or put back; the machine is then of no further use, and its listeners are told.
     pub fn reset_guest(&mut self) -> Result<(), MachineFault> {
         if self.phase != Phase::Running {
             return Err(self.phase.cannot("be reset"));
@@ -57,7 +59,7 @@ impl Machine {
                 first.map_or(Ok(()), |first| enter_kernel(first, entry))
             });
         match &done {
-            // Before the vCPUs look, which they do when the guard goes.
+            // Before the vCPUs look, which they do when the guard is dropped.
             Ok(()) => events.unhalt(),
             Err(_) => paused.give_up(),
         }

@@ -1,8 +1,9 @@
-//! The machine's saved state: one versioned blob, and the orders of saving and restoring.
+//! The machine's saved state: one versioned blob, and the order of saving and restoring.
 //!
-//! Layout: the version, then a `postcard` encoding of [`MachineState`]. Bytes come from another host: they
-//! are checked before anything is touched, and left-over bytes, unknown or missing devices and another
-//! number of vCPUs are errors that name the thing. What must not be done here: guest memory.
+//! Layout: the version, then a `postcard` encoding of [`MachineState`]. The bytes come from another
+//! host, so they are checked before anything is touched. Left-over bytes, unknown or missing
+//! devices and a different number of vCPUs are errors that name the thing. What must not be done
+//! here: guest memory.
 
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ pub enum StateError {
         #[source]
         source: postcard::Error,
     },
-    /// It goes on after its end.
+    /// There are bytes after its end.
     #[error("machine state of {bytes} bytes has {left_over} left over")]
     LeftOver {
         /// How long it is.
@@ -54,22 +55,22 @@ pub enum StateError {
         /// How many bytes are too many.
         left_over: usize,
     },
-    /// It has another number of vCPUs.
-    #[error("the state is that of a machine with {found} vCPUs, this one has {here}")]
+    /// It has a different number of vCPUs.
+    #[error("the state is of a machine with {found} vCPUs, this one has {here}")]
     Vcpus {
         /// In the state.
         found: usize,
         /// In this machine.
         here: usize,
     },
-    /// It has a device that this machine has not.
-    #[error("the state has device {name}, this machine has not")]
+    /// It has a device that this machine lacks.
+    #[error("the state has device {name}, this machine does not")]
     UnknownDevice {
         /// The device's name.
         name: String,
     },
     /// It lacks a device that this machine has.
-    #[error("this machine has device {name}, the state has not")]
+    #[error("this machine has device {name}, the state does not")]
     MissingDevice {
         /// The device's name.
         name: String,
@@ -120,7 +121,7 @@ struct VmState {
     tsc_khz: u32,
 }
 
-/// What KVM made of a machine before it first ran: what a reset brings back. Devices reset themselves.
+/// The state KVM gave a machine before it first ran: a reset restores it. Devices reset themselves.
 #[derive(Debug)]
 pub(super) struct Initial {
     vm: VmState,
@@ -144,8 +145,8 @@ impl Initial {
         })
     }
 
-    /// Writes it into the machine it is of, in the order of [`MachineState::restore`]. The clocks go on:
-    /// time in the guest does not begin anew, and never went backwards for those who talk to it.
+    /// Writes it into the machine it came from, in the order of [`MachineState::restore`]. The
+    /// clocks continue: time in the guest does not start over, and peers never see it go backwards.
     pub(super) fn restore<'a>(
         &self,
         vm: &VmFd,
@@ -162,11 +163,11 @@ impl Initial {
 
 /// Saves a machine that stands still.
 ///
-/// The order: devices, then the VM, then vCPUs. Devices raise interrupts into the VM's controllers, and
-/// those into the vCPUs' LAPICs; whatever moves on along that way while we look (work that the kernel
-/// does later, in threads of its own) is then seen downstream rather than lost upstream. An interrupt
-/// lost even so is raised again by its device after a restore. The clock is read with the VM, right
-/// before the vCPUs' counters, to which it belongs.
+/// The order: devices, then the VM, then vCPUs. Devices raise interrupts into the VM's controllers,
+/// and those into the vCPUs' LAPICs. If something moves along that path while we read (work that
+/// the kernel does later, in its own threads), it is seen downstream rather than lost upstream. If
+/// an interrupt is lost anyway, its device raises it again after a restore. The clock is read with
+/// the VM, right before the vCPUs' counters, to which it belongs.
 pub(super) fn save<'a>(
     devices: impl Iterator<Item = Result<DeviceState, DeviceError>>,
     vm: &VmFd,
@@ -218,7 +219,7 @@ impl VmState {
             .into_iter()
             .zip(IRQCHIPS)
         {
-            // The number says which member of a union the rest is: it is ours to say.
+            // The number says which member of a union the rest is, so we must supply it.
             let mut chip = *chip;
             chip.chip_id = id;
             vm.set_irqchip(&chip)
@@ -229,8 +230,8 @@ impl VmState {
     }
 
     fn restore_clock(&self, vm: &VmFd) -> Result<(), KvmError> {
-        // No flags: the clock goes on from the checkpoint, not from the wall clock. The time in between
-        // did not happen for the guest.
+        // No flags: the clock continues from the checkpoint, not from the wall clock. For the
+        // guest, the time in between did not happen.
         let clock = kvm_clock_data {
             clock: self.clock_ns,
             ..Default::default()
@@ -320,7 +321,7 @@ impl MachineState {
         Ok(())
     }
 
-    /// What the guest brings along of its old host.
+    /// What the guest brings along from its old host.
     pub(super) fn into_cpu(self) -> Result<(CpuModel, MsrList), StateError> {
         let first = self
             .vcpus
@@ -333,7 +334,8 @@ impl MachineState {
     /// Loads the state into a machine that has never run.
     pub(super) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
         self.check(machine)?;
-        // CPUID before all else, and before the vCPUs ever run: KVM judges registers by it.
+        // CPUID before everything else, and before the vCPUs ever run: KVM checks registers against
+        // it.
         let vcpus = machine.vcpus.len() as u8;
         for vcpu in &machine.vcpus {
             self.cpu

@@ -1,4 +1,4 @@
-//! The CPU that a guest sees goes with it, and hosts that are no such CPU are refused.
+//! The CPU that a guest sees moves with it, and hosts without such a CPU are refused.
 
 use super::*;
 use crate::vcpu::{CpuError, CpuTemplate};

@@ -1,4 +1,4 @@
-//! A reset in place: the guest begins anew where it is, and a copy of it stays exact.
+//! A reset in place: the guest starts again where it is, and a copy of it stays exact.
 
 use super::*;
 
@@ -80,7 +80,7 @@ fn a_copy_made_of_dirty_pages_is_exact_across_resets() {
     }
 }
 
-/// A host may die between the guest's wish and the reset: the wish is in the state.
+/// A host may die between the guest's request and the reset: the request is in the state.
 #[test]
 fn a_copy_of_a_guest_that_waits_for_its_reset_gets_it() {
     let mut first = rig(REBOOTING);
@@ -156,7 +156,7 @@ fn a_standby_without_a_kernel_says_that_it_cannot_reboot_the_guest() {
     second.machine.start().unwrap();
     let error = second.machine.reset_guest().unwrap_err();
     assert!(error.with_causes().contains("no kernel image"), "{error}");
-    // It goes on as if nobody had asked.
+    // It continues as if nobody had asked.
     second.heard();
     second.next();
 }

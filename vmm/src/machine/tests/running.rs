@@ -151,7 +151,7 @@ fn a_machine_is_only_run_paused_and_restored_when_it_can_be() {
     running.machine.shut_down();
 }
 
-/// A bug in a device must not go unnoticed, nor keep the machine from being stopped.
+/// A bug in a device must not go unnoticed, and must not keep the machine from being stopped.
 #[test]
 fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
     let mut rig = rig(READING_PORTS);
