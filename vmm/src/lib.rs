@@ -15,5 +15,6 @@ pub mod kvm;
 pub mod local_cluster;
 pub mod machine;
 pub mod memory;
+pub mod node;
 pub mod output;
 pub mod vcpu;

@@ -21,6 +21,16 @@ pub(crate) fn check() -> Result<()> {
     let all = ["clippy", "--workspace", "--all-targets", "--locked"];
     let strict = ["--", "-D", "warnings"];
     run("cargo", &[&all[..], &strict].concat(), &[])?;
+    // Those who embed the library need nothing of what only the command line needs.
+    let library = [
+        "check",
+        "-p",
+        "understudy-vmm",
+        "--lib",
+        "--no-default-features",
+        "--locked",
+    ];
+    run("cargo", &library, &[])?;
     for (manifest, further) in BESIDE {
         run(
             "cargo",

@@ -207,7 +207,7 @@ impl FileArbiter {
             (Claim::Start, Some(backup)) => {
                 return refused(format!(
                     "{holder}, which is gone, and its standby {backup} has a copy: let that take over, \
-                     or give the copy up and start from nothing with --start-over"
+                     or start over from nothing and give the copy up"
                 ));
             }
             (Claim::After(known), _)

@@ -34,7 +34,7 @@ pub enum RuntimeError {
     /// The guest ran last on another host, which has the newer disks.
     #[error(
         "the guest ran last as {generation} of {holder}, so this host's disks may be older: if it still runs there, \
-         start this side as its standby; if not, start it there, or give up what was written there with --start-over"
+         start this side as its standby; if not, start it there, or start over here and give up what was written there"
     )]
     OlderDisks {
         /// Who held the guest.

@@ -1,20 +1,92 @@
-use super::*;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Instant;
 
-fn handler() -> Handler {
-    Arc::new(|command| match command {
-        Command::Status => Ok(serde_json::json!({"role": "primary"})),
-        _ => Err("only a standby can be promoted".into()),
-    })
+use super::server::CLIENTS_MAX;
+use super::*;
+use crate::node::{EventKind, Role, testing};
+
+/// A served socket in a directory of its own.
+fn served() -> (tempfile::TempDir, PathBuf, ControlServer) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control");
+    let server = serve(&path).unwrap();
+    (directory, path, server)
+}
+
+fn serve(path: &Path) -> Result<ControlServer, ControlError> {
+    ControlSocket::bind(path)?.serve(testing::unprotected())
+}
+
+fn assert_alive(path: &Path) {
+    let status = status(path).unwrap();
+    assert!(status.replication().is_none(), "{status:?}");
 }
 
 #[test]
-fn requests_are_answered_and_refusals_are_errors() {
+fn requests_are_answered_and_denials_are_typed() {
+    let (_directory, path, _server) = served();
+    assert_alive(&path);
+    let denied = request(&path, Request::Failover).unwrap_err();
+    assert!(
+        matches!(denied, ControlError::Denied(Denial::Unprotected)),
+        "{denied:?}"
+    );
+    assert!(denied.to_string().contains("has no standby"), "{denied}");
+    let events = events(&path).unwrap();
+    let role = Role::Unprotected;
+    assert_eq!(events[0].what, EventKind::RoleBegan { role });
+}
+
+#[test]
+fn a_node_that_starts_is_said_to() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
-    let _server = ControlServer::start(&path, handler()).unwrap();
-    assert_eq!(ask(&path, Command::Status).unwrap()["role"], "primary");
-    let error = ask(&path, Command::Failover).unwrap_err().to_string();
-    assert_eq!(error, "only a standby can be promoted");
+    let node = testing::unprotected();
+    let starting = crate::node::Standing::default();
+    node.watch().set(starting);
+    let _server = ControlSocket::bind(&path).unwrap().serve(node).unwrap();
+    let denied = status(&path).unwrap_err();
+    assert!(
+        matches!(denied, ControlError::Denied(Denial::Starting)),
+        "{denied:?}"
+    );
+}
+
+#[test]
+fn the_end_is_waited_for_and_not_for_ever() {
+    let (_directory, path, server) = served();
+    let soon = Duration::from_millis(20);
+    assert!(!await_end(&path, soon).unwrap(), "it has not ended");
+    let (waiting, at) = (path.clone(), Instant::now());
+    let waiting = std::thread::spawn(move || await_end(&waiting, Duration::from_secs(60)));
+    request(&path, Request::Stop).unwrap();
+    assert!(waiting.join().unwrap().unwrap(), "it has ended");
+    assert!(at.elapsed() < Duration::from_secs(30), "it was polled for");
+    drop(server);
+    assert!(await_end(&path, soon).is_err(), "nobody is there");
+}
+
+#[test]
+fn an_answer_of_another_version_is_said_to_be_one() {
+    for (answer, needed) in [
+        (r#"{"ok":{"role":"primary"}}"#, "from before versions"),
+        (r#"{"version":99,"ok":{}}"#, "version 99"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            writeln!(stream, "{answer}").unwrap();
+            let _ = stream.read(&mut [0; 100]);
+        });
+        let error = status(&path).unwrap_err().to_string();
+        assert!(error.contains("of another version"), "{error}");
+        assert!(error.contains(needed), "{error}");
+        serving.join().unwrap();
+    }
 }
 
 #[test]
@@ -22,36 +94,34 @@ fn a_socket_in_use_is_refused_and_a_stale_one_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
     drop(UnixListener::bind(&path).unwrap());
-    let _server = ControlServer::start(&path, handler()).unwrap();
-    let error = ControlServer::start(&path, handler())
-        .unwrap_err()
-        .to_string();
+    let _server = serve(&path).unwrap();
+    let error = serve(&path).unwrap_err().to_string();
     assert!(error.contains("in use by a running vmm"), "{error}");
-    assert_eq!(ask(&path, Command::Status).unwrap()["role"], "primary");
+    assert_alive(&path);
 }
 
 #[test]
 fn garbage_gets_an_error_and_the_server_lives_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("control");
-    let _server = ControlServer::start(&path, handler()).unwrap();
+    let (_directory, path, _server) = served();
     for garbage in [
         "\n",
-        "{\"command\":\"fly\"}\n",
-        "{\"command\":\"status\",\"x\":1}\n",
+        "{\"request\":\"fly\"}\n",
+        "{\"command\":\"status\"}\n",
+        "{\"request\":\"status\",\"x\":1}\n",
     ] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(garbage.as_bytes()).unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
-        assert!(line.starts_with("{\"error\":\"not a request"), "{line}");
+        let expected = "{\"version\":2,\"error\":\"not a request";
+        assert!(line.starts_with(expected), "{line}");
     }
-    assert!(ask(&path, Command::Status).is_ok());
+    assert_alive(&path);
 }
 
 #[test]
 fn nobody_there_is_named() {
-    let error = ask(Path::new("/nonexistent/control"), Command::Status)
+    let error = status(Path::new("/nonexistent/control"))
         .unwrap_err()
         .to_string();
     assert!(error.contains("/nonexistent/control"), "{error}");
@@ -59,16 +129,14 @@ fn nobody_there_is_named() {
 
 #[test]
 fn silent_and_dripping_clients_keep_nobody_waiting() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("control");
-    let _server = ControlServer::start(&path, handler()).unwrap();
+    let (_directory, path, _server) = served();
     let silent: Vec<_> = (0..CLIENTS_MAX - 1)
         .map(|_| UnixStream::connect(&path).unwrap())
         .collect();
     (&silent[0]).write_all(b"{").unwrap();
-    let answered = std::thread::spawn(move || ask(&path, Command::Status).unwrap());
+    let answered = std::thread::spawn(move || assert_alive(&path));
     // Were they served one after the other, the question would wait for all of them.
-    assert_eq!(answered.join().unwrap()["role"], "primary");
+    answered.join().unwrap();
     for mut stream in silent {
         stream.set_nonblocking(true).unwrap();
         let error = stream.read(&mut [0; 1]).unwrap_err();
@@ -81,7 +149,7 @@ fn a_file_that_is_no_socket_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("precious");
     std::fs::write(&path, "data").unwrap();
-    let error = ControlServer::start(&path, handler()).unwrap_err();
+    let error = ControlSocket::bind(&path).unwrap_err();
     assert!(matches!(error, ControlError::NoSocket { .. }), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
 }

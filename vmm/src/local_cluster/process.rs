@@ -89,8 +89,8 @@ impl VmmProcess {
     /// Its status, if it answers.
     #[must_use]
     pub fn status(&self) -> Option<Status> {
-        let value = control::ask(&self.control, control::Command::Status).ok()?;
-        serde_json::from_value(value).ok()
+        let status = control::status(&self.control).ok()?;
+        status.replication().cloned()
     }
 
     /// Waits until its status is as `wanted`.

@@ -18,7 +18,7 @@ use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
 use super::state::Initial;
-use super::{Machine, MachineFault, Networks, Phase};
+use super::{Blocks, Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
 use crate::devices::switch::PowerSwitch;
 use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
@@ -50,6 +50,7 @@ pub struct MachineBuilder {
     virtio_slots: u32,
     devices: Vec<Attached>,
     networks: Networks,
+    pub(super) blocks: Blocks,
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
@@ -102,6 +103,7 @@ impl MachineBuilder {
             virtio_slots: 0,
             devices: Vec::new(),
             networks: Vec::new(),
+            blocks: Vec::new(),
             disks: DiskSet::empty(),
             console_input: None,
             power_button: None,
@@ -229,6 +231,7 @@ impl MachineBuilder {
             events: self.events,
             fingerprint,
             networks: self.networks,
+            blocks: self.blocks,
             disks: self.disks,
             console_input: self.console_input,
             power_button: self.power_button,

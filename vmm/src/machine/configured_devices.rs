@@ -242,7 +242,8 @@ impl MachineBuilder {
         });
         let device = BlkDevice::new(id.as_str(), medium, capacity_sectors, read_only, alarm);
         let device = device.map_err(create(&id))?;
-        self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
+        let device = self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
+        self.blocks.push(device);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! What a machine tells its owner on its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 
 /// The number of events a receiver may leave unread; later ones are dropped. Each kind occurs at
@@ -60,10 +60,13 @@ pub enum MachineEvent {
     },
 }
 
-/// Sends events to all listeners.
-#[derive(Debug, Default)]
+/// Called for an event on the thread where it happens; returns whether it wants further ones.
+type OnEvent = Box<dyn Fn(&MachineEvent) -> bool + Send>;
+
+/// Where events go to all who listen.
+#[derive(Default)]
 pub(super) struct Events {
-    listeners: Mutex<Vec<SyncSender<MachineEvent>>>,
+    listeners: Mutex<Vec<OnEvent>>,
     /// Set when the guest wants a reset or wants to end: vCPUs stop when it is set.
     pub(super) halted: Arc<AtomicBool>,
 }
@@ -71,23 +74,25 @@ pub(super) struct Events {
 impl Events {
     pub(super) fn subscribe(&self) -> Receiver<MachineEvent> {
         let (sender, receiver) = sync_channel(UNREAD_MAX);
+        self.listen(Box::new(move |event| {
+            let sent = sender.try_send(event.clone());
+            !matches!(sent, Err(TrySendError::Disconnected(_)))
+        }));
+        receiver
+    }
+
+    pub(super) fn listen(&self, listener: OnEvent) {
         self.listeners
             .lock()
             .expect("no thread panics while it tells of events")
-            .push(sender);
-        receiver
+            .push(listener);
     }
 
     pub(super) fn tell(&self, event: &MachineEvent) {
         self.listeners
             .lock()
             .expect("no thread panics while it tells of events")
-            .retain(|listener| {
-                !matches!(
-                    listener.try_send(event.clone()),
-                    Err(TrySendError::Disconnected(_))
-                )
-            });
+            .retain(|listener| listener(event));
     }
 
     /// The guest stops here, because of `why`; only the first reason is reported.

@@ -37,6 +37,7 @@ use understudy_replication::output::OutputGate;
 
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::switch::PowerSwitch;
+use crate::devices::virtio::blk::BlkDevice;
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::{PowerButton, SerialInput, Snapshot};
@@ -145,8 +146,12 @@ impl Phase {
     }
 }
 
+/// A virtio device of a machine, with its transport.
+pub type VirtioHandle<D> = Arc<Mutex<MmioTransport<D>>>;
 /// A machine's network devices, in configuration order.
-pub type Networks = Vec<Arc<Mutex<MmioTransport<NetDevice>>>>;
+pub type Networks = Vec<VirtioHandle<NetDevice>>;
+/// A machine's disks, in configuration order.
+pub type Blocks = Vec<VirtioHandle<BlkDevice>>;
 
 /// A virtual machine. Built by [`MachineBuilder`]; replication handles it through
 /// [`understudy_replication::ports::Machine`].
@@ -168,6 +173,7 @@ pub struct Machine {
     events: Arc<Events>,
     fingerprint: Fingerprint,
     networks: Networks,
+    blocks: Blocks,
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
@@ -194,6 +200,14 @@ impl Machine {
         self.events.subscribe()
     }
 
+    /// Has `listener` called for each event from now on, on the thread where it happens: it must not wait.
+    pub fn on_event(&self, listener: impl Fn(&MachineEvent) + Send + 'static) {
+        self.events.listen(Box::new(move |event| {
+            listener(event);
+            true
+        }));
+    }
+
     /// The machine's output gate.
     #[must_use]
     pub fn output_gate(&self) -> &OutputGate {
@@ -204,6 +218,12 @@ impl Machine {
     #[must_use]
     pub fn networks(&self) -> &Networks {
         &self.networks
+    }
+
+    /// The machine's disks as the guest sees them, for their counters.
+    #[must_use]
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// The disks that have, or may get, a second copy.

@@ -4,16 +4,16 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use understudy_vmm::control::{self, Report};
+use understudy_vmm::control;
 use understudy_vmm::local_cluster::VmmProcess;
+use understudy_vmm::node::NodeStatus;
 
 use crate::support::{DEADLINE, Quiet, await_log, binary, turn, vmm, wait_for};
 
 const BOOTED: &str = "understudy guest ";
 
-fn report(host: &VmmProcess) -> Option<Report> {
-    let value = control::ask(host.control(), control::Command::Status).ok()?;
-    serde_json::from_value(value).ok()
+fn status(host: &VmmProcess) -> Option<NodeStatus> {
+    control::status(host.control()).ok()
 }
 
 #[test]
@@ -81,9 +81,10 @@ fn a_protected_guest_reboots_before_and_after_a_failover() {
     wait_for("two reboots of the protected guest", || {
         (boots() >= before + 2).then_some(())
     });
-    let now = report(&primary).unwrap();
-    assert!(now.status.protected && now.guest.restarts >= 2, "{now:?}");
-    assert_eq!(now.status.alarm, None);
+    let now = status(&primary).unwrap();
+    let replication = now.replication().unwrap();
+    assert!(replication.protected && now.guest.restarts >= 2, "{now:?}");
+    assert_eq!(replication.alarm, None);
     primary.kill().unwrap();
     standby
         .await_status("promoted", DEADLINE, |status| status.failover.is_some())
@@ -93,7 +94,7 @@ fn a_protected_guest_reboots_before_and_after_a_failover() {
         (boots() > before).then_some(())
     });
     wait_for("a note of it", || {
-        (report(&standby)?.guest.restarts > 0).then_some(())
+        (status(&standby)?.guest.restarts > 0).then_some(())
     });
     let console = console();
     assert!(!console.contains("fatal"), "{console}");

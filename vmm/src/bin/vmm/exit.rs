@@ -1,8 +1,12 @@
-//! How the program ends: exit codes, and errors with a hint.
+//! How the program ends: exit codes, and errors with a hint. Libraries say what is wrong; which flag helps is
+//! said here.
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use understudy_vmm::config::ConfigError;
+use understudy_vmm::control::ControlError;
+use understudy_vmm::node::{NodeError, SettingsError};
 
 /// Something failed; the message says what.
 pub(crate) const FAILED: u8 = 1;
@@ -14,7 +18,7 @@ pub(crate) const FENCED: u8 = 3;
 #[error("fenced: {0}")]
 pub(crate) struct Fenced(pub(crate) String);
 
-/// Says on standard error what went wrong, with all its causes, and picks the exit code.
+/// Says on standard error what went wrong, with all its causes and what may help, and picks the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let mut text = String::new();
     for cause in error.chain() {
@@ -27,8 +31,11 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
             text.push_str(&cause);
         }
     }
-    let flag = error.downcast_ref().and_then(flag_of).unwrap_or_default();
+    let flag = config_error(error).and_then(flag_of).unwrap_or_default();
     eprintln!("vmm: {text}{flag}");
+    if let Some(hint) = error.chain().find_map(hint) {
+        eprintln!("     {hint}");
+    }
     if error.downcast_ref::<Fenced>().is_some() {
         ExitCode::from(FENCED)
     } else {
@@ -45,4 +52,51 @@ fn flag_of(error: &ConfigError) -> Option<String> {
         _ => "",
     };
     Some(format!(" (flag: {flag}{part})"))
+}
+
+/// The configuration's error behind `error`, if there is one.
+fn config_error(error: &anyhow::Error) -> Option<&ConfigError> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(SettingsError::Config(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    })
+}
+
+/// The flag that helps, if one does.
+fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    if let Some(ControlError::InUse { .. } | ControlError::NoSocket { .. }) = error.downcast_ref() {
+        return Some("another socket is chosen with --control PATH");
+    }
+    let node: &NodeError = error.downcast_ref()?;
+    (node.can_be_started_over()).then_some(
+        "if no other side is alive: --start-over starts the guest from nothing and gives up what others have of it",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_replication::Generation;
+    use understudy_replication::runtime::RuntimeError;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_libraries_name_no_flag_but_have_a_hint_that_does() {
+        let older = RuntimeError::OlderDisks {
+            holder: "host-a".into(),
+            generation: Generation(3),
+        };
+        let in_use = ControlError::InUse {
+            path: "/run/vmm.sock".into(),
+        };
+        for (error, flag) in [
+            (NodeError::from(older).into(), "--start-over"),
+            (anyhow::Error::from(in_use), "--control"),
+        ] {
+            assert!(!error.to_string().contains("--"), "{error}");
+            let error = error.context("starting");
+            let hint = error.chain().find_map(hint).expect("a hint");
+            assert!(hint.contains(flag), "{hint}");
+        }
+    }
 }

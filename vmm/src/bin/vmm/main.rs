@@ -24,9 +24,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.log_json);
     let done = match cli.command {
-        Command::Run(arguments) => commands::run::run(arguments),
-        Command::Primary(arguments) => commands::replicated::primary(arguments),
-        Command::Standby(arguments) => commands::replicated::standby(arguments),
+        Command::Run(arguments) => commands::node::run(arguments),
+        Command::Primary(arguments) => commands::node::primary(arguments),
+        Command::Standby(arguments) => commands::node::standby(arguments),
         Command::Status(arguments) => commands::status::status(&arguments),
         Command::Failover(arguments) => commands::status::failover(&arguments),
         Command::Stop(arguments) => commands::status::stop(&arguments),

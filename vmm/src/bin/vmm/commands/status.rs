@@ -1,35 +1,28 @@
 //! `vmm status`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail};
 use understudy_replication::output::OutputCounts;
 use understudy_replication::runtime::{Percentiles, Side, Status};
-use understudy_vmm::control::{self, Command, ControlError, GuestReport, Report, RunReport};
+use understudy_vmm::control;
+use understudy_vmm::node::{NodeEvent, NodeStatus, Request, RoleStatus, UnprotectedStatus};
 
 use crate::args::{ControlArgs, StatusArgs, StopArgs};
 
-/// How often it is looked whether a guest has shut itself down.
-const LOOK: Duration = Duration::from_millis(100);
+/// Events that a person is shown.
+const EVENTS_SHOWN: usize = 4;
 
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {
-        let value = control::ask(&arguments.control.control, Command::Status)?;
+        let status = control::status(&arguments.control.control)?;
         // Who reads this may go away, for example `head`: an error, no panic.
         let mut out = std::io::stdout().lock();
         if arguments.json {
-            writeln!(out, "{value}")?;
+            writeln!(out, "{}", serde_json::to_string(&status)?)?;
         } else {
-            let text = match value["role"] == "unprotected" {
-                true => serde_json::from_value(value).map(|report| render_run(&report)),
-                false => serde_json::from_value(value).map(|report| render(&report)),
-            };
-            write!(
-                out,
-                "{}",
-                text.context("the running vmm is of another version")?
-            )?;
+            write!(out, "{}", render(&status))?;
         }
         if !arguments.watch {
             return Ok(());
@@ -39,7 +32,7 @@ pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
 }
 
 pub(crate) fn failover(arguments: &ControlArgs) -> Result<()> {
-    control::ask(&arguments.control, Command::Failover)?;
+    control::request(&arguments.control, Request::Failover)?;
     println!("promotion requested; `vmm status` shows when it has happened");
     Ok(())
 }
@@ -48,54 +41,75 @@ pub(crate) fn stop(arguments: &StopArgs) -> Result<()> {
     if arguments.graceful {
         return stop_gracefully(arguments);
     }
-    control::ask(&arguments.control.control, Command::Stop)?;
+    control::request(&arguments.control.control, Request::Stop)?;
     println!("stop requested");
     Ok(())
 }
 
 fn stop_gracefully(arguments: &StopArgs) -> Result<()> {
     let path = &arguments.control.control;
-    control::ask(path, Command::PowerButton)?;
+    control::request(path, Request::PowerButton)?;
     println!("power button pressed; waiting for the guest to shut down");
-    let deadline = Instant::now() + Duration::from_secs(arguments.patience_s);
-    loop {
-        match control::ask(path, Command::Status) {
-            // Nobody serves the socket any more, or not to the end of the answer.
-            Err(ControlError::System { .. } | ControlError::Malformed { .. }) => {
-                println!("the guest has ended, and its vmm with it");
-                return Ok(());
-            }
-            answer => {
-                let status = answer?;
-                let awaits = &status["ending"];
-                ensure!(
-                    awaits.is_null() || Instant::now() < deadline,
-                    "the guest has ended, but what it said last has not left within {} s: it waits for {}. It goes on \
-                     waiting; to give that output up, `vmm stop` twice",
-                    arguments.patience_s,
-                    awaits.as_str().unwrap_or("something")
-                );
-            }
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "the guest has not shut down within {} s, and runs on: it may not listen to its power button \
-             (Linux: module `button`, and acpid or systemd-logind); `vmm stop` without --graceful ends it at once",
-            arguments.patience_s
-        );
-        std::thread::sleep(LOOK);
+    let patience_s = arguments.patience_s;
+    if control::await_end(path, Duration::from_secs(patience_s))? {
+        println!("the guest has ended, and its vmm with it");
+        return Ok(());
     }
+    if let Some(Status {
+        ending: Some(awaits),
+        ..
+    }) = control::status(path)?.replication()
+    {
+        bail!(
+            "the guest has ended, but what it said last has not left within {patience_s} s: it waits for {awaits}. \
+             It goes on waiting; to give that output up, `vmm stop` twice"
+        );
+    }
+    bail!(
+        "the guest has not shut down within {patience_s} s, and runs on: it may not listen to its power button \
+         (Linux: module `button`, and acpid or systemd-logind); `vmm stop` without --graceful ends it at once"
+    )
 }
 
 pub(crate) fn power_button(arguments: &ControlArgs) -> Result<()> {
-    control::ask(&arguments.control, Command::PowerButton)?;
+    control::request(&arguments.control, Request::PowerButton)?;
     println!("power button pressed; the guest shuts down if it listens");
     Ok(())
 }
 
 /// The status for a person.
-fn render(report: &Report) -> String {
-    let status = &report.status;
+fn render(status: &NodeStatus) -> String {
+    let mut text = match &status.role {
+        RoleStatus::Replicated(status) => replicated(status),
+        RoleStatus::Unprotected(role) => unprotected(role, status.uptime_s),
+    };
+    let guest = &status.guest;
+    if guest.restarts > 0 {
+        text += &line("restarts", &guest.restarts.to_string());
+    }
+    if let Some(alarm) = &guest.alarm {
+        text += &line("guest", alarm);
+    }
+    let skipped = status.events.len().saturating_sub(EVENTS_SHOWN);
+    for (number, event) in status.events.iter().skip(skipped).enumerate() {
+        text += &line(if number == 0 { "events" } else { "" }, &event_line(event));
+    }
+    text
+}
+
+/// An event for a person, with its time of day (UTC).
+fn event_line(event: &NodeEvent) -> String {
+    let seconds = event.at_unix_ms / 1000 % 86_400;
+    format!(
+        "{:02}:{:02}:{:02} {}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        event.what
+    )
+}
+
+fn replicated(status: &Status) -> String {
     let mut text = format!("{} on {}: {}\n", status.vm, status.node, headline(status));
     let mut line = |name: &str, value: String| text.push_str(&line(name, &value));
     line(
@@ -156,27 +170,15 @@ fn render(report: &Report) -> String {
     if let Some(alarm) = &status.alarm {
         line("alarm", alarm.clone());
     }
-    text + &guest_lines(&report.guest)
+    text
 }
 
-/// The status of an unprotected guest for a person.
-fn render_run(report: &RunReport) -> String {
-    let mut text = format!("{} on {}: unprotected run\n", report.vm, report.node);
-    text += &line("state", &format!("running for {} s", report.uptime_s));
-    text += &line("output", &output(&report.output));
-    for (name, disk) in super::disk_status::run_lines(&report.disks) {
+fn unprotected(status: &UnprotectedStatus, uptime_s: u64) -> String {
+    let mut text = format!("{} on {}: unprotected run\n", status.vm, status.node);
+    text += &line("state", &format!("running for {uptime_s} s"));
+    text += &line("output", &output(&status.output));
+    for (name, disk) in super::disk_status::run_lines(&status.disks) {
         text += &line(&name, &disk);
-    }
-    text + &guest_lines(&report.guest)
-}
-
-fn guest_lines(guest: &GuestReport) -> String {
-    let mut text = String::new();
-    if guest.restarts > 0 {
-        text += &line("restarts", &guest.restarts.to_string());
-    }
-    if let Some(alarm) = &guest.alarm {
-        text += &line("guest", alarm);
     }
     text
 }

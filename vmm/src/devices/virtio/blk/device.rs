@@ -3,6 +3,7 @@
 //! A failing disk of the host is the guest's I/O error and this host's alarm, nothing more: the guest lives
 //! on. What must not be done here: more than one request a call; the room's top comment says why.
 
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -62,7 +63,7 @@ pub struct BlkDevice {
 }
 
 /// What a disk has done since it was built. Not part of its state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlkCounters {
     /// Reads done.
     pub reads: u64,

@@ -4,6 +4,7 @@
 //! and through the gate is header and frame in one. If not, a frame on the ring is a frame on the wire, behind
 //! a header that says nothing. See [`offload`].
 
+use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
@@ -56,7 +57,7 @@ pub struct NetDevice {
 }
 
 /// What a network device has done since it was built. Not part of its state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetCounters {
     /// Frames given to the guest.
     pub rx_frames: u64,

@@ -1,0 +1,59 @@
+//! `vmm run`, `vmm primary` and `vmm standby`: a node, its control socket, and signals.
+
+use anyhow::{Result, bail};
+use understudy_vmm::config::Config;
+use understudy_vmm::control::ControlSocket;
+use understudy_vmm::node::{Ended, Node, NodeSettings};
+
+use super::signals::Signals;
+use crate::args::{ReplicatedArgs, RunArgs};
+use crate::exit::Fenced;
+
+/// How many signals are heard as requests to stop; one more ends the process. An unprotected guest has nothing to
+/// wait for but its console, a protected one may be told to give up what it holds.
+const STOPS_UNPROTECTED: usize = 1;
+const STOPS_REPLICATED: usize = 2;
+
+pub(crate) fn run(arguments: RunArgs) -> Result<()> {
+    let config = arguments.load()?;
+    let settings = NodeSettings::unprotected(&config)?;
+    keep(&config, settings, STOPS_UNPROTECTED)
+}
+
+pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
+    let start_over = arguments.start_over;
+    let config = arguments.load()?;
+    let settings = NodeSettings::primary(&config, start_over)?;
+    if config.replication.backup.is_none() {
+        tracing::warn!("no --backup is given: the guest runs unprotected");
+    }
+    keep(&config, settings, STOPS_REPLICATED)
+}
+
+pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
+    let config = arguments.load()?;
+    let settings = NodeSettings::standby(&config)?;
+    keep(&config, settings, STOPS_REPLICATED)
+}
+
+/// Keeps a node until it has ended.
+fn keep(config: &Config, settings: NodeSettings, stops: usize) -> Result<()> {
+    let signals = Signals::listen()?;
+    // Before anything is claimed or run: a socket in use must not cost a guest.
+    let control = config.control_socket.as_deref();
+    let control = control.map(ControlSocket::bind).transpose()?;
+    let node = Node::start(settings)?;
+    let _control = control
+        .map(|socket| socket.serve(node.handle()))
+        .transpose()?;
+    signals.stop(node.handle(), stops)?;
+    match node.wait()? {
+        Ended::Stopped => {
+            tracing::info!("{}", Ended::Stopped);
+            Ok(())
+        }
+        Ended::Guest => Ok(()),
+        Ended::Fenced { reason } => Err(Fenced(reason).into()),
+        failed => bail!("{failed}"),
+    }
+}

@@ -1,0 +1,185 @@
+//! The serving side: hands questions to a node.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    Answer, AnswerKind, ControlError, LINE_BYTES_MAX, Line, PATIENCE, Question, VERSION, system,
+};
+use crate::node::{Denial, NodeHandle};
+
+/// Clients served side by side; further ones are turned away.
+pub(super) const CLIENTS_MAX: usize = 16;
+/// Longest wait for a node's end that one question may ask for.
+const AWAIT_END_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// A control socket that nobody serves yet, but that is this process' already.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    server: ControlServer,
+}
+
+/// A served control socket. Dropping it removes the socket's file; a question under way is still answered.
+#[derive(Debug)]
+pub struct ControlServer {
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Takes `path`. A file left behind by a dead process is replaced.
+    ///
+    /// # Errors
+    /// If a living process serves it, or it cannot be bound.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                let found = std::fs::symlink_metadata(path).map_err(system("replace", path))?;
+                if !found.file_type().is_socket() {
+                    return Err(ControlError::NoSocket { path: path.into() });
+                }
+                match UnixStream::connect(path) {
+                    Ok(_) => return Err(ControlError::InUse { path: path.into() }),
+                    // Nobody listens any more.
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                    Err(error) => return Err(system("replace", path)(error)),
+                }
+                std::fs::remove_file(path).map_err(system("replace", path))?;
+                UnixListener::bind(path).map_err(system("bind", path))?
+            }
+            bound => bound.map_err(system("bind", path))?,
+        };
+        let server = ControlServer { path: path.into() };
+        Ok(Self { listener, server })
+    }
+
+    /// Serves it from now on.
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn serve(self, node: NodeHandle) -> Result<ControlServer, ControlError> {
+        let Self { listener, server } = self;
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || serve(&listener, &node))
+            .map_err(system("serve", &server.path))?;
+        Ok(server)
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        // Somebody else may have removed it already.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Each client has a thread, so that one that says nothing keeps nobody from asking for a failover.
+fn serve(listener: &UnixListener, node: &NodeHandle) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // Out of descriptors: others are about to give some back.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        if clients.fetch_add(1, Ordering::AcqRel) >= CLIENTS_MAX {
+            clients.fetch_sub(1, Ordering::AcqRel);
+            tracing::debug!("a control client too many");
+            continue;
+        }
+        let (node, served) = (node.clone(), Arc::clone(&clients));
+        let spawned = std::thread::Builder::new()
+            .name("control-client".into())
+            .spawn(move || {
+                if let Err(error) = answer(stream, &node) {
+                    tracing::debug!(%error, "control client");
+                }
+                served.fetch_sub(1, Ordering::AcqRel);
+            });
+        if let Err(error) = spawned {
+            clients.fetch_sub(1, Ordering::AcqRel);
+            tracing::debug!(%error, "control client");
+        }
+    }
+}
+
+/// Reads a whole line within [`PATIENCE`], however slowly it drips.
+fn read_question(stream: &UnixStream) -> std::io::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut reader = BufReader::new(stream.take(LINE_BYTES_MAX));
+    let mut line = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let bytes = match reader.fill_buf() {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+        let (taken, is_last) = (bytes.len(), end.is_some() || bytes.is_empty());
+        if is_last {
+            return String::from_utf8(line)
+                .map_err(|error| std::io::Error::new(ErrorKind::InvalidData, error));
+        }
+        reader.consume(taken);
+    }
+}
+
+fn answer(mut stream: UnixStream, node: &NodeHandle) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let line = read_question(&stream)?;
+    let question = serde_json::from_str::<Line>(&line).map(|line| line.request);
+    let what = match &question {
+        Ok(question) => match ask(node, *question) {
+            Ok(value) => AnswerKind::Ok(value?),
+            Err(denial) => AnswerKind::Denied(denial),
+        },
+        Err(error) => AnswerKind::Error(format!("not a request: {error}")),
+    };
+    let answer = Answer {
+        version: VERSION,
+        what,
+    };
+    let mut text = serde_json::to_string(&answer)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes())?;
+    if matches!(question, Ok(Question::AwaitEnd { .. })) {
+        // Whoever waits for the end of the node reads on, to see that of the process.
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let _ = stream.read(&mut [0]);
+    }
+    Ok(())
+}
+
+type Made = serde_json::Result<Value>;
+
+fn ask(node: &NodeHandle, question: Question) -> Result<Made, Denial> {
+    fn made(value: impl Serialize) -> Made {
+        serde_json::to_value(value)
+    }
+    match question {
+        Question::Status => node.status().map(made),
+        Question::Events => Ok(made(node.events())),
+        Question::AwaitEnd { patience_ms } => {
+            let patience = Duration::from_millis(patience_ms).min(AWAIT_END_MAX);
+            let deadline = Instant::now() + patience;
+            let ended = node.watch().wait_until(deadline, |now| now.ended.is_some());
+            Ok(made(ended.is_some()))
+        }
+        Question::Node(request) => node.request(request).map(made),
+    }
+}

@@ -1,0 +1,349 @@
+//! What becomes of a node: which role follows which, what a guest's reset, panic, watchdog or end leads to, and
+//! what requests mean. The table is on top of [`super`].
+//!
+//! Input in, effects out; the shell obeys. What must not be done here: threads, clocks, machines, log.
+
+mod pace;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use self::pace::Pace;
+use super::events::EventKind;
+use super::request::{Denial, Request};
+use super::status::GuestStatus;
+use super::{Ended, Role};
+use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
+
+/// What is to follow from what becomes of the guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// When it wants a reset, or crashes in the way that resets a PC.
+    pub on_reboot: OnReboot,
+    /// When its kernel says that it has panicked.
+    pub on_panic: OnPanic,
+    /// When it has not fed its watchdog in time.
+    pub on_watchdog: OnWatchdog,
+}
+
+/// What the core hears.
+#[derive(Debug, Clone)]
+pub(super) enum Input {
+    /// The first role is taken up. `can_restart`: whether there is a kernel to begin anew with.
+    Began { role: Role, can_restart: bool },
+    /// The standby owns the guest now, which runs.
+    Promoted,
+    /// Something became of the machine.
+    Guest(MachineEvent),
+    /// The standby could not be told to stop: it is about to be the primary. Whoever asked has been told so.
+    StopMissed,
+    /// The time of [`NodeCore::next_timer`] has come.
+    Timer,
+    /// The role is over. Its last effect has been obeyed, or it failed.
+    RoleOver(RoleEnd),
+}
+
+/// How a role ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RoleEnd {
+    /// As it was told to.
+    Done,
+    /// At once, without what the guest had still to say.
+    Abandoned,
+    /// Another side owns the guest.
+    Fenced { reason: String },
+    /// It could not go on, or not be taken up.
+    Failed { what: String },
+}
+
+/// What the shell does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Tell everybody.
+    Tell(EventKind),
+    /// Start the guest over in place.
+    RestartGuest,
+    /// The guest has ended: end the role once all that it said has left.
+    EndRole,
+    /// Cut the guest's power, and end the role. Told so again, a primary waits for nothing.
+    StopGuest,
+    /// End the role of a standby.
+    StopStandby,
+    /// Ask the arbiter for the guest.
+    Promote,
+    /// Press the guest's power button.
+    PressPowerButton,
+    /// End the epoch.
+    Checkpoint,
+    /// Protect the guest that was taken over.
+    Protect,
+    /// The node is over.
+    Finish(Ended),
+}
+
+/// What replication says of a standby at the moment of a request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SyncState {
+    pub(super) in_sync: bool,
+    pub(super) phase: String,
+}
+
+/// Decides for one node.
+#[derive(Debug)]
+pub(super) struct NodeCore {
+    role: Role,
+    rules: Rules,
+    can_restart: bool,
+    guest: GuestStatus,
+    pace: Pace,
+    /// When the guest that stands still is to be started over.
+    restart_at: Option<Duration>,
+    /// Why the guest ends: from then on nothing that becomes of it leads to anything else.
+    ending: Option<Ended>,
+    /// The standby was told to stop. It ends, also if it is promoted first.
+    is_stopping_standby: bool,
+    /// What became of a guest that was taken over before its standby was told that it is the primary.
+    before_promotion: Vec<MachineEvent>,
+}
+
+impl NodeCore {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            role: Role::Starting,
+            rules,
+            can_restart: false,
+            guest: GuestStatus::default(),
+            pace: Pace::default(),
+            restart_at: None,
+            ending: None,
+            is_stopping_standby: false,
+            before_promotion: Vec::new(),
+        }
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    pub(super) fn guest(&self) -> &GuestStatus {
+        &self.guest
+    }
+
+    /// When [`Input::Timer`] is due, in time since the node's start.
+    pub(super) fn next_timer(&self) -> Option<Duration> {
+        self.restart_at
+    }
+
+    /// What follows from something that happened.
+    pub(super) fn input(&mut self, now: Duration, input: Input) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Began { role, can_restart } => {
+                self.role = role;
+                self.can_restart = can_restart;
+                self.pace.started(now);
+                self.tell(EventKind::RoleBegan { role }, &mut effects);
+            }
+            Input::Promoted => self.promoted(now, &mut effects),
+            Input::Guest(event) => self.guest_event(now, event, &mut effects),
+            Input::StopMissed => self.is_stopping_standby = false,
+            Input::Timer => self.timer(now, &mut effects),
+            Input::RoleOver(end) => self.role_over(end, &mut effects),
+        }
+        effects
+    }
+
+    /// What follows from a request.
+    ///
+    /// # Errors
+    /// If it cannot be done in this role.
+    pub(super) fn request(
+        &mut self,
+        request: Request,
+        sync: &SyncState,
+    ) -> Result<Vec<Effect>, Denial> {
+        match (self.role, request) {
+            (Role::Starting, _) => Err(Denial::Starting),
+            (Role::Ended, _) => Err(Denial::Ended),
+            (Role::Standby, Request::Stop) => {
+                self.is_stopping_standby = true;
+                Ok(vec![Effect::StopStandby])
+            }
+            // Its power is cut already, and nothing of it is waited for.
+            (Role::Unprotected, Request::Stop) if self.ending.is_some() => Ok(Vec::new()),
+            (Role::Unprotected | Role::Primary, Request::Stop) => Ok(self.stop_guest()),
+            (Role::Standby, Request::Failover) if !sync.in_sync => {
+                let phase = sync.phase.clone();
+                Err(Denial::NotInSync { phase })
+            }
+            (Role::Standby, Request::Failover) => Ok(vec![Effect::Promote]),
+            (Role::Primary, Request::Failover) => Err(Denial::IsPrimary),
+            (Role::Unprotected, Request::Failover | Request::Checkpoint) => {
+                Err(Denial::Unprotected)
+            }
+            (Role::Standby, Request::PowerButton | Request::Checkpoint) => {
+                Err(Denial::GuestElsewhere)
+            }
+            (Role::Unprotected | Role::Primary, Request::PowerButton) => Ok(vec![
+                Effect::Tell(EventKind::PowerButtonPressed),
+                Effect::PressPowerButton,
+            ]),
+            (Role::Primary, Request::Checkpoint) => Ok(vec![Effect::Checkpoint]),
+        }
+    }
+
+    fn stop_guest(&mut self) -> Vec<Effect> {
+        self.end(Ended::Stopped);
+        vec![Effect::Tell(EventKind::StopRequested), Effect::StopGuest]
+    }
+
+    /// The first reason counts.
+    fn end(&mut self, why: Ended) {
+        self.ending.get_or_insert(why);
+        self.restart_at = None;
+    }
+
+    fn promoted(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.role = Role::Primary;
+        self.pace.started(now);
+        self.tell(EventKind::Promoted, effects);
+        effects.push(Effect::Protect);
+        if self.is_stopping_standby {
+            effects.extend(self.stop_guest());
+        }
+        for event in std::mem::take(&mut self.before_promotion) {
+            self.guest_event(now, event, effects);
+        }
+    }
+
+    fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.restart_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.restart_at = None;
+        self.pace.started(now);
+        self.guest.restarts += 1;
+        self.tell(EventKind::GuestRestarted, effects);
+        effects.push(Effect::RestartGuest);
+    }
+
+    fn role_over(&mut self, end: RoleEnd, effects: &mut Vec<Effect>) {
+        if self.role == Role::Ended {
+            return;
+        }
+        let ended = match end {
+            RoleEnd::Done => self.ending.take().unwrap_or(Ended::Stopped),
+            RoleEnd::Abandoned => Ended::Abandoned,
+            RoleEnd::Fenced { reason } => Ended::Fenced { reason },
+            RoleEnd::Failed { what } => Ended::Failed { what },
+        };
+        self.role = Role::Ended;
+        self.restart_at = None;
+        self.tell(EventKind::Ended(ended.clone()), effects);
+        effects.push(Effect::Finish(ended));
+    }
+
+    fn guest_event(&mut self, now: Duration, event: MachineEvent, effects: &mut Vec<Effect>) {
+        match event {
+            MachineEvent::BackendLost { device, what } => {
+                self.tell(EventKind::ConnectionLost { device, what }, effects);
+            }
+            MachineEvent::DiskFailed { device, what } => {
+                self.tell(EventKind::DiskFailed { device, what }, effects);
+            }
+            event if self.role == Role::Standby => self.before_promotion.push(event),
+            _ if self.ending.is_some() => {}
+            MachineEvent::GuestReset => {
+                self.tell(EventKind::GuestRebooted, effects);
+                self.reset(now, Ended::Guest, effects);
+            }
+            MachineEvent::GuestCrashed { what } => {
+                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
+                let what = format!("the guest crashed: {what}");
+                self.reset(now, Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::WatchdogFired => self.watchdog_fired(now, effects),
+            MachineEvent::GuestPanicked { crash_kernel } => {
+                self.panicked(now, crash_kernel, effects);
+            }
+            MachineEvent::ResetFailed { what } => {
+                let what = format!("the guest could not be started over: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::GuestPoweredOff => {
+                self.tell(EventKind::GuestPoweredOff, effects);
+                self.guest_over(Ended::Guest, effects);
+            }
+            MachineEvent::GuestShutdown { what } => {
+                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
+                let what = format!("the guest crashed: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::VcpuFailed { vcpu, what } => {
+                let what = format!("vCPU {vcpu} cannot go on: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+        }
+    }
+
+    fn guest_over(&mut self, why: Ended, effects: &mut Vec<Effect>) {
+        self.end(why);
+        effects.push(Effect::EndRole);
+    }
+
+    /// What follows from a reset; `end` if that is the guest's end.
+    fn reset(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
+        match self.rules.on_reboot {
+            OnReboot::Exit => self.guest_over(end, effects),
+            OnReboot::Restart => self.restart(now, end, effects),
+        }
+    }
+
+    fn restart(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
+        if !self.can_restart {
+            self.tell(EventKind::RestartImpossible, effects);
+            return self.guest_over(end, effects);
+        }
+        let wait = self.pace.wait(now);
+        if !wait.is_zero() {
+            let delayed = EventKind::RestartDelayed {
+                resets: self.pace.resets_in_a_row(),
+                steady_s: pace::STEADY.as_secs(),
+                wait_s: wait.as_secs(),
+            };
+            self.tell(delayed, effects);
+        }
+        self.restart_at = Some(now + wait);
+    }
+
+    fn watchdog_fired(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let action = self.rules.on_watchdog;
+        self.tell(EventKind::WatchdogFired { action }, effects);
+        let what = "the guest did not feed its watchdog in time".to_owned();
+        match action {
+            OnWatchdog::Reset => self.reset(now, Ended::GuestFailed { what }, effects),
+            OnWatchdog::Poweroff => self.guest_over(Ended::GuestFailed { what }, effects),
+            OnWatchdog::None => {}
+        }
+    }
+
+    fn panicked(&mut self, now: Duration, crash_kernel: bool, effects: &mut Vec<Effect>) {
+        self.tell(EventKind::GuestPanicked { crash_kernel }, effects);
+        let what = "the guest's kernel has panicked".to_owned();
+        match self.rules.on_panic {
+            _ if crash_kernel => {}
+            OnPanic::Report => {}
+            OnPanic::Restart => self.restart(now, Ended::GuestFailed { what }, effects),
+            OnPanic::Exit => self.guest_over(Ended::GuestFailed { what }, effects),
+        }
+    }
+
+    /// Tells of it, and notes it if it is something about the guest that a person should know.
+    fn tell(&mut self, what: EventKind, effects: &mut Vec<Effect>) {
+        if what.is_about_guests_health() {
+            self.guest.alarm = Some(what.to_string());
+        }
+        effects.push(Effect::Tell(what));
+    }
+}

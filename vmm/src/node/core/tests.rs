@@ -1,0 +1,302 @@
+use super::*;
+
+const RULES: Rules = Rules {
+    on_reboot: OnReboot::Restart,
+    on_panic: OnPanic::Report,
+    on_watchdog: OnWatchdog::Reset,
+};
+
+fn in_role(role: Role, rules: Rules, can_restart: bool) -> NodeCore {
+    let mut core = NodeCore::new(rules);
+    core.input(Duration::ZERO, Input::Began { role, can_restart });
+    assert_eq!(core.role(), role);
+    core
+}
+
+fn guest(core: &mut NodeCore, event: MachineEvent) -> Vec<Effect> {
+    core.input(Duration::from_secs(1), Input::Guest(event))
+}
+
+fn over(core: &mut NodeCore, end: RoleEnd) -> Ended {
+    let effects = core.input(Duration::from_secs(2), Input::RoleOver(end));
+    match effects.last() {
+        Some(Effect::Finish(ended)) => ended.clone(),
+        other => panic!("it goes on: {other:?}"),
+    }
+}
+
+/// Without what is only told.
+fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
+    let is_deed = |effect: &Effect| !matches!(effect, Effect::Tell(_));
+    effects.into_iter().filter(is_deed).collect()
+}
+
+fn request(core: &mut NodeCore, request: Request) -> Result<Vec<Effect>, Denial> {
+    let sync = SyncState {
+        in_sync: true,
+        phase: "standby".into(),
+    };
+    core.request(request, &sync).map(deeds)
+}
+
+/// Lets `event` happen to a guest under `rules`, and the timer run out; says how the guest ended, if it did, and how
+/// often it was started over.
+fn kept(rules: Rules, can_restart: bool, event: MachineEvent) -> (Option<Ended>, u64, GuestStatus) {
+    let mut core = in_role(Role::Unprotected, rules, can_restart);
+    let effects = guest(&mut core, event);
+    let ends = effects.contains(&Effect::EndRole);
+    core.input(Duration::from_secs(200), Input::Timer);
+    let status = core.guest().clone();
+    let ended = ends.then(|| over(&mut core, RoleEnd::Done));
+    (ended, status.restarts, status)
+}
+
+fn failed(ended: &Option<Ended>) -> bool {
+    matches!(ended, Some(Ended::GuestFailed { .. }))
+}
+
+#[test]
+fn a_reset_starts_over_or_ends() {
+    let (ended, restarts, status) = kept(RULES, true, MachineEvent::GuestReset);
+    assert_eq!((ended, restarts, status.alarm), (None, 1, None));
+    let on_reboot = OnReboot::Exit;
+    let exit = Rules { on_reboot, ..RULES };
+    for (rules, can_restart) in [(exit, true), (RULES, false)] {
+        let (ended, restarts, _) = kept(rules, can_restart, MachineEvent::GuestReset);
+        assert_eq!((ended, restarts), (Some(Ended::Guest), 0));
+        let what = "triple fault".to_owned();
+        let crash = MachineEvent::GuestCrashed { what };
+        let (ended, restarts, status) = kept(rules, can_restart, crash);
+        assert!(failed(&ended) && restarts == 0, "{ended:?}");
+        assert!(status.alarm.unwrap().contains("triple fault"));
+    }
+}
+
+#[test]
+fn a_watchdog_does_what_it_is_told() {
+    for (on_watchdog, fails, restarts) in [
+        (OnWatchdog::Reset, false, 1),
+        (OnWatchdog::Poweroff, true, 0),
+        (OnWatchdog::None, false, 0),
+    ] {
+        let rules = Rules {
+            on_watchdog,
+            ..RULES
+        };
+        let (ended, times, status) = kept(rules, true, MachineEvent::WatchdogFired);
+        assert_eq!(
+            (failed(&ended), times),
+            (fails, restarts),
+            "{on_watchdog:?}"
+        );
+        assert!(status.alarm.unwrap().contains("watchdog"));
+    }
+}
+
+#[test]
+fn a_panic_is_told_and_does_what_it_is_told() {
+    let panic = |crash_kernel| MachineEvent::GuestPanicked { crash_kernel };
+    for (on_panic, fails, restarts) in [
+        (OnPanic::Report, false, 0),
+        (OnPanic::Restart, false, 1),
+        (OnPanic::Exit, true, 0),
+    ] {
+        let rules = Rules { on_panic, ..RULES };
+        let (ended, times, status) = kept(rules, true, panic(false));
+        assert_eq!((failed(&ended), times), (fails, restarts), "{on_panic:?}");
+        assert!(status.alarm.unwrap().contains("panicked"));
+        let (ended, times, status) = kept(rules, true, panic(true));
+        assert_eq!((ended, times), (None, 0), "{on_panic:?}");
+        assert!(status.alarm.unwrap().contains("crash kernel"));
+    }
+}
+
+#[test]
+fn a_failed_reset_is_the_end() {
+    let what = "as ordered".to_owned();
+    let (ended, _, _) = kept(RULES, true, MachineEvent::ResetFailed { what });
+    let Some(Ended::GuestFailed { what }) = ended else {
+        panic!("{ended:?}");
+    };
+    assert!(what.contains("as ordered"), "{what}");
+}
+
+#[test]
+fn a_guest_in_a_loop_waits_for_its_timer_and_a_person_hears_of_it() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    let mut now = Duration::ZERO;
+    for _ in 0..3 {
+        core.input(now, Input::Guest(MachineEvent::GuestReset));
+        assert_eq!(core.next_timer(), Some(now), "at once");
+        assert_eq!(deeds(core.input(now, Input::Timer)), [Effect::RestartGuest]);
+        now += Duration::from_secs(1);
+    }
+    core.input(now, Input::Guest(MachineEvent::GuestReset));
+    let due = core.next_timer().unwrap();
+    assert_eq!(due, now + Duration::from_secs(1));
+    assert_eq!(core.input(now, Input::Timer), [], "too early");
+    let alarm = core.guest().alarm.clone().unwrap();
+    assert!(alarm.contains("4 times in a row"), "{alarm}");
+    assert!(alarm.contains("it has to wait 1 s"), "{alarm}");
+    assert_eq!(deeds(core.input(due, Input::Timer)), [Effect::RestartGuest]);
+    assert_eq!(core.guest().restarts, 4);
+}
+
+#[test]
+fn a_stop_cancels_a_restart_and_what_the_guest_does_afterwards_leads_to_nothing() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    guest(&mut core, MachineEvent::GuestReset);
+    assert_eq!(
+        request(&mut core, Request::Stop),
+        Ok(vec![Effect::StopGuest])
+    );
+    assert_eq!(core.next_timer(), None);
+    assert_eq!(guest(&mut core, MachineEvent::GuestPoweredOff), []);
+    assert_eq!(over(&mut core, RoleEnd::Done), Ended::Stopped);
+}
+
+#[test]
+fn a_primary_that_is_stopped_again_is_told_so_again() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    for _ in 0..2 {
+        assert_eq!(
+            request(&mut core, Request::Stop),
+            Ok(vec![Effect::StopGuest])
+        );
+    }
+    assert_eq!(over(&mut core, RoleEnd::Abandoned), Ended::Abandoned);
+    assert_eq!(request(&mut core, Request::Stop), Err(Denial::Ended));
+}
+
+#[test]
+fn an_unprotected_guest_is_stopped_once() {
+    let mut core = in_role(Role::Unprotected, RULES, true);
+    assert_eq!(
+        request(&mut core, Request::Stop),
+        Ok(vec![Effect::StopGuest])
+    );
+    assert_eq!(request(&mut core, Request::Stop), Ok(vec![]));
+}
+
+#[test]
+fn the_reason_of_a_guests_end_outlives_its_role() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    let vcpu_failed = MachineEvent::VcpuFailed {
+        vcpu: 1,
+        what: "no memory".into(),
+    };
+    assert_eq!(deeds(guest(&mut core, vcpu_failed)), [Effect::EndRole]);
+    // Somebody who does not want to wait does not change why.
+    request(&mut core, Request::Stop).unwrap();
+    let what = "vCPU 1 cannot go on: no memory".to_owned();
+    let ended = over(&mut core, RoleEnd::Done);
+    assert_eq!(ended, Ended::GuestFailed { what });
+}
+
+#[test]
+fn a_promoted_standby_is_a_primary_and_what_its_guest_did_first_counts() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    assert_eq!(guest(&mut core, MachineEvent::GuestReset), []);
+    let disk = MachineEvent::DiskFailed {
+        device: "disk0".into(),
+        what: "EIO".into(),
+    };
+    assert!(matches!(
+        guest(&mut core, disk)[..],
+        [Effect::Tell(EventKind::DiskFailed { .. })]
+    ));
+    let effects = core.input(Duration::from_secs(3), Input::Promoted);
+    assert_eq!(core.role(), Role::Primary);
+    assert_eq!(deeds(effects), [Effect::Protect]);
+    assert_eq!(core.next_timer(), Some(Duration::from_secs(3)));
+}
+
+#[test]
+fn a_standby_that_was_told_to_stop_ends_also_if_it_is_promoted_first() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    assert_eq!(
+        request(&mut core, Request::Stop),
+        Ok(vec![Effect::StopStandby])
+    );
+    let effects = core.input(Duration::from_secs(1), Input::Promoted);
+    assert_eq!(deeds(effects), [Effect::Protect, Effect::StopGuest]);
+    assert_eq!(over(&mut core, RoleEnd::Done), Ended::Stopped);
+
+    // But not if whoever asked was told that it is too late.
+    let mut core = in_role(Role::Standby, RULES, true);
+    request(&mut core, Request::Stop).unwrap();
+    core.input(Duration::ZERO, Input::StopMissed);
+    let effects = core.input(Duration::from_secs(1), Input::Promoted);
+    assert_eq!(deeds(effects), [Effect::Protect]);
+}
+
+#[test]
+fn what_cannot_be_done_in_a_role_is_denied() {
+    use Request::{Checkpoint, Failover, PowerButton, Stop};
+    let denied = |role, what| {
+        let mut core = match role {
+            Role::Starting => NodeCore::new(RULES),
+            role => in_role(role, RULES, true),
+        };
+        request(&mut core, what).err()
+    };
+    for what in [Checkpoint, Failover, PowerButton, Stop] {
+        assert_eq!(denied(Role::Starting, what), Some(Denial::Starting));
+    }
+    for what in [Failover, Checkpoint] {
+        assert_eq!(denied(Role::Unprotected, what), Some(Denial::Unprotected));
+    }
+    for what in [PowerButton, Checkpoint] {
+        assert_eq!(denied(Role::Standby, what), Some(Denial::GuestElsewhere));
+    }
+    assert_eq!(denied(Role::Primary, Failover), Some(Denial::IsPrimary));
+    for (role, what) in [
+        (Role::Unprotected, PowerButton),
+        (Role::Primary, PowerButton),
+        (Role::Primary, Checkpoint),
+        (Role::Standby, Failover),
+    ] {
+        assert_eq!(denied(role, what), None, "{role:?} {what:?}");
+    }
+    let mut core = in_role(Role::Standby, RULES, true);
+    let phase = "syncing".to_owned();
+    let sync = SyncState {
+        in_sync: false,
+        phase: phase.clone(),
+    };
+    let denial = core.request(Failover, &sync);
+    assert_eq!(denial, Err(Denial::NotInSync { phase }));
+}
+
+#[test]
+fn each_end_of_a_role_is_the_nodes_end_and_comes_once() {
+    let (reason, what) = ("web on b".to_owned(), "no arbiter".to_owned());
+    for (end, expected) in [
+        (RoleEnd::Done, Ended::Stopped),
+        (RoleEnd::Abandoned, Ended::Abandoned),
+        (
+            RoleEnd::Fenced {
+                reason: reason.clone(),
+            },
+            Ended::Fenced { reason },
+        ),
+        (
+            RoleEnd::Failed { what: what.clone() },
+            Ended::Failed { what },
+        ),
+    ] {
+        for role in [Role::Primary, Role::Standby] {
+            let mut core = in_role(role, RULES, true);
+            assert_eq!(over(&mut core, end.clone()), expected);
+            assert_eq!(core.role(), Role::Ended);
+            assert_eq!(
+                core.input(Duration::ZERO, Input::RoleOver(RoleEnd::Done)),
+                []
+            );
+        }
+    }
+    let mut starting = NodeCore::new(RULES);
+    let what = "no KVM".to_owned();
+    let ended = over(&mut starting, RoleEnd::Failed { what: what.clone() });
+    assert_eq!(ended, Ended::Failed { what });
+}

@@ -1,0 +1,298 @@
+//! What happened to a node: one typed stream, from which the log, the control socket and the status take it.
+//!
+//! The last [`KEPT_MAX`] events are kept. A subscriber reads them at its own pace; one that is slower than the
+//! events loses the oldest and is told how many. What must not be done here: wait for a subscriber.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
+
+use super::{Ended, Role};
+use crate::machine::OnWatchdog;
+
+/// Events that are kept.
+pub const KEPT_MAX: usize = 256;
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEvent {
+    /// Counts up from 1 in each node.
+    pub number: u64,
+    /// When, in milliseconds since 1970 (UTC).
+    pub at_unix_ms: u64,
+    /// To which virtual machine.
+    pub vm: String,
+    /// On which node.
+    pub node: String,
+    /// What.
+    #[serde(flatten)]
+    pub what: EventKind,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The node has taken up its first role.
+    RoleBegan {
+        /// Which.
+        role: Role,
+    },
+    /// A standby waits for a primary.
+    Listening {
+        /// Where.
+        endpoint: String,
+    },
+    /// The standby has taken over the guest.
+    Promoted,
+    /// The guest wants to begin anew.
+    GuestRebooted,
+    /// The guest was started over in place.
+    GuestRestarted,
+    /// The guest has to wait before it is started over, as it is in a loop of resets.
+    RestartDelayed {
+        /// Resets in a row.
+        resets: u32,
+        /// How long it would have had to run for them not to count, in seconds.
+        steady_s: u64,
+        /// How long it waits, in seconds.
+        wait_s: u64,
+    },
+    /// There is nothing to start the guest over with.
+    RestartImpossible,
+    /// The guest crashed in the way that resets a PC, or worse.
+    GuestCrashed {
+        /// In plain words.
+        what: String,
+    },
+    /// The guest's kernel has panicked.
+    GuestPanicked {
+        /// Whether a crash kernel goes on in the guest.
+        crash_kernel: bool,
+    },
+    /// The guest did not feed its watchdog.
+    WatchdogFired {
+        /// What follows.
+        action: OnWatchdog,
+    },
+    /// The guest has powered itself off.
+    GuestPoweredOff,
+    /// Somebody pressed the guest's power button.
+    PowerButtonPressed,
+    /// Somebody wants the guest stopped.
+    StopRequested,
+    /// This host's disk failed a request of the guest.
+    DiskFailed {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
+    /// A device lost what it is connected to on this host.
+    ConnectionLost {
+        /// The device's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
+    /// The node is over.
+    Ended(Ended),
+}
+
+impl EventKind {
+    /// Whether it says that something is wrong with the guest itself.
+    pub(super) fn is_about_guests_health(&self) -> bool {
+        matches!(
+            self,
+            Self::GuestCrashed { .. }
+                | Self::GuestPanicked { .. }
+                | Self::WatchdogFired { .. }
+                | Self::RestartDelayed { .. }
+        )
+    }
+
+    /// The line in the log. Whoever started the node says itself how it ended.
+    fn log(&self) {
+        match self {
+            Self::DiskFailed { .. } | Self::RestartImpossible => tracing::error!("{self}"),
+            Self::ConnectionLost { .. } => tracing::warn!("{self}"),
+            _ if self.is_about_guests_health() => tracing::warn!("{self}"),
+            Self::Promoted | Self::Ended(_) => tracing::debug!("{self}"),
+            _ => tracing::info!("{self}"),
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RoleBegan { role } => f.write_str(match role {
+                Role::Unprotected => "the guest runs, unprotected",
+                Role::Primary => "the guest runs",
+                Role::Standby => "the standby is ready",
+                Role::Starting => "the node starts",
+                Role::Ended => "the node has ended",
+            }),
+            Self::Listening { endpoint } => write!(f, "waiting for a primary on {endpoint}"),
+            Self::Promoted => f.write_str("this standby has taken over the guest"),
+            Self::GuestRebooted => f.write_str("the guest asked for a reboot"),
+            Self::GuestRestarted => f.write_str("the guest is started over in place"),
+            Self::RestartDelayed {
+                resets,
+                steady_s,
+                wait_s,
+            } => write!(
+                f,
+                "the guest was reset {resets} times in a row, each within {steady_s} s of its start: it has to wait \
+                 {wait_s} s"
+            ),
+            Self::RestartImpossible => f.write_str(
+                "the guest cannot be started over and has ended: this host's configuration names no kernel. A \
+                 standby needs the primary's kernel, initramfs and command line, too",
+            ),
+            Self::GuestCrashed { what } => write!(f, "the guest crashed: {what}"),
+            Self::GuestPanicked { crash_kernel } => f.write_str(match crash_kernel {
+                true => "the guest's kernel has panicked; its crash kernel goes on",
+                false => "the guest's kernel has panicked",
+            }),
+            Self::WatchdogFired { action } => {
+                f.write_str("the guest did not feed its watchdog in time")?;
+                f.write_str(match action {
+                    OnWatchdog::Reset => ": it is reset",
+                    OnWatchdog::Poweroff => ": it is powered off",
+                    OnWatchdog::None => "",
+                })
+            }
+            Self::GuestPoweredOff => f.write_str("the guest is powered off"),
+            Self::PowerButtonPressed => f.write_str("the guest's power button is pressed"),
+            Self::StopRequested => f.write_str("stopping the guest on request"),
+            Self::DiskFailed { device, what } => {
+                write!(f, "{device}: this host's disk fails: {what}")
+            }
+            Self::ConnectionLost { device, what } => {
+                write!(f, "{device} lost its connection on this host: {what}")
+            }
+            Self::Ended(ended) => ended.fmt(f),
+        }
+    }
+}
+
+/// Where events go. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct EventLog(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    vm: String,
+    node: String,
+    kept: Mutex<Kept>,
+    happened: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<NodeEvent>,
+    /// Number of the last event.
+    last: u64,
+}
+
+impl EventLog {
+    pub(super) fn new(vm: &str, node: &str) -> Self {
+        Self(Arc::new(Inner {
+            vm: vm.into(),
+            node: node.into(),
+            kept: Mutex::default(),
+            happened: Condvar::new(),
+        }))
+    }
+
+    /// Logs it, keeps it, and tells subscribers. Waits for none of them.
+    pub(super) fn tell(&self, what: EventKind) {
+        what.log();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let at_unix_ms = since.map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        });
+        let mut kept = self.0.kept.lock();
+        kept.last += 1;
+        if kept.events.len() == KEPT_MAX {
+            kept.events.pop_front();
+        }
+        let event = NodeEvent {
+            number: kept.last,
+            at_unix_ms,
+            vm: self.0.vm.clone(),
+            node: self.0.node.clone(),
+            what,
+        };
+        kept.events.push_back(event);
+        self.0.happened.notify_all();
+    }
+
+    /// The last `most` events, the oldest first.
+    pub(super) fn last(&self, most: usize) -> Vec<NodeEvent> {
+        let kept = self.0.kept.lock();
+        let skipped = kept.events.len().saturating_sub(most);
+        kept.events.iter().skip(skipped).cloned().collect()
+    }
+
+    /// Events that happen from now on.
+    pub(super) fn subscribe(&self) -> Subscription {
+        let next = self.0.kept.lock().last + 1;
+        let log = self.clone();
+        Subscription { log, next }
+    }
+}
+
+/// Reads a node's events, each once.
+#[derive(Debug)]
+pub struct Subscription {
+    log: EventLog,
+    /// Number of the event that is read next.
+    next: u64,
+}
+
+/// What a [`Subscription`] gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// The next event.
+    Event(NodeEvent),
+    /// So many events were not read in time, and are gone.
+    Missed(u64),
+}
+
+impl Subscription {
+    /// The next event, or how many were missed. Waits for it until `deadline`; `None` if there was none.
+    pub fn next(&mut self, deadline: Instant) -> Option<Heard> {
+        let mut kept = self.log.0.kept.lock();
+        while kept.last < self.next {
+            if self
+                .log
+                .0
+                .happened
+                .wait_until(&mut kept, deadline)
+                .timed_out()
+                && kept.last < self.next
+            {
+                return None;
+            }
+        }
+        let oldest = kept.last + 1 - kept.events.len() as u64;
+        if self.next < oldest {
+            let missed = oldest - self.next;
+            self.next = oldest;
+            return Some(Heard::Missed(missed));
+        }
+        let event = kept.events.get((self.next - oldest) as usize)?.clone();
+        self.next += 1;
+        Some(Heard::Event(event))
+    }
+}

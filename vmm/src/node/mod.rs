@@ -1,0 +1,320 @@
+//! A node: one guest on one host, through all its roles.
+//!
+//! ```text
+//!              ┌────────► unprotected ───────────────────────┐
+//!              │                                             ▼
+//!  starting ───┼────────► primary ──────────────────────► ended
+//!     │        │             ▲                            ▲  ▲
+//!     │        │             │ promoted                   │  │
+//!     │        └────────► standby ────────────────────────┘  │
+//!     └──────────────────────────────────────────────────────┘
+//! ```
+//!
+//! | role | what happens | what follows |
+//! | --- | --- | --- |
+//! | starting | the guest runs, or the standby listens | the role that was configured |
+//! | starting | that fails | ended: failed |
+//! | standby | promoted | primary; ended if it had been told to stop |
+//! | standby | *stop* | ended: stopped |
+//! | standby | *failover*, in sync | the arbiter is asked |
+//! | unprotected, primary | the guest wants a reset, crashes, panics, starves its watchdog | by the rules: it is started over, or ends |
+//! | unprotected, primary | in a loop of resets | it is started over later and later |
+//! | unprotected, primary | the guest powers itself off, or cannot go on | ended, once all it said has left |
+//! | unprotected, primary | *stop* | its power is cut; ended, once all it said has left |
+//! | primary | *stop* again | ended at once: abandoned |
+//! | primary | another side owns the guest | ended: fenced |
+//! | any | its work fails | ended: failed |
+//!
+//! `core` decides, without threads, clocks or machines; `shell` is the one thread that obeys; `roles` is what it
+//! obeys with. What happens comes in through one `inbox`; requests through [`NodeHandle::request`], bounded, with
+//! typed [`Denial`]s. Three things go out: the [`Standing`], which can be waited for, with the figures of
+//! [`NodeHandle::status`]; the [`NodeEvent`]s; and `metrics`. The command line, the control socket and whoever embeds a
+//! node are users of [`NodeHandle`].
+//!
+//! A further role is a variant of [`Role`], rows of the table above, and a variant of `roles::Work`. What must not be
+//! done here: read configurations or command lines, print, pick exit codes.
+
+mod core;
+mod events;
+mod inbox;
+mod metrics;
+mod request;
+mod roles;
+mod settings;
+mod shell;
+mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use understudy_replication::disk::DiskError;
+use understudy_replication::runtime::RuntimeError;
+
+use crate::machine::MachineFault;
+
+pub use self::core::Rules;
+pub use events::{EventKind, Heard, KEPT_MAX, NodeEvent, Subscription};
+pub use metrics::{EpochMetrics, NodeMetrics};
+pub use request::{Denial, Request};
+pub use settings::{
+    BuildError, BuildMachine, NodeSettings, ReplicationSettings, SettingsError, StartAs,
+};
+pub use status::{
+    GuestStatus, NodeStatus, RoleStatus, Standing, StatusWatch, UnprotectedRole, UnprotectedStatus,
+};
+
+use events::EventLog;
+use inbox::Inbox;
+use roles::Sources;
+use shell::Shell;
+
+/// How long a request may take. What is behind it (a pause, a full queue) normally takes milliseconds.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(4);
+/// Events in a [`NodeStatus`].
+const STATUS_EVENTS_MAX: usize = 8;
+
+/// What a node is to its guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Role {
+    /// Nothing yet.
+    #[default]
+    Starting,
+    /// It runs the guest, of which nobody has a second copy.
+    Unprotected,
+    /// It runs the guest, protected whenever there is a standby.
+    Primary,
+    /// It keeps a second copy, and takes over.
+    Standby,
+    /// Nothing any more.
+    Ended,
+}
+
+/// How a node ended. The guest does not run here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Ended {
+    /// The guest ended by itself.
+    Guest,
+    /// On request.
+    Stopped,
+    /// The guest could not go on, or was not to.
+    GuestFailed {
+        /// In plain words.
+        what: String,
+    },
+    /// At once, on request: what the guest had said and was still held is lost.
+    Abandoned,
+    /// Another host owns the guest (R4). Held output was dropped.
+    Fenced {
+        /// In plain words.
+        reason: String,
+    },
+    /// The node could not do its work; [`Node::wait`] has the error.
+    Failed {
+        /// In plain words.
+        what: String,
+    },
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest => f.write_str("the guest has ended"),
+            Self::Stopped => f.write_str("stopped on request"),
+            Self::GuestFailed { what } | Self::Failed { what } => f.write_str(what),
+            Self::Abandoned => f.write_str(
+                "ended at once, as was asked for: what the guest had said and was still held is lost",
+            ),
+            Self::Fenced { reason } => write!(f, "fenced: {reason}"),
+        }
+    }
+}
+
+/// Why a node could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Build(BuildError),
+    /// The machine cannot be run.
+    #[error(transparent)]
+    Machine(#[from] MachineFault),
+    /// The disks cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Replication failed.
+    #[error(transparent)]
+    Replication(#[from] RuntimeError),
+    /// A thread cannot be had.
+    #[error("cannot start the {name} thread")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node's thread ended by a panic; that is a defect of this program.
+    #[error("the node thread panicked; see its message above")]
+    Panicked,
+}
+
+impl NodeError {
+    /// Whether the guest could be started from nothing here, giving up what others have of it: `start_over` of
+    /// [`StartAs::Primary`].
+    #[must_use]
+    pub fn can_be_started_over(&self) -> bool {
+        matches!(
+            self,
+            Self::Replication(RuntimeError::Owned { .. } | RuntimeError::OlderDisks { .. })
+        )
+    }
+}
+
+/// A node at work. Dropping it leaves the work going on; a [`NodeHandle`] can still end it.
+#[derive(Debug)]
+pub struct Node {
+    handle: NodeHandle,
+    thread: JoinHandle<Result<(), NodeError>>,
+}
+
+/// Looks at a node and makes requests, from any thread. Clones are the same.
+#[derive(Clone)]
+pub struct NodeHandle {
+    inbox: Inbox,
+    log: EventLog,
+    watch: StatusWatch,
+    sources: Arc<Mutex<Option<Sources>>>,
+    since: Instant,
+}
+
+impl fmt::Debug for NodeHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeHandle")
+            .field("standing", &self.watch.now())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Starts a node on a thread of its own, and returns at once: building a machine and asking an arbiter take
+    /// time. That it could not start is told by [`Node::wait`].
+    ///
+    /// # Errors
+    /// If there is no thread to be had.
+    pub fn start(settings: NodeSettings) -> Result<Self, NodeError> {
+        let handle = NodeHandle {
+            inbox: Inbox::default(),
+            log: EventLog::new(&settings.vm, &settings.node),
+            watch: StatusWatch::default(),
+            sources: Arc::default(),
+            since: Instant::now(),
+        };
+        let shell = Shell::new(handle.clone(), settings.rules);
+        let thread = std::thread::Builder::new()
+            .name("node".into())
+            .spawn(move || shell.run(settings))
+            .map_err(|source| NodeError::Thread {
+                name: "node",
+                source,
+            })?;
+        Ok(Self { handle, thread })
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn handle(&self) -> NodeHandle {
+        self.handle.clone()
+    }
+
+    /// Waits until the node has ended; the guest does not run here then, and what it said last has been written.
+    ///
+    /// # Errors
+    /// If the node could not start, or not do its work.
+    pub fn wait(self) -> Result<Ended, NodeError> {
+        self.thread.join().map_err(|_| NodeError::Panicked)??;
+        Ok(self.handle.watch.wait_for_end())
+    }
+}
+
+impl NodeHandle {
+    /// Makes a request, and waits a few seconds until it is done or denied. What follows from it takes its time
+    /// and is told by events.
+    ///
+    /// # Errors
+    /// Why it is not done.
+    pub fn request(&self, request: Request) -> Result<(), Denial> {
+        if self.watch.now().role == Role::Starting {
+            return Err(Denial::Starting);
+        }
+        let (answer, answered) = sync_channel(1);
+        self.inbox.request(request, Some(answer))?;
+        match answered.recv_timeout(REQUEST_PATIENCE) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => Err(Denial::NoAnswer {
+                seconds: REQUEST_PATIENCE.as_secs(),
+            }),
+            Err(RecvTimeoutError::Disconnected) => Err(Denial::Ended),
+        }
+    }
+
+    /// Makes a request that nobody waits for, as a signal does. A node that is just starting does it afterwards.
+    ///
+    /// # Errors
+    /// If it is not even taken.
+    pub fn post(&self, request: Request) -> Result<(), Denial> {
+        self.inbox.request(request, None)
+    }
+
+    /// How the node is doing. Once it has ended: how it was doing then.
+    ///
+    /// # Errors
+    /// [`Denial::Starting`] if it does not do anything yet.
+    pub fn status(&self) -> Result<NodeStatus, Denial> {
+        let standing = self.watch.now();
+        // Not under the lock: reading the figures takes other locks.
+        let sources = self.sources.lock().clone();
+        let sources = sources
+            .filter(|_| standing.role != Role::Starting)
+            .ok_or(Denial::Starting)?;
+        let (role, metrics) = sources.read();
+        Ok(NodeStatus {
+            role,
+            uptime_s: self.since.elapsed().as_secs(),
+            guest: standing.guest,
+            metrics,
+            events: self.log.last(STATUS_EVENTS_MAX),
+        })
+    }
+
+    /// What changes about it only when something happens, as a value that can be waited for.
+    #[must_use]
+    pub fn watch(&self) -> StatusWatch {
+        self.watch.clone()
+    }
+
+    /// Its events from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        self.log.subscribe()
+    }
+
+    /// Its last events, the oldest first; at most [`KEPT_MAX`].
+    #[must_use]
+    pub fn events(&self) -> Vec<NodeEvent> {
+        self.log.last(KEPT_MAX)
+    }
+}

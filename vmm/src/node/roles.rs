@@ -1,0 +1,330 @@
+//! What a node does in each of its roles, and where its status is read. The shell obeys the core with these.
+//!
+//! What must not be done here: decide what follows from what.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::sync::Arc;
+
+use understudy_replication::disk::DiskSet;
+use understudy_replication::output::OutputGate;
+use understudy_replication::runtime::{
+    DiskStatus, DisksStatus, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
+    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun,
+};
+
+use super::core::{RoleEnd, SyncState};
+use super::inbox::{Inbox, RoleOver};
+use super::metrics::{MetricsRoom, NodeMetrics};
+use super::request::Denial;
+use super::settings::ReplicationSettings;
+use super::status::{RoleStatus, UnprotectedRole, UnprotectedStatus};
+use super::{NodeError, Role};
+use crate::devices::PowerButton;
+use crate::devices::switch::PowerSwitch;
+use crate::machine::{DriveConfig, Machine};
+
+/// What the node is doing.
+pub(super) enum Work {
+    /// Nothing: it has not begun, or its role is over.
+    None,
+    Unprotected(Box<Machine>),
+    Primary(ProtectionHandle),
+    Standby(StandbyHandle),
+    /// Taken over, and not protected yet.
+    Promoted(Box<Promoted<Machine>>),
+}
+
+/// What of a machine is reached while replication owns it.
+pub(super) struct Panel {
+    pub(super) gate: OutputGate,
+    pub(super) can_restart: bool,
+    button: Option<PowerButton>,
+    power: Option<PowerSwitch>,
+}
+
+impl Panel {
+    pub(super) fn of(machine: &Machine) -> Self {
+        Self {
+            gate: machine.output_gate().clone(),
+            can_restart: machine.can_be_reset(),
+            button: machine.power_button().cloned(),
+            power: machine.power_switch().cloned(),
+        }
+    }
+
+    pub(super) fn press_power_button(&self) {
+        if let Some(button) = &self.button {
+            button.press();
+        }
+    }
+
+    /// The guest stands still from now on, wherever it goes on.
+    fn cut_power(&self) {
+        if let Some(power) = &self.power {
+            power.turn();
+        }
+    }
+}
+
+impl Work {
+    /// Starts the guest over. That it failed comes as an event of the machine.
+    pub(super) fn restart_guest(&mut self) {
+        match self {
+            Self::Unprotected(machine) => {
+                if let Err(fault) = machine.reset_guest() {
+                    tracing::debug!("{}", fault.with_causes());
+                }
+            }
+            Self::Primary(handle) => handle.reset_guest(),
+            Self::None | Self::Standby(_) | Self::Promoted(_) => {}
+        }
+    }
+
+    /// The guest has ended. An unprotected one has said all; a protected one's role ends later.
+    pub(super) fn end(&mut self, inbox: &Inbox) {
+        match self {
+            Self::Unprotected(machine) => {
+                machine.shut_down();
+                inbox.role_over(RoleOver::Ended(RoleEnd::Done));
+            }
+            Self::Primary(handle) => handle.guest_stopped(),
+            Self::None | Self::Standby(_) | Self::Promoted(_) => {}
+        }
+    }
+
+    /// Cuts the guest's power.
+    pub(super) fn stop_guest(&mut self, panel: &Panel, inbox: &Inbox) -> Result<(), Denial> {
+        match self {
+            Self::Primary(handle) => {
+                panel.cut_power();
+                handle.stop().then_some(()).ok_or(Denial::Ended)
+            }
+            _ => {
+                self.end(inbox);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn stop_standby(&self) -> Result<(), Denial> {
+        match self {
+            Self::Standby(handle) if !handle.stop() => Err(Denial::Promoting),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn promote(&self) -> Result<(), Denial> {
+        match self {
+            Self::Standby(handle) if !handle.promote() => Err(Denial::Busy),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn checkpoint(&self) {
+        if let Self::Primary(handle) = self {
+            handle.checkpoint();
+        }
+    }
+
+    pub(super) fn sync_state(&self) -> SyncState {
+        match self {
+            Self::Standby(handle) => {
+                let status = handle.status();
+                SyncState {
+                    in_sync: status.protected,
+                    phase: status.phase,
+                }
+            }
+            _ => SyncState::default(),
+        }
+    }
+}
+
+/// Names and means, equal for all roles of a replicated guest.
+pub(super) struct Replicated {
+    pub(super) vm: String,
+    pub(super) node: String,
+    pub(super) settings: ReplicationSettings,
+}
+
+impl Replicated {
+    pub(super) fn start_standby(
+        &self,
+        machine: Machine,
+        listen: understudy_transport::Endpoint,
+    ) -> Result<StandbyRun<Machine>, RuntimeError> {
+        let mut builder = Standby::builder(machine)
+            .vm(&self.vm)
+            .node(&self.node)
+            .arbiter(Arc::clone(&self.settings.arbiter))
+            .policy(self.settings.policy.clone())
+            .listen(listen);
+        if let Some(path) = self.settings.heartbeat {
+            builder = builder.heartbeat(path);
+        }
+        builder.start()
+    }
+
+    pub(super) fn protect(
+        &self,
+        builder: PrimaryBuilder<Machine>,
+    ) -> Result<Protection<Machine>, RuntimeError> {
+        let mut builder = builder
+            .vm(&self.vm)
+            .node(&self.node)
+            .arbiter(Arc::clone(&self.settings.arbiter))
+            .policy(self.settings.policy.clone());
+        if let Some(endpoint) = self.settings.backup.clone() {
+            builder = builder.backup(endpoint);
+        }
+        if let Some(path) = self.settings.heartbeat {
+            builder = builder.heartbeat(path);
+        }
+        builder.protect()
+    }
+
+    pub(super) fn protect_promoted(
+        &self,
+        promoted: Promoted<Machine>,
+    ) -> Result<Protection<Machine>, RuntimeError> {
+        self.protect(Primary::attach(Origin::Promoted(promoted)))
+    }
+}
+
+/// Tells the node how a role ended, from a thread that waits for it.
+pub(super) fn tell_end_of_standby(run: StandbyRun<Machine>, inbox: Inbox) -> Result<(), NodeError> {
+    await_end(inbox, move || match run.await_promotion() {
+        Ok(Outcome::Promoted(promoted)) => RoleOver::Promoted(Box::new(promoted)),
+        Ok(Outcome::Stopped) => RoleOver::Ended(RoleEnd::Done),
+        Err(error) => RoleOver::Failed(error.into()),
+    })
+}
+
+/// As [`tell_end_of_standby`].
+pub(super) fn tell_end_of_protection(
+    protection: Protection<Machine>,
+    inbox: Inbox,
+) -> Result<(), NodeError> {
+    use understudy_replication::runtime::Ended;
+    await_end(inbox, move || match protection.wait() {
+        Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
+        Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
+        Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
+        Err(error) => RoleOver::Failed(error.into()),
+    })
+}
+
+fn await_end(
+    inbox: Inbox,
+    wait: impl FnOnce() -> RoleOver + Send + 'static,
+) -> Result<(), NodeError> {
+    let spawned = std::thread::Builder::new()
+        .name("node-role".into())
+        .spawn(move || inbox.role_over(wait()));
+    spawned.map(drop).map_err(|source| NodeError::Thread {
+        name: "node-role",
+        source,
+    })
+}
+
+/// Where a node's status is read.
+#[derive(Clone)]
+pub(super) enum Sources {
+    At(Figures, MetricsRoom),
+    /// The role is over: as it was at its end. Nothing of the machine is held on to.
+    Frozen(Box<(RoleStatus, NodeMetrics)>),
+}
+
+/// What a role shows of itself.
+#[derive(Clone)]
+pub(super) enum Figures {
+    Unprotected(Arc<UnprotectedFigures>),
+    Primary(ProtectionHandle),
+    Standby(StandbyHandle),
+}
+
+impl Sources {
+    pub(super) fn read(&self) -> (RoleStatus, NodeMetrics) {
+        let (figures, room) = match self {
+            Self::At(figures, room) => (figures, room),
+            Self::Frozen(last) => return (**last).clone(),
+        };
+        let status = match figures {
+            Figures::Unprotected(figures) => {
+                let status = figures.read();
+                return (RoleStatus::Unprotected(Box::new(status)), room.read(None));
+            }
+            Figures::Primary(handle) => handle.status(),
+            Figures::Standby(handle) => handle.status(),
+        };
+        let metrics = room.read(Some(&status));
+        (RoleStatus::Replicated(Box::new(status)), metrics)
+    }
+
+    pub(super) fn freeze(&self) -> Self {
+        Self::Frozen(Box::new(self.read()))
+    }
+}
+
+/// An unprotected guest's figures.
+pub(super) struct UnprotectedFigures {
+    vm: String,
+    node: String,
+    /// Without what changes.
+    disks: DisksStatus,
+    disk_set: DiskSet,
+    gate: OutputGate,
+}
+
+impl UnprotectedFigures {
+    pub(super) fn of(machine: &Machine, vm: &str, node: &str, drives: &[DriveConfig]) -> Self {
+        let disk_set = machine.disk_set().clone();
+        let describe = |drive: &DriveConfig| DiskStatus {
+            name: drive.id.clone(),
+            mode: drive.kind.name().into(),
+            bytes: bytes_of(drive),
+        };
+        let disks = DisksStatus {
+            disks: drives.iter().map(describe).collect(),
+            ..DisksStatus::default()
+        };
+        Self {
+            vm: vm.into(),
+            node: node.into(),
+            disks,
+            disk_set,
+            gate: machine.output_gate().clone(),
+        }
+    }
+
+    fn read(&self) -> UnprotectedStatus {
+        UnprotectedStatus {
+            role: UnprotectedRole::Unprotected,
+            vm: self.vm.clone(),
+            node: self.node.clone(),
+            protected: false,
+            output: self.gate.counts(),
+            disks: DisksStatus {
+                marked_bytes: self.disk_set.counts().marked_bytes,
+                ..self.disks.clone()
+            },
+        }
+    }
+}
+
+/// The size of a drive's image, or of the device; it is open already, so it can be had.
+fn bytes_of(drive: &DriveConfig) -> u64 {
+    let end = |mut file: File| file.seek(SeekFrom::End(0));
+    File::open(&drive.path).and_then(end).unwrap_or(0)
+}
+
+impl Figures {
+    pub(super) fn role(&self) -> Role {
+        match self {
+            Self::Unprotected(_) => Role::Unprotected,
+            Self::Primary(_) => Role::Primary,
+            Self::Standby(_) => Role::Standby,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! How a node is doing, as values: [`Standing`] changes when something happens and can be waited for, and
+//! [`NodeStatus`] adds the figures that change all the time, filled in when it is read.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
+use understudy_replication::output::OutputCounts;
+use understudy_replication::runtime::{DisksStatus, Status};
+
+use super::events::NodeEvent;
+use super::metrics::NodeMetrics;
+use super::{Ended, Role};
+
+/// What the guest has done to itself while this node ran it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStatus {
+    /// How often it was started over in place.
+    pub restarts: u64,
+    /// The last thing about it that a person should know: a panic, a crash, a watchdog that fired, restarts in
+    /// a row.
+    pub alarm: Option<String>,
+}
+
+/// How a node is doing: the answer to `vmm status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// What its role shows.
+    #[serde(flatten)]
+    pub role: RoleStatus,
+    /// How long the node has been at work, in seconds.
+    pub uptime_s: u64,
+    /// What has become of the guest.
+    pub guest: GuestStatus,
+    /// What was counted.
+    pub metrics: NodeMetrics,
+    /// The last events, the oldest first.
+    pub events: Vec<NodeEvent>,
+}
+
+impl NodeStatus {
+    /// Replication's part, if the guest is replicated.
+    #[must_use]
+    pub fn replication(&self) -> Option<&Status> {
+        match &self.role {
+            RoleStatus::Replicated(status) => Some(status),
+            RoleStatus::Unprotected(_) => None,
+        }
+    }
+}
+
+/// The part of a [`NodeStatus`] that depends on the role. What is in both has the same name and meaning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RoleStatus {
+    /// A primary or a standby.
+    Replicated(Box<Status>),
+    /// A guest without a second copy.
+    Unprotected(Box<UnprotectedStatus>),
+}
+
+/// An unprotected guest's part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UnprotectedStatus {
+    /// `unprotected`.
+    pub role: UnprotectedRole,
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// This node's name.
+    pub node: String,
+    /// Whether the loss of the host would be survived: false.
+    pub protected: bool,
+    /// The guest's output at this side's gate.
+    pub output: OutputCounts,
+    /// All disks. Modes are `local` (no second copy), `readonly`, and for images that are one of a pair
+    /// `replicated` or `shared`.
+    pub disks: DisksStatus,
+}
+
+/// The one role of an [`UnprotectedStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnprotectedRole {
+    /// It runs a guest of which nobody has a second copy.
+    Unprotected,
+}
+
+/// What about a node changes only when something happens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The role.
+    pub role: Role,
+    /// What has become of the guest.
+    pub guest: GuestStatus,
+    /// How the node ended, if it has.
+    pub ended: Option<Ended>,
+}
+
+/// Watches a node's [`Standing`]. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct StatusWatch(Arc<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    standing: Mutex<Standing>,
+    changed: Condvar,
+}
+
+impl StatusWatch {
+    /// How things stand now.
+    #[must_use]
+    pub fn now(&self) -> Standing {
+        self.0.standing.lock().clone()
+    }
+
+    /// Waits until `wanted` holds of it, at most until `deadline`; `None` if it does not.
+    pub fn wait_until(
+        &self,
+        deadline: Instant,
+        wanted: impl Fn(&Standing) -> bool,
+    ) -> Option<Standing> {
+        let mut standing = self.0.standing.lock();
+        while !wanted(&standing) {
+            let waited = self.0.changed.wait_until(&mut standing, deadline);
+            if waited.timed_out() && !wanted(&standing) {
+                return None;
+            }
+        }
+        Some(standing.clone())
+    }
+
+    /// Waits until the node has ended, however long that takes.
+    #[must_use]
+    pub fn wait_for_end(&self) -> Ended {
+        let mut standing = self.0.standing.lock();
+        loop {
+            if let Some(ended) = &standing.ended {
+                return ended.clone();
+            }
+            self.0.changed.wait(&mut standing);
+        }
+    }
+
+    pub(crate) fn set(&self, new: Standing) {
+        let mut standing = self.0.standing.lock();
+        if *standing != new {
+            *standing = new;
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn standing(role: Role) -> Standing {
+        Standing {
+            role,
+            ..Standing::default()
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_change_is_woken_by_it_and_not_by_another() {
+        let watch = StatusWatch::default();
+        let watching = watch.clone();
+        let (ready, waits) = std::sync::mpsc::sync_channel(1);
+        let waiting = std::thread::spawn(move || {
+            ready.send(()).unwrap();
+            let long = Instant::now() + Duration::from_secs(30);
+            watching.wait_until(long, |standing| standing.role == Role::Primary)
+        });
+        waits.recv().unwrap();
+        watch.set(standing(Role::Standby));
+        watch.set(standing(Role::Primary));
+        assert_eq!(waiting.join().unwrap(), Some(standing(Role::Primary)));
+    }
+
+    #[test]
+    fn a_wait_has_a_deadline_and_what_holds_already_is_not_waited_for() {
+        let watch = StatusWatch::default();
+        let past = Instant::now();
+        assert_eq!(watch.wait_until(past, |now| now.role == Role::Ended), None);
+        let found = watch.wait_until(past, |now| now.role == Role::Starting);
+        assert_eq!(found, Some(Standing::default()));
+    }
+
+    #[test]
+    fn the_end_is_waited_for_however_it_comes() {
+        let watch = StatusWatch::default();
+        let watching = watch.clone();
+        let waiting = std::thread::spawn(move || watching.wait_for_end());
+        watch.set(Standing {
+            role: Role::Ended,
+            ended: Some(Ended::Abandoned),
+            ..Standing::default()
+        });
+        assert_eq!(waiting.join().unwrap(), Ended::Abandoned);
+    }
+}

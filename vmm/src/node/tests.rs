@@ -1,0 +1,74 @@
+//! Nodes from outside, as far as they go without a machine.
+
+use std::sync::mpsc::sync_channel;
+
+use super::*;
+use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+
+fn settings(machine: BuildMachine) -> NodeSettings {
+    NodeSettings {
+        vm: "web".into(),
+        node: "host-a".into(),
+        rules: Rules {
+            on_reboot: OnReboot::Restart,
+            on_panic: OnPanic::Report,
+            on_watchdog: OnWatchdog::Reset,
+        },
+        machine,
+        start_as: StartAs::Unprotected { drives: Vec::new() },
+    }
+}
+
+#[test]
+fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
+    let (release, released) = sync_channel::<()>(1);
+    let node = Node::start(settings(Box::new(move || {
+        released.recv().unwrap();
+        Err("no machine, as ordered".into())
+    })))
+    .unwrap();
+    let handle = node.handle();
+    assert_eq!(handle.request(Request::Stop), Err(Denial::Starting));
+    assert_eq!(handle.status().unwrap_err(), Denial::Starting);
+    assert_eq!(handle.watch().now().role, Role::Starting);
+    let mut subscription = handle.subscribe();
+    release.send(()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let what = "no machine, as ordered".to_owned();
+    let ended = Ended::Failed { what };
+    let Some(Heard::Event(event)) = subscription.next(deadline) else {
+        panic!("nothing happened");
+    };
+    assert_eq!(event.what, EventKind::Ended(ended.clone()));
+    assert_eq!(handle.watch().wait_for_end(), ended);
+    assert_eq!(handle.request(Request::Stop), Err(Denial::Ended));
+    let error = node.wait().unwrap_err();
+    assert!(matches!(error, NodeError::Build(_)), "{error:?}");
+    assert!(error.to_string().contains("as ordered"), "{error}");
+}
+
+#[test]
+fn a_panic_of_the_nodes_thread_is_an_end_that_nobody_misses() {
+    let node = Node::start(settings(Box::new(|| panic!("as ordered")))).unwrap();
+    let ended = node.handle().watch().wait_for_end();
+    assert!(matches!(ended, Ended::Failed { .. }), "{ended:?}");
+    assert_eq!(node.handle().post(Request::Stop), Err(Denial::Ended));
+    assert!(matches!(node.wait(), Err(NodeError::Panicked)));
+}
+
+#[test]
+fn a_status_goes_over_the_wire_and_back() {
+    let status = testing::unprotected().status().unwrap();
+    let text = serde_json::to_string(&status).unwrap();
+    for needed in [
+        "\"role\":\"unprotected\"",
+        "\"protected\":false",
+        "\"uptime_s\":0",
+        "\"gate\":{",
+        "\"event\":\"role-began\"",
+    ] {
+        assert!(text.contains(needed), "no {needed} in {text}");
+    }
+    let back: NodeStatus = serde_json::from_str(&text).unwrap();
+    assert_eq!(back, status);
+}
