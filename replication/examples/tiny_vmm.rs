@@ -37,9 +37,9 @@ const STEP: Duration = Duration::from_micros(500);
 /// Guest RAM.
 struct Memory(MemoryLayout, GuestMemoryMmap);
 
-type Done<T> = Result<T, MachineError>;
+type Checked<T> = Result<T, MachineError>;
 
-fn checked<T>(what: &str, result: Result<T, impl Error + Send + Sync + 'static>) -> Done<T> {
+fn checked<T>(what: &str, result: Result<T, impl Error + Send + Sync + 'static>) -> Checked<T> {
     result.map_err(|error| MachineError::caused(format!("cannot {what}"), error))
 }
 

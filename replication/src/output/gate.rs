@@ -17,7 +17,7 @@ use super::limits::{GateLimits, nearly_full};
 use super::line::FrameLine;
 use super::network::NetPort;
 use super::sealed::SealedOutput;
-use super::signals::Listener;
+use super::signals::OutputListener;
 use super::sink::{ConsoleSink, FrameSink};
 use super::state::{Console, GateInner, GateMode, GateState, Network};
 use super::writer::ConsoleWriter;
@@ -199,7 +199,7 @@ impl OutputGate {
 
     /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
     /// nearly full. Replaces whoever was told before.
-    pub fn set_listener(&self, listener: Listener) {
+    pub fn set_listener(&self, listener: OutputListener) {
         self.inner.state.lock().listener = Some(listener);
     }
 

@@ -114,6 +114,6 @@ pub use limits::{FRAME_OVERHEAD_BYTES, GateLimits};
 pub use memory::{MemoryConsole, MemoryFrames};
 pub use network::NetPort;
 pub use sealed::{ConsoleOutput, NetworkFrame, SealedOutput};
-pub use signals::{Full, Listener, OutputEvent};
+pub use signals::{Full, OutputEvent, OutputListener};
 pub use sink::{ConsoleSink, FrameSink, SendError};
 pub use state::GateMode;

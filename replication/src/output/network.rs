@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::line::FrameLine;
-use super::signals::{Full, Listener, OutputEvent};
+use super::signals::{Full, OutputEvent, OutputListener};
 use super::sink::SendError;
 use super::state::{GateInner, GateMode, Place};
 
@@ -72,7 +72,7 @@ impl NetPort {
     }
 
     /// Decides about a frame, counts it unless it leaves, and says who is to be told.
-    fn place(&self, frame: &Bytes) -> (Place, Option<Listener>) {
+    fn place(&self, frame: &Bytes) -> (Place, Option<OutputListener>) {
         let mut state = self.gate.state.lock();
         let place = state.place(self.device, frame, self.gate.limits.held_bytes_max);
         let counters = &self.gate.counters;

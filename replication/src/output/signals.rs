@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 /// Who is told that output waits; see [`OutputGate::set_listener`](super::OutputGate::set_listener).
-pub type Listener = Arc<dyn Fn(OutputEvent) + Send + Sync>;
+pub type OutputListener = Arc<dyn Fn(OutputEvent) + Send + Sync>;
 
 /// Tells a device that was refused that it is worth trying again.
 pub(super) type Waker = Arc<dyn Fn() + Send + Sync>;

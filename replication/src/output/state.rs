@@ -14,7 +14,7 @@ use super::counters::Counters;
 use super::limits::{GateLimits, cost, nearly_full};
 use super::line::FrameLine;
 use super::sealed::{NetworkFrame, SealedOutput};
-use super::signals::{Listener, Waker};
+use super::signals::{OutputListener, Waker};
 use super::writer::ConsoleWriter;
 use crate::ids::EpochId;
 
@@ -54,7 +54,7 @@ pub(super) struct GateState {
     sealed: VecDeque<(EpochId, Bucket)>,
     /// Cost of all frames in `current`, `sealed` and the outboxes.
     pub(super) waiting_bytes: usize,
-    pub(super) listener: Option<Listener>,
+    pub(super) listener: Option<OutputListener>,
 }
 
 pub(super) struct Network {
