@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -364,7 +363,12 @@ impl World {
     }
 
     /// Counts what the core of `host` has just decided into the digest.
-    pub fn decided(&mut self, host: usize, effects: &impl Debug, wakeup: Option<Duration>) {
+    pub fn decided(
+        &mut self,
+        host: usize,
+        effects: &impl std::fmt::Debug,
+        wakeup: Option<Duration>,
+    ) {
         format!("{:?} {host} {effects:?} {wakeup:?}", self.now).hash(&mut self.decisions);
     }
 
