@@ -11,6 +11,11 @@ use super::outside::Process;
 use super::rng::Rng;
 use super::world::{Event, Role, World};
 
+/// The time from the last fault until everything must be well again.
+pub(super) const CALM: Duration = ms(700);
+/// The last part of that time, in which epochs must advance.
+pub(super) const CALM_TAIL: Duration = ms(100);
+
 /// One thing that goes wrong, or that an operator does. Links are named by the host that reads from
 /// them, as a host has at most one.
 #[derive(Debug, Clone, Copy)]

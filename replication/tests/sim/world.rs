@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use understudy_replication::output::SealedOutput;
 
 use super::backup_host::{BackupHost, Persisting};
 use super::disk::{HostDisk, Image};
-use super::faults::{Fault, Plan};
+use super::faults::{CALM, CALM_TAIL, Fault, Plan};
 use super::guest::Output;
 use super::link::Link;
 use super::ms;
@@ -58,11 +59,6 @@ pub fn policy() -> Policy {
         sync_rounds_max: 3,
     }
 }
-
-/// After the last fault, so long until everything must be well again.
-const CALM: Duration = ms(700);
-/// In the last part of the calm, epochs must advance.
-const CALM_TAIL: Duration = ms(100);
 
 /// What a run did, to see that the simulation reaches what it is to test.
 #[derive(Debug, Clone, Default)]
@@ -363,12 +359,7 @@ impl World {
     }
 
     /// Counts what the core of `host` has just decided into the digest.
-    pub fn decided(
-        &mut self,
-        host: usize,
-        effects: &impl std::fmt::Debug,
-        wakeup: Option<Duration>,
-    ) {
+    pub fn decided(&mut self, host: usize, effects: &impl Debug, wakeup: Option<Duration>) {
         format!("{:?} {host} {effects:?} {wakeup:?}", self.now).hash(&mut self.decisions);
     }
 
