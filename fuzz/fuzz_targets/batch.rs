@@ -27,7 +27,10 @@ impl PageMemory for Memory {
 }
 
 fuzz_target!(|bytes: &[u8]| {
-    let layout = MemoryLayout::new(vec![Region { first: PageIndex(0), pages: 64 }]);
+    let layout = MemoryLayout::new(vec![Region {
+        first: PageIndex(0),
+        pages: 64,
+    }]);
     let memory = Memory(layout.clone());
     let mut staging = Staging::new(&layout);
     let _ = staging.sync(bytes, &memory);

@@ -10,7 +10,9 @@ const DISKS: [u64; 2] = [64 << 10, 1 << 30];
 
 fuzz_target!(|bytes: &[u8]| {
     let mut writes = Vec::new();
-    let Ok(count) = decode_batch(&Bytes::copy_from_slice(bytes), &DISKS, |write| writes.push(write)) else {
+    let Ok(count) = decode_batch(&Bytes::copy_from_slice(bytes), &DISKS, |write| {
+        writes.push(write)
+    }) else {
         assert!(writes.is_empty(), "a bad batch was taken in part");
         return;
     };

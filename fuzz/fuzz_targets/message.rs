@@ -8,7 +8,12 @@ fuzz_target!(|input: (u16, u64, Vec<u8>)| {
     let (kind, epoch, body) = input;
     // Kinds are small numbers; most inputs should hit one.
     let kind = kind % 16;
-    let Ok(message) = Message::decode(kind, epoch, body.into()) else { return };
+    let Ok(message) = Message::decode(kind, epoch, body.into()) else {
+        return;
+    };
     let (kind, epoch, body) = message.encode();
-    assert_eq!(Message::decode(kind, epoch, body).expect("own encoding"), message);
+    assert_eq!(
+        Message::decode(kind, epoch, body).expect("own encoding"),
+        message
+    );
 });
