@@ -4,7 +4,7 @@
 //! The walk of one value, `--epoch-ms 10`:
 //!
 //! 1. `bin/vmm/args.rs`: clap takes it, with the help that [`keys`] has for it.
-//! 2. [`ConfigFile`]: laid over what the file says as `replication.epoch_ms`; both have one shape ([`file`]).
+//! 2. [`ConfigFile`]: laid over what the file says as `replication.epoch_ms`; both have one shape ([`mod@file`]).
 //! 3. [`Config::load`]: checked against its range in [`keys`], it is `replication.policy.epoch_interval`.
 //! 4. `node` hands the policy to the builder of a primary or standby.
 //! 5. `replication`: the core's `Policy`, by which epochs end.
