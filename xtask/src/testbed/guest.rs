@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::network::GUEST;
-use super::{init, shell};
+use super::{init, shell, vmm};
 use crate::debian::{Flavor, Kernel, Tree};
 use crate::guest_image;
 
@@ -20,6 +20,8 @@ pub(super) struct Guest {
     pub(super) initrd: Option<PathBuf>,
     pub(super) cmdline: String,
     pub(super) memory_mib: u32,
+    /// Length of its epochs.
+    pub(super) epoch_ms: u64,
     pub(super) drives: Vec<Drive>,
 }
 
@@ -83,6 +85,7 @@ pub(super) fn linux(mode: Mode) -> Result<Guest> {
             "console=ttyS0 loglevel=4 panic=-1 understudy.ip={GUEST}/24 understudy.services=redis,fsync,shell"
         ),
         memory_mib: 384,
+        epoch_ms: vmm::EPOCH_MS,
         drives: vec![Drive {
             id: "root".into(),
             image: image.rootfs,
@@ -108,6 +111,7 @@ pub(super) fn web(directory: &Path, kernel: &Kernel) -> Result<Guest> {
         initrd: Some(tree.pack()?),
         cmdline: format!("console=ttyS0 loglevel=4 panic=-1 address={GUEST}/24 lines={WEB_LINES}"),
         memory_mib: 192,
+        epoch_ms: vmm::EPOCH_MS,
         drives: Vec::new(),
     })
 }

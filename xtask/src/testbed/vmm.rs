@@ -17,6 +17,9 @@ pub(super) const GUEST_MAC: &str = "52:54:00:77:00:64";
 pub(super) const TIMEOUT_MS: u64 = 2500;
 pub(super) const HEARTBEAT_MS: u64 = 100;
 pub(super) const EPOCH_MS: u64 = 100;
+/// Epochs of a guest that computes and answers nobody: write faults and pauses, dear in an emulated host, come
+/// less often.
+pub(super) const LONG_EPOCH_MS: u64 = 500;
 pub(super) const CONTROL: &str = "/run/vmm.sock";
 
 /// The subcommand of `vmm` by which a host begins.
@@ -75,7 +78,7 @@ fn config(guest: &Guest, vcpus: u8, side: Side, directory: &str) -> Value {
                 "listen": at(Network::Service, side, 7001),
                 "peer": at(Network::Service, side.other(), 7001),
             },
-            "epoch_ms": EPOCH_MS,
+            "epoch_ms": guest.epoch_ms,
             "heartbeat_ms": HEARTBEAT_MS,
             "timeout_ms": TIMEOUT_MS,
             "control_socket": CONTROL,
