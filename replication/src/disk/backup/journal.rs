@@ -1,34 +1,20 @@
 //! The backup's journal: two files used in turn. While one collects epochs, the other is brought to the images.
 //!
-//! A file begins with a header of 512 bytes, and then has records to its end:
-//!
-//! | offset | bytes | field of the header |
-//! | --- | --- | --- |
-//! | 0 | 8 | `USTUDYJ1` |
-//! | 8 | 4 | CRC32 of the names and sizes of the disks |
-//! | 12 | 4 | 0 |
-//! | 16 | 16 | generation and epoch of the last record that is on the images for good |
-//! | 32 | 4 | CRC32 of the bytes before |
-//!
-//! | offset | bytes | field of a record |
-//! | --- | --- | --- |
-//! | 0 | 4 | `UDJR` |
-//! | 4 | 4 | length of the body |
-//! | 8 | 16 | generation and epoch |
-//! | 24 | 16 | generation and epoch of the record before, also if that is in the other file |
-//! | 40 | 4 | number of batches |
-//! | 44 | 4 | CRC32 of the bytes before and of the body |
-//! | 48 | … | the batches as they were received, each after its length (4 bytes) |
+//! A file begins with a header ([`RawFileHeader`], 512 bytes with the zeros behind it); then come records to its
+//! end: [`RawRecordHeader`], and the batches as they were received, each after its length (4 bytes).
 //!
 //! What is on the images is known from the headers, and each record names its predecessor: so a replay does
 //! whole epochs without a gap, whatever a loss of power has left of the files. What must not be done here:
 //! letting an epoch be applied that does not follow.
 
 use std::io;
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::core::disk::DISK_BATCH_BYTES_MAX;
 use crate::disk::DiskError;
@@ -37,8 +23,62 @@ use crate::ids::{EpochId, Generation};
 
 pub(crate) const FILE_HEADER_BYTES: u64 = 512;
 const RECORD_HEADER_BYTES: u64 = 48;
+const RECORD_CRC_AT: usize = offset_of!(RawRecordHeader, crc);
 const FILE_MAGIC: &[u8; 8] = b"USTUDYJ1";
 const RECORD_MAGIC: &[u8; 4] = b"UDJR";
+
+/// The header of a file; numbers are little-endian.
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct RawFileHeader {
+    magic: [u8; 8],
+    /// CRC32 of the names and sizes of the disks.
+    disks: U32,
+    zero: U32,
+    /// The last record that is on the images for good.
+    applied: RawPlace,
+    /// CRC32 of the bytes before.
+    crc: U32,
+    zeros: [u8; 476],
+}
+
+/// The header of a record.
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct RawRecordHeader {
+    magic: [u8; 4],
+    /// Length of the body.
+    length: U32,
+    place: RawPlace,
+    /// The record before, also if that is in the other file.
+    previous: RawPlace,
+    /// Number of batches.
+    batches: U32,
+    /// CRC32 of the bytes before and of the body.
+    crc: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawPlace {
+    generation: U64,
+    epoch: U64,
+}
+
+impl From<Place> for RawPlace {
+    fn from((generation, epoch): Place) -> Self {
+        Self {
+            generation: generation.0.into(),
+            epoch: epoch.0.into(),
+        }
+    }
+}
+
+impl From<RawPlace> for Place {
+    fn from(raw: RawPlace) -> Self {
+        (Generation(raw.generation.get()), EpochId(raw.epoch.get()))
+    }
+}
 
 /// A record's place in the row of all records.
 pub(crate) type Place = (Generation, EpochId);
@@ -61,28 +101,28 @@ impl Record {
         RECORD_HEADER_BYTES + body
     }
 
-    fn encode_header(&self) -> BytesMut {
-        let mut header = BytesMut::with_capacity(RECORD_HEADER_BYTES as usize);
-        header.put_slice(RECORD_MAGIC);
-        header.put_u32_le((self.bytes() - RECORD_HEADER_BYTES) as u32);
-        for (generation, epoch) in [self.place, self.previous] {
-            header.put_u64_le(generation.0);
-            header.put_u64_le(epoch.0);
-        }
-        header.put_u32_le(self.batches.len() as u32);
+    fn encode_header(&self) -> RawRecordHeader {
+        let mut header = RawRecordHeader {
+            magic: *RECORD_MAGIC,
+            length: ((self.bytes() - RECORD_HEADER_BYTES) as u32).into(),
+            place: self.place.into(),
+            previous: self.previous.into(),
+            batches: (self.batches.len() as u32).into(),
+            crc: U32::ZERO,
+        };
         let mut crc = crc32fast::Hasher::new();
-        crc.update(&header);
+        crc.update(&header.as_bytes()[..RECORD_CRC_AT]);
         for batch in &self.batches {
             crc.update(&(batch.len() as u32).to_le_bytes());
             crc.update(batch);
         }
-        header.put_u32_le(crc.finalize());
+        header.crc = crc.finalize().into();
         header
     }
 
     /// Appends it at `at`; durable only after a sync.
     pub(crate) fn write(&self, file: &dyn HostFile, at: u64) -> io::Result<()> {
-        file.write_at(at, &self.encode_header())?;
+        file.write_at(at, self.encode_header().as_bytes())?;
         let mut at = at + RECORD_HEADER_BYTES;
         for batch in &self.batches {
             file.write_at(at, &(batch.len() as u32).to_le_bytes())?;
@@ -98,48 +138,35 @@ impl Record {
         if room < RECORD_HEADER_BYTES {
             return Ok(None);
         }
-        let mut header = [0; RECORD_HEADER_BYTES as usize];
-        file.read_at(at, &mut header)?;
-        let u32_at = |at: usize| u32::from_le_bytes(array(&header[at..at + 4]));
-        let place_at = |at: usize| {
-            let number = |at: usize| u64::from_le_bytes(array(&header[at..at + 8]));
-            (Generation(number(at)), EpochId(number(at + 8)))
-        };
-        let length = u64::from(u32_at(4));
-        if header[..4] != *RECORD_MAGIC || length > room - RECORD_HEADER_BYTES {
+        let mut bytes = [0; RECORD_HEADER_BYTES as usize];
+        file.read_at(at, &mut bytes)?;
+        let header: RawRecordHeader = zerocopy::transmute!(bytes);
+        let length = u64::from(header.length);
+        if header.magic != *RECORD_MAGIC || length > room - RECORD_HEADER_BYTES {
             return Ok(None);
         }
         // As many bytes are in the file.
         let mut body = vec![0; length as usize];
         file.read_at(at + RECORD_HEADER_BYTES, &mut body)?;
         let mut crc = crc32fast::Hasher::new();
-        crc.update(&header[..44]);
+        crc.update(&bytes[..RECORD_CRC_AT]);
         crc.update(&body);
-        if crc.finalize() != u32_at(44) {
+        if header.crc != crc.finalize() {
             return Ok(None);
         }
-        let batches = split(Bytes::from(body), u32_at(40));
+        let batches = split(Bytes::from(body), header.batches.get());
         Ok(batches.map(|batches| Self {
-            place: place_at(8),
-            previous: place_at(24),
+            place: header.place.into(),
+            previous: header.previous.into(),
             batches,
         }))
     }
 }
 
-fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut array = [0; N];
-    array.copy_from_slice(bytes);
-    array
-}
-
 fn split(mut body: Bytes, batches: u32) -> Option<Vec<Bytes>> {
     let mut found = Vec::new();
     while !body.is_empty() {
-        if body.len() < 4 {
-            return None;
-        }
-        let length = u32::from_le_bytes(array(&body.split_to(4))) as usize;
+        let length = body.try_get_u32_le().ok()? as usize;
         if length > body.len() || length > DISK_BATCH_BYTES_MAX {
             return None;
         }
@@ -162,16 +189,18 @@ impl JournalFile {
         move |source| DiskError::File { path, what, source }
     }
 
-    fn header(disks: u32, applied: Place) -> BytesMut {
-        let mut header = BytesMut::with_capacity(FILE_HEADER_BYTES as usize);
-        header.put_slice(FILE_MAGIC);
-        header.put_u32_le(disks);
-        header.put_u32_le(0);
-        header.put_u64_le(applied.0.0);
-        header.put_u64_le(applied.1.0);
-        header.put_u32_le(crc32fast::hash(&header));
-        header.resize(FILE_HEADER_BYTES as usize, 0);
-        header
+    fn header(disks: u32, applied: Place) -> [u8; FILE_HEADER_BYTES as usize] {
+        let mut header = RawFileHeader {
+            magic: *FILE_MAGIC,
+            disks: disks.into(),
+            zero: U32::ZERO,
+            applied: applied.into(),
+            crc: U32::ZERO,
+            zeros: [0; 476],
+        };
+        let before = offset_of!(RawFileHeader, crc);
+        header.crc = crc32fast::hash(&header.as_bytes()[..before]).into();
+        zerocopy::transmute!(header)
     }
 
     /// The file at `path` for the disks that have this sum, made if there is none.
@@ -221,13 +250,12 @@ impl JournalFile {
         if bytes < FILE_HEADER_BYTES {
             return Ok(None);
         }
-        let mut header = [0; FILE_HEADER_BYTES as usize];
-        let read = self.file.read_at(0, &mut header);
+        let mut bytes = [0; FILE_HEADER_BYTES as usize];
+        let read = self.file.read_at(0, &mut bytes);
         read.map_err(self.failed("read"))?;
-        let number = |at: usize| u64::from_le_bytes(array(&header[at..at + 8]));
-        let place = (Generation(number(16)), EpochId(number(24)));
-        let disks = u32::from_le_bytes(array(&header[8..12]));
-        if header[..] != Self::header(disks, place)[..] {
+        let header: RawFileHeader = zerocopy::transmute!(bytes);
+        let (disks, place) = (header.disks.get(), header.applied.into());
+        if bytes != Self::header(disks, place) {
             return Ok(None);
         }
         if disks != self.disks {

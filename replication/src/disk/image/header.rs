@@ -1,19 +1,11 @@
-//! The header of a map's file: what the image is, beside its blocks.
-//!
-//! | offset | bytes | field |
-//! | --- | --- | --- |
-//! | 0 | 8 | `USTUDYMP` |
-//! | 8 | 4 | version, 1 |
-//! | 12 | 4 | flags: bit 0 unfinished copy |
-//! | 16 | 8 | number of this header; the greater one counts |
-//! | 24 | 8 | size of the disk in bytes |
-//! | 32 | 8 | size of a block in bytes |
-//! | 40 | 16 | id of the pair the image belongs to, 0 for none |
-//! | 56 | 16 | id of the pair it may come to belong to, 0 for none |
-//! | 72 | 436 | 0 |
-//! | 508 | 4 | CRC32 of the bytes before |
+//! The header of a map's file: what the image is, beside its blocks. [`Raw`] has its bytes.
 //!
 //! It stands twice, at bytes 0 and 4096, written in turn: a torn one leaves the one before it.
+
+use std::mem::offset_of;
+
+use zerocopy::little_endian::{U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::core::disk::{PairId, block_bytes_for};
 
@@ -26,6 +18,33 @@ pub(crate) const BITS_AT: u64 = 8192;
 const MAGIC: &[u8; 8] = b"USTUDYMP";
 const VERSION: u32 = 1;
 const UNFINISHED: u32 = 1;
+
+/// The header's bytes; numbers are little-endian.
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: [u8; 8],
+    version: U32,
+    /// Bit 0: an unfinished copy. The others are 0.
+    flags: U32,
+    /// Number of this header; the greater one counts.
+    number: U64,
+    disk_bytes: U64,
+    block_bytes: U64,
+    /// The pair the image belongs to, 0 for none.
+    current: U128,
+    /// The pair it may come to belong to, 0 for none.
+    candidate: U128,
+    zeros: [u8; 436],
+    /// CRC32 of the bytes before.
+    crc: U32,
+}
+
+impl Raw {
+    fn sum(&self) -> u32 {
+        crc32fast::hash(&self.as_bytes()[..offset_of!(Self, crc)])
+    }
+}
 
 /// What a map says of its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,43 +71,37 @@ impl Header {
     }
 
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        let id = |id: Option<PairId>| id.map_or(0, |id| id.0).to_le_bytes();
-        bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        let flags = if self.unfinished { UNFINISHED } else { 0 };
-        bytes[12..16].copy_from_slice(&flags.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.disk_bytes.to_le_bytes());
-        bytes[32..40].copy_from_slice(&self.block_bytes.to_le_bytes());
-        bytes[40..56].copy_from_slice(&id(self.current));
-        bytes[56..72].copy_from_slice(&id(self.candidate));
-        let crc = crc32fast::hash(&bytes[..508]);
-        bytes[508..].copy_from_slice(&crc.to_le_bytes());
-        bytes
+        let id = |id: Option<PairId>| id.map_or(0, |id| id.0).into();
+        let mut raw = Raw {
+            magic: *MAGIC,
+            version: VERSION.into(),
+            flags: if self.unfinished { UNFINISHED } else { 0 }.into(),
+            number: self.number.into(),
+            disk_bytes: self.disk_bytes.into(),
+            block_bytes: self.block_bytes.into(),
+            current: id(self.current),
+            candidate: id(self.candidate),
+            zeros: [0; 436],
+            crc: U32::ZERO,
+        };
+        raw.crc = raw.sum().into();
+        zerocopy::transmute!(raw)
     }
 
     /// `None` if it is not a header of this version in every byte.
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
-        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes[at..at + 4].try_into().ok()?));
-        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes[at..at + 8].try_into().ok()?));
-        let id_at = |at: usize| Some(u128::from_le_bytes(bytes[at..at + 16].try_into().ok()?));
-        let id = |id: u128| (id != 0).then_some(PairId(id));
-        let flags = u32_at(12)?;
-        let good = &bytes[..8] == MAGIC
-            && u32_at(8)? == VERSION
-            && flags & !UNFINISHED == 0
-            && bytes[72..508].iter().all(|byte| *byte == 0)
-            && u32_at(508)? == crc32fast::hash(&bytes[..508]);
+        let raw: Raw = zerocopy::transmute!(*bytes);
+        let id = |id: U128| (id != 0).then_some(PairId(id.get()));
         let header = Self {
-            number: u64_at(16)?,
-            disk_bytes: u64_at(24)?,
-            block_bytes: u64_at(32)?,
-            unfinished: flags & UNFINISHED != 0,
-            current: id(id_at(40)?),
-            candidate: id(id_at(56)?),
+            number: raw.number.get(),
+            disk_bytes: raw.disk_bytes.get(),
+            block_bytes: raw.block_bytes.get(),
+            unfinished: raw.flags == UNFINISHED,
+            current: id(raw.current),
+            candidate: id(raw.candidate),
         };
         let sane = header.disk_bytes > 0 && header.block_bytes.is_power_of_two();
-        (good && sane).then_some(header)
+        // Nothing but what this version writes is taken: no other flags, no left-over bytes.
+        (sane && header.encode() == *bytes).then_some(header)
     }
 }

@@ -62,6 +62,29 @@ fn replayed(host: &Host, limit: EpochId) -> Vec<u64> {
 }
 
 #[test]
+fn a_file_has_the_bytes_of_its_tables() {
+    let host = Host::new("a");
+    let file = open(&host, 0);
+    file.empty((Generation(0x0102), EpochId(0x0304))).unwrap();
+    let record = record(6, 5);
+    file.append(&record, FILE_HEADER_BYTES).unwrap();
+    let mut golden = b"USTUDYJ1\x4d\0\0\0\0\0\0\0".to_vec();
+    golden.extend(b"\x02\x01\0\0\0\0\0\0\x04\x03\0\0\0\0\0\0");
+    golden.extend(crc32fast::hash(&golden).to_le_bytes());
+    golden.resize(512, 0);
+    let head = b"UDJR\x23\0\0\0\
+        \x03\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\0\0\0";
+    let mut body = b"\x1a\0\0\0".to_vec();
+    body.extend([6; 26]);
+    body.extend(b"\x01\0\0\0x");
+    golden.extend(head);
+    golden.extend(crc32fast::hash(&[&head[..], &body[..]].concat()).to_le_bytes());
+    golden.extend(body);
+    let name = journal_files()[0].to_str().unwrap().to_owned();
+    assert_eq!(host.content(&name)[..], golden[..]);
+}
+
+#[test]
 fn a_journal_cut_at_any_byte_gives_the_whole_epochs_before_it() {
     let host = Host::new("b");
     let ends = fill(&open(&host, 0), 1..6);

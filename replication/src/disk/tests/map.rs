@@ -206,6 +206,28 @@ fn any_changed_byte_of_a_header_is_seen() {
     }
 }
 
+#[test]
+fn a_header_has_the_bytes_of_its_table() {
+    let header = Header {
+        number: 0x0102_0304_0506_0708,
+        unfinished: true,
+        current: Some(PairId(0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20)),
+        candidate: Some(PairId(0x2122_2324_2526_2728_292a_2b2c_2d2e_2f30)),
+        ..Header::new(BYTES)
+    };
+    let mut golden = b"USTUDYMP\x01\0\0\0\x01\0\0\0".to_vec();
+    golden.extend(b"\x08\x07\x06\x05\x04\x03\x02\x01");
+    golden.extend(b"\0\0\x80\0\0\0\0\0\0\0\x01\0\0\0\0\0");
+    golden.extend((0x11..=0x20).rev());
+    golden.extend((0x21..=0x30).rev());
+    golden.resize(508, 0);
+    golden.extend(crc32fast::hash(&golden).to_le_bytes());
+    assert_eq!(header.encode()[..], golden[..]);
+    let mut none = header;
+    (none.current, none.candidate) = (None, None);
+    assert!(none.encode()[40..72].iter().all(|byte| *byte == 0));
+}
+
 fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {
     let hosts = [Host::new("a"), Host::new("b")];
     for (seed, host) in hosts.iter().enumerate() {
