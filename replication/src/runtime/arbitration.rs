@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::clock::monotonic_ns;
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
 use crate::ids::Generation;
 
@@ -69,6 +70,26 @@ impl Arbitration {
             None => std::future::pending().await,
         }
     }
+}
+
+/// A claimant's name for the arbiter: unique to this process, so that a restarted one is not taken
+/// for its predecessor.
+pub(super) fn claimant(node: &str) -> String {
+    format!(
+        "{node}{CLAIMANT_PROCESS}{}, {:x})",
+        std::process::id(),
+        monotonic_ns()
+    )
+}
+
+/// What follows the node's name in a claimant's.
+const CLAIMANT_PROCESS: &str = " (pid ";
+
+/// The node of which a claimant was a process.
+pub(super) fn node_of(claimant: &str) -> &str {
+    claimant
+        .rsplit_once(CLAIMANT_PROCESS)
+        .map_or(claimant, |(node, _)| node)
 }
 
 /// An error with all its causes, for a person.

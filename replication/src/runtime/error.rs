@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use understudy_transport::ConnectError;
 
-use super::primary::Ended;
+use super::ended::Ended;
 use crate::Generation;
 use crate::arbiter::ArbiterError;
 use crate::disk::DiskError;

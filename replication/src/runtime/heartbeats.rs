@@ -3,8 +3,8 @@
 
 use understudy_transport::heartbeat::{HeartbeatSocket, Sender};
 
-use super::RuntimeError;
-use super::side::Settings;
+use super::error::RuntimeError;
+use super::settings::Settings;
 use crate::ids::Generation;
 
 pub(super) struct Heartbeats {

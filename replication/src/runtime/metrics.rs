@@ -9,8 +9,7 @@ use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::events::{EventKind, EventSource, Events};
-use super::side::Side;
-use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Status};
+use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status};
 use crate::core::codec::CodecStats;
 use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};

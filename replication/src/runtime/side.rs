@@ -1,21 +1,16 @@
-//! What the two sides have in common: settings and their builder, the handle, the threads and timers.
+//! What the two sides offer alike: the builder and the handle.
 //!
 //! Must not be done here: anything that only one side has, and any decision.
 
-use std::ops::{Deref, DerefMut};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::error::RuntimeError;
 use super::events::Events;
 use super::metrics::Metrics;
-use super::status::Status;
-use super::{HeartbeatPath, Limits, RuntimeError};
+use super::settings::{HeartbeatPath, Limits, Settings};
+use super::status::{Side, Status};
 use crate::arbiter::Arbiter;
 use crate::core::policy::Policy;
 use crate::disk::DiskSet;
@@ -24,26 +19,6 @@ use crate::ports::Machine;
 
 /// Requests wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
-
-/// Which side this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Side {
-    /// Runs the guest.
-    Primary,
-    /// Keeps the second copy.
-    Standby,
-}
-
-/// What both sides need to know.
-#[derive(Clone)]
-pub(super) struct Settings {
-    pub(super) vm: String,
-    pub(super) node: String,
-    pub(super) heartbeat: Option<HeartbeatPath>,
-    pub(super) policy: Policy,
-    pub(super) limits: Limits,
-}
 
 /// Collects what a side needs. `P` is what only this side has:
 /// see [`PrimaryBuilder`](super::PrimaryBuilder) and [`StandbyBuilder`](super::StandbyBuilder).
@@ -182,72 +157,5 @@ impl<R> SideHandle<R> {
     /// Makes a request if the queue has room.
     pub(super) fn ask_at_once(&self, request: R) -> bool {
         self.requests.try_send(request).is_ok()
-    }
-}
-
-/// A machine that is stopped when its owner is gone, whatever the reason, unless it is handed on.
-pub(super) struct StoppedOnDrop<M: Machine>(Option<M>);
-
-impl<M: Machine> StoppedOnDrop<M> {
-    pub(super) fn new(machine: M) -> Self {
-        Self(Some(machine))
-    }
-
-    /// The machine, for another owner.
-    pub(super) fn hand_on(mut self) -> M {
-        self.0.take().expect("only this takes it, and only once")
-    }
-}
-
-impl<M: Machine> Deref for StoppedOnDrop<M> {
-    type Target = M;
-
-    fn deref(&self) -> &M {
-        self.0.as_ref().expect("only `hand_on` takes it")
-    }
-}
-
-impl<M: Machine> DerefMut for StoppedOnDrop<M> {
-    fn deref_mut(&mut self) -> &mut M {
-        self.0.as_mut().expect("only `hand_on` takes it")
-    }
-}
-
-impl<M: Machine> Drop for StoppedOnDrop<M> {
-    fn drop(&mut self) {
-        let Some(machine) = &mut self.0 else { return };
-        // A second panic while one unwinds would end the process, and with it whatever else it does.
-        if catch_unwind(AssertUnwindSafe(|| machine.stop())).is_err() {
-            tracing::error!("the machine panicked while it was stopped");
-        }
-    }
-}
-
-/// Starts one of a side's threads.
-pub(super) fn spawn<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, RuntimeError> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(body)
-        .map_err(|source| RuntimeError::System {
-            what: "start a thread",
-            source,
-        })
-}
-
-/// Ticks when a heartbeat is due. A side that was stalled does not send those it missed.
-pub(super) fn beat(interval: Duration) -> Interval {
-    let mut beat = tokio::time::interval(interval);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat
-}
-
-/// Waits for a moment; for ever if there is none. Cancel safe.
-pub(super) async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }

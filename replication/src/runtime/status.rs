@@ -2,9 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::side::Side;
 use crate::disk::{Disk, DiskSet, Storage};
 use crate::output::OutputCounts;
+
+/// Which side this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// Runs the guest.
+    Primary,
+    /// Keeps the second copy.
+    Standby,
+}
 
 /// Percentiles of a distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -18,11 +18,11 @@ use understudy_transport::LinkError;
 
 use self::notes::Notes;
 pub(super) use self::target::Target;
-use super::Limits;
 use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
-use super::side::StoppedOnDrop;
+use super::settings::Limits;
+use super::stopped_on_drop::StoppedOnDrop;
 use crate::arbiter::{Arbiter, ArbiterError};
 use crate::core::codec::Encoder;
 use crate::core::disk::PeerDisk;

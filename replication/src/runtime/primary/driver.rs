@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver};
 use tokio::time::Instant;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
-use super::shared_disks::DisksWritten;
-use super::{Ended, Finish, Request};
+use super::shared_disks::{DisksWritten, SharedDisks, still_held};
+use super::{Finish, Request};
 use crate::core::message::{Bye, Message};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::PrimaryDisks;
@@ -25,12 +25,15 @@ use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
+use crate::runtime::clock::{Clock, beat, until};
+use crate::runtime::ended::Ended;
+use crate::runtime::error::RuntimeError;
 use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::side::{Settings, beat, until};
-use crate::runtime::{Clock, RuntimeError, tokio_runtime};
+use crate::runtime::settings::Settings;
+use crate::runtime::threads::tokio_runtime;
 
 /// Longest attempt to reach a standby: a host that is down answers nothing at all.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -53,20 +56,18 @@ type Connected = Result<Box<Link>, String>;
 type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
-    pub(super) setup: Setup,
+    setup: Setup,
     requests: Receiver<Request>,
-    pub(super) jobs: SyncSender<CaptureJob>,
+    jobs: SyncSender<CaptureJob>,
     events: UnboundedReceiver<SessionEvent>,
-    /// Reports of writes to shared disks, bounded by the core, which asks for one at a time.
-    pub(super) disks_done: UnboundedSender<DisksWritten>,
-    disks_written: UnboundedReceiver<DisksWritten>,
+    shared_disks: SharedDisks,
     arbitration: Arbitration,
-    pub(super) metrics: Metrics,
+    metrics: Metrics,
     clock: Clock,
     core: PrimaryCore,
-    pub(super) session: Option<Session>,
+    session: Option<Session>,
     /// Number of the current session, or of the last one.
-    pub(super) session_number: u64,
+    session_number: u64,
     output: Arc<OutputSignal>,
     connect_at: Instant,
     /// The last reason why no standby could be had; repeated reasons are not logged again.
@@ -115,7 +116,7 @@ impl Driver {
         setup
             .disks
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
-        let (disks_done, disks_written) = unbounded_channel();
+        let shared_disks = SharedDisks::new(setup.disks.clone());
         let core = PrimaryCore::new(
             setup.settings.policy.clone(),
             setup.hello(),
@@ -128,8 +129,7 @@ impl Driver {
             requests,
             jobs,
             events,
-            disks_done,
-            disks_written,
+            shared_disks,
             arbitration,
             metrics,
             clock,
@@ -243,7 +243,7 @@ impl Driver {
                 None => std::future::pending().await,
             } } => Happened::Received(received),
             event = self.events.recv() => Happened::Worked(event),
-            Some(written) = self.disks_written.recv() => Happened::DisksWritten(written),
+            written = self.shared_disks.written() => Happened::DisksWritten(written),
             answer = self.arbitration.answer() => Happened::Answered(answer),
             // Nothing more can be asked of who ends at once.
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
@@ -284,7 +284,11 @@ impl Driver {
                 inputs.append(&mut messages);
             }
             Happened::Worked(Some(report)) => self.report(report, inputs),
-            Happened::DisksWritten(written) => self.disks_written(written, inputs),
+            Happened::DisksWritten(written) => {
+                if self.is_present(written.session) {
+                    inputs.extend(self.shared_disks.input(written, &self.metrics));
+                }
+            }
             // Not the guest's end: the standby must take over, so it is not told anything.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(Some(Request::Checkpoint)) => {
@@ -365,15 +369,20 @@ impl Driver {
     }
 
     fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
-        let of_session = self.session.is_some() && report.session == self.session_number;
+        let of_session = self.is_present(report.session);
         inputs.extend(match report.event {
             CaptureEvent::StillHeld { generation, error } => {
-                self.still_held(generation, &error);
+                still_held(generation, &error, self.jobs.clone(), &self.metrics);
                 None
             }
             CaptureEvent::Opened => Some(PrimaryInput::Opened),
             event => worked(event).filter(|_| of_session),
         });
+    }
+
+    /// Whether a report of this session still means anything.
+    fn is_present(&self, session: u64) -> bool {
+        self.session.is_some() && session == self.session_number
     }
 
     /// Nothing of what is held may leave any more.
@@ -458,7 +467,7 @@ impl Driver {
             }
             PrimaryEffect::SyncRound => self.order(CaptureJob::SyncRound),
             PrimaryEffect::Capture(epoch) => self.order(CaptureJob::Capture(epoch)),
-            PrimaryEffect::WriteDisks(epoch) => self.write_disks(epoch),
+            PrimaryEffect::WriteDisks(epoch) => self.shared_disks.write(self.session_number, epoch),
             PrimaryEffect::Durable(epoch) => {
                 self.setup.disks.durable(epoch);
                 self.metrics.durable(epoch);

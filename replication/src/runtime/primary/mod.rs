@@ -13,12 +13,17 @@ use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
-use super::RuntimeError;
-use super::arbitration::Arbitration;
+use super::arbitration::{Arbitration, claimant, node_of};
 use super::capture::{CaptureJob, Capturer};
+use super::ended::Ended;
+use super::error::RuntimeError;
 use super::metrics::Metrics;
-use super::side::{Settings, Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
-use super::standby::Promoted;
+use super::reign::{Promoted, Reign, Unprotected};
+use super::settings::Settings;
+use super::side::{SideBuilder, SideHandle, required};
+use super::status::Side;
+use super::stopped_on_drop::StoppedOnDrop;
+use super::threads::spawn;
 use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::ids::Generation;
 use crate::ports::Machine;
@@ -60,24 +65,6 @@ pub enum Origin<M: Machine> {
     Unprotected(Unprotected<M>),
 }
 
-/// A machine given back by [`Protection::unprotect`]. It runs as the arbiter's holder for as long as this
-/// exists, so keep it whole; [`Origin::Unprotected`] protects it again.
-pub struct Unprotected<M: Machine> {
-    /// The machine, running.
-    pub machine: M,
-    pub(super) reign: Box<Reign>,
-}
-
-/// Under what a machine runs.
-pub(super) struct Reign {
-    pub(super) generation: Generation,
-    pub(super) claimant: String,
-    pub(super) metrics: Metrics,
-    pub(super) settings: Settings,
-    /// Shows others that the holder lives.
-    pub(super) arbiter: Arc<dyn Arbiter>,
-}
-
 /// Why a guest is not protected, and its machine as it was.
 pub struct NotProtected<M: Machine> {
     /// Why.
@@ -99,32 +86,6 @@ pub struct Protection<M: Machine> {
 
 /// Looks at a [`Protection`] and makes requests, from any thread.
 pub type ProtectionHandle = SideHandle<Request>;
-
-/// How protection ended. The guest is stopped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
-    /// The guest ended by itself, or was stopped on request; the backup was told so.
-    GuestStopped,
-    /// It was to end at once: what the guest had said and was still held is lost. A thread that waits for storage
-    /// may be left behind.
-    Abandoned,
-    /// Another side owns the guest (R4). Held output was dropped.
-    Fenced {
-        /// For a person.
-        reason: String,
-    },
-}
-
-impl Ended {
-    /// For a person.
-    pub(super) fn reason(&self) -> &str {
-        match self {
-            Self::GuestStopped => "the guest has ended",
-            Self::Abandoned => "it was to end at once",
-            Self::Fenced { reason } => reason,
-        }
-    }
-}
 
 /// How the driver's work ended.
 pub(super) enum Finish {
@@ -326,7 +287,7 @@ fn claim_guest(
     if disks.has_replicated() && claim == Claim::Start {
         check_newest(arbiter.as_ref(), &settings.node)?;
     }
-    let claimant = super::claimant(&settings.node);
+    let claimant = claimant(&settings.node);
     match arbiter.claim(claim, &claimant)? {
         Verdict::Granted(generation) => {
             disks.claim_images()?;
@@ -348,7 +309,7 @@ fn claim_guest(
 /// Whether this node's own images can be the newest: nobody else ran the guest last.
 fn check_newest(arbiter: &dyn Arbiter, node: &str) -> Result<(), RuntimeError> {
     let (generation, holder) = arbiter.current()?;
-    if generation.0 == 0 || super::node_of(&holder) == node {
+    if generation.0 == 0 || node_of(&holder) == node {
         return Ok(());
     }
     Err(RuntimeError::OlderDisks { holder, generation })

@@ -3,25 +3,31 @@
 //!
 //! Must not be done here: deciding that they may go.
 
-use std::collections::VecDeque;
-use std::sync::mpsc::TrySendError;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::driver::Driver;
 use crate::core::primary::PrimaryInput;
 use crate::disk::{DiskError, PrimaryDisks};
 use crate::ids::{EpochId, Generation};
 use crate::runtime::arbitration::causes;
 use crate::runtime::capture::CaptureJob;
+use crate::runtime::metrics::Metrics;
 
 /// Pause before shared disks that could not be written are tried again.
 const DISKS_RETRY: Duration = Duration::from_secs(1);
 
+pub(super) struct SharedDisks {
+    disks: PrimaryDisks,
+    /// Reports, bounded by the core, which asks for one at a time.
+    done: UnboundedSender<DisksWritten>,
+    written: UnboundedReceiver<DisksWritten>,
+}
+
 /// How writing to shared disks ended.
 pub(super) struct DisksWritten {
-    session: u64,
+    pub(super) session: u64,
     epoch: EpochId,
     outcome: Outcome,
 }
@@ -34,30 +40,52 @@ enum Outcome {
     TryAgain,
 }
 
-impl Driver {
-    /// Lets what is held for shared disks go.
-    pub(super) fn write_disks(&self, epoch: EpochId) {
-        write_disks(
-            &self.setup.disks,
-            self.disks_done.clone(),
-            self.session_number,
-            epoch,
-        );
+impl SharedDisks {
+    pub(super) fn new(disks: PrimaryDisks) -> Self {
+        let (done, written) = unbounded_channel();
+        Self {
+            disks,
+            done,
+            written,
+        }
     }
 
-    pub(super) fn disks_written(&self, written: DisksWritten, inputs: &mut VecDeque<PrimaryInput>) {
-        let DisksWritten { session, epoch, .. } = written;
-        if self.session.is_none() || session != self.session_number {
-            return;
+    /// Lets what is held go; [`SharedDisks::written`] says how that ended.
+    pub(super) fn write(&self, session: u64, epoch: EpochId) {
+        let done = self.done.clone();
+        let told = move |outcome: Result<(), DiskError>| {
+            let outcome = match outcome {
+                Ok(()) => Outcome::Written,
+                Err(error) => Outcome::Failed(causes(&error)),
+            };
+            // Without a driver nobody waits.
+            let _ = done.send(DisksWritten {
+                session,
+                epoch,
+                outcome,
+            });
+        };
+        self.disks.release(epoch, Box::new(told));
+    }
+
+    /// Waits for the next report; for ever if nothing is being written. Cancel safe.
+    pub(super) async fn written(&mut self) -> DisksWritten {
+        match self.written.recv().await {
+            Some(written) => written,
+            // Not while a sender is a field of ours.
+            None => std::future::pending().await,
         }
+    }
+
+    /// What the core must hear of a report of the present session.
+    pub(super) fn input(&self, written: DisksWritten, metrics: &Metrics) -> Option<PrimaryInput> {
+        let DisksWritten { session, epoch, .. } = written;
         match written.outcome {
-            Outcome::Written => inputs.push_back(PrimaryInput::DisksWritten { epoch }),
-            Outcome::TryAgain => self.write_disks(epoch),
+            Outcome::Written => return Some(PrimaryInput::DisksWritten { epoch }),
+            Outcome::TryAgain => self.write(session, epoch),
             Outcome::Failed(error) => {
-                self.metrics.alarm(format!(
-                    "the guest's output is held until its shared disks can be written: {error}"
-                ));
-                let again = self.disks_done.clone();
+                refused(metrics, &error);
+                let again = self.done.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(DISKS_RETRY).await;
                     // Without a driver nobody waits.
@@ -69,46 +97,33 @@ impl Driver {
                 });
             }
         }
-    }
-
-    /// The guest is to go on alone, but what is held cannot be written.
-    pub(super) fn still_held(&self, generation: Generation, error: &str) {
-        self.metrics.alarm(format!(
-            "the guest's output is held until its shared disks can be written: {error}"
-        ));
-        let jobs = self.jobs.clone();
-        tokio::spawn(async move {
-            let mut job = CaptureJob::OpenGate(generation);
-            loop {
-                tokio::time::sleep(DISKS_RETRY).await;
-                match jobs.try_send(job) {
-                    Err(TrySendError::Full(full)) => job = full,
-                    // Sent, or the capture thread is gone, and the guest with it.
-                    _ => return,
-                }
-            }
-        });
+        None
     }
 }
 
-/// Lets what is held for shared disks go, and has `done` told how that ended.
-fn write_disks(
-    disks: &PrimaryDisks,
-    done: UnboundedSender<DisksWritten>,
-    session: u64,
-    epoch: EpochId,
+/// The guest is to go on alone, but what is held cannot be written: has it tried again.
+pub(super) fn still_held(
+    generation: Generation,
+    error: &str,
+    jobs: SyncSender<CaptureJob>,
+    metrics: &Metrics,
 ) {
-    let told = move |outcome: Result<(), DiskError>| {
-        let outcome = match outcome {
-            Ok(()) => Outcome::Written,
-            Err(error) => Outcome::Failed(causes(&error)),
-        };
-        // Without a driver nobody waits.
-        let _ = done.send(DisksWritten {
-            session,
-            epoch,
-            outcome,
-        });
-    };
-    disks.release(epoch, Box::new(told));
+    refused(metrics, error);
+    tokio::spawn(async move {
+        let mut job = CaptureJob::OpenGate(generation);
+        loop {
+            tokio::time::sleep(DISKS_RETRY).await;
+            match jobs.try_send(job) {
+                Err(TrySendError::Full(full)) => job = full,
+                // Sent, or the capture thread is gone, and the guest with it.
+                _ => return,
+            }
+        }
+    });
+}
+
+fn refused(metrics: &Metrics, error: &str) {
+    metrics.alarm(format!(
+        "the guest's output is held until its shared disks can be written: {error}"
+    ));
 }

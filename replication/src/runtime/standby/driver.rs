@@ -11,7 +11,7 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread, Persist};
-use super::{Outcome, Promoted, Request};
+use super::{Outcome, Request};
 use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
@@ -19,13 +19,17 @@ use crate::disk::{DiskError, Storage};
 use crate::ids::{EpochId, Generation};
 use crate::ports::{Machine, PageMemory};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
+use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
+use crate::runtime::error::RuntimeError;
 use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
-use crate::runtime::primary::Reign;
+use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::side::{Settings, StoppedOnDrop, beat, until};
-use crate::runtime::{Clock, FailoverFigures, RuntimeError, monotonic_ns, tokio_runtime};
+use crate::runtime::settings::Settings;
+use crate::runtime::status::FailoverFigures;
+use crate::runtime::stopped_on_drop::StoppedOnDrop;
+use crate::runtime::threads::tokio_runtime;
 
 /// Pause after a connection could not be accepted.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -9,11 +9,14 @@ use std::thread::JoinHandle;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
-use super::RuntimeError;
+use super::arbitration::claimant;
+use super::error::RuntimeError;
 use super::metrics::Metrics;
-use super::primary::Reign;
-use super::side::{Side, SideBuilder, SideHandle, StoppedOnDrop, required, spawn};
-use crate::ids::{EpochId, Generation};
+use super::reign::Promoted;
+use super::side::{SideBuilder, SideHandle, required};
+use super::status::Side;
+use super::stopped_on_drop::StoppedOnDrop;
+use super::threads::spawn;
 use crate::ports::Machine;
 
 /// Entry to the standby side; see [`Standby::builder`].
@@ -47,18 +50,6 @@ pub enum Outcome<M: Machine> {
     Promoted(Promoted<M>),
     /// It was asked to stop; the primary was told so.
     Stopped,
-}
-
-/// A machine that has taken over. It runs; hand it to
-/// [`Primary::attach`](super::Primary::attach) to have it protected again.
-pub struct Promoted<M: Machine> {
-    /// The machine, running.
-    pub machine: M,
-    /// The generation it runs under.
-    pub generation: Generation,
-    /// The epoch it continued from.
-    pub epoch: EpochId,
-    pub(super) reign: Box<Reign>,
 }
 
 /// What a [`StandbyHandle`] asks for.
@@ -103,7 +94,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
         let driver = Driver::new(
             driver::Setup {
-                claimant: super::claimant(&self.settings.node),
+                claimant: claimant(&self.settings.node),
                 settings: self.settings,
                 listen,
                 arbiter,

@@ -1,0 +1,51 @@
+//! Time: as the core wants it, as observers on the same host compare it, and waiting for it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// Time as the core wants it: since this process' start of the runtime.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    pub(super) origin: std::time::Instant,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self {
+            origin: std::time::Instant::now(),
+        }
+    }
+
+    pub(super) fn now(self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    pub(super) fn instant(self, at: Duration) -> Instant {
+        Instant::from_std(self.origin + at)
+    }
+}
+
+/// Nanoseconds of the system's monotonic clock, which all processes of a host share: lets an observer
+/// on the same host relate our moments to its own.
+pub(super) fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        u64::try_from(time.tv_sec()).unwrap_or(0) * 1_000_000_000
+            + u64::try_from(time.tv_nsec()).unwrap_or(0)
+    })
+}
+
+/// Ticks when a heartbeat is due. A side that was stalled does not send those it missed.
+pub(super) fn beat(interval: Duration) -> Interval {
+    let mut beat = tokio::time::interval(interval);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat
+}
+
+/// Waits for a moment; for ever if there is none. Cancel safe.
+pub(super) async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,27 @@
+//! How protection ends when nothing has failed.
+
+/// How protection ended. The guest is stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest ended by itself, or was stopped on request; the backup was told so.
+    GuestStopped,
+    /// It was to end at once: what the guest had said and was still held is lost. A thread that waits for storage
+    /// may be left behind.
+    Abandoned,
+    /// Another side owns the guest (R4). Held output was dropped.
+    Fenced {
+        /// For a person.
+        reason: String,
+    },
+}
+
+impl Ended {
+    /// For a person.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::GuestStopped => "the guest has ended",
+            Self::Abandoned => "it was to end at once",
+            Self::Fenced { reason } => reason,
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Under what a machine runs, and the machines that come from one side and may go on with another.
+
+use std::sync::Arc;
+
+use super::metrics::Metrics;
+use super::settings::Settings;
+use crate::arbiter::Arbiter;
+use crate::ids::{EpochId, Generation};
+use crate::ports::Machine;
+
+/// Under what a machine runs.
+pub(super) struct Reign {
+    pub(super) generation: Generation,
+    pub(super) claimant: String,
+    pub(super) metrics: Metrics,
+    pub(super) settings: Settings,
+    /// Shows others that the holder lives.
+    pub(super) arbiter: Arc<dyn Arbiter>,
+}
+
+/// A machine that has taken over. It runs; hand it to
+/// [`Primary::attach`](super::Primary::attach) to have it protected again.
+pub struct Promoted<M: Machine> {
+    /// The machine, running.
+    pub machine: M,
+    /// The generation it runs under.
+    pub generation: Generation,
+    /// The epoch it continued from.
+    pub epoch: EpochId,
+    pub(super) reign: Box<Reign>,
+}
+
+/// A machine given back by [`Protection::unprotect`](super::Protection::unprotect). It runs as the
+/// arbiter's holder for as long as this exists, so keep it whole;
+/// [`Origin::Unprotected`](super::Origin::Unprotected) protects it again.
+pub struct Unprotected<M: Machine> {
+    /// The machine, running.
+    pub machine: M,
+    pub(super) reign: Box<Reign>,
+}
