@@ -6,9 +6,14 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::network::GUEST;
-use super::{init, shell, vmm};
+use super::{init, shell};
 use crate::debian::{Flavor, Kernel, Tree};
 use crate::guest_image;
+
+pub(super) const EPOCH_MS: u64 = 100;
+/// Epochs of a guest that computes and answers nobody: write faults and pauses, dear in an emulated host, come
+/// less often.
+pub(super) const LONG_EPOCH_MS: u64 = 500;
 
 /// A Linux guest. It must bring its interface up with the address [`GUEST`], and serve a shell on port 9000
 /// (`nc -ll -p 9000 -e /bin/sh`).
@@ -85,7 +90,7 @@ pub(super) fn linux(mode: Mode) -> Result<Guest> {
             "console=ttyS0 loglevel=4 panic=-1 understudy.ip={GUEST}/24 understudy.services=redis,fsync,shell"
         ),
         memory_mib: 384,
-        epoch_ms: vmm::EPOCH_MS,
+        epoch_ms: EPOCH_MS,
         drives: vec![Drive {
             id: "root".into(),
             image: image.rootfs,
@@ -111,7 +116,7 @@ pub(super) fn web(directory: &Path, kernel: &Kernel) -> Result<Guest> {
         initrd: Some(tree.pack()?),
         cmdline: format!("console=ttyS0 loglevel=4 panic=-1 address={GUEST}/24 lines={WEB_LINES}"),
         memory_mib: 192,
-        epoch_ms: vmm::EPOCH_MS,
+        epoch_ms: EPOCH_MS,
         drives: Vec::new(),
     })
 }

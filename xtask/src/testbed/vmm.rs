@@ -16,10 +16,6 @@ pub(super) const GUEST_MAC: &str = "52:54:00:77:00:64";
 /// would be a failover each time.
 pub(super) const TIMEOUT_MS: u64 = 2500;
 pub(super) const HEARTBEAT_MS: u64 = 100;
-pub(super) const EPOCH_MS: u64 = 100;
-/// Epochs of a guest that computes and answers nobody: write faults and pauses, dear in an emulated host, come
-/// less often.
-pub(super) const LONG_EPOCH_MS: u64 = 500;
 pub(super) const CONTROL: &str = "/run/vmm.sock";
 
 /// The subcommand of `vmm` by which a host begins.

@@ -11,7 +11,6 @@ use super::super::load::{self, Load, Loads};
 use super::super::native;
 use super::super::network::Side;
 use super::super::two_hosts::Testbed;
-use super::super::vmm;
 use super::super::wait::{say, until};
 use super::faults::{Fault, repair, strike};
 use crate::debian::text_of;
@@ -46,7 +45,9 @@ pub(super) fn random(testbed: &mut Testbed, mode: Mode) -> Result<()> {
         say(format_args!("--- {time} of {times}: {}", fault.name()));
         loads.await_more(testbed.luck.below(2 * WRITES))?;
         // Writes are acknowledged at the ends of epochs; faults come at any time.
-        std::thread::sleep(Duration::from_millis(testbed.luck.below(2 * vmm::EPOCH_MS)));
+        std::thread::sleep(Duration::from_millis(
+            testbed.luck.below(2 * guest::EPOCH_MS),
+        ));
         fail(testbed, &loads, fault, side)?;
         side = side.other();
     }
@@ -140,7 +141,7 @@ pub(super) fn soak(testbed: &mut Testbed, mode: Mode) -> Result<()> {
 /// The Linux guest with epochs for one that computes.
 fn computing(mode: Mode) -> Result<Guest> {
     Ok(Guest {
-        epoch_ms: vmm::LONG_EPOCH_MS,
+        epoch_ms: guest::LONG_EPOCH_MS,
         ..guest::linux(mode)?
     })
 }

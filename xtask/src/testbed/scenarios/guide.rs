@@ -70,7 +70,7 @@ fn configuration(side: Side) -> Result<Value> {
     let mut config: Value = serde_json::from_str(&text).context("the JSON of docs/two-hosts.md")?;
     config["machine-config"]["mem_size_mib"] = json!(384);
     config["network-interfaces"][0]["guest_mac"] = json!(vmm::GUEST_MAC);
-    config["replication"]["epoch_ms"] = json!(vmm::EPOCH_MS);
+    config["replication"]["epoch_ms"] = json!(guest::EPOCH_MS);
     config["replication"]["heartbeat_ms"] = json!(vmm::HEARTBEAT_MS);
     config["replication"]["timeout_ms"] = json!(vmm::TIMEOUT_MS);
     Ok(config)
