@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::one_host::{self, Task};
-use super::{init, prepare};
+use super::{init, prepare, vmm_binary};
 use crate::debian::Tree;
 
 /// Ordinary is 25 s.
@@ -33,7 +33,7 @@ pub(crate) fn boot() -> Result<()> {
     let init = init::script(include_str!("init/boot-host.sh"));
     let host = Tree::new(&directory, "boot-host", &init)?;
     host.modules(&kernel, &["kvm_amd"])?;
-    host.copy(&vmm, "bin/vmm")?;
+    vmm_binary::copy(&vmm, &host)?;
     host.copy(&kernel.image, "guest/bzImage")?;
     host.copy(&guest.pack()?, "guest/initrd")?;
     one_host::run(&Task {

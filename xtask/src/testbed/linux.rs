@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::one_host::{self, Task};
-use super::{init, prepare};
+use super::{init, prepare, vmm_binary};
 use crate::debian::{Flavor, Tree, text_of};
 use crate::guest_image::image;
 
@@ -25,7 +25,7 @@ pub(crate) fn linux() -> Result<()> {
     let init = init::script(include_str!("init/linux-host.sh"));
     let host = Tree::new(&directory, "linux-host", &init)?;
     host.modules(&kernel, &["kvm_amd", "virtio_pci", "virtio_blk"])?;
-    host.copy(&vmm, "bin/vmm")?;
+    vmm_binary::copy(&vmm, &host)?;
     for (name, image) in [("cloud", &cloud), ("generic", &generic)] {
         host.copy(&image.kernel, format!("guest/{name}"))?;
         host.copy(&image.initrd, format!("guest/{name}.initrd"))?;

@@ -17,6 +17,7 @@ use super::report::Measure;
 use super::speakers::Speakers;
 use super::storage::Storage;
 use super::vmm::{self, Subcommand};
+use super::vmm_binary;
 use super::wait::{say, until};
 use crate::debian::{Kernel, Tree};
 
@@ -63,7 +64,7 @@ impl Testbed {
         let init = init::script(include_str!("init/two-hosts.sh"));
         let tree = Tree::new(directory, "cluster-host", &init)?;
         tree.modules(&kernel, &HOST_MODULES)?;
-        tree.copy(&directory.join("vmm"), "bin/vmm")?;
+        vmm_binary::copy(&directory.join("vmm"), &tree)?;
         let initramfs = tree.pack()?;
         let host = |side| Host::new(side, &directory.join("hosts"), &kernel, &initramfs);
         Ok(Self {

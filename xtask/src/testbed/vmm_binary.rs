@@ -1,36 +1,60 @@
-//! The `vmm` binary for hosts that have nothing else: linked statically, without debugging information.
+//! The `vmm` binary for hosts that have nothing else: as the tests build it, without debugging information, and
+//! with the libraries it is linked with, which are this machine's.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::debian::text_of;
-use crate::workspace::run;
+use crate::debian::{Tree, quiet, text_of};
+use crate::workspace::{root, run};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Builds it.
+/// Builds it with the tests, which have other features: after them, nothing is left to build.
 pub(super) fn build(directory: &Path) -> Result<PathBuf> {
-    let build = directory.join("build");
     run(
         "cargo",
-        &[
-            "build",
-            "--locked",
-            "--target",
-            TARGET,
-            "-p",
-            "understudy-vmm",
-            "--bin",
-            "vmm",
-        ],
-        &[
-            ("RUSTFLAGS", "-C target-feature=+crt-static"),
-            ("CARGO_TARGET_DIR", text_of(&build)?),
-        ],
+        &["test", "--locked", "--workspace", "--no-run"],
+        &[],
     )?;
     let stripped = directory.join("vmm");
-    let built = build.join(TARGET).join("debug/vmm");
+    let built = root().join("target/debug/vmm");
     run("strip", &["-o", text_of(&stripped)?, text_of(&built)?], &[])?;
     Ok(stripped)
+}
+
+/// Puts it and its libraries into a host.
+pub(super) fn copy(vmm: &Path, tree: &Tree) -> Result<()> {
+    tree.copy(vmm, "bin/vmm")?;
+    let libraries = libraries(&quiet(Command::new("ldd").arg(vmm))?);
+    ensure!(!libraries.is_empty(), "ldd names no library of vmm");
+    for library in libraries {
+        tree.copy(&library, library.strip_prefix("/")?)?;
+    }
+    Ok(())
+}
+
+/// The files in what `ldd` prints: `NAME => FILE (ADDRESS)`, or `FILE (ADDRESS)` for the loader.
+fn libraries(ldd: &str) -> Vec<PathBuf> {
+    let file = |line: &str| {
+        let file = line.split_whitespace().find(|word| word.starts_with('/'))?;
+        Some(PathBuf::from(file))
+    };
+    ldd.lines().filter_map(file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_of_libraries_are_found_and_the_kernel_s_own_has_none() {
+        let ldd = "\tlinux-vdso.so.1 (0x00007f35)\n\
+            \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f39)\n\
+            \t/lib64/ld-linux-x86-64.so.2 (0x00007f3a)\n";
+        let files = [
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
+        assert_eq!(libraries(ldd), files.map(PathBuf::from));
+    }
 }
