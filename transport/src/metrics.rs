@@ -1,9 +1,12 @@
 //! Plain counters of a link. Names and export formats are the embedding program's business.
 
+use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What has gone over a link so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+use serde::{Deserialize, Serialize};
+
+/// What has gone over a link so far, or over several together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LinkMetrics {
     /// Bytes read from the stream.
     pub bytes_in: u64,
@@ -13,6 +16,19 @@ pub struct LinkMetrics {
     pub frames_in: u64,
     /// Whole frames the stream has taken.
     pub frames_out: u64,
+}
+
+impl Add for LinkMetrics {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            bytes_in: self.bytes_in + other.bytes_in,
+            bytes_out: self.bytes_out + other.bytes_out,
+            frames_in: self.frames_in + other.frames_in,
+            frames_out: self.frames_out + other.frames_out,
+        }
+    }
 }
 
 /// The counters behind [`LinkMetrics`], shared by both halves of a link. Each is exact; a snapshot is

@@ -56,7 +56,7 @@ pub enum EventKind {
     },
     /// This side's work has ended.
     Ended,
-    /// Something is wrong; the text says what.
+    /// Something else is wrong; the text says what. The same may be told again and again while it stays so.
     Alarm(String),
     /// The listener was too slow: so many events before the next one are not told.
     Missed(u64),

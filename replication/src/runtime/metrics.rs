@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
+use understudy_transport::{LinkCounters, LinkMetrics};
 
 use super::events::{EventKind, EventSource, Events};
 use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status};
@@ -35,6 +36,8 @@ struct Inner {
     captured: VecDeque<(EpochId, Instant)>,
     failed_at: Option<Instant>,
     copying_since: Option<Instant>,
+    /// Counters of the last link; those before it are in the status.
+    link: Arc<LinkCounters>,
 }
 
 impl Inner {
@@ -66,6 +69,7 @@ impl Metrics {
                 raw_dirty_bytes: 0,
                 wire_bytes: 0,
                 encoded: Encoded::default(),
+                link: LinkMetrics::default(),
                 output: OutputCounts::default(),
                 disks: DisksStatus::default(),
                 sync_bytes: 0,
@@ -80,6 +84,7 @@ impl Metrics {
             captured: VecDeque::new(),
             failed_at: None,
             copying_since: None,
+            link: Arc::default(),
         })))
     }
 
@@ -87,18 +92,24 @@ impl Metrics {
         self.0.lock()
     }
 
-    /// Tells whoever listens.
-    pub(super) fn tell(&self, kind: EventKind) {
-        self.lock().tell(kind);
+    /// The guest goes on without the backup it had.
+    pub(super) fn going_alone(&self, generation: Generation, cause: String) {
+        self.lock().status.generation = generation.0;
+        let text =
+            format!("the backup is lost ({cause}); the guest goes on unprotected as {generation}");
+        self.raise(text, EventKind::GoingAlone { cause });
     }
 
-    /// The guest goes on without a backup. What never protected anything is no news.
-    pub(super) fn going_alone(&self, generation: Generation, cause: String) {
+    /// Another side owns the guest.
+    pub(super) fn fenced(&self, reason: String) {
+        self.raise(reason.clone(), EventKind::Fenced { reason });
+    }
+
+    /// Counts what goes over a new link, too.
+    pub(super) fn linked(&self, link: Arc<LinkCounters>) {
         let mut inner = self.lock();
-        if inner.status.generation != generation.0 {
-            inner.status.generation = generation.0;
-            inner.tell(EventKind::GoingAlone { cause });
-        }
+        let before = std::mem::replace(&mut inner.link, link);
+        inner.status.link = inner.status.link + before.snapshot();
     }
 
     /// What happens from now on.
@@ -112,6 +123,7 @@ impl Metrics {
     pub(super) fn status(&self) -> Status {
         let inner = self.lock();
         let mut status = inner.status.clone();
+        status.link = status.link + inner.link.snapshot();
         status.pause_us = percentiles(&inner.pause_us);
         status.ack_us = percentiles(&inner.ack_us);
         status.dirty_pages = percentiles(&inner.dirty_pages);
@@ -160,12 +172,17 @@ impl Metrics {
         self.lock().status.ending = awaits.map(str::to_owned);
     }
 
-    /// Raises an alarm: for the log, and for who looks at the status.
+    /// Raises an alarm that has no event of its own.
     pub(super) fn alarm(&self, text: String) {
+        self.raise(text.clone(), EventKind::Alarm(text));
+    }
+
+    /// For the log, for who looks at the status, and for who listens.
+    fn raise(&self, text: String, kind: EventKind) {
         tracing::warn!("{text}");
         let mut inner = self.lock();
-        inner.status.alarm = Some(text.clone());
-        inner.tell(EventKind::Alarm(text));
+        inner.status.alarm = Some(text);
+        inner.tell(kind);
     }
 
     /// ③: one epoch was captured.
@@ -289,6 +306,28 @@ impl Metrics {
         });
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
+    }
+}
+
+/// Tells that a side's work has ended, however it does, panics included.
+pub(super) struct EndTold(Option<Metrics>);
+
+impl EndTold {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self(Some(metrics))
+    }
+
+    /// The work goes on elsewhere.
+    pub(super) fn goes_on(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for EndTold {
+    fn drop(&mut self) {
+        if let Some(metrics) = &self.0 {
+            metrics.lock().tell(EventKind::Ended);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `vmm status` shows, as plain data.
 
 use serde::{Deserialize, Serialize};
+use understudy_transport::LinkMetrics;
 
 use crate::disk::{Disk, DiskSet, Storage};
 use crate::output::OutputCounts;
@@ -104,6 +105,9 @@ pub struct Status {
     pub wire_bytes: u64,
     /// How the pages were encoded.
     pub encoded: Encoded,
+    /// What has gone over all links of this process.
+    #[serde(default)]
+    pub link: LinkMetrics,
     /// The guest's output at this side's gate.
     pub output: OutputCounts,
     /// What is done about disks.

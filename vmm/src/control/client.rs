@@ -1,6 +1,6 @@
 //! The asking side.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -18,15 +18,17 @@ use crate::node::{NodeEvent, NodeStatus, Request};
 /// # Errors
 /// If nobody answers there, the answer makes no sense, or it is just starting.
 pub fn status(path: &Path) -> Result<NodeStatus, ControlError> {
-    ask(path, Question::Status)
+    ask(path, Question::Status, Duration::ZERO)
 }
 
-/// The last events of the node behind `path`, the oldest first.
+/// The last events of the node behind `path` whose number is above `after`, the oldest first. Waits for one up to
+/// `patience`.
 ///
 /// # Errors
-/// As [`status`].
-pub fn events(path: &Path) -> Result<Vec<NodeEvent>, ControlError> {
-    ask(path, Question::Events)
+/// If nobody answers there, or the answer makes no sense.
+pub fn events(path: &Path, after: u64, patience: Duration) -> Result<Vec<NodeEvent>, ControlError> {
+    let patience_ms = milliseconds(patience);
+    ask(path, Question::Events { after, patience_ms }, patience)
 }
 
 /// Makes a request of the node behind `path`.
@@ -34,7 +36,7 @@ pub fn events(path: &Path) -> Result<Vec<NodeEvent>, ControlError> {
 /// # Errors
 /// If nobody answers there, the answer makes no sense, or the request was denied.
 pub fn request(path: &Path, request: Request) -> Result<(), ControlError> {
-    ask(path, Question::Node(request))
+    ask(path, Question::Node(request), Duration::ZERO)
 }
 
 /// Waits until the node behind `path`, and the program that serves it, have ended; says whether they have within
@@ -43,44 +45,43 @@ pub fn request(path: &Path, request: Request) -> Result<(), ControlError> {
 /// # Errors
 /// If nobody answered there to begin with, or the answer makes no sense.
 pub fn await_end(path: &Path, patience: Duration) -> Result<bool, ControlError> {
-    let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-    let mut stream = send(
-        path,
-        Question::AwaitEnd { patience_ms },
-        patience + PATIENCE,
-    )?;
-    let line = read_line(&mut stream, path);
-    match line {
-        // Ended in the middle of the answer.
-        Ok(line) if !line.ends_with('\n') => Ok(true),
-        Err(ControlError::System { source, .. })
-            if source.kind() == std::io::ErrorKind::ConnectionReset =>
-        {
-            Ok(true)
-        }
-        line => {
-            let ended = parse(&line?, path)?;
-            if ended {
-                // The program ends right afterwards, and its socket with it.
-                stream
-                    .set_read_timeout(Some(PATIENCE))
-                    .map_err(system("use", path))?;
-                let _ = stream.read(&mut [0]);
-            }
-            Ok(ended)
-        }
+    let question = Question::AwaitEnd {
+        patience_ms: milliseconds(patience),
+    };
+    let mut stream = send(path, question, patience)?;
+    let line = match read_line(&mut stream, path) {
+        Err(ControlError::Gone { .. }) => return Ok(true),
+        line => line?,
+    };
+    let ended = parse(&line, path)?;
+    if ended {
+        // The program ends right afterwards, and its socket with it.
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .map_err(system("use", path))?;
+        let _ = stream.read(&mut [0]);
     }
+    Ok(ended)
 }
 
-fn ask<T: DeserializeOwned>(path: &Path, question: Question) -> Result<T, ControlError> {
-    let mut stream = send(path, question, PATIENCE)?;
+/// Asks a question whose answer may take `patience`.
+fn ask<T: DeserializeOwned>(
+    path: &Path,
+    question: Question,
+    patience: Duration,
+) -> Result<T, ControlError> {
+    let mut stream = send(path, question, patience)?;
     parse(&read_line(&mut stream, path)?, path)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn send(path: &Path, question: Question, patience: Duration) -> Result<UnixStream, ControlError> {
     let mut stream = UnixStream::connect(path).map_err(system("connect to", path))?;
     stream
-        .set_read_timeout(Some(patience))
+        .set_read_timeout(Some(patience + PATIENCE))
         .map_err(system("use", path))?;
     let line = Line { request: question };
     let mut text = serde_json::to_string(&line).map_err(|error| malformed(path, error))?;
@@ -93,10 +94,14 @@ fn send(path: &Path, question: Question, patience: Duration) -> Result<UnixStrea
 
 fn read_line(stream: &mut UnixStream, path: &Path) -> Result<String, ControlError> {
     let mut line = String::new();
-    BufReader::new(stream.take(LINE_BYTES_MAX))
-        .read_line(&mut line)
-        .map_err(system("read", path))?;
-    Ok(line)
+    let read = BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line);
+    match read {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => {
+            Err(system("read", path)(error))
+        }
+        Ok(_) if line.ends_with('\n') => Ok(line),
+        _ => Err(ControlError::Gone { path: path.into() }),
+    }
 }
 
 fn parse<T: DeserializeOwned>(line: &str, path: &Path) -> Result<T, ControlError> {

@@ -39,7 +39,11 @@ struct Line {
 #[serde(rename_all = "kebab-case")]
 enum Question {
     Status,
-    Events,
+    /// The kept events after a number. Answered as soon as there is one, or when that time is over.
+    Events {
+        after: u64,
+        patience_ms: u64,
+    },
     /// Answered when the node has ended, or not within that time.
     AwaitEnd {
         patience_ms: u64,
@@ -101,6 +105,12 @@ pub enum ControlError {
         path: PathBuf,
         /// Its version, if it told one.
         found: Option<u32>,
+    },
+    /// The running program ended before it answered.
+    #[error("the vmm behind {} has ended in the middle of its answer", path.display())]
+    Gone {
+        /// The socket.
+        path: PathBuf,
     },
     /// The answer made no sense.
     #[error("the answer on {} is no vmm's: {why}", path.display())]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,8 +19,10 @@ use crate::node::{Denial, NodeHandle};
 
 /// Clients served side by side; further ones are turned away.
 pub(super) const CLIENTS_MAX: usize = 16;
-/// Longest wait for a node's end that one question may ask for.
-const AWAIT_END_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Longest wait that one question may ask for.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Longest wait, at the end, for answers under way.
+const ANSWERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A control socket that nobody serves yet, but that is this process' already.
 #[derive(Debug)]
@@ -28,10 +31,40 @@ pub struct ControlSocket {
     server: ControlServer,
 }
 
-/// A served control socket. Dropping it removes the socket's file; a question under way is still answered.
+/// A served control socket. Dropping it removes the socket's file, and waits a moment for answers under way.
 #[derive(Debug)]
 pub struct ControlServer {
     path: PathBuf,
+    unanswered: Arc<Unanswered>,
+}
+
+/// Counts the questions that have been read and not answered.
+#[derive(Debug, Default)]
+struct Unanswered {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unanswered {
+    fn add(self: &Arc<Self>) -> Counted {
+        *self.count.lock() += 1;
+        Counted(Arc::clone(self))
+    }
+
+    fn wait_for_none(&self, deadline: Instant) {
+        let mut count = self.count.lock();
+        while *count > 0 && !self.changed.wait_until(&mut count, deadline).timed_out() {}
+    }
+}
+
+/// A question that counts until this is dropped.
+struct Counted(Arc<Unanswered>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        *self.0.count.lock() -= 1;
+        self.0.changed.notify_all();
+    }
 }
 
 impl ControlSocket {
@@ -57,7 +90,10 @@ impl ControlSocket {
             }
             bound => bound.map_err(system("bind", path))?,
         };
-        let server = ControlServer { path: path.into() };
+        let server = ControlServer {
+            path: path.into(),
+            unanswered: Arc::default(),
+        };
         Ok(Self { listener, server })
     }
 
@@ -67,9 +103,10 @@ impl ControlSocket {
     /// If there is no thread to be had.
     pub fn serve(self, node: NodeHandle) -> Result<ControlServer, ControlError> {
         let Self { listener, server } = self;
+        let unanswered = Arc::clone(&server.unanswered);
         std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || serve(&listener, &node))
+            .spawn(move || serve(&listener, &node, &unanswered))
             .map_err(system("serve", &server.path))?;
         Ok(server)
     }
@@ -79,11 +116,13 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         // Somebody else may have removed it already.
         let _ = std::fs::remove_file(&self.path);
+        let deadline = Instant::now() + ANSWERS_PATIENCE;
+        self.unanswered.wait_for_none(deadline);
     }
 }
 
 /// Each client has a thread, so that one that says nothing keeps nobody from asking for a failover.
-fn serve(listener: &UnixListener, node: &NodeHandle) {
+fn serve(listener: &UnixListener, node: &NodeHandle, unanswered: &Arc<Unanswered>) {
     let clients = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
@@ -97,10 +136,11 @@ fn serve(listener: &UnixListener, node: &NodeHandle) {
             continue;
         }
         let (node, served) = (node.clone(), Arc::clone(&clients));
+        let unanswered = Arc::clone(unanswered);
         let spawned = std::thread::Builder::new()
             .name("control-client".into())
             .spawn(move || {
-                if let Err(error) = answer(stream, &node) {
+                if let Err(error) = answer(stream, &node, &unanswered) {
                     tracing::debug!(%error, "control client");
                 }
                 served.fetch_sub(1, Ordering::AcqRel);
@@ -139,9 +179,14 @@ fn read_question(stream: &UnixStream) -> std::io::Result<String> {
     }
 }
 
-fn answer(mut stream: UnixStream, node: &NodeHandle) -> std::io::Result<()> {
+fn answer(
+    mut stream: UnixStream,
+    node: &NodeHandle,
+    unanswered: &Arc<Unanswered>,
+) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let line = read_question(&stream)?;
+    let counted = unanswered.add();
     let question = serde_json::from_str::<Line>(&line).map(|line| line.request);
     let what = match &question {
         Ok(question) => match ask(node, *question) {
@@ -157,12 +202,17 @@ fn answer(mut stream: UnixStream, node: &NodeHandle) -> std::io::Result<()> {
     let mut text = serde_json::to_string(&answer)?;
     text.push('\n');
     stream.write_all(text.as_bytes())?;
+    drop(counted);
     if matches!(question, Ok(Question::AwaitEnd { .. })) {
         // Whoever waits for the end of the node reads on, to see that of the process.
         stream.set_read_timeout(Some(PATIENCE))?;
         let _ = stream.read(&mut [0]);
     }
     Ok(())
+}
+
+fn deadline(patience_ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(patience_ms).min(WAIT_MAX)
 }
 
 type Made = serde_json::Result<Value>;
@@ -173,10 +223,15 @@ fn ask(node: &NodeHandle, question: Question) -> Result<Made, Denial> {
     }
     match question {
         Question::Status => node.status().map(made),
-        Question::Events => Ok(made(node.events())),
+        Question::Events { after, patience_ms } => {
+            let deadline = match node.watch().now().ended {
+                Some(_) => Instant::now(),
+                None => deadline(patience_ms),
+            };
+            Ok(made(node.events_after(after, deadline)))
+        }
         Question::AwaitEnd { patience_ms } => {
-            let patience = Duration::from_millis(patience_ms).min(AWAIT_END_MAX);
-            let deadline = Instant::now() + patience;
+            let deadline = deadline(patience_ms);
             let ended = node.watch().wait_until(deadline, |now| now.ended.is_some());
             Ok(made(ended.is_some()))
         }

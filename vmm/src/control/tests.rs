@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::server::CLIENTS_MAX;
 use super::*;
-use crate::node::{EventKind, Role, testing};
+use crate::node::{Ended, EventKind, Role, testing};
 
 /// A served socket in a directory of its own.
 fn served() -> (tempfile::TempDir, PathBuf, ControlServer) {
@@ -34,7 +34,7 @@ fn requests_are_answered_and_denials_are_typed() {
         "{denied:?}"
     );
     assert!(denied.to_string().contains("has no standby"), "{denied}");
-    let events = events(&path).unwrap();
+    let events = events(&path, 0, Duration::ZERO).unwrap();
     let role = Role::Unprotected;
     assert_eq!(events[0].what, EventKind::RoleBegan { role });
 }
@@ -66,6 +66,20 @@ fn the_end_is_waited_for_and_not_for_ever() {
     assert!(at.elapsed() < Duration::from_secs(30), "it was polled for");
     drop(server);
     assert!(await_end(&path, soon).is_err(), "nobody is there");
+}
+
+#[test]
+fn events_are_waited_for_and_the_last_one_is_heard_although_the_program_ends() {
+    let (_directory, path, server) = served();
+    let soon = Duration::from_millis(20);
+    assert_eq!(events(&path, 1, soon).unwrap(), [], "nothing has happened");
+    let (waiting, at) = (path.clone(), Instant::now());
+    let waiting = std::thread::spawn(move || events(&waiting, 1, Duration::from_secs(60)));
+    request(&path, Request::Stop).unwrap();
+    drop(server);
+    let heard = waiting.join().unwrap().unwrap();
+    assert_eq!(heard[0].what, EventKind::Ended(Ended::Stopped));
+    assert!(at.elapsed() < Duration::from_secs(30), "it was polled for");
 }
 
 #[test]

@@ -1,18 +1,17 @@
-//! What waits for the node's thread: requests, what became of the machine, and how a role ended, in the order in
-//! which they came. Each kind is bounded for itself, so that requests cannot crowd out the guest's end.
+//! What the node's thread waits for: requests, what became of the machine, and what replication tells. Each has a
+//! queue and a limit of its own, so that requests cannot crowd out the guest's end.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::io;
 use std::sync::mpsc::SyncSender;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
-use understudy_replication::runtime::Promoted;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use understudy_replication::runtime::{EventKind as ReplicationEvent, Events};
 
-use super::NodeError;
-use super::core::RoleEnd;
 use super::request::{Denial, Request};
-use crate::machine::{Machine, MachineEvent};
+use crate::machine::MachineEvent;
 
 /// Requests that wait; further ones are denied.
 pub(super) const REQUESTS_MAX: usize = 64;
@@ -27,100 +26,104 @@ pub(super) type Answer = SyncSender<Result<(), Denial>>;
 pub(super) enum Item {
     Request(Request, Option<Answer>),
     Machine(MachineEvent),
-    RoleOver(RoleOver),
+    Replication(ReplicationEvent),
 }
 
-/// How a role came to its end.
-pub(super) enum RoleOver {
-    Promoted(Box<Promoted<Machine>>),
-    Ended(RoleEnd),
-    Failed(NodeError),
+/// Where things to do are put; never waits. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Inbox {
+    requests: Sender<(Request, Option<Answer>)>,
+    machine_events: Sender<MachineEvent>,
 }
 
-/// Clones are the same.
-#[derive(Clone, Default)]
-pub(super) struct Inbox(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
+/// Where the node's thread finds them. Once it is dropped nothing is taken any more, and what waits is denied.
+pub(super) struct Incoming {
+    runtime: Runtime,
+    requests: Receiver<(Request, Option<Answer>)>,
+    machine_events: Receiver<MachineEvent>,
+    /// Of the side that the node is, through all its roles.
+    replication: Option<Events>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    items: VecDeque<Item>,
-    requests: usize,
-    machine_events: usize,
-    /// The node's thread takes nothing any more.
-    is_closed: bool,
+/// An inbox and its other end.
+pub(super) fn inbox() -> io::Result<(Inbox, Incoming)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
+    let (requests, requested) = channel(REQUESTS_MAX);
+    let (machine_events, happened) = channel(MACHINE_EVENTS_MAX);
+    let incoming = Incoming {
+        runtime,
+        requests: requested,
+        machine_events: happened,
+        replication: None,
+    };
+    let inbox = Inbox {
+        requests,
+        machine_events,
+    };
+    Ok((inbox, incoming))
 }
 
 impl Inbox {
     pub(super) fn request(&self, request: Request, answer: Option<Answer>) -> Result<(), Denial> {
-        let mut waiting = self.0.waiting.lock();
-        if waiting.is_closed {
-            return Err(Denial::Ended);
-        }
-        if waiting.requests == REQUESTS_MAX {
-            return Err(Denial::Busy);
-        }
-        waiting.requests += 1;
-        waiting.items.push_back(Item::Request(request, answer));
-        self.0.arrived.notify_one();
-        Ok(())
+        (self.requests.try_send((request, answer))).map_err(|refused| match refused {
+            TrySendError::Full(_) => Denial::Busy,
+            TrySendError::Closed(_) => Denial::Ended,
+        })
     }
 
-    /// From the machine's threads; waits for nothing.
+    /// From the machine's threads.
     pub(super) fn machine_event(&self, event: MachineEvent) {
-        let mut waiting = self.0.waiting.lock();
-        if waiting.is_closed || waiting.machine_events == MACHINE_EVENTS_MAX {
-            return;
-        }
-        waiting.machine_events += 1;
-        waiting.items.push_back(Item::Machine(event));
-        self.0.arrived.notify_one();
+        // After the node's end nobody wants to know.
+        let _ = self.machine_events.try_send(event);
+    }
+}
+
+impl Incoming {
+    /// Listens to replication from now on, too.
+    pub(super) fn listen(&mut self, events: Events) {
+        self.replication = Some(events);
     }
 
-    /// There is one role at a time, so this is bounded.
-    pub(super) fn role_over(&self, over: RoleOver) {
-        let mut waiting = self.0.waiting.lock();
-        waiting.items.push_back(Item::RoleOver(over));
-        self.0.arrived.notify_one();
-    }
-
-    /// The next thing to do; `None` if there is none until `deadline`.
-    pub(super) fn next(&self, deadline: Option<Instant>) -> Option<Item> {
-        let mut waiting = self.0.waiting.lock();
-        while waiting.items.is_empty() {
+    /// Waits for the next thing to do; `None` if there is none until `deadline`.
+    pub(super) fn next(&mut self, deadline: Option<Instant>) -> Option<Item> {
+        let Self {
+            runtime,
+            requests,
+            machine_events,
+            replication,
+        } = self;
+        let told = async {
+            match replication {
+                Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let passed = async {
             match deadline {
-                None => self.0.arrived.wait(&mut waiting),
-                Some(deadline) => {
-                    let waited = self.0.arrived.wait_until(&mut waiting, deadline);
-                    if waited.timed_out() && waiting.items.is_empty() {
-                        return None;
-                    }
-                }
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
             }
-        }
-        let item = waiting.items.pop_front()?;
-        match item {
-            Item::Request(..) => waiting.requests -= 1,
-            Item::Machine(_) => waiting.machine_events -= 1,
-            Item::RoleOver(_) => {}
-        }
-        Some(item)
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                // What became of the guest is why its role ends: it comes first.
+                Some(event) = machine_events.recv() => Some(Item::Machine(event)),
+                Some(event) = told => Some(Item::Replication(event.kind)),
+                Some((request, answer)) = requests.recv() => Some(Item::Request(request, answer)),
+                () = passed => None,
+            }
+        })
     }
 
-    /// Nothing is taken any more; what waits is denied.
-    pub(super) fn close(&self) {
-        let mut waiting = self.0.waiting.lock();
-        waiting.is_closed = true;
-        for item in waiting.items.drain(..) {
-            if let Item::Request(_, Some(answer)) = item {
-                // Who asked may have gone.
-                let _ = answer.try_send(Err(Denial::Ended));
-            }
+    /// Nothing is taken any more, and what waits is denied.
+    pub(super) fn close(&mut self) {
+        self.requests.close();
+        while let Ok((_, answer)) = self.requests.try_recv() {
+            // Who asked may have gone.
+            let _ = answer.map(|answer| answer.try_send(Err(Denial::Ended)));
         }
     }
 }
@@ -133,32 +136,31 @@ mod tests {
 
     #[test]
     fn too_many_requests_are_denied_and_keep_out_no_event_of_the_guest() {
-        let inbox = Inbox::default();
+        let (inbox, mut incoming) = inbox().unwrap();
         for _ in 0..REQUESTS_MAX {
             inbox.request(Request::Checkpoint, None).unwrap();
         }
         assert_eq!(inbox.request(Request::Checkpoint, None), Err(Denial::Busy));
         inbox.machine_event(MachineEvent::GuestPoweredOff);
-        for _ in 0..REQUESTS_MAX {
-            assert!(matches!(inbox.next(None), Some(Item::Request(..))));
-        }
-        let event = inbox.next(None);
+        let event = incoming.next(None);
         assert!(matches!(
             event,
             Some(Item::Machine(MachineEvent::GuestPoweredOff))
         ));
+        for _ in 0..REQUESTS_MAX {
+            assert!(matches!(incoming.next(None), Some(Item::Request(..))));
+        }
         inbox.request(Request::Checkpoint, None).unwrap();
     }
 
     #[test]
     fn what_waits_at_the_end_is_denied_and_nothing_is_taken_any_more() {
-        let inbox = Inbox::default();
+        let (inbox, mut incoming) = inbox().unwrap();
         let (answer, answered) = sync_channel(1);
         inbox.request(Request::Stop, Some(answer)).unwrap();
-        inbox.close();
-        assert_eq!(answered.recv().unwrap(), Err(Denial::Ended));
+        incoming.close();
+        assert_eq!(answered.try_recv(), Ok(Err(Denial::Ended)));
         assert_eq!(inbox.request(Request::Stop, None), Err(Denial::Ended));
-        inbox.machine_event(MachineEvent::GuestReset);
-        assert!(inbox.next(Some(Instant::now())).is_none());
+        assert!(incoming.next(Some(Instant::now())).is_none());
     }
 }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use understudy_replication::output::{OutputCounts, OutputGate};
 use understudy_replication::runtime::{Encoded, Percentiles, Status};
+use understudy_transport::LinkMetrics;
 
 use crate::devices::Snapshot;
 use crate::devices::virtio::VirtioDevice;
@@ -27,6 +28,8 @@ pub struct NodeMetrics {
     pub gate: OutputCounts,
     /// ② to ⑧: epochs; zero for a guest without a second copy.
     pub epochs: EpochMetrics,
+    /// ⑤ to ⑧: the logging channel, all its links together; zero for a guest without a second copy.
+    pub link: LinkMetrics,
 }
 
 /// Counters of a device.
@@ -138,6 +141,7 @@ impl MetricsRoom {
                 .collect(),
             gate: inner.gate.counts(),
             epochs: replication.map(EpochMetrics::of).unwrap_or_default(),
+            link: replication.map(|status| status.link).unwrap_or_default(),
         }
     }
 }

@@ -73,7 +73,7 @@ pub use status::{
 };
 
 use events::EventLog;
-use inbox::Inbox;
+use inbox::{Inbox, inbox};
 use roles::Sources;
 use shell::Shell;
 
@@ -216,21 +216,23 @@ impl Node {
     /// # Errors
     /// If there is no thread to be had.
     pub fn start(settings: NodeSettings) -> Result<Self, NodeError> {
+        let no_thread = |source| NodeError::Thread {
+            name: "node",
+            source,
+        };
+        let (inbox, incoming) = inbox().map_err(no_thread)?;
         let handle = NodeHandle {
-            inbox: Inbox::default(),
+            inbox,
             log: EventLog::new(&settings.vm, &settings.node),
             watch: StatusWatch::default(),
             sources: Arc::default(),
             since: Instant::now(),
         };
-        let shell = Shell::new(handle.clone(), settings.rules);
+        let shell = Shell::new(handle.clone(), incoming, settings.rules);
         let thread = std::thread::Builder::new()
             .name("node".into())
             .spawn(move || shell.run(settings))
-            .map_err(|source| NodeError::Thread {
-                name: "node",
-                source,
-            })?;
+            .map_err(no_thread)?;
         Ok(Self { handle, thread })
     }
 
@@ -246,7 +248,7 @@ impl Node {
     /// If the node could not start, or not do its work.
     pub fn wait(self) -> Result<Ended, NodeError> {
         self.thread.join().map_err(|_| NodeError::Panicked)??;
-        Ok(self.handle.watch.wait_for_end())
+        self.handle.watch.now().ended.ok_or(NodeError::Panicked)
     }
 }
 
@@ -312,9 +314,10 @@ impl NodeHandle {
         self.log.subscribe()
     }
 
-    /// Its last events, the oldest first; at most [`KEPT_MAX`].
+    /// Its events whose number is above `after`, the oldest first; at most the last [`KEPT_MAX`]. Waits until
+    /// there is one, at most until `deadline`.
     #[must_use]
-    pub fn events(&self) -> Vec<NodeEvent> {
-        self.log.last(KEPT_MAX)
+    pub fn events_after(&self, after: u64, deadline: Instant) -> Vec<NodeEvent> {
+        self.log.after(after, deadline)
     }
 }

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
 use understudy_replication::runtime::{
-    DiskStatus, DisksStatus, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
-    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun,
+    DiskStatus, DisksStatus, Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
+    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status,
 };
 
 use super::core::{RoleEnd, SyncState};
-use super::inbox::{Inbox, RoleOver};
 use super::metrics::{MetricsRoom, NodeMetrics};
 use super::request::Denial;
 use super::settings::ReplicationSettings;
@@ -29,10 +28,17 @@ pub(super) enum Work {
     /// Nothing: it has not begun, or its role is over.
     None,
     Unprotected(Box<Machine>),
-    Primary(ProtectionHandle),
-    Standby(StandbyHandle),
+    Primary(Box<Protection<Machine>>),
+    Standby(StandbyRun<Machine>),
     /// Taken over, and not protected yet.
     Promoted(Box<Promoted<Machine>>),
+}
+
+/// How a role came to its end.
+pub(super) enum RoleOver {
+    Promoted(Box<Promoted<Machine>>),
+    Ended(RoleEnd),
+    Failed(NodeError),
 }
 
 /// What of a machine is reached while replication owns it.
@@ -76,68 +82,90 @@ impl Work {
                     tracing::debug!("{}", fault.with_causes());
                 }
             }
-            Self::Primary(handle) => handle.reset_guest(),
+            Self::Primary(protection) => protection.handle().reset_guest(),
             Self::None | Self::Standby(_) | Self::Promoted(_) => {}
         }
     }
 
-    /// The guest has ended. An unprotected one has said all; a protected one's role ends later.
-    pub(super) fn end(&mut self, inbox: &Inbox) {
+    /// The guest has ended. An unprotected one has said all, and its role is over: returns whether it is. A
+    /// protected one's role ends later.
+    pub(super) fn end(&mut self) -> bool {
         match self {
             Self::Unprotected(machine) => {
                 machine.shut_down();
-                inbox.role_over(RoleOver::Ended(RoleEnd::Done));
+                true
             }
-            Self::Primary(handle) => handle.guest_stopped(),
-            Self::None | Self::Standby(_) | Self::Promoted(_) => {}
+            Self::Primary(protection) => {
+                protection.handle().guest_stopped();
+                false
+            }
+            Self::None | Self::Standby(_) | Self::Promoted(_) => false,
         }
     }
 
-    /// Cuts the guest's power.
-    pub(super) fn stop_guest(&mut self, panel: &Panel, inbox: &Inbox) -> Result<(), Denial> {
+    /// Cuts the guest's power; returns what [`Work::end`] does.
+    pub(super) fn stop_guest(&mut self, panel: &Panel) -> Result<bool, Denial> {
+        let Self::Primary(protection) = self else {
+            return Ok(self.end());
+        };
+        panel.cut_power();
+        (protection.handle().stop())
+            .then_some(false)
+            .ok_or(Denial::Ended)
+    }
+
+    /// How a role came to its end that replication has told the end of.
+    pub(super) fn finish(self) -> RoleOver {
         match self {
-            Self::Primary(handle) => {
-                panel.cut_power();
-                handle.stop().then_some(()).ok_or(Denial::Ended)
-            }
-            _ => {
-                self.end(inbox);
-                Ok(())
-            }
+            Self::Standby(run) => match run.await_promotion() {
+                Ok(Outcome::Promoted(promoted)) => RoleOver::Promoted(Box::new(promoted)),
+                Ok(Outcome::Stopped) => RoleOver::Ended(RoleEnd::Done),
+                Err(error) => RoleOver::Failed(error.into()),
+            },
+            Self::Primary(protection) => match protection.wait() {
+                Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
+                Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
+                Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
+                Err(error) => RoleOver::Failed(error.into()),
+            },
+            Self::None | Self::Unprotected(_) | Self::Promoted(_) => RoleOver::Ended(RoleEnd::Done),
         }
     }
 
     pub(super) fn stop_standby(&self) -> Result<(), Denial> {
         match self {
-            Self::Standby(handle) if !handle.stop() => Err(Denial::Promoting),
+            Self::Standby(run) if !run.handle().stop() => Err(Denial::Promoting),
             _ => Ok(()),
         }
     }
 
     pub(super) fn promote(&self) -> Result<(), Denial> {
         match self {
-            Self::Standby(handle) if !handle.promote() => Err(Denial::Busy),
+            Self::Standby(run) if !run.handle().promote() => Err(Denial::Busy),
             _ => Ok(()),
         }
     }
 
     pub(super) fn checkpoint(&self) {
-        if let Self::Primary(handle) = self {
-            handle.checkpoint();
+        if let Self::Primary(protection) = self {
+            protection.handle().checkpoint();
+        }
+    }
+
+    pub(super) fn replication_status(&self) -> Option<Status> {
+        match self {
+            Self::Primary(protection) => Some(protection.handle().status()),
+            Self::Standby(run) => Some(run.handle().status()),
+            Self::None | Self::Unprotected(_) | Self::Promoted(_) => None,
         }
     }
 
     pub(super) fn sync_state(&self) -> SyncState {
-        match self {
-            Self::Standby(handle) => {
-                let status = handle.status();
-                SyncState {
-                    in_sync: status.protected,
-                    phase: status.phase,
-                }
-            }
-            _ => SyncState::default(),
-        }
+        self.replication_status()
+            .map_or_else(SyncState::default, |status| SyncState {
+                in_sync: status.protected,
+                phase: status.phase,
+            })
     }
 }
 
@@ -190,42 +218,6 @@ impl Replicated {
     ) -> Result<Protection<Machine>, RuntimeError> {
         self.protect(Primary::attach(Origin::Promoted(promoted)))
     }
-}
-
-/// Tells the node how a role ended, from a thread that waits for it.
-pub(super) fn tell_end_of_standby(run: StandbyRun<Machine>, inbox: Inbox) -> Result<(), NodeError> {
-    await_end(inbox, move || match run.await_promotion() {
-        Ok(Outcome::Promoted(promoted)) => RoleOver::Promoted(Box::new(promoted)),
-        Ok(Outcome::Stopped) => RoleOver::Ended(RoleEnd::Done),
-        Err(error) => RoleOver::Failed(error.into()),
-    })
-}
-
-/// As [`tell_end_of_standby`].
-pub(super) fn tell_end_of_protection(
-    protection: Protection<Machine>,
-    inbox: Inbox,
-) -> Result<(), NodeError> {
-    use understudy_replication::runtime::Ended;
-    await_end(inbox, move || match protection.wait() {
-        Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
-        Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
-        Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
-        Err(error) => RoleOver::Failed(error.into()),
-    })
-}
-
-fn await_end(
-    inbox: Inbox,
-    wait: impl FnOnce() -> RoleOver + Send + 'static,
-) -> Result<(), NodeError> {
-    let spawned = std::thread::Builder::new()
-        .name("node-role".into())
-        .spawn(move || inbox.role_over(wait()));
-    spawned.map(drop).map_err(|source| NodeError::Thread {
-        name: "node-role",
-        source,
-    })
 }
 
 /// Where a node's status is read.

@@ -7,17 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_replication::output::OutputGate;
-use understudy_replication::runtime::{Origin, Primary, Protection};
+use understudy_replication::runtime::{
+    EventKind as ReplicationEvent, Origin, Primary, Protection, Status,
+};
 
 use super::core::{Effect, Input, NodeCore, RoleEnd, Rules};
 use super::events::EventKind;
-use super::inbox::{Answer, Item, RoleOver};
+use super::inbox::{Answer, Incoming, Item};
 use super::metrics::MetricsRoom;
 use super::request::{Denial, Request};
-use super::roles::{
-    Figures, Panel, Replicated, Sources, UnprotectedFigures, Work, tell_end_of_protection,
-    tell_end_of_standby,
-};
+use super::roles::{Figures, Panel, Replicated, RoleOver, Sources, UnprotectedFigures, Work};
 use super::settings::{NodeSettings, StartAs};
 use super::status::Standing;
 use super::{Ended, NodeError, NodeHandle, Role};
@@ -30,25 +29,30 @@ const CONSOLE_SOON: Duration = Duration::from_millis(100);
 
 pub(super) struct Shell {
     handle: NodeHandle,
+    incoming: Incoming,
     core: NodeCore,
     work: Work,
     panel: Option<Panel>,
     room: Option<MetricsRoom>,
     replicated: Option<Replicated>,
+    /// The role is over, and nobody has been told yet.
+    over: Option<RoleOver>,
     ended: Option<Ended>,
     /// Why the node failed, if it did.
     error: Option<NodeError>,
 }
 
 impl Shell {
-    pub(super) fn new(handle: NodeHandle, rules: Rules) -> Self {
+    pub(super) fn new(handle: NodeHandle, incoming: Incoming, rules: Rules) -> Self {
         Self {
             handle,
+            incoming,
             core: NodeCore::new(rules),
             work: Work::None,
             panel: None,
             room: None,
             replicated: None,
+            over: None,
             ended: None,
             error: None,
         }
@@ -57,19 +61,23 @@ impl Shell {
     /// The thread's body: all of the node's life.
     pub(super) fn run(mut self, settings: NodeSettings) -> Result<(), NodeError> {
         if let Err(error) = self.begin(settings) {
-            self.role_over(RoleOver::Failed(error));
+            self.over = Some(RoleOver::Failed(error));
         }
         while self.ended.is_none() {
+            if let Some(over) = self.over.take() {
+                self.role_over(over);
+                continue;
+            }
             let due = self.core.next_timer();
             if due.is_some_and(|at| at <= self.now()) {
                 self.feed(Input::Timer);
                 continue;
             }
-            match self.handle.inbox.next(due.map(|at| self.handle.since + at)) {
+            match self.incoming.next(due.map(|at| self.handle.since + at)) {
                 None => {}
                 Some(Item::Request(request, answer)) => self.request(request, answer),
                 Some(Item::Machine(event)) => self.feed(Input::Guest(event)),
-                Some(Item::RoleOver(over)) => self.role_over(over),
+                Some(Item::Replication(event)) => self.replication(event),
             }
         }
         self.error.take().map_or(Ok(()), Err)
@@ -105,7 +113,8 @@ impl Shell {
                 }
                 let protection = replicated.protect(builder)?;
                 self.replicated = Some(replicated);
-                self.run_primary(protection)?
+                self.incoming.listen(protection.handle().subscribe());
+                self.run_primary(protection)
             }
             StartAs::Standby {
                 replication: settings,
@@ -116,8 +125,8 @@ impl Shell {
                 self.replicated = Some(replicated);
                 let endpoint = run.endpoint().to_string();
                 let standby = run.handle();
-                self.work = Work::Standby(standby.clone());
-                tell_end_of_standby(run, self.handle.inbox.clone())?;
+                self.incoming.listen(standby.subscribe());
+                self.work = Work::Standby(run);
                 self.handle.log.tell(EventKind::Listening { endpoint });
                 Figures::Standby(standby)
             }
@@ -125,6 +134,7 @@ impl Shell {
         let role = figures.role();
         self.show(figures);
         self.feed(Input::Began { role, can_restart });
+        self.catch_up();
         Ok(())
     }
 
@@ -137,11 +147,10 @@ impl Shell {
         Ok(())
     }
 
-    fn run_primary(&mut self, protection: Protection<Machine>) -> Result<Figures, NodeError> {
+    fn run_primary(&mut self, protection: Protection<Machine>) -> Figures {
         let handle = protection.handle();
-        self.work = Work::Primary(handle.clone());
-        tell_end_of_protection(protection, self.handle.inbox.clone())?;
-        Ok(Figures::Primary(handle))
+        self.work = Work::Primary(Box::new(protection));
+        Figures::Primary(handle)
     }
 
     /// From now on the status is read there.
@@ -167,11 +176,41 @@ impl Shell {
         }
     }
 
+    fn replication(&mut self, event: ReplicationEvent) {
+        match &event {
+            // The role's threads are about to end.
+            ReplicationEvent::Promoted { .. } | ReplicationEvent::Ended => {
+                let over = std::mem::replace(&mut self.work, Work::None).finish();
+                self.role_over(over);
+            }
+            ReplicationEvent::Missed(_) => self.catch_up(),
+            _ => {}
+        }
+        self.feed(Input::Replication(event));
+    }
+
+    /// Hears what replication told while nobody listened.
+    fn catch_up(&mut self) {
+        let Some(Status {
+            protected, alarm, ..
+        }) = self.work.replication_status()
+        else {
+            return;
+        };
+        self.feed(Input::Replication(match protected {
+            true => ReplicationEvent::Protected,
+            false => ReplicationEvent::Unprotected,
+        }));
+        if let Some(alarm) = alarm {
+            self.feed(Input::Replication(ReplicationEvent::Alarm(alarm)));
+        }
+    }
+
     fn role_over(&mut self, over: RoleOver) {
         let end = match over {
             RoleOver::Promoted(promoted) => {
                 self.work = Work::Promoted(promoted);
-                return self.feed(Input::Promoted);
+                return;
             }
             RoleOver::Ended(end) => end,
             RoleOver::Failed(error) => {
@@ -201,9 +240,8 @@ impl Shell {
 
     fn publish(&self) {
         self.handle.watch.set(Standing {
-            role: self.core.role(),
-            guest: self.core.guest().clone(),
             ended: self.ended.clone(),
+            ..self.core.standing()
         });
     }
 
@@ -222,11 +260,15 @@ impl Shell {
                     Ok(())
                 }
                 Effect::EndRole => {
-                    self.work.end(&self.handle.inbox);
+                    let is_over = self.work.end();
+                    self.end_if(is_over);
                     Ok(())
                 }
                 Effect::StopGuest => match &self.panel {
-                    Some(panel) => self.work.stop_guest(panel, &self.handle.inbox),
+                    Some(panel) => {
+                        let stopped = self.work.stop_guest(panel);
+                        stopped.map(|is_over| self.end_if(is_over))
+                    }
                     None => Err(Denial::Ended),
                 },
                 Effect::StopStandby => self.work.stop_standby(),
@@ -245,13 +287,19 @@ impl Shell {
                 }
                 Effect::Finish(ended) => {
                     self.ended = Some(ended);
-                    self.handle.inbox.close();
+                    self.incoming.close();
                     Ok(())
                 }
             };
             done = done.and(performed);
         }
         done
+    }
+
+    fn end_if(&mut self, is_over: bool) {
+        if is_over {
+            self.over = Some(RoleOver::Ended(RoleEnd::Done));
+        }
     }
 
     /// Protects the guest that was taken over.
@@ -262,13 +310,12 @@ impl Shell {
         let Some(replicated) = &self.replicated else {
             return;
         };
-        let protection = replicated.protect_promoted(*promoted);
-        match protection
-            .map_err(NodeError::from)
-            .and_then(|protection| self.run_primary(protection))
-        {
-            Ok(figures) => self.show(figures),
-            Err(error) => self.handle.inbox.role_over(RoleOver::Failed(error)),
+        match replicated.protect_promoted(*promoted) {
+            Ok(protection) => {
+                let figures = self.run_primary(protection);
+                self.show(figures);
+            }
+            Err(error) => self.over = Some(RoleOver::Failed(error.into())),
         }
     }
 }
@@ -276,13 +323,14 @@ impl Shell {
 impl Drop for Shell {
     /// Also after a panic, nobody waits for this thread for ever.
     fn drop(&mut self) {
-        self.handle.inbox.close();
+        self.incoming.close();
         if self.ended.is_none() {
             let what = "the node thread panicked".into();
             self.handle.watch.set(Standing {
                 role: Role::Ended,
-                guest: self.core.guest().clone(),
+                protected: false,
                 ended: Some(Ended::Failed { what }),
+                ..self.core.standing()
             });
         }
     }

@@ -91,6 +91,10 @@ pub enum UnprotectedRole {
 pub struct Standing {
     /// The role.
     pub role: Role,
+    /// Whether the loss of a host would be survived now.
+    pub protected: bool,
+    /// The last thing that went wrong with the protection since it was last there anew.
+    pub alarm: Option<String>,
     /// What has become of the guest.
     pub guest: GuestStatus,
     /// How the node ended, if it has.
@@ -128,18 +132,6 @@ impl StatusWatch {
             }
         }
         Some(standing.clone())
-    }
-
-    /// Waits until the node has ended, however long that takes.
-    #[must_use]
-    pub fn wait_for_end(&self) -> Ended {
-        let mut standing = self.0.standing.lock();
-        loop {
-            if let Some(ended) = &standing.ended {
-                return ended.clone();
-            }
-            self.0.changed.wait(&mut standing);
-        }
     }
 
     pub(crate) fn set(&self, new: Standing) {
@@ -187,18 +179,5 @@ mod tests {
         assert_eq!(watch.wait_until(past, |now| now.role == Role::Ended), None);
         let found = watch.wait_until(past, |now| now.role == Role::Starting);
         assert_eq!(found, Some(Standing::default()));
-    }
-
-    #[test]
-    fn the_end_is_waited_for_however_it_comes() {
-        let watch = StatusWatch::default();
-        let watching = watch.clone();
-        let waiting = std::thread::spawn(move || watching.wait_for_end());
-        watch.set(Standing {
-            role: Role::Ended,
-            ended: Some(Ended::Abandoned),
-            ..Standing::default()
-        });
-        assert_eq!(waiting.join().unwrap(), Ended::Abandoned);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::events::{EventKind, EventLog};
-use super::inbox::{Inbox, Item};
+use super::inbox::{Item, inbox};
 use super::roles::Sources;
 use super::{
     Denial, Ended, NodeHandle, NodeMetrics, Request, Role, RoleStatus, Standing, StatusWatch,
@@ -24,8 +24,9 @@ pub(crate) fn unprotected() -> NodeHandle {
         disks: Default::default(),
     }));
     let sources = Sources::Frozen(Box::new((role, NodeMetrics::default())));
+    let (inbox, mut incoming) = inbox().expect("a runtime");
     let handle = NodeHandle {
-        inbox: Inbox::default(),
+        inbox,
         log: EventLog::new("web", "host-a"),
         watch: StatusWatch::default(),
         sources: Arc::new(Mutex::new(Some(sources))),
@@ -40,7 +41,7 @@ pub(crate) fn unprotected() -> NodeHandle {
     });
     let node = handle.clone();
     std::thread::spawn(move || {
-        while let Some(Item::Request(request, answer)) = node.inbox.next(None) {
+        while let Some(Item::Request(request, answer)) = incoming.next(None) {
             let done = match request {
                 Request::Stop => Ok(()),
                 _ => Err(Denial::Unprotected),
@@ -49,12 +50,12 @@ pub(crate) fn unprotected() -> NodeHandle {
                 answer.try_send(done.clone()).unwrap();
             }
             if done.is_ok() {
+                node.log.tell(EventKind::Ended(Ended::Stopped));
                 node.watch.set(Standing {
                     role: Role::Ended,
                     ended: Some(Ended::Stopped),
                     ..Standing::default()
                 });
-                node.inbox.close();
                 break;
             }
         }

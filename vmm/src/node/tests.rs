@@ -19,6 +19,14 @@ fn settings(machine: BuildMachine) -> NodeSettings {
     }
 }
 
+fn await_end(node: &NodeHandle) -> Ended {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let standing = node.watch().wait_until(deadline, |now| now.ended.is_some());
+    standing
+        .and_then(|now| now.ended)
+        .expect("nobody is told of the end")
+}
+
 #[test]
 fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
     let (release, released) = sync_channel::<()>(1);
@@ -40,7 +48,7 @@ fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
         panic!("nothing happened");
     };
     assert_eq!(event.what, EventKind::Ended(ended.clone()));
-    assert_eq!(handle.watch().wait_for_end(), ended);
+    assert_eq!(await_end(&handle), ended);
     assert_eq!(handle.request(Request::Stop), Err(Denial::Ended));
     let error = node.wait().unwrap_err();
     assert!(matches!(error, NodeError::Build(_)), "{error:?}");
@@ -50,7 +58,7 @@ fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
 #[test]
 fn a_panic_of_the_nodes_thread_is_an_end_that_nobody_misses() {
     let node = Node::start(settings(Box::new(|| panic!("as ordered")))).unwrap();
-    let ended = node.handle().watch().wait_for_end();
+    let ended = await_end(&node.handle());
     assert!(matches!(ended, Ended::Failed { .. }), "{ended:?}");
     assert_eq!(node.handle().post(Request::Stop), Err(Denial::Ended));
     assert!(matches!(node.wait(), Err(NodeError::Panicked)));

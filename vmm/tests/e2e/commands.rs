@@ -1,9 +1,12 @@
 //! `status`, `failover`, `stop`, signals: what a person does with hosts that run.
 
-use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
 use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, Quiet, TestCluster, turn, vmm, vmm_says};
+use crate::support::{DEADLINE, Quiet, TestCluster, binary, turn, vmm, vmm_says};
 
 fn control(host: &VmmProcess) -> String {
     host.control().display().to_string()
@@ -29,6 +32,10 @@ fn assert_status(host: &VmmProcess, role: &str, headline: &str) {
     let frames_sent = json["output"]["frames_sent"].as_u64().unwrap();
     assert_eq!(frames_sent > 0, role == "primary", "{json}");
     assert!(text.contains("frames sent, 0 dropped"), "{text}");
+    let link = &json["metrics"]["link"];
+    for counter in ["bytes_in", "bytes_out", "frames_in", "frames_out"] {
+        assert!(link[counter].as_u64().unwrap() > 0, "{link}");
+    }
 }
 
 #[test]
@@ -79,6 +86,61 @@ fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     assert!(text.contains("reaction"), "{text}");
     vmm_says(&["stop", "--control", &standby]);
     await_code(&mut cluster.local.standby, 0);
+}
+
+#[test]
+fn events_tell_what_happened_and_are_followed_to_the_end() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let (mut primary, mut standby) = hosts.start_protected();
+    let following = [
+        "events",
+        "--control",
+        &control(&primary),
+        "--follow",
+        "--json",
+    ];
+    let mut follower = Command::new(binary())
+        .args(following)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    // It listens before anything further happens.
+    let first = lines.next().unwrap().unwrap();
+    standby.kill().unwrap();
+    primary
+        .await_status("alone", DEADLINE, |status| status.phase == "alone")
+        .unwrap();
+    let text = vmm_says(&["events", "--control", &control(&primary)]);
+    assert!(text.contains("the guest goes on unprotected"), "{text}");
+    vmm_says(&["stop", "--control", &control(&primary)]);
+    await_code(&mut primary, 0);
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(follower.wait().unwrap().success(), "{rest:?}");
+    let all = std::iter::once(&first).chain(&rest);
+    let events: Vec<Value> = all
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for (number, event) in events.iter().enumerate() {
+        assert_eq!(event["number"], number as u64 + 1, "{events:?}");
+        assert_eq!(
+            (&event["vm"], &event["node"]),
+            (&json!("guest"), &json!("primary"))
+        );
+    }
+    let kinds = events.iter().map(|event| event["event"].as_str().unwrap());
+    // How often there was no standby to connect to depends on the time that took.
+    let kinds: Vec<&str> = kinds.filter(|kind| *kind != "alarm").collect();
+    let expected = [
+        "role-began",
+        "protected",
+        "unprotected",
+        "backup-lost",
+        "stop-requested",
+        "ended",
+    ];
+    assert_eq!(kinds, expected, "{events:?}");
 }
 
 /// Ends a primary and then its standby by `end`.

@@ -142,6 +142,16 @@ impl TestCluster {
     }
 }
 
+impl Drop for TestCluster {
+    /// A test that fails shows what both sides have said.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (primary, standby) = (self.local.primary.log(), self.local.standby.log());
+            eprintln!("the primary's log:\n{primary}\nthe standby's log:\n{standby}");
+        }
+    }
+}
+
 /// The arbiter's file, which a test can take away from both sides.
 pub(crate) struct ArbiterFile(PathBuf);
 

@@ -104,6 +104,15 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
             "power-button",
             &["asks it to shut itself down", "--control"],
         ),
+        (
+            "events",
+            &[
+                "what has happened",
+                "--follow",
+                "--json",
+                "the backup is lost",
+            ],
+        ),
         ("check", &["what to do about it", "--json"]),
         (
             "demo",

@@ -28,7 +28,6 @@ use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
 use crate::runtime::error::RuntimeError;
-use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::session::{Session, SessionError};
@@ -159,7 +158,6 @@ impl Driver {
             Ok(Finish::Unprotected(_)) => CaptureJob::HandOn,
             _ => CaptureJob::Stop,
         });
-        self.metrics.tell(EventKind::Ended);
         result
     }
 
@@ -266,6 +264,7 @@ impl Driver {
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
         match happened {
             Happened::Connected(Ok(link)) => {
+                self.metrics.linked(link.counters());
                 let session = Session::start(*link, self.setup.settings.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
@@ -494,19 +493,13 @@ impl Driver {
                     // It never protected anything, and may go on like this four times a second.
                     self.not_connected(&cause, CONNECT_RETRY);
                 } else {
-                    self.metrics.alarm(format!(
-                        "the backup is lost ({cause}); the guest goes on unprotected as {generation}"
-                    ));
+                    self.metrics.going_alone(generation, cause);
                 }
-                self.metrics.going_alone(generation, cause);
                 self.order(CaptureJob::OpenGate(generation));
             }
             PrimaryEffect::Fenced { reason } => {
                 self.shut();
-                self.metrics.alarm(reason.clone());
-                self.metrics.tell(EventKind::Fenced {
-                    reason: reason.clone(),
-                });
+                self.metrics.fenced(reason.clone());
                 self.ended = Some(Finish::Ended(Ended::Fenced { reason }));
             }
         }

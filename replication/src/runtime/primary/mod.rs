@@ -17,7 +17,7 @@ use super::arbitration::{Arbitration, claimant, node_of};
 use super::capture::{CaptureJob, Capturer};
 use super::ended::Ended;
 use super::error::RuntimeError;
-use super::metrics::Metrics;
+use super::metrics::{EndTold, Metrics};
 use super::reign::{Promoted, Reign, Unprotected};
 use super::settings::Settings;
 use super::side::{SideBuilder, SideHandle, required};
@@ -261,7 +261,11 @@ fn start<M: Machine>(
         metrics.clone(),
     );
     let capturer = spawn("capture", move || capturer.run(&to_do))?;
-    let driver = spawn("driver", move || driver.run())?;
+    let end = EndTold::new(metrics.clone());
+    let driver = spawn("driver", move || {
+        let _end = end;
+        driver.run()
+    })?;
     Ok(Protection {
         handle,
         driver,

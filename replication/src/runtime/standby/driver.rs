@@ -21,7 +21,6 @@ use crate::ports::{Machine, PageMemory};
 use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
-use crate::runtime::events::EventKind;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::reign::{Promoted, Reign};
@@ -133,10 +132,7 @@ impl<M: Machine> Driver<M> {
         let runtime = tokio_runtime()?;
         let ended = runtime.block_on(self.drive(ready))?;
         match ended {
-            Ended::Stopped => {
-                self.metrics.tell(EventKind::Ended);
-                Ok(Outcome::Stopped)
-            }
+            Ended::Stopped => Ok(Outcome::Stopped),
             Ended::Promoted {
                 generation,
                 epoch,
@@ -329,6 +325,7 @@ impl<M: Machine> Driver<M> {
 
     /// One primary at a time: another one is told so and hears nothing else.
     fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
+        let counters = link.counters();
         let mut session = Session::start(link, self.setup.settings.limits.send_bytes_max);
         if let Some(current) = &self.session {
             tracing::warn!(peer = session.peer, "refused a second primary");
@@ -338,6 +335,7 @@ impl<M: Machine> Driver<M> {
             return;
         }
         tracing::info!(peer = session.peer, "a primary connected");
+        self.metrics.linked(counters);
         self.session = Some(session);
         self.last_contact = Instant::now();
         inputs.push_back(BackupInput::LinkUp);

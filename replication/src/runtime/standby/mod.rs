@@ -11,7 +11,7 @@ use understudy_transport::Endpoint;
 use self::driver::Driver;
 use super::arbitration::claimant;
 use super::error::RuntimeError;
-use super::metrics::Metrics;
+use super::metrics::{EndTold, Metrics};
 use super::reign::Promoted;
 use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
@@ -92,6 +92,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let metrics = Metrics::new(Side::Standby, &self.settings.vm, &self.settings.node);
         let (handle, requested) = SideHandle::new(&*self.part.machine, metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
+        let end = EndTold::new(metrics.clone());
         let driver = Driver::new(
             driver::Setup {
                 claimant: claimant(&self.settings.node),
@@ -104,7 +105,13 @@ impl<M: Machine> StandbyBuilder<M> {
             requested,
             metrics,
         )?;
-        let driver = spawn("driver", move || driver.run(&ready))?;
+        let driver = spawn("driver", move || {
+            let outcome = driver.run(&ready);
+            if matches!(outcome, Ok(Outcome::Promoted(_))) {
+                end.goes_on();
+            }
+            outcome
+        })?;
         match listening.recv() {
             Ok(endpoint) => Ok(StandbyRun {
                 handle,

@@ -27,6 +27,7 @@ With a disk, of which each host has an image of the same size:
 
 Look at it:
   vmm status --control /run/understudy.sock
+  vmm events --control /run/understudy.sock --follow
 
 Logs go to standard error; UNDERSTUDY_LOG sets the level (error, warn, info, debug, trace).
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced (another host owns the guest now).";
@@ -63,6 +64,12 @@ pub(crate) enum Command {
     Standby(ReplicatedArgs),
     /// Show how a running vmm is doing: a primary, a standby, or an unprotected guest.
     Status(StatusArgs),
+    /// Show what has happened to a running vmm: the last 256 events.
+    ///
+    /// A line each: number, time (UTC), what. Among them: the guest is protected, or not any more; the backup is
+    /// lost; a standby has taken over; the guest rebooted, crashed or panicked; a disk failed; the end, with its
+    /// reason. `vmm status` shows the last few.
+    Events(EventsArgs),
     /// Promote a standby now. The old primary is fenced.
     Failover(ControlArgs),
     /// Stop a running primary or unprotected guest, or a standby, cleanly.
@@ -198,6 +205,18 @@ pub(crate) struct StatusArgs {
     /// Print again every second until interrupted.
     #[arg(long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    /// Print one JSON object a line, with `event`, `vm`, `node`, `at_unix_ms` and what belongs to the event.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Go on with what happens from now on, until the vmm has ended.
+    #[arg(long)]
+    pub(crate) follow: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Primary(arguments) => commands::node::primary(arguments),
         Command::Standby(arguments) => commands::node::standby(arguments),
         Command::Status(arguments) => commands::status::status(&arguments),
+        Command::Events(arguments) => commands::status::events(&arguments),
         Command::Failover(arguments) => commands::status::failover(&arguments),
         Command::Stop(arguments) => commands::status::stop(&arguments),
         Command::PowerButton(arguments) => commands::status::power_button(&arguments),

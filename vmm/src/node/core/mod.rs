@@ -9,10 +9,12 @@ mod tests;
 
 use std::time::Duration;
 
+use understudy_replication::runtime::EventKind as ReplicationEvent;
+
 use self::pace::Pace;
 use super::events::EventKind;
 use super::request::{Denial, Request};
-use super::status::GuestStatus;
+use super::status::{GuestStatus, Standing};
 use super::{Ended, Role};
 use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
 
@@ -32,8 +34,8 @@ pub struct Rules {
 pub(super) enum Input {
     /// The first role is taken up. `can_restart`: whether there is a kernel to begin anew with.
     Began { role: Role, can_restart: bool },
-    /// The standby owns the guest now, which runs.
-    Promoted,
+    /// What replication tells; that the role has ended comes as [`Input::RoleOver`].
+    Replication(ReplicationEvent),
     /// Something became of the machine.
     Guest(MachineEvent),
     /// The standby could not be told to stop: it is about to be the primary. Whoever asked has been told so.
@@ -95,6 +97,9 @@ pub(super) struct NodeCore {
     role: Role,
     rules: Rules,
     can_restart: bool,
+    protected: bool,
+    /// What is wrong with the protection.
+    alarm: Option<String>,
     guest: GuestStatus,
     pace: Pace,
     /// When the guest that stands still is to be started over.
@@ -113,6 +118,8 @@ impl NodeCore {
             role: Role::Starting,
             rules,
             can_restart: false,
+            protected: false,
+            alarm: None,
             guest: GuestStatus::default(),
             pace: Pace::default(),
             restart_at: None,
@@ -122,12 +129,15 @@ impl NodeCore {
         }
     }
 
-    pub(super) fn role(&self) -> Role {
-        self.role
-    }
-
-    pub(super) fn guest(&self) -> &GuestStatus {
-        &self.guest
+    /// How things stand while the node has not ended.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            role: self.role,
+            protected: self.protected,
+            alarm: self.alarm.clone(),
+            guest: self.guest.clone(),
+            ended: None,
+        }
     }
 
     /// When [`Input::Timer`] is due, in time since the node's start.
@@ -145,7 +155,7 @@ impl NodeCore {
                 self.pace.started(now);
                 self.tell(EventKind::RoleBegan { role }, &mut effects);
             }
-            Input::Promoted => self.promoted(now, &mut effects),
+            Input::Replication(event) => self.replication(now, event, &mut effects),
             Input::Guest(event) => self.guest_event(now, event, &mut effects),
             Input::StopMissed => self.is_stopping_standby = false,
             Input::Timer => self.timer(now, &mut effects),
@@ -207,7 +217,6 @@ impl NodeCore {
     fn promoted(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.role = Role::Primary;
         self.pace.started(now);
-        self.tell(EventKind::Promoted, effects);
         effects.push(Effect::Protect);
         if self.is_stopping_standby {
             effects.extend(self.stop_guest());
@@ -215,6 +224,39 @@ impl NodeCore {
         for event in std::mem::take(&mut self.before_promotion) {
             self.guest_event(now, event, effects);
         }
+    }
+
+    /// Each change is told once, however often replication says it.
+    fn replication(&mut self, now: Duration, event: ReplicationEvent, effects: &mut Vec<Effect>) {
+        match event {
+            ReplicationEvent::Promoted { epoch, cause } if self.role == Role::Standby => {
+                let epoch = epoch.0;
+                self.tell(EventKind::Promoted { epoch, cause }, effects);
+                self.promoted(now, effects);
+            }
+            ReplicationEvent::Protected if !self.protected => {
+                self.protected = true;
+                // What went wrong before has been made good.
+                self.alarm = None;
+                self.tell(EventKind::Protected, effects);
+            }
+            ReplicationEvent::Unprotected if self.protected => {
+                self.protected = false;
+                self.tell(EventKind::Unprotected, effects);
+            }
+            ReplicationEvent::GoingAlone { cause } => {
+                self.alarm(EventKind::BackupLost { cause }, effects);
+            }
+            ReplicationEvent::Alarm(what) if self.alarm.as_ref() != Some(&what) => {
+                self.alarm(EventKind::Alarm { what }, effects);
+            }
+            _ => {}
+        }
+    }
+
+    fn alarm(&mut self, what: EventKind, effects: &mut Vec<Effect>) {
+        self.alarm = Some(what.to_string());
+        self.tell(what, effects);
     }
 
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -239,6 +281,7 @@ impl NodeCore {
             RoleEnd::Failed { what } => Ended::Failed { what },
         };
         self.role = Role::Ended;
+        self.protected = false;
         self.restart_at = None;
         self.tell(EventKind::Ended(ended.clone()), effects);
         effects.push(Effect::Finish(ended));

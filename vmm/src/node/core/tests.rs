@@ -1,3 +1,5 @@
+use understudy_replication::EpochId;
+
 use super::*;
 
 const RULES: Rules = Rules {
@@ -9,8 +11,15 @@ const RULES: Rules = Rules {
 fn in_role(role: Role, rules: Rules, can_restart: bool) -> NodeCore {
     let mut core = NodeCore::new(rules);
     core.input(Duration::ZERO, Input::Began { role, can_restart });
-    assert_eq!(core.role(), role);
+    assert_eq!(core.role, role);
     core
+}
+
+fn promoted() -> Input {
+    Input::Replication(ReplicationEvent::Promoted {
+        epoch: EpochId(7),
+        cause: "as ordered".into(),
+    })
 }
 
 fn guest(core: &mut NodeCore, event: MachineEvent) -> Vec<Effect> {
@@ -46,7 +55,7 @@ fn kept(rules: Rules, can_restart: bool, event: MachineEvent) -> (Option<Ended>,
     let effects = guest(&mut core, event);
     let ends = effects.contains(&Effect::EndRole);
     core.input(Duration::from_secs(200), Input::Timer);
-    let status = core.guest().clone();
+    let status = core.guest.clone();
     let ended = ends.then(|| over(&mut core, RoleEnd::Done));
     (ended, status.restarts, status)
 }
@@ -135,11 +144,11 @@ fn a_guest_in_a_loop_waits_for_its_timer_and_a_person_hears_of_it() {
     let due = core.next_timer().unwrap();
     assert_eq!(due, now + Duration::from_secs(1));
     assert_eq!(core.input(now, Input::Timer), [], "too early");
-    let alarm = core.guest().alarm.clone().unwrap();
+    let alarm = core.guest.alarm.clone().unwrap();
     assert!(alarm.contains("4 times in a row"), "{alarm}");
     assert!(alarm.contains("it has to wait 1 s"), "{alarm}");
     assert_eq!(deeds(core.input(due, Input::Timer)), [Effect::RestartGuest]);
-    assert_eq!(core.guest().restarts, 4);
+    assert_eq!(core.guest.restarts, 4);
 }
 
 #[test]
@@ -205,8 +214,8 @@ fn a_promoted_standby_is_a_primary_and_what_its_guest_did_first_counts() {
         guest(&mut core, disk)[..],
         [Effect::Tell(EventKind::DiskFailed { .. })]
     ));
-    let effects = core.input(Duration::from_secs(3), Input::Promoted);
-    assert_eq!(core.role(), Role::Primary);
+    let effects = core.input(Duration::from_secs(3), promoted());
+    assert_eq!(core.role, Role::Primary);
     assert_eq!(deeds(effects), [Effect::Protect]);
     assert_eq!(core.next_timer(), Some(Duration::from_secs(3)));
 }
@@ -218,7 +227,7 @@ fn a_standby_that_was_told_to_stop_ends_also_if_it_is_promoted_first() {
         request(&mut core, Request::Stop),
         Ok(vec![Effect::StopStandby])
     );
-    let effects = core.input(Duration::from_secs(1), Input::Promoted);
+    let effects = core.input(Duration::from_secs(1), promoted());
     assert_eq!(deeds(effects), [Effect::Protect, Effect::StopGuest]);
     assert_eq!(over(&mut core, RoleEnd::Done), Ended::Stopped);
 
@@ -226,7 +235,7 @@ fn a_standby_that_was_told_to_stop_ends_also_if_it_is_promoted_first() {
     let mut core = in_role(Role::Standby, RULES, true);
     request(&mut core, Request::Stop).unwrap();
     core.input(Duration::ZERO, Input::StopMissed);
-    let effects = core.input(Duration::from_secs(1), Input::Promoted);
+    let effects = core.input(Duration::from_secs(1), promoted());
     assert_eq!(deeds(effects), [Effect::Protect]);
 }
 
@@ -288,7 +297,7 @@ fn each_end_of_a_role_is_the_nodes_end_and_comes_once() {
         for role in [Role::Primary, Role::Standby] {
             let mut core = in_role(role, RULES, true);
             assert_eq!(over(&mut core, end.clone()), expected);
-            assert_eq!(core.role(), Role::Ended);
+            assert_eq!(core.role, Role::Ended);
             assert_eq!(
                 core.input(Duration::ZERO, Input::RoleOver(RoleEnd::Done)),
                 []
@@ -299,4 +308,69 @@ fn each_end_of_a_role_is_the_nodes_end_and_comes_once() {
     let what = "no KVM".to_owned();
     let ended = over(&mut starting, RoleEnd::Failed { what: what.clone() });
     assert_eq!(ended, Ended::Failed { what });
+}
+
+/// What is told when replication says `event`, which leads to no deed.
+fn told(core: &mut NodeCore, event: ReplicationEvent) -> Vec<EventKind> {
+    let effects = core.input(Duration::from_secs(1), Input::Replication(event));
+    let told = effects.into_iter().map(|effect| match effect {
+        Effect::Tell(what) => what,
+        deed => panic!("a deed: {deed:?}"),
+    });
+    told.collect()
+}
+
+#[test]
+fn each_change_of_the_protection_is_told_once_and_part_of_the_standing() {
+    use ReplicationEvent::{Alarm, GoingAlone, Protected, Unprotected};
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert!(!core.standing().protected);
+    assert_eq!(
+        told(&mut core, Unprotected),
+        [],
+        "it never was anything else"
+    );
+    let what = "no standby".to_owned();
+    let alarm = EventKind::Alarm { what: what.clone() };
+    assert_eq!(told(&mut core, Alarm(what.clone())), [alarm]);
+    assert_eq!(told(&mut core, Alarm(what.clone())), [], "it stays so");
+    assert_eq!(core.standing().alarm.as_ref(), Some(&what));
+
+    assert_eq!(told(&mut core, Protected), [EventKind::Protected]);
+    assert_eq!(told(&mut core, Protected), []);
+    let standing = core.standing();
+    assert_eq!(
+        (standing.protected, standing.alarm),
+        (true, None),
+        "made good"
+    );
+
+    assert_eq!(told(&mut core, Unprotected), [EventKind::Unprotected]);
+    let cause = "the link is closed".to_owned();
+    let lost = EventKind::BackupLost {
+        cause: cause.clone(),
+    };
+    assert_eq!(told(&mut core, GoingAlone { cause }), [lost]);
+    let standing = core.standing();
+    assert!(!standing.protected);
+    assert!(standing.alarm.unwrap().contains("the link is closed"));
+    assert_eq!(told(&mut core, Protected), [EventKind::Protected]);
+    over(&mut core, RoleEnd::Done);
+    assert!(!core.standing().protected, "protected in the grave");
+}
+
+#[test]
+fn how_a_side_ended_is_told_by_its_role_and_not_by_replication_as_well() {
+    let reason = "web on b".to_owned();
+    let mut core = in_role(Role::Primary, RULES, true);
+    let fenced = ReplicationEvent::Fenced {
+        reason: reason.clone(),
+    };
+    assert_eq!(told(&mut core, fenced), []);
+    assert_eq!(told(&mut core, ReplicationEvent::Ended), []);
+    over(&mut core, RoleEnd::Fenced { reason });
+    let Input::Replication(promoted) = promoted() else {
+        unreachable!()
+    };
+    assert_eq!(told(&mut core, promoted), [], "it is over");
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use super::{Ended, Role};
@@ -51,8 +51,27 @@ pub enum EventKind {
         /// Where.
         endpoint: String,
     },
+    /// The loss of a host is survived from now on.
+    Protected,
+    /// The loss of a host is not survived any more.
+    Unprotected,
+    /// The backup is lost, and the guest goes on without one.
+    BackupLost {
+        /// Why it is lost.
+        cause: String,
+    },
+    /// Something else is wrong with the protection.
+    Alarm {
+        /// In plain words.
+        what: String,
+    },
     /// The standby has taken over the guest.
-    Promoted,
+    Promoted {
+        /// The epoch from which the guest goes on.
+        epoch: u64,
+        /// Why the primary counted as lost.
+        cause: String,
+    },
     /// The guest wants to begin anew.
     GuestRebooted,
     /// The guest was started over in place.
@@ -125,7 +144,13 @@ impl EventKind {
             Self::DiskFailed { .. } | Self::RestartImpossible => tracing::error!("{self}"),
             Self::ConnectionLost { .. } => tracing::warn!("{self}"),
             _ if self.is_about_guests_health() => tracing::warn!("{self}"),
-            Self::Promoted | Self::Ended(_) => tracing::debug!("{self}"),
+            // Replication has said so already.
+            Self::Promoted { .. }
+            | Self::BackupLost { .. }
+            | Self::Alarm { .. }
+            | Self::Ended(_) => {
+                tracing::debug!("{self}");
+            }
             _ => tracing::info!("{self}"),
         }
     }
@@ -142,7 +167,15 @@ impl fmt::Display for EventKind {
                 Role::Ended => "the node has ended",
             }),
             Self::Listening { endpoint } => write!(f, "waiting for a primary on {endpoint}"),
-            Self::Promoted => f.write_str("this standby has taken over the guest"),
+            Self::Protected => f.write_str("the guest is protected"),
+            Self::Unprotected => f.write_str("the guest is not protected any more"),
+            Self::BackupLost { cause } => {
+                write!(f, "the backup is lost ({cause}); the guest goes on unprotected")
+            }
+            Self::Alarm { what } => f.write_str(what),
+            Self::Promoted { epoch, cause } => {
+                write!(f, "this standby has taken over the guest at epoch {epoch}: {cause}")
+            }
             Self::GuestRebooted => f.write_str("the guest asked for a reboot"),
             Self::GuestRestarted => f.write_str("the guest is started over in place"),
             Self::RestartDelayed {
@@ -244,6 +277,24 @@ impl EventLog {
         kept.events.iter().skip(skipped).cloned().collect()
     }
 
+    /// The events that are kept whose number is above `number`, once there is one; none at `deadline`.
+    pub(super) fn after(&self, number: u64, deadline: Instant) -> Vec<NodeEvent> {
+        let kept = self.wait(number.saturating_add(1), deadline);
+        let after = kept.events.iter().filter(|event| event.number > number);
+        after.cloned().collect()
+    }
+
+    /// Waits for event `number`, at most until `deadline`.
+    fn wait(&self, number: u64, deadline: Instant) -> MutexGuard<'_, Kept> {
+        let mut kept = self.0.kept.lock();
+        while kept.last < number {
+            if self.0.happened.wait_until(&mut kept, deadline).timed_out() {
+                break;
+            }
+        }
+        kept
+    }
+
     /// Events that happen from now on.
     pub(super) fn subscribe(&self) -> Subscription {
         let next = self.0.kept.lock().last + 1;
@@ -272,18 +323,9 @@ pub enum Heard {
 impl Subscription {
     /// The next event, or how many were missed. Waits for it until `deadline`; `None` if there was none.
     pub fn next(&mut self, deadline: Instant) -> Option<Heard> {
-        let mut kept = self.log.0.kept.lock();
-        while kept.last < self.next {
-            if self
-                .log
-                .0
-                .happened
-                .wait_until(&mut kept, deadline)
-                .timed_out()
-                && kept.last < self.next
-            {
-                return None;
-            }
+        let kept = self.log.wait(self.next, deadline);
+        if kept.last < self.next {
+            return None;
         }
         let oldest = kept.last + 1 - kept.events.len() as u64;
         if self.next < oldest {

@@ -63,7 +63,7 @@ fn a_subscriber_that_waits_is_woken() {
     let log = log();
     let mut subscription = log.subscribe();
     let waiting = std::thread::spawn(move || subscription.next(long()));
-    log.tell(EventKind::Promoted);
+    log.tell(EventKind::Protected);
     assert_eq!(number(waiting.join().unwrap()), 1);
 }
 

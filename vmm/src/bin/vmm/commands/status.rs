@@ -1,4 +1,4 @@
-//! `vmm status`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
+//! `vmm status`, `vmm events`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,12 +7,16 @@ use anyhow::{Result, bail};
 use understudy_replication::output::OutputCounts;
 use understudy_replication::runtime::{Percentiles, Side, Status};
 use understudy_vmm::control;
-use understudy_vmm::node::{NodeEvent, NodeStatus, Request, RoleStatus, UnprotectedStatus};
+use understudy_vmm::node::{
+    EventKind, NodeEvent, NodeStatus, Request, RoleStatus, UnprotectedStatus,
+};
 
-use crate::args::{ControlArgs, StatusArgs, StopArgs};
+use crate::args::{ControlArgs, EventsArgs, StatusArgs, StopArgs};
 
 /// Events that a person is shown.
 const EVENTS_SHOWN: usize = 4;
+/// How long one question waits for the next event.
+const FOLLOW_PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {
@@ -28,6 +32,30 @@ pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
             return Ok(());
         }
         std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+pub(crate) fn events(arguments: &EventsArgs) -> Result<()> {
+    let (mut last, mut patience) = (0, Duration::ZERO);
+    loop {
+        let events = control::events(&arguments.control.control, last, patience)?;
+        let mut out = std::io::stdout().lock();
+        for event in &events {
+            if arguments.json {
+                writeln!(out, "{}", serde_json::to_string(event)?)?;
+            } else {
+                writeln!(out, "{:>5}  {}", event.number, event_line(event))?;
+            }
+            last = event.number;
+        }
+        let has_ended = matches!(
+            events.last().map(|event| &event.what),
+            Some(EventKind::Ended(_))
+        );
+        if has_ended || !arguments.follow {
+            return Ok(());
+        }
+        patience = FOLLOW_PATIENCE;
     }
 }
 
