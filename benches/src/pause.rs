@@ -187,6 +187,7 @@ impl Arguments {
             memory_mib: self.memory_mib,
             kernel: Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
             cmdline: workload,
+            rng: true,
             ..MachineConfig::default()
         })?)
     }

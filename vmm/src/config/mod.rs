@@ -28,7 +28,7 @@ use understudy_replication::runtime::HeartbeatPath;
 use understudy_transport::Endpoint;
 use understudy_workload::options::Options;
 
-use crate::machine::{Console, DriveKind, Kernel, MachineConfig, OnReboot, Start};
+use crate::machine::{Console, DriveKind, Kernel, MachineConfig, Start};
 
 pub use error::ConfigError;
 pub use file::{
@@ -36,6 +36,10 @@ pub use file::{
     NetworkInterface, Replication, Serial, WatchdogSection,
 };
 pub use understudy_replication::disk::DiskMode;
+
+pub use crate::boot::BootProtocol;
+pub use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+pub use crate::vcpu::CpuTemplate;
 
 /// The kernel image that stands for the guest inside this program.
 const BUILTIN: &str = "builtin";

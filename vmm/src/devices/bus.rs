@@ -102,8 +102,8 @@ impl Bus {
     }
 
     /// How many accesses found no device.
-    #[must_use]
-    pub fn unknown_accesses(&self) -> u64 {
+    #[cfg(test)]
+    fn unknown_accesses(&self) -> u64 {
         self.unknown.load(Ordering::Relaxed)
     }
 

@@ -79,12 +79,6 @@ impl DirtyTracker {
         }
     }
 
-    /// Whether dirty pages are tracked.
-    #[must_use]
-    pub fn is_tracking(&self) -> bool {
-        self.tracking
-    }
-
     /// From now on every page written is dirty and all others are clean. KVM must already be
     /// logging (`Memory::attach` with logging on). The guest may be running.
     ///

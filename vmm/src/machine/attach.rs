@@ -7,19 +7,16 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::devices::virtio::mmio::{MMIO_BYTES, NOTIFY_OFFSET};
 use crate::devices::{Bus, BusDevice, BusError, Device, Irq};
 use crate::kvm::KvmError;
 
 /// Where virtio devices begin.
-pub(super) const VIRTIO_MMIO_START: u64 = 0xd000_0000;
-/// Address space of each.
-pub(super) const VIRTIO_MMIO_BYTES: u64 = 0x1000;
+const VIRTIO_MMIO_START: u64 = 0xd000_0000;
 /// Interrupt of the first of them.
-pub(super) const VIRTIO_GSI_START: u32 = 5;
+const VIRTIO_GSI_START: u32 = 5;
 /// Interrupt lines of the IOAPIC.
 const GSI_COUNT: u32 = 24;
-/// Offset of a virtio-mmio device's doorbell.
-const QUEUE_NOTIFY: u64 = 0x50;
 
 /// Where a device is found by the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +113,7 @@ impl Attached {
     /// The command line words that tell the guest about a device it could not find on its own.
     pub(super) fn cmdline(&self) -> Option<String> {
         let gsi = self.gsi.filter(|_| self.is_virtio_mmio)?;
-        let kib = VIRTIO_MMIO_BYTES / 1024;
+        let kib = MMIO_BYTES / 1024;
         Some(format!("virtio_mmio.device={kib}K@{:#x}:{gsi}", self.base))
     }
 }
@@ -151,11 +148,11 @@ impl Wiring<'_> {
             Place::VirtioMmio => {
                 let slot = self.virtio_slots;
                 self.virtio_slots += 1;
-                let base = VIRTIO_MMIO_START + u64::from(slot) * VIRTIO_MMIO_BYTES;
+                let base = VIRTIO_MMIO_START + u64::from(slot) * MMIO_BYTES;
                 (
                     &mut self.mmio,
                     base,
-                    VIRTIO_MMIO_BYTES,
+                    MMIO_BYTES,
                     Some(VIRTIO_GSI_START + slot),
                 )
             }
@@ -199,7 +196,7 @@ impl Wiring<'_> {
                 .map_err(KvmError::call(format!("connect interrupt {gsi} (irqfd)")))?;
         }
         for (queue, doorbell) in doorbells.iter().enumerate() {
-            let address = base + QUEUE_NOTIFY;
+            let address = base + NOTIFY_OFFSET;
             self.vm
                 .register_ioevent(doorbell, &IoEventAddress::Mmio(address), queue as u32)
                 .map_err(KvmError::call(format!(

@@ -225,7 +225,7 @@ impl Default for MachineConfig {
             drives: Vec::new(),
             disk_journal: None,
             disk_limits: DiskLimits::default(),
-            rng: true,
+            rng: false,
             watchdog: None,
             on_panic: OnPanic::default(),
             console: Console::default(),

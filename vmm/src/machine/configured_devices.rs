@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_replication::output::ConsoleSink;
 
-use super::attach::{AttachError, Attached, Attachment, Health, Place, VIRTIO_MMIO_BYTES};
+use super::attach::{AttachError, Attached, Attachment, Health, Place};
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, Console, DriveConfig, DriveKind, NetBackend, NetConfig, Start};
 use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
@@ -21,7 +21,7 @@ use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
-use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::mmio::{MMIO_BYTES, MmioTransport};
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, Framing, socket, tap};
 use crate::devices::virtio::rng::RngDevice;
@@ -291,7 +291,7 @@ pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
         .map(|attached| MmioDevice {
             // All of them lie in the hole below 4 GiB.
             base: attached.base as u32,
-            bytes: VIRTIO_MMIO_BYTES as u32,
+            bytes: MMIO_BYTES as u32,
             // All of them have one.
             gsi: attached.gsi.unwrap_or_default(),
         });

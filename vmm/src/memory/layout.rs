@@ -10,7 +10,7 @@ use super::MemoryError;
 /// Where the device hole begins: 3 GiB.
 pub const MMIO_HOLE_START: u64 = 0xC000_0000;
 /// Where RAM continues above the hole: 4 GiB.
-pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+const HIGH_RAM_START: u64 = 0x1_0000_0000;
 
 /// Least RAM in MiB: less does not fit what is loaded at 1 MiB and the tables below it.
 pub const MIB_MIN: u64 = 2;
@@ -42,7 +42,7 @@ pub fn ranges(mib: u64) -> Vec<(GuestAddress, usize)> {
 }
 
 /// Memory in MiB that the host can still give out, if it reports that.
-pub(super) fn available_mib() -> Option<u64> {
+pub(crate) fn available_mib() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     parse_available_mib(&text)
 }

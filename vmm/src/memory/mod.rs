@@ -21,7 +21,8 @@ use vm_memory::{
 
 use crate::kvm::{self, KvmError};
 
-pub use layout::{HIGH_RAM_START, MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
+pub(crate) use layout::available_mib;
+pub use layout::{MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
 pub use pages::GuestPages;
 
 /// Guest RAM as devices see it: cheap to clone. A bitmap records every write through it.

@@ -71,6 +71,10 @@ pub use settings::{
 pub use status::{
     GuestStatus, NodeStatus, RoleStatus, Standing, StatusWatch, UnprotectedRole, UnprotectedStatus,
 };
+pub use understudy_replication::output::OutputCounts;
+pub use understudy_replication::runtime::{
+    DiskStatus, DiskSync, DisksStatus, Percentiles, Side, Status,
+};
 
 use events::EventLog;
 use inbox::{Inbox, inbox};

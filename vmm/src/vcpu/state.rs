@@ -140,10 +140,4 @@ impl VcpuState {
             .find(|msr| msr.index == index)
             .map(|msr| msr.data)
     }
-
-    /// The instruction pointer, for error texts and tests.
-    #[must_use]
-    pub fn instruction_pointer(&self) -> u64 {
-        self.regs.rip
-    }
 }

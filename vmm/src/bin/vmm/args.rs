@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::config::{
-    BootSource, Config, ConfigFile, DiskMode, Drive, Entropy, HeartbeatSection, MachineSection,
-    NetworkInterface, Replication, Serial, WatchdogSection, keys,
+    BootProtocol, BootSource, Config, ConfigFile, CpuTemplate, DiskMode, Drive, Entropy,
+    HeartbeatSection, MachineSection, NetworkInterface, OnPanic, OnReboot, OnWatchdog, Replication,
+    Serial, WatchdogSection, keys,
 };
-use understudy_vmm::machine::{OnPanic, OnReboot, OnWatchdog};
-use understudy_vmm::vcpu::CpuTemplate;
 
 const AFTER_HELP: &str = "\
 Try it (needs only /dev/kvm):

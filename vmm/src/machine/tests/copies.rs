@@ -44,7 +44,6 @@ fn an_access_under_way_is_completed_before_the_pause() {
         let build = |kernel| {
             let config = MachineConfig {
                 kernel,
-                rng: false,
                 ..config(code)
             };
             rig_at(config, code)

@@ -1,6 +1,6 @@
 //! What `vmm status` says of disks, for a person: a line for each.
 
-use understudy_replication::runtime::{DiskStatus, DiskSync, DisksStatus, Side, Status};
+use understudy_vmm::node::{DiskStatus, DiskSync, DisksStatus, Side, Status};
 
 /// A line for each disk, behind its name.
 pub(super) fn lines(status: &Status) -> Vec<(String, String)> {

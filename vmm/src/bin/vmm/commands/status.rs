@@ -4,11 +4,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use understudy_replication::output::OutputCounts;
-use understudy_replication::runtime::{Percentiles, Side, Status};
 use understudy_vmm::control;
 use understudy_vmm::node::{
-    EventKind, NodeEvent, NodeStatus, Request, RoleStatus, UnprotectedStatus,
+    EventKind, NodeEvent, NodeStatus, OutputCounts, Percentiles, Request, RoleStatus, Side, Status,
+    UnprotectedStatus,
 };
 
 use crate::args::{ControlArgs, EventsArgs, StatusArgs, StopArgs};

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use understudy_replication::runtime::Status;
 use understudy_vmm::config::DiskMode;
-use understudy_vmm::kvm::System;
+use understudy_vmm::host;
 use understudy_vmm::local_cluster::{ClusterOptions, Figures, GuestDiskProgress, LocalCluster};
+use understudy_vmm::node::Status;
 
 use self::report::Report;
 use crate::args::{DemoArgs, Fault};
@@ -29,7 +29,7 @@ pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
         );
     }
     // Both hosts would say so too, each in its own log.
-    System::open()?;
+    host::check_kvm()?;
     let temporary = tempfile::Builder::new()
         .prefix("understudy-demo-")
         .tempdir()?;

@@ -1,8 +1,8 @@
 //! What the demo found: the figures, and whether all was exact.
 
 use serde::Serialize;
-use understudy_replication::runtime::Status;
 use understudy_vmm::local_cluster::Figures;
+use understudy_vmm::node::Status;
 
 use crate::args::{DemoArgs, Fault};
 use crate::exit::FENCED;
@@ -183,107 +183,114 @@ impl Report {
 
     /// For a person.
     pub(super) fn render(&self) -> String {
+        let rows = self.times().into_iter().chain(self.findings());
+        rows.map(|(name, value)| format!("  {name:<22}{value}\n"))
+            .collect()
+    }
+
+    /// How long things took, and how much was sent.
+    fn times(&self) -> Vec<(&'static str, String)> {
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-        let ms = |us: u64| us as f64 / 1e3;
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            text.push_str(&format!("  {name:<22}{value}\n"));
+        let times = |p50: u64, p99: u64| {
+            format!(
+                "p50 {:.2} ms, p99 {:.2} ms",
+                p50 as f64 / 1e3,
+                p99 as f64 / 1e3
+            )
         };
-        line("fault", self.fault.into());
-        line(
-            "outage",
-            format!(
-                "{:.1} ms (reaction {:.1} ms, recovery {:.1} ms)",
-                self.outage_ms, self.reaction_ms, self.recovery_ms
+        vec![
+            ("fault", self.fault.into()),
+            (
+                "outage",
+                format!(
+                    "{:.1} ms (reaction {:.1} ms, recovery {:.1} ms)",
+                    self.outage_ms, self.reaction_ms, self.recovery_ms
+                ),
             ),
-        );
-        line(
-            "longest client gap",
-            format!("{:.1} ms", self.longest_client_gap_ms),
-        );
-        line(
-            "INCR answered in",
-            format!(
-                "p50 {:.1} ms, p99 {:.1} ms",
-                ms(self.answer_us_p50),
-                ms(self.answer_us_p99)
+            (
+                "longest client gap",
+                format!("{:.1} ms", self.longest_client_gap_ms),
             ),
-        );
-        line("epochs before", self.epochs.to_string());
-        line(
-            "pause per epoch",
-            format!(
-                "p50 {:.2} ms, p99 {:.2} ms",
-                ms(self.pause_us_p50),
-                ms(self.pause_us_p99)
+            (
+                "INCR answered in",
+                times(self.answer_us_p50, self.answer_us_p99),
             ),
-        );
-        line(
-            "acknowledged after",
-            format!(
-                "p50 {:.2} ms, p99 {:.2} ms",
-                ms(self.ack_us_p50),
-                ms(self.ack_us_p99)
+            ("epochs before", self.epochs.to_string()),
+            (
+                "pause per epoch",
+                times(self.pause_us_p50, self.pause_us_p99),
             ),
-        );
-        line("dirty pages per epoch", format!("p50 {}", self.dirty_pages));
-        line(
-            "sent",
-            format!(
-                "{:.1} MiB for {:.1} MiB of dirty pages",
-                mib(self.wire_bytes),
-                mib(self.raw_dirty_bytes)
+            (
+                "acknowledged after",
+                times(self.ack_us_p50, self.ack_us_p99),
             ),
-        );
-        line(
-            "held, dropped",
-            format!(
-                "{:.1} KiB held at the fault; {} frames dropped in all",
-                self.held_bytes as f64 / 1024.0,
-                self.frames_dropped
+            ("dirty pages per epoch", format!("p50 {}", self.dirty_pages)),
+            (
+                "sent",
+                format!(
+                    "{:.1} MiB for {:.1} MiB of dirty pages",
+                    mib(self.wire_bytes),
+                    mib(self.raw_dirty_bytes)
+                ),
             ),
-        );
+            (
+                "held, dropped",
+                format!(
+                    "{:.1} KiB held at the fault; {} frames dropped in all",
+                    self.held_bytes as f64 / 1024.0,
+                    self.frames_dropped
+                ),
+            ),
+        ]
+    }
+
+    /// What became of the old primary, the disk and the clients' bytes.
+    fn findings(&self) -> Vec<(&'static str, String)> {
+        let mut rows = Vec::new();
         if let Some(old) = &self.old_primary {
             let reason = old.reason.as_deref().unwrap_or("nothing");
-            line(
+            rows.push((
                 "old primary",
                 format!("released {} frames, said: {reason}", old.frames_released),
-            );
+            ));
         }
         if let Some(disk) = &self.disk {
-            line(
-                "disk",
-                disk.fault.clone().unwrap_or_else(|| {
-                    format!(
-                        "writes 1 to {} are there, {} of them flushed before the end",
-                        disk.found_writes, disk.flushed_writes
-                    )
-                }),
-            );
+            let fine = || {
+                format!(
+                    "writes 1 to {} are there, {} of them flushed before the end",
+                    disk.found_writes, disk.flushed_writes
+                )
+            };
+            rows.push(("disk", disk.fault.clone().unwrap_or_else(fine)));
         }
-        line(
-            "clients",
-            format!(
-                "{} streams, {} INCRs acknowledged",
-                self.clients, self.acked_writes
+        rows.extend([
+            (
+                "clients",
+                format!(
+                    "{} streams, {} INCRs acknowledged",
+                    self.clients, self.acked_writes
+                ),
             ),
-        );
-        line(
-            "bytes checked",
-            format!(
-                "{}: {} lost, {} repeated; {} acknowledged writes missing",
-                self.bytes_checked, self.bytes_lost, self.bytes_repeated, self.acked_writes_missing
+            (
+                "bytes checked",
+                format!(
+                    "{}: {} lost, {} repeated; {} acknowledged writes missing",
+                    self.bytes_checked,
+                    self.bytes_lost,
+                    self.bytes_repeated,
+                    self.acked_writes_missing
+                ),
             ),
-        );
-        line(
-            "result",
-            if self.ok {
-                "exact".into()
-            } else {
-                self.faults.join("; ")
-            },
-        );
-        text
+            (
+                "result",
+                if self.ok {
+                    "exact".into()
+                } else {
+                    self.faults.join("; ")
+                },
+            ),
+        ]);
+        rows
     }
 }
 
