@@ -2,10 +2,30 @@
 
 use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, TestCluster, await_log, turn, vmm_says};
+use crate::support::{DEADLINE, TestCluster, await_code, await_log, says, turn};
 
 /// Questions that an unusable arbiter leaves without an answer before a test goes on.
 const RETRIES: usize = 8;
+
+/// A guest whose primary can neither get an acknowledgement nor ask the arbiter, and has noticed.
+fn undecided() -> TestCluster {
+    let cluster = TestCluster::start();
+    cluster.arbiter().break_it();
+    cluster.local.standby.freeze().unwrap();
+    await_undecided(&cluster, 1);
+    cluster
+}
+
+fn await_undecided(cluster: &TestCluster, times: usize) {
+    let primary = &cluster.local.primary;
+    await_log(primary, "no answer, so nothing is decided", times);
+}
+
+/// Waits until the guest has ended and the arbiter was asked in vain for what it said last.
+fn await_ending(cluster: &TestCluster) {
+    let primary = &cluster.local.primary;
+    await_log(primary, "is held until the arbiter answers", RETRIES);
+}
 
 #[test]
 fn a_standby_that_cannot_ask_is_not_promoted_until_it_can() {
@@ -39,21 +59,11 @@ fn a_standby_that_cannot_ask_is_not_promoted_until_it_can() {
 #[test]
 fn nothing_leaves_a_primary_without_acks_until_it_may_run_alone() {
     let _turn = turn();
-    let mut cluster = TestCluster::start();
-    cluster.arbiter().break_it();
-    cluster.local.standby.freeze().unwrap();
+    let mut cluster = undecided();
     // Long after the last epoch that the standby can have acknowledged: what was released has left.
-    await_log(
-        &cluster.local.primary,
-        "no answer, so nothing is decided",
-        2,
-    );
+    await_undecided(&cluster, 2);
     let (frames, figures) = (cluster.frames_from(0), cluster.figures());
-    await_log(
-        &cluster.local.primary,
-        "no answer, so nothing is decided",
-        2 + RETRIES,
-    );
+    await_undecided(&cluster, 2 + RETRIES);
     let status = cluster.local.primary.status().unwrap();
     assert_eq!(status.phase, "claiming");
     assert_eq!(
@@ -88,35 +98,21 @@ fn nothing_leaves_a_primary_without_acks_until_it_may_run_alone() {
 /// A guest is stopped by `stop` while nobody answers, and again.
 fn is_given_up(stop: impl Fn(&VmmProcess)) {
     let _turn = turn();
-    let mut cluster = TestCluster::start();
-    cluster.arbiter().break_it();
-    cluster.local.standby.freeze().unwrap();
-    await_log(
-        &cluster.local.primary,
-        "no answer, so nothing is decided",
-        1,
-    );
+    let mut cluster = undecided();
     let frames = cluster.frames_from(0);
     stop(&cluster.local.primary);
     let ending = |status: &understudy_replication::runtime::Status| status.ending.is_some();
     let primary = &mut cluster.local.primary;
     let status = primary.await_status("ending", DEADLINE, ending).unwrap();
     assert_eq!(status.ending.as_deref(), Some("the arbiter"));
-    let control = primary.control().display().to_string();
-    let text = vmm_says(&["status", "--control", &control]);
+    let text = says(primary, "status", &[]);
     assert!(
         text.contains("the guest has ended; what it said last waits for the arbiter"),
         "{text}"
     );
-    await_log(
-        &cluster.local.primary,
-        "is held until the arbiter answers",
-        RETRIES,
-    );
+    await_ending(&cluster);
     stop(&cluster.local.primary);
-    let exit = cluster.local.primary.await_exit(DEADLINE).unwrap();
-    let log = cluster.local.primary.log();
-    assert_eq!(exit.code(), Some(1), "{log}");
+    let log = await_code(&mut cluster.local.primary, 1);
     let last = log.lines().last().unwrap();
     assert!(last.contains("ended at once, as was asked for"), "{log}");
     assert_eq!(cluster.frames_from(0), frames, "what was given up has left");
@@ -125,7 +121,7 @@ fn is_given_up(stop: impl Fn(&VmmProcess)) {
 #[test]
 fn a_guest_that_is_stopped_twice_is_not_waited_for() {
     is_given_up(|host| {
-        vmm_says(&["stop", "--control", &host.control().display().to_string()]);
+        says(host, "stop", &[]);
     });
 }
 
@@ -137,28 +133,12 @@ fn a_guest_that_is_terminated_twice_is_not_waited_for() {
 #[test]
 fn a_guest_that_is_stopped_while_nobody_answers_ends_once_somebody_does() {
     let _turn = turn();
-    let mut cluster = TestCluster::start();
-    cluster.arbiter().break_it();
-    cluster.local.standby.freeze().unwrap();
-    await_log(
-        &cluster.local.primary,
-        "no answer, so nothing is decided",
-        1,
-    );
+    let mut cluster = undecided();
     let frames = cluster.frames_from(0);
-    vmm_says(&[
-        "stop",
-        "--control",
-        &cluster.local.primary.control().display().to_string(),
-    ]);
-    await_log(
-        &cluster.local.primary,
-        "is held until the arbiter answers",
-        RETRIES,
-    );
+    says(&cluster.local.primary, "stop", &[]);
+    await_ending(&cluster);
     cluster.arbiter().repair();
-    let exit = cluster.local.primary.await_exit(DEADLINE).unwrap();
-    assert_eq!(exit.code(), Some(0), "{}", cluster.local.primary.log());
+    await_code(&mut cluster.local.primary, 0);
     assert!(cluster.frames_from(0) > frames, "what was held was dropped");
     // It finds the guest owned by another generation.
     cluster.local.standby.thaw().unwrap();

@@ -6,24 +6,13 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, Quiet, TestCluster, binary, turn, vmm, vmm_says};
-
-fn control(host: &VmmProcess) -> String {
-    host.control().display().to_string()
-}
-
-fn await_code(host: &mut VmmProcess, code: i32) {
-    let exit = host.await_exit(DEADLINE).unwrap();
-    assert_eq!(exit.code(), Some(code), "{}", host.log());
-}
+use crate::support::{DEADLINE, Quiet, TestCluster, await_code, binary, is_denied, says, turn};
 
 fn assert_status(host: &VmmProcess, role: &str, headline: &str) {
-    let control = control(host);
-    let text = vmm_says(&["status", "--control", &control]);
+    let text = says(host, "status", &[]);
     assert!(text.starts_with("guest on "), "{text}");
     assert!(text.contains(headline), "{text}");
-    let json: Value =
-        serde_json::from_str(&vmm_says(&["status", "--control", &control, "--json"])).unwrap();
+    let json: Value = serde_json::from_str(&says(host, "status", &["--json"])).unwrap();
     assert_eq!(json["role"], role);
     assert_eq!(json["generation"], 1);
     assert_eq!(json["protected"], true);
@@ -42,49 +31,29 @@ fn assert_status(host: &VmmProcess, role: &str, headline: &str) {
 fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     let _turn = turn();
     let mut cluster = TestCluster::start();
-    let (primary, standby) = (
-        control(&cluster.local.primary),
-        control(&cluster.local.standby),
-    );
-    assert_status(
-        &cluster.local.primary,
-        "primary",
-        "primary, protected by standby",
-    );
-    assert_status(
-        &cluster.local.standby,
-        "standby",
-        "standby, in sync with primary",
-    );
-
-    let output = vmm(&["failover", "--control", &primary]);
-    assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("ask the standby's control socket"), "{text}");
-
-    let text = vmm_says(&["power-button", "--control", &primary]);
+    let (primary, standby) = (&cluster.local.primary, &cluster.local.standby);
+    assert_status(primary, "primary", "primary, protected by standby");
+    assert_status(standby, "standby", "standby, in sync with primary");
+    is_denied(primary, "failover", "ask the standby's control socket");
+    let text = says(primary, "power-button", &[]);
     assert!(text.contains("power button pressed"), "{text}");
-    let output = vmm(&["power-button", "--control", &standby]);
-    assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("ask the primary's control socket"), "{text}");
+    is_denied(standby, "power-button", "ask the primary's control socket");
 
-    let text = vmm_says(&["failover", "--control", &standby]);
+    let text = says(standby, "failover", &[]);
     assert!(text.contains("promotion requested"), "{text}");
     let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 2);
     let failover = status.failover.unwrap();
     assert!(failover.cause.contains("asked for"), "{}", failover.cause);
-    await_code(&mut cluster.local.primary, 3);
-    let log = cluster.local.primary.log();
+    let log = await_code(&mut cluster.local.primary, 3);
     let last = log.lines().last().unwrap();
     assert!(last.starts_with("vmm: fenced: "), "{log}");
     cluster.await_progress("clients of the promoted guest");
     cluster.assert_exact();
 
-    let text = vmm_says(&["status", "--control", &standby]);
+    let text = says(&cluster.local.standby, "status", &[]);
     assert!(text.contains("reaction"), "{text}");
-    vmm_says(&["stop", "--control", &standby]);
+    says(&cluster.local.standby, "stop", &[]);
     await_code(&mut cluster.local.standby, 0);
 }
 
@@ -93,15 +62,9 @@ fn events_tell_what_happened_and_are_followed_to_the_end() {
     let _turn = turn();
     let hosts = Quiet::new();
     let (mut primary, mut standby) = hosts.start_protected();
-    let following = [
-        "events",
-        "--control",
-        &control(&primary),
-        "--follow",
-        "--json",
-    ];
     let mut follower = Command::new(binary())
-        .args(following)
+        .args(["events", "--follow", "--json", "--control"])
+        .arg(primary.control())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -112,9 +75,9 @@ fn events_tell_what_happened_and_are_followed_to_the_end() {
     primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
         .unwrap();
-    let text = vmm_says(&["events", "--control", &control(&primary)]);
+    let text = says(&primary, "events", &[]);
     assert!(text.contains("the guest goes on unprotected"), "{text}");
-    vmm_says(&["stop", "--control", &control(&primary)]);
+    says(&primary, "stop", &[]);
     await_code(&mut primary, 0);
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert!(follower.wait().unwrap().success(), "{rest:?}");
@@ -167,7 +130,7 @@ fn stops_cleanly(end: impl Fn(&VmmProcess)) {
 #[test]
 fn stop_ends_a_primary_and_its_standby_promotes_nothing() {
     stops_cleanly(|host| {
-        let text = vmm_says(&["stop", "--control", &control(host)]);
+        let text = says(host, "stop", &[]);
         assert!(text.contains("stop requested"), "{text}");
     });
 }
@@ -182,14 +145,13 @@ fn a_standby_that_is_stopped_leaves_the_guest_running_unprotected() {
     let _turn = turn();
     let hosts = Quiet::new();
     let (mut primary, mut standby) = hosts.start_protected();
-    vmm_says(&["stop", "--control", &control(&standby)]);
+    says(&standby, "stop", &[]);
     await_code(&mut standby, 0);
     let status = primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
         .unwrap();
     assert_eq!(status.generation, 2);
-    let output = vmm(&["failover", "--control", &control(&standby)]);
-    assert_eq!(output.status.code(), Some(1));
+    is_denied(&standby, "failover", "cannot connect");
     // A fresh standby has nothing to promote, and says so.
     let lonely = hosts.start_standby(
         "lonely",
@@ -198,8 +160,5 @@ fn a_standby_that_is_stopped_leaves_the_guest_running_unprotected() {
             &format!("unix:{}", hosts.path("other").display()),
         ],
     );
-    let output = vmm(&["failover", "--control", &control(&lonely)]);
-    assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("not in sync"), "{text}");
+    is_denied(&lonely, "failover", "not in sync");
 }

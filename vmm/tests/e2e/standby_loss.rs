@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{DEADLINE, TestCluster, await_log, binary, turn, vmm, vmm_says};
+use crate::support::{DEADLINE, TestCluster, await_log, binary, says, turn, vmm};
 
 #[test]
 fn a_primary_goes_on_without_its_standby_and_is_protected_again() {
@@ -21,8 +21,7 @@ fn a_primary_goes_on_without_its_standby_and_is_protected_again() {
             .is_some_and(|alarm| alarm.contains("unprotected")),
         "no alarm"
     );
-    let control = primary.control().display().to_string();
-    let text = vmm_says(&["status", "--control", &control]);
+    let text = says(primary, "status", &[]);
     assert!(text.contains("primary, NOT protected"), "{text}");
     cluster.await_progress("clients of the unprotected guest");
 

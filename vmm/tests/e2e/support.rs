@@ -50,6 +50,35 @@ pub(crate) fn vmm_says(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Runs `vmm COMMAND` against `host` until it ends.
+pub(crate) fn ask(host: &VmmProcess, command: &str, further: &[&str]) -> Output {
+    let control = host.control().display().to_string();
+    vmm(&[&[command, "--control", &control], further].concat())
+}
+
+/// Standard output of a `vmm COMMAND` that must succeed.
+pub(crate) fn says(host: &VmmProcess, command: &str, further: &[&str]) -> String {
+    let output = ask(host, command, further);
+    assert!(output.status.success(), "{command}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A `vmm COMMAND` that must fail, saying `text`.
+pub(crate) fn is_denied(host: &VmmProcess, command: &str, text: &str) {
+    let output = ask(host, command, &[]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains(text), "{errors}");
+}
+
+/// Waits until `host` has ended with `code`; returns its log.
+pub(crate) fn await_code(host: &mut VmmProcess, code: i32) -> String {
+    let exit = host.await_exit(DEADLINE).unwrap();
+    let log = host.log();
+    assert_eq!(exit.code(), Some(code), "{log}");
+    log
+}
+
 /// Calls `look` until it gives something.
 pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use understudy_vmm::local_cluster::VmmProcess;
 
-use crate::support::{DEADLINE, Quiet, binary, turn, vmm, vmm_says, wait_for};
+use crate::support::{self, DEADLINE, Quiet, binary, turn, wait_for};
 
 fn start(hosts: &Quiet, further: &[&str]) -> VmmProcess {
     let mut arguments = vec!["run", "--memory-mib", "64", "--console", "none"];
@@ -12,12 +12,9 @@ fn start(hosts: &Quiet, further: &[&str]) -> VmmProcess {
     VmmProcess::start(&binary(), "alone", hosts.directory.path(), &arguments).unwrap()
 }
 
-/// Runs `vmm COMMAND --control` with further arguments; returns exit code and all it said.
+/// Runs `vmm COMMAND` against `host`; returns exit code and all it said.
 fn ask(host: &VmmProcess, command: &str, further: &[&str]) -> (Option<i32>, String) {
-    let control = host.control().display().to_string();
-    let mut arguments = vec![command, "--control", &control];
-    arguments.extend(further);
-    let output = vmm(&arguments);
+    let output = support::ask(host, command, further);
     let said = [output.stdout, output.stderr].concat();
     (
         output.status.code(),
@@ -59,12 +56,7 @@ fn the_status_tells_of_an_unprotected_run_its_disks_and_restarts() {
         text.contains("it has to wait").then_some(text)
     });
     assert!(text.contains("\n  restarts  "), "{text}");
-    let json = vmm_says(&[
-        "status",
-        "--json",
-        "--control",
-        &host.control().display().to_string(),
-    ]);
+    let json = support::says(&host, "status", &["--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["role"], "unprotected");
     assert_eq!(json["protected"], false);

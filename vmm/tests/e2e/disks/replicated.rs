@@ -4,15 +4,14 @@ use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_vmm::devices::virtio::blk::Image;
 
 use super::hosts::{A, B, Disks, IMAGE_BYTES, cmdline, synchronised_bytes};
-use crate::support::{turn, vmm, vmm_says};
+use crate::support::{self, turn, vmm};
 
 /// A synchronisation that knew what had changed sends less than this; one that did not, all of the image.
 const RESYNC_BYTES_MAX: u64 = IMAGE_BYTES / 4;
 
 /// What `vmm status` says of the disk on this host.
 fn says(disks: &mut Disks, host: usize, text: &str) {
-    let control = disks.host(host).control().display().to_string();
-    let status = vmm_says(&["status", "--control", &control]);
+    let status = support::says(disks.host(host), "status", &[]);
     let line = status.lines().find(|line| line.contains("disk0"));
     assert!(line.is_some_and(|line| line.contains(text)), "{status}");
 }
