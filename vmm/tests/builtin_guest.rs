@@ -93,6 +93,16 @@ fn config(vcpus: u8, memory_mib: u64, cmdline: &str) -> MachineConfig {
     }
 }
 
+/// The machine's events from now on.
+fn events_of(machine: &Machine) -> Receiver<MachineEvent> {
+    let (sender, events) = channel();
+    machine.on_event(move |event| {
+        // The test may have seen enough.
+        let _ = sender.send(event.clone());
+    });
+    events
+}
+
 /// A network device whose other end is in the test's hands.
 fn network() -> (Vec<NetConfig>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -184,7 +194,7 @@ fn four_vcpus_go_on_in_another_machine() {
             ..config(4, 128, "")
         })
         .unwrap();
-        let events = second.events();
+        let events = events_of(&second);
         hand_over(&mut first, &mut second);
         // Every vCPU works on, and none has done less than before.
         let mut heard = [false; 4];
@@ -246,7 +256,7 @@ fn losing_the_network_process_is_told() {
         ..config(1, 64, "workload=echo ip=10.77.0.2/24")
     })
     .unwrap();
-    let events = machine.events();
+    let events = events_of(&machine);
     machine.run().unwrap();
     drop(wire);
     let event = events.recv_timeout(DEADLINE).unwrap();
@@ -363,7 +373,7 @@ fn what_the_guest_has_flushed_is_on_its_disk() {
 
     let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
     let mut first = Machine::build(config).unwrap();
-    let events = first.events();
+    let events = events_of(&first);
     first.run().unwrap();
     let flushed = await_flushed(&lines, 0);
 
@@ -429,7 +439,7 @@ fn a_guest_outlives_its_disk() {
     disk_image(&path);
     let (config, lines) = with_disk(&path, false, DISK_CMDLINE);
     let mut machine = Machine::build(config).unwrap();
-    let events = machine.events();
+    let events = events_of(&machine);
     machine.run().unwrap();
     await_line(&lines, "ready: disk");
     let image = OpenOptions::new().write(true).open(&path).unwrap();

@@ -1,7 +1,7 @@
-//! ACPI tables: how a Linux guest finds vCPUs, interrupt controller, devices and the way to end itself.
+//! ACPI tables: where a Linux guest finds vCPUs, interrupt controller and devices, and how it ends itself.
 //!
-//! Hardware-reduced ACPI (6.5): no fixed hardware but the sleep registers and the reset register. The
-//! tables lie below 1 MiB where a PC's BIOS would be, the root pointer first:
+//! This is hardware-reduced ACPI (6.5): the only fixed hardware is the sleep and reset registers. The tables lie
+//! below 1 MiB, in the place of a PC's BIOS. The root pointer comes first.
 //!
 //! | table | says |
 //! | --- | --- |
@@ -11,7 +11,7 @@
 //! | WDAT | how to drive the watchdog (`wdat.rs`) |
 //! | DSDT | virtio-mmio devices (`LNRO0005`), serial port (`PNP0501`), panic port (`QEMU0001`), power button (`PNP0C0C`, told of by the event device `ACPI0013`), power-off (`_S5`) |
 //!
-//! What must not be done here: know devices other than by where they are.
+//! What must not be done here: know more of a device than where it is.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -33,16 +33,16 @@ use super::wdat::{self, Watchdog};
 use super::{BootError, bios};
 use crate::memory::GuestRam;
 
-/// Where the tables begin: the root pointer, where Linux would look for it unasked too.
+/// Where the tables begin, with the root pointer. Linux looks here even if nobody tells it to.
 pub(super) const TABLES_START: u64 = 0xe_0000;
-/// Behind the last byte that tables may have.
+/// The tables end before this.
 pub(super) const TABLES_END: u64 = bios::RESET_VECTOR;
-/// Every table begins at a multiple of this.
+/// Alignment of each table.
 const ALIGNMENT_BYTES: usize = 16;
 
 const DSDT_REVISION: u8 = 6;
 
-/// Where KVM has the interrupt controllers.
+/// Where KVM puts the interrupt controllers.
 const LAPIC_ADDRESS: u32 = 0xfee0_0000;
 const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 
@@ -51,13 +51,13 @@ const VGA_NOT_PRESENT: u16 = 1 << 2;
 const MSI_NOT_SUPPORTED: u16 = 1 << 3;
 const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
-/// What a button's driver is notified with (ACPI 6.5, 4.8.2.2.1.2).
+/// The notification for a pressed button (ACPI 6.5, 4.8.2.2.1.2).
 const BUTTON_PRESSED: u8 = 0x80;
 
-/// What the guest is told of the machine.
+/// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hardware {
-    /// How many vCPUs; their APIC numbers count from 0.
+    /// Number of vCPUs; APIC numbers start at 0.
     pub vcpus: u8,
     /// virtio-mmio devices.
     pub virtio_mmio: Vec<MmioDevice>,
@@ -65,7 +65,7 @@ pub struct Hardware {
     pub serial: PortDevice,
     /// The power button.
     pub button: ButtonRegister,
-    /// The port by which a guest tells that it has panicked.
+    /// The port to which a guest reports a panic.
     pub panic_port: u16,
     /// The watchdog, if there is one.
     pub watchdog: Option<Watchdog>,
@@ -73,7 +73,7 @@ pub struct Hardware {
     pub sleep_port: u16,
     /// The type of sleep that is soft off.
     pub sleep_type_off: u8,
-    /// Where to write what to reset the machine.
+    /// Port and value that reset the machine.
     pub reset: (u8, u8),
 }
 
@@ -102,11 +102,11 @@ pub struct PortDevice {
 /// How the guest learns that its power button was pressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ButtonRegister {
-    /// The register, which is emptied by reading it.
+    /// The register; reading clears it.
     pub port: u16,
-    /// The bit in it.
+    /// Its bit for the button.
     pub pressed: u8,
-    /// The interrupt that says that there is something to read, edge-triggered.
+    /// Raised when there is something to read, edge-triggered.
     pub gsi: u32,
 }
 
@@ -161,7 +161,7 @@ fn fadt(hardware: &Hardware, dsdt: u64) -> impl Aml + use<> {
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
-        // The power button is a device; a sleep button would be, if there were one.
+        // The flags say that neither button is fixed hardware.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = (VGA_NOT_PRESENT | MSI_NOT_SUPPORTED | CMOS_RTC_NOT_PRESENT).into();
@@ -197,67 +197,60 @@ fn dsdt(hardware: &Hardware) -> Encoded {
     encode(*b"DSDT", DSDT_REVISION, &aml)
 }
 
-fn virtio_mmio(number: u8, device: &MmioDevice, into: &mut Vec<u8>) {
-    let memory = Memory32Fixed::new(true, device.base, device.bytes);
-    let interrupt = edge(device.gsi);
-    Device::new(
-        Path::new(&format!("VR{number:02X}")),
-        vec![
-            &Name::new(Path::new("_HID"), &"LNRO0005"),
-            &Name::new(Path::new("_UID"), &number),
-            &Name::new(Path::new("_CCA"), &1u8),
-            &Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&memory, &interrupt]),
-            ),
-        ],
-    )
-    .to_aml_bytes(into);
+fn virtio_mmio(number: u8, mmio: &MmioDevice, into: &mut Vec<u8>) {
+    let uid = Name::new(Path::new("_UID"), &number);
+    let coherent = Name::new(Path::new("_CCA"), &1u8);
+    let memory = Memory32Fixed::new(true, mmio.base, mmio.bytes);
+    let name = format!("VR{number:02X}");
+    let further: [&dyn Aml; 2] = [&uid, &coherent];
+    device(
+        &name,
+        &"LNRO0005",
+        &further,
+        vec![&memory, &edge(mmio.gsi)],
+        into,
+    );
 }
 
-fn serial(device: &PortDevice, into: &mut Vec<u8>) {
-    let ports = IO::new(device.base, device.base, 1, device.count);
-    let interrupt = edge(device.gsi);
-    Device::new(
-        Path::new("COM1"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
-            &Name::new(Path::new("_UID"), &0u8),
-            &Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&ports, &interrupt]),
-            ),
-        ],
-    )
-    .to_aml_bytes(into);
+fn serial(serial: &PortDevice, into: &mut Vec<u8>) {
+    let uid = Name::new(Path::new("_UID"), &0u8);
+    let ports = IO::new(serial.base, serial.base, 1, serial.count);
+    let hid = EISAName::new("PNP0501");
+    device("COM1", &hid, &[&uid], vec![&ports, &edge(serial.gsi)], into);
 }
 
 fn panic_port(port: u16, into: &mut Vec<u8>) {
-    let ports = IO::new(port, port, 1, 1);
-    Device::new(
-        Path::new("PVPN"),
-        vec![
-            &Name::new(Path::new("_HID"), &"QEMU0001"),
-            &Name::new(Path::new("_STA"), &0x0fu8),
-            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
-        ],
-    )
-    .to_aml_bytes(into);
+    let present = Name::new(Path::new("_STA"), &0x0fu8);
+    let port = IO::new(port, port, 1, 1);
+    device("PVPN", &"QEMU0001", &[&present], vec![&port], into);
 }
 
-/// The button, and the device that looks at its register when the interrupt comes and notifies the button.
+/// A device by its hardware ID, with further properties and the resources it uses.
+fn device(
+    name: &str,
+    hid: &dyn Aml,
+    further: &[&dyn Aml],
+    resources: Vec<&dyn Aml>,
+    into: &mut Vec<u8>,
+) {
+    let hid = Name::new(Path::new("_HID"), hid);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources));
+    let mut content: Vec<&dyn Aml> = vec![&hid];
+    content.extend(further);
+    content.push(&resources);
+    Device::new(Path::new(name), content).to_aml_bytes(into);
+}
+
+/// The button, and the event device, which reads the register after an interrupt and notifies the button.
 fn power_button(button: &ButtonRegister, into: &mut Vec<u8>) {
     let hid = EISAName::new("PNP0C0C");
     Device::new(Path::new("PWRB"), vec![&Name::new(Path::new("_HID"), &hid)]).to_aml_bytes(into);
-    let register = FieldEntry::Named(*b"EVTS", 8);
+    let interrupt = edge(button.gsi);
     Device::new(
         Path::new("GED_"),
         vec![
             &Name::new(Path::new("_HID"), &"ACPI0013"),
-            &Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&edge(button.gsi)]),
-            ),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
             &OpRegion::new(
                 Path::new("EVTR"),
                 OpRegionSpace::SystemIO,
@@ -269,7 +262,7 @@ fn power_button(button: &ButtonRegister, into: &mut Vec<u8>) {
                 FieldAccessType::Byte,
                 FieldLockRule::NoLock,
                 FieldUpdateRule::Preserve,
-                vec![register],
+                vec![FieldEntry::Named(*b"EVTS", 8)],
             ),
             &Method::new(
                 Path::new("_EVT"),
@@ -285,7 +278,7 @@ fn power_button(button: &ButtonRegister, into: &mut Vec<u8>) {
     .to_aml_bytes(into);
 }
 
-/// An interrupt that a device raises by edges, active high, shared with nobody.
+/// An edge-triggered interrupt, active high, not shared.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
 }

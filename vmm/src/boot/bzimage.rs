@@ -1,8 +1,8 @@
-//! bzImage, the compressed kernel as distributions ship it, entered by the 64-bit boot protocol (the
-//! kernel's Documentation/arch/x86/boot.rst). The kernel decompresses itself.
+//! bzImage, the compressed kernel that distributions ship. It is entered by the 64-bit boot protocol (the kernel's
+//! Documentation/arch/x86/boot.rst) and decompresses itself.
 //!
-//! `linux-loader` copies the image; it is told nothing before the setup header has been checked here, so
-//! that an error can name what is wrong. What must not be done here: other formats.
+//! The setup header is checked here first, so that an error names what is wrong; then `linux-loader` copies the
+//! image. What must not be done here: other formats.
 
 use std::io::Cursor;
 
@@ -13,24 +13,24 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::{BootError, CMDLINE_BYTES_MAX, EntryPoint, KERNEL_START, Plan, has_bytes};
 use crate::memory::GuestRam;
 
-/// Where the setup header begins, and where its length is told.
+/// Offset of the setup header, and of the byte with its length.
 const HEADER: usize = 0x1f1;
 const HEADER_JUMP: usize = 0x201;
-/// The header's end is told relative to this.
+/// The length counts from here.
 const HEADER_END_BASE: usize = 0x202;
 const HEADER_MAGIC: u32 = 0x5372_6448;
-/// 2.12 of 2012: the first whose header says whether there is a 64-bit entry.
+/// 2.12, of 2012: the first version whose header tells whether there is a 64-bit entry.
 const PROTOCOL_MIN: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
 const SECTOR_BYTES: u64 = 512;
-/// What a header means that says 0.
+/// The meaning of 0.
 const SETUP_SECTORS_DEFAULT: u8 = 4;
 const PARAGRAPH_BYTES: u64 = 16;
-/// Where the 64-bit entry point is in the loaded part.
+/// Offset of the 64-bit entry point in the loaded part.
 const ENTRY_64: u64 = 0x200;
 
-/// Whether `image` says that it is a Linux kernel with a setup header.
+/// Whether `image` has the magic number of a setup header.
 pub(super) fn is(image: &[u8]) -> bool {
     image
         .get(HEADER_END_BASE..HEADER_END_BASE + 4)
@@ -43,7 +43,7 @@ pub(super) fn load(ram: &GuestRam, image: &[u8], plan: &Plan) -> Result<(), Boot
     Ok(())
 }
 
-/// Checks the header and says where the kernel goes: to the address it prefers.
+/// Checks the header and plans to load the kernel at its preferred address.
 pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
     let header = header(image)?;
     let version = header.version;
@@ -63,7 +63,7 @@ pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
     let setup_bytes = (u64::from(sectors) + 1) * SECTOR_BYTES;
     let kernel_bytes = u64::from(header.syssize) * PARAGRAPH_BYTES;
     has_bytes(image, "the compressed kernel", setup_bytes, kernel_bytes)?;
-    // Debian's images carry a signature behind that; it is loaded with the rest and overwritten.
+    // In Debian's images a signature follows. It is loaded, too, and then overwritten.
     let loaded_bytes = image.len() as u64 - setup_bytes;
     let start = header.pref_address;
     let needed_bytes = u64::from(header.init_size).max(loaded_bytes);
@@ -89,7 +89,7 @@ pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
     })
 }
 
-/// The setup header, as far as the image has one; newer fields that an older kernel lacks are zero.
+/// The setup header. Fields that an older kernel lacks are zero.
 fn header(image: &[u8]) -> Result<setup_header, BootError> {
     has_bytes(image, "the setup header", 0, HEADER_END_BASE as u64 + 4)?;
     let end = HEADER_END_BASE + usize::from(image[HEADER_JUMP]);

@@ -1,7 +1,7 @@
-//! PVH: the note by which an ELF image offers it, and what the kernel finds in memory (Xen's
-//! docs/misc/pvh.pandoc and include/public/arch-x86/hvm/start_info.h).
+//! PVH: the ELF note that offers it, and the start info in memory (Xen's docs/misc/pvh.pandoc and
+//! include/public/arch-x86/hvm/start_info.h).
 //!
-//! What must not be done here: registers; they are in `registers.rs`.
+//! What must not be done here: set registers; `registers.rs` does.
 
 use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
@@ -13,7 +13,7 @@ use super::params::{CMDLINE_ADDRESS, memory_map, write_cmdline};
 use super::{BootError, Cmdline, Plan};
 use crate::memory::GuestRam;
 
-/// Where `struct hvm_start_info` lies; what it points to lies behind it, below the zero page's place.
+/// Address of `struct hvm_start_info`. What it points to follows, below the zero page.
 pub(super) const START_INFO_ADDRESS: u64 = 0x6000;
 const MODULES_ADDRESS: u64 = 0x6080;
 const MEMORY_MAP_ADDRESS: u64 = 0x6100;
@@ -28,7 +28,7 @@ const NOTE_NAME: &[u8] = b"Xen\0";
 /// `XEN_ELFNOTE_PHYS32_ENTRY`.
 const NOTE_PHYS32_ENTRY: u32 = 18;
 
-/// The entry point that a note segment tells, if it does.
+/// The entry point in a note segment, if there is one.
 pub(super) fn entry_in_notes(mut notes: &[u8]) -> Option<u32> {
     loop {
         let (header, rest) = notes.split_at_checked(NOTE_HEADER_BYTES)?;
@@ -36,10 +36,10 @@ pub(super) fn entry_in_notes(mut notes: &[u8]) -> Option<u32> {
         let (name_bytes, content_bytes, kind) = (word(0) as usize, word(4) as usize, word(8));
         let (name, rest) =
             rest.split_at_checked(name_bytes.checked_next_multiple_of(NOTE_ALIGNMENT)?)?;
-        // The last one may end without padding.
+        // The last note may lack padding.
         let content = rest.get(..content_bytes)?;
         if kind == NOTE_PHYS32_ENTRY && &name[..name_bytes] == NOTE_NAME {
-            // 4 or 8 bytes; an entry above 4 GiB is none.
+            // 4 or 8 bytes. An entry above 4 GiB does not count.
             let (low, high) = content.split_first_chunk::<4>()?;
             return high
                 .iter()

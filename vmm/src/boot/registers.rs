@@ -1,7 +1,7 @@
-//! The state in which vCPU 0 enters the kernel: the Linux 64-bit boot protocol, and PVH.
+//! How vCPU 0 enters the kernel: by the Linux 64-bit boot protocol, or by PVH.
 //!
-//! Tables are built in guest memory below 1 MiB, registers are returned; the caller sets them. What must
-//! not be done here: talk to KVM.
+//! Tables are written to guest memory below 1 MiB. Registers are returned; the caller sets them. What must not be
+//! done here: talk to KVM.
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress};
@@ -38,11 +38,10 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// The one bit that is always set.
+/// This bit is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
-/// Entries 0 and 1 are null, 2 is flat 64-bit code, 3 flat data, 4 (two entries long) a busy TSS that
-/// nobody uses but that processors want to have.
+/// 0 and 1: null; 2: flat 64-bit code; 3: flat data; 4 and 5: a busy TSS, unused but required.
 const GDT: [u64; 6] = [
     0,
     0,
@@ -102,7 +101,7 @@ pub fn initial_regs(entry: EntryPoint) -> kvm_regs {
     }
 }
 
-/// System registers at entry, made from those after reset.
+/// System registers at entry, based on those after reset.
 #[must_use]
 pub fn entry_sregs(entry: EntryPoint, reset: kvm_sregs) -> kvm_sregs {
     match entry {
@@ -114,14 +113,14 @@ pub fn entry_sregs(entry: EntryPoint, reset: kvm_sregs) -> kvm_sregs {
 /// 32-bit protected mode, flat segments, no paging.
 fn pvh_sregs(reset: kvm_sregs) -> kvm_sregs {
     let mut sregs = initial_sregs(reset);
-    // The GDT has no 32-bit code; kernels load their own before they load a segment.
+    // The GDT has no 32-bit code segment. Kernels load their own GDT before they load a segment.
     (sregs.cs.l, sregs.cs.db) = (0, 1);
     sregs.cr0 = CR0_PE | CR0_ET;
     (sregs.cr3, sregs.cr4, sregs.efer) = (0, 0, 0);
     sregs
 }
 
-/// System registers of 64-bit mode, made from those after reset (whose APIC base and the like stay).
+/// System registers of 64-bit mode. The rest, as the APIC base, stays as after reset.
 #[must_use]
 pub fn initial_sregs(reset: kvm_sregs) -> kvm_sregs {
     let mut sregs = reset;

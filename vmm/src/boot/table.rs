@@ -1,4 +1,4 @@
-//! An ACPI table around the bytes that it says something with: header, names, sum.
+//! Puts an ACPI header, with its names and checksum, in front of a table's body.
 //!
 //! What must not be done here: know what a table says.
 
@@ -10,7 +10,7 @@ pub(super) const OEM_TABLE_ID: [u8; 8] = *b"UNDRSTDY";
 pub(super) const OEM_REVISION: u32 = 1;
 const HEADER_BYTES: u32 = 36;
 
-/// Bytes that are a table already.
+/// A finished table.
 pub(super) struct Encoded(Vec<u8>);
 
 impl Aml for Encoded {

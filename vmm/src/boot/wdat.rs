@@ -1,7 +1,7 @@
-//! The ACPI table `WDAT`: a program of port accesses by which a driver that does not know the watchdog drives
-//! it (Microsoft's "Hardware Watchdog Timers Design Specification", which ACPI refers to).
+//! The ACPI table `WDAT`. It lists the port accesses for each action, so that a generic driver can drive the
+//! watchdog (Microsoft's "Hardware Watchdog Timers Design Specification", to which ACPI refers).
 //!
-//! What must not be done here: know the watchdog other than by its ports.
+//! What must not be done here: know more of the watchdog than its ports.
 
 use acpi_tables::Aml;
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -9,9 +9,9 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use super::table::{Encoded, encode};
 
 const REVISION: u8 = 1;
-/// Bytes between the table's header and the entries.
+/// Size of the watchdog's own header, behind the table's.
 const WATCHDOG_HEADER_BYTES: u32 = 32;
-/// Stands for "not on a PCI bus" in each field of a PCI address. Linux wants it in 16 bits just so.
+/// "Not on a PCI bus", in each field of a PCI address. Linux expects exactly this in the 16-bit field, too.
 const NOT_ON_PCI: u8 = 0xff;
 const ENABLED: u8 = 1;
 const TICKS_MIN: u32 = 1;
@@ -44,9 +44,9 @@ enum Instruction {
 pub struct Watchdog {
     /// Writing stops it.
     pub stop_port: u16,
-    /// Written: the ticks that a start gives. Read: the ticks that are left.
+    /// Written: the ticks after a start. Read: the ticks left.
     pub count_port: u16,
-    /// Writing 1 starts it, or starts it again; reads as 1 while it runs.
+    /// Writing 1 starts or restarts it; reads as 1 while it runs.
     pub run_port: u16,
     /// A tick, in milliseconds.
     pub tick_ms: u16,

@@ -56,7 +56,7 @@ impl MachineBuilder {
         let events = self.events.clone();
         let device = Switch::new(kind, Box::new(move || events.halt(&event)));
         let device = Arc::new(Mutex::new(device));
-        self.attach_at_ports(Arc::clone(&device), base, kind.ports(), "switch")?;
+        self.attach_at_ports(Arc::clone(&device), base, kind.ports(), None, "switch")?;
         Ok(device)
     }
 
@@ -65,18 +65,8 @@ impl MachineBuilder {
         let irq = Irq::new().map_err(create("the power button"))?;
         let device = ButtonDevice::new(irq.clone()).map_err(create("the power button"))?;
         let button = device.button();
-        self.attach(Attachment {
-            device: Arc::new(Mutex::new(device)),
-            place: Place::Ports {
-                base: button::EVENT_PORT,
-                count: 1,
-                gsi: Some(BUTTON_GSI),
-            },
-            irq: Some(irq),
-            doorbells: Vec::new(),
-            description: describe("button", None, &[]),
-            health: None,
-        })?;
+        let (device, line) = (Arc::new(Mutex::new(device)), Some((BUTTON_GSI, irq)));
+        self.attach_at_ports(device, button::EVENT_PORT, 1, line, "button")?;
         Ok(button)
     }
 
@@ -92,7 +82,8 @@ impl MachineBuilder {
                 events.halt(&event);
             }
         }));
-        self.attach_at_ports(Arc::new(Mutex::new(device)), pvpanic::PORT, 1, "pvpanic")
+        let device = Arc::new(Mutex::new(device));
+        self.attach_at_ports(device, pvpanic::PORT, 1, None, "pvpanic")
     }
 
     pub(super) fn attach_watchdog(&mut self, action: OnWatchdog) -> Result<(), MachineFault> {
@@ -102,30 +93,24 @@ impl MachineBuilder {
             OnWatchdog::None => events.tell(&MachineEvent::WatchdogFired),
         }))
         .map_err(create("the watchdog"))?;
-        self.attach_at_ports(
-            Arc::new(Mutex::new(device)),
-            watchdog::STOP_PORT,
-            watchdog::PORTS,
-            "ib700",
-        )
+        let (base, count) = (watchdog::STOP_PORT, watchdog::PORTS);
+        self.attach_at_ports(Arc::new(Mutex::new(device)), base, count, None, "ib700")
     }
 
-    /// Attaches a device at I/O ports that raises no interrupt.
+    /// Attaches a device at I/O ports, perhaps with an interrupt.
     fn attach_at_ports<D: Device + 'static>(
         &mut self,
         device: Arc<Mutex<D>>,
         base: u16,
         count: u16,
+        line: Option<(u32, Irq)>,
         kind: &str,
     ) -> Result<(), MachineFault> {
+        let (gsi, irq) = line.unzip();
         self.attach(Attachment {
             device,
-            place: Place::Ports {
-                base,
-                count,
-                gsi: None,
-            },
-            irq: None,
+            place: Place::Ports { base, count, gsi },
+            irq,
             doorbells: Vec::new(),
             description: describe(kind, None, &[]),
             health: None,
@@ -146,18 +131,8 @@ impl MachineBuilder {
         let device = SerialDevice::new(SERIAL_NAME, port, space, irq.clone());
         let device = device.map_err(create(SERIAL_NAME))?;
         let input = device.input();
-        self.attach(Attachment {
-            device: Arc::new(Mutex::new(device)),
-            place: Place::Ports {
-                base: SERIAL_BASE,
-                count: serial::PORTS as u16,
-                gsi: Some(SERIAL_GSI),
-            },
-            irq: Some(irq),
-            doorbells: Vec::new(),
-            description: describe("serial", None, &[]),
-            health: None,
-        })?;
+        let (device, line) = (Arc::new(Mutex::new(device)), Some((SERIAL_GSI, irq)));
+        self.attach_at_ports(device, SERIAL_BASE, serial::PORTS as u16, line, "serial")?;
         Ok(input)
     }
 
@@ -386,28 +361,24 @@ fn open_drive(
         source,
     })?;
     let capacity_sectors = image.capacity_sectors();
-    let read_only = kind.is_read_only();
-    let DriveKind::Copied(mode) = kind else {
-        return Ok(OpenDrive {
-            id,
-            read_only,
-            capacity_sectors,
-            description,
-            medium: OpenMedium::Plain(image),
-        });
+    let medium = match kind {
+        DriveKind::Copied(mode) => {
+            specs.push(DiskSpec {
+                name: id.clone(),
+                storage: Box::new(image),
+                mode,
+                map_path,
+            });
+            OpenMedium::Numbered(specs.len() - 1)
+        }
+        DriveKind::Local | DriveKind::ReadOnly => OpenMedium::Plain(image),
     };
-    specs.push(DiskSpec {
-        name: id.clone(),
-        storage: Box::new(image),
-        mode,
-        map_path,
-    });
     Ok(OpenDrive {
         id,
-        read_only,
+        read_only: kind.is_read_only(),
         capacity_sectors,
         description,
-        medium: OpenMedium::Numbered(specs.len() - 1),
+        medium,
     })
 }
 

@@ -1,12 +1,7 @@
 //! What a machine tells its owner on its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-
-/// The number of events a receiver may leave unread; later ones are dropped. Each kind occurs at
-/// most a few times in a machine's life.
-const UNREAD_MAX: usize = 64;
 
 /// Something happened to the machine that its owner should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +55,8 @@ pub enum MachineEvent {
     },
 }
 
-/// Called for an event on the thread where it happens; returns whether it wants further ones.
-type OnEvent = Box<dyn Fn(&MachineEvent) -> bool + Send>;
+/// Called for an event on the thread where it happens.
+type OnEvent = Box<dyn Fn(&MachineEvent) + Send>;
 
 /// Where events go to all who listen.
 #[derive(Default)]
@@ -72,15 +67,6 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn subscribe(&self) -> Receiver<MachineEvent> {
-        let (sender, receiver) = sync_channel(UNREAD_MAX);
-        self.listen(Box::new(move |event| {
-            let sent = sender.try_send(event.clone());
-            !matches!(sent, Err(TrySendError::Disconnected(_)))
-        }));
-        receiver
-    }
-
     pub(super) fn listen(&self, listener: OnEvent) {
         self.listeners
             .lock()
@@ -92,7 +78,8 @@ impl Events {
         self.listeners
             .lock()
             .expect("no thread panics while it tells of events")
-            .retain(|listener| listener(event));
+            .iter()
+            .for_each(|listener| listener(event));
     }
 
     /// The guest stops here, because of `why`; only the first reason is reported.

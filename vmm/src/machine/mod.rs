@@ -27,7 +27,6 @@ mod port;
 mod reset;
 mod state;
 
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::{Cap, VmFd};
@@ -193,19 +192,10 @@ impl Machine {
         MachineBuilder::new(config)?.build()
     }
 
-    /// The machine's events from now on: what the guest does to itself, and what fails. Each call
-    /// returns another receiver.
-    #[must_use]
-    pub fn events(&self) -> Receiver<MachineEvent> {
-        self.events.subscribe()
-    }
-
-    /// Has `listener` called for each event from now on, on the thread where it happens: it must not wait.
+    /// Has `listener` called for each event from now on (what the guest does to itself, and what fails), on the
+    /// thread where it happens: it must not wait.
     pub fn on_event(&self, listener: impl Fn(&MachineEvent) + Send + 'static) {
-        self.events.listen(Box::new(move |event| {
-            listener(event);
-            true
-        }));
+        self.events.listen(Box::new(listener));
     }
 
     /// The machine's output gate.

@@ -62,7 +62,7 @@ use understudy_replication::runtime::RuntimeError;
 use crate::machine::MachineFault;
 
 pub use self::core::Rules;
-pub use events::{EventKind, Heard, KEPT_MAX, NodeEvent, Subscription};
+pub use events::{EventKind, KEPT_MAX, NodeEvent, Subscription};
 pub use metrics::{EpochMetrics, NodeMetrics};
 pub use request::{Denial, Request};
 pub use settings::{

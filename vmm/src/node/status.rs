@@ -161,15 +161,16 @@ mod tests {
         let watch = StatusWatch::default();
         let watching = watch.clone();
         let (ready, waits) = std::sync::mpsc::sync_channel(1);
+        let long = Instant::now() + Duration::from_secs(30);
         let waiting = std::thread::spawn(move || {
             ready.send(()).unwrap();
-            let long = Instant::now() + Duration::from_secs(30);
             watching.wait_until(long, |standing| standing.role == Role::Primary)
         });
         waits.recv().unwrap();
         watch.set(standing(Role::Standby));
         watch.set(standing(Role::Primary));
         assert_eq!(waiting.join().unwrap(), Some(standing(Role::Primary)));
+        assert!(Instant::now() < long, "nobody was woken");
     }
 
     #[test]

@@ -44,9 +44,7 @@ fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
     let deadline = Instant::now() + Duration::from_secs(30);
     let what = "no machine, as ordered".to_owned();
     let ended = Ended::Failed { what };
-    let Some(Heard::Event(event)) = subscription.next(deadline) else {
-        panic!("nothing happened");
-    };
+    let event = subscription.next(deadline).expect("nothing happened");
     assert_eq!(event.what, EventKind::Ended(ended.clone()));
     assert_eq!(await_end(&handle), ended);
     assert_eq!(handle.request(Request::Stop), Err(Denial::Ended));

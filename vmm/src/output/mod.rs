@@ -1,8 +1,7 @@
-//! Where the guest's output ends on this host: consoles, and the event that wakes a device which the gate
-//! refused.
+//! Where the guest's output goes on this host: consoles, and the event that wakes a device once the gate has room.
 //!
-//! The gate itself, which keeps rule R1, is [`understudy_replication::output`]. Network sinks are the sending
-//! halves of the backends in `devices/virtio/net/backend/`. Nothing here decides what may leave.
+//! The gate, which keeps rule R1, is [`understudy_replication::output`]. Frames go to the backends in
+//! `devices/virtio/net/backend/`. What must not be done here: decide what may leave.
 
 mod console_file;
 mod space;

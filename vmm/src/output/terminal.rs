@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use understudy_replication::output::ConsoleSink;
 
-/// The terminal. It cannot know what another host's terminal shows, so it shows what it is given.
+/// The terminal. It shows what it is given: what another host's terminal shows is not known.
 #[derive(Debug, Default)]
 pub struct Terminal {
     position: Option<u64>,

@@ -254,6 +254,16 @@ fn config(code: &[u8]) -> MachineConfig {
     }
 }
 
+/// The machine's events from now on.
+fn events_of(machine: &Machine) -> Receiver<MachineEvent> {
+    let (sender, events) = channel();
+    machine.on_event(move |event| {
+        // The test may have seen enough.
+        let _ = sender.send(event.clone());
+    });
+    events
+}
+
 fn rig(code: &[u8]) -> Rig {
     rig_with(config(code), &["numbers"])
 }

@@ -27,7 +27,7 @@ fn await_reset(events: &Receiver<MachineEvent>) {
 #[test]
 fn a_guest_begins_anew_and_memory_that_the_boot_does_not_write_is_kept() {
     let mut rig = rig(REBOOTING);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     for run in 1..=5 {
         await_reset(&events);
@@ -47,7 +47,7 @@ fn a_guest_begins_anew_and_memory_that_the_boot_does_not_write_is_kept() {
 #[test]
 fn a_copy_made_of_dirty_pages_is_exact_across_resets() {
     let mut rig = rig(REBOOTING);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     await_reset(&events);
     let memory = rig.machine.memory.clone();
@@ -84,7 +84,7 @@ fn a_copy_made_of_dirty_pages_is_exact_across_resets() {
 #[test]
 fn a_copy_of_a_guest_that_waits_for_its_reset_gets_it() {
     let mut first = rig(REBOOTING);
-    let events = first.machine.events();
+    let events = events_of(&first.machine);
     first.machine.start().unwrap();
     await_reset(&events);
     let mut state = Vec::new();
@@ -95,7 +95,7 @@ fn a_copy_of_a_guest_that_waits_for_its_reset_gets_it() {
     let mut second = rig(REBOOTING);
     copy_memory(&first.machine.memory, &second.machine.memory);
     second.machine.load(&state).unwrap();
-    let events = second.machine.events();
+    let events = events_of(&second.machine);
     second.machine.start().unwrap();
     await_reset(&events);
     assert!(second.heard().is_empty(), "it stands still");
@@ -106,7 +106,7 @@ fn a_copy_of_a_guest_that_waits_for_its_reset_gets_it() {
 #[test]
 fn a_crash_that_resets_a_pc_resets_this_machine() {
     let mut rig = rig(CRASHING);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     for _ in 0..3 {
         let event = events.recv_timeout(DEADLINE).unwrap();
@@ -125,7 +125,7 @@ fn several_vcpus_are_reset_together() {
         ..config(REBOOTING)
     };
     let mut rig = rig_with(config, &["numbers"]);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     for run in 1..=3 {
         await_reset(&events);

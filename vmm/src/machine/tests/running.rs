@@ -82,13 +82,13 @@ fn the_guests_end_is_told() {
         (POWERING_OFF, MachineEvent::GuestPoweredOff),
     ] {
         let mut rig = rig(code);
-        let events = rig.machine.events();
+        let events = events_of(&rig.machine);
         rig.machine.start().unwrap();
         assert_eq!(events.recv_timeout(DEADLINE).unwrap(), end);
     }
 
     let mut rig = rig_with(config(CRASHING), &["numbers"]);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     let event = events.recv_timeout(DEADLINE).unwrap();
     assert!(
@@ -103,7 +103,7 @@ fn the_guests_end_is_told() {
 #[test]
 fn a_guest_whose_power_switch_somebody_turned_stands_still_wherever_it_goes_on() {
     let mut rig = rig(COUNTING);
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     rig.await_number(10);
     rig.machine.power_switch().unwrap().turn();
@@ -118,7 +118,7 @@ fn a_guest_whose_power_switch_somebody_turned_stands_still_wherever_it_goes_on()
 
     let mut next = standby();
     copy_memory(&rig.machine.memory, &next.machine.memory);
-    let events = next.machine.events();
+    let events = events_of(&next.machine);
     next.machine.load(&state).unwrap();
     next.machine.start().unwrap();
     assert_eq!(events.recv_timeout(DEADLINE).unwrap(), off);
@@ -156,7 +156,7 @@ fn a_machine_is_only_run_paused_and_restored_when_it_can_be() {
 fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
     let mut rig = rig(READING_PORTS);
     lock(&rig.read_from).in_read = Some(Box::new(|| panic!("ordered by the test")));
-    let events = rig.machine.events();
+    let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
     let event = events.recv_timeout(DEADLINE).unwrap();
     assert!(
@@ -210,7 +210,7 @@ fn panics_and_watchdogs_are_told_and_do_what_they_are_configured_to() {
             ..config(code)
         };
         let mut rig = rig_with(config, &["numbers"]);
-        let events = rig.machine.events();
+        let events = events_of(&rig.machine);
         rig.machine.start().unwrap();
         assert_eq!(events.recv_timeout(DEADLINE).unwrap(), *event);
         assert_eq!(rig.machine.events.is_halted(), halts, "{event:?}");

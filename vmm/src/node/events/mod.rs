@@ -1,7 +1,7 @@
 //! What happened to a node: one typed stream, from which the log, the control socket and the status take it.
 //!
 //! The last [`KEPT_MAX`] events are kept. A subscriber reads them at its own pace; one that is slower than the
-//! events loses the oldest and is told how many. What must not be done here: wait for a subscriber.
+//! events loses the oldest, and sees how many by their numbers. What must not be done here: wait for a subscriber.
 
 #[cfg(test)]
 mod tests;
@@ -297,9 +297,9 @@ impl EventLog {
 
     /// Events that happen from now on.
     pub(super) fn subscribe(&self) -> Subscription {
-        let next = self.0.kept.lock().last + 1;
+        let last = self.0.kept.lock().last;
         let log = self.clone();
-        Subscription { log, next }
+        Subscription { log, last }
     }
 }
 
@@ -307,34 +307,17 @@ impl EventLog {
 #[derive(Debug)]
 pub struct Subscription {
     log: EventLog,
-    /// Number of the event that is read next.
-    next: u64,
-}
-
-/// What a [`Subscription`] gives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
-    /// The next event.
-    Event(NodeEvent),
-    /// So many events were not read in time, and are gone.
-    Missed(u64),
+    /// Number of the event that was read last.
+    last: u64,
 }
 
 impl Subscription {
-    /// The next event, or how many were missed. Waits for it until `deadline`; `None` if there was none.
-    pub fn next(&mut self, deadline: Instant) -> Option<Heard> {
-        let kept = self.log.wait(self.next, deadline);
-        if kept.last < self.next {
-            return None;
-        }
-        let oldest = kept.last + 1 - kept.events.len() as u64;
-        if self.next < oldest {
-            let missed = oldest - self.next;
-            self.next = oldest;
-            return Some(Heard::Missed(missed));
-        }
-        let event = kept.events.get((self.next - oldest) as usize)?.clone();
-        self.next += 1;
-        Some(Heard::Event(event))
+    /// The next event that is still kept; a gap in the numbers tells how many were not read in time. Waits for it
+    /// until `deadline`; `None` if there was none.
+    pub fn next(&mut self, deadline: Instant) -> Option<NodeEvent> {
+        let kept = self.log.wait(self.last.saturating_add(1), deadline);
+        let event = kept.events.iter().find(|event| event.number > self.last)?;
+        self.last = event.number;
+        Some(event.clone())
     }
 }

@@ -9,27 +9,26 @@ use understudy_replication::output::ConsoleSink;
 #[cfg(test)]
 mod tests;
 
-/// A file that holds the guest's console output and nothing else, so that its length is the position.
+/// A file with the guest's console output and nothing else: its length is the position.
 ///
-/// Primary and backup may name the same file on shared storage: then it has every byte once. Where each
-/// host has its own file, a backup that takes over appends what it is given; the file then lacks what
-/// was written elsewhere, and its length tells nothing any more.
+/// Both hosts may name one file on shared storage; then each byte is in it once. If each host has a file of its own,
+/// a backup that takes over appends to its own, which lacks what the other host wrote: its length says nothing then.
 #[derive(Debug)]
 pub struct ConsoleFile {
     file: File,
     content: Content,
 }
 
-/// What a console file has.
+/// What is in a console file.
 #[derive(Debug, Clone, Copy)]
 enum Content {
-    /// The output of an earlier run, to be dropped when this guest first speaks. Not before: a host that
-    /// asks for the guest and is refused must not empty the console of a guest that runs elsewhere.
+    /// The output of an earlier run, to be dropped with the first byte of this guest. Not before: a host that is
+    /// refused the guest must not empty the console of one that runs elsewhere.
     EarlierRun,
-    /// As much as its length says, unless it is a file of this host's own. Asked when this side has taken
-    /// over: until then the old primary may append.
+    /// As much as its length says, unless it is this host's own file. The length is read after the takeover: until
+    /// then the old primary may append.
     ByLength,
-    /// So many bytes of the guest's output.
+    /// This many bytes of the guest's output.
     Bytes(u64),
 }
 
@@ -55,8 +54,8 @@ impl ConsoleFile {
         Ok(Self { file, content })
     }
 
-    /// How many of `len` bytes from `position` on a joined file has already. The old primary cannot have
-    /// written more than the guest had said when this side took over: a longer file is not shared.
+    /// How many of the `len` bytes at `position` a joined file already has. A longer file is not shared: the old
+    /// primary cannot have written more than the guest had said by the takeover.
     fn present(&self, position: u64, len: usize) -> io::Result<usize> {
         let present = self.file.metadata()?.len().saturating_sub(position);
         Ok(usize::try_from(present).map_or(0, |present| if present <= len { present } else { 0 }))
@@ -67,7 +66,7 @@ impl ConsoleSink for ConsoleFile {
     fn position(&mut self) -> io::Result<Option<u64>> {
         match self.content {
             Content::EarlierRun => Ok(Some(0)),
-            // `append` knows more.
+            // `append` finds out.
             Content::ByLength => Ok(None),
             Content::Bytes(position) => Ok(Some(position)),
         }
