@@ -8,7 +8,7 @@ use clap::Args;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use understudy_replication::core::codec::{
-    BATCH_BYTES_DEFAULT, Batch, BatchWriter, CodecError, Decoder, Encoder, PageSink,
+    BATCH_BYTES_DEFAULT, Batch, BatchWriter, CodecError, Encoder, PageSink, decode as decode_batch,
 };
 use understudy_replication::ids::Page;
 use understudy_replication::ports::PageMemory;
@@ -165,7 +165,6 @@ struct Bench {
     copies: Vec<Box<Page>>,
     spare: Vec<Box<Page>>,
     encoder: Encoder,
-    decoder: Decoder,
     decoded: Frames,
     times: [Times; 5],
     bytes_a_page: f64,
@@ -182,7 +181,6 @@ impl Bench {
             copies: new_frames(pages),
             spare: new_frames(2 * pages),
             encoder: Encoder::new(pages),
-            decoder: Decoder::new(),
             decoded: Frames {
                 frames: new_frames(pages),
                 pages: Vec::with_capacity(pages),
@@ -236,9 +234,7 @@ impl Bench {
         self.decoded.pages.clear();
         decode.time(count, || {
             batches.iter().try_for_each(|batch| {
-                self.decoder
-                    .decode(&batch.body, &**self.backup.pages(), &mut self.decoded)
-                    .map(drop)
+                decode_batch(&batch.body, &**self.backup.pages(), &mut self.decoded).map(drop)
             })
         })?;
         write.time(count, || {

@@ -78,12 +78,6 @@ impl MemoryLayout {
         &self.regions
     }
 
-    /// Pages in all regions together.
-    #[must_use]
-    pub fn page_count(&self) -> u64 {
-        self.regions.iter().map(|region| region.pages).sum()
-    }
-
     /// Whether `page` is guest RAM.
     #[must_use]
     pub fn contains(&self, page: PageIndex) -> bool {

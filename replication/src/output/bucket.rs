@@ -5,10 +5,12 @@ use bytes::{Bytes, BytesMut};
 
 use super::limits::cost;
 use super::sealed::{ConsoleOutput, NetworkFrame, SealedOutput};
+use crate::epoch_queue;
 
 #[derive(Default)]
 pub(super) struct Bucket {
     pub(super) frames: Vec<NetworkFrame>,
+    frame_bytes: usize,
     pub(super) console: Vec<ConsoleRun>,
 }
 
@@ -19,9 +21,21 @@ pub(super) struct ConsoleRun {
     pub(super) bytes: BytesMut,
 }
 
-impl Bucket {
-    pub(super) fn is_empty(&self) -> bool {
+impl epoch_queue::Bucket for Bucket {
+    /// What the frames cost. Console bytes have a limit of their own.
+    fn bytes(&self) -> u64 {
+        self.frame_bytes as u64
+    }
+
+    fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.console.is_empty()
+    }
+}
+
+impl Bucket {
+    pub(super) fn push_frame(&mut self, device: u16, bytes: Bytes) {
+        self.frame_bytes += cost(&bytes);
+        self.frames.push(NetworkFrame { device, bytes });
     }
 
     /// A copy for the backup: all console output, and the last frames that fit `bytes_max`.

@@ -115,7 +115,7 @@ impl OutputGate {
     /// What has passed so far, and what waits.
     #[must_use]
     pub fn counts(&self) -> OutputCounts {
-        let held_bytes = self.inner.state.lock().waiting_bytes as u64;
+        let held_bytes = self.inner.state.lock().waiting_bytes() as u64;
         self.inner.counters.read(held_bytes)
     }
 }

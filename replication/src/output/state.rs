@@ -13,13 +13,16 @@ use super::bucket::Bucket;
 use super::counters::Counters;
 use super::limits::{GateLimits, cost, nearly_full};
 use super::line::FrameLine;
-use super::sealed::{NetworkFrame, SealedOutput};
+use super::sealed::SealedOutput;
 use super::signals::{OutputListener, Waker};
 use super::writer::ConsoleWriter;
+use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
 
 /// Frames taken out of an outbox under one lock.
 const BATCH_FRAMES: usize = 64;
+/// Under this, everything that is held may be sealed and released.
+const LAST_EPOCH: EpochId = EpochId(u64::MAX);
 
 /// Whether output may leave.
 ///
@@ -49,11 +52,10 @@ pub(super) struct GateState {
     pub(super) networks: Vec<Network>,
     /// As `networks`.
     pub(super) consoles: Vec<Console>,
-    /// Output since the last `seal`; empty unless holding.
-    current: Bucket,
-    sealed: VecDeque<(EpochId, Bucket)>,
-    /// Cost of all frames in `current`, `sealed` and the outboxes.
-    pub(super) waiting_bytes: usize,
+    /// Output that waits for its epoch's release; the current bucket is empty unless holding.
+    held: EpochQueue<Bucket>,
+    /// Cost of all frames in the outboxes.
+    outbox_bytes: usize,
     pub(super) listener: Option<OutputListener>,
 }
 
@@ -69,7 +71,7 @@ pub(super) struct Console {
     pub(super) writer: Arc<ConsoleWriter>,
     /// Bytes that the guest has written so far.
     pub(super) position: u64,
-    /// Bytes in `current` and `sealed`.
+    /// Bytes in buckets.
     held_bytes: usize,
 }
 
@@ -114,29 +116,31 @@ impl GateState {
             mode: GateMode::Open,
             networks: Vec::new(),
             consoles: Vec::new(),
-            current: Bucket::default(),
-            sealed: VecDeque::new(),
-            waiting_bytes: 0,
+            held: EpochQueue::default(),
+            outbox_bytes: 0,
             listener: None,
         }
     }
 
     /// Ends the current bucket as `epoch`'s.
     pub(super) fn seal(&mut self, epoch: EpochId, repeat_bytes_max: usize) -> SealedOutput {
-        let bucket = std::mem::take(&mut self.current);
-        let output = bucket.copy(repeat_bytes_max);
-        // An empty bucket needs no release; leaving it out bounds the list by its bytes.
-        if !bucket.is_empty() {
-            self.sealed.push_back((epoch, bucket));
-        }
+        let output = self.held.current().copy(repeat_bytes_max);
+        self.held.seal(epoch);
         output
     }
 
     /// Moves the output of all epochs up to `through` to where it may leave.
     pub(super) fn release(&mut self, through: EpochId) {
-        while self.sealed.front().is_some_and(|(e, _)| *e <= through) {
-            if let Some((_, bucket)) = self.sealed.pop_front() {
-                self.let_go(bucket);
+        for bucket in self.held.release(through) {
+            for frame in bucket.frames {
+                self.outbox_bytes += cost(&frame.bytes);
+                let network = &mut self.networks[usize::from(frame.device)];
+                network.outbox.push_back(frame.bytes);
+            }
+            for run in bucket.console {
+                let console = &mut self.consoles[usize::from(run.device)];
+                console.held_bytes -= run.bytes.len();
+                console.writer.push(run.position, &run.bytes);
             }
         }
     }
@@ -144,19 +148,15 @@ impl GateState {
     /// Moves everything to where it may leave.
     pub(super) fn open(&mut self) {
         self.mode = GateMode::Open;
-        while let Some((_, bucket)) = self.sealed.pop_front() {
-            self.let_go(bucket);
-        }
-        let bucket = std::mem::take(&mut self.current);
-        self.let_go(bucket);
+        self.held.seal(LAST_EPOCH);
+        self.release(LAST_EPOCH);
     }
 
     /// Drops everything, for good.
     pub(super) fn shut(&mut self, counters: &Counters) {
         self.mode = GateMode::Shut;
-        let sealed = self.sealed.drain(..).flat_map(|(_, bucket)| bucket.frames);
-        let current = std::mem::take(&mut self.current).frames;
-        for frame in sealed.chain(current) {
+        self.held.seal(LAST_EPOCH);
+        for frame in self.held.release(LAST_EPOCH).flat_map(|it| it.frames) {
             counters.dropped.add(&frame.bytes);
         }
         for network in &mut self.networks {
@@ -167,20 +167,12 @@ impl GateState {
         for console in &mut self.consoles {
             console.held_bytes = 0;
         }
-        self.waiting_bytes = 0;
+        self.outbox_bytes = 0;
     }
 
-    /// Moves a bucket's output to where it may leave.
-    fn let_go(&mut self, bucket: Bucket) {
-        for frame in bucket.frames {
-            let network = &mut self.networks[usize::from(frame.device)];
-            network.outbox.push_back(frame.bytes);
-        }
-        for run in bucket.console {
-            let console = &mut self.consoles[usize::from(run.device)];
-            console.held_bytes -= run.bytes.len();
-            console.writer.push(run.position, &run.bytes);
-        }
+    /// What all frames cost that wait, in buckets and outboxes.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.outbox_bytes + self.held.bytes() as usize
     }
 
     /// Puts the frames and bytes of a dead primary to where they may leave. Which devices they are for and
@@ -192,13 +184,13 @@ impl GateState {
         counters: &Counters,
     ) {
         for frame in &output.frames {
-            let waiting_bytes = self.waiting_bytes + cost(&frame.bytes);
-            if waiting_bytes > held_bytes_max {
+            let frame_bytes = cost(&frame.bytes);
+            if self.waiting_bytes() + frame_bytes > held_bytes_max {
                 break;
             }
             if let Some(network) = self.networks.get_mut(usize::from(frame.device)) {
                 network.outbox.push_back(frame.bytes.clone());
-                self.waiting_bytes = waiting_bytes;
+                self.outbox_bytes += frame_bytes;
                 counters.add_repeated();
             }
         }
@@ -211,28 +203,26 @@ impl GateState {
 
     /// Decides about a frame that the guest sends, and stores it if it has to wait.
     pub(super) fn place(&mut self, device: u16, frame: &Bytes, held_bytes_max: usize) -> Place {
+        let before = self.waiting_bytes();
         let network = &mut self.networks[usize::from(device)];
         match self.mode {
             GateMode::Shut => return Place::Dropped,
             GateMode::Open if network.outbox.is_empty() => return Place::SendNow,
             GateMode::Open | GateMode::Holding => {}
         }
-        let waiting_bytes = self.waiting_bytes + cost(frame);
+        let waiting_bytes = before + cost(frame);
         // One frame always fits, however small the limit.
-        if waiting_bytes > held_bytes_max && self.waiting_bytes > 0 {
+        if waiting_bytes > held_bytes_max && before > 0 {
             network.device_waits = true;
             return Place::Full;
         }
-        self.waiting_bytes = waiting_bytes;
         if self.mode == GateMode::Open {
             // The thread that filled the outbox empties it: it looks again after every batch.
+            self.outbox_bytes += cost(frame);
             network.outbox.push_back(frame.clone());
             return Place::Queued;
         }
-        self.current.frames.push(NetworkFrame {
-            device,
-            bytes: frame.clone(),
-        });
+        self.held.current_mut().push_frame(device, frame.clone());
         Place::Held {
             is_nearly_full: waiting_bytes > nearly_full(held_bytes_max),
         }
@@ -247,7 +237,8 @@ impl GateState {
             GateMode::Open => console.writer.push(position, bytes),
             GateMode::Holding => {
                 console.held_bytes += bytes.len();
-                self.current.push_console(device, position, bytes);
+                let bucket = self.held.current_mut();
+                bucket.push_console(device, position, bytes);
             }
             GateMode::Shut => {}
         }
@@ -258,7 +249,7 @@ impl GateState {
         let outbox = &mut self.networks[device].outbox;
         let frames = outbox.len().min(BATCH_FRAMES);
         let batch: VecDeque<_> = outbox.drain(..frames).collect();
-        self.waiting_bytes -= batch.iter().map(cost).sum::<usize>();
+        self.outbox_bytes -= batch.iter().map(cost).sum::<usize>();
         (!batch.is_empty()).then_some(batch)
     }
 
@@ -268,7 +259,7 @@ impl GateState {
             batch.iter().for_each(|frame| counters.dropped.add(frame));
             return;
         }
-        self.waiting_bytes += batch.iter().map(cost).sum::<usize>();
+        self.outbox_bytes += batch.iter().map(cost).sum::<usize>();
         let outbox = &mut self.networks[device].outbox;
         batch
             .into_iter()
@@ -279,7 +270,7 @@ impl GateState {
     /// The wakers of refused network devices, to be called without the lock; none while more than
     /// `bytes_max` wait.
     pub(super) fn take_waiting_devices(&mut self, bytes_max: usize) -> Vec<Waker> {
-        if self.waiting_bytes > bytes_max {
+        if self.waiting_bytes() > bytes_max {
             return Vec::new();
         }
         let waiting = self.networks.iter_mut().filter(|n| n.device_waits);

@@ -2,20 +2,45 @@
 
 use std::sync::Arc;
 
+use super::arbitration::{Arbitration, claimant};
 use super::metrics::Metrics;
 use super::settings::Settings;
+use super::status::Side;
 use crate::arbiter::Arbiter;
 use crate::ids::{EpochId, Generation};
 use crate::ports::Machine;
 
-/// Under what a machine runs.
+/// Under what a machine runs, or is to run.
+#[derive(Clone)]
 pub(super) struct Reign {
+    /// Before this side holds one: the last it knows of.
     pub(super) generation: Generation,
     pub(super) claimant: String,
     pub(super) metrics: Metrics,
     pub(super) settings: Settings,
     /// Shows others that the holder lives.
     pub(super) arbiter: Arc<dyn Arbiter>,
+}
+
+impl Reign {
+    pub(super) fn new(
+        side: Side,
+        settings: Settings,
+        arbiter: Arc<dyn Arbiter>,
+        generation: Generation,
+    ) -> Self {
+        Self {
+            generation,
+            claimant: claimant(&settings.node),
+            metrics: Metrics::new(side, &settings.vm, &settings.node),
+            settings,
+            arbiter,
+        }
+    }
+
+    pub(super) fn arbitration(&self) -> Arbitration {
+        Arbitration::new(Arc::clone(&self.arbiter), self.claimant.clone())
+    }
 }
 
 /// A machine that has taken over. It runs; hand it to

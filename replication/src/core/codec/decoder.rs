@@ -4,8 +4,8 @@
 
 use super::delta::{Delta, DeltaError};
 use super::{
-    BATCH_HEADER_BYTES, CodecError, CodecStats, KIND_DELTA, KIND_LZ4, KIND_RAW, KIND_UNCHANGED,
-    KIND_ZERO, RECORD_HEADER_BYTES,
+    BATCH_HEADER_BYTES, CodecError, KIND_DELTA, KIND_LZ4, KIND_RAW, KIND_UNCHANGED, KIND_ZERO,
+    RECORD_HEADER_BYTES,
 };
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::ports::PageMemory;
@@ -17,12 +17,6 @@ pub trait PageSink {
     /// # Errors
     /// If the page occurred before.
     fn frame(&mut self, page: PageIndex) -> Result<&mut Page, CodecError>;
-}
-
-/// Decodes batches, and counts.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    stats: CodecStats,
 }
 
 /// The bytes of a batch not read yet.
@@ -64,107 +58,89 @@ impl<'a> Reader<'a> {
     }
 }
 
-impl Decoder {
-    /// A decoder.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+/// Decodes a batch into `sink`, over the pages in `base`; returns how many pages it held.
+///
+/// # Errors
+/// If the batch is anything else than complete and valid. What went into the sink before is
+/// then of no use.
+pub fn decode(
+    batch: &[u8],
+    base: &dyn PageMemory,
+    sink: &mut dyn PageSink,
+) -> Result<u32, CodecError> {
+    let empty = CodecError::Empty { bytes: batch.len() };
+    let (header, rest) = batch
+        .split_first_chunk::<BATCH_HEADER_BYTES>()
+        .ok_or(empty.clone())?;
+    let pages = u32::from_le_bytes(*header);
+    if pages == 0 {
+        return Err(empty);
     }
+    let mut reader = Reader {
+        rest,
+        batch_bytes: batch.len(),
+        record: 0,
+    };
+    for record in 0..pages {
+        reader.record = record;
+        decode_record(&mut reader, base, sink)?;
+    }
+    if reader.rest.is_empty() {
+        Ok(pages)
+    } else {
+        Err(CodecError::LeftOver {
+            bytes: reader.rest.len(),
+            records: pages,
+        })
+    }
+}
 
-    /// Decodes a batch into `sink`, over the pages in `base`; returns how many pages it held.
-    ///
-    /// # Errors
-    /// If the batch is anything else than complete and valid. What went into the sink before is
-    /// then of no use.
-    pub fn decode(
-        &mut self,
-        batch: &[u8],
-        base: &dyn PageMemory,
-        sink: &mut dyn PageSink,
-    ) -> Result<u32, CodecError> {
-        let empty = CodecError::Empty { bytes: batch.len() };
-        let (header, rest) = batch
-            .split_first_chunk::<BATCH_HEADER_BYTES>()
-            .ok_or(empty.clone())?;
-        let pages = u32::from_le_bytes(*header);
-        if pages == 0 {
-            return Err(empty);
-        }
-        let mut reader = Reader {
-            rest,
-            batch_bytes: batch.len(),
-            record: 0,
-        };
-        for record in 0..pages {
-            reader.record = record;
-            self.record(&mut reader, base, sink)?;
-        }
-        if reader.rest.is_empty() {
-            Ok(pages)
-        } else {
-            Err(CodecError::LeftOver {
-                bytes: reader.rest.len(),
-                records: pages,
-            })
-        }
+fn decode_record(
+    reader: &mut Reader<'_>,
+    base: &dyn PageMemory,
+    sink: &mut dyn PageSink,
+) -> Result<(), CodecError> {
+    let offset = reader.offset();
+    let head = u64::from_le_bytes(reader.array::<RECORD_HEADER_BYTES>()?);
+    let (page, kind) = (PageIndex(head >> 8), head as u8);
+    if !base.layout().contains(page) {
+        return Err(CodecError::NotMemory { page, offset });
     }
-
-    fn record(
-        &mut self,
-        reader: &mut Reader<'_>,
-        base: &dyn PageMemory,
-        sink: &mut dyn PageSink,
-    ) -> Result<(), CodecError> {
-        let offset = reader.offset();
-        let head = u64::from_le_bytes(reader.array::<RECORD_HEADER_BYTES>()?);
-        let (page, kind) = (PageIndex(head >> 8), head as u8);
-        if !base.layout().contains(page) {
-            return Err(CodecError::NotMemory { page, offset });
+    let malformed = |what| CodecError::Malformed { page, offset, what };
+    let frame = sink.frame(page)?;
+    match kind {
+        KIND_ZERO => frame.fill(0),
+        KIND_UNCHANGED => {
+            let expected = u32::from_le_bytes(reader.array()?);
+            read_base(base, page, frame)?;
+            check(page, frame, expected)?;
         }
-        let malformed = |what| CodecError::Malformed { page, offset, what };
-        let frame = sink.frame(page)?;
-        match kind {
-            KIND_ZERO => frame.fill(0),
-            KIND_UNCHANGED => {
-                let expected = u32::from_le_bytes(reader.array()?);
-                read_base(base, page, frame)?;
-                check(page, frame, expected)?;
-            }
-            KIND_DELTA => {
-                let expected = u32::from_le_bytes(reader.array()?);
-                let failed = |error, reader: &Reader<'_>| match error {
-                    DeltaError::Missing(bytes) => reader.missing(bytes),
-                    DeltaError::Malformed(what) => malformed(what),
-                };
-                let (delta, rest) =
-                    Delta::read(reader.rest).map_err(|error| failed(error, reader))?;
-                read_base(base, page, frame)?;
-                reader.rest = delta
-                    .apply(rest, frame)
-                    .map_err(|error| failed(error, reader))?;
-                check(page, frame, expected)?;
-            }
-            KIND_LZ4 => {
-                let length = usize::from(u16::from_le_bytes(reader.array()?));
-                let compressed = reader.take(length)?;
-                match lz4_flex::block::decompress_into(compressed, frame) {
-                    Ok(PAGE_BYTES) => {}
-                    Ok(_) => return Err(malformed("compressed page is not 4096 bytes long")),
-                    Err(_) => return Err(malformed("compressed page does not decompress")),
-                }
-            }
-            KIND_RAW => *frame = reader.array()?,
-            _ => return Err(CodecError::UnknownKind { page, offset, kind }),
+        KIND_DELTA => {
+            let expected = u32::from_le_bytes(reader.array()?);
+            let failed = |error, reader: &Reader<'_>| match error {
+                DeltaError::Missing(bytes) => reader.missing(bytes),
+                DeltaError::Malformed(what) => malformed(what),
+            };
+            let (delta, rest) = Delta::read(reader.rest).map_err(|error| failed(error, reader))?;
+            read_base(base, page, frame)?;
+            reader.rest = delta
+                .apply(rest, frame)
+                .map_err(|error| failed(error, reader))?;
+            check(page, frame, expected)?;
         }
-        self.stats.count(kind, reader.offset() - offset);
-        Ok(())
+        KIND_LZ4 => {
+            let length = usize::from(u16::from_le_bytes(reader.array()?));
+            let compressed = reader.take(length)?;
+            match lz4_flex::block::decompress_into(compressed, frame) {
+                Ok(PAGE_BYTES) => {}
+                Ok(_) => return Err(malformed("compressed page is not 4096 bytes long")),
+                Err(_) => return Err(malformed("compressed page does not decompress")),
+            }
+        }
+        KIND_RAW => *frame = reader.array()?,
+        _ => return Err(CodecError::UnknownKind { page, offset, kind }),
     }
-
-    /// What was decoded since the decoder was made.
-    #[must_use]
-    pub fn stats(&self) -> CodecStats {
-        self.stats
-    }
+    Ok(())
 }
 
 fn read_base(base: &dyn PageMemory, page: PageIndex, frame: &mut Page) -> Result<(), CodecError> {

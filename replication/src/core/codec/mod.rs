@@ -1,7 +1,7 @@
 //! The page codec (step ④ and its inverse in step ⑥): pages of guest memory as batches of bytes.
 //!
 //! The [`Encoder`] knows what the backup has of recently shipped pages and sends each page as the
-//! least of five things; the [`Decoder`] rebuilds the pages over the backup's committed memory. A
+//! least of five things; the [`decode`] rebuilds the pages over the backup's committed memory. A
 //! batch needs nothing but that memory to be decoded.
 //!
 //! Must not be done here: deciding when an epoch is whole, or writing memory. The decoder reads
@@ -43,7 +43,7 @@ mod decoder;
 mod delta;
 mod encoder;
 
-pub use decoder::{Decoder, PageSink};
+pub use decoder::{PageSink, decode};
 pub use encoder::{Batch, BatchWriter, Encoder};
 
 use crate::ids::PageIndex;
@@ -88,12 +88,6 @@ impl CodecStats {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.zero_pages + self.unchanged_pages + self.delta_pages + self.lz4_pages + self.raw_pages
-    }
-
-    /// Bytes of all pages as they lie in memory.
-    #[must_use]
-    pub fn raw_bytes(&self) -> u64 {
-        self.pages() * crate::ids::PAGE_BYTES as u64
     }
 
     fn count(&mut self, kind: u8, record_bytes: usize) {

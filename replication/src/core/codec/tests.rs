@@ -46,9 +46,7 @@ fn encode(encoder: &mut Encoder, pages: &[(u64, Box<Page>)]) -> Batch {
 /// Decodes and writes to memory, as a committed epoch would.
 fn commit(batch: &Batch, memory: &TestMemory) {
     let mut sink = Sink::default();
-    let pages = Decoder::new()
-        .decode(&batch.body, memory, &mut sink)
-        .expect("valid");
+    let pages = decode(&batch.body, memory, &mut sink).expect("valid");
     assert_eq!(pages, batch.pages);
     for (page, frame) in &sink.0 {
         memory.write_page(*page, frame).expect("writes");
@@ -90,7 +88,6 @@ fn every_encoding_is_used_for_what_it_is_least_for() {
     commit(&batch, &memory);
     assert_eq!(memory.content()[2], *noise(2));
     assert_eq!(encoder.stats().pages(), 6);
-    assert_eq!(encoder.stats().raw_bytes(), 6 * 4096);
 }
 
 #[test]
@@ -131,9 +128,7 @@ fn forgetting_makes_batches_independent_of_what_was_sent_before() {
     // The batch never arrived: a mark for "unchanged" must be refused by the other side …
     let unchanged = encode(&mut encoder, &[(100, page.clone())]);
     let memory = TestMemory::new(PAGES);
-    let error = Decoder::new()
-        .decode(&unchanged.body, &memory, &mut Sink::default())
-        .expect_err("base differs");
+    let error = decode(&unchanged.body, &memory, &mut Sink::default()).expect_err("base differs");
     assert!(matches!(error, CodecError::BaseDiffers { page, .. } if page == PageIndex(100)));
     // … and after forgetting, the page is sent whole.
     encoder.forget();
@@ -155,7 +150,7 @@ fn a_delta_over_another_base_is_refused() {
     diverged
         .write_page(PageIndex(100), &noise(6))
         .expect("writes");
-    let error = Decoder::new().decode(&batch.body, &diverged, &mut Sink::default());
+    let error = decode(&batch.body, &diverged, &mut Sink::default());
     assert!(matches!(error, Err(CodecError::BaseDiffers { .. })));
 }
 
@@ -209,25 +204,28 @@ fn record(page: u64, kind: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn decode(batch: &[u8]) -> Result<u32, CodecError> {
-    Decoder::new().decode(batch, &TestMemory::new(PAGES), &mut Sink::default())
+fn decode_over_zeroes(batch: &[u8]) -> Result<u32, CodecError> {
+    decode(batch, &TestMemory::new(PAGES), &mut Sink::default())
 }
 
 #[test]
 fn each_malformation_is_named() {
     let page = PageIndex(100);
     let offset = 4;
-    assert_eq!(decode(&[]), Err(CodecError::Empty { bytes: 0 }));
-    assert_eq!(decode(&[0; 4]), Err(CodecError::Empty { bytes: 4 }));
+    assert_eq!(decode_over_zeroes(&[]), Err(CodecError::Empty { bytes: 0 }));
     assert_eq!(
-        decode(&record(99, KIND_ZERO, &[])),
+        decode_over_zeroes(&[0; 4]),
+        Err(CodecError::Empty { bytes: 4 })
+    );
+    assert_eq!(
+        decode_over_zeroes(&record(99, KIND_ZERO, &[])),
         Err(CodecError::NotMemory {
             page: PageIndex(99),
             offset
         })
     );
     assert_eq!(
-        decode(&record(100, 5, &[])),
+        decode_over_zeroes(&record(100, 5, &[])),
         Err(CodecError::UnknownKind {
             page,
             offset,
@@ -235,14 +233,14 @@ fn each_malformation_is_named() {
         })
     );
     assert_eq!(
-        decode(&record(100, KIND_ZERO, &[1, 2])),
+        decode_over_zeroes(&record(100, KIND_ZERO, &[1, 2])),
         Err(CodecError::LeftOver {
             bytes: 2,
             records: 1
         })
     );
     assert_eq!(
-        decode(&record(100, KIND_RAW, &[0; 4095])),
+        decode_over_zeroes(&record(100, KIND_RAW, &[0; 4095])),
         Err(CodecError::Truncated {
             record: 0,
             offset: 12 + 4095,
@@ -262,7 +260,7 @@ fn each_malformation_is_named() {
         (KIND_LZ4, &[2, 0, 0x10, 7]),
         (KIND_LZ4, &[3, 0, 1, 1, 1]),
     ] {
-        let error = decode(&record(100, kind, payload));
+        let error = decode_over_zeroes(&record(100, kind, payload));
         assert!(
             matches!(error, Err(CodecError::Malformed { .. })),
             "{kind} {payload:?}: {error:?}"
@@ -271,11 +269,17 @@ fn each_malformation_is_named() {
     let mut twice = record(100, KIND_ZERO, &[]);
     twice.extend_from_within(4..);
     twice[0] = 2;
-    assert_eq!(decode(&twice), Err(CodecError::Duplicate { page }));
+    assert_eq!(
+        decode_over_zeroes(&twice),
+        Err(CodecError::Duplicate { page })
+    );
     // A count that no batch could hold is only found out at the batch's end.
     let mut many = record(100, KIND_ZERO, &[]);
     many[..4].fill(0xff);
-    assert!(matches!(decode(&many), Err(CodecError::Truncated { .. })));
+    assert!(matches!(
+        decode_over_zeroes(&many),
+        Err(CodecError::Truncated { .. })
+    ));
 }
 
 /// What a guest does to a page.
@@ -366,7 +370,7 @@ proptest! {
             let at = index.index(bytes.len());
             bytes[at] ^= flip;
         }
-        let decoded = Decoder::new().decode(&bytes, &memory, &mut Sink::default());
+        let decoded = decode(&bytes, &memory, &mut Sink::default());
         if undamaged {
             prop_assert_eq!(decoded.is_err(), truncated);
         }
@@ -375,6 +379,6 @@ proptest! {
     /// Arbitrary bytes behind a plausible beginning.
     #[test]
     fn arbitrary_batches_never_panic(kind in 0u8..6, payload in proptest::collection::vec(any::<u8>(), 0..300)) {
-        let _: Result<u32, CodecError> = decode(&record(101, kind, &payload));
+        let _: Result<u32, CodecError> = decode_over_zeroes(&record(101, kind, &payload));
     }
 }

@@ -21,15 +21,17 @@ pub(super) use self::target::Target;
 use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
+use super::reign::Reign;
 use super::settings::Limits;
 use super::stopped_on_drop::StoppedOnDrop;
-use crate::arbiter::{Arbiter, ArbiterError};
+use crate::arbiter::ArbiterError;
 use crate::core::codec::Encoder;
 use crate::core::disk::PeerDisk;
 use crate::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
 };
 use crate::core::message::Message;
+use crate::core::primary::PrimaryInput;
 use crate::disk::{DiskError, PrimaryDisks, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::output::{OutputGate, SealedOutput};
@@ -72,29 +74,14 @@ pub(super) struct SessionEvent {
 
 #[derive(Debug)]
 pub(super) enum CaptureEvent {
-    SyncRoundShipped {
-        pages_left: u64,
-        disk_bytes_left: u64,
-    },
-    Captured {
-        epoch: EpochId,
-    },
-    CaptureFailed {
-        epoch: EpochId,
-        error: String,
-    },
-    Shipped {
-        epoch: EpochId,
-    },
-    /// Everything held has been let go: this side runs alone. Of no session.
+    /// What the core must hear. A `LinkDown` says that the session cannot go on, although the link may
+    /// still be up.
+    Session(PrimaryInput),
+    /// All that was held has left: this side runs alone.
     Opened,
-    /// What was held for shared disks could not be written: output stays held. Of no session.
+    /// What is held for shared disks cannot be written, so nothing leaves.
     StillHeld {
         generation: Generation,
-        error: String,
-    },
-    /// The session cannot go on, although the link may still be up.
-    SessionFailed {
         error: String,
     },
 }
@@ -138,12 +125,10 @@ pub(super) struct Capturer<M: Machine> {
 impl<M: Machine> Capturer<M> {
     pub(super) fn new(
         machine: StoppedOnDrop<M>,
-        arbiter: Arc<dyn Arbiter>,
-        limits: Limits,
+        reign: &Reign,
         events: UnboundedSender<SessionEvent>,
-        metrics: Metrics,
     ) -> Self {
-        let memory = machine.memory();
+        let (memory, limits) = (machine.memory(), reign.settings.limits.clone());
         Self {
             gate: machine.gate(),
             disks: machine.disks().primary().clone(),
@@ -152,10 +137,10 @@ impl<M: Machine> Capturer<M> {
             dirty: PageSet::empty(memory.layout()),
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
-            notes: Notes::new(arbiter),
+            notes: Notes::new(Arc::clone(&reign.arbiter)),
             memory,
             events,
-            metrics,
+            metrics: reign.metrics.clone(),
             limits,
             target: None,
             session: 0,
@@ -205,9 +190,8 @@ impl<M: Machine> Capturer<M> {
                 CaptureJob::Stop => break,
             };
             if let Err(error) = outcome {
-                self.tell(CaptureEvent::SessionFailed {
-                    error: error.to_string(),
-                });
+                let cause = error.to_string();
+                self.report(PrimaryInput::LinkDown { cause });
             }
         }
         self.machine.stop();
@@ -219,6 +203,10 @@ impl<M: Machine> Capturer<M> {
         let session = self.session;
         // Without a driver, `jobs` ends too: `run` returns.
         let _ = self.events.send(SessionEvent { session, event });
+    }
+
+    fn report(&self, input: PrimaryInput) {
+        self.tell(CaptureEvent::Session(input));
     }
 
     /// Lets everything held go: writes to shared disks before what else the guest said after them.
@@ -284,7 +272,7 @@ impl<M: Machine> Capturer<M> {
         }
         self.progress.left(disk_bytes_left);
         if disk_bytes_left > 0 {
-            self.tell(CaptureEvent::SyncRoundShipped {
+            self.report(PrimaryInput::SyncRoundShipped {
                 pages_left: self.dirty.len(),
                 disk_bytes_left,
             });
@@ -330,7 +318,7 @@ impl<M: Machine> Capturer<M> {
         self.machine.harvest_running(&mut self.dirty)?;
         let pages_left = self.dirty.len();
         self.provide_frames(pages_left);
-        self.tell(CaptureEvent::SyncRoundShipped {
+        self.report(PrimaryInput::SyncRoundShipped {
             pages_left,
             disk_bytes_left: 0,
         });
@@ -354,7 +342,7 @@ impl<M: Machine> Capturer<M> {
                     error @ (ShipError::Machine(_) | ShipError::Disk(_))
                         if !assembler.has_begun() =>
                     {
-                        self.tell(CaptureEvent::CaptureFailed {
+                        self.report(PrimaryInput::CaptureFailed {
                             epoch,
                             error: error.to_string(),
                         });
@@ -365,7 +353,7 @@ impl<M: Machine> Capturer<M> {
                 };
             }
         };
-        self.tell(CaptureEvent::Captured { epoch });
+        self.report(PrimaryInput::Captured { epoch });
         self.encode_captured(&mut assembler)?;
         let parts = EpochDisks {
             writes: &disks.writes,
@@ -380,7 +368,7 @@ impl<M: Machine> Capturer<M> {
         self.dirty.clear();
         let wire_bytes = assembled.machine_bytes + assembled.disk_bytes;
         self.metrics.shipped(self.encoder.stats(), wire_bytes);
-        self.tell(CaptureEvent::Shipped { epoch });
+        self.report(PrimaryInput::Shipped { epoch });
         Ok(())
     }
 

@@ -16,7 +16,8 @@ use understudy_transport::{Endpoint, Link, connect};
 use super::output_signal::OutputSignal;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
-use crate::core::message::{Bye, Message};
+use crate::arbiter::ArbiterError;
+use crate::core::message::{Bye, Hello, Message};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::disk::PrimaryDisks;
 use crate::fingerprint::Fingerprint;
@@ -30,8 +31,8 @@ use crate::runtime::ended::Ended;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
+use crate::runtime::reign::Reign;
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::settings::Settings;
 use crate::runtime::threads::tokio_runtime;
 
 /// Longest attempt to reach a standby: a host that is down answers nothing at all.
@@ -42,9 +43,8 @@ const CONNECT_RETRY: Duration = Duration::from_millis(250);
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Setup {
-    pub(super) settings: Settings,
+    pub(super) reign: Reign,
     pub(super) backup: Option<Endpoint>,
-    pub(super) generation: Generation,
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
     pub(super) gate: OutputGate,
@@ -101,11 +101,9 @@ enum Happened {
 impl Driver {
     pub(super) fn new(
         setup: Setup,
-        arbitration: Arbitration,
         requests: Receiver<Request>,
         jobs: SyncSender<CaptureJob>,
         events: UnboundedReceiver<SessionEvent>,
-        metrics: Metrics,
     ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
         let output = Arc::new(OutputSignal::default());
@@ -117,20 +115,20 @@ impl Driver {
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
         let shared_disks = SharedDisks::new(setup.disks.clone());
         let core = PrimaryCore::new(
-            setup.settings.policy.clone(),
+            setup.reign.settings.policy.clone(),
             setup.hello(),
-            setup.generation,
+            setup.reign.generation,
             clock.now(),
         )
         .with_shared_disks(!setup.disks.is_empty());
         Ok(Self {
+            arbitration: setup.reign.arbitration(),
+            metrics: setup.reign.metrics.clone(),
             setup,
             requests,
             jobs,
             events,
             shared_disks,
-            arbitration,
-            metrics,
             clock,
             core,
             session: None,
@@ -162,8 +160,8 @@ impl Driver {
     }
 
     async fn drive(&mut self) -> Result<Finish, RuntimeError> {
-        let mut heartbeats = Heartbeats::open(&self.setup.settings, Sender::Primary).await?;
-        let mut beat = beat(self.setup.settings.policy.heartbeat_interval);
+        let mut heartbeats = Heartbeats::open(&self.setup.reign.settings, Sender::Primary).await?;
+        let mut beat = beat(self.setup.reign.settings.policy.heartbeat_interval);
         let mut connecting: Option<Connecting> = None;
         loop {
             self.publish();
@@ -265,7 +263,8 @@ impl Driver {
         match happened {
             Happened::Connected(Ok(link)) => {
                 self.metrics.linked(link.counters());
-                let session = Session::start(*link, self.setup.settings.limits.send_bytes_max);
+                let session =
+                    Session::start(*link, self.setup.reign.settings.limits.send_bytes_max);
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
                 self.session_number += 1;
@@ -290,43 +289,10 @@ impl Driver {
             }
             // Not the guest's end: the standby must take over, so it is not told anything.
             Happened::Worked(None) => self.broken = true,
-            Happened::Requested(Some(Request::Checkpoint)) => {
-                inputs.push_back(PrimaryInput::CheckpointWanted);
-            }
-            // A guest that has ended stays so.
-            Happened::Requested(Some(Request::ResetGuest)) if self.core.is_ending() => {}
-            Happened::Requested(Some(Request::ResetGuest)) => self.order(CaptureJob::ResetGuest),
-            Happened::Requested(Some(Request::SetBackup(backup))) => {
-                self.set_backup(backup, inputs);
-            }
-            Happened::Requested(Some(Request::Unprotect)) => {
-                self.unprotecting = true;
-                self.set_backup(None, inputs);
-            }
-            Happened::Requested(Some(Request::GuestStopped)) => {
-                inputs.push_back(PrimaryInput::GuestStopped);
-            }
-            Happened::Requested(Some(Request::Stop)) if !self.stop_asked => {
-                self.stop_asked = true;
-                inputs.push_back(PrimaryInput::GuestStopped);
-            }
-            // Without a handle nobody could ask again.
-            Happened::Requested(Some(Request::Stop) | None) => {
-                let held = self.setup.gate.counts().held_bytes;
-                tracing::warn!("ending at once: {held} bytes of the guest's output are dropped");
-                self.abandoned = true;
-                inputs.push_back(PrimaryInput::Abandoned);
-            }
+            Happened::Requested(request) => self.requested(request, inputs),
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
             Happened::Answered(Err(error)) => {
-                let what = if self.core.has_said_all() {
-                    "no answer, so the standby may take over a guest that has ended"
-                } else if self.core.is_ending() {
-                    "the guest has ended, and what it said last is held until the arbiter answers"
-                } else {
-                    "no answer, so nothing is decided"
-                };
-                self.metrics.alarm(format!("{what}: {}", causes(&error)));
+                self.no_answer(&error);
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -351,6 +317,43 @@ impl Driver {
         }
     }
 
+    /// `None`: nobody has a handle any more, so nobody could ask again.
+    fn requested(&mut self, request: Option<Request>, inputs: &mut VecDeque<PrimaryInput>) {
+        match request {
+            Some(Request::Checkpoint) => inputs.push_back(PrimaryInput::CheckpointWanted),
+            // A guest that has ended stays so.
+            Some(Request::ResetGuest) if self.core.is_ending() => {}
+            Some(Request::ResetGuest) => self.order(CaptureJob::ResetGuest),
+            Some(Request::SetBackup(backup)) => self.set_backup(backup, inputs),
+            Some(Request::Unprotect) => {
+                self.unprotecting = true;
+                self.set_backup(None, inputs);
+            }
+            Some(Request::GuestStopped) => inputs.push_back(PrimaryInput::GuestStopped),
+            Some(Request::Stop) if !self.stop_asked => {
+                self.stop_asked = true;
+                inputs.push_back(PrimaryInput::GuestStopped);
+            }
+            Some(Request::Stop) | None => {
+                let held = self.setup.gate.counts().held_bytes;
+                tracing::warn!("ending at once: {held} bytes of the guest's output are dropped");
+                self.abandoned = true;
+                inputs.push_back(PrimaryInput::Abandoned);
+            }
+        }
+    }
+
+    fn no_answer(&self, error: &ArbiterError) {
+        let what = if self.core.has_said_all() {
+            "no answer, so the standby may take over a guest that has ended"
+        } else if self.core.is_ending() {
+            "the guest has ended, and what it said last is held until the arbiter answers"
+        } else {
+            "no answer, so nothing is decided"
+        };
+        self.metrics.alarm(format!("{what}: {}", causes(error)));
+    }
+
     /// Another backup, or none; the present one is dismissed.
     fn set_backup(&mut self, backup: Option<Endpoint>, inputs: &mut VecDeque<PrimaryInput>) {
         if self.setup.backup == backup {
@@ -368,15 +371,16 @@ impl Driver {
     }
 
     fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
-        let of_session = self.is_present(report.session);
-        inputs.extend(match report.event {
+        match report.event {
+            CaptureEvent::Session(input) if self.is_present(report.session) => {
+                inputs.push_back(input);
+            }
+            CaptureEvent::Session(_) => {}
+            CaptureEvent::Opened => inputs.push_back(PrimaryInput::Opened),
             CaptureEvent::StillHeld { generation, error } => {
                 still_held(generation, &error, self.jobs.clone(), &self.metrics);
-                None
             }
-            CaptureEvent::Opened => Some(PrimaryInput::Opened),
-            event => worked(event).filter(|_| of_session),
-        });
+        }
     }
 
     /// Whether a report of this session still means anything.
@@ -473,7 +477,7 @@ impl Driver {
             }
             PrimaryEffect::Release(epoch) => {
                 // Stalled for longer than this in the middle of releasing, the core would have doubts.
-                let patience = self.setup.settings.policy.heartbeat_timeout / 2;
+                let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
                 if !self.setup.gate.release(epoch, decided + patience) {
                     tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
                 }
@@ -489,7 +493,9 @@ impl Driver {
             PrimaryEffect::GoAlone { generation, cause } => {
                 if self.core.is_ending() {
                     tracing::info!("what the guest said last leaves under {generation}: {cause}");
-                } else if std::mem::replace(&mut self.setup.generation, generation) == generation {
+                } else if std::mem::replace(&mut self.setup.reign.generation, generation)
+                    == generation
+                {
                     // It never protected anything, and may go on like this four times a second.
                     self.not_connected(&cause, CONNECT_RETRY);
                 } else {
@@ -543,31 +549,11 @@ fn is_ack(input: &PrimaryInput) -> bool {
     )
 }
 
-/// What the core must hear of it.
-fn worked(event: CaptureEvent) -> Option<PrimaryInput> {
-    Some(match event {
-        CaptureEvent::SyncRoundShipped {
-            pages_left,
-            disk_bytes_left,
-        } => PrimaryInput::SyncRoundShipped {
-            pages_left,
-            disk_bytes_left,
-        },
-        CaptureEvent::Captured { epoch } => PrimaryInput::Captured { epoch },
-        CaptureEvent::CaptureFailed { epoch, error } => {
-            PrimaryInput::CaptureFailed { epoch, error }
-        }
-        CaptureEvent::Shipped { epoch } => PrimaryInput::Shipped { epoch },
-        CaptureEvent::SessionFailed { error } => PrimaryInput::LinkDown { cause: error },
-        CaptureEvent::Opened | CaptureEvent::StillHeld { .. } => return None,
-    })
-}
-
 impl Setup {
-    fn hello(&self) -> crate::core::message::Hello {
-        crate::core::message::Hello {
-            vm: self.settings.vm.clone(),
-            node: self.settings.node.clone(),
+    fn hello(&self) -> Hello {
+        Hello {
+            vm: self.reign.settings.vm.clone(),
+            node: self.reign.settings.node.clone(),
             fingerprint: self.fingerprint.clone(),
             layout: self.layout.clone(),
         }

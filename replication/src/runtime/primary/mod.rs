@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
-use super::arbitration::{Arbitration, claimant, node_of};
+use super::arbitration::node_of;
 use super::capture::{CaptureJob, Capturer};
 use super::ended::Ended;
 use super::error::RuntimeError;
-use super::metrics::{EndTold, Metrics};
+use super::metrics::EndTold;
 use super::reign::{Promoted, Reign, Unprotected};
 use super::settings::Settings;
 use super::side::{SideBuilder, SideHandle, required};
@@ -77,11 +77,8 @@ pub struct Protection<M: Machine> {
     handle: ProtectionHandle,
     driver: JoinHandle<Result<Finish, RuntimeError>>,
     capturer: JoinHandle<Option<M>>,
-    settings: Settings,
-    claimant: String,
-    arbiter: Arc<dyn Arbiter>,
-    metrics: Metrics,
     jobs: std::sync::mpsc::SyncSender<CaptureJob>,
+    reign: Reign,
 }
 
 /// Looks at a [`Protection`] and makes requests, from any thread.
@@ -174,9 +171,9 @@ impl<M: Machine> PrimaryBuilder<M> {
     pub fn try_protect(self) -> Result<Protection<M>, NotProtected<M>> {
         let (settings, mut part) = (self.settings, self.part);
         let claimed = required(Side::Primary, "an arbiter", self.arbiter)
-            .and_then(|arbiter| part.claim(&settings, arbiter));
+            .and_then(|arbiter| part.claim(settings, arbiter));
         match claimed {
-            Ok(reign) => start(settings, part.backup, part.machine, reign).map_err(|error| {
+            Ok(reign) => start(part.backup, part.machine, reign).map_err(|error| {
                 let machine = None;
                 NotProtected { error, machine }
             }),
@@ -199,11 +196,15 @@ impl<M: Machine> PrimaryPart<M> {
     /// Makes sure that the machine runs, and may.
     fn claim(
         &mut self,
-        settings: &Settings,
+        settings: Settings,
         arbiter: Arc<dyn Arbiter>,
     ) -> Result<Reign, RuntimeError> {
         if let Some(reign) = self.reign.take() {
-            return Ok(Reign { arbiter, ..reign });
+            return Ok(Reign {
+                settings,
+                arbiter,
+                ..reign
+            });
         }
         let claim = if self.start_over {
             Claim::StartOver
@@ -220,48 +221,30 @@ impl<M: Machine> PrimaryPart<M> {
 
 /// Starts the threads.
 fn start<M: Machine>(
-    settings: Settings,
     backup: Option<Endpoint>,
     machine: StoppedOnDrop<M>,
     reign: Reign,
 ) -> Result<Protection<M>, RuntimeError> {
-    let Reign {
-        generation,
-        claimant,
-        metrics,
-        arbiter,
-        ..
-    } = reign;
     let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
     // Bounded by the jobs.
     let (events, happened) = mpsc::unbounded_channel();
-    let (handle, requested) = SideHandle::new(&*machine, metrics.clone());
+    let (handle, requested) = SideHandle::new(&*machine, reign.metrics.clone());
     let driver = Driver::new(
         driver::Setup {
-            settings: settings.clone(),
+            reign: reign.clone(),
             backup,
-            generation,
             fingerprint: machine.fingerprint(),
             layout: machine.memory().layout().clone(),
             gate: machine.gate(),
             disks: machine.disks().primary().clone(),
         },
-        Arbitration::new(Arc::clone(&arbiter), claimant.clone()),
         requested,
         jobs.clone(),
         happened,
-        metrics.clone(),
     )?;
-    let limits = settings.limits.clone();
-    let capturer = Capturer::new(
-        machine,
-        Arc::clone(&arbiter),
-        limits,
-        events,
-        metrics.clone(),
-    );
+    let capturer = Capturer::new(machine, &reign, events);
     let capturer = spawn("capture", move || capturer.run(&to_do))?;
-    let end = EndTold::new(metrics.clone());
+    let end = EndTold::new(reign.metrics.clone());
     let driver = spawn("driver", move || {
         let _end = end;
         driver.run()
@@ -270,11 +253,8 @@ fn start<M: Machine>(
         handle,
         driver,
         capturer,
-        settings,
-        claimant,
-        arbiter,
-        metrics,
         jobs,
+        reign,
     })
 }
 
@@ -283,7 +263,7 @@ fn claim_guest(
     machine: &impl Machine,
     arbiter: Arc<dyn Arbiter>,
     claim: Claim,
-    settings: &Settings,
+    settings: Settings,
 ) -> Result<Reign, RuntimeError> {
     let disks = machine.disks();
     // Before anything is claimed: who fails here must not be who held the guest last.
@@ -291,16 +271,13 @@ fn claim_guest(
     if disks.has_replicated() && claim == Claim::Start {
         check_newest(arbiter.as_ref(), &settings.node)?;
     }
-    let claimant = claimant(&settings.node);
-    match arbiter.claim(claim, &claimant)? {
+    let reign = Reign::new(Side::Primary, settings, arbiter, Generation(0));
+    match reign.arbiter.claim(claim, &reign.claimant)? {
         Verdict::Granted(generation) => {
             disks.claim_images()?;
             Ok(Reign {
                 generation,
-                claimant,
-                metrics: Metrics::new(Side::Primary, &settings.vm, &settings.node),
-                settings: settings.clone(),
-                arbiter,
+                ..reign
             })
         }
         Verdict::Refused { current, holder } => Err(RuntimeError::Owned {
@@ -348,17 +325,13 @@ impl<M: Machine> Protection<M> {
     pub fn unprotect(self) -> Result<Unprotected<M>, RuntimeError> {
         // Not taken: protection has ended, and how is found below.
         let _ = self.handle.ask(Request::Unprotect);
-        let (settings, claimant) = (self.settings.clone(), self.claimant.clone());
-        let (arbiter, metrics) = (Arc::clone(&self.arbiter), self.metrics.clone());
+        let reign = self.reign.clone();
         match self.finish()? {
             (Finish::Unprotected(generation), Some(machine)) => Ok(Unprotected {
                 machine,
                 reign: Box::new(Reign {
                     generation,
-                    claimant,
-                    metrics,
-                    settings,
-                    arbiter,
+                    ..reign
                 }),
             }),
             (Finish::Unprotected(_), None) => Err(RuntimeError::Panicked("capture")),

@@ -12,7 +12,6 @@ use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread, Persist};
 use super::{Outcome, Request};
-use crate::arbiter::Arbiter;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
 use crate::disk::{DiskError, Storage};
@@ -25,7 +24,6 @@ use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::settings::Settings;
 use crate::runtime::status::FailoverFigures;
 use crate::runtime::stopped_on_drop::StoppedOnDrop;
 use crate::runtime::threads::tokio_runtime;
@@ -34,11 +32,8 @@ use crate::runtime::threads::tokio_runtime;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Setup {
-    pub(super) settings: Settings,
-    pub(super) claimant: String,
+    pub(super) reign: Reign,
     pub(super) listen: Endpoint,
-    pub(super) arbiter: Arc<dyn Arbiter>,
-    pub(super) known: Generation,
 }
 
 pub(super) struct Driver<M: Machine> {
@@ -91,24 +86,24 @@ impl<M: Machine> Driver<M> {
         setup: Setup,
         machine: StoppedOnDrop<M>,
         requests: Receiver<Request>,
-        metrics: Metrics,
     ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
         let (memory, disks) = (machine.memory(), machine.disks());
-        let arbitration = Arbitration::new(Arc::clone(&setup.arbiter), setup.claimant.clone());
         let core = BackupCore::new(
-            setup.settings.policy.clone(),
+            setup.reign.settings.policy.clone(),
             BackupIdentity {
-                vm: setup.settings.vm.clone(),
-                node: setup.settings.node.clone(),
+                vm: setup.reign.settings.vm.clone(),
+                node: setup.reign.settings.node.clone(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
                 disks: disks.disks().iter().map(Storage::bytes).collect(),
             },
-            setup.known,
+            setup.reign.generation,
             clock.now(),
         );
         Ok(Self {
+            arbitration: setup.reign.arbitration(),
+            metrics: setup.reign.metrics.clone(),
             setup,
             machine,
             memory,
@@ -116,8 +111,6 @@ impl<M: Machine> Driver<M> {
             welcome: None,
             durable: EpochId(0),
             requests,
-            arbitration,
-            metrics,
             clock,
             core,
             session: None,
@@ -144,10 +137,10 @@ impl<M: Machine> Driver<M> {
     async fn drive(&mut self, ready: &SyncSender<Endpoint>) -> Result<Ended, RuntimeError> {
         let limits = understudy_transport::Limits::default();
         let listener = Listener::bind(&self.setup.listen, limits).await?;
-        let mut heartbeats = Heartbeats::open(&self.setup.settings, Sender::Backup).await?;
+        let mut heartbeats = Heartbeats::open(&self.setup.reign.settings, Sender::Backup).await?;
         // The builder waits for this; it cannot be gone.
         let _ = ready.send(listener.local_endpoint().clone());
-        let mut beat = beat(self.setup.settings.policy.heartbeat_interval);
+        let mut beat = beat(self.setup.reign.settings.policy.heartbeat_interval);
         loop {
             self.publish();
             if let Some(ended) = self.ended.take() {
@@ -326,7 +319,7 @@ impl<M: Machine> Driver<M> {
     /// One primary at a time: another one is told so and hears nothing else.
     fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
         let counters = link.counters();
-        let mut session = Session::start(link, self.setup.settings.limits.send_bytes_max);
+        let mut session = Session::start(link, self.setup.reign.settings.limits.send_bytes_max);
         if let Some(current) = &self.session {
             tracing::warn!(peer = session.peer, "refused a second primary");
             let why = format!("it serves {}", current.peer);
@@ -482,10 +475,7 @@ impl<M: Machine> Driver<M> {
             epoch,
             reign: Box::new(Reign {
                 generation,
-                claimant: self.setup.claimant,
-                metrics: self.metrics,
-                settings: self.setup.settings,
-                arbiter: self.setup.arbiter,
+                ..self.setup.reign
             }),
         }))
     }

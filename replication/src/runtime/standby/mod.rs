@@ -9,10 +9,9 @@ use std::thread::JoinHandle;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
-use super::arbitration::claimant;
 use super::error::RuntimeError;
-use super::metrics::{EndTold, Metrics};
-use super::reign::Promoted;
+use super::metrics::EndTold;
+use super::reign::{Promoted, Reign};
 use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
@@ -89,22 +88,12 @@ impl<M: Machine> StandbyBuilder<M> {
         let what = "an endpoint to listen on";
         let listen = required(Side::Standby, what, self.part.listen)?;
         let (known, _) = arbiter.current()?;
-        let metrics = Metrics::new(Side::Standby, &self.settings.vm, &self.settings.node);
-        let (handle, requested) = SideHandle::new(&*self.part.machine, metrics.clone());
+        let reign = Reign::new(Side::Standby, self.settings, arbiter, known);
+        let (handle, requested) = SideHandle::new(&*self.part.machine, reign.metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
-        let end = EndTold::new(metrics.clone());
-        let driver = Driver::new(
-            driver::Setup {
-                claimant: claimant(&self.settings.node),
-                settings: self.settings,
-                listen,
-                arbiter,
-                known,
-            },
-            self.part.machine,
-            requested,
-            metrics,
-        )?;
+        let end = EndTold::new(reign.metrics.clone());
+        let setup = driver::Setup { reign, listen };
+        let driver = Driver::new(setup, self.part.machine, requested)?;
         let driver = spawn("driver", move || {
             let outcome = driver.run(&ready);
             if matches!(outcome, Ok(Outcome::Promoted(_))) {

@@ -43,7 +43,7 @@ impl BackupCore {
         });
     }
 
-    pub(super) fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {
+    fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {
         let mine = &self.identity;
         if hello.vm != mine.vm {
             return Some(Refusal::OtherVm {

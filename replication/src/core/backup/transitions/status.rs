@@ -3,7 +3,6 @@
 use bytes::Bytes;
 
 use super::{BackupCore, Phase};
-use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation};
 use crate::output::SealedOutput;
 
@@ -82,11 +81,5 @@ impl BackupCore {
     #[must_use]
     pub fn primary_node(&self) -> Option<&str> {
         self.primary_node.as_deref()
-    }
-
-    /// Pages and bytes received since this backup was made.
-    #[must_use]
-    pub fn stats(&self) -> CodecStats {
-        self.staging.stats()
     }
 }

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use bytes::Bytes;
 
 use super::tally::EpochTally;
-use crate::core::codec::{BATCH_BYTES_DEFAULT, BatchWriter, Encoder};
+use crate::core::codec::{BATCH_BYTES_DEFAULT, Batch, BatchWriter, Encoder};
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
 use crate::core::message::{EpochSummary, Message};
 use crate::ids::{EpochId, Page, PageIndex};
@@ -86,28 +86,87 @@ pub struct Assembled {
     pub disk_bytes: u64,
 }
 
+/// What both assemblers do alike: pages and disk writes become batches, and batches messages.
+#[derive(Debug)]
+struct Batches<S> {
+    sink: S,
+    pages: BatchWriter,
+    disk_batch_bytes: usize,
+    assembled: Assembled,
+}
+
+impl<S: MessageSink> Batches<S> {
+    fn new(bytes: BatchBytes, sink: S) -> Self {
+        Self {
+            sink,
+            pages: BatchWriter::new(bytes.pages),
+            disk_batch_bytes: bytes.disk,
+            assembled: Assembled::default(),
+        }
+    }
+
+    fn page(
+        &mut self,
+        encoder: &mut Encoder,
+        page: PageIndex,
+        frame: Box<Page>,
+        message: impl FnOnce(Batch) -> Message,
+    ) -> Result<Option<Box<Page>>, S::Error> {
+        let spare = encoder.encode(page, frame, &mut self.pages);
+        if self.pages.is_full() {
+            self.end_pages(message)?;
+        }
+        Ok(spare)
+    }
+
+    fn end_pages(&mut self, message: impl FnOnce(Batch) -> Message) -> Result<(), S::Error> {
+        let Some(batch) = self.pages.finish() else {
+            return Ok(());
+        };
+        self.assembled.machine_bytes += batch.body.len() as u64;
+        self.sink.put(message(batch))
+    }
+
+    /// One batch at a time, so that the writes are not all in memory twice.
+    fn disk(
+        &mut self,
+        writes: &[DiskWrite],
+        mut message: impl FnMut(Bytes) -> Message,
+    ) -> Result<(), S::Error> {
+        let mut writer = DiskBatchWriter::new(self.disk_batch_bytes);
+        let mut put = |batch: Bytes| {
+            self.assembled.disk_bytes += batch.len() as u64;
+            self.sink.put(message(batch))
+        };
+        for write in writes {
+            let mut outcome = Ok(());
+            writer.push(write, |batch| {
+                if outcome.is_ok() {
+                    outcome = put(batch.body);
+                }
+            });
+            outcome?;
+        }
+        writer.finish().map_or(Ok(()), |batch| put(batch.body))
+    }
+}
+
 /// Assembles one epoch: first its pages, one by one, then all the rest at its end.
 #[derive(Debug)]
 pub struct EpochAssembler<S> {
-    sink: S,
     epoch: EpochId,
-    pages: BatchWriter,
-    disk_batch_bytes: usize,
+    batches: Batches<S>,
     tally: EpochTally,
-    assembled: Assembled,
 }
 
 impl<S: MessageSink> EpochAssembler<S> {
     /// An empty epoch.
     #[must_use]
-    pub fn new(epoch: EpochId, batches: BatchBytes, sink: S) -> Self {
+    pub fn new(epoch: EpochId, bytes: BatchBytes, sink: S) -> Self {
         Self {
-            sink,
             epoch,
-            pages: BatchWriter::new(batches.pages),
-            disk_batch_bytes: batches.disk,
+            batches: Batches::new(bytes, sink),
             tally: EpochTally::new(),
-            assembled: Assembled::default(),
         }
     }
 
@@ -115,7 +174,7 @@ impl<S: MessageSink> EpochAssembler<S> {
     /// only the session.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.assembled != Assembled::default()
+        self.batches.assembled != Assembled::default()
     }
 
     /// Adds a page whose content is in `frame`. Gives back a frame to be used for another page, as
@@ -129,23 +188,9 @@ impl<S: MessageSink> EpochAssembler<S> {
         page: PageIndex,
         frame: Box<Page>,
     ) -> Result<Option<Box<Page>>, S::Error> {
-        let spare = encoder.encode(page, frame, &mut self.pages);
-        if self.pages.is_full() {
-            self.end_batch()?;
-        }
-        Ok(spare)
-    }
-
-    fn end_batch(&mut self) -> Result<(), S::Error> {
-        let Some(batch) = self.pages.finish() else {
-            return Ok(());
-        };
-        self.tally.batch(&batch.body, batch.pages);
-        self.assembled.machine_bytes += batch.body.len() as u64;
-        self.sink.put(Message::EpochPages {
-            epoch: self.epoch,
-            batch: batch.body,
-        })
+        let (epoch, tally) = (self.epoch, &mut self.tally);
+        self.batches
+            .page(encoder, page, frame, |batch| counted(epoch, batch, tally))
     }
 
     /// Ends the epoch with everything that comes after its pages.
@@ -153,53 +198,56 @@ impl<S: MessageSink> EpochAssembler<S> {
     /// # Errors
     /// If the sink does not take a message.
     pub fn end(
-        mut self,
+        self,
         disks: EpochDisks<'_>,
         state: Bytes,
         output: SealedOutput,
     ) -> Result<Assembled, S::Error> {
-        self.end_batch()?;
-        let epoch = self.epoch;
-        in_batches(disks.writes, self.disk_batch_bytes, |batch| {
-            self.tally.disk_batch(&batch);
-            self.assembled.disk_bytes += batch.len() as u64;
-            self.sink.put(Message::EpochDisk { epoch, batch })
+        let Self {
+            epoch,
+            mut batches,
+            mut tally,
+        } = self;
+        batches.end_pages(|batch| counted(epoch, batch, &mut tally))?;
+        batches.disk(disks.writes, |batch| {
+            tally.disk_batch(&batch);
+            Message::EpochDisk { epoch, batch }
         })?;
-        self.tally.state(&state);
-        self.tally.output(&output);
+        tally.state(&state);
+        tally.output(&output);
         let frames = output.frames.iter().map(|frame| frame.bytes.len() as u64);
-        self.assembled.machine_bytes += state.len() as u64 + frames.sum::<u64>();
+        batches.assembled.machine_bytes += state.len() as u64 + frames.sum::<u64>();
         let summary = EpochSummary {
             flush: disks.flush,
             written_through: disks.written_through,
-            ..self.tally.summary()
+            ..tally.summary()
         };
-        self.sink.put(Message::EpochState { epoch, state })?;
-        self.sink.put(Message::EpochOutput { epoch, output })?;
-        self.sink.put(Message::EpochEnd { epoch, summary })?;
-        Ok(self.assembled)
+        let sink = &mut batches.sink;
+        sink.put(Message::EpochState { epoch, state })?;
+        sink.put(Message::EpochOutput { epoch, output })?;
+        sink.put(Message::EpochEnd { epoch, summary })?;
+        Ok(batches.assembled)
+    }
+}
+
+/// A batch of an epoch's pages as its message, which `tally` counts.
+fn counted(epoch: EpochId, batch: Batch, tally: &mut EpochTally) -> Message {
+    tally.batch(&batch.body, batch.pages);
+    Message::EpochPages {
+        epoch,
+        batch: batch.body,
     }
 }
 
 /// Assembles pieces of the initial synchronisation, which are applied as they come.
 #[derive(Debug)]
-pub struct SyncAssembler<S> {
-    sink: S,
-    pages: BatchWriter,
-    disk_batch_bytes: usize,
-    assembled: Assembled,
-}
+pub struct SyncAssembler<S>(Batches<S>);
 
 impl<S: MessageSink> SyncAssembler<S> {
     /// Nothing yet.
     #[must_use]
-    pub fn new(batches: BatchBytes, sink: S) -> Self {
-        Self {
-            sink,
-            pages: BatchWriter::new(batches.pages),
-            disk_batch_bytes: batches.disk,
-            assembled: Assembled::default(),
-        }
+    pub fn new(bytes: BatchBytes, sink: S) -> Self {
+        Self(Batches::new(bytes, sink))
     }
 
     /// Adds a page, as [`EpochAssembler::page`] does.
@@ -212,17 +260,13 @@ impl<S: MessageSink> SyncAssembler<S> {
         page: PageIndex,
         frame: Box<Page>,
     ) -> Result<Option<Box<Page>>, S::Error> {
-        let spare = encoder.encode(page, frame, &mut self.pages);
-        if self.pages.is_full() {
-            self.end_batch()?;
-        }
-        Ok(spare)
+        self.0.page(encoder, page, frame, sync_pages)
     }
 
     /// Whether every page added so far has gone to the sink.
     #[must_use]
     pub fn is_between_batches(&self) -> bool {
-        self.pages.is_empty()
+        self.0.pages.is_empty()
     }
 
     /// Adds disk writes; they go to the sink at once.
@@ -230,10 +274,7 @@ impl<S: MessageSink> SyncAssembler<S> {
     /// # Errors
     /// If the sink does not take a batch.
     pub fn disk(&mut self, writes: &[DiskWrite]) -> Result<(), S::Error> {
-        in_batches(writes, self.disk_batch_bytes, |batch| {
-            self.assembled.disk_bytes += batch.len() as u64;
-            self.sink.put(Message::SyncDisk(batch))
-        })
+        self.0.disk(writes, Message::SyncDisk)
     }
 
     /// Gives the last pages to the sink.
@@ -241,37 +282,13 @@ impl<S: MessageSink> SyncAssembler<S> {
     /// # Errors
     /// If the sink does not take them.
     pub fn end(mut self) -> Result<Assembled, S::Error> {
-        self.end_batch()?;
-        Ok(self.assembled)
-    }
-
-    fn end_batch(&mut self) -> Result<(), S::Error> {
-        let Some(batch) = self.pages.finish() else {
-            return Ok(());
-        };
-        self.assembled.machine_bytes += batch.body.len() as u64;
-        self.sink.put(Message::SyncPages(batch.body))
+        self.0.end_pages(sync_pages)?;
+        Ok(self.0.assembled)
     }
 }
 
-/// Gives `each` the writes in batches, in order, one at a time so that they are not all in memory
-/// twice.
-fn in_batches<E>(
-    writes: &[DiskWrite],
-    bytes_max: usize,
-    mut each: impl FnMut(Bytes) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut writer = DiskBatchWriter::new(bytes_max);
-    for write in writes {
-        let mut outcome = Ok(());
-        writer.push(write, |batch| {
-            if outcome.is_ok() {
-                outcome = each(batch.body);
-            }
-        });
-        outcome?;
-    }
-    writer.finish().map_or(Ok(()), |batch| each(batch.body))
+fn sync_pages(batch: Batch) -> Message {
+    Message::SyncPages(batch.body)
 }
 
 #[cfg(test)]

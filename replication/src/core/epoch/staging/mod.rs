@@ -7,7 +7,7 @@
 use bytes::Bytes;
 
 use super::tally::EpochTally;
-use crate::core::codec::{CodecError, CodecStats, Decoder, PageSink};
+use crate::core::codec::{CodecError, PageSink, decode};
 use crate::core::disk;
 use crate::core::message::EpochSummary;
 use crate::ids::{EpochId, PAGE_BYTES, Page, PageIndex};
@@ -149,7 +149,6 @@ impl Frames {
 pub struct Staging {
     epoch: EpochId,
     frames: Frames,
-    decoder: Decoder,
     disk_batches: Vec<Bytes>,
     disk_bytes: usize,
     batches: u32,
@@ -173,7 +172,6 @@ impl Staging {
             },
             disk_batches: Vec::new(),
             disk_bytes: 0,
-            decoder: Decoder::new(),
             batches: 0,
             tally: EpochTally::new(),
             state: None,
@@ -203,12 +201,6 @@ impl Staging {
         self.whole
     }
 
-    /// What was decoded since this was made.
-    #[must_use]
-    pub fn stats(&self) -> CodecStats {
-        self.decoder.stats()
-    }
-
     /// Drops whatever has arrived and waits for `epoch`.
     pub fn restart(&mut self, epoch: EpochId) {
         self.epoch = epoch;
@@ -233,10 +225,7 @@ impl Staging {
                 what: "page of the initial synchronisation",
             });
         }
-        let decoded = self
-            .decoder
-            .decode(batch, memory, &mut self.frames)
-            .map_err(StagingError::Sync);
+        let decoded = decode(batch, memory, &mut self.frames).map_err(StagingError::Sync);
         let written = decoded.and_then(|_| {
             self.frames
                 .write(usize::MAX, memory)
@@ -259,14 +248,11 @@ impl Staging {
     ) -> Result<(), StagingError> {
         let in_order = self.state.is_none() && self.disk_batches.is_empty();
         self.expect("pages", epoch, in_order)?;
-        let pages = self
-            .decoder
-            .decode(batch, base, &mut self.frames)
-            .map_err(|error| StagingError::Batch {
-                epoch,
-                batch: self.batches,
-                error,
-            })?;
+        let pages = decode(batch, base, &mut self.frames).map_err(|error| StagingError::Batch {
+            epoch,
+            batch: self.batches,
+            error,
+        })?;
         self.batches += 1;
         self.tally.batch(batch, pages);
         Ok(())

@@ -15,46 +15,30 @@ use crate::core::{codec, disk};
 use crate::ids::EpochId;
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd` and `Bye`, in bytes.
-pub const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
+const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
-pub const WELCOME_BYTES_MAX: usize = 4 << 20;
+const WELCOME_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochState`, in bytes: what a transport frame carries by default.
 pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
 pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
-/// Kinds of message on the wire. The numbers are the protocol: they are never used again for
-/// something else.
-pub mod kind {
-    /// [`Message::Hello`](super::Message::Hello).
-    pub const HELLO: u16 = 1;
-    /// [`Message::Welcome`](super::Message::Welcome).
-    pub const WELCOME: u16 = 2;
-    /// [`Message::Refuse`](super::Message::Refuse).
-    pub const REFUSE: u16 = 3;
-    /// [`Message::SyncPages`](super::Message::SyncPages).
-    pub const SYNC_PAGES: u16 = 4;
-    /// [`Message::EpochPages`](super::Message::EpochPages).
-    pub const EPOCH_PAGES: u16 = 5;
-    /// [`Message::EpochState`](super::Message::EpochState).
-    pub const EPOCH_STATE: u16 = 6;
-    /// [`Message::EpochOutput`](super::Message::EpochOutput).
-    pub const EPOCH_OUTPUT: u16 = 7;
-    /// [`Message::EpochEnd`](super::Message::EpochEnd).
-    pub const EPOCH_END: u16 = 8;
-    /// [`Message::Ack`](super::Message::Ack).
-    pub const ACK: u16 = 9;
-    /// [`Message::Heartbeat`](super::Message::Heartbeat).
-    pub const HEARTBEAT: u16 = 10;
-    /// [`Message::Bye`](super::Message::Bye).
-    pub const BYE: u16 = 11;
-    /// [`Message::SyncDisks`](super::Message::SyncDisks).
-    pub const SYNC_DISKS: u16 = 12;
-    /// [`Message::SyncDisk`](super::Message::SyncDisk).
-    pub const SYNC_DISK: u16 = 13;
-    /// [`Message::EpochDisk`](super::Message::EpochDisk).
-    pub const EPOCH_DISK: u16 = 14;
-}
+// Kinds of message on the wire. The numbers are the protocol: they are never used again for something
+// else.
+const HELLO: u16 = 1;
+const WELCOME: u16 = 2;
+const REFUSE: u16 = 3;
+const SYNC_PAGES: u16 = 4;
+const EPOCH_PAGES: u16 = 5;
+const EPOCH_STATE: u16 = 6;
+const EPOCH_OUTPUT: u16 = 7;
+const EPOCH_END: u16 = 8;
+const ACK: u16 = 9;
+const HEARTBEAT: u16 = 10;
+const BYE: u16 = 11;
+const SYNC_DISKS: u16 = 12;
+const SYNC_DISK: u16 = 13;
+const EPOCH_DISK: u16 = 14;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,20 +93,20 @@ pub enum MessageError {
 /// Name, whether it belongs to an epoch, largest body in bytes.
 fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     Some(match kind {
-        kind::HELLO => ("Hello", false, SMALL_BODY_BYTES_MAX),
-        kind::WELCOME => ("Welcome", false, WELCOME_BYTES_MAX),
-        kind::REFUSE => ("Refuse", false, SMALL_BODY_BYTES_MAX),
-        kind::SYNC_PAGES => ("SyncPages", false, codec::BATCH_BYTES_MAX),
-        kind::EPOCH_PAGES => ("EpochPages", true, codec::BATCH_BYTES_MAX),
-        kind::EPOCH_STATE => ("EpochState", true, STATE_BYTES_MAX),
-        kind::EPOCH_OUTPUT => ("EpochOutput", true, OUTPUT_BYTES_MAX),
-        kind::EPOCH_END => ("EpochEnd", true, SMALL_BODY_BYTES_MAX),
-        kind::ACK => ("Ack", true, SMALL_BODY_BYTES_MAX),
-        kind::HEARTBEAT => ("Heartbeat", false, 0),
-        kind::BYE => ("Bye", false, SMALL_BODY_BYTES_MAX),
-        kind::SYNC_DISKS => ("SyncDisks", false, SMALL_BODY_BYTES_MAX),
-        kind::SYNC_DISK => ("SyncDisk", false, disk::DISK_BATCH_BYTES_MAX),
-        kind::EPOCH_DISK => ("EpochDisk", true, disk::DISK_BATCH_BYTES_MAX),
+        HELLO => ("Hello", false, SMALL_BODY_BYTES_MAX),
+        WELCOME => ("Welcome", false, WELCOME_BYTES_MAX),
+        REFUSE => ("Refuse", false, SMALL_BODY_BYTES_MAX),
+        SYNC_PAGES => ("SyncPages", false, codec::BATCH_BYTES_MAX),
+        EPOCH_PAGES => ("EpochPages", true, codec::BATCH_BYTES_MAX),
+        EPOCH_STATE => ("EpochState", true, STATE_BYTES_MAX),
+        EPOCH_OUTPUT => ("EpochOutput", true, OUTPUT_BYTES_MAX),
+        EPOCH_END => ("EpochEnd", true, SMALL_BODY_BYTES_MAX),
+        ACK => ("Ack", true, SMALL_BODY_BYTES_MAX),
+        HEARTBEAT => ("Heartbeat", false, 0),
+        BYE => ("Bye", false, SMALL_BODY_BYTES_MAX),
+        SYNC_DISKS => ("SyncDisks", false, SMALL_BODY_BYTES_MAX),
+        SYNC_DISK => ("SyncDisk", false, disk::DISK_BATCH_BYTES_MAX),
+        EPOCH_DISK => ("EpochDisk", true, disk::DISK_BATCH_BYTES_MAX),
         _ => return None,
     })
 }
@@ -158,20 +142,20 @@ impl Message {
     #[must_use]
     pub fn encode(&self) -> (u16, u64, Bytes) {
         match self {
-            Self::Hello(hello) => (kind::HELLO, 0, small(hello)),
-            Self::Welcome(welcome) => (kind::WELCOME, 0, small(welcome)),
-            Self::Refuse(refusal) => (kind::REFUSE, 0, small(refusal)),
-            Self::SyncPages(batch) => (kind::SYNC_PAGES, 0, batch.clone()),
-            Self::EpochPages { epoch, batch } => (kind::EPOCH_PAGES, epoch.0, batch.clone()),
-            Self::EpochState { epoch, state } => (kind::EPOCH_STATE, epoch.0, state.clone()),
-            Self::EpochOutput { epoch, output } => (kind::EPOCH_OUTPUT, epoch.0, small(output)),
-            Self::EpochEnd { epoch, summary } => (kind::EPOCH_END, epoch.0, small(summary)),
-            Self::Ack { epoch, durable } => (kind::ACK, epoch.0, small(durable)),
-            Self::Heartbeat => (kind::HEARTBEAT, 0, Bytes::new()),
-            Self::Bye(bye) => (kind::BYE, 0, small(bye)),
-            Self::SyncDisks(plan) => (kind::SYNC_DISKS, 0, small(plan)),
-            Self::SyncDisk(batch) => (kind::SYNC_DISK, 0, batch.clone()),
-            Self::EpochDisk { epoch, batch } => (kind::EPOCH_DISK, epoch.0, batch.clone()),
+            Self::Hello(hello) => (HELLO, 0, small(hello)),
+            Self::Welcome(welcome) => (WELCOME, 0, small(welcome)),
+            Self::Refuse(refusal) => (REFUSE, 0, small(refusal)),
+            Self::SyncPages(batch) => (SYNC_PAGES, 0, batch.clone()),
+            Self::EpochPages { epoch, batch } => (EPOCH_PAGES, epoch.0, batch.clone()),
+            Self::EpochState { epoch, state } => (EPOCH_STATE, epoch.0, state.clone()),
+            Self::EpochOutput { epoch, output } => (EPOCH_OUTPUT, epoch.0, small(output)),
+            Self::EpochEnd { epoch, summary } => (EPOCH_END, epoch.0, small(summary)),
+            Self::Ack { epoch, durable } => (ACK, epoch.0, small(durable)),
+            Self::Heartbeat => (HEARTBEAT, 0, Bytes::new()),
+            Self::Bye(bye) => (BYE, 0, small(bye)),
+            Self::SyncDisks(plan) => (SYNC_DISKS, 0, small(plan)),
+            Self::SyncDisk(batch) => (SYNC_DISK, 0, batch.clone()),
+            Self::EpochDisk { epoch, batch } => (EPOCH_DISK, epoch.0, batch.clone()),
         }
     }
 
@@ -198,29 +182,29 @@ impl Message {
             });
         }
         Ok(match kind {
-            kind::HELLO => Self::Hello(parse(name, &body)?),
-            kind::WELCOME => Self::Welcome(parse(name, &body)?),
-            kind::REFUSE => Self::Refuse(parse(name, &body)?),
-            kind::SYNC_PAGES => Self::SyncPages(body),
-            kind::EPOCH_PAGES => Self::EpochPages { epoch, batch: body },
-            kind::EPOCH_STATE => Self::EpochState { epoch, state: body },
-            kind::EPOCH_OUTPUT => Self::EpochOutput {
+            HELLO => Self::Hello(parse(name, &body)?),
+            WELCOME => Self::Welcome(parse(name, &body)?),
+            REFUSE => Self::Refuse(parse(name, &body)?),
+            SYNC_PAGES => Self::SyncPages(body),
+            EPOCH_PAGES => Self::EpochPages { epoch, batch: body },
+            EPOCH_STATE => Self::EpochState { epoch, state: body },
+            EPOCH_OUTPUT => Self::EpochOutput {
                 epoch,
                 output: parse(name, &body)?,
             },
-            kind::EPOCH_END => Self::EpochEnd {
+            EPOCH_END => Self::EpochEnd {
                 epoch,
                 summary: parse(name, &body)?,
             },
-            kind::ACK => Self::Ack {
+            ACK => Self::Ack {
                 epoch,
                 durable: parse(name, &body)?,
             },
-            kind::HEARTBEAT => Self::Heartbeat,
-            kind::BYE => Self::Bye(parse(name, &body)?),
-            kind::SYNC_DISKS => Self::SyncDisks(parse(name, &body)?),
-            kind::SYNC_DISK => Self::SyncDisk(body),
-            kind::EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
+            HEARTBEAT => Self::Heartbeat,
+            BYE => Self::Bye(parse(name, &body)?),
+            SYNC_DISKS => Self::SyncDisks(parse(name, &body)?),
+            SYNC_DISK => Self::SyncDisk(body),
+            EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
             _ => return Err(MessageError::UnknownKind(kind)),
         })
     }

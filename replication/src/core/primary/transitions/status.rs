@@ -106,12 +106,6 @@ impl PrimaryCore {
         self.generation
     }
 
-    /// The epoch that the guest runs in; `None` unless epochs are being made.
-    #[must_use]
-    pub fn running(&self) -> Option<EpochId> {
-        self.epochs().map(Epochs::running)
-    }
-
     /// The last epoch that the backup acked in this session.
     #[must_use]
     pub fn acked(&self) -> Option<EpochId> {
