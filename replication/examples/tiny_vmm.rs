@@ -229,7 +229,7 @@ pub(crate) fn host(role: &str, directory: &Path) -> Result<(), Box<dyn Error>> {
         let standby = Standby::builder(machine).arbiter(arbiter).listen(link);
         match standby.start()?.await_promotion()? {
             Outcome::Promoted(promoted) => Primary::attach(Origin::Promoted(promoted)),
-            Outcome::Stopped => return Ok(()),
+            _ => return Ok(()),
         }
     };
     let protection = primary.protect()?;

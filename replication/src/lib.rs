@@ -61,12 +61,12 @@
 //!         .node("host-b")
 //!         .start()?;
 //!     match standby.await_promotion()? {
-//!         Outcome::Stopped => Ok(()),
 //!         // The guest runs here now, under the names and the arbiter of the standby.
 //!         Outcome::Promoted(promoted) => {
 //!             Primary::attach(Origin::Promoted(promoted)).protect()?.wait()?;
 //!             Ok(())
 //!         }
+//!         _ => Ok(()), // it was stopped
 //!     }
 //! }
 //! ```

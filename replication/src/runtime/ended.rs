@@ -2,6 +2,7 @@
 
 /// How protection ended. The guest is stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ended {
     /// The guest ended by itself, or was stopped on request; the backup was told so.
     GuestStopped,

@@ -33,9 +33,9 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// From now on the loss of the primary's host is survived. A standby says so, too.
+    /// The loss of the primary's host is survived. A standby says so, too.
     Protected,
-    /// From now on it is not. A primary holds the guest's output until it is known who goes on.
+    /// It is not. A primary that was protected holds the guest's output until it is known who goes on.
     Unprotected,
     /// The guest goes on without a backup, by the arbiter's grant.
     GoingAlone {
@@ -54,7 +54,7 @@ pub enum EventKind {
         /// For a person.
         reason: String,
     },
-    /// This side's work has ended.
+    /// This side's work has ended: the last event.
     Ended,
     /// Something else is wrong; the text says what. The same may be told again and again while it stays so.
     Alarm(String),
@@ -62,10 +62,16 @@ pub enum EventKind {
     Missed(u64),
 }
 
-/// A listener's view of what happens, from its subscription on. Bounded: who is slow misses events.
+/// A listener's view of what happens. The first event says how things stand at the subscription:
+/// [`Protected`](EventKind::Protected), [`Unprotected`](EventKind::Unprotected) or
+/// [`Ended`](EventKind::Ended). A listener that is slow misses events.
 #[derive(Debug)]
 pub struct Events {
+    /// How things stood at the subscription, until it is told.
+    first: Option<Event>,
     receiver: Receiver<Event>,
+    /// The end was told.
+    over: bool,
     vm: String,
     node: String,
     /// Of the last one told.
@@ -75,30 +81,46 @@ pub struct Events {
 impl Events {
     /// The next event; `None` once nothing more can happen. Cancel safe.
     pub async fn recv(&mut self) -> Option<Event> {
-        let received = self.receiver.recv().await;
+        let received = match self.known() {
+            Some(known) => known,
+            None => self.receiver.recv().await,
+        };
         self.told(received)
     }
 
     /// The same for a thread, which waits. Must not be called from within an asynchronous runtime.
     pub fn blocking_recv(&mut self) -> Option<Event> {
-        let received = self.receiver.blocking_recv();
+        let known = self.known();
+        let received = known.unwrap_or_else(|| self.receiver.blocking_recv());
         self.told(received)
     }
 
     /// An event that has happened already and was not told yet.
     pub fn try_recv(&mut self) -> Option<Event> {
-        let received = match self.receiver.try_recv() {
-            Ok(event) => Ok(event),
-            Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
-            Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+        let received = match self.known() {
+            Some(known) => known,
+            None => match self.receiver.try_recv() {
+                Ok(event) => Ok(event),
+                Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            },
         };
         self.told(received)
+    }
+
+    /// What needs no waiting for.
+    fn known(&mut self) -> Option<Result<Event, RecvError>> {
+        if self.over {
+            return Some(Err(RecvError::Closed));
+        }
+        self.first.take().map(Ok)
     }
 
     fn told(&mut self, received: Result<Event, RecvError>) -> Option<Event> {
         match received {
             Ok(event) => {
                 self.generation = event.generation;
+                self.over = event.kind == EventKind::Ended;
                 Some(event)
             }
             Err(RecvError::Closed) => None,
@@ -132,12 +154,22 @@ impl EventSource {
         Self(channel(BEHIND_MAX).0)
     }
 
-    pub(super) fn subscribe(&self, vm: &str, node: &str, generation: u64) -> Events {
+    /// A view that begins with `first`.
+    pub(super) fn subscribe(
+        &self,
+        vm: &str,
+        node: &str,
+        generation: u64,
+        first: EventKind,
+    ) -> Events {
+        let (vm, node, generation) = (vm.to_owned(), node.to_owned(), Generation(generation));
         Events {
+            first: Some(Event::now(vm.clone(), node.clone(), generation, first)),
             receiver: self.0.subscribe(),
-            vm: vm.into(),
-            node: node.into(),
-            generation: Generation(generation),
+            over: false,
+            vm,
+            node,
+            generation,
         }
     }
 
@@ -155,12 +187,13 @@ mod tests {
     #[test]
     fn who_is_slow_is_told_how_much_was_missed_and_hears_the_rest() {
         let source = EventSource::new();
-        let mut events = source.subscribe("vm", "a", 0);
+        let mut events = source.subscribe("vm", "a", 0, EventKind::Unprotected);
         for number in 0..BEHIND_MAX as u64 + 3 {
-            source.tell("vm", "a", number, EventKind::Ended);
+            source.tell("vm", "a", number, EventKind::Protected);
         }
-        let first = events.try_recv().unwrap();
-        assert_eq!(first.kind, EventKind::Missed(3));
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Unprotected);
+        let missed = events.try_recv().unwrap();
+        assert_eq!(missed.kind, EventKind::Missed(3));
         let next = events.try_recv().unwrap();
         assert_eq!(next.generation, Generation(3));
         drop(source);

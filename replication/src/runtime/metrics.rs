@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
-use understudy_transport::{LinkCounters, LinkMetrics};
+use understudy_transport::LinkCounters;
 
 use super::events::{EventKind, EventSource, Events};
-use super::status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status};
+use super::status::{DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status};
 use crate::core::codec::CodecStats;
 use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
-use crate::output::OutputCounts;
 
 /// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
 /// histogram that grows by itself would clamp to its first, tiny range instead.
@@ -38,10 +37,13 @@ struct Inner {
     copying_since: Option<Instant>,
     /// Counters of the last link; those before it are in the status.
     link: Arc<LinkCounters>,
+    /// The side's work has ended.
+    ended: bool,
 }
 
 impl Inner {
-    fn tell(&self, kind: EventKind) {
+    fn tell(&mut self, kind: EventKind) {
+        self.ended |= kind == EventKind::Ended;
         let status = &self.status;
         (self.events).tell(&status.vm, &status.node, status.generation, kind);
     }
@@ -57,25 +59,7 @@ impl Metrics {
                 vm: vm.into(),
                 node: node.into(),
                 phase: "starting".into(),
-                generation: 0,
-                epoch: 0,
-                protected: false,
-                peer: None,
-                epochs: 0,
-                pause_us: Percentiles::default(),
-                ack_us: Percentiles::default(),
-                dirty_pages: Percentiles::default(),
-                dirty_pages_total: 0,
-                raw_dirty_bytes: 0,
-                wire_bytes: 0,
-                encoded: Encoded::default(),
-                link: LinkMetrics::default(),
-                output: OutputCounts::default(),
-                disks: DisksStatus::default(),
-                sync_bytes: 0,
-                failover: None,
-                ending: None,
-                alarm: None,
+                ..Status::default()
             },
             events: EventSource::new(),
             pause_us: histogram(),
@@ -85,6 +69,7 @@ impl Metrics {
             failed_at: None,
             copying_since: None,
             link: Arc::default(),
+            ended: false,
         })))
     }
 
@@ -112,11 +97,21 @@ impl Metrics {
         inner.status.link = inner.status.link + before.snapshot();
     }
 
-    /// What happens from now on.
+    /// A side begins its work, possibly where another one has ended it.
+    pub(super) fn begin(&self) {
+        self.lock().ended = false;
+    }
+
+    /// How things stand, and what happens from now on.
     pub(super) fn subscribe(&self) -> Events {
         let inner = self.lock();
         let status = &inner.status;
-        (inner.events).subscribe(&status.vm, &status.node, status.generation)
+        let first = match (inner.ended, status.protected) {
+            (true, _) => EventKind::Ended,
+            (false, true) => EventKind::Protected,
+            (false, false) => EventKind::Unprotected,
+        };
+        (inner.events).subscribe(&status.vm, &status.node, status.generation, first)
     }
 
     /// All but the gate's counts.
@@ -374,6 +369,29 @@ mod tests {
         metrics.set_phase("protected", Generation(2), EpochId(8), true);
         let failover = metrics.status().failover.unwrap();
         assert!(failover.repair_ms.is_some(), "{failover:?}");
+    }
+
+    #[test]
+    fn who_subscribes_late_hears_how_things_stand_and_does_not_wait_for_what_is_over() {
+        let metrics = Metrics::new(Side::Primary, "vm", "node");
+        let first = || metrics.subscribe().try_recv().map(|event| event.kind);
+        assert_eq!(first(), Some(EventKind::Unprotected));
+        let mut early = metrics.subscribe();
+        metrics.set_phase("protected", Generation(1), EpochId(1), true);
+        assert_eq!(first(), Some(EventKind::Protected));
+        drop(EndTold::new(metrics.clone()));
+        let told = std::iter::from_fn(|| early.blocking_recv()).map(|event| event.kind);
+        let all = [
+            EventKind::Unprotected,
+            EventKind::Protected,
+            EventKind::Ended,
+        ];
+        assert_eq!(told.collect::<Vec<_>>(), all);
+        let mut late = metrics.subscribe();
+        assert_eq!(late.blocking_recv().unwrap().kind, EventKind::Ended);
+        assert_eq!(late.blocking_recv(), None);
+        metrics.begin();
+        assert_eq!(first(), Some(EventKind::Protected));
     }
 
     #[test]

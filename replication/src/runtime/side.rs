@@ -120,6 +120,7 @@ impl<R> Clone for SideHandle<R> {
 impl<R> SideHandle<R> {
     /// A handle, and where its requests arrive.
     pub(super) fn new(machine: &impl Machine, metrics: Metrics) -> (Self, mpsc::Receiver<R>) {
+        metrics.begin();
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let handle = Self {
             requests,
@@ -141,8 +142,8 @@ impl<R> SideHandle<R> {
         }
     }
 
-    /// What happens to this side from now on, through its promotion and until it ends. Never blocks the
-    /// side: a listener that is too slow is told how much it has missed.
+    /// How things stand, then what happens to this side, through its promotion and until it ends. Never
+    /// blocks the side: a listener that is too slow is told how much it has missed.
     #[must_use]
     pub fn subscribe(&self) -> Events {
         self.metrics.subscribe()

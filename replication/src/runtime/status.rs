@@ -7,10 +7,11 @@ use crate::disk::{Disk, DiskSet, Storage};
 use crate::output::OutputCounts;
 
 /// Which side this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     /// Runs the guest.
+    #[default]
     Primary,
     /// Keeps the second copy.
     Standby,
@@ -70,7 +71,7 @@ pub struct FailoverFigures {
 }
 
 /// One side's state at a moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Which side this is.
     #[serde(rename = "role")]

@@ -45,6 +45,9 @@ fn a_running_guest_is_protected_and_given_back_as_it_runs() {
     let event = await_event(events, |kind| *kind == EventKind::Protected);
     assert_eq!((event.vm.as_str(), event.node.as_str()), ("vm", "primary"));
     let Unprotected { mut machine, .. } = primary.unprotect().unwrap();
+    let mut late = handle.subscribe();
+    assert_eq!(late.blocking_recv().unwrap().kind, EventKind::Ended);
+    assert_eq!(late.blocking_recv(), None);
     assert_eq!(stops.load(Ordering::Acquire), 0);
     assert!(!gate.is_holding());
     let said = gate.out().len();

@@ -119,13 +119,16 @@ impl Work {
         match self {
             Self::Standby(run) => match run.await_promotion() {
                 Ok(Outcome::Promoted(promoted)) => RoleOver::Promoted(Box::new(promoted)),
-                Ok(Outcome::Stopped) => RoleOver::Ended(RoleEnd::Done),
+                Ok(_) => RoleOver::Ended(RoleEnd::Done),
                 Err(error) => RoleOver::Failed(error.into()),
             },
             Self::Primary(protection) => match protection.wait() {
                 Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
                 Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
                 Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
+                Ok(other) => RoleOver::Ended(RoleEnd::Failed {
+                    what: format!("protection ended: {other:?}"),
+                }),
                 Err(error) => RoleOver::Failed(error.into()),
             },
             Self::None | Self::Unprotected(_) | Self::Promoted(_) => RoleOver::Ended(RoleEnd::Done),

@@ -54,6 +54,7 @@ pub struct PrimaryPart<M: Machine> {
 }
 
 /// Where the machine to be protected comes from.
+#[non_exhaustive]
 pub enum Origin<M: Machine> {
     /// It has never run: [`PrimaryBuilder::protect`] runs it.
     Fresh(M),

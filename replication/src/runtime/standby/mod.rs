@@ -44,6 +44,7 @@ pub type StandbyHandle = SideHandle<Request>;
 /// How a standby's work ended.
 // There is one of it in a process's life: its size does not matter.
 #[allow(clippy::large_enum_variant)]
+#[non_exhaustive]
 pub enum Outcome<M: Machine> {
     /// It owns the guest now, which runs.
     Promoted(Promoted<M>),
