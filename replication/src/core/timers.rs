@@ -42,9 +42,9 @@ impl<Timer: Ord + Copy> Timers<Timer> {
         self.armed.get(&timer).is_some_and(|at| *at <= now)
     }
 
-    /// The first that has expired of those that come after `last`, in the order of the enum: who
-    /// asks again with what it got sees each at most once, even if it is set to an expired time
-    /// again meanwhile.
+    /// The first expired one that comes after `last`, in the order of the enum. Asking again with
+    /// each answer yields every timer at most once, even if one is set to an expired time
+    /// meanwhile.
     pub(crate) fn expired_after(&self, last: Timer, now: Duration) -> Option<Timer> {
         let mut later = self.armed.range((Bound::Excluded(last), Bound::Unbounded));
         later.find(|(_, at)| **at <= now).map(|(timer, _)| *timer)

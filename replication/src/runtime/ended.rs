@@ -6,8 +6,8 @@
 pub enum Ended {
     /// The guest ended by itself, or was stopped on request; the backup was told so.
     GuestStopped,
-    /// It was to end at once: what the guest had said and was still held is lost. A thread that waits for storage
-    /// may be left behind.
+    /// It was to end at once: output that was still held is lost, and a thread that waits for
+    /// storage may be left behind.
     Abandoned,
     /// Another side owns the guest (R4). Held output was dropped.
     Fenced {

@@ -35,7 +35,8 @@ pub struct Event {
 pub enum EventKind {
     /// The loss of the primary's host is survived. A standby says so, too.
     Protected,
-    /// It is not. A primary that was protected holds the guest's output until it is known who goes on.
+    /// It is not. A primary that was protected holds the guest's output until it is known who goes
+    /// on.
     Unprotected,
     /// The guest goes on without a backup, by the arbiter's grant.
     GoingAlone {

@@ -67,9 +67,9 @@ impl Session {
         self.reader.try_recv()?.map(decode).transpose()
     }
 
-    /// Queues a message without waiting. If the queue is full the peer reads slowly or not at all: a
-    /// heartbeat behind so much would be no sign of life and is left out; for anything else, which
-    /// must not get lost, the link is broken.
+    /// Queues a message without waiting. If the queue is full, the peer reads slowly or not at all.
+    /// A heartbeat is left out then: behind so much it would be no sign of life. Anything else must
+    /// not get lost, so the link is broken.
     pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame {

@@ -142,8 +142,8 @@ impl<R> SideHandle<R> {
         }
     }
 
-    /// How things stand, then what happens to this side, through its promotion and until it ends. Never
-    /// blocks the side: a listener that is too slow is told how much it has missed.
+    /// How things stand, then what happens to this side, through its promotion and until it ends.
+    /// Never blocks the side: a listener that is too slow is told how much it has missed.
     #[must_use]
     pub fn subscribe(&self) -> Events {
         self.metrics.subscribe()

@@ -7,8 +7,7 @@ use crate::core::message::{EpochSummary, wire};
 use crate::ids::EpochId;
 use crate::output::SealedOutput;
 
-/// Counts what an epoch consists of, the same way on both sides: the primary while it ships, the
-/// backup while it stages. The sums are compared in `EpochEnd`.
+/// The sums over an epoch, which `EpochEnd` compares.
 #[derive(Debug, Clone, Default)]
 pub struct EpochTally {
     pages: u64,

@@ -20,8 +20,8 @@ pub use wire::MessageError;
 
 /// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
-/// `EpochPages`…,
-/// `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`. `Heartbeat` at any time after `Welcome`; `Bye` last.
+/// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
+/// `Heartbeat` comes at any time after `Welcome`; `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// Primary introduces itself and its machine.

@@ -29,9 +29,8 @@
 //! It is told then that it is fenced, and this side goes through Claiming, where the same claim is
 //! granted once more, to Alone.
 //!
-//! When the guest has ended, Protected goes on until the epoch is released that has its end, and
-//! Claiming until the arbiter has answered and all that was held has left. Told to end at once,
-//! this side drops it.
+//! After the guest's end, Protected goes on until its last epoch is released, and Claiming until
+//! the arbiter has answered and everything held has left. Told to end at once, this side drops it.
 //!
 //! While Protected, a jump of time (the process was stalled) or a message after long silence on the
 //! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no
@@ -74,8 +73,8 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path, whoever sent it: a backup's keeps it from counting as
-    /// lost, and anybody's tells of a later generation.
+    /// A heartbeat came on the separate path. The backup's is a sign of life; anybody's may tell of
+    /// a later generation.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
@@ -87,15 +86,13 @@ pub enum PrimaryInput {
         /// Bytes of disks still to be copied. Memory comes after them: rounds do not count before.
         disk_bytes_left: u64,
     },
-    /// The guest was paused and the epoch's pages, state and output captured and sealed; it runs
-    /// again.
+    /// The epoch's pages, state and output are captured and sealed, and the guest runs again.
     Captured {
         /// The epoch.
         epoch: EpochId,
     },
-    /// Capturing failed; nothing of the epoch was or will be shipped, its dirty bits were given
-    /// back, and output that it was to seal is still held and will be sealed under the next
-    /// attempt.
+    /// Capturing failed, and nothing of the epoch was shipped. Its dirty bits were given back; its
+    /// output is still held and will be sealed under the next attempt.
     CaptureFailed {
         /// The epoch.
         epoch: EpochId,
@@ -123,8 +120,8 @@ pub enum PrimaryInput {
     ArbiterUnavailable,
     /// All that [`PrimaryEffect::GoAlone`] let go has left.
     Opened,
-    /// The guest ended, or is to: it says nothing more that matters. What it has said leaves as
-    /// ever, then this side is [`Stopped`](PrimaryPhase::Stopped).
+    /// The guest ended, or is to. What it has said leaves as ever, then this side is
+    /// [`Stopped`](PrimaryPhase::Stopped).
     GuestStopped,
     /// This side is to end at once: what is held is dropped.
     Abandoned,

@@ -64,8 +64,8 @@ pub(super) enum CaptureJob {
     Stop,
 }
 
-/// What this thread tells the driver, and of which session: what it says of a session that has ended
-/// meanwhile means nothing any more.
+/// What this thread tells the driver, and of which session. What it says of an ended session means
+/// nothing.
 #[derive(Debug)]
 pub(super) struct SessionEvent {
     pub(super) session: u64,
@@ -74,8 +74,8 @@ pub(super) struct SessionEvent {
 
 #[derive(Debug)]
 pub(super) enum CaptureEvent {
-    /// What the core must hear. A `LinkDown` says that the session cannot go on, although the link may
-    /// still be up.
+    /// What the core must hear. A `LinkDown` says that the session cannot go on, although the link
+    /// may still be up.
     Session(PrimaryInput),
     /// All that was held has left: this side runs alone.
     Opened,
@@ -473,8 +473,8 @@ fn check_size(state: &[u8]) -> Result<(), MachineError> {
     )))
 }
 
-/// A frame whose memory is there. Not of zeroes: such the allocator may leave to the kernel to provide
-/// at the first touch, in the midst of the pause.
+/// A frame whose memory is present. Zeroed memory may come from the kernel at the first touch only,
+/// in the middle of the pause.
 fn new_frame() -> Box<Page> {
     Box::new([0xff; PAGE_BYTES])
 }

@@ -1,5 +1,6 @@
-//! What the arbiter is told about a copy elsewhere, in order. That there is none any more is only asked for
-//! by a later start of the guest: storage that hangs must not keep the capture thread.
+//! What the arbiter is told about a copy elsewhere, in order. Nobody waits for the note that there
+//! is none any more: only a later start of the guest asks for it, and storage that hangs must not
+//! stop the capture thread.
 //!
 //! Must not be done here: going on to make a copy before that has been noted.
 

@@ -28,9 +28,9 @@ use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::ids::Generation;
 use crate::ports::Machine;
 
-/// Told to end at once, it waits so long for a thread that may be waiting for storage.
+/// When protection is to end at once: how long a thread is waited for that may wait for storage.
 const LEAVE_BEHIND: Duration = Duration::from_secs(2);
-/// How often it looks.
+/// How often that thread is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 /// Jobs of the capture thread wait in a queue of this length. The core has one capture under way at a
 /// time, so a handful is all that can wait.
@@ -389,19 +389,20 @@ impl ProtectionHandle {
         let _ = self.ask(Request::ResetGuest);
     }
 
-    /// The guest ended by itself. Once what it has said and written has left, by the rules by which it always does,
-    /// tells the backup that there is nothing to take over, and ends. If nobody acknowledges it and the arbiter does
-    /// not answer either, that takes as long as it takes: calling [`ProtectionHandle::stop`] twice cuts it short.
-    /// Waits while the queue of requests is full; must not be called from within an asynchronous runtime.
+    /// The guest ended by itself. What it said and wrote last still leaves by the usual rules. Then
+    /// the backup is told that there is nothing to take over, and protection ends. This has no
+    /// deadline while neither the backup nor the arbiter answers: calling
+    /// [`ProtectionHandle::stop`] twice cuts it short. Waits while the queue of requests is full;
+    /// must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
         // No receiver: protection has ended already.
         let _ = self.ask(Request::GuestStopped);
     }
 
-    /// Ends as if the guest had ended by itself, which is better seen to first: what it says from now on may or may
-    /// not leave. Asked for again, ends at once: what has not left is dropped. Waits while the queue of requests is
-    /// full; must not be called from within an asynchronous runtime. Returns whether the request was taken: who has
-    /// ended takes none.
+    /// Ends as if the guest had ended by itself. Stop the guest first: what it says from now on may
+    /// not leave. A second call ends at once and drops what has not left. Waits while the queue of
+    /// requests is full; must not be called from within an asynchronous runtime. Returns whether
+    /// the request was taken: protection that has ended takes none.
     pub fn stop(&self) -> bool {
         self.ask(Request::Stop)
     }

@@ -213,8 +213,8 @@ impl BackupCore {
         }
     }
 
-    /// Whether an epoch is whole, and its disk writes persisted, so that nothing is to be waited
-    /// for. The runtime looks at nothing but timers until it has been committed.
+    /// Whether an epoch is whole and its disk writes are persisted. The runtime looks at nothing
+    /// but timers until it has been committed.
     #[must_use]
     pub fn commit_is_due(&self) -> bool {
         self.staging.is_whole() && !self.is_persisting()

@@ -23,8 +23,8 @@ pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
 pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
-// Kinds of message on the wire. The numbers are the protocol: they are never used again for something
-// else.
+// Kinds of message on the wire. The numbers are the protocol: they are never used again for
+// something else.
 const HELLO: u16 = 1;
 const WELCOME: u16 = 2;
 const REFUSE: u16 = 3;

@@ -1,10 +1,9 @@
-//! The guest's end: this side ends with it only when what the guest said last has left, by the
-//! rules by which everything leaves: acked (R1), or under a grant. Nobody has to answer in time:
-//! until somebody has, it is held.
+//! The guest's end. This side ends only when what the guest said last has left by the usual rules:
+//! acked (R1), or under a grant. Until somebody answers, it is held.
 //!
-//! Then the next generation is claimed, so that the backup cannot take over even if it does not
-//! hear the farewell. That is worth some patience with the arbiter, but no more: nothing would be
-//! lost, since the guest's end is part of what the backup has.
+//! Then the next generation is claimed, so that the backup cannot take over even if it misses the
+//! farewell. The arbiter gets little time for that: nothing would be lost without it, since the
+//! backup has the guest's end.
 
 use std::time::Duration;
 
