@@ -78,6 +78,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
     // The schedules must reach what they are to test.
     for what in [
         "arbiter silent",
+        "backups dismissed",
         "broken links",
         "captures failed",
         "commits",
@@ -166,6 +167,39 @@ fn a_dead_backup_leaves_the_primary_running_alone_until_another_comes() {
             report.assert(&[("promotions", 0), ("fenced", 0), ("solo grants", 1)]);
         }
     }
+}
+
+#[test]
+fn a_dismissed_backup_gives_its_copy_up_and_the_guest_goes_on_with_another() {
+    for at in 50..70 {
+        for alone in [ms(0), ms(100)] {
+            let report = scenario(3, &[(at, Fault::Dismiss(0, alone))]);
+            report.assert(&[
+                ("backups dismissed", 1),
+                ("promotions", 0),
+                ("fenced", 0),
+                ("solo grants", 1),
+                ("resets", 1),
+            ]);
+        }
+    }
+}
+
+#[test]
+fn a_backup_that_is_being_dismissed_takes_over_unless_the_grant_was_given() {
+    let (mut promoted, mut granted) = (0, 0);
+    for at in 50..70 {
+        for delay in 0..6 {
+            let dismissed = (at, Fault::Dismiss(0, ms(0)));
+            let report = scenario(2, &[dismissed, (at + delay, Fault::KillProcess(0))]);
+            let promotions = report.counts.get("promotions").copied().unwrap_or(0);
+            let alone = report.counts.get("solo grants").copied().unwrap_or(0);
+            assert!(promotions + alone <= 1, "{report:#?}");
+            promoted += promotions;
+            granted += 1 - promotions;
+        }
+    }
+    assert!(promoted > 0 && granted > 0, "{promoted}, {granted}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use understudy_replication::core::backup::BackupInput;
-use understudy_replication::core::primary::PrimaryInput;
+use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 
 use super::link::Damage;
 use super::ms;
@@ -42,6 +42,8 @@ pub enum Fault {
     Promote(usize),
     /// Somebody wants a checkpoint.
     Checkpoint(usize),
+    /// The operator wants this side's guest protected by another backup, or for a while by none.
+    Dismiss(usize, Duration),
     /// The guest powers off.
     StopGuest(usize),
     /// The end of a silence of the arbiter.
@@ -110,7 +112,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.below(hosts as u64) as usize;
     // Shorter and longer than the heartbeat timeout.
     let time = rng.micros(2_000, 140_000);
-    match rng.below(13) {
+    match rng.below(14) {
         0 => Fault::KillProcess(host),
         1 => Fault::LoseHost(host),
         2 | 3 => Fault::Freeze(host, time),
@@ -121,6 +123,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         9 => Fault::Damage(host, Damage::Cut(rng.next())),
         10 => Fault::ArbiterSilent(time),
         11 => Fault::CutBeats(host, rng.below(hosts as u64) as usize),
+        12 => Fault::Dismiss(host, if rng.chance(500) { time } else { ms(0) }),
         _ => match rng.below(3) {
             0 => Fault::Promote(host),
             _ => Fault::Checkpoint(host),
@@ -168,6 +171,7 @@ impl World {
             Fault::CutBeats(from, to) => self.beats_cut.push((from, to)),
             Fault::Promote(host) => self.backup(host, BackupInput::PromotionWanted),
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
+            Fault::Dismiss(host, time) => self.dismiss(host, time),
             Fault::StopGuest(host) => {
                 if let Role::Primary(node) = &mut self.hosts[host].role
                     && node.running
@@ -178,6 +182,18 @@ impl World {
                 }
             }
             Fault::Heal => self.heal(),
+        }
+    }
+
+    fn dismiss(&mut self, host: usize, time: Duration) {
+        let alone_until = self.now + time;
+        if let Role::Primary(node) = &mut self.hosts[host].role {
+            node.alone_until = alone_until;
+            if node.core.phase() == PrimaryPhase::Protected {
+                self.count("backups dismissed");
+            }
+            let cause = "another one is wanted".into();
+            self.primary(host, PrimaryInput::BackupDismissed { cause });
         }
     }
 

@@ -124,7 +124,7 @@ impl World {
         if node.core.phase() != PrimaryPhase::Alone || self.hosts[host].link.is_some() {
             return;
         }
-        if node.core.is_opening() {
+        if node.core.is_opening() || self.now < node.alone_until {
             let process = self.process(host);
             return self.soon(1_000, 5_000, Event::Connect(process));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use understudy_replication::core::codec::Encoder;
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
@@ -28,6 +29,8 @@ pub struct PrimaryHost {
     pub gate: Gate,
     pub running: bool,
     pub disks: PrimaryDisks,
+    /// No backup is wanted before.
+    pub alone_until: Duration,
     /// The generation held when last looked at: a new one was granted to go alone.
     generation: Generation,
     encoder: Encoder,
@@ -80,6 +83,7 @@ impl PrimaryHost {
             guest,
             gate: Gate::new(),
             running: false,
+            alone_until: Duration::ZERO,
             encoder: Encoder::new(CACHE_PAGES),
         }
     }
