@@ -13,9 +13,6 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestRam;
 
-/// 8-byte words in a page.
-const PAGE_WORDS: usize = PAGE_BYTES / size_of::<u64>();
-
 /// [`PageMemory`] for a machine's RAM.
 #[derive(Debug)]
 pub struct GuestPages {
@@ -41,13 +38,52 @@ impl GuestPages {
         Self { layout, hosts, ram }
     }
 
-    /// The host address of `page`, which is page-aligned and has [`PAGE_BYTES`] mapped bytes.
-    fn host(&self, page: PageIndex) -> Result<*mut u8, MachineError> {
-        let (region, offset) = self
-            .layout
-            .locate(page)
-            .ok_or_else(|| MachineError::new(format!("{page} is not guest RAM")))?;
-        Ok((self.hosts[region] + offset as usize * PAGE_BYTES) as *mut u8)
+    /// Gives `copy` the host address of each page, which is page-aligned and has [`PAGE_BYTES`] mapped
+    /// bytes. A region is looked up once for all the pages in a row that lie in it.
+    fn for_each<F>(
+        &self,
+        pages: impl IntoIterator<Item = (PageIndex, F)>,
+        mut copy: impl FnMut(*mut u8, F),
+    ) -> Result<(), MachineError> {
+        let (mut first, mut count, mut host) = (0, 0, 0);
+        for (page, frame) in pages {
+            let mut offset = page.0.wrapping_sub(first);
+            if offset >= count {
+                let (number, at) = self
+                    .layout
+                    .locate(page)
+                    .ok_or_else(|| MachineError::new(format!("{page} is not guest RAM")))?;
+                let region = self.layout.regions()[number];
+                (first, count, host) = (region.first.0, region.pages, self.hosts[number]);
+                offset = at;
+            }
+            copy((host + offset as usize * PAGE_BYTES) as *mut u8, frame);
+        }
+        Ok(())
+    }
+
+    fn read<'a>(
+        &self,
+        pages: impl IntoIterator<Item = (PageIndex, &'a mut Page)>,
+    ) -> Result<(), MachineError> {
+        self.for_each(pages, |from, into| {
+            // SAFETY: `from` is a whole page inside a region that `self.ram` keeps mapped readable;
+            // `into` is a page of ours. The guest may write its page at the same time; it is a
+            // processor outside the Rust program, and no reference to its page is created.
+            unsafe { copy_page(from.cast_const(), into.as_mut_ptr()) };
+        })
+    }
+
+    fn write<'a>(
+        &self,
+        pages: impl IntoIterator<Item = (PageIndex, &'a Page)>,
+    ) -> Result<(), MachineError> {
+        self.for_each(pages, |into, from| {
+            // SAFETY: `into` is a whole page inside a region that `self.ram` keeps mapped writable;
+            // `from` is a page of ours. No Rust reference to guest memory exists anywhere, so nothing
+            // the compiler may rely on changes.
+            unsafe { copy_page(from.as_ptr(), into) };
+        })
     }
 }
 
@@ -78,26 +114,19 @@ impl PageMemory for GuestPages {
     }
 
     fn read_page(&self, page: PageIndex, into: &mut Page) -> Result<(), MachineError> {
-        let from = self.host(page)?.cast_const();
-        // SAFETY: `host` returned the address of a whole page inside a region that `self.ram` keeps
-        // mapped readable; `into` is a page of ours. The guest may write its page at the same time;
-        // it is a processor outside the Rust program, and no reference to its page is created.
-        unsafe { copy_page(from, into.as_mut_ptr()) };
-        Ok(())
+        self.read([(page, into)])
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
-        let into = self.host(page)?.cast::<u64>();
-        let (words, _) = from.as_chunks::<8>();
-        for (number, word) in words.iter().enumerate() {
-            debug_assert!(number < PAGE_WORDS);
-            // SAFETY: `host` returned the address of a whole page inside a region that `self.ram`
-            // keeps mapped writable; `number` is below PAGE_WORDS because `from` is one page. The
-            // page is 8-byte aligned because mappings are page-aligned. No Rust reference to guest
-            // memory exists anywhere, so nothing the compiler may rely on changes.
-            unsafe { into.add(number).write_volatile(u64::from_ne_bytes(*word)) };
-        }
-        Ok(())
+        self.write([(page, from)])
+    }
+
+    fn read_pages(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
+        self.read(pages.iter_mut().map(|(page, into)| (*page, &mut **into)))
+    }
+
+    fn write_pages(&self, pages: &[(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
+        self.write(pages.iter().map(|(page, from)| (*page, &**from)))
     }
 
     fn clear(&self) -> Result<(), MachineError> {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use understudy_replication::ids::Page;
 use understudy_replication::ports::PageMemory;
-use understudy_replication::{PAGE_BYTES, PageIndex};
+use understudy_replication::{PAGE_BYTES, PageIndex, Region};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -40,6 +40,28 @@ proptest! {
         memory.pages().read_page(PageIndex(page), &mut back).unwrap();
         prop_assert_eq!(back, [0; PAGE_BYTES]);
     }
+}
+
+#[test]
+fn pages_of_both_sides_of_the_hole_are_copied_at_once() {
+    let memory = Memory::allocate(3 * 1024 + 2, Backing::Anonymous).unwrap();
+    let [low, high] = [0, 1].map(|region| memory.layout().regions()[region]);
+    let last = |region: Region| PageIndex(region.first.0 + region.pages - 1);
+    let places = [last(high), low.first, last(low), high.first, PageIndex(1)];
+    let content = |page: PageIndex| Box::new([page.0 as u8 ^ (page.0 >> 8) as u8; PAGE_BYTES]);
+    let written: Vec<_> = places.iter().map(|page| (*page, content(*page))).collect();
+    memory.pages().write_pages(&written).unwrap();
+    let mut read: Vec<_> = places
+        .iter()
+        .map(|page| (*page, Box::new([0; PAGE_BYTES])))
+        .collect();
+    memory.pages().read_pages(&mut read).unwrap();
+    assert_eq!(read, written);
+    // None of the pages before the one that is not there is taken for it.
+    let beyond = PageIndex(last(low).0 + 1);
+    read.push((beyond, Box::new([0; PAGE_BYTES])));
+    let error = memory.pages().read_pages(&mut read).unwrap_err();
+    assert_eq!(error.to_string(), format!("{beyond} is not guest RAM"));
 }
 
 #[test]
