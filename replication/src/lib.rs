@@ -75,20 +75,36 @@
 //!
 //! - [`core`]: decides. Two cores without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.
-//! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`output`]: the gate that holds what the guest says until its epoch is on the backup.
+//! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.
+//!
+//! # Features
+//!
+//! Each feature adds one room. Without any, the crate has the core, the ports and the gate, needs neither
+//! tokio nor files, and is driven by a runtime of your own.
+//!
+//! | feature | default | adds |
+//! | --- | --- | --- |
+//! | `runtime` | yes | [`runtime`] |
+//! | `disks` | yes | [`disk`]; without it a machine has [`NoDisks`](ports::NoDisks), or disks of your own |
+//! | `file-arbiter` | yes | [`FileArbiter`](arbiter::FileArbiter); without it you bring an [`Arbiter`](arbiter::Arbiter) |
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
+#[cfg(any(feature = "runtime", feature = "disks"))]
+mod causes;
 pub mod core;
+#[cfg(feature = "disks")]
 pub mod disk;
+#[cfg_attr(not(feature = "disks"), allow(dead_code, reason = "some of it is for disks"))]
 mod epoch_queue;
 pub mod fingerprint;
 pub mod ids;
 pub mod output;
 pub mod page_set;
 pub mod ports;
+#[cfg(feature = "runtime")]
 pub mod runtime;
 
 pub use fingerprint::Fingerprint;

@@ -4,8 +4,10 @@
 //! that the other is gone: the first that claims the generation after the one both know gets it, the
 //! other is refused and stops.
 
+#[cfg(feature = "file-arbiter")]
 pub mod file;
 
+#[cfg(feature = "file-arbiter")]
 pub use file::FileArbiter;
 
 use crate::ids::Generation;

@@ -1,4 +1,4 @@
-//! The disks of a machine as its owner has them, and from which devices and both roles get their handles.
+//! The disks of a machine as their owner has them: devices and both roles get their handles here.
 //!
 //! What must not be done here: what only one of the two roles does.
 
@@ -8,21 +8,23 @@ use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
+use super::backup::BackupImages;
 use super::image::map::DirtyMap;
-use super::image::{DiskMode, Drive, Drives, FileSystem, HostFiles, shared};
-use super::{BackupDisks, Disk, DiskCounts, DiskError, DiskLimits, DiskSpec, PrimaryDisks};
+use super::image::{DiskMode, Drive, Drives, FileSystem, HostFiles, Storage, shared};
+use super::primary::PrimaryImages;
+use super::{Disk, DiskError, DiskLimits, DiskSpec};
+use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, PrimaryDisks};
 
 /// The writable disks of a machine. Clones are the same set.
 ///
-/// Devices get their [`Disk`]s from it, replication the handle of its role: [`primary`](Self::primary) of the
-/// side that runs the guest, [`backup`](Self::backup) of the side that keeps the copy. A set has one role
-/// at a time: what a backup has promoted, or a primary has claimed, is the primary's.
+/// Devices get their [`Disk`]s from it, and a machine gives it to replication as its
+/// [`Disks`](crate::ports::Machine::disks).
 #[derive(Clone)]
 pub struct DiskSet {
     disks: Arc<[Disk]>,
     drives: Drives,
-    primary: PrimaryDisks,
-    backup: BackupDisks,
+    primary: Arc<PrimaryImages>,
+    backup: Arc<BackupImages>,
 }
 
 impl Default for DiskSet {
@@ -84,11 +86,12 @@ impl DiskSet {
             }));
         }
         let drives: Drives = drives.into();
-        let primary = PrimaryDisks::new(drives.clone(), limits);
+        let primary = PrimaryImages::new(drives.clone(), limits);
+        let backup = BackupImages::new(drives.clone(), limits, journal_path, files);
         Ok(Self {
             disks: primary.devices().into(),
-            backup: BackupDisks::new(drives.clone(), limits, journal_path, files),
-            primary,
+            backup: Arc::new(backup),
+            primary: Arc::new(primary),
             drives,
         })
     }
@@ -110,30 +113,23 @@ impl DiskSet {
     pub fn disks(&self) -> &[Disk] {
         &self.disks
     }
+}
 
-    /// Whether some have an image of their own on each host.
-    #[must_use]
-    pub fn has_replicated(&self) -> bool {
+impl Disks for DiskSet {
+    fn list(&self) -> Vec<DiskStatus> {
+        let status = |disk: &Disk| DiskStatus {
+            name: disk.name().to_owned(),
+            mode: disk.mode().to_string(),
+            bytes: disk.bytes(),
+        };
+        self.disks.iter().map(status).collect()
+    }
+
+    fn has_replicated(&self) -> bool {
         self.drives.iter().any(|drive| drive.map.is_some())
     }
 
-    /// What the side that runs the guest does.
-    #[must_use]
-    pub fn primary(&self) -> &PrimaryDisks {
-        &self.primary
-    }
-
-    /// What the side that keeps the copy does.
-    #[must_use]
-    pub fn backup(&self) -> &BackupDisks {
-        &self.backup
-    }
-
-    /// Whether a guest may be run from the images, as far as their maps know.
-    ///
-    /// # Errors
-    /// If one is an unfinished copy, or its map is damaged.
-    pub fn check_whole(&self) -> Result<(), DiskError> {
+    fn check_whole(&self) -> Result<(), DiskError> {
         for drive in self.drives.iter() {
             let Some(map) = &drive.map else { continue };
             let (disk, path) = (drive.name.clone(), drive.map_path.clone());
@@ -148,12 +144,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// This host runs the guest from now on: locks shared images, brings a journal that was left over
-    /// to the images, and marks what the guest writes. May wait for the host's storage.
-    ///
-    /// # Errors
-    /// If an image is an unfinished copy, a shared one is in use, or the host's storage fails.
-    pub fn claim_images(&self) -> Result<(), DiskError> {
+    fn claim_images(&self) -> Result<(), DiskError> {
         self.check_whole()?;
         self.backup.recover()?;
         for drive in shared(&self.drives) {
@@ -166,9 +157,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// What is in memory, in the journal and in the maps now.
-    #[must_use]
-    pub fn counts(&self) -> DiskCounts {
+    fn counts(&self) -> DiskCounts {
         let (journal_bytes, backup_held_bytes) = self.backup.waiting_bytes();
         let marked = |drive: &Arc<Drive>| {
             let map = drive.map.as_ref()?.lock();
@@ -181,5 +170,12 @@ impl DiskSet {
             backup_held_bytes,
             marked_bytes: self.drives.iter().filter_map(marked).sum(),
         }
+    }
+    fn primary(&self) -> Arc<dyn PrimaryDisks> {
+        self.primary.clone()
+    }
+
+    fn backup(&self) -> Arc<dyn BackupDisks> {
+        self.backup.clone()
     }
 }

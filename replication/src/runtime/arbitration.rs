@@ -92,18 +92,6 @@ pub(super) fn node_of(claimant: &str) -> &str {
         .map_or(claimant, |(node, _)| node)
 }
 
-/// An error with all its causes, for a person.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
 fn answer(
     arbiter: &dyn Arbiter,
     claimant: &str,

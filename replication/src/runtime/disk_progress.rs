@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disk::{PrimaryDisks, SyncPlan};
+use crate::ports::PrimaryDisks;
+use crate::ports::disks::SyncPlan;
 
 /// Pause between two lines about one copy.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -21,8 +22,8 @@ struct Copy {
 }
 
 impl DiskProgress {
-    pub(super) fn begin(&mut self, disks: &PrimaryDisks, plan: &SyncPlan) {
-        for (disk, plan) in disks.names().zip(&plan.disks) {
+    pub(super) fn begin(&mut self, disks: &dyn PrimaryDisks, plan: &SyncPlan) {
+        for (disk, plan) in disks.names().iter().zip(&plan.disks) {
             let how = if plan.full {
                 "all of it"
             } else {

@@ -7,8 +7,7 @@ use understudy_transport::ConnectError;
 use super::ended::Ended;
 use crate::Generation;
 use crate::arbiter::ArbiterError;
-use crate::disk::DiskError;
-use crate::ports::MachineError;
+use crate::ports::{DiskError, MachineError};
 
 /// Why protection could not start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@ use understudy_transport::LinkCounters;
 use super::events::{EventKind, EventSource, Events};
 use super::status::{DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status};
 use crate::core::codec::CodecStats;
-use crate::disk::SyncPlan;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
+use crate::ports::disks::SyncPlan;
 
 /// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
 /// histogram that grows by itself would clamp to its first, tiny range instead.

@@ -25,6 +25,7 @@ mod status;
 mod stopped_on_drop;
 mod threads;
 
+pub use crate::ports::disks::DiskStatus;
 pub use ended::Ended;
 pub use error::RuntimeError;
 pub use events::{Event, EventKind, Events};
@@ -33,6 +34,9 @@ pub use reign::{Promoted, Unprotected};
 pub use settings::{HeartbeatPath, Limits};
 pub use side::{SideBuilder, SideHandle};
 pub use standby::{Outcome, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
-pub use status::{
-    DiskStatus, DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status,
-};
+pub use status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status};
+
+use crate::ports::STATE_BYTES_MAX;
+
+// A machine's state travels in one frame.
+const _: () = assert!(STATE_BYTES_MAX <= understudy_transport::MAX_BODY_BYTES as usize);

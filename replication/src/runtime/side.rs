@@ -13,9 +13,8 @@ use super::settings::{HeartbeatPath, Limits, Settings};
 use super::status::{Side, Status};
 use crate::arbiter::Arbiter;
 use crate::core::policy::Policy;
-use crate::disk::DiskSet;
 use crate::output::OutputGate;
-use crate::ports::Machine;
+use crate::ports::{Disks, Machine};
 
 /// Requests wait in a queue of this length.
 const REQUESTS_MAX: usize = 64;
@@ -103,7 +102,7 @@ pub struct SideHandle<R> {
     requests: mpsc::Sender<R>,
     metrics: Metrics,
     gate: OutputGate,
-    disks: DiskSet,
+    disks: Arc<dyn Disks>,
 }
 
 impl<R> Clone for SideHandle<R> {
@@ -112,7 +111,7 @@ impl<R> Clone for SideHandle<R> {
             requests: self.requests.clone(),
             metrics: self.metrics.clone(),
             gate: self.gate.clone(),
-            disks: self.disks.clone(),
+            disks: Arc::clone(&self.disks),
         }
     }
 }
@@ -137,7 +136,7 @@ impl<R> SideHandle<R> {
         let status = self.metrics.status();
         Status {
             output: self.gate.counts(),
-            disks: status.disks.with(&self.disks),
+            disks: status.disks.with(&*self.disks),
             ..status
         }
     }

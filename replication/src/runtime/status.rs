@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use understudy_transport::LinkMetrics;
 
-use crate::disk::{Disk, DiskSet, Storage};
 use crate::output::OutputCounts;
+use crate::ports::Disks;
+use crate::ports::disks::DiskStatus;
 
 /// Which side this is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,17 +149,6 @@ pub struct DisksStatus {
     pub marked_bytes: u64,
 }
 
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStatus {
-    /// Its name.
-    pub name: String,
-    /// `replicated`: each host has an image; `shared`: there is one.
-    pub mode: String,
-    /// Its size.
-    pub bytes: u64,
-}
-
 /// A synchronisation of disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSync {
@@ -176,14 +166,9 @@ pub struct DiskSync {
 
 impl DisksStatus {
     /// Adds what the disks themselves know.
-    pub(super) fn with(mut self, set: &DiskSet) -> Self {
-        let describe = |disk: &Disk| DiskStatus {
-            name: disk.name().to_owned(),
-            mode: disk.mode().to_string(),
-            bytes: disk.bytes(),
-        };
-        let counts = set.counts();
-        self.disks = set.disks().iter().map(describe).collect();
+    pub(super) fn with(mut self, disks: &dyn Disks) -> Self {
+        let counts = disks.counts();
+        self.disks = disks.list();
         self.log_bytes = counts.log_bytes;
         self.journal_bytes = counts.journal_bytes;
         self.held_bytes = counts.backup_held_bytes;

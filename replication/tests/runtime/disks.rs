@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::{DiskLimits, DiskSet};
-use understudy_replication::ports::Machine;
+use understudy_replication::ports::{Disks, Machine};
 use understudy_replication::runtime::{
     Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError,
     StandbyBuilder, StandbyRun, Status,

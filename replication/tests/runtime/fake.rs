@@ -8,7 +8,7 @@ use std::time::Duration;
 use understudy_replication::disk::{Disk, DiskSet};
 use understudy_replication::ids::Page;
 use understudy_replication::output::{GateMode, MemoryFrames, NetPort, OutputGate};
-use understudy_replication::ports::{Machine, MachineError, PageMemory, PausedMachine};
+use understudy_replication::ports::{Disks, Machine, MachineError, PageMemory, PausedMachine};
 use understudy_replication::{Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region};
 
 use crate::images::{self, DiskUse, Images};
@@ -17,7 +17,7 @@ use crate::images::{self, DiskUse, Images};
 /// long.
 pub(crate) const PAGES: u64 = 8192;
 
-/// What the guest computes: page `n % PAGES` gets `n`, then `n` is said.
+/// What the guest computes: page `n % PAGES` gets `n`, the end of page 0, too, then `n` is said.
 #[derive(Default)]
 struct Guest {
     steps: u64,
@@ -27,6 +27,21 @@ pub(crate) struct Memory {
     layout: MemoryLayout,
     pages: Mutex<Vec<Box<Page>>>,
     dirty: Mutex<PageSet>,
+}
+
+/// How far the guest is, by its memory.
+pub(crate) fn steps(memory: &dyn PageMemory) -> u64 {
+    let mut page = [0; PAGE_BYTES];
+    memory.read_page(PageIndex(0), &mut page).unwrap();
+    u64::from_le_bytes(page[PAGE_BYTES - 8..].try_into().unwrap())
+}
+
+impl Memory {
+    fn count(&self, steps: u64) {
+        let page = &mut self.pages.lock().unwrap()[0];
+        page[PAGE_BYTES - 8..].copy_from_slice(&steps.to_le_bytes());
+        self.dirty.lock().unwrap().insert(PageIndex(0));
+    }
 }
 
 impl PageMemory for Memory {
@@ -228,6 +243,7 @@ fn step(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, disks: &DiskSet, use
     noise(guest.steps, &mut content);
     content[..8].copy_from_slice(&guest.steps.to_le_bytes());
     memory.write_page(page, &content).unwrap();
+    memory.count(guest.steps);
     memory.dirty.lock().unwrap().insert(page);
     gate.say(guest.steps);
 }
@@ -245,8 +261,8 @@ impl Machine for Fake {
         self.gate.gate.clone()
     }
 
-    fn disks(&self) -> DiskSet {
-        self.disks.clone()
+    fn disks(&self) -> Arc<dyn Disks> {
+        Arc::new(self.disks.clone())
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
 use understudy_replication::ports::{
-    Machine as MachinePort, MachineError, PageMemory, PausedMachine,
+    Disks, Machine as MachinePort, MachineError, PageMemory, PausedMachine,
 };
 use understudy_replication::{Fingerprint, PageSet};
 
@@ -24,8 +23,8 @@ impl MachinePort for Machine {
         self.gate.clone()
     }
 
-    fn disks(&self) -> DiskSet {
-        self.disks.clone()
+    fn disks(&self) -> Arc<dyn Disks> {
+        Arc::new(self.disks.clone())
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
+use understudy_replication::ports::Disks;
 use understudy_replication::runtime::{
     DiskStatus, DisksStatus, Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
     ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use understudy_replication::output::OutputGate;
+use understudy_replication::ports::Disks;
 use understudy_replication::runtime::{
     EventKind as ReplicationEvent, Origin, Primary, Protection, Status,
 };

@@ -9,6 +9,7 @@ use parking_lot::MutexGuard;
 
 use super::journal::{JournalFile, Place};
 use super::replica::{Replica, SYNC_FLUSH_BYTES, Slot, State};
+use crate::causes::causes;
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
 
@@ -66,7 +67,7 @@ impl Replica {
         let mut state = self.state.lock();
         state.destaging = false;
         if let Err(error) = done {
-            let text = explain(&error);
+            let text = causes(&error);
             tracing::warn!(error = text, "the journal cannot be brought to the images");
             state.failed.get_or_insert(text);
         }
@@ -129,15 +130,4 @@ impl Replica {
         }
         Ok(())
     }
-}
-
-/// An error with its causes, on one line.
-fn explain(error: &DiskError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -16,33 +16,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use journal::FILE_HEADER_BYTES;
-use replica::{PersistJob, Replica, SYNC_FLUSH_BYTES, State};
+use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
 use super::image::{Drive, Drives, HostFiles, shared};
 use super::thread::Thread;
-use super::{Completion, DiskError, DiskLimits};
-use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk, decode_batch};
+use super::{DiskError, DiskLimits};
+use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::epoch_queue::EpochQueue;
-use crate::ids::{EpochId, Generation};
+use crate::ids::EpochId;
+use crate::ports::BackupDisks;
+use crate::ports::disks::{Completion, EpochToPersist};
 
 /// How often shared storage is tried that refuses writes.
 const SHARED_RETRY: Duration = Duration::from_millis(200);
 
-/// What a backup does with its disks. Clones are the same disks.
-///
-/// A backup calls [`describe`](Self::describe), [`begin_copy`](Self::begin_copy),
-/// [`apply_sync`](Self::apply_sync), then [`persist`](Self::persist) and [`committed`](Self::committed) for
-/// each epoch, and in the end [`promote`](Self::promote) or [`abandon`](Self::abandon).
-#[derive(Clone)]
-pub struct BackupDisks(Arc<BackupThreads>);
-
-/// The replica and its threads.
-struct BackupThreads {
+/// What a backup does with its images: the replica and its threads.
+pub(super) struct BackupImages {
     replica: Arc<Replica>,
     threads: [Thread; 2],
 }
 
-impl Drop for BackupThreads {
+impl Drop for BackupImages {
     fn drop(&mut self) {
         self.replica.state.lock().stop = true;
         self.replica.bell.notify_all();
@@ -50,22 +44,22 @@ impl Drop for BackupThreads {
     }
 }
 
-impl BackupDisks {
+impl BackupImages {
     pub(super) fn new(
         drives: Drives,
         limits: DiskLimits,
         journal_path: Option<PathBuf>,
         files: Arc<dyn HostFiles>,
     ) -> Self {
-        Self(Arc::new(BackupThreads {
+        Self {
             replica: Arc::new(Replica::new(drives, limits, journal_path, files)),
             threads: ["disk-journal", "disk-destage"].map(Thread::new),
-        }))
+        }
     }
 
     /// Brings to the images what the journal has from an earlier copy or run.
     pub(super) fn recover(&self) -> Result<(), DiskError> {
-        let replica = &self.0.replica;
+        let replica = &self.replica;
         let mut state = replica.idle();
         let files = match &state.journal {
             Some(files) => files.to_vec(),
@@ -77,13 +71,38 @@ impl BackupDisks {
         Ok(())
     }
 
-    /// What the primary must know of these disks. Waits until an abandoned journal is on the images. The primary
-    /// owns its disks already, so its locks of shared images must be seen here.
-    ///
-    /// # Errors
-    /// If the journal cannot be brought to the images, a map cannot be read, or a shared image is not locked:
-    /// then it is not the primary's, or its lock would not keep the two apart.
-    pub fn describe(&self) -> Result<Vec<PeerDisk>, DiskError> {
+    fn start_threads(&self) {
+        let works = [Replica::journal_work as fn(&Replica), Replica::destage_work];
+        for (thread, work) in self.threads.iter().zip(works) {
+            let replica = self.replica.clone();
+            thread.start(move || work(&replica));
+        }
+    }
+
+    /// What has not reached the images, in bytes: of the journal, and in memory.
+    pub(super) fn waiting_bytes(&self) -> (u64, u64) {
+        let state = self.replica.state.lock();
+        let ends = state.slots.iter().map(|slot| slot.end);
+        let journal = ends.map(|end| end.saturating_sub(FILE_HEADER_BYTES)).sum();
+        (journal, state.held.bytes())
+    }
+
+    /// Makes sure that somebody else has the lock of every shared image.
+    fn find_locked(&self) -> Result<(), DiskError> {
+        for drive in shared(&self.replica.drives) {
+            let locked = drive.storage.is_locked_by_other();
+            if !locked.map_err(|error| drive.failed("look for a lock", 0, error))? {
+                return Err(DiskError::NotLocked {
+                    disk: drive.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BackupDisks for BackupImages {
+    fn describe(&self) -> Result<Vec<PeerDisk>, DiskError> {
         self.recover()?;
         self.find_locked()?;
         let describe = |drive: &Arc<Drive>| {
@@ -104,17 +123,12 @@ impl BackupDisks {
             }
             disk
         };
-        Ok(self.0.replica.drives.iter().map(describe).collect())
+        Ok(self.replica.drives.iter().map(describe).collect())
     }
 
-    /// The primary begins to bring these images up to date: they are unfinished copies from now on,
-    /// durably.
-    ///
-    /// # Errors
-    /// If the plan is not one for these disks, or a map cannot be written.
-    pub fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError> {
+    fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError> {
         self.recover()?;
-        let replica = &self.0.replica;
+        let replica = &self.replica;
         if plan.len() != replica.drives.len() {
             return Err(DiskError::PeerDiffers {
                 what: format!(
@@ -152,20 +166,8 @@ impl BackupDisks {
         Ok(())
     }
 
-    fn start_threads(&self) {
-        let works = [Replica::journal_work as fn(&Replica), Replica::destage_work];
-        for (thread, work) in self.0.threads.iter().zip(works) {
-            let replica = self.0.replica.clone();
-            thread.start(move || work(&replica));
-        }
-    }
-
-    /// A batch of the synchronisation: written to the images at once.
-    ///
-    /// # Errors
-    /// If it is malformed, or the host's storage fails.
-    pub fn apply_sync(&self, batch: &Bytes) -> Result<(), DiskError> {
-        let replica = &self.0.replica;
+    fn apply_sync(&self, batch: &Bytes) -> Result<(), DiskError> {
+        let replica = &self.replica;
         if replica.state.lock().candidates.is_empty() {
             return Err(DiskError::Failed(
                 "no copy of the disks is being made".into(),
@@ -191,31 +193,8 @@ impl BackupDisks {
         Ok(())
     }
 
-    /// Whether a batch is well-formed and within these disks, and how many writes it has.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn check_batch(&self, batch: &Bytes) -> Result<u32, DiskError> {
-        let checked = decode_batch(batch, &self.0.replica.sizes, |_| {});
-        checked.map_err(|source| DiskError::Batch {
-            epoch: EpochId(0),
-            source,
-        })
-    }
-
-    /// Puts the disk writes of a whole epoch into the journal, durably if `flush`, on another thread. `done`
-    /// is told at the end, and only then the epoch may be acknowledged. Call it for epochs that have batches or
-    /// `flush`, in order, and the next one only after this one's `done`.
-    pub fn persist(
-        &self,
-        generation: Generation,
-        epoch: EpochId,
-        batches: Vec<Bytes>,
-        flush: bool,
-        written_through: EpochId,
-        done: Completion,
-    ) {
-        let mut state = self.0.replica.state.lock();
+    fn persist(&self, epoch: EpochToPersist, done: Completion) {
+        let mut state = self.replica.state.lock();
         let refused = match &state.failed {
             Some(failed) => Some(failed.clone()),
             None if !state.session => Some("the copy of the disks was given up".into()),
@@ -228,30 +207,20 @@ impl BackupDisks {
             drop(state);
             return done(Err(DiskError::Failed(refused)));
         }
-        state.job = Some(PersistJob {
-            place: (generation, epoch),
-            batches,
-            flush,
-            written_through,
-            done,
-        });
-        self.0.replica.bell.notify_all();
+        state.job = Some((epoch, done));
+        self.replica.bell.notify_all();
     }
 
-    /// Memory stands at `epoch`, or will for certain: the images may too. Called for every epoch, with
-    /// or without disk writes, at the latest when it is acknowledged.
-    pub fn committed(&self, epoch: EpochId) {
-        let mut state = self.0.replica.state.lock();
+    fn committed(&self, epoch: EpochId) {
+        let mut state = self.replica.state.lock();
         state.committed = state.committed.max(epoch);
         if !state.candidates.is_empty() || state.slots[state.active].since.is_some() {
-            self.0.replica.bell.notify_all();
+            self.replica.bell.notify_all();
         }
     }
 
-    /// The images have all epochs up to this one for good. Epoch 0 until the copy is whole.
-    #[must_use]
-    pub fn durable_epoch(&self) -> EpochId {
-        let state = self.0.replica.state.lock();
+    fn durable_epoch(&self) -> EpochId {
+        let state = self.replica.state.lock();
         if !state.session || !state.candidates.is_empty() || state.failed.is_some() {
             return EpochId(0);
         }
@@ -260,27 +229,12 @@ impl BackupDisks {
         EpochId(state.committed.0.min(before))
     }
 
-    /// What has not reached the images, in bytes: of the journal, and in memory.
-    pub(super) fn waiting_bytes(&self) -> (u64, u64) {
-        let state = self.0.replica.state.lock();
-        let ends = state.slots.iter().map(|slot| slot.end);
-        let journal = ends.map(|end| end.saturating_sub(FILE_HEADER_BYTES)).sum();
-        (journal, state.held.bytes())
-    }
-
-    /// Brings the images to exactly `epoch`, which is committed in memory, and owns them from now on. What the
-    /// journal has of later epochs is dropped. Waits for the lock of shared images as long as it takes,
-    /// and calls `waiting` with what it waits for, repeatedly; it says whether to wait on.
-    ///
-    /// # Errors
-    /// If the host's storage fails, the images are at another epoch already, or a lock was not waited for. The guest
-    /// must not be run then.
-    pub fn promote(
+    fn promote(
         &self,
         epoch: EpochId,
         waiting: &mut dyn FnMut(&str) -> bool,
     ) -> Result<(), DiskError> {
-        let replica = &self.0.replica;
+        let replica = &self.replica;
         let mut state = replica.idle();
         if state.applied.1 > epoch {
             return Err(DiskError::WrongEpoch {
@@ -331,25 +285,11 @@ impl BackupDisks {
         Ok(())
     }
 
-    /// Makes sure that somebody else has the lock of every shared image.
-    fn find_locked(&self) -> Result<(), DiskError> {
-        for drive in shared(&self.0.replica.drives) {
-            let locked = drive.storage.is_locked_by_other();
-            if !locked.map_err(|error| drive.failed("look for a lock", 0, error))? {
-                return Err(DiskError::NotLocked {
-                    disk: drive.name.clone(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The copy is given up. What the journal has is still brought to the images.
-    pub fn abandon(&self) {
-        let mut state = self.0.replica.state.lock();
+    fn abandon(&self) {
+        let mut state = self.replica.state.lock();
         state.session = false;
         state.candidates.clear();
         state.held = EpochQueue::default();
-        self.0.replica.bell.notify_all();
+        self.replica.bell.notify_all();
     }
 }

@@ -13,18 +13,19 @@ use crate::disk::DiskError;
 use crate::disk::epoch_writes::EpochWrites;
 use crate::epoch_queue::Bucket;
 use crate::ids::EpochId;
+use crate::ports::disks::EpochToPersist;
 
 impl Replica {
     pub(super) fn journal_work(&self) {
         let mut state = self.state.lock();
         while !state.stop {
-            let Some(job) = state.job.take() else {
+            let Some((epoch, told)) = state.job.take() else {
                 self.bell.wait(&mut state);
                 continue;
             };
             state.persisting = true;
             drop(state);
-            let done = self.put_down(job.place, job.batches, job.flush, job.written_through);
+            let done = self.put_down(epoch);
             let mut now = self.state.lock();
             now.persisting = false;
             if let Err(error) = &done {
@@ -32,21 +33,16 @@ impl Replica {
             }
             drop(now);
             self.bell.notify_all();
-            (job.done)(done);
+            told(done);
             state = self.state.lock();
         }
     }
 
-    fn put_down(
-        &self,
-        place: Place,
-        batches: Vec<Bytes>,
-        flush: bool,
-        written_through: EpochId,
-    ) -> Result<(), DiskError> {
+    fn put_down(&self, epoch: EpochToPersist) -> Result<(), DiskError> {
+        let place = (epoch.generation, epoch.epoch);
         let (mut held, mut journal) = (EpochWrites::default(), false);
-        for batch in &batches {
-            for write in self.decode(place.1, batch)? {
+        for batch in &epoch.batches {
+            for write in self.decode(epoch.epoch, batch)? {
                 if self.drives[usize::from(write.disk)].is_shared() {
                     held.push(write);
                 } else {
@@ -54,11 +50,11 @@ impl Replica {
                 }
             }
         }
-        self.hold(place.1, held, written_through)?;
+        self.hold(epoch.epoch, held, epoch.written_through)?;
         if journal {
-            self.append(place, batches)?;
+            self.append(place, epoch.batches)?;
         }
-        if flush {
+        if epoch.flush {
             // Both: what an earlier epoch wrote may be in the other file.
             let files = self.state.lock().journal.clone();
             files.iter().flatten().try_for_each(JournalFile::sync)?;

@@ -14,23 +14,15 @@ use super::journal::{JournalFile, Place, Record, START, replay};
 use crate::core::disk::{DiskWrite, PairId, decode_batch};
 use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::image::{Drives, HostFiles, shared};
-use crate::disk::{Completion, DiskError, DiskLimits};
+use crate::disk::{DiskError, DiskLimits};
 use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
+use crate::ports::disks::{Completion, EpochToPersist};
 
 /// What the synchronisation has written is made durable in steps of this size: little is left at its end.
 pub(super) const SYNC_FLUSH_BYTES: u64 = 64 << 20;
 /// How often a lock that somebody holds is tried.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
-
-/// An epoch to be persisted.
-pub(super) struct PersistJob {
-    pub(super) place: Place,
-    pub(super) batches: Vec<Bytes>,
-    pub(super) flush: bool,
-    pub(super) written_through: EpochId,
-    pub(super) done: Completion,
-}
 
 /// What a file of the journal holds.
 #[derive(Default)]
@@ -49,7 +41,7 @@ pub(super) struct State {
     /// For each disk: the pair it will belong to once the copy is whole. Empty afterwards.
     pub(super) candidates: Vec<PairId>,
     pub(super) committed: EpochId,
-    pub(super) job: Option<PersistJob>,
+    pub(super) job: Option<(EpochToPersist, Completion)>,
     pub(super) persisting: bool,
     pub(super) journal: Option<[JournalFile; 2]>,
     pub(super) slots: [Slot; 2],

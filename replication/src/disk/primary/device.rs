@@ -12,8 +12,9 @@ use bytes::Bytes;
 use super::log::Log;
 use super::write_log::WriteLog;
 use crate::core::disk::{DiskWrite, SECTOR_BYTES, What};
+use crate::disk::DiskError;
 use crate::disk::image::{DiskMode, Drive, Storage};
-use crate::disk::{Callback, DiskError};
+use crate::ports::disks::Callback;
 
 /// A disk as its device sees it. Clones are the same disk.
 #[derive(Clone)]

@@ -175,12 +175,6 @@ impl Log {
         sealed
     }
 
-    /// Gives sealed epochs from `epoch` on back to the current one.
-    pub(crate) fn unseal(&mut self, epoch: EpochId) {
-        self.held.unseal(epoch);
-        self.epochs.unseal(epoch, EpochWrites::append);
-    }
-
     pub(crate) fn shipped(&mut self, epoch: EpochId) {
         self.epochs.release(epoch).for_each(drop);
     }

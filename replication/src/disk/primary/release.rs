@@ -10,10 +10,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::write_log::WriteLog;
 use crate::core::disk::DiskWrite;
+use crate::disk::DiskError;
 use crate::disk::image::{Drives, shared};
 use crate::disk::thread::Thread;
-use crate::disk::{Completion, DiskError};
 use crate::ids::EpochId;
+use crate::ports::disks::Completion;
 
 /// What is to be done. Bounded: the caller has one release under way, and the rest are single values.
 #[derive(Default)]

@@ -7,27 +7,28 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::PrimaryDisks;
+use super::PrimaryImages;
 use super::log::ToCopy;
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, PeerDisk, What};
+use crate::disk::DiskError;
 use crate::disk::image::{BitSet, Drive, shared};
-use crate::disk::{DiskError, SealedDisks, SyncPlan, SyncStep};
 use crate::ids::EpochId;
+use crate::ports::disks::{SealedDisks, SyncPlan, SyncStep};
 
 /// At most so much is read from an image at once.
 const READ_BYTES: u64 = 1 << 20;
 
-impl PrimaryDisks {
+impl PrimaryImages {
     fn check_peer(&self, peer: &[PeerDisk]) -> Result<(), DiskError> {
         let differs = |what: String| Err(DiskError::PeerDiffers { what });
-        if peer.len() != self.0.drives.len() {
+        if peer.len() != self.drives.len() {
             return differs(format!(
                 "it has {} disks, here are {}",
                 peer.len(),
-                self.0.drives.len()
+                self.drives.len()
             ));
         }
-        for (drive, peer) in self.0.drives.iter().zip(peer) {
+        for (drive, peer) in self.drives.iter().zip(peer) {
             if drive.name != peer.name {
                 return differs(format!(
                     "its disk {} is {}, here it is {}",
@@ -48,18 +49,13 @@ impl PrimaryDisks {
         Ok(())
     }
 
-    /// Begins to bring a backup's images up to date, the guest running; from now on writes are logged.
-    /// May wait for the host's storage.
-    ///
-    /// # Errors
-    /// If the backup's disks are not these, or a map cannot be written.
-    pub fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
+    pub(super) fn begin(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.check_peer(peer)?;
-        self.0.log.with_log(|log| log.end());
-        let session = 1 + self.0.sessions.fetch_add(1, Ordering::Relaxed);
-        self.0.releaser.begin_session(session);
+        self.log.with_log(|log| log.end());
+        let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.releaser.begin_session(session);
         let mut plan = Vec::new();
-        for (drive, peer) in self.0.drives.iter().zip(peer) {
+        for (drive, peer) in self.drives.iter().zip(peer) {
             let candidate = new_id();
             let from = match &drive.map {
                 None => None,
@@ -77,14 +73,9 @@ impl PrimaryDisks {
             });
         }
         // What is being written now is finished before the list of blocks is made and logging begins.
-        let turns: Vec<_> = self
-            .0
-            .drives
-            .iter()
-            .map(|drive| drive.turn.lock())
-            .collect();
+        let turns: Vec<_> = self.drives.iter().map(|drive| drive.turn.lock()).collect();
         let mut to_copy = Vec::new();
-        for ((drive, peer), plan) in self.0.drives.iter().zip(peer).zip(&plan) {
+        for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
             to_copy.push(drive.map.as_ref().map(|map| {
                 let map = map.lock();
                 let blocks = if plan.full {
@@ -102,23 +93,18 @@ impl PrimaryDisks {
             }));
         }
         let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
-        self.0.log.with_log(|log| log.begin(to_copy));
+        self.log.with_log(|log| log.begin(to_copy));
         drop(turns);
         // What was written before blocks were marked must not be lost any more: nothing would tell of it.
-        for drive in self.0.drives.iter().filter(|drive| !drive.is_shared()) {
+        for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
             drive.flush()?;
         }
         Ok(SyncPlan { disks: plan, bytes })
     }
 
-    /// The next piece of the synchronisation: what the guest has written meanwhile, then some more
-    /// blocks. Once none is left it only gives what the guest has written.
-    ///
-    /// # Errors
-    /// If an image cannot be read.
-    pub fn sync_some(&self) -> Result<SyncStep, DiskError> {
-        let mut writes = self.0.log.with_log(|log| log.drain());
-        let mut left = self.0.limits.sync_slice_bytes;
+    pub(super) fn next_step(&self) -> Result<SyncStep, DiskError> {
+        let mut writes = self.log.with_log(|log| log.drain());
+        let mut left = self.limits.sync_slice_bytes;
         while left > 0 {
             let Some((drive, offset, bytes)) = self.next_blocks(left.min(READ_BYTES)) else {
                 break;
@@ -126,7 +112,7 @@ impl PrimaryDisks {
             self.copy(drive, offset, bytes, &mut writes)?;
             left = left.saturating_sub(bytes);
         }
-        let bytes_left = self.0.log.lock().bytes_left();
+        let bytes_left = self.log.lock().bytes_left();
         if bytes_left == 0 && !self.is_holding() {
             // So that little is left to be flushed once the guest stands still.
             self.flush_shared()?;
@@ -136,8 +122,8 @@ impl PrimaryDisks {
 
     /// Takes some blocks off the list; they must be read now.
     fn next_blocks(&self, most: u64) -> Option<(&Drive, u64, u64)> {
-        let mut log = self.0.log.lock();
-        for (drive, to_copy) in self.0.drives.iter().zip(&mut log.to_copy) {
+        let mut log = self.log.lock();
+        for (drive, to_copy) in self.drives.iter().zip(&mut log.to_copy) {
             let Some(to_copy) = to_copy else { continue };
             let block = to_copy.block_bytes;
             let Some(run) = to_copy.blocks.next_run(0, (most / block).max(1)) else {
@@ -191,32 +177,28 @@ impl PrimaryDisks {
         Ok(())
     }
 
-    /// Ends an epoch: all that was written since the last one is its. The guest is paused.
-    ///
-    /// # Errors
-    /// If blocks are left to be synchronised; nothing has changed then.
-    pub fn seal(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
-        let bytes_left = self.0.log.lock().copy_left();
+    pub(super) fn end_epoch(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
+        let bytes_left = self.log.lock().copy_left();
         if bytes_left > 0 {
             return Err(DiskError::NotSynced { bytes_left });
         }
         let now = Instant::now();
-        for map in self.0.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
             // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
             if let Some(mut map) = map.try_lock() {
-                map.rotate(epoch, now, self.0.limits.marks_kept);
+                map.rotate(epoch, now, self.limits.marks_kept);
             }
         }
-        let (writes, flush) = self.0.log.with_log(|log| log.seal(epoch));
+        let (writes, flush) = self.log.with_log(|log| log.seal(epoch));
         Ok(SealedDisks {
             writes,
             flush,
-            written_through: self.0.releaser.written_through(),
+            written_through: self.releaser.written_through(),
         })
     }
 
     pub(super) fn flush_shared(&self) -> Result<(), DiskError> {
-        shared(&self.0.drives).try_for_each(|drive| drive.flush())
+        shared(&self.drives).try_for_each(|drive| drive.flush())
     }
 }
 

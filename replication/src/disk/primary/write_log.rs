@@ -5,7 +5,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 use super::log::Log;
-use crate::disk::Callback;
+use crate::ports::disks::Callback;
 
 /// The log of a set under its lock, and who is told when it fills or empties. Locks are taken in this order:
 /// a disk's `turn`, its `map`, `log`.

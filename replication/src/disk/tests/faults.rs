@@ -5,50 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::host::*;
+use super::session::*;
 use crate::core::disk::{DiskWrite, What};
 use crate::disk::DiskMode::Replicated;
-use crate::disk::Storage;
-use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec, PrimaryDisks};
-use crate::ids::{EpochId, Generation};
+use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec, Storage};
+use crate::ids::EpochId;
 
 const BYTES: u64 = 2 << 20;
 
 fn protected() -> (Host, Host, DiskSet, DiskSet, Session) {
-    let hosts = [Host::new("a"), Host::new("b")];
-    for (seed, host) in hosts.iter().enumerate() {
-        host.make_image("disk0", BYTES, &mut seeded(seed as u64));
-    }
-    let [a, b] = hosts;
-    let (primary, backup) = (
-        a.open(&[Replicated], limits()),
-        b.open(&[Replicated], limits()),
-    );
-    primary.claim_images().unwrap();
-    let session = Session::protect(&primary, &backup, 1);
-    (a, b, primary, backup, session)
+    Setup::new(&[Replicated], BYTES, 0).protected()
 }
 
 /// Seals an epoch and gives what persisting it says.
-fn persist(session: &mut Session) -> Result<(), DiskError> {
+fn seal(session: &mut Session) -> Result<(), DiskError> {
     session.epoch += 1;
     let epoch = EpochId(session.epoch);
     let sealed = session.primary.primary().seal(epoch).unwrap();
-    let (told, persisted) = done();
-    let batches = batches(&sealed.writes);
-    session.backup.backup().persist(
-        Generation(1),
-        epoch,
-        batches,
-        sealed.flush,
-        EpochId(0),
-        told,
-    );
     session.primary.primary().shipped(epoch);
-    let result = persisted.recv_timeout(DEADLINE).unwrap();
-    if result.is_ok() {
-        session.backup.backup().committed(epoch);
-    }
-    result
+    persist(&session.backup, 1, epoch, sealed)?;
+    session.backup.backup().committed(epoch);
+    Ok(())
 }
 
 #[test]
@@ -56,12 +33,12 @@ fn a_full_journal_disk_is_told_and_the_next_copy_works() {
     let (a, b, primary, backup, mut session) = protected();
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     b.fail("journal", 0, StorageFull);
-    let refused = persist(&mut session).unwrap_err();
+    let refused = seal(&mut session).unwrap_err();
     assert!(refused.to_string().contains("journal."), "{refused}");
     // It stays refused, also once there is room: an epoch is missing.
     b.heal();
     primary.disks()[0].write_at(0, &[2; 4096]).unwrap();
-    assert!(matches!(persist(&mut session), Err(DiskError::Failed(_))));
+    assert!(matches!(seal(&mut session), Err(DiskError::Failed(_))));
     assert_eq!(backup.backup().durable_epoch(), EpochId(0));
     backup.backup().abandon();
     primary.primary().detach();
@@ -76,11 +53,11 @@ fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
     let (a, b, primary, backup, mut session) = protected();
     b.fail("disk0", 0, Other);
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
-    persist(&mut session).unwrap();
+    seal(&mut session).unwrap();
     let mut refused = None;
     until("the failure is told", || {
         primary.disks()[0].write_at(0, &[2; 512]).unwrap();
-        refused = persist(&mut session).err();
+        refused = seal(&mut session).err();
         refused.is_some()
     });
     assert!(refused.unwrap().to_string().contains("disk0"));
@@ -175,11 +152,11 @@ fn a_copy_whose_flush_failed_is_not_promoted() {
     let epoch = session.ship();
     backup.backup().committed(epoch);
     until("it has failed", || {
-        let (told, persisted) = done();
-        backup
-            .backup()
-            .persist(Generation(2), EpochId(2), vec![], true, EpochId(0), told);
-        persisted.recv_timeout(DEADLINE).unwrap().is_err()
+        let flush = SealedDisks {
+            flush: true,
+            ..only([])
+        };
+        persist(&backup, 2, EpochId(2), flush).is_err()
     });
     b.heal();
     let refused = backup.backup().promote(epoch, &mut |_| true).unwrap_err();
@@ -257,23 +234,11 @@ fn what_a_primary_must_not_send_is_refused_whole() {
         offset: 0,
         ..outside.clone()
     };
-    let batch = batches(&[inside.clone(), outside]).remove(0);
-    assert!(matches!(
-        backup.backup().check_batch(&batch),
-        Err(DiskError::Batch { .. })
-    ));
-    assert_eq!(
-        backup.backup().check_batch(&batches(&[inside])[0]).unwrap(),
-        1
-    );
+    let writes = [inside, outside];
     // Synchronisation is over.
-    assert!(backup.backup().apply_sync(&batch).is_err());
-    let (told, persisted) = done();
+    assert!(backup.backup().apply_sync(&batches(&writes)[0]).is_err());
     let next = EpochId(session.epoch + 1);
-    backup
-        .backup()
-        .persist(Generation(1), next, vec![batch], false, EpochId(0), told);
-    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    let refused = persist(&backup, 1, next, only(writes));
     assert!(matches!(refused, Err(DiskError::Batch { epoch, .. }) if epoch == next));
     assert_eq!(b.content("disk0"), before);
     backup
@@ -303,15 +268,7 @@ fn a_plan_for_other_disks_is_refused() {
 
 #[test]
 fn an_image_that_cannot_be_read_ends_the_synchronisation_with_its_name() {
-    let (a, b) = (Host::new("a"), Host::new("b"));
-    for host in [&a, &b] {
-        host.make_image("disk0", BYTES, &mut seeded(1));
-    }
-    let (primary, backup) = (
-        a.open(&[Replicated], limits()),
-        b.open(&[Replicated], limits()),
-    );
-    primary.claim_images().unwrap();
+    let (a, _b, primary, backup) = Setup::new(&[Replicated], BYTES, 1).sets();
     let plan = primary
         .primary()
         .begin_sync(&backup.backup().describe().unwrap())
@@ -324,20 +281,15 @@ fn an_image_that_cannot_be_read_ends_the_synchronisation_with_its_name() {
 
 #[test]
 fn a_full_log_stops_the_device_and_shipping_it_lets_it_go_on() {
-    let (a, b) = (Host::new("a"), Host::new("b"));
-    for host in [&a, &b] {
-        host.make_image("disk0", BYTES, &mut seeded(1));
-    }
     let small = DiskLimits {
         log_bytes_max: 64 << 10,
         ..limits()
     };
-    let (primary, backup) = (
-        a.open(&[Replicated], small),
-        b.open(&[Replicated], limits()),
-    );
-    primary.claim_images().unwrap();
-    let mut session = Session::protect(&primary, &backup, 1);
+    let setup = Setup {
+        limits: [small, limits()],
+        ..Setup::new(&[Replicated], BYTES, 1)
+    };
+    let (_a, _b, primary, _backup, mut session) = setup.protected();
     let (half, room) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let count = |counter: &Arc<AtomicU64>| {
         let counter = counter.clone();
@@ -400,11 +352,12 @@ fn an_empty_set_does_nothing_and_says_yes() {
     assert_eq!(set.primary().sync_some().unwrap().bytes_left, 0);
     set.primary().hold().unwrap();
     assert_eq!(set.primary().seal(EpochId(1)).unwrap(), Default::default());
-    for act in [PrimaryDisks::go_alone, |disks: &PrimaryDisks, told| {
-        disks.release(EpochId(1), told)
-    }] {
+    for act in [
+        |disks: &dyn PrimaryDisks, told| disks.go_alone(told),
+        |disks: &dyn PrimaryDisks, told| disks.release(EpochId(1), told),
+    ] {
         let (told, result) = done();
-        act(set.primary(), told);
+        act(&*set.primary(), told);
         result.recv_timeout(DEADLINE).unwrap().unwrap();
     }
     set.backup().begin_copy(&[]).unwrap();

@@ -14,8 +14,8 @@ use rand::{Rng, SeedableRng};
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
 use crate::disk::Storage;
 use crate::disk::image::{HostFile, HostFiles};
-use crate::disk::{Completion, DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
-use crate::ids::{EpochId, Generation};
+use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
+use crate::ports::disks::Completion;
 
 /// Nothing in these tests may take so long.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
@@ -453,95 +453,6 @@ pub(super) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(super) fn seeded(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
-}
-
-/// A primary's and a backup's set, with the epochs that go from one to the other.
-pub(super) struct Session {
-    pub(super) primary: DiskSet,
-    pub(super) backup: DiskSet,
-    pub(super) generation: u64,
-    pub(super) epoch: u64,
-    pub(super) sent_bytes: u64,
-}
-
-impl Session {
-    /// Begins to bring the backup up to date.
-    pub(super) fn begin(primary: &DiskSet, backup: &DiskSet, generation: u64) -> Self {
-        let plan = primary
-            .primary()
-            .begin_sync(&backup.backup().describe().unwrap())
-            .unwrap();
-        backup.backup().begin_copy(&plan.disks).unwrap();
-        Self {
-            primary: primary.clone(),
-            backup: backup.clone(),
-            generation,
-            epoch: 0,
-            sent_bytes: 0,
-        }
-    }
-
-    /// One step of the synchronisation; what is left.
-    pub(super) fn sync_step(&mut self) -> u64 {
-        let step = self.primary.primary().sync_some().unwrap();
-        for batch in batches(&step.writes) {
-            self.sent_bytes += batch.len() as u64;
-            self.backup.backup().apply_sync(&batch).unwrap();
-        }
-        step.bytes_left
-    }
-
-    pub(super) fn sync(&mut self) {
-        while self.sync_step() > 0 {}
-    }
-
-    /// Ends an epoch and ships it; it is acknowledged when this returns.
-    pub(super) fn epoch(&mut self) -> EpochId {
-        let epoch = self.ship();
-        self.backup.backup().committed(epoch);
-        self.primary
-            .primary()
-            .durable(self.backup.backup().durable_epoch());
-        epoch
-    }
-
-    /// Ends an epoch and has it persisted, but not committed.
-    pub(super) fn ship(&mut self) -> EpochId {
-        self.epoch += 1;
-        let epoch = EpochId(self.epoch);
-        self.primary.primary().hold().unwrap();
-        let sealed = self.primary.primary().seal(epoch).unwrap();
-        let batches = batches(&sealed.writes);
-        self.sent_bytes += batches.iter().map(|b| b.len() as u64).sum::<u64>();
-        if !batches.is_empty() || sealed.flush {
-            let (told, persisted) = done();
-            let generation = Generation(self.generation);
-            let through = sealed.written_through;
-            self.backup
-                .backup()
-                .persist(generation, epoch, batches, sealed.flush, through, told);
-            persisted.recv_timeout(DEADLINE).unwrap().unwrap();
-        }
-        self.primary.primary().shipped(epoch);
-        epoch
-    }
-
-    /// Waits until the backup's images have all epochs, and tells the primary.
-    pub(super) fn settle(&mut self) {
-        until("the images have the last epoch", || {
-            self.backup.backup().durable_epoch() == EpochId(self.epoch)
-        });
-        self.primary.primary().durable(EpochId(self.epoch));
-    }
-
-    /// Brings the backup to epoch 1, durably on both sides.
-    pub(super) fn protect(primary: &DiskSet, backup: &DiskSet, generation: u64) -> Self {
-        let mut session = Self::begin(primary, backup, generation);
-        session.sync();
-        session.epoch();
-        session.settle();
-        session
-    }
 }
 
 /// Limits for small disks, and nothing is put off.

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use rand::Rng;
 
 use super::host::*;
+use super::session::*;
 use crate::disk::DiskMode::Replicated;
-use crate::disk::Storage;
 use crate::disk::backup::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record, START, replay};
-use crate::disk::{DiskError, DiskLimits};
+use crate::disk::{DiskError, DiskLimits, DiskMode, Storage};
 use crate::ids::{EpochId, Generation};
 
 const ANY: EpochId = EpochId(u64::MAX);
@@ -179,28 +179,24 @@ fn a_length_in_a_record_is_not_believed() {
 }
 
 const BYTES: u64 = 1 << 20;
+const MODES: &[DiskMode] = &[Replicated; 2];
 
 /// A backup that is cut off at any moment has exactly one of the epochs, with all that was flushed.
 #[test]
 fn after_a_loss_of_power_the_images_are_at_one_epoch() {
-    let modes = [Replicated, Replicated];
     let images = |host: &Host| ["disk0", "disk1"].map(|disk| host.content(disk));
     let mut late = 0;
     for seed in 0..60 {
         let mut random = seeded(seed);
-        let (a, b) = (Host::new("a"), Host::new("b"));
-        for host in [&a, &b] {
-            for disk in ["disk0", "disk1"] {
-                host.make_image(disk, BYTES, &mut random);
-            }
-        }
         let destage = DiskLimits {
             destage_bytes: random.random_range(1..200 << 10),
             ..lazy()
         };
-        let (primary, backup) = (a.open(&modes, lazy()), b.open(&modes, destage));
-        primary.claim_images().unwrap();
-        let mut session = Session::protect(&primary, &backup, 1);
+        let setup = Setup {
+            limits: [lazy(), destage],
+            ..Setup::new(MODES, BYTES, seed)
+        };
+        let (a, b, primary, _backup, mut session) = setup.protected();
         let mut epochs = vec![images(&a)];
         let mut flushed = 0;
         for _ in 0..random.random_range(1..12) {
@@ -217,7 +213,7 @@ fn after_a_loss_of_power_the_images_are_at_one_epoch() {
             // The destaging thread is at anything now.
             let left = b.after_power_loss(&mut random);
             for again in 0..2 {
-                let restarted = left.open(&modes, limits());
+                let restarted = left.open(MODES, limits());
                 restarted.claim_images().unwrap();
                 drop(restarted);
                 let now = images(&left);
@@ -239,13 +235,11 @@ fn after_a_loss_of_power_the_images_are_at_one_epoch() {
 fn a_replay_that_is_cut_off_is_done_again() {
     for seed in 0..20 {
         let mut random = seeded(seed);
-        let (a, b) = (Host::new("a"), Host::new("b"));
-        for host in [&a, &b] {
-            host.make_image("disk0", BYTES, &mut random);
-        }
-        let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], lazy()));
-        primary.claim_images().unwrap();
-        let mut session = Session::protect(&primary, &backup, 1);
+        let setup = Setup {
+            limits: [lazy(); 2],
+            ..Setup::new(&[Replicated], BYTES, seed)
+        };
+        let (a, b, primary, backup, mut session) = setup.protected();
         for _ in 0..6 {
             scribble(&primary.disks()[0], BYTES, &mut random);
             primary.disks()[0].flush().unwrap();
@@ -267,16 +261,7 @@ fn a_replay_that_is_cut_off_is_done_again() {
 
 #[test]
 fn an_image_is_touched_only_when_the_journal_is_durable() {
-    let (a, b) = (Host::new("a"), Host::new("b"));
-    for host in [&a, &b] {
-        host.make_image("disk0", BYTES, &mut seeded(9));
-    }
-    let (primary, backup) = (
-        a.open(&[Replicated], limits()),
-        b.open(&[Replicated], limits()),
-    );
-    primary.claim_images().unwrap();
-    let mut session = Session::protect(&primary, &backup, 1);
+    let (_a, b, primary, _backup, mut session) = Setup::new(&[Replicated], BYTES, 9).protected();
     for round in 0..10 {
         b.take_events();
         primary.disks()[0].write_at(round * 512, &[1; 512]).unwrap();
@@ -294,17 +279,15 @@ fn an_image_is_touched_only_when_the_journal_is_durable() {
 
 #[test]
 fn the_journal_is_bounded_and_who_fills_it_waits() {
-    let (a, b) = (Host::new("a"), Host::new("b"));
-    for host in [&a, &b] {
-        host.make_image("disk0", BYTES, &mut seeded(9));
-    }
     let small = DiskLimits {
         journal_bytes_max: 64 << 10,
         ..lazy()
     };
-    let (primary, backup) = (a.open(&[Replicated], lazy()), b.open(&[Replicated], small));
-    primary.claim_images().unwrap();
-    let mut session = Session::protect(&primary, &backup, 1);
+    let setup = Setup {
+        limits: [lazy(), small],
+        ..Setup::new(&[Replicated], BYTES, 9)
+    };
+    let (a, b, primary, backup, mut session) = setup.protected();
     for round in 0..40u8 {
         let offset = u64::from(round) * 4096;
         primary.disks()[0]
@@ -327,16 +310,7 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
         offset: 0,
         what: crate::core::disk::What::Data(vec![1; 40 << 10].into()),
     };
-    let (told, persisted) = done();
-    backup.backup().persist(
-        Generation(2),
-        EpochId(1),
-        batches(&[write]),
-        false,
-        EpochId(0),
-        told,
-    );
-    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    let refused = persist(&backup, 2, EpochId(1), only([write]));
     assert!(matches!(refused, Err(DiskError::TooMuch { .. })));
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use super::host::*;
+use super::session::*;
 use crate::core::disk::{BLOCKS_MAX, PairId, block_bytes_for, blocks_of};
 use crate::disk::DiskMode::Replicated;
 use crate::disk::Storage;
@@ -229,17 +230,7 @@ fn a_header_has_the_bytes_of_its_table() {
 }
 
 fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {
-    let hosts = [Host::new("a"), Host::new("b")];
-    for (seed, host) in hosts.iter().enumerate() {
-        host.make_image("disk0", BYTES, &mut seeded(seed as u64));
-    }
-    let [a, b] = hosts;
-    let (primary, backup) = (
-        a.open(&[Replicated], limits()),
-        b.open(&[Replicated], limits()),
-    );
-    primary.claim_images().unwrap();
-    drop(Session::protect(&primary, &backup, 1));
+    let (a, b, primary, backup, _) = Setup::new(&[Replicated], BYTES, 0).protected();
     primary.primary().detach();
     (a, b, primary, backup)
 }

@@ -7,4 +7,5 @@ mod map;
 mod overlay;
 mod pair;
 mod replicated;
+mod session;
 mod shared;

@@ -4,9 +4,9 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::host::*;
+use super::session::*;
 use crate::disk::DiskMode::Replicated;
-use crate::disk::Storage;
-use crate::disk::{DiskError, DiskSet};
+use crate::disk::{DiskError, DiskSet, Storage};
 use crate::ids::EpochId;
 
 const BYTES: u64 = 8 << 20;

@@ -5,41 +5,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rand::Rng;
 
 use super::host::*;
+use super::session::*;
 use crate::core::disk::DiskWrite;
-use crate::disk::DiskMode::Replicated;
-use crate::disk::Storage;
-use crate::disk::{DiskError, DiskSet};
+use crate::disk::{DiskError, DiskMode, DiskSet, Storage};
 use crate::ids::EpochId;
 
 const BYTES: u64 = 3 << 20;
 
+const MODES: &[DiskMode] = &[DiskMode::Replicated; 2];
+
 /// Two hosts with different images of two disks.
-fn hosts(seed: u64) -> (Host, Host) {
-    let mut random = seeded(seed);
-    let (a, b) = (Host::new("a"), Host::new("b"));
-    for host in [&a, &b] {
-        for disk in ["disk0", "disk1"] {
-            host.make_image(disk, BYTES, &mut random);
-        }
-    }
-    (a, b)
+fn hosts(seed: u64) -> (Host, Host, DiskSet, DiskSet) {
+    Setup::new(MODES, BYTES, seed).sets()
 }
 
 fn images(host: &Host) -> [Content; 2] {
     ["disk0", "disk1"].map(|disk| host.content(disk))
 }
 
-fn sets(a: &Host, b: &Host) -> (DiskSet, DiskSet) {
-    let modes = [Replicated, Replicated];
-    (a.open(&modes, limits()), b.open(&modes, limits()))
-}
-
 #[test]
 fn a_copy_of_a_guest_that_writes_is_exact_at_each_epoch() {
     for seed in 0..8 {
-        let (a, b) = hosts(seed);
-        let (primary, backup) = sets(&a, &b);
-        primary.claim_images().unwrap();
+        let (a, b, primary, backup) = hosts(seed);
         let mut session = Session::begin(&primary, &backup, 1);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -82,9 +69,7 @@ fn a_copy_of_a_guest_that_writes_is_exact_at_each_epoch() {
 
 #[test]
 fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
-    let (a, b) = hosts(1);
-    let (primary, backup) = sets(&a, &b);
-    primary.claim_images().unwrap();
+    let (a, b, primary, backup) = hosts(1);
     let mut session = Session::begin(&primary, &backup, 1);
     let disk = &primary.disks()[0];
     // The first slice of 256 KiB is copied, what lies behind is not.
@@ -114,9 +99,7 @@ fn a_part_that_is_logged_never_follows_a_newer_copy_of_its_block() {
 
 #[test]
 fn a_block_that_is_copied_in_the_middle_of_a_write_is_logged() {
-    let (a, b) = hosts(6);
-    let (primary, backup) = sets(&a, &b);
-    primary.claim_images().unwrap();
+    let (a, b, primary, backup) = hosts(6);
     let mut session = Session::begin(&primary, &backup, 1);
     let (copier, receiver) = (primary.clone(), backup.clone());
     // The guest's write has begun and nothing of it is on the image; the copier takes its block.
@@ -134,9 +117,7 @@ fn a_block_that_is_copied_in_the_middle_of_a_write_is_logged() {
 
 #[test]
 fn an_epoch_does_not_end_before_everything_was_copied() {
-    let (a, b) = hosts(2);
-    let (primary, backup) = sets(&a, &b);
-    primary.claim_images().unwrap();
+    let (a, b, primary, backup) = hosts(2);
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync_step();
     let early = primary.primary().seal(EpochId(1));
@@ -148,36 +129,12 @@ fn an_epoch_does_not_end_before_everything_was_copied() {
 }
 
 #[test]
-fn the_writes_of_an_epoch_that_was_not_shipped_are_in_the_next() {
-    let (a, b) = hosts(3);
-    let (primary, backup) = sets(&a, &b);
-    primary.claim_images().unwrap();
-    let mut session = Session::protect(&primary, &backup, 1);
-    let disk = &primary.disks()[0];
-    disk.write_at(0, &[1; 512]).unwrap();
-    disk.flush().unwrap();
-    let lost = primary.primary().seal(EpochId(2)).unwrap();
-    primary.primary().unseal(EpochId(2));
-    disk.write_at(0, &[2; 512]).unwrap();
-    let again = primary.primary().seal(EpochId(2)).unwrap();
-    assert_eq!(again.writes[..1], lost.writes[..]);
-    assert_eq!((again.writes.len(), again.flush), (2, true));
-    primary.primary().unseal(EpochId(2));
-    session.epoch();
-    session.settle();
-    assert_eq!(images(&a), images(&b));
-    assert_eq!(primary.counts().log_bytes, 0);
-}
-
-#[test]
 fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
     for seed in 0..10 {
-        let (a, b) = hosts(seed);
-        let (primary, _) = sets(&a, &b);
+        let (a, b, primary, _) = hosts(seed);
         // The journal is not brought to the images, or is, or in the middle of it.
         let slow = if seed % 2 == 0 { lazy() } else { limits() };
-        let backup = b.open(&[Replicated, Replicated], slow);
-        primary.claim_images().unwrap();
+        let backup = b.open(MODES, slow);
         let mut session = Session::protect(&primary, &backup, 1);
         let mut random = seeded(seed);
         for _ in 0..random.random_range(0..10) {
@@ -197,7 +154,7 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
         // And what was dropped does not come back with the next start.
         drop((session, backup));
         let again = b.after_kill();
-        let restarted = again.open(&[Replicated, Replicated], limits());
+        let restarted = again.open(MODES, limits());
         restarted.claim_images().unwrap();
         assert_eq!(expected, images(&again), "seed {seed}, after a restart");
     }
@@ -205,10 +162,8 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
 
 #[test]
 fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
-    let (a, b) = hosts(4);
-    let (primary, _) = sets(&a, &b);
-    let backup = b.open(&[Replicated, Replicated], lazy());
-    primary.claim_images().unwrap();
+    let (a, b, primary, _) = hosts(4);
+    let backup = b.open(MODES, lazy());
     let mut session = Session::protect(&primary, &backup, 1);
     primary.disks()[0].write_at(4096, &[7; 512]).unwrap();
     session.epoch();
@@ -225,16 +180,14 @@ fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
     assert!(b.take_events().iter().any(synced));
     // And really: what is left after a loss of power has it.
     let left = b.after_power_loss(&mut seeded(4));
-    let restarted = left.open(&[Replicated, Replicated], limits());
+    let restarted = left.open(MODES, limits());
     restarted.claim_images().unwrap();
     assert_eq!(images(&left)[0][4096..4608], [7; 512]);
 }
 
 #[test]
 fn who_is_shut_writes_nothing_any_more() {
-    let (a, b) = hosts(5);
-    let (primary, backup) = sets(&a, &b);
-    primary.claim_images().unwrap();
+    let (a, _, primary, backup) = hosts(5);
     let _session = Session::protect(&primary, &backup, 1);
     let before = images(&a);
     primary.primary().shut();

@@ -6,19 +6,26 @@ use std::sync::{Arc, Mutex};
 use rand::Rng;
 
 use super::host::*;
+use super::session::*;
 use crate::disk::DiskMode::{Replicated, Shared};
 use crate::disk::Storage;
-use crate::disk::{DiskError, DiskSet};
-use crate::ids::{EpochId, Generation};
+use crate::disk::{DiskError, DiskLimits, DiskSet};
+use crate::ids::EpochId;
 
 const BYTES: u64 = 256 << 10;
 
-/// Two users of the same storage.
-fn users(seed: u64) -> (Host, Host) {
-    let a = Host::new("a");
-    a.make_image("disk0", BYTES, &mut seeded(seed));
-    let b = a.as_user("b");
-    (a, b)
+/// Two users of the same storage, the first one of which owns the image.
+fn users(seed: u64) -> (Host, Host, DiskSet, DiskSet) {
+    Setup::new(&[Shared], BYTES, seed).sets()
+}
+
+/// As [`users`], and the first epoch has ended: writes are held.
+fn holding(seed: u64) -> (Host, Host, DiskSet, DiskSet, Session) {
+    let (a, b, primary, backup) = users(seed);
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    (a, b, primary, backup, session)
 }
 
 fn image(host: &Host) -> Content {
@@ -66,9 +73,7 @@ fn scribble_both(set: &DiskSet, model: &mut [u8], random: &mut rand::rngs::StdRn
 #[test]
 fn the_guest_reads_what_it_wrote_and_the_image_has_what_was_released() {
     for seed in 0..10 {
-        let (a, b) = users(seed);
-        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.claim_images().unwrap();
+        let (a, _, primary, backup) = users(seed);
         let mut session = Session::begin(&primary, &backup, 1);
         session.sync();
         let mut random = seeded(seed);
@@ -109,12 +114,7 @@ fn the_guest_reads_what_it_wrote_and_the_image_has_what_was_released() {
 
 #[test]
 fn reads_are_right_while_releases_write_the_image() {
-    let (a, b) = users(1);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
-    let mut session = Session::begin(&primary, &backup, 1);
-    session.sync();
-    session.epoch();
+    let (_, _, primary, _, mut session) = holding(1);
     let disk = primary.disks()[0].clone();
     let counter = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -150,12 +150,7 @@ fn reads_are_right_while_releases_write_the_image() {
 #[test]
 fn promotion_writes_what_the_old_primary_may_not_have_written() {
     for seed in 0..20 {
-        let (a, b) = users(seed);
-        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.claim_images().unwrap();
-        let mut session = Session::begin(&primary, &backup, 1);
-        session.sync();
-        session.epoch();
+        let (a, b, primary, backup, mut session) = holding(seed);
         let (mut random, mut model) = (seeded(seed), image(&a));
         for _ in 0..random.random_range(1..20) {
             scribble_both(&primary, &mut model, &mut random);
@@ -187,12 +182,7 @@ fn promotion_writes_what_the_old_primary_may_not_have_written() {
 
 #[test]
 fn the_backup_keeps_what_is_not_durable_and_no_more() {
-    let (a, b) = users(2);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
-    let mut session = Session::begin(&primary, &backup, 1);
-    session.sync();
-    session.epoch();
+    let (_, _, primary, backup, mut session) = holding(2);
     let disk = &primary.disks()[0];
     disk.write_at(0, &[1; 4096]).unwrap();
     let epoch = session.epoch();
@@ -204,17 +194,9 @@ fn the_backup_keeps_what_is_not_durable_and_no_more() {
     disk.flush().unwrap();
     let epoch = session.epoch();
     release(&primary, epoch).unwrap();
-    assert_eq!(
-        primary
-            .primary()
-            .seal(EpochId(epoch.0 + 1))
-            .unwrap()
-            .written_through,
-        epoch
-    );
-    primary.primary().unseal(EpochId(epoch.0 + 1));
     disk.write_at(0, &[3; 512]).unwrap();
     session.epoch();
+    assert_eq!(session.written_through, epoch);
     assert!(backup.counts().backup_held_bytes < 1024);
     // Nothing of a shared disk stands in the journal or is marked.
     assert_eq!(backup.counts().journal_bytes, 0);
@@ -223,9 +205,7 @@ fn the_backup_keeps_what_is_not_durable_and_no_more() {
 
 #[test]
 fn promotion_waits_for_the_lock_and_says_so() {
-    let (a, b) = users(3);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
+    let (a, b, primary, backup) = users(3);
     assert!(matches!(backup.claim_images(), Err(DiskError::Locked { disk }) if disk == "disk0"));
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
@@ -258,12 +238,7 @@ fn promotion_waits_for_the_lock_and_says_so() {
 
 #[test]
 fn a_promotion_that_does_not_wait_for_the_lock_leaves_the_image_alone() {
-    let (a, b) = users(5);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
-    let mut session = Session::begin(&primary, &backup, 1);
-    session.sync();
-    session.epoch();
+    let (a, b, primary, backup, mut session) = holding(5);
     let before = image(&b);
     primary.disks()[0].write_at(0, &[9; 512]).unwrap();
     let epoch = session.epoch();
@@ -280,12 +255,7 @@ fn a_promotion_that_does_not_wait_for_the_lock_leaves_the_image_alone() {
 fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
     // Its writes, or only the flush behind the one that there is.
     for after in [0, 1] {
-        let (a, b) = users(6);
-        let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-        primary.claim_images().unwrap();
-        let mut session = Session::begin(&primary, &backup, 1);
-        session.sync();
-        session.epoch();
+        let (a, b, primary, backup, mut session) = holding(6);
         let mut model = image(&a);
         model[..512].fill(9);
         primary.disks()[0].write_at(0, &[9; 512]).unwrap();
@@ -311,12 +281,7 @@ fn a_promotion_writes_again_for_as_long_as_shared_storage_refuses() {
 
 #[test]
 fn a_fenced_primary_drops_what_it_holds() {
-    let (a, b) = users(4);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
-    let mut session = Session::begin(&primary, &backup, 1);
-    session.sync();
-    session.epoch();
+    let (a, _, primary, _, mut session) = holding(4);
     let before = image(&a);
     primary.disks()[0].write_at(0, &[1; 512]).unwrap();
     let epoch = session.epoch();
@@ -328,12 +293,7 @@ fn a_fenced_primary_drops_what_it_holds() {
 
 #[test]
 fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
-    let (a, b) = users(5);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
-    let mut session = Session::begin(&primary, &backup, 1);
-    session.sync();
-    session.epoch();
+    let (a, _, primary, _, mut session) = holding(5);
     let mut model = image(&a);
     model[..8192].fill(5);
     primary.disks()[0].write_at(0, &[5; 8192]).unwrap();
@@ -357,9 +317,9 @@ fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
         );
         refused.to_string()
     };
-    let (a, b) = users(10);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
+    let (a, _, primary, backup) = users(10);
     // Before the primary owns it, or where its lock does not reach.
+    a.unlock();
     refused(&backup);
     primary.claim_images().unwrap();
     assert_eq!(backup.backup().describe().unwrap().len(), 1);
@@ -388,13 +348,15 @@ fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
 
 #[test]
 fn held_writes_fill_the_log_and_a_release_makes_room() {
-    let (a, b) = users(6);
-    let small = crate::disk::DiskLimits {
+    let small = DiskLimits {
         log_bytes_max: 64 << 10,
         ..limits()
     };
-    let (primary, backup) = (a.open(&[Shared], small), b.open(&[Shared], small));
-    primary.claim_images().unwrap();
+    let setup = Setup {
+        limits: [small; 2],
+        ..Setup::new(&[Shared], BYTES, 6)
+    };
+    let (_, _, primary, backup) = setup.sets();
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     session.epoch();
@@ -425,14 +387,15 @@ fn held_writes_fill_the_log_and_a_release_makes_room() {
 
 #[test]
 fn a_backup_does_not_hold_more_than_a_primary_may() {
-    let (_, b) = users(7);
-    let small = crate::disk::DiskLimits {
+    let small = DiskLimits {
         log_bytes_max: 8 << 10,
         ..limits()
     };
-    let backup = b.open(&[Shared], small);
-    let plan = b.as_user("c").open(&[Shared], small);
-    plan.claim_images().unwrap();
+    let setup = Setup {
+        limits: [small; 2],
+        ..Setup::new(&[Shared], BYTES, 7)
+    };
+    let (_, _, plan, backup) = setup.sets();
     let plan = plan
         .primary()
         .begin_sync(&backup.backup().describe().unwrap())
@@ -443,17 +406,7 @@ fn a_backup_does_not_hold_more_than_a_primary_may() {
         offset: 0,
         what: crate::core::disk::What::Data(vec![1; 64 << 10].into()),
     };
-    let (told, persisted) = done();
-    let (generation, epoch) = (Generation(1), EpochId(1));
-    backup.backup().persist(
-        generation,
-        epoch,
-        batches(&[write]),
-        false,
-        EpochId(0),
-        told,
-    );
-    let refused = persisted.recv_timeout(DEADLINE).unwrap();
+    let refused = persist(&backup, 1, EpochId(1), only([write]));
     assert!(matches!(refused, Err(DiskError::TooMuch { limit, .. }) if limit == 32 << 10));
 }
 
@@ -495,9 +448,7 @@ fn one_guest_can_have_both_kinds() {
 
 #[test]
 fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
-    let (a, b) = users(9);
-    let (primary, backup) = (a.open(&[Shared], limits()), b.open(&[Shared], limits()));
-    primary.claim_images().unwrap();
+    let (a, b, primary, backup) = users(9);
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
     // The first capture fails after writes have begun to be held.
@@ -506,7 +457,6 @@ fn what_was_held_before_a_new_synchronisation_is_part_of_its_first_epoch() {
     model[..512].fill(1);
     primary.disks()[0].write_at(0, &[1; 512]).unwrap();
     primary.primary().seal(EpochId(1)).unwrap();
-    primary.primary().unseal(EpochId(1));
     assert_eq!(primary.primary().sync_some().unwrap().writes, []);
     // That backup is lost, another synchronisation begins.
     model[512..1024].fill(2);

@@ -18,13 +18,13 @@ use understudy_transport::LinkError;
 
 use self::notes::Notes;
 pub(super) use self::target::Target;
-use super::arbitration::causes;
 use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use super::reign::Reign;
 use super::settings::Limits;
 use super::stopped_on_drop::StoppedOnDrop;
 use crate::arbiter::ArbiterError;
+use crate::causes::causes;
 use crate::core::codec::Encoder;
 use crate::core::disk::PeerDisk;
 use crate::core::epoch::assemble::{
@@ -32,14 +32,16 @@ use crate::core::epoch::assemble::{
 };
 use crate::core::message::Message;
 use crate::core::primary::PrimaryInput;
-use crate::disk::{DiskError, PrimaryDisks, SealedDisks};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::output::{OutputGate, SealedOutput};
 use crate::page_set::PageSet;
-use crate::ports::{Machine, MachineError, PageMemory, STATE_BYTES_MAX};
+use crate::ports::disks::SealedDisks;
+use crate::ports::{DiskError, Machine, MachineError, PageMemory, PrimaryDisks, STATE_BYTES_MAX};
 
 /// Frames at hand beyond those that the next capture is expected to need (1 MiB).
 const SPARE_FRAMES_MIN: usize = 256;
+/// The synchronisation reads so many pages at once (256 KiB): they stay in the processor's cache.
+const SYNC_PAGES: usize = 64;
 
 /// What the driver asks of this thread, done in order.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ pub(super) struct Capturer<M: Machine> {
     notes: Notes,
     memory: Arc<dyn PageMemory>,
     gate: OutputGate,
-    disks: PrimaryDisks,
+    disks: Arc<dyn PrimaryDisks>,
     /// Disks are being copied; memory waits.
     copying: bool,
     progress: DiskProgress,
@@ -131,7 +133,7 @@ impl<M: Machine> Capturer<M> {
         let (memory, limits) = (machine.memory(), reign.settings.limits.clone());
         Self {
             gate: machine.gate(),
-            disks: machine.disks().primary().clone(),
+            disks: machine.disks().primary(),
             copying: false,
             progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
@@ -239,7 +241,7 @@ impl<M: Machine> Capturer<M> {
         if !self.disks.is_empty() {
             let plan = self.disks.begin_sync(peer)?;
             self.metrics.disks_planned(&plan);
-            self.progress.begin(&self.disks, &plan);
+            self.progress.begin(&*self.disks, &plan);
             target.put(Message::SyncDisks(plan.disks))?;
         }
         self.sync_round()
@@ -298,21 +300,30 @@ impl<M: Machine> Capturer<M> {
         // Not the epochs' encoder: these pages would only crowd its cache.
         let mut encoder = Encoder::new(0);
         let mut assembler = SyncAssembler::new(BatchBytes::default(), target.clone());
-        let mut frame = self.spare.pop().unwrap_or_else(new_frame);
-        for page in self.dirty.iter() {
-            self.memory.read_page(page, &mut frame)?;
-            if first && frame.iter().all(|byte| *byte == 0) {
-                continue;
+        let (mut left, mut read) = (self.dirty.iter(), Vec::with_capacity(SYNC_PAGES));
+        loop {
+            read.extend(left.by_ref().take(SYNC_PAGES).map(|page| {
+                let frame = self.spare.pop().unwrap_or_else(new_frame);
+                (page, frame)
+            }));
+            if read.is_empty() {
+                break;
             }
-            frame = assembler
-                .page(&mut encoder, page, frame)?
-                .unwrap_or_else(new_frame);
-            if assembler.is_between_batches() {
-                // A guest that writes to disks meanwhile must not be slowed for a whole round.
-                self.sync_disks(target.clone())?;
+            self.memory.read_pages(&mut read)?;
+            for (page, frame) in read.drain(..) {
+                if first && frame.iter().all(|byte| *byte == 0) {
+                    self.spare.push(frame);
+                    continue;
+                }
+                self.spare
+                    .extend(assembler.page(&mut encoder, page, frame)?);
+                if assembler.is_between_batches() {
+                    // A guest that writes to disks meanwhile must not be slowed for a whole round.
+                    self.sync_disks(target.clone())?;
+                }
             }
         }
-        self.spare.push(frame);
+        drop(left);
         self.metrics.synchronised(assembler.end()?.machine_bytes);
         self.dirty.clear();
         self.machine.harvest_running(&mut self.dirty)?;

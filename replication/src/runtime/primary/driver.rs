@@ -17,14 +17,15 @@ use super::output_signal::OutputSignal;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
 use crate::arbiter::ArbiterError;
+use crate::causes::causes;
 use crate::core::message::{Bye, Hello, Message};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
-use crate::disk::PrimaryDisks;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
-use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
+use crate::ports::PrimaryDisks;
+use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
@@ -48,7 +49,7 @@ pub(super) struct Setup {
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: MemoryLayout,
     pub(super) gate: OutputGate,
-    pub(super) disks: PrimaryDisks,
+    pub(super) disks: Arc<dyn PrimaryDisks>,
 }
 
 type Connected = Result<Box<Link>, String>;

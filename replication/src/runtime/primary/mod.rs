@@ -237,7 +237,7 @@ fn start<M: Machine>(
             fingerprint: machine.fingerprint(),
             layout: machine.memory().layout().clone(),
             gate: machine.gate(),
-            disks: machine.disks().primary().clone(),
+            disks: machine.disks().primary(),
         },
         requested,
         jobs.clone(),

@@ -3,15 +3,16 @@
 //!
 //! Must not be done here: deciding that they may go.
 
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::causes::causes;
 use crate::core::primary::PrimaryInput;
-use crate::disk::{DiskError, PrimaryDisks};
 use crate::ids::{EpochId, Generation};
-use crate::runtime::arbitration::causes;
+use crate::ports::{DiskError, PrimaryDisks};
 use crate::runtime::capture::CaptureJob;
 use crate::runtime::metrics::Metrics;
 
@@ -19,7 +20,7 @@ use crate::runtime::metrics::Metrics;
 const DISKS_RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct SharedDisks {
-    disks: PrimaryDisks,
+    disks: Arc<dyn PrimaryDisks>,
     /// Reports, bounded by the core, which asks for one at a time.
     done: UnboundedSender<DisksWritten>,
     written: UnboundedReceiver<DisksWritten>,
@@ -41,7 +42,7 @@ enum Outcome {
 }
 
 impl SharedDisks {
-    pub(super) fn new(disks: PrimaryDisks) -> Self {
+    pub(super) fn new(disks: Arc<dyn PrimaryDisks>) -> Self {
         let (done, written) = unbounded_channel();
         Self {
             disks,

@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PeerDisk};
-use crate::disk::{BackupDisks, DiskError};
-use crate::ids::{EpochId, Generation};
+use crate::ids::EpochId;
+use crate::ports::disks::EpochToPersist;
+use crate::ports::{BackupDisks, DiskError};
 use crate::runtime::RuntimeError;
-use crate::runtime::arbitration::causes;
 
 /// With so much waiting to be written, nothing more is read from the link.
 const QUEUED_BYTES_MAX: u64 = 16 << 20;
@@ -25,17 +26,7 @@ enum DiskJob {
     Describe,
     BeginCopy(Vec<DiskSyncPlan>),
     Sync(Bytes),
-    Persist(Persist),
-}
-
-/// An epoch's disk writes to be made safe.
-pub(super) struct Persist {
-    pub(super) ticket: u64,
-    pub(super) generation: Generation,
-    pub(super) epoch: EpochId,
-    pub(super) batches: Vec<Bytes>,
-    pub(super) flush: bool,
-    pub(super) written_through: EpochId,
+    Persist(u64, EpochToPersist),
 }
 
 /// What the thread tells the driver.
@@ -55,7 +46,7 @@ pub(super) enum DiskEvent {
 
 /// The driver's end of the thread.
 pub(super) struct DiskThread {
-    pub(super) disks: BackupDisks,
+    pub(super) disks: Arc<dyn BackupDisks>,
     jobs: std::sync::mpsc::Sender<(u64, DiskJob)>,
     events: UnboundedReceiver<(u64, DiskEvent)>,
     backlog: Arc<Backlog>,
@@ -72,7 +63,7 @@ struct Backlog {
 }
 
 impl DiskThread {
-    pub(super) fn start(disks: BackupDisks) -> Result<Self, RuntimeError> {
+    pub(super) fn start(disks: Arc<dyn BackupDisks>) -> Result<Self, RuntimeError> {
         let (jobs, queued) = std::sync::mpsc::channel();
         let (sender, events) = unbounded_channel();
         let backlog = Arc::new(Backlog::default());
@@ -130,8 +121,8 @@ impl DiskThread {
         self.queue(DiskJob::Sync(batch));
     }
 
-    pub(super) fn persist(&self, persist: Persist) {
-        self.queue(DiskJob::Persist(persist));
+    pub(super) fn persist(&self, ticket: u64, epoch: EpochToPersist) {
+        self.queue(DiskJob::Persist(ticket, epoch));
     }
 
     /// Whether so much waits that nothing more may be read from the link.
@@ -167,7 +158,7 @@ impl DiskThread {
 
 /// What the thread owns.
 struct Worker {
-    disks: BackupDisks,
+    disks: Arc<dyn BackupDisks>,
     events: UnboundedSender<(u64, DiskEvent)>,
     backlog: Arc<Backlog>,
 }
@@ -213,25 +204,18 @@ impl Worker {
                     self.tell(copy, DiskEvent::Idle);
                 }
             }
-            DiskJob::Persist(persist) => self.persist(copy, persist),
+            DiskJob::Persist(ticket, epoch) => self.persist(copy, ticket, epoch),
         }
         Ok(())
     }
 
-    fn persist(&self, copy: u64, persist: Persist) {
-        let (events, ticket) = (self.events.clone(), persist.ticket);
+    fn persist(&self, copy: u64, ticket: u64, epoch: EpochToPersist) {
+        let events = self.events.clone();
         let done = move |outcome: Result<(), DiskError>| {
             let outcome = outcome.map_err(|error| causes(&error));
             // Without a driver nobody waits.
             let _ = events.send((copy, DiskEvent::Persisted { ticket, outcome }));
         };
-        self.disks.persist(
-            persist.generation,
-            persist.epoch,
-            persist.batches,
-            persist.flush,
-            persist.written_through,
-            Box::new(done),
-        );
+        self.disks.persist(epoch, Box::new(done));
     }
 }

@@ -10,14 +10,15 @@ use tokio::sync::mpsc::Receiver;
 use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
-use super::disks::{DiskEvent, DiskThread, Persist};
+use super::disks::{DiskEvent, DiskThread};
 use super::{Outcome, Request};
+use crate::causes::causes;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
-use crate::disk::{DiskError, Storage};
 use crate::ids::{EpochId, Generation};
-use crate::ports::{Machine, PageMemory};
-use crate::runtime::arbitration::{Answer, Arbitration, Question, causes};
+use crate::ports::disks::EpochToPersist;
+use crate::ports::{DiskError, Machine, PageMemory};
+use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
@@ -96,7 +97,7 @@ impl<M: Machine> Driver<M> {
                 node: setup.reign.settings.node.clone(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
-                disks: disks.disks().iter().map(Storage::bytes).collect(),
+                disks: disks.list().iter().map(|disk| disk.bytes).collect(),
             },
             setup.reign.generation,
             clock.now(),
@@ -107,7 +108,7 @@ impl<M: Machine> Driver<M> {
             setup,
             machine,
             memory,
-            disks: DiskThread::start(disks.backup().clone())?,
+            disks: DiskThread::start(disks.backup())?,
             welcome: None,
             durable: EpochId(0),
             requests,
@@ -373,14 +374,16 @@ impl<M: Machine> Driver<M> {
                 batches,
                 flush,
                 written_through,
-            } => self.disks.persist(Persist {
-                ticket,
-                generation: self.core.generation(),
-                epoch,
-                batches,
-                flush,
-                written_through,
-            }),
+            } => {
+                let epoch = EpochToPersist {
+                    generation: self.core.generation(),
+                    epoch,
+                    batches,
+                    flush,
+                    written_through,
+                };
+                self.disks.persist(ticket, epoch);
+            }
             BackupEffect::Discarded { epoch, why } => {
                 self.metrics
                     .alarm(format!("discarded {epoch} whole: {why}"));

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::ports::Disks as _;
 use understudy_vmm::devices::virtio::blk::Image;
 
 use super::hosts::{A, B, Disks, IMAGE_BYTES};

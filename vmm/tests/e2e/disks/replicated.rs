@@ -1,6 +1,7 @@
 //! Each host has an image of its own.
 
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::ports::Disks as _;
 use understudy_vmm::devices::virtio::blk::Image;
 
 use super::hosts::{A, B, Disks, IMAGE_BYTES, cmdline, synchronised_bytes};

@@ -3,6 +3,7 @@
 use bytes::Bytes as Frame;
 use understudy_replication::core::disk::{PeerDisk, block_bytes_for};
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::ports::Disks;
 
 use super::*;
 

@@ -8,6 +8,7 @@ use crate::ids::EpochId;
 
 /// What is wrong with a disk, its map or the journal.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DiskError {
     /// The host's storage refuses.
     #[error("disk {disk}: cannot {what} at byte {offset}")]

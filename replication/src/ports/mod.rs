@@ -2,7 +2,7 @@
 //!
 //! [`Machine`] is the VM as replication sees it, [`PausedMachine`] the same VM while its vCPUs stand
 //! still and no device touches memory, [`PageMemory`] its RAM. What it says goes into its
-//! [`OutputGate`]. What its disks are stored in is [`Storage`](crate::disk::Storage). Nothing here knows KVM.
+//! [`OutputGate`]. A machine with writable disks has [`Disks`]. Nothing here knows KVM.
 //!
 //! # Contract
 //!
@@ -29,19 +29,28 @@
 //! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before `repeat` and `run` | no | it cannot fail: log it |
 //! | [`stop`](Machine::stop) | capture, driver or caller, not in tokio | any, or has never run | last, on every way out, also after a panic of another method | yes, idempotent | it cannot fail |
 //! | [`read_pages`](PageMemory::read_pages) | capture | paused (epochs) or runs (synchronisation) | – | yes | as `pause` |
-//! | [`read_page`](PageMemory::read_page) | capture; standby: driver, in tokio | as above; standby: has never run | – | yes | the epoch is discarded |
+//! | [`read_page`](PageMemory::read_page) | standby: driver, in tokio | has never run | – | yes | the epoch is discarded |
 //! | [`write_pages`](PageMemory::write_pages), [`clear`](PageMemory::clear) | standby: driver, in tokio | has never run | – | yes | the copy is given up, or the standby ends |
 //!
 //! A method that panics ends the side: `stop` is called while the panic unwinds, and
 //! [`RuntimeError::Panicked`](crate::runtime::RuntimeError::Panicked) is returned. A standby then takes
 //! over from a primary.
 //!
+//! `conformance::check` (feature `conformance`) finds what a machine does against this table.
+//!
+//! Disks have [a table of their own](disks#contract).
+//!
 //! Limits: saved state has at most [`STATE_BYTES_MAX`] bytes. A standby's and a primary's
 //! [`MemoryLayout`] are equal and never change.
 
+mod disk_error;
+pub mod disks;
+
 use std::sync::Arc;
 
-use crate::disk::DiskSet;
+pub use disk_error::DiskError;
+pub use disks::{BackupDisks, Disks, NoDisks, PrimaryDisks};
+
 use crate::fingerprint::Fingerprint;
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::output::OutputGate;
@@ -49,7 +58,7 @@ use crate::page_set::{MemoryLayout, PageSet};
 
 /// Saved state of a machine has at most so many bytes: it travels in one frame of the logging channel.
 /// Memory does not count; it travels page by page.
-pub const STATE_BYTES_MAX: usize = understudy_transport::frame::MAX_BODY_BYTES as usize;
+pub const STATE_BYTES_MAX: usize = 4 << 20;
 
 /// What went wrong in the embedding VMM. The text must name the thing.
 #[derive(Debug, thiserror::Error)]
@@ -151,8 +160,8 @@ pub trait Machine: Send + 'static {
     fn gate(&self) -> OutputGate;
 
     /// The machine's writable disks that are replicated or shared. None unless implemented.
-    fn disks(&self) -> DiskSet {
-        DiskSet::empty()
+    fn disks(&self) -> Arc<dyn Disks> {
+        Arc::new(NoDisks)
     }
 
     /// Starts to track dirty pages, the guest running. Every page written from now on is dirty; all
