@@ -44,7 +44,7 @@ fn checked<T>(what: &str, result: Result<T, impl Error + Send + Sync + 'static>)
 }
 
 fn address(page: PageIndex) -> GuestAddress {
-    GuestAddress(page.0 * PAGE_BYTES as u64)
+    GuestAddress(page.0.saturating_mul(PAGE_BYTES as u64))
 }
 
 impl PageMemory for Memory {
@@ -75,7 +75,7 @@ impl ConsoleSink for Output {
 }
 
 /// The machine: one vCPU, some memory, a port that says numbers.
-struct Vm {
+pub(crate) struct Vm {
     memory: Arc<Memory>,
     vm: VmFd,
     /// Whoever has it has the guest standing still, between two instructions.
@@ -87,7 +87,7 @@ struct Vm {
 }
 
 impl Vm {
-    fn new(output: File) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn new(output: File) -> Result<Self, Box<dyn Error>> {
         let (first, pages) = (PageIndex(0), PAGES);
         let layout = MemoryLayout::new(vec![Region { first, pages }]);
         let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), BYTES)])?;

@@ -78,6 +78,7 @@
 //! - [`output`]: the gate that holds what the guest says until its epoch is on the backup.
 //! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.
+//! - `conformance`: checks an implementation of the ports, for your tests.
 //!
 //! # Features
 //!
@@ -89,15 +90,21 @@
 //! | `runtime` | yes | [`runtime`] |
 //! | `disks` | yes | [`disk`]; without it a machine has [`NoDisks`](ports::NoDisks), or disks of your own |
 //! | `file-arbiter` | yes | [`FileArbiter`](arbiter::FileArbiter); without it you bring an [`Arbiter`](arbiter::Arbiter) |
+//! | `conformance` | no | the module of this name |
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
-#[cfg(any(feature = "runtime", feature = "disks"))]
+#[cfg(any(feature = "runtime", feature = "disks", feature = "conformance"))]
 mod causes;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod core;
 #[cfg(feature = "disks")]
 pub mod disk;
-#[cfg_attr(not(feature = "disks"), allow(dead_code, reason = "some of it is for disks"))]
+#[cfg_attr(
+    not(feature = "disks"),
+    allow(dead_code, reason = "some of it is for disks")
+)]
 mod epoch_queue;
 pub mod fingerprint;
 pub mod ids;

@@ -6,10 +6,14 @@
 #[path = "../examples/tiny_vmm.rs"]
 mod tiny_vmm;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use understudy_replication::ports::PageMemory;
+use understudy_replication::{PAGE_BYTES, PageIndex, conformance};
 
 /// Only a failure waits that long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,6 +63,21 @@ fn await_lines(directory: &Path, lines: usize) -> Vec<u32> {
         assert!(Instant::now() < deadline, "only {} lines", said.len());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn the_smallest_machine_keeps_the_contract_of_the_ports() {
+    let directory = tempfile::tempdir().unwrap();
+    let new = || {
+        let output = File::create(directory.path().join("output")).unwrap();
+        tiny_vmm::Vm::new(output).unwrap()
+    };
+    let count = |memory: &dyn PageMemory| {
+        let mut page = [0; PAGE_BYTES];
+        memory.read_page(PageIndex(2), &mut page).unwrap();
+        u64::from_le_bytes(page[..8].try_into().unwrap())
+    };
+    conformance::check(new, count).unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Both runtimes in one process, over a real socket, a real arbiter's file and a machine without KVM.
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+mod conformance;
 mod disks;
 mod fake;
 mod images;

@@ -1,5 +1,6 @@
 //! Machines on real KVM, with tiny guests in machine code and one device that only tests have.
 
+mod conformance;
 mod copies;
 mod cpus;
 mod pvh;
