@@ -17,6 +17,11 @@ const BESIDE: [(&str, &[&str]); 2] = [
 
 pub(crate) fn check() -> Result<()> {
     tidy::run()?;
+    // What is told at once if a lock file was forgotten would be told after minutes otherwise.
+    for (manifest, _) in BESIDE {
+        let fetch = ["fetch", "--locked", "--manifest-path", manifest];
+        run("cargo", &fetch, &[])?;
+    }
     run("cargo", &["fmt", "--all", "--check"], &[])?;
     let all = ["clippy", "--workspace", "--all-targets", "--locked"];
     let strict = ["--", "-D", "warnings"];

@@ -14,7 +14,7 @@ use super::disk::{DISK_BYTES, REPLICATED, SHARED, Write, apply, decode};
 use super::guest::{Guest, SimMemory};
 use super::outside::Question;
 use super::primary_host::{PrimaryHost, hello};
-use super::world::{Event, Role, World};
+use super::world::{Event, Side, World};
 
 pub struct BackupHost {
     pub core: BackupCore,
@@ -63,7 +63,7 @@ impl World {
         let policy = self.settings.policy.clone();
         let core = BackupCore::new(policy, identity, Generation(0), self.now);
         self.trace(host, || "starts as backup".into());
-        self.hosts[host].role = Role::Backup(Box::new(BackupHost {
+        self.hosts[host].side = Side::Backup(Box::new(BackupHost {
             core,
             memory: Arc::new(SimMemory::new()),
             session_link: usize::MAX,
@@ -77,7 +77,7 @@ impl World {
 
     pub fn backup(&mut self, host: usize, input: BackupInput) {
         let (now, link) = (self.now, self.hosts[host].link);
-        let Role::Backup(node) = &mut self.hosts[host].role else {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
             return;
         };
         let before = node.core.phase();
@@ -97,23 +97,15 @@ impl World {
     }
 
     fn backup_effect(&mut self, host: usize, effect: BackupEffect, link: Option<usize>) {
-        let Role::Backup(node) = &mut self.hosts[host].role else {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
             return;
         };
         match effect {
             BackupEffect::Send(message) => {
-                let generation = node.core.generation();
-                let mut early_ack = None;
+                let (generation, persisted) = (node.core.generation(), node.persisted);
                 if let (Message::Ack { epoch, .. }, Some(link)) = (&message, link) {
-                    let wrote = self.snapshots.get(&(link, *epoch)).is_some_and(|s| s.wrote);
-                    if wrote && node.persisted != *epoch {
-                        early_ack = Some(format!(
-                            "R1: host {host} acks {epoch} before its disk writes are safe"
-                        ));
-                    }
-                    self.acked.insert(link, *epoch);
+                    self.check_ack(host, *epoch, link, persisted);
                 }
-                early_ack.into_iter().for_each(|text| self.violate(text));
                 self.send(host, generation, &message);
             }
             BackupEffect::Welcome { node: name } => {
@@ -185,9 +177,20 @@ impl World {
         }
     }
 
+    /// R1: an epoch with disk writes is acknowledged only once they are safe.
+    fn check_ack(&mut self, host: usize, epoch: EpochId, link: usize, persisted: EpochId) {
+        let wrote = self.snapshots.get(&(link, epoch)).is_some_and(|s| s.wrote);
+        if wrote && persisted != epoch {
+            self.violate(format!(
+                "R1: host {host} acks {epoch} before its disk writes are safe"
+            ));
+        }
+        self.acked.insert(link, epoch);
+    }
+
     /// R2: committed is exactly what was captured.
     fn check_commit(&mut self, host: usize, epoch: EpochId) {
-        let Role::Backup(node) = &self.hosts[host].role else {
+        let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
         let key = (node.session_link, epoch);
@@ -222,7 +225,7 @@ impl World {
     /// The journal has taken an epoch, or cannot.
     pub fn persisted(&mut self, host: usize, persisting: Persisting) {
         let failed = self.rng.chance(self.settings.persist_failures_permille);
-        let Role::Backup(node) = &mut self.hosts[host].role else {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
             return;
         };
         let Persisting {
@@ -244,7 +247,7 @@ impl World {
             let outcome = Err("simulated".into());
             return self.backup(host, BackupInput::Persisted { ticket, outcome });
         }
-        if is_present && let Role::Backup(node) = &mut self.hosts[host].role {
+        if is_present && let Side::Backup(node) = &mut self.hosts[host].side {
             node.persisted = epoch;
             node.shared.retain(|(of, _)| *of > written_through);
             node.shared.push((epoch, writes.clone()));
@@ -260,7 +263,7 @@ impl World {
 
     /// A process ends: what a restart would make of the journal is one epoch's.
     pub fn check_crash(&mut self, host: usize) {
-        let Role::Backup(node) = &self.hosts[host].role else {
+        let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
         let disk = &self.hosts[host].disk;
@@ -279,7 +282,7 @@ impl World {
     }
 
     pub fn promote(&mut self, host: usize, generation: Generation) {
-        let Role::Backup(node) = &self.hosts[host].role else {
+        let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
         if self.lock.is_some() {
@@ -305,7 +308,7 @@ impl World {
                 "R2: host {host} goes on from {epoch} with other disks"
             ));
         }
-        let Role::Backup(node) = &self.hosts[host].role else {
+        let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
         let restored = Guest::restore(node.core.committed_state(), &node.memory);
@@ -317,7 +320,7 @@ impl World {
         };
         let core = PrimaryCore::new(self.settings.policy.clone(), hello(), generation, self.now);
         let node = PrimaryHost::new(core, memory, guest, self.shared);
-        self.hosts[host].role = Role::Primary(Box::new(node));
+        self.hosts[host].side = Side::Primary(Box::new(node));
         // Restoring and announcing take their time; the sealed output is repeated before the run.
         let process = self.process(host);
         let restoring = self.rng.micros(4_000, 8_000);

@@ -9,7 +9,7 @@ use super::link::Damage;
 use super::ms;
 use super::outside::Process;
 use super::rng::Rng;
-use super::world::{Event, Role, World};
+use super::world::{Event, Side, World};
 
 /// The time from the last fault until everything must be well again.
 pub(super) const CALM: Duration = ms(700);
@@ -173,7 +173,7 @@ impl World {
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
             Fault::Dismiss(host, time) => self.dismiss(host, time),
             Fault::StopGuest(host) => {
-                if let Role::Primary(node) = &mut self.hosts[host].role
+                if let Side::Primary(node) = &mut self.hosts[host].side
                     && node.running
                 {
                     node.running = false;
@@ -187,7 +187,7 @@ impl World {
 
     fn dismiss(&mut self, host: usize, time: Duration) {
         let alone_until = self.now + time;
-        if let Role::Primary(node) = &mut self.hosts[host].role {
+        if let Side::Primary(node) = &mut self.hosts[host].side {
             node.alone_until = alone_until;
             if node.core.phase() == PrimaryPhase::Protected {
                 self.count("backups dismissed");

@@ -10,7 +10,7 @@ use understudy_replication::ids::Generation;
 
 use super::link::{Arrival, Link};
 use super::outside::Process;
-use super::world::{Event, Role, World};
+use super::world::{Event, Side, World};
 
 impl World {
     /// How long something is on its way.
@@ -81,44 +81,44 @@ impl World {
     }
 
     pub fn received(&mut self, host: usize, generation: Generation, message: Message) {
-        match self.hosts[host].role {
-            Role::Primary(_) => {
+        match self.hosts[host].side {
+            Side::Primary(_) => {
                 let input = PrimaryInput::Received {
                     generation,
                     message,
                 };
                 self.primary(host, input);
             }
-            Role::Backup(_) => {
+            Side::Backup(_) => {
                 let input = BackupInput::Received {
                     generation,
                     message,
                 };
                 self.backup(host, input);
             }
-            Role::Down => {}
+            Side::Down => {}
         }
     }
 
     pub fn link_ended(&mut self, host: usize, broken: Option<String>) {
-        match self.hosts[host].role {
-            Role::Primary(_) => {
+        match self.hosts[host].side {
+            Side::Primary(_) => {
                 let cause = broken.unwrap_or_else(|| "closed".into());
                 self.primary(host, PrimaryInput::LinkDown { cause });
             }
-            Role::Backup(_) => {
+            Side::Backup(_) => {
                 let input = broken.map_or(BackupInput::LinkClosed, |cause| {
                     BackupInput::LinkBroken { cause }
                 });
                 self.backup(host, input);
             }
-            Role::Down => {}
+            Side::Down => {}
         }
     }
 
     /// A primary that runs alone looks for a backup.
     pub fn connect(&mut self, host: usize) {
-        let Role::Primary(node) = &self.hosts[host].role else {
+        let Side::Primary(node) = &self.hosts[host].side else {
             return;
         };
         if node.core.phase() != PrimaryPhase::Alone || self.hosts[host].link.is_some() {
@@ -131,7 +131,7 @@ impl World {
         let candidates: Vec<usize> = (0..self.hosts.len())
             .filter(|other| {
                 let other = &self.hosts[*other];
-                matches!(other.role, Role::Backup(_)) && other.link.is_none() && !other.frozen
+                matches!(other.side, Side::Backup(_)) && other.link.is_none() && !other.frozen
             })
             .collect();
         let process = self.process(host);
@@ -151,10 +151,10 @@ impl World {
     }
 
     pub fn send_beats(&mut self, who: Process) {
-        let (generation, primary) = match &self.hosts[who.0].role {
-            Role::Primary(node) => (node.core.generation(), true),
-            Role::Backup(node) => (node.core.generation(), false),
-            Role::Down => return,
+        let (generation, primary) = match &self.hosts[who.0].side {
+            Side::Primary(node) => (node.core.generation(), true),
+            Side::Backup(node) => (node.core.generation(), false),
+            Side::Down => return,
         };
         for to in 0..self.hosts.len() {
             let cut = self.beats_cut.contains(&(who.0, to));
@@ -173,9 +173,9 @@ impl World {
     }
 
     pub fn beat(&mut self, host: usize, generation: Generation, primary: bool) {
-        match self.hosts[host].role {
-            Role::Primary(_) => self.primary(host, PrimaryInput::HeartbeatHeard { generation }),
-            Role::Backup(_) if primary => {
+        match self.hosts[host].side {
+            Side::Primary(_) => self.primary(host, PrimaryInput::HeartbeatHeard { generation }),
+            Side::Backup(_) if primary => {
                 self.backup(host, BackupInput::HeartbeatHeard { generation });
             }
             _ => {}

@@ -20,7 +20,7 @@ use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, encode}
 use super::gate::Gate;
 use super::guest::{Guest, SimMemory, layout};
 use super::outside::{Process, Question};
-use super::world::{Event, Role, Snapshot, World};
+use super::world::{Event, Side, Snapshot, World};
 
 pub struct PrimaryHost {
     pub core: PrimaryCore,
@@ -96,14 +96,14 @@ impl World {
         let core = PrimaryCore::new(policy, hello(), Generation(1), self.now);
         let node = PrimaryHost::new(core, Arc::new(SimMemory::new()), Guest::boot(), self.shared);
         self.lock = Some(self.process(host));
-        self.hosts[host].role = Role::Primary(Box::new(node));
+        self.hosts[host].side = Side::Primary(Box::new(node));
         self.run_promoted(self.process(host));
         self.start_beats(host);
     }
 
     /// The guest runs, and the primary looks for a backup.
     pub fn run_promoted(&mut self, who: Process) {
-        if let Role::Primary(node) = &mut self.hosts[who.0].role {
+        if let Side::Primary(node) = &mut self.hosts[who.0].side {
             if node.guest.ended {
                 self.count("ended guests promoted");
                 return self.primary(who.0, PrimaryInput::GuestStopped);
@@ -116,7 +116,7 @@ impl World {
 
     pub fn guest_step(&mut self, who: Process) {
         let input = self.rng.next();
-        let Role::Primary(node) = &mut self.hosts[who.0].role else {
+        let Side::Primary(node) = &mut self.hosts[who.0].side else {
             return;
         };
         if !node.running {
@@ -132,7 +132,7 @@ impl World {
                 _ => self.write_shared(who.0, &[write]),
             }
         }
-        let Role::Primary(node) = &mut self.hosts[who.0].role else {
+        let Side::Primary(node) = &mut self.hosts[who.0].side else {
             return;
         };
         if let Some(output) = step.output {
@@ -147,7 +147,7 @@ impl World {
 
     pub fn primary(&mut self, host: usize, input: PrimaryInput) {
         let now = self.now;
-        let Role::Primary(node) = &mut self.hosts[host].role else {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
         let before = node.core.phase();
@@ -172,7 +172,7 @@ impl World {
     /// A side that ends with its guest has let out all that the guest has said.
     fn check_end(&mut self, host: usize) {
         self.count("guests ended");
-        if let Role::Primary(node) = &self.hosts[host].role
+        if let Side::Primary(node) = &self.hosts[host].side
             && (node.gate.holds() || node.disks.holds())
         {
             self.violate(format!("host {host} ends with the guest's output held"));
@@ -180,7 +180,7 @@ impl World {
     }
 
     fn primary_effect(&mut self, host: usize, effect: PrimaryEffect) {
-        let Role::Primary(node) = &mut self.hosts[host].role else {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
         let generation = node.core.generation();
@@ -265,7 +265,7 @@ impl World {
             Work::Sync => self.sync_round(host),
             Work::WriteShared(epoch) => self.write_released(host, epoch),
             Work::SyncShipped => {
-                if let Role::Primary(node) = &self.hosts[host].role {
+                if let Side::Primary(node) = &self.hosts[host].side {
                     let pages_left = node.memory.dirty_pages();
                     let disk_bytes_left = u64::from(node.disks.is_copying());
                     self.primary(
@@ -280,7 +280,7 @@ impl World {
             Work::Capture(epoch) => self.capture(host, epoch),
             Work::Ship(epoch, mut messages) => {
                 if let Some(message) = messages.pop_front() {
-                    let Role::Primary(node) = &self.hosts[host].role else {
+                    let Side::Primary(node) = &self.hosts[host].side else {
                         return;
                     };
                     let generation = node.core.generation();
@@ -306,7 +306,7 @@ impl World {
                 "R1: host {host} writes {epoch} to the shared disk, which is not acked"
             ));
         }
-        let Role::Primary(node) = &mut self.hosts[host].role else {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
         let writes = node.disks.release(epoch);
@@ -340,7 +340,7 @@ impl World {
     /// Disks first, then all of memory, then what became dirty.
     fn sync_round(&mut self, host: usize) {
         let image = self.hosts[host].disk.image;
-        let Role::Primary(node) = &mut self.hosts[host].role else {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
         let generation = node.core.generation();
@@ -369,7 +369,7 @@ impl World {
     fn capture(&mut self, host: usize, epoch: EpochId) {
         let failed = self.rng.chance(self.settings.capture_failures_permille);
         let image = self.hosts[host].disk.image;
-        let Role::Primary(node) = &mut self.hosts[host].role else {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
         let pages = node.memory.harvest();

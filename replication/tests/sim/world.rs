@@ -101,7 +101,7 @@ pub enum Event {
     CalmTail,
 }
 
-pub enum Role {
+pub enum Side {
     Down,
     Primary(Box<PrimaryHost>),
     Backup(Box<BackupHost>),
@@ -109,7 +109,7 @@ pub enum Role {
 
 pub struct Host {
     pub starts: u64,
-    pub role: Role,
+    pub side: Side,
     pub link: Option<usize>,
     /// Counts sessions: work begun for an earlier one is dropped.
     pub session: u64,
@@ -183,7 +183,7 @@ impl World {
         for host in 0..world.settings.hosts {
             world.hosts.push(Host {
                 starts: 0,
-                role: Role::Down,
+                side: Side::Down,
                 link: None,
                 session: 0,
                 frozen: false,
@@ -323,7 +323,7 @@ impl World {
             Event::Ask(who, question) => self.arbiter_asked(who, question),
             Event::Answer((host, _), verdict) => self.arbiter_answered(host, verdict),
             Event::Repeat((host, _), output) => {
-                if let Role::Primary(node) = &self.hosts[host].role {
+                if let Side::Primary(node) = &self.hosts[host].side {
                     let generation = node.core.generation();
                     let outputs = node.gate.repeat(&output);
                     self.outputs(host, generation, outputs);
@@ -364,19 +364,19 @@ impl World {
     }
 
     fn tick(&mut self, host: usize) {
-        match self.hosts[host].role {
-            Role::Primary(_) => self.primary(host, PrimaryInput::Tick),
-            Role::Backup(_) => self.backup(host, BackupInput::Tick),
-            Role::Down => {}
+        match self.hosts[host].side {
+            Side::Primary(_) => self.primary(host, PrimaryInput::Tick),
+            Side::Backup(_) => self.backup(host, BackupInput::Tick),
+            Side::Down => {}
         }
     }
 
     /// Wakes the core of `host` when it wants to be, a little late as real timers are.
     pub fn schedule_wake(&mut self, host: usize) {
-        let wakeup = match &self.hosts[host].role {
-            Role::Primary(node) => node.core.next_wakeup(),
-            Role::Backup(node) => node.core.next_wakeup(),
-            Role::Down => None,
+        let wakeup = match &self.hosts[host].side {
+            Side::Primary(node) => node.core.next_wakeup(),
+            Side::Backup(node) => node.core.next_wakeup(),
+            Side::Down => None,
         };
         self.hosts[host].wake_number += 1;
         if let Some(at) = wakeup {
@@ -412,7 +412,7 @@ impl World {
         }
         let host = &mut self.hosts[host];
         host.starts += 1;
-        host.role = Role::Down;
+        host.side = Side::Down;
         host.link = None;
         host.session += 1;
         host.frozen = false;
@@ -454,16 +454,16 @@ impl World {
         if verdict.is_none() {
             self.count("arbiter silent");
         }
-        match self.hosts[host].role {
-            Role::Primary(_) => {
+        match self.hosts[host].side {
+            Side::Primary(_) => {
                 let input = verdict.map_or(PrimaryInput::ArbiterUnavailable, PrimaryInput::Verdict);
                 self.primary(host, input);
             }
-            Role::Backup(_) => {
+            Side::Backup(_) => {
                 let input = verdict.map_or(BackupInput::ArbiterUnavailable, BackupInput::Verdict);
                 self.backup(host, input);
             }
-            Role::Down => {}
+            Side::Down => {}
         }
     }
 
@@ -485,8 +485,8 @@ impl World {
     }
 
     fn acked_by(&self, host: usize) -> Option<EpochId> {
-        match &self.hosts[host].role {
-            Role::Primary(node) => node.core.acked(),
+        match &self.hosts[host].side {
+            Side::Primary(node) => node.core.acked(),
             _ => None,
         }
     }
@@ -498,10 +498,10 @@ impl World {
         }
         let holder = self.arbiter.holder();
         let generation = self.arbiter.current;
-        if self.process(holder.0) != holder || matches!(self.hosts[holder.0].role, Role::Down) {
+        if self.process(holder.0) != holder || matches!(self.hosts[holder.0].side, Side::Down) {
             // The holder died. Who could have taken over must have.
             for host in 0..self.hosts.len() {
-                if let Role::Backup(node) = &self.hosts[host].role
+                if let Side::Backup(node) = &self.hosts[host].side
                     && node.core.generation() == generation
                     && node.core.committed_epoch().is_some()
                 {
@@ -510,8 +510,8 @@ impl World {
             }
             return self.count("holder died without standby");
         }
-        match &self.hosts[holder.0].role {
-            Role::Primary(node) if node.running => {
+        match &self.hosts[holder.0].side {
+            Side::Primary(node) if node.running => {
                 let phase = node.core.phase();
                 let acked = node.core.acked();
                 if phase != PrimaryPhase::Protected {
@@ -530,14 +530,14 @@ impl World {
     fn has_ended(&self) -> Option<usize> {
         let with = |wanted: fn(&PrimaryHost) -> bool| {
             (0..self.hosts.len())
-                .find(|host| matches!(&self.hosts[*host].role, Role::Primary(node) if wanted(node)))
+                .find(|host| matches!(&self.hosts[*host].side, Side::Primary(node) if wanted(node)))
         };
         with(|node| node.guest.ended).filter(|_| with(|node| node.running).is_none())
     }
 
     /// When faults have been over for long, so is the guest's end, and all that it said was heard.
     fn check_ended(&mut self, host: usize) {
-        if let Role::Primary(node) = &self.hosts[host].role {
+        if let Side::Primary(node) = &self.hosts[host].side {
             let (phase, said) = (node.core.phase(), node.guest.number);
             let heard = self.client.heard();
             if phase != PrimaryPhase::Stopped {

@@ -12,8 +12,7 @@ pub use batch::{
     decode_batch,
 };
 pub use pair::{
-    BLOCK_BYTES_MIN, BLOCKS_MAX, DiskSyncPlan, PEER_IDS_MAX, PairId, PeerDisk, block_bytes_for,
-    blocks_of,
+    BLOCK_BYTES_MIN, BLOCKS_MAX, DiskSyncPlan, PairId, PeerDisk, block_bytes_for, blocks_of,
 };
 
 use bytes::Bytes;

@@ -15,7 +15,7 @@ pub const BLOCK_BYTES_MIN: u64 = 64 << 10;
 /// A map has at most so many blocks.
 pub const BLOCKS_MAX: u64 = 1 << 20;
 /// An image carries at most this many ids: the pair it belongs to and the one it may come to belong to.
-pub const PEER_IDS_MAX: usize = 2;
+const PEER_IDS_MAX: usize = 2;
 
 /// Names a pair of images; drawn at random by the primary, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -184,31 +184,38 @@ impl Story {
                 drop(session);
                 self.set = DiskSet::empty();
                 drop(backup);
-                let hosts = [0, 1].map(|at| crash(&self.hosts[at], random));
-                self.hosts = hosts;
+                self.hosts = [0, 1].map(|at| crash(&self.hosts[at], random));
                 if random.random_bool(0.5) {
-                    let started = open(&self.hosts[other]);
-                    match started.claim_images() {
-                        Ok(()) => {
-                            let now = image(&self.hosts[other]);
-                            assert!(at_epoch.contains(&now), "seed {seed}: not one epoch");
-                            self.runs = other;
-                            self.set = started;
-                        }
-                        // The copy was not declared whole yet.
-                        Err(DiskError::Unfinished { .. }) => {
-                            self.set = open(&self.hosts[self.runs]);
-                            self.set.claim_images().unwrap();
-                        }
-                        Err(error) => panic!("seed {seed}: {error}"),
-                    }
+                    self.start_backup(&at_epoch, seed);
                 } else {
-                    self.set = open(&self.hosts[self.runs]);
-                    self.set.claim_images().unwrap();
+                    self.start_primary();
                 }
             }
         }
         self.alone();
+    }
+
+    /// Both died, and the host that had the copy starts: its image is at one of the epochs.
+    fn start_backup(&mut self, at_epoch: &[Content], seed: u64) {
+        let other = 1 - self.runs;
+        let started = open(&self.hosts[other]);
+        match started.claim_images() {
+            Ok(()) => {
+                let now = image(&self.hosts[other]);
+                assert!(at_epoch.contains(&now), "seed {seed}: not one epoch");
+                self.runs = other;
+                self.set = started;
+            }
+            // The copy was not declared whole yet.
+            Err(DiskError::Unfinished { .. }) => self.start_primary(),
+            Err(error) => panic!("seed {seed}: {error}"),
+        }
+    }
+
+    /// The host that ran the guest starts again.
+    fn start_primary(&mut self) {
+        self.set = open(&self.hosts[self.runs]);
+        self.set.claim_images().unwrap();
     }
 
     /// The guest runs unprotected for a while, and may be restarted.
