@@ -1,6 +1,6 @@
-//! Opens links: connects to an [`Endpoint`] or listens on one, and sets the sockets up.
+//! Opens links: connects to an [`Endpoint`] or listens on one, and configures the sockets.
 //!
-//! Neither waits longer than the kernel does nor tries again: patience is the caller's policy.
+//! Neither sets a timeout of its own or tries again: patience is the caller's policy.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -16,23 +16,23 @@ use crate::link::Link;
 use crate::source::SocketSource;
 
 /// An idle TCP link is probed this long after the last byte. Heartbeats notice a silent peer far
-/// earlier; these bounds only see to it that the kernel forgets dead connections.
+/// earlier. These limits only make the kernel forget dead connections.
 const TCP_KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 /// Time between two probes.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Unanswered probes or data fail the connection after this long; so does a peer that answers but does
-/// not take a byte of what waits for it.
+/// Unanswered probes or data fail the connection after this long. So does a peer that answers but
+/// takes no byte of what waits for it.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Buffer asked for on Unix sockets, whose default of 208 KiB makes both sides switch to and fro for
-/// one batch of pages. The kernel caps it at `net.core.wmem_max`. TCP buffers are left alone: setting
-/// them would turn off the kernel's own, better, tuning.
+/// Buffer size requested for Unix sockets. Their default of 208 KiB makes the two sides switch back
+/// and forth for one batch of pages. The kernel caps it at `net.core.wmem_max`. TCP buffers are
+/// left alone: setting them would turn off the kernel's own, better tuning.
 const UNIX_BUFFER_BYTES: usize = 1 << 20;
 
 /// Why a link could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody could be reached.
+    /// No connection could be made.
     #[error("cannot connect to {endpoint}: {source}")]
     Connect {
         /// The endpoint.
@@ -48,13 +48,13 @@ pub enum ConnectError {
         /// The cause.
         source: io::Error,
     },
-    /// Somebody else listens there.
+    /// Another process listens there.
     #[error("cannot listen on {endpoint}: another process is listening there")]
     InUse {
         /// The endpoint.
         endpoint: Endpoint,
     },
-    /// The path of a Unix socket is taken by something else, which is left alone.
+    /// The path of a Unix socket belongs to something else, which is left alone.
     #[error("cannot listen on {endpoint}: there is a file that is not a socket")]
     NotASocket {
         /// The endpoint.
@@ -73,8 +73,8 @@ pub enum ConnectError {
 /// Connects to a [`Listener`].
 ///
 /// # Errors
-/// If nobody listens there or the network does not lead there. Wrap it in a timeout: towards a dead
-/// host the kernel alone tries for minutes.
+/// If nobody listens there or the network does not reach it. Wrap this in a timeout: towards a dead
+/// host, the kernel tries for minutes.
 pub async fn connect(endpoint: &Endpoint, limits: Limits) -> Result<Link, ConnectError> {
     let connected = match endpoint {
         Endpoint::Tcp(address) => match TcpStream::connect(address).await {
@@ -92,7 +92,7 @@ pub async fn connect(endpoint: &Endpoint, limits: Limits) -> Result<Link, Connec
     })
 }
 
-/// Waits for links. A Unix socket's file is removed when it is dropped.
+/// Waits for links. When it is dropped, the file of its Unix socket is removed.
 #[derive(Debug)]
 pub struct Listener {
     socket: ListenSocket,
@@ -105,7 +105,7 @@ enum ListenSocket {
     Tcp(TcpListener),
     Unix {
         listener: UnixListener,
-        /// Held to be dropped with the listener.
+        /// Dropped together with the listener.
         _file: SocketFile,
     },
 }
@@ -114,7 +114,7 @@ impl Listener {
     /// Listens on `endpoint`. A Unix socket file on which nobody answers is replaced.
     ///
     /// # Errors
-    /// If somebody else listens there, or it cannot be listened on.
+    /// If another process listens there, or the endpoint cannot be listened on.
     pub async fn bind(endpoint: &Endpoint, limits: Limits) -> Result<Self, ConnectError> {
         let refuse = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => ConnectError::InUse {
@@ -148,7 +148,7 @@ impl Listener {
         })
     }
 
-    /// Where it listens; with the actual port if port 0 was asked for.
+    /// Where it listens, with the actual port if port 0 was requested.
     #[must_use]
     pub fn local_endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -157,7 +157,8 @@ impl Listener {
     /// Waits for the next connection. Cancel safe.
     ///
     /// # Errors
-    /// If the kernel reports one that failed, or cannot give more. The listener stays usable.
+    /// If the kernel reports a failed connection or has no resources for another. The listener
+    /// stays usable.
     pub async fn accept(&self) -> Result<Link, ConnectError> {
         let accepted = match &self.socket {
             ListenSocket::Tcp(listener) => match listener.accept().await {
@@ -196,15 +197,15 @@ async fn make_way(path: &Path, endpoint: &Endpoint) -> Result<(), ConnectError> 
             tracing::info!(%endpoint, "replacing a socket file on which nobody answers");
             std::fs::remove_file(path).map_err(refuse)
         }
-        // Accepted, or a full queue, or no permission: somebody may be there.
+        // Accepted, a full queue, or no permission: there may be a listener.
         _ => Err(ConnectError::InUse {
             endpoint: endpoint.clone(),
         }),
     }
 }
 
-/// The file of a Unix socket this process listens on, by its identity: if another process has replaced
-/// it, it is not ours to remove.
+/// The file of a Unix socket on which this process listens, with its identity. If another process
+/// has replaced the file, this process must not remove it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -223,13 +224,13 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if file_identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // What cannot be removed is replaced by the next listener as stale.
+            // If it cannot be removed, the next listener replaces it as stale.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Device and inode.
+/// Device and inode of a file.
 fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
     let found = std::fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
@@ -238,7 +239,7 @@ fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
 fn tcp_link(stream: TcpStream, limits: Limits) -> io::Result<Link> {
     let peer = format!("tcp:{}", stream.peer_addr()?);
     let socket = SockRef::from(&stream);
-    // Each batch of frames is one write: holding back its last segment only adds delay.
+    // Each batch of frames is one write, so holding back its last segment only adds delay.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     socket.set_tcp_keepalive(

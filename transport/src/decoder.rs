@@ -1,22 +1,23 @@
 //! Splits a byte stream into frames, without I/O.
 //!
-//! Bytes come in by [`FrameDecoder::feed`], or without a copy through `read_target`; whole, checked
-//! frames come out of [`FrameDecoder::next_frame`]. Only header checks that pass let a body's buffer be
-//! reserved. The decoder never skips ahead after an error: there is no resynchronisation.
+//! Bytes come in through [`FrameDecoder::feed`], or without a copy through `read_target`. Whole,
+//! checked frames come out of [`FrameDecoder::next_frame`]. A buffer for a body is reserved only
+//! after the header has passed its checks. The decoder never skips ahead after an error: there is
+//! no resynchronisation.
 
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::error::LinkError;
 use crate::frame::{Frame, HEADER_BYTES, Header, Limits};
 
-/// How much is read at once while no large body is due.
+/// How much is read at once while no large body is expected.
 const READ_BYTES: usize = 256 << 10;
 
-/// Room below which a new read buffer is made rather than reading in crumbs.
+/// If there is less room than this, a new read buffer is made, so that reads are not tiny.
 const READ_BYTES_MIN: usize = 4 << 10;
 
-/// Bodies up to this size are copied out, so that a small frame somebody keeps does not keep a whole
-/// read buffer alive.
+/// Bodies up to this size are copied, so that a small frame that is kept does not keep a whole read
+/// buffer alive.
 const COPY_BYTES_MAX: usize = 4 << 10;
 
 /// Turns the bytes of one direction of a link into frames.
@@ -41,8 +42,8 @@ impl FrameDecoder {
         }
     }
 
-    /// Adds bytes that arrived. The decoder keeps them until `next_frame` takes them out: feed it no
-    /// more than one read's worth at a time.
+    /// Adds bytes that arrived. The decoder keeps them until `next_frame` takes them out, so feed
+    /// it no more than one read at a time.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
@@ -50,7 +51,8 @@ impl FrameDecoder {
     /// The next whole frame, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// If the bytes are malformed; then for ever, as malformed bytes are never taken out.
+    /// If the bytes are malformed. Every later call then fails too, because malformed bytes are
+    /// never taken out.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, LinkError> {
         let header = match self.header {
             Some(header) => header,
@@ -93,7 +95,7 @@ impl FrameDecoder {
         }))
     }
 
-    /// What it means that the stream ends here: [`LinkError::Closed`] between two frames,
+    /// What the end of the stream means here: [`LinkError::Closed`] between two frames,
     /// [`LinkError::Truncated`] within one. Only meaningful after `next_frame` has returned `None`.
     #[must_use]
     pub fn end_of_stream(&self) -> LinkError {
@@ -110,8 +112,9 @@ impl FrameDecoder {
         }
     }
 
-    /// Where the next bytes of the stream are to be read to, with room for all of the body that is due: so
-    /// at most what came along with its header is ever moved, and the body is handed out where it lies.
+    /// The buffer to read the next bytes of the stream into, with room for the whole body that is
+    /// expected. So only what came along with its header is ever moved, and the body is handed out
+    /// where it lies.
     pub(crate) fn read_target(&mut self) -> &mut BytesMut {
         let missing = match &self.header {
             Some(header) => header.body_len.get() as usize - self.buffer.len(),

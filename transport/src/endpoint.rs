@@ -1,18 +1,18 @@
-//! Where a link is reached, as people write it: `tcp:HOST:PORT`, `HOST:PORT` or `unix:/PATH`.
+//! The address of a link, as people write it: `tcp:HOST:PORT`, `HOST:PORT` or `unix:/PATH`.
 //!
-//! Only text in, text out: names are not resolved and nothing is opened here.
+//! This is only text: names are not resolved and nothing is opened here.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Longest path the kernel takes for a Unix socket, in bytes (`sun_path` less its NUL).
+/// Longest path that the kernel accepts for a Unix socket, in bytes (`sun_path` without its NUL).
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
-/// Where a link is reached or listened for.
+/// The address where a link is reached or listened for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// `HOST:PORT`; an IPv6 address stands in brackets.
+    /// `HOST:PORT`. An IPv6 address is in brackets.
     Tcp(String),
     /// Path of a Unix socket.
     Unix(PathBuf),

@@ -1,19 +1,20 @@
-//! What can go wrong on a link, and the one question callers ask about it: did the peer go away, or
-//! did it say something malformed?
+//! What can go wrong on a link, and the answer to the callers' one question: did the peer go away,
+//! or did it send something malformed?
 //!
-//! Errors are `Clone`, because one broken link fails many senders. Nothing here acts on an error.
+//! Errors are `Clone`, because one broken link fails many senders. This module does not act on
+//! errors.
 
 use std::io;
 use std::sync::Arc;
 
-/// Why a frame could not be sent or received. After any error from receiving the link is done for: the
-/// same error comes back from every later call.
+/// Why a frame could not be sent or received. After any error from receiving, the link is finished:
+/// every later call returns the same error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LinkError {
     /// The peer closed the link between two frames, or this side closed its own queue.
     #[error("link closed")]
     Closed,
-    /// The peer's host reset the link, or nobody reads its other end any more.
+    /// The peer's host reset the link, or its other end has no reader any more.
     #[error("link reset by the peer")]
     Reset,
     /// The stream ended within a frame.
@@ -21,10 +22,10 @@ pub enum LinkError {
     Truncated {
         /// Bytes of the frame that arrived, header included.
         got: usize,
-        /// Bytes the frame has, or those of a header if that was not yet complete.
+        /// Bytes that the frame has, or those of a header if that was incomplete.
         expected: usize,
     },
-    /// The operating system reported something else.
+    /// The operating system reported another error.
     #[error("link failed while {doing}: {source}")]
     Io {
         /// What was attempted.
@@ -68,12 +69,12 @@ pub enum LinkError {
         /// The checksum the header carries.
         expected: u32,
     },
-    /// The peer announced a body beyond the limit. Nothing was allocated for it.
+    /// The peer announced a body over the limit. Nothing was allocated for it.
     #[error("frame {sequence}: body of {len} bytes is over the limit of {limit}")]
     TooLarge {
         /// Sequence number of the frame.
         sequence: u64,
-        /// Length the header announces.
+        /// Length that the header announces.
         len: u32,
         /// This side's limit.
         limit: u32,
@@ -94,7 +95,8 @@ pub enum LinkError {
         /// The number that arrived.
         got: u64,
     },
-    /// The caller tried to send a body beyond its own limit. Nothing was sent; the link is unharmed.
+    /// The caller tried to send a body over its own limit. Nothing was sent, and the link still
+    /// works.
     #[error("cannot send a body of {len} bytes, the limit is {limit}")]
     OversizeSend {
         /// Length of the body.
@@ -105,7 +107,7 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Turns what the operating system said into a link error.
+    /// Turns an error of the operating system into a link error.
     pub(crate) fn from_io(doing: &'static str, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset
@@ -121,13 +123,13 @@ impl LinkError {
     }
 
     /// The other end of the link is gone: closed, reset, or cut off within a frame. Its process has
-    /// most likely ended. (A peer that merely fell silent for long shows as [`Self::Io`].)
+    /// most likely ended. (A peer that was merely silent for a long time shows as [`Self::Io`].)
     #[must_use]
     pub fn is_peer_gone(&self) -> bool {
         matches!(self, Self::Closed | Self::Reset | Self::Truncated { .. })
     }
 
-    /// The peer, or the way to it, delivered malformed bytes; the peer may well be alive.
+    /// The peer, or the path to it, delivered malformed bytes. The peer may well be alive.
     #[must_use]
     pub fn is_protocol(&self) -> bool {
         match self {

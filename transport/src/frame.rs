@@ -1,9 +1,9 @@
 //! The frame: a fixed header of 48 bytes, then the body.
 //!
-//! This file is the only place that knows the header's bytes. It does no I/O and keeps no state;
-//! splitting a stream into frames is [`FrameDecoder`](crate::FrameDecoder)'s work. Every change of a
-//! byte here is a new [`PROTOCOL_VERSION`], except that magic and version stay the first six bytes for
-//! ever, so that peers of different versions can tell each other so.
+//! Only this file knows the header's bytes. It does no I/O and keeps no state;
+//! [`FrameDecoder`](crate::FrameDecoder) splits a stream into frames. Every change of a byte here
+//! needs a new [`PROTOCOL_VERSION`]. But magic and version stay the first six bytes forever, so
+//! that peers of different versions can detect that.
 
 use std::mem::offset_of;
 
@@ -16,7 +16,7 @@ use crate::error::LinkError;
 /// The first four bytes of every frame, `USTY`, as a little-endian number.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"USTY");
 
-/// Version of the framing and of all messages in it. Peers must agree on it.
+/// Version of the framing and of all messages in it. Both peers must have the same.
 pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Size of the frame header in bytes.
@@ -43,7 +43,7 @@ impl Default for Limits {
     }
 }
 
-/// One message on a link. What `kind`, `generation`, `epoch` and `body` mean is the caller's business.
+/// One message on a link. The caller defines what `kind`, `generation`, `epoch` and `body` mean.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frame {
     /// What kind of message the body is.
@@ -63,8 +63,7 @@ impl Frame {
         HEADER_BYTES + self.body.len()
     }
 
-    /// The header that precedes this frame's body when it is the `sequence`-th of its direction,
-    /// counted from 0.
+    /// The header of this frame when it is the `sequence`-th of its direction, counted from 0.
     ///
     /// # Errors
     /// [`LinkError::OversizeSend`] if the body is over the limit.
@@ -97,8 +96,8 @@ impl Frame {
     }
 }
 
-/// The header as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
-/// derived traits refuse a layout with padding.
+/// The header as it is on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
+/// derived traits reject a layout with padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Header {
@@ -111,7 +110,7 @@ pub(crate) struct Header {
     pub(crate) body_len: U32,
     pub(crate) body_crc: U32,
     pub(crate) reserved: U32,
-    /// CRC32 over the header before it.
+    /// CRC32 of the header up to here.
     pub(crate) header_crc: U32,
 }
 
@@ -121,13 +120,13 @@ const _: () = {
 };
 
 impl Header {
-    /// CRC32 over everything before `header_crc`.
+    /// CRC32 of everything before `header_crc`.
     pub(crate) fn checksum(&self) -> u32 {
         crc32fast::hash(&self.as_bytes()[..offset_of!(Self, header_crc)])
     }
 
-    /// Checks as much of magic and version as `bytes` holds. Apart from [`Self::decode`], because a
-    /// peer of another version may have a shorter header and then wait for an answer.
+    /// Checks as much of magic and version as `bytes` holds. Separate from [`Self::decode`],
+    /// because a peer of another version may have a shorter header and then wait for an answer.
     pub(crate) fn check_prefix(bytes: &[u8]) -> Result<(), LinkError> {
         if let Some(magic) = bytes.first_chunk() {
             let got = u32::from_le_bytes(*magic);
@@ -150,7 +149,7 @@ impl Header {
         Ok(())
     }
 
-    /// Reads and checks a header. `sequence` is the number that is due.
+    /// Reads and checks a header. `sequence` is the expected number.
     pub(crate) fn decode(
         bytes: &[u8; HEADER_BYTES],
         sequence: u64,

@@ -1,9 +1,9 @@
 //! Heartbeats: signs of life as small UDP packets, on a path of their own.
 //!
-//! A heartbeat says "the sender's process ran a moment ago" and nothing more; what its absence means
-//! is not decided here. Packets may be lost, repeated or reordered like any UDP packet. Whatever is
-//! malformed, from somebody else, or for another virtual machine is dropped and counted, never an
-//! error: anybody can send us packets.
+//! A heartbeat says "the sender's process ran a moment ago" and nothing more. What its absence
+//! means is not decided here. Packets may be lost, repeated or reordered like any UDP packet. A
+//! packet that is malformed, from another sender, or for another virtual machine is dropped and
+//! counted. It is never an error, because anyone can send us packets.
 
 use std::io;
 use std::mem::offset_of;
@@ -22,7 +22,7 @@ const HEARTBEAT_VERSION: u16 = 1;
 /// Size of a heartbeat packet in bytes.
 pub const HEARTBEAT_BYTES: usize = 40;
 
-/// Who sends a heartbeat.
+/// The role of a heartbeat's sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Sender {
@@ -51,11 +51,11 @@ pub struct Heartbeat {
     pub sender: Sender,
     /// The sender's generation.
     pub generation: u64,
-    /// Counts the sender's heartbeats, from 0 at its start.
+    /// Counts the sender's heartbeats from 0 at its start.
     pub sequence: u64,
 }
 
-/// Why a packet is not a heartbeat for us. Only the kinds are counted, not kept.
+/// Why a packet is not a heartbeat for us. The packets are only counted by kind, not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeartbeatError {
     /// Wrong length, magic, checksum, sender or reserved bytes.
@@ -72,7 +72,7 @@ pub enum HeartbeatError {
     OtherVm,
 }
 
-/// The first bytes of a packet, the same in every version.
+/// The first bytes of a packet, which are the same in every version.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Prefix {
@@ -80,8 +80,8 @@ struct Prefix {
     version: U16,
 }
 
-/// The packet as it lies on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
-/// derived traits refuse a layout with padding.
+/// The packet as it is on the wire, little endian. `docs/PROTOCOL.md` has the same table. The
+/// derived traits reject a layout with padding.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Packet {
@@ -92,21 +92,21 @@ struct Packet {
     sequence: U64,
     vm: U64,
     reserved_2: U32,
-    /// CRC32 over the packet before it.
+    /// CRC32 of the packet up to here.
     crc: U32,
 }
 
 const _: () = assert!(size_of::<Packet>() == HEARTBEAT_BYTES);
 
 impl Packet {
-    /// CRC32 over everything before `crc`.
+    /// CRC32 of everything before `crc`.
     fn checksum(&self) -> u32 {
         crc32fast::hash(&self.as_bytes()[..offset_of!(Self, crc)])
     }
 }
 
 impl Heartbeat {
-    /// The packet for the virtual machine with the name hash `vm`, see [`vm_hash`].
+    /// The packet for the virtual machine with the name hash `vm`; see [`vm_hash`].
     #[must_use]
     pub fn encode(&self, vm: u64) -> [u8; HEARTBEAT_BYTES] {
         let mut packet = Packet {
@@ -129,7 +129,7 @@ impl Heartbeat {
     /// Reads a packet meant for the virtual machine with the name hash `vm`.
     ///
     /// # Errors
-    /// Why it is not one.
+    /// If it is not such a packet.
     pub fn decode(bytes: &[u8], vm: u64) -> Result<Self, HeartbeatError> {
         use HeartbeatError::Malformed;
         // Another version may have another length.
@@ -157,8 +157,8 @@ impl Heartbeat {
     }
 }
 
-/// FNV-1a, 64 bits, of a virtual machine's name: keeps machines that share a network apart. It is not
-/// a secret.
+/// FNV-1a, 64 bits, of a virtual machine's name. It keeps virtual machines that share a network
+/// apart. It is not a secret.
 #[must_use]
 pub fn vm_hash(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -175,7 +175,7 @@ pub struct HeartbeatDrops {
     pub version_packets: u64,
     /// Of another virtual machine.
     pub other_vm_packets: u64,
-    /// From another address than the configured peer's.
+    /// From an address other than the configured peer's.
     pub other_peer_packets: u64,
 }
 
@@ -183,7 +183,7 @@ pub struct HeartbeatDrops {
 #[derive(Debug)]
 pub struct HeartbeatSocket {
     socket: UdpSocket,
-    /// Where to send to. If it was not configured, the sender of the last good heartbeat.
+    /// The address to send to: the configured peer, or else the sender of the last good heartbeat.
     peer: Option<SocketAddr>,
     peer_is_fixed: bool,
     vm: u64,
@@ -192,14 +192,14 @@ pub struct HeartbeatSocket {
 }
 
 impl HeartbeatSocket {
-    /// Opens the socket at `local`. With a `peer`, only its packets count; without, the peer is learned
-    /// from the first heartbeat for this `vm`.
+    /// Opens the socket at `local`. With a `peer`, only its packets count. Without one, the peer is
+    /// the sender of the last good heartbeat for this `vm`.
     ///
     /// # Errors
     /// If the address cannot be bound.
     pub async fn bind(local: SocketAddr, peer: Option<SocketAddr>, vm: &str) -> io::Result<Self> {
         Ok(Self {
-            // Not connected to the peer: a refusal by its host would then fail our next call.
+            // Not connected to the peer: otherwise a refusal by its host would fail our next call.
             socket: UdpSocket::bind(local).await?,
             peer,
             peer_is_fixed: peer.is_some(),
@@ -209,7 +209,7 @@ impl HeartbeatSocket {
         })
     }
 
-    /// The address it is bound to, with the actual port.
+    /// The address that it is bound to, with the actual port.
     ///
     /// # Errors
     /// If the operating system does not say.
@@ -220,7 +220,7 @@ impl HeartbeatSocket {
     /// Sends a heartbeat; `false` if no peer is known yet.
     ///
     /// # Errors
-    /// If the network refuses, which may pass. The sequence number counts on.
+    /// If the network refuses it, perhaps only for now. The sequence number still counts up.
     pub async fn send(&mut self, sender: Sender, generation: u64) -> io::Result<bool> {
         let Some(peer) = self.peer else {
             return Ok(false);
@@ -240,7 +240,7 @@ impl HeartbeatSocket {
     /// # Errors
     /// If the socket fails.
     pub async fn recv(&mut self) -> io::Result<Heartbeat> {
-        // One byte more than a packet, so that longer ones are seen to be longer.
+        // One byte more than a packet, so that longer packets are recognised.
         let mut packet = [0; HEARTBEAT_BYTES + 1];
         loop {
             let (bytes, from) = self.socket.recv_from(&mut packet).await?;
@@ -260,7 +260,7 @@ impl HeartbeatSocket {
         }
     }
 
-    /// What was dropped so far.
+    /// What has been dropped so far.
     #[must_use]
     pub fn drops(&self) -> HeartbeatDrops {
         self.drops

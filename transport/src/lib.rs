@@ -1,13 +1,13 @@
 //! Byte links between the two hosts of a protected virtual machine.
 //!
-//! Steps ⑤ (ship), ⑥ (stage) and ⑧ (ack) of the way of the data travel here as [`Frame`]s over a
-//! [`Link`]: TCP, a Unix socket, any other pair of byte streams, or, for tests, an in-memory pair with
-//! seeded faults ([`memory`]). Signs of life also travel beside the link as UDP packets
+//! Steps ⑤ (ship), ⑥ (stage) and ⑧ (ack) of the data path travel here as [`Frame`]s over a
+//! [`Link`]: TCP, a Unix socket, any other pair of byte streams, or, for tests, an in-memory pair
+//! with seeded faults ([`memory`]). Signs of life also travel beside the link as UDP packets
 //! ([`heartbeat`]). `docs/PROTOCOL.md` specifies the bytes field by field.
 //!
-//! Architecture invariant: this crate knows nothing of guests, epochs' meaning or roles' rights. It
-//! moves frames, whole and in order, or says with a typed error why it cannot. Bytes from the peer
-//! never cause a panic nor an allocation beyond [`Limits`].
+//! Architecture invariant: this crate does not know guests, what epochs mean, or what a role may
+//! do. It moves frames, whole and in order, or returns a typed error that says why it cannot. Bytes
+//! from the peer never cause a panic or an allocation beyond [`Limits`].
 //!
 //! ```
 //! # use understudy_transport::{Endpoint, Frame, Limits, Listener, connect};

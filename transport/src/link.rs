@@ -1,7 +1,7 @@
 //! A link: frames over a pair of byte streams, in both directions.
 //!
-//! The reader and the writer are independent halves. The wire format is `frame.rs`'s, buffering by
-//! several senders is `queue.rs`'s; nothing here interprets a frame.
+//! The reader and the writer are independent halves. `frame.rs` has the wire format, `queue.rs` the
+//! buffering for several senders. Nothing here interprets a frame.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,10 +17,11 @@ use crate::frame::{Frame, HEADER_BYTES, Limits};
 use crate::metrics::LinkCounters;
 use crate::source::{Polled, Source};
 
-/// How much [`LinkReader::try_recv`] takes from the stream at once.
+/// How much [`LinkReader::try_recv`] reads from the stream at once.
 const TRY_READ_BYTES: usize = 64 << 10;
 
-/// Frames handed to the operating system in one call; two slices each, well below its limit of 1024.
+/// Frames handed to the operating system in one call. Each has two slices, so this is well below
+/// the limit of 1024.
 const WRITE_FRAMES_MAX: usize = 64;
 
 /// A connection to the other host.
@@ -30,7 +31,7 @@ pub struct Link {
     pub reader: LinkReader,
     /// Sends frames.
     pub writer: LinkWriter,
-    /// Who is at the other end, for messages to people.
+    /// The other end, for people.
     pub peer: String,
 }
 
@@ -73,13 +74,13 @@ impl Link {
         }
     }
 
-    /// The two halves, to be used from different tasks.
+    /// The two halves, for use in different tasks.
     #[must_use]
     pub fn split(self) -> (LinkReader, LinkWriter) {
         (self.reader, self.writer)
     }
 
-    /// What has gone over the link so far.
+    /// The link's traffic so far.
     #[must_use]
     pub fn counters(&self) -> Arc<LinkCounters> {
         self.reader.counters.clone()
@@ -91,7 +92,7 @@ pub struct LinkReader {
     source: Box<dyn Source>,
     decoder: FrameDecoder,
     scratch: Vec<u8>,
-    /// Why the stream gives no more bytes. Frames that arrived before are still handed out.
+    /// Why no more bytes will come. Frames that arrived before are still handed out.
     ended: Option<LinkError>,
     counters: Arc<LinkCounters>,
 }
@@ -100,8 +101,8 @@ impl LinkReader {
     /// Waits for the next frame. Cancel safe: dropping the future loses nothing.
     ///
     /// # Errors
-    /// If the link has ended or the bytes are malformed; frames before that are received first. Every
-    /// later call fails in the same way.
+    /// If the link has ended or the bytes are malformed. Frames before that are received first.
+    /// Every later call fails in the same way.
     pub async fn recv(&mut self) -> Result<Frame, LinkError> {
         loop {
             if let Some(frame) = self.take_frame()? {
@@ -115,11 +116,11 @@ impl LinkReader {
         }
     }
 
-    /// The next frame if it is here already, be it in this program or in the socket's buffer; `None` if
-    /// not. Never waits.
+    /// The next frame if it is already here, in this program or in the socket's buffer; otherwise
+    /// `None`. Never waits.
     ///
-    /// Call it until it returns `None` or an error to learn everything that is known by now, a close by
-    /// the peer behind the last frame included.
+    /// Call this until it returns `None` or an error to learn everything that is known by now,
+    /// including a close by the peer behind the last frame.
     ///
     /// # Errors
     /// As [`Self::recv`].
@@ -141,13 +142,13 @@ impl LinkReader {
         }
     }
 
-    /// What has gone over the link so far.
+    /// The link's traffic so far.
     #[must_use]
     pub fn counters(&self) -> Arc<LinkCounters> {
         self.counters.clone()
     }
 
-    /// A frame that has already been read, else the end of the stream if that has been seen.
+    /// A frame that has already been read, or else the end of the stream if that has been seen.
     fn take_frame(&mut self) -> Result<Option<Frame>, LinkError> {
         if let Some(frame) = self.decoder.next_frame()? {
             self.counters.count_frame_in();
@@ -185,22 +186,22 @@ pub struct LinkWriter {
     writer: Box<dyn AsyncWrite + Send + Unpin>,
     limits: Limits,
     sequence_next: u64,
-    /// Frames not wholly written yet.
+    /// Frames that are not completely written yet.
     unwritten: VecDeque<Outgoing>,
-    /// How much of the first of them is written.
+    /// How many bytes of the first one are written.
     written_bytes: usize,
     failed: Option<LinkError>,
     counters: Arc<LinkCounters>,
 }
 
 impl LinkWriter {
-    /// Sends a frame: returns when the stream has taken all of it.
+    /// Sends a frame. Returns when the stream has taken all of it.
     ///
-    /// If the future is dropped before, the frame is either not begun or its rest goes out before the
-    /// next one: the stream stays whole.
+    /// If the future is dropped before that, the frame has either not begun, or its rest goes out
+    /// before the next one. The stream stays intact.
     ///
     /// # Errors
-    /// If the link is broken (then for ever), or the body is over the limit (then nothing was sent).
+    /// If the link is broken (for good), or the body is over the limit (nothing was sent then).
     pub async fn send(&mut self, frame: &Frame) -> Result<(), LinkError> {
         self.send_all(std::slice::from_ref(frame)).await
     }
@@ -208,7 +209,7 @@ impl LinkWriter {
     /// Sends frames in order, with as few system calls as possible.
     ///
     /// # Errors
-    /// As [`Self::send`]; a body over the limit keeps the whole batch from being sent.
+    /// As [`Self::send`]. One body over the limit keeps the whole batch from being sent.
     pub async fn send_all(&mut self, frames: &[Frame]) -> Result<(), LinkError> {
         self.write_out().await?;
         let mut batch = VecDeque::with_capacity(frames.len());
@@ -239,13 +240,13 @@ impl LinkWriter {
         self.limits
     }
 
-    /// What has gone over the link so far.
+    /// The link's traffic so far.
     #[must_use]
     pub fn counters(&self) -> Arc<LinkCounters> {
         self.counters.clone()
     }
 
-    /// Writes `unwritten` to the stream. State is changed only after a write has returned.
+    /// Writes `unwritten` to the stream. Changes state only after a write has returned.
     async fn write_out(&mut self) -> Result<(), LinkError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -271,7 +272,7 @@ impl LinkWriter {
         flushed.map_err(|error| self.fail(LinkError::from_io("sending", error)))
     }
 
-    /// Notes that the stream took `bytes`.
+    /// Records that the stream took `bytes`.
     fn advance(&mut self, bytes: usize) {
         self.counters.count_out(bytes);
         self.written_bytes += bytes;
@@ -286,7 +287,7 @@ impl LinkWriter {
         }
     }
 
-    /// Breaks the link for good, and lets go of what it held.
+    /// Breaks the link for good and frees what it held.
     fn fail(&mut self, error: LinkError) -> LinkError {
         self.unwritten.clear();
         self.failed = Some(error.clone());

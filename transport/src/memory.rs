@@ -1,9 +1,9 @@
 //! Links in memory, with seeded faults on the byte stream, for tests and simulations.
 //!
-//! Time is tokio's, so that under a paused clock a run takes no real time, and the same seed with the
-//! same callers gives the same run, byte for byte. Delays are in whole milliseconds, the resolution of
+//! Time is tokio's. With a paused clock a run takes no real time, and the same seed with the same
+//! callers gives the same run, byte for byte. Delays are in whole milliseconds, the resolution of
 //! tokio's timers. The faults are those of byte streams: bytes of one direction never overtake each
-//! other; messages do on different links, see [`FaultyNetwork`]. Not for real traffic.
+//! other, but messages on different links do; see [`FaultyNetwork`]. Not for real traffic.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -26,26 +26,27 @@ use crate::link::Link;
 /// What happens to the bytes of one direction. Offsets count the direction's bytes from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults {
-    /// Least time from being written to being readable.
+    /// Shortest time from writing to being readable.
     pub delay_min: Duration,
-    /// Most time from being written to being readable; drawn anew for each piece.
+    /// Longest time from writing to being readable. The time is drawn again for each piece.
     pub delay_max: Duration,
-    /// Writes and reads are cut into pieces of 1 to this many bytes; `None` leaves them whole.
+    /// Writes are cut into pieces of 1 to this many bytes, and reads with them. `None` leaves them
+    /// whole.
     pub piece_bytes_max: Option<usize>,
-    /// The connection is lost, in both directions, once this many bytes were written.
+    /// The connection is lost in both directions once this many bytes have been written.
     pub lose_after_bytes: Option<u64>,
-    /// The stream ends as if closed once this many bytes were written; later writes fail.
+    /// The stream ends as if closed once this many bytes have been written. Later writes fail.
     pub truncate_after_bytes: Option<u64>,
-    /// Bytes to be changed.
+    /// Offsets of bytes to change.
     pub corrupt_offsets: Vec<u64>,
-    /// Besides, one byte in this many is changed on average.
+    /// In addition, one byte in this many is changed on average.
     pub corrupt_one_in_bytes: Option<u64>,
-    /// Bytes on their way at most; the writer waits for room.
+    /// Most bytes in flight. The writer waits for room.
     pub in_flight_bytes_max: usize,
 }
 
 impl Default for Faults {
-    /// None: the bytes arrive at once and unharmed.
+    /// No faults: the bytes arrive at once and unharmed.
     fn default() -> Self {
         Self {
             delay_min: Duration::ZERO,
@@ -60,20 +61,22 @@ impl Default for Faults {
     }
 }
 
-/// Two linked ends with the same faults in both directions, each direction with its own luck.
+/// The two ends of a link with the same faults in both directions. Each direction has its own
+/// randomness.
 #[must_use]
 pub fn pair(seed: u64, faults: Faults) -> (Link, Link) {
     pair_with(seed, faults.clone(), faults, Limits::default())
 }
 
-/// Two linked ends: `there` happens to what the first sends, `back` to what the second sends.
+/// The two ends of a link. `there` applies to what the first sends, `back` to what the second
+/// sends.
 #[must_use]
 pub fn pair_with(seed: u64, there: Faults, back: Faults, limits: Limits) -> (Link, Link) {
     let (first, second, _) = connect(seed, there, back, limits, "memory");
     (first, second)
 }
 
-/// Several links whose delays differ, so that messages on different links overtake each other.
+/// Several links with different delays, so that messages on different links overtake each other.
 #[derive(Debug)]
 pub struct FaultyNetwork {
     luck: StdRng,
@@ -83,7 +86,8 @@ pub struct FaultyNetwork {
 }
 
 impl FaultyNetwork {
-    /// A network whose links all have `faults`, and each a constant delay of 0 to `spread` more.
+    /// A network whose links all have `faults`, plus a constant delay of 0 to `spread` for each
+    /// link.
     #[must_use]
     pub fn new(seed: u64, faults: Faults, spread: Duration) -> Self {
         Self {
@@ -94,7 +98,7 @@ impl FaultyNetwork {
         }
     }
 
-    /// The two ends of a new link; links are numbered from 0.
+    /// The two ends of a new link. Links are numbered from 0.
     pub fn link(&mut self, limits: Limits) -> (Link, Link) {
         let detour = draw_duration(&mut self.luck, Duration::ZERO, self.spread);
         let mut faults = self.faults.clone();
@@ -107,8 +111,8 @@ impl FaultyNetwork {
         (first, second)
     }
 
-    /// Loses the `link`-th link now: what is on its way is gone, both ends see a reset. Does nothing if
-    /// there is no such link any more.
+    /// Loses the `link`-th link now. Bytes in flight are gone, and both ends see a reset. Does
+    /// nothing if that link no longer exists.
     pub fn cut(&mut self, link: usize) {
         if let Some(wire) = self.wires.get(link).and_then(Weak::upgrade) {
             let mut wire = wire.lock();
@@ -150,7 +154,7 @@ fn connect(
     (end(0), end(1), Arc::downgrade(&wire))
 }
 
-/// Both directions of a connection: a loss hits both.
+/// Both directions of a connection. A loss affects both.
 #[derive(Debug)]
 struct Wire {
     directions: [Direction; 2],
@@ -175,8 +179,8 @@ enum Ending {
 struct Direction {
     faults: Faults,
     luck: StdRng,
-    /// What was written and not yet read, with its time of arrival. Only the first is looked at, so that
-    /// nothing arrives before what was written before it.
+    /// What was written and not read yet, with its time of arrival. Only the first is looked at, so
+    /// that nothing arrives before what was written earlier.
     in_flight: VecDeque<(Instant, Bytes)>,
     in_flight_bytes: usize,
     written_bytes: u64,
@@ -206,7 +210,7 @@ impl Direction {
         direction
     }
 
-    /// Ends the stream behind what was written. The first ending stays.
+    /// Ends the stream after what was written. The first ending stays.
     fn finish(&mut self, ending: Ending) {
         self.ending.get_or_insert(ending);
         self.wake();
@@ -221,7 +225,7 @@ impl Direction {
         }
     }
 
-    /// Takes a piece of `bytes`; returns its length, 0 if there is no room.
+    /// Takes a piece of `bytes`. Returns its length, 0 if there is no room.
     fn write(&mut self, bytes: &[u8]) -> usize {
         let room = self.faults.in_flight_bytes_max.max(1) - self.in_flight_bytes;
         let mut len = bytes.len().min(room);
@@ -251,7 +255,7 @@ impl Direction {
         len
     }
 
-    /// A copy of `bytes`, which begin at `written_bytes`, with the faults that fall into it.
+    /// A copy of `bytes`, which begin at `written_bytes`, with the faults that fall into them.
     fn corrupt(&mut self, bytes: &[u8]) -> Bytes {
         if self.corrupt_next.is_none() && self.faults.corrupt_offsets.is_empty() {
             return Bytes::copy_from_slice(bytes);
@@ -272,11 +276,11 @@ impl Direction {
     /// Where the first random fault at or after `from` falls.
     fn draw_corruption(&mut self, from: u64) -> Option<u64> {
         let one_in_bytes = self.faults.corrupt_one_in_bytes?.max(1);
-        // Uniform with the right mean; nothing here needs the exact distribution.
+        // Uniform with about the right mean. Nothing here needs the exact distribution.
         Some(from + self.luck.random_range(0..2 * one_in_bytes))
     }
 
-    /// Whether the faults end the stream at what has been written.
+    /// The ending that the faults cause after what has been written, if any.
     fn due_ending(&self) -> Option<Ending> {
         let due = |cut: Option<u64>| cut.is_some_and(|cut| self.written_bytes >= cut);
         if due(self.faults.lose_after_bytes) {
@@ -342,7 +346,7 @@ impl AsyncRead for WireReader {
                     }
                 }
             };
-            // A cut may take away what is waited for.
+            // A cut may remove what this waits for.
             this.wire.lock().directions[this.direction].reader = Some(cx.waker().clone());
             let alarm = this
                 .alarm

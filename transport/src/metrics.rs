@@ -1,20 +1,20 @@
-//! Plain counters of a link. Names and export formats are the embedding program's business.
+//! Plain counters of a link. The embedding program chooses names and export formats.
 
 use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// What has gone over a link so far, or over several together.
+/// Traffic of one link so far, or of several together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LinkMetrics {
     /// Bytes read from the stream.
     pub bytes_in: u64,
-    /// Bytes the stream has taken.
+    /// Bytes that the stream has taken.
     pub bytes_out: u64,
     /// Whole frames received.
     pub frames_in: u64,
-    /// Whole frames the stream has taken.
+    /// Whole frames that the stream has taken.
     pub frames_out: u64,
 }
 
@@ -31,8 +31,8 @@ impl Add for LinkMetrics {
     }
 }
 
-/// The counters behind [`LinkMetrics`], shared by both halves of a link. Each is exact; a snapshot is
-/// not taken at one instant.
+/// The counters behind [`LinkMetrics`], shared by both halves of a link. Each counter is exact, but
+/// a snapshot is not taken at one instant.
 #[derive(Debug, Default)]
 pub struct LinkCounters {
     bytes_in: AtomicU64,

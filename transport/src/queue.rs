@@ -1,9 +1,10 @@
 //! The bounded queue in front of a [`LinkWriter`], for several senders, blocking threads among them.
 //!
-//! Rule R5 lives here: what is queued and not yet taken by the stream never exceeds the queue's limit
-//! in bytes; a sender waits for room. Waiting senders get room in the order they came, whatever they
-//! send, so small control frames overtake nothing and are not starved by large ones. Frames are
-//! never dropped from a link that works.
+//! Rule R5 is enforced here: what is queued and not yet taken by the stream never exceeds the
+//! queue's limit in bytes, except for a single larger frame. A sender waits for room. Waiting
+//! senders get room in the order in which they came, whatever they send. So small control frames
+//! overtake nothing and are not starved by large ones. Frames are never dropped from a working
+//! link.
 
 use std::sync::Arc;
 
@@ -14,17 +15,17 @@ use crate::error::LinkError;
 use crate::frame::{Frame, Limits};
 use crate::link::LinkWriter;
 
-/// How much [`SendTask::run`] writes at once. Room is given back after each such batch.
+/// How much [`SendTask::run`] writes at once. The room is given back after each batch.
 const BATCH_BYTES: usize = 256 << 10;
 
-/// A frame, and the room it takes until it is written.
+/// A frame and the room that it takes until it is written.
 struct Queued {
     frame: Frame,
     room: OwnedSemaphorePermit,
 }
 
-/// Where frames are queued. Clones queue to the same link. When the last clone is dropped, the task
-/// writes what is queued and closes this direction of the link.
+/// Queues frames for a link. Clones queue to the same link. When the last clone is dropped, the
+/// task writes what is queued and closes this direction of the link.
 #[derive(Clone)]
 pub struct SendQueue {
     frames: mpsc::UnboundedSender<Queued>,
@@ -32,7 +33,8 @@ pub struct SendQueue {
     runtime: Handle,
 }
 
-/// What the queue and its task both see. The channel itself needs no bound: each frame in it holds room.
+/// What the queue and its task share. The channel itself needs no bound, because each frame in it
+/// holds room.
 struct QueueState {
     /// Free room in bytes.
     room: Arc<Semaphore>,
@@ -43,7 +45,7 @@ struct QueueState {
 }
 
 impl QueueState {
-    /// Breaks the queue for good: all waiting and later sends fail. The first reason stays.
+    /// Breaks the queue for good: all waiting and later sends fail. The first reason is kept.
     fn fail(&self, error: LinkError) {
         self.broken.send_if_modified(|broken| {
             let first = broken.is_none();
@@ -61,11 +63,11 @@ impl QueueState {
 }
 
 impl SendQueue {
-    /// A queue that holds up to `room_bytes` of frames, headers included, and the task that must be
-    /// run to empty it. A single frame larger than that goes through alone.
+    /// A queue for up to `room_bytes` of frames, headers included, and the task that must run to
+    /// empty it. A single frame larger than that goes through alone.
     ///
     /// # Panics
-    /// Outside of a tokio runtime.
+    /// Outside a tokio runtime.
     #[must_use]
     pub fn new(writer: LinkWriter, room_bytes: u32) -> (Self, SendTask) {
         let (frames, queued) = mpsc::unbounded_channel();
@@ -89,10 +91,10 @@ impl SendQueue {
         (queue, task)
     }
 
-    /// Queues a frame, waiting for room. Dropping the future before it is done queues nothing.
+    /// Queues a frame. Waits for room. Dropping the future before it is done queues nothing.
     ///
     /// # Errors
-    /// At once if the link is broken, and as soon as it breaks while waiting; or if the body is over
+    /// At once if the link is broken, as soon as it breaks during the wait, or if the body is over
     /// the link's limit.
     pub async fn send(&self, frame: Frame) -> Result<(), LinkError> {
         if frame.body.len() > self.state.limits.body_bytes_max as usize {
@@ -112,24 +114,25 @@ impl SendQueue {
         sent.map_err(|_| self.state.reason())
     }
 
-    /// As [`Self::send`], for a thread outside of the runtime: blocks it until there is room.
+    /// Like [`Self::send`], for a thread outside the runtime: blocks it until there is room.
     ///
     /// # Errors
     /// As [`Self::send`].
     ///
     /// # Panics
-    /// On a thread of an async runtime, which must not be blocked.
+    /// On a thread of an async runtime, which must not block.
     pub fn blocking_send(&self, frame: Frame) -> Result<(), LinkError> {
         self.runtime.block_on(self.send(frame))
     }
 
-    /// Breaks the queue with a reason learned elsewhere, as by the reader of the same link: all waiting
-    /// and later sends fail with it, and so does the task, even in the middle of a write.
+    /// Breaks the queue with a reason learnt elsewhere, for example by the reader of the same link.
+    /// All waiting and later sends fail with it, and so does the task, even in the middle of a
+    /// write.
     pub fn fail(&self, error: LinkError) {
         self.state.fail(error);
     }
 
-    /// Bytes queued and not yet taken by the stream.
+    /// Bytes that are queued and not yet taken by the stream.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         (self.state.room_bytes_max as usize).saturating_sub(self.state.room.available_permits())
@@ -145,8 +148,8 @@ impl std::fmt::Debug for SendQueue {
     }
 }
 
-/// Empties a [`SendQueue`] into its link. Dropping it breaks the queue: the room its frames held goes
-/// to the waiting senders, which then find the channel closed.
+/// Empties a [`SendQueue`] into its link. Dropping it breaks the queue: the room that its frames
+/// held goes to the waiting senders, which then find the channel closed.
 pub struct SendTask {
     writer: LinkWriter,
     queued: mpsc::UnboundedReceiver<Queued>,
@@ -157,11 +160,11 @@ impl SendTask {
     /// Runs until the last [`SendQueue`] is dropped and everything is written, or the link breaks.
     ///
     /// # Errors
-    /// Why the link broke. The queue's senders have got the same reason.
+    /// If the link broke. The queue's senders have got the same reason.
     pub async fn run(mut self) -> Result<(), LinkError> {
         let state = self.state.clone();
         let mut broken = state.broken.subscribe();
-        // Clones the reason and so gives the channel's lock back before anything else is done.
+        // Clones the reason, so that the channel's lock is released before anything else is done.
         let reason = async {
             let reason = broken.wait_for(Option::is_some).await;
             reason

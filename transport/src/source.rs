@@ -1,8 +1,8 @@
-//! The reading end of a byte stream: an `AsyncRead` that can also be asked what has arrived already.
+//! The reading end of a byte stream: an `AsyncRead` that can also say what has already arrived.
 //!
-//! For sockets the answer comes from the kernel, not from the runtime: tokio learns of new bytes, and
-//! of a close, only when its driver runs, and a primary must see a close that has already happened.
-//! Nothing here knows frames.
+//! For sockets the answer comes from the kernel, not from the runtime. Tokio learns of new bytes,
+//! and of a close, only when its driver runs, but a primary must see a close that has already
+//! happened. Nothing here knows frames.
 
 use std::future::poll_fn;
 use std::io::{self, Read};
@@ -16,11 +16,11 @@ use tokio::net::unix::OwnedReadHalf as UnixReadHalf;
 
 /// What a [`LinkReader`](crate::LinkReader) reads from.
 pub(crate) trait Source: AsyncRead + Send + Unpin {
-    /// Reads what is there now. `None`: nothing yet; `Some(0)`: end of stream.
+    /// Reads what is there now. `None` means nothing yet, `Some(0)` the end of the stream.
     fn read_now(&mut self, into: &mut [u8]) -> io::Result<Option<usize>>;
 }
 
-/// Any `AsyncRead`: what is there is what it gives when polled once.
+/// Any `AsyncRead`: what is there is what one poll returns.
 pub(crate) struct Polled<R>(pub(crate) R);
 
 impl<R: AsyncRead + Send + Unpin> AsyncRead for Polled<R> {
@@ -50,7 +50,7 @@ impl<R: AsyncRead + Send + Unpin> Source for Polled<R> {
 
 /// The receiving half of a connected socket.
 pub(crate) enum SocketSource {
-    /// TCP must acknowledge at once.
+    /// A TCP socket, which must acknowledge at once.
     Tcp(TcpReadHalf),
     Unix(UnixReadHalf),
 }
@@ -66,8 +66,8 @@ impl AsyncRead for SocketSource {
                 let polled = Pin::new(&mut *half).poll_read(cx, into);
                 if polled.is_pending() {
                     // The kernel leaves quick-acknowledgement mode by itself, and a delayed
-                    // acknowledgement can hold up the sender's next segment for 40 ms. So it is
-                    // asked for anew before each wait. Failing to is slow, not wrong.
+                    // acknowledgement can hold up the sender's next segment for 40 ms. So the mode
+                    // is requested again before each wait. A failure makes it slow, not wrong.
                     let _ = SockRef::from(half.as_ref()).set_tcp_quickack(true);
                 }
                 polled
@@ -87,9 +87,9 @@ impl Source for SocketSource {
     }
 }
 
-/// Reads from a non-blocking socket past tokio. That is sound with edge-triggered readiness: bytes left
-/// behind, or new ones, still raise an event, and a readiness that turns out stale is cleared by the
-/// next ordinary read.
+/// Reads from a non-blocking socket without tokio. This is sound with edge-triggered readiness:
+/// bytes left behind, or new ones, still raise an event, and the next ordinary read clears a stale
+/// readiness.
 fn read_socket(socket: &SockRef<'_>, into: &mut [u8]) -> io::Result<Option<usize>> {
     loop {
         let mut socket: &socket2::Socket = socket;

@@ -1,6 +1,6 @@
-//! The sans-IO core: decides what primary and backup do. No sockets, threads, clocks or KVM here;
-//! time comes in as a [`Duration`](std::time::Duration) since an arbitrary origin. The simulator in
-//! `replication/tests` runs exactly this code.
+//! The sans-IO cores: they decide what the primary and the backup do. No sockets, threads, clocks
+//! or KVM here. Time comes in as a [`Duration`](std::time::Duration) since an arbitrary origin. The
+//! simulator in `replication/tests` runs exactly this code.
 
 pub mod backup;
 pub mod codec;

@@ -1,16 +1,16 @@
-//! When epochs end and when a silent peer counts as lost: the numbers that both cores go by.
+//! When epochs end and when a silent peer counts as lost: the numbers that both cores use.
 //!
-//! Must not be done here: reading configuration. A core takes any policy; whoever reads one from a
-//! person checks the ranges given here.
+//! Must not be done here: reading configuration. A core takes any policy. Code that reads one from
+//! a person checks the ranges given here.
 
 use std::time::Duration;
 
 /// When epochs end, and when a silent peer counts as lost.
 ///
-/// The two hosts may have different policies: each side goes by its own.
+/// The two hosts may have different policies. Each side uses its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// The longest epoch. Output waits for about this long at most.
+    /// The longest epoch. Output waits at most about this long.
     ///
     /// Default 25 ms, range 1 ms to 10 s.
     pub epoch_interval: Duration,
@@ -18,23 +18,23 @@ pub struct Policy {
     ///
     /// Default 2 ms, range 1 ms to [`epoch_interval`](Self::epoch_interval).
     pub epoch_interval_min: Duration,
-    /// Sync on output: with output waiting, the epoch ends once no more output came for this long.
-    /// `None`: only the timer counts.
+    /// Sync on output: if output waits, the epoch ends once no more output has come for this long.
+    /// With `None`, only the timer counts.
     ///
     /// Default 1 ms, range 0 to [`epoch_interval`](Self::epoch_interval); more has no effect.
     pub output_quiet: Option<Duration>,
-    /// The longest time between two signs of life that are sent.
+    /// The longest time between two heartbeats that are sent.
     ///
     /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
-    /// late packets must not be a failover.
+    /// late packets must not cause a failover.
     pub heartbeat_interval: Duration,
-    /// The peer counts as lost after so long without a sign of life on any path. A backup also
-    /// counts as lost if it is silent on the link for so long while an epoch waits for its
+    /// The peer counts as lost after this long without a sign of life on any path. A backup also
+    /// counts as lost if it is silent on the link for this long while an epoch waits for its
     /// acknowledgement.
     ///
     /// Default 150 ms, range 10 ms to 10 min.
     pub heartbeat_timeout: Duration,
-    /// How long to wait before an arbiter that gave no answer is asked again.
+    /// How long to wait before asking an arbiter again that gave no answer.
     ///
     /// Default 100 ms, range 1 ms to 10 min.
     pub arbiter_retry: Duration,

@@ -1,16 +1,16 @@
-//! The timers of a core: when it wants to be woken, and which of its deadlines have passed.
+//! The timers of a core: when it wants to be woken, and which deadlines have passed.
 //!
-//! A core arms all its timers in one place, from its state, after everything that happened. The
-//! table then answers both questions, so that they cannot disagree.
+//! A core sets all its timers in one place, from its state, after everything that happens. This
+//! table then answers both questions, so the answers cannot contradict each other.
 //!
-//! Must not be done here: looking at a clock, or knowing what a timer is for.
+//! Must not be done here: looking at a clock, and knowing what a timer is for.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-/// When timers expire, at most one time for each. They are told apart by `Timer`, an enum of the
-/// core. Times are in the core's own count.
+/// When timers expire. Each timer is a value of `Timer`, an enum of the core, and has at most one
+/// time. Times are in the core's own count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Timers<Timer> {
     armed: BTreeMap<Timer, Duration>,
@@ -24,7 +24,7 @@ impl<Timer: Ord + Copy> Timers<Timer> {
         }
     }
 
-    /// Sets a timer, or stops it if there is no time for it.
+    /// Sets a timer, or stops it if `at` is `None`.
     pub(crate) fn set(&mut self, timer: Timer, at: Option<Duration>) {
         match at {
             Some(at) => self.armed.insert(timer, at),
@@ -32,19 +32,18 @@ impl<Timer: Ord + Copy> Timers<Timer> {
         };
     }
 
-    /// When the next one expires.
+    /// When the next timer expires.
     pub(crate) fn next(&self) -> Option<Duration> {
         self.armed.values().min().copied()
     }
 
-    /// Whether this one has expired.
+    /// Whether `timer` has expired.
     pub(crate) fn has_expired(&self, timer: Timer, now: Duration) -> bool {
         self.armed.get(&timer).is_some_and(|at| *at <= now)
     }
 
-    /// The first expired one that comes after `last`, in the order of the enum. Asking again with
-    /// each answer yields every timer at most once, even if one is set to an expired time
-    /// meanwhile.
+    /// The first expired timer after `last`, in the order of the enum. Calling this again with each
+    /// answer yields every timer at most once, even if one is set to an expired time meanwhile.
     pub(crate) fn expired_after(&self, last: Timer, now: Duration) -> Option<Timer> {
         let mut later = self.armed.range((Bound::Excluded(last), Bound::Unbounded));
         later.find(|(_, at)| **at <= now).map(|(timer, _)| *timer)

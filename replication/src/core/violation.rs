@@ -7,7 +7,7 @@ use crate::ids::{EpochId, Generation};
 /// How a peer broke the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolViolation {
-    /// A message that has no place in this phase.
+    /// A message that is not allowed in this phase.
     #[error("{message} has no place while {phase}")]
     Unexpected {
         /// The message's name.
@@ -15,7 +15,7 @@ pub enum ProtocolViolation {
         /// The receiver's phase.
         phase: &'static str,
     },
-    /// An acknowledgement of something else than the epoch in flight.
+    /// An acknowledgement of something other than the epoch in flight.
     #[error("acknowledgement of {acked}, in flight is {in_flight:?}")]
     Ack {
         /// The epoch acknowledged.
@@ -23,25 +23,25 @@ pub enum ProtocolViolation {
         /// The epoch in flight.
         in_flight: Option<EpochId>,
     },
-    /// More is said to be durable than was acknowledged, or less than before.
+    /// The peer says that more is durable than it has acknowledged, or less than it said before.
     #[error("{durable} is said to be durable, acknowledged is {acked}, durable was {before}")]
     Durable {
         /// The epoch acknowledged.
         acked: EpochId,
         /// The epoch said to be durable.
         durable: EpochId,
-        /// The one said to be durable before.
+        /// The epoch said to be durable before.
         before: EpochId,
     },
-    /// Something about disks that does not fit the disks there are.
+    /// A statement about disks that does not match the actual disks.
     #[error("disks: {0}")]
     Disks(String),
-    /// A message of a later generation than the session's.
+    /// A message of a later generation than that of the session.
     #[error("message of {found} in a session of {session}")]
     LaterGeneration {
-        /// The message's.
+        /// The message's generation.
         found: Generation,
-        /// The session's.
+        /// The session's generation.
         session: Generation,
     },
     /// A primary that holds no generation.
@@ -53,7 +53,7 @@ pub enum ProtocolViolation {
     /// An epoch that cannot be staged.
     #[error(transparent)]
     Staging(#[from] StagingError),
-    /// Bytes that are no message.
+    /// Bytes that are not a message.
     #[error(transparent)]
     Message(#[from] MessageError),
 }

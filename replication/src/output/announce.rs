@@ -1,9 +1,9 @@
-//! Tells the network where a guest lives now: after a promotion the switches still send its frames to
-//! the dead host, and only a frame from the guest's address through the new port corrects them.
+//! Tells the network where a guest lives now. After a promotion the switches still send its frames
+//! to the dead host. Only a frame from the guest's address through the new port corrects them.
 //!
-//! Two frames do it: a RARP request, as hypervisors send after a live migration, which needs no IP
-//! address; and an ARP announcement (RFC 5227, section 3), for neighbours that also cache the address.
-//! Nothing is sent from here; see [`NetPort::announce`](super::NetPort::announce).
+//! Two frames do this. A RARP request, as hypervisors send after a live migration, needs no IP
+//! address. An ARP announcement (RFC 5227, section 3) reaches neighbours that also cache the
+//! address. This module sends nothing; see [`NetPort::announce`](super::NetPort::announce).
 
 use std::net::Ipv4Addr;
 
@@ -43,9 +43,9 @@ pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     )
 }
 
-/// What a frame that the guest `mac` sends tells about its IPv4 address, `known` being what earlier
-/// frames told. ARP is believed at once; the source of an IPv4 packet only if nothing is known,
-/// because a guest may route for others.
+/// The guest's IPv4 address after a frame that the guest `mac` sent; `known` is what earlier frames
+/// told. ARP is believed at once. The source of an IPv4 packet is believed only if nothing is
+/// known, because a guest may route for others.
 #[must_use]
 pub fn learn_address(known: Option<Ipv4Addr>, mac: [u8; 6], frame: &[u8]) -> Option<Ipv4Addr> {
     source_address(known.is_none(), mac, frame).or(known)

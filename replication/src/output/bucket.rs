@@ -1,5 +1,5 @@
-//! A bucket: the output between two seals, in the order the guest sent it. It knows no ports and no
-//! sinks.
+//! A bucket: the output between two seals, in the order in which the guest sent it. A bucket knows
+//! no ports and no sinks.
 
 use bytes::{Bytes, BytesMut};
 
@@ -14,7 +14,7 @@ pub(super) struct Bucket {
     pub(super) console: Vec<ConsoleRun>,
 }
 
-/// Bytes of one console that follow one another.
+/// Consecutive bytes of one console.
 pub(super) struct ConsoleRun {
     pub(super) device: u16,
     pub(super) position: u64,
@@ -22,7 +22,7 @@ pub(super) struct ConsoleRun {
 }
 
 impl epoch_queue::Bucket for Bucket {
-    /// What the frames cost. Console bytes have a limit of their own.
+    /// The cost of the frames. Console bytes have a limit of their own.
     fn bytes(&self) -> u64 {
         self.frame_bytes as u64
     }
@@ -38,7 +38,7 @@ impl Bucket {
         self.frames.push(NetworkFrame { device, bytes });
     }
 
-    /// A copy for the backup: all console output, and the last frames that fit `bytes_max`.
+    /// A copy for the backup: all console output, and the last frames that fit into `bytes_max`.
     pub(super) fn copy(&self, bytes_max: usize) -> SealedOutput {
         let mut bytes = 0;
         let fitting = self.frames.iter().rev().take_while(|frame| {
@@ -57,8 +57,8 @@ impl Bucket {
         }
     }
 
-    /// Appends console bytes, to the last run of their console if they follow it. There are few
-    /// consoles, and each has at most one run here: its bytes always follow one another.
+    /// Appends console bytes to their console's run. There are few consoles, and each has at most
+    /// one run here: its bytes are always consecutive.
     pub(super) fn push_console(&mut self, device: u16, position: u64, bytes: &[u8]) {
         if let Some(run) = self.console.iter_mut().find(|run| run.device == device) {
             run.bytes.extend_from_slice(bytes);

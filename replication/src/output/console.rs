@@ -8,8 +8,8 @@ use super::signals::{Full, OutputEvent};
 use super::state::{Console, GateInner, GateMode};
 use super::writer::ConsoleWriter;
 
-/// A console's side of the gate. Clones are the same port. Bytes of one port stay in the order of the calls,
-/// so a device writes with its own lock held.
+/// A console's side of the gate. Clones are the same port. The bytes of one port stay in the order
+/// of the calls, so a device writes while it holds its own lock.
 #[derive(Clone)]
 pub struct ConsolePort {
     gate: Arc<GateInner>,
@@ -26,10 +26,11 @@ impl ConsolePort {
         }
     }
 
-    /// Writes bytes, all or none.
+    /// Writes all bytes or none.
     ///
     /// # Errors
-    /// [`Full`] if they were not taken. The port's waker is called when it is worth trying again.
+    /// [`Full`] if the bytes were not taken. The port's waker is called when it is worth trying
+    /// again.
     pub fn write(&self, bytes: &[u8]) -> Result<(), Full> {
         let listener = {
             let mut state = self.gate.state.lock();
@@ -45,15 +46,16 @@ impl ConsolePort {
                 GateMode::Open | GateMode::Shut => None,
             }
         };
-        // No lock is held: the listener may ask the gate.
+        // No lock is held here, because the listener may query the gate.
         if let Some(listener) = listener {
             listener(OutputEvent::Waiting);
         }
         Ok(())
     }
 
-    /// Whether the guest should go on writing: false from three quarters of the limit on, so that a
-    /// guest that listens is never [`Full`]. After false, the waker is called when there is room.
+    /// Whether the guest should go on writing. False from three quarters of the limit on, so a
+    /// guest that heeds it never sees [`Full`]. After false, the waker is called when there is
+    /// room.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let state = self.gate.state.lock();
@@ -64,17 +66,17 @@ impl ConsolePort {
             return true;
         }
         self.writer.wake_device_later();
-        // The last write may have ended in between, unaware that somebody waits.
+        // The last write may have ended in between, before it could see that the device waits.
         has_room()
     }
 
-    /// How many bytes the guest has written so far: part of the console's state.
+    /// How many bytes the guest has written so far. This is part of the console's state.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.console(&self.gate.state.lock().consoles).position
     }
 
-    /// Sets what [`ConsolePort::position`] tells, when a console's state is restored.
+    /// Sets the value of [`ConsolePort::position`], when a console's state is restored.
     pub fn set_position(&self, position: u64) {
         let mut state = self.gate.state.lock();
         state.consoles[usize::from(self.device)].position = position;

@@ -8,24 +8,24 @@ use serde::{Deserialize, Serialize};
 /// What has passed an [`OutputGate`](super::OutputGate) so far, and what waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputCounts {
-    /// Network output held now, or released and not sent yet, as counted against
+    /// Network output that is held, or released and not sent yet; counted as for
     /// [`held_bytes_max`](super::GateLimits::held_bytes_max).
     pub held_bytes: u64,
     /// Frames that had to wait.
     pub frames_delayed: u64,
     /// Their bytes.
     pub bytes_delayed: u64,
-    /// Frames handed to the network, at once or after having been held.
+    /// Frames handed to the network, at once or after a wait.
     pub frames_sent: u64,
     /// Their bytes.
     pub bytes_sent: u64,
-    /// Frames lost because the network took no more or was gone, or the gate was shut.
+    /// Frames lost because the network was full or gone, or the gate was shut.
     pub frames_dropped: u64,
     /// Their bytes.
     pub bytes_dropped: u64,
-    /// Frames of a dead primary sent once more; also counted as sent.
+    /// Frames of a dead primary that are sent again; also counted as sent.
     pub frames_repeated: u64,
-    /// Times a device was refused because the gate was full.
+    /// How often a device was refused because the gate was full.
     pub refusals: u64,
 }
 

@@ -1,9 +1,9 @@
 //! The gate as the runtime sees it: hold, seal, release, open, shut, repeat.
 //!
-//! Locks, in this order: a [`FrameLine`]'s → `GateState` → a console writer's queue. `GateState` is never
-//! locked while a sink, a waker or the listener is called, so a device that puts output into the gate never
-//! waits for the wire while the gate holds. No device lock is ever taken here: `seal` runs while the pauser
-//! holds them all.
+//! Locks, in this order: a [`FrameLine`]'s → `GateState` → a console writer's queue. `GateState` is
+//! never locked while a sink, a waker or the listener is called. So a device that puts output into
+//! the gate never waits for the wire while the gate holds. The gate takes no device lock: `seal`
+//! runs while the pauser holds them all.
 
 use std::io;
 use std::sync::Arc;
@@ -23,16 +23,17 @@ use super::state::{Console, GateInner, GateMode, GateState, Network};
 use super::writer::ConsoleWriter;
 use crate::ids::EpochId;
 
-/// How long `shut` waits for a console write that is under way.
+/// How long `shut` waits for a console write in progress.
 const SHUT_WAIT: Duration = Duration::from_millis(100);
 
-/// The machine's output gate: everything the guest says to the outside passes here (step ⑨). Clones are
-/// the same gate.
+/// The machine's output gate. All of the guest's output passes through it (step ⑨). Clones are the
+/// same gate.
 ///
-/// A gate starts *open* (output passes at once). [`hold`](Self::hold) closes it: output collects in the
-/// current bucket. [`seal`](Self::seal) ends the bucket and names it by its epoch.
-/// [`release`](Self::release) lets sealed buckets go, in order. The gate is bounded: when it is full the
-/// devices stop taking output from the guest, nothing is dropped, and the listener is told.
+/// A gate starts *open*: output passes at once. [`hold`](Self::hold) closes it: output collects in
+/// the current bucket. [`seal`](Self::seal) ends the bucket and gives it to an epoch.
+/// [`release`](Self::release) lets sealed buckets leave, in order. The gate is bounded. When it is
+/// full, the devices stop taking output from the guest, nothing is dropped, and the listener is
+/// told.
 #[derive(Clone)]
 pub struct OutputGate {
     inner: Arc<GateInner>,
@@ -59,8 +60,8 @@ impl OutputGate {
         }
     }
 
-    /// Adds the next network device, in configuration order. `wake` is called, from any thread, when a
-    /// device that was refused may try again; it must not wait.
+    /// Adds the next network device, in configuration order. `wake` is called from any thread when
+    /// a refused device may try again; it must not block.
     ///
     /// # Panics
     /// At the 65,537th network device.
@@ -76,8 +77,8 @@ impl OutputGate {
         NetPort::new(Arc::clone(&self.inner), device, line)
     }
 
-    /// Adds the next console, in configuration order, and starts the thread that writes to `sink`. `wake`
-    /// is as for [`OutputGate::add_network`].
+    /// Adds the next console, in configuration order, and starts the thread that writes to `sink`.
+    /// `wake` is as for [`OutputGate::add_network`].
     ///
     /// # Errors
     /// If the host has no thread left.
@@ -96,13 +97,13 @@ impl OutputGate {
         Ok(ConsolePort::new(Arc::clone(&self.inner), device, writer))
     }
 
-    /// Waits until all consoles have written what may leave, at most `timeout` for each. False if one
-    /// did not get ready.
+    /// Waits until every console has written what may leave, at most `timeout` for each. False if a
+    /// console did not finish in time.
     #[must_use]
     pub fn flush_consoles(&self, timeout: Duration) -> bool {
         let writers = self.inner.state.lock().console_writers();
         let is_late = |writer: &Arc<ConsoleWriter>| !writer.wait_idle(timeout);
-        // All of them are waited for, also after one was late.
+        // Waits for all of them, even after one was late.
         writers.into_iter().filter(is_late).count() == 0
     }
 
@@ -112,7 +113,7 @@ impl OutputGate {
         self.inner.state.lock().mode
     }
 
-    /// What has passed so far, and what waits.
+    /// What has passed so far, and what is waiting.
     #[must_use]
     pub fn counts(&self) -> OutputCounts {
         let held_bytes = self.inner.state.lock().waiting_bytes() as u64;
@@ -122,7 +123,7 @@ impl OutputGate {
 
 /// For the runtime that protects the guest.
 impl OutputGate {
-    /// From now on, output is held. Called while the guest is paused.
+    /// Holds output from now on. Called while the guest is paused.
     pub fn hold(&self) {
         let mut state = self.inner.state.lock();
         if state.mode == GateMode::Open {
@@ -130,16 +131,16 @@ impl OutputGate {
         }
     }
 
-    /// Ends the current bucket as `epoch`'s and returns a copy for the backup. Called while the guest
-    /// is paused and the gate holds.
+    /// Ends the current bucket as that of `epoch` and returns a copy for the backup. Called while
+    /// the guest is paused and the gate holds.
     pub fn seal(&self, epoch: EpochId) -> SealedOutput {
         let repeat_bytes_max = self.inner.limits.repeat_bytes_max;
         self.inner.state.lock().seal(epoch, repeat_bytes_max)
     }
 
-    /// Lets the output of all epochs up to and including `through` go. Stops between two frames and
-    /// returns `false` once `until` has passed: this process was stalled in the middle and may not own
-    /// the guest any more. What is left stays held until the next call of `release` or `open`.
+    /// Lets the output of all epochs up to and including `through` leave. If `until` has passed,
+    /// stops between two frames and returns `false`: this process was stalled and may no longer own
+    /// the guest. The rest stays held until the next call of `release` or `open`.
     pub fn release(&self, through: EpochId, until: Instant) -> bool {
         {
             let mut state = self.inner.state.lock();
@@ -151,7 +152,7 @@ impl OutputGate {
         self.drain(Some(until))
     }
 
-    /// Lets everything go and opens the gate: the arbiter granted this side to run alone.
+    /// Lets everything leave and opens the gate: the arbiter granted this side to run alone.
     pub fn open(&self) {
         {
             let mut state = self.inner.state.lock();
@@ -163,7 +164,7 @@ impl OutputGate {
         self.drain(None);
     }
 
-    /// Drops everything held and lets nothing out any more, for good: another side owns the guest.
+    /// Drops everything held. Nothing leaves any more, for good: another side owns the guest.
     pub fn shut(&self) {
         let (lines, writers) = {
             let mut state = self.inner.state.lock();
@@ -171,8 +172,8 @@ impl OutputGate {
             (state.frame_lines(), state.console_writers())
         };
         self.wake_devices();
-        // Whoever was handing frames to a sink has seen the mode by the time we get its line: after
-        // this nothing leaves any more.
+        // A thread that was handing frames to a sink has seen the mode by the time we get its line.
+        // Nothing leaves after this.
         for line in lines {
             drop(line.lock());
         }
@@ -183,8 +184,8 @@ impl OutputGate {
         }
     }
 
-    /// Sends `output` of the last committed epoch once more, after a promotion and before the guest
-    /// runs. Console bytes that the console already has are left out.
+    /// Sends `output` of the last committed epoch again, after a promotion and before the guest
+    /// runs. Leaves out console bytes that the console already has.
     pub fn repeat(&self, output: &SealedOutput) {
         {
             let mut state = self.inner.state.lock();
@@ -197,13 +198,13 @@ impl OutputGate {
         self.drain(None);
     }
 
-    /// Who is told (from device threads, cheaply) that output begins to wait, or that the gate is
-    /// nearly full. Replaces whoever was told before.
+    /// Sets the listener, which is told that output has begun to wait or that the gate is nearly
+    /// full. It is called from device threads and must be cheap. It replaces the one before.
     pub fn set_listener(&self, listener: OutputListener) {
         self.inner.state.lock().listener = Some(listener);
     }
 
-    /// Empties all outboxes; `false` if `until` passed before that was done.
+    /// Empties all outboxes; `false` if `until` passed first.
     fn drain(&self, until: Option<Instant>) -> bool {
         let GateInner {
             state, counters, ..
@@ -229,7 +230,7 @@ impl OutputGate {
         true
     }
 
-    /// Wakes refused devices once there is room worth waking for.
+    /// Wakes refused devices once there is enough room.
     fn wake_devices(&self) {
         let bytes_max = nearly_full(self.inner.limits.held_bytes_max);
         let wakers = self.inner.state.lock().take_waiting_devices(bytes_max);

@@ -1,4 +1,4 @@
-//! The sink side of a network port. It knows nothing of modes and epochs.
+//! The sink side of a network port. It knows no modes and no epochs.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use super::sink::{FrameSink, SendError};
 
 pub(super) struct FrameLine {
     sink: Arc<dyn FrameSink>,
-    /// Held by whoever hands frames to `sink`, from taking them out of the outbox until they are sent:
-    /// that keeps the order.
+    /// Held by the thread that hands frames to `sink`, from taking them out of the outbox until
+    /// they are sent. This keeps their order.
     sending: Mutex<()>,
     waker: Waker,
 }
@@ -46,16 +46,16 @@ impl FrameLine {
 }
 
 impl LineGuard<'_> {
-    /// Gives a frame of the guest to the sink. The gate's state must not be locked.
+    /// Gives one of the guest's frames to the sink. The gate's state must not be locked.
     pub(super) fn hand_over(&self, frame: &Bytes, counters: &Counters) {
         match self.sink.send(frame) {
             Ok(()) => counters.sent.add(frame),
-            // A network may lose frames; the backend itself reports that it is closed.
+            // A network may lose frames. The backend itself reports that it is closed.
             Err(_) => counters.dropped.add(frame),
         }
     }
 
-    /// Gives a frame of the VMM's own to the sink.
+    /// Gives one of the VMM's own frames to the sink.
     pub(super) fn announce(&self, frame: &[u8]) -> Result<(), SendError> {
         self.sink.send(frame)
     }

@@ -1,5 +1,5 @@
-//! Sinks in memory, for tests and for callers that show output themselves. They keep everything: whoever
-//! uses them decides how long the guest may talk.
+//! Sinks in memory, for tests and for callers that show output themselves. They keep everything, so
+//! the user decides how long the guest may write.
 
 use std::io;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Step ⑨: everything the guest says to the outside, and when it may leave.
+//! Step ⑨: the guest's output, and when it may leave.
 //!
 //! ```text
 //!  device ─ NetPort / ConsolePort ─► current bucket ─ seal ─► sealed buckets ─ release ─► outbox ─► sink
@@ -6,16 +6,16 @@
 //!                 └──────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Rule R1 is kept here: nothing that the guest said leaves before its epoch is released. Devices put
-//! output into a [`NetPort`] or a [`ConsolePort`]; sinks ([`FrameSink`], [`ConsoleSink`]) take it to the
-//! world. Nothing may reach a sink past the gate, except [`NetPort::announce`], which carries nothing that
-//! the guest said.
+//! Rule R1 is enforced here: no output of the guest leaves before its epoch is released. Devices
+//! put output into a [`NetPort`] or a [`ConsolePort`]. Sinks ([`FrameSink`], [`ConsoleSink`]) take
+//! it to the outside. Nothing may reach a sink without passing the gate, except through
+//! [`NetPort::announce`], which carries no output of the guest.
 //!
 //! # In a VMM
 //!
-//! A machine makes one [`OutputGate`] and returns it from [`Machine::gate`](crate::ports::Machine::gate).
-//! The runtime then holds, seals and releases; the machine only puts output in. A machine without network
-//! and console needs no more than this:
+//! A machine makes one [`OutputGate`] and returns it from
+//! [`Machine::gate`](crate::ports::Machine::gate). The runtime holds, seals and releases; the
+//! machine only puts output in. A machine without network and console needs only this:
 //!
 //! ```
 //! use understudy_replication::output::OutputGate;
@@ -42,7 +42,6 @@
 //! use understudy_replication::output::{FrameSink, OutputGate, SendError};
 //!
 //! /// Where the guest's frames end. A tap is written to in the same way.
-//! struct Cable(UnixDatagram);
 //!
 //! impl FrameSink for Cable {
 //!     fn send(&self, frame: &[u8]) -> Result<(), SendError> {
@@ -87,8 +86,8 @@
 //! # }
 //! ```
 //!
-//! After a promotion [`Machine::announce`](crate::ports::Machine::announce) sends the frames that
-//! [`announce`] makes through [`NetPort::announce`].
+//! After a promotion [`Machine::announce`](crate::ports::Machine::announce) makes frames with
+//! [`announce`] and sends them through [`NetPort::announce`].
 
 pub mod announce;
 mod bucket;

@@ -9,8 +9,8 @@ use super::signals::{Full, OutputEvent, OutputListener};
 use super::sink::SendError;
 use super::state::{GateInner, GateMode, Place};
 
-/// A network device's side of the gate. Clones are the same port. Frames of one port stay in the order of
-/// the calls, so a device sends with its own lock held.
+/// A network device's side of the gate. Clones are the same port. The frames of one port stay in
+/// the order of the calls, so a device sends while it holds its own lock.
 #[derive(Clone)]
 pub struct NetPort {
     gate: Arc<GateInner>,
@@ -26,11 +26,12 @@ impl NetPort {
     /// Sends a frame: at once if the gate is open, later if it holds, never if it is shut.
     ///
     /// # Errors
-    /// [`Full`] if the frame was not taken. The port's waker is called when it is worth trying again.
+    /// [`Full`] if the frame was not taken. The port's waker is called when it is worth trying
+    /// again.
     pub fn send(&self, frame: Bytes) -> Result<(), Full> {
         let (mut place, mut listener) = self.place(&frame);
         if place == Place::SendNow {
-            // Another thread may be handing older frames to the sink: wait for it, then look again.
+            // Another thread may be handing older frames to the sink. Wait for it, then look again.
             let line = self.line.lock();
             (place, listener) = self.place(&frame);
             if place == Place::SendNow {
@@ -47,7 +48,7 @@ impl NetPort {
             }
             | Place::Full => OutputEvent::Full,
         };
-        // No lock is held: the listener may ask the gate.
+        // No lock is held here, because the listener may query the gate.
         if let Some(listener) = listener {
             listener(event);
         }
@@ -58,11 +59,11 @@ impl NetPort {
         }
     }
 
-    /// Sends a frame past the gate: what the VMM itself has to say about the guest's whereabouts, never
-    /// what the guest said. A shut gate lets not even that out.
+    /// Sends a frame without holding it: one that the VMM itself makes to say where the guest is,
+    /// never one of the guest's. A shut gate stops this too.
     ///
     /// # Errors
-    /// If the gate is shut or the backend takes nothing.
+    /// If the gate is shut or the backend does not take the frame.
     pub fn announce(&self, frame: &[u8]) -> Result<(), SendError> {
         let line = self.line.lock();
         if self.gate.state.lock().mode == GateMode::Shut {
@@ -71,7 +72,8 @@ impl NetPort {
         line.announce(frame)
     }
 
-    /// Decides about a frame, counts it unless it leaves, and says who is to be told.
+    /// Decides what becomes of a frame, counts it unless it leaves, and returns the listener to
+    /// call.
     fn place(&self, frame: &Bytes) -> (Place, Option<OutputListener>) {
         let mut state = self.gate.state.lock();
         let place = state.place(self.device, frame, self.gate.limits.held_bytes_max);

@@ -1,13 +1,15 @@
-//! The output of one epoch as it travels to the backup. Plain data; the wire format is `core::message`'s.
+//! The output of one epoch as it travels to the backup. Plain data; `core::message` has the wire
+//! format.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Output of one epoch, sealed at its end, in the order the guest sent it per device.
+/// Output of one epoch, sealed at its end. The output of each device is in the order in which the
+/// guest sent it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedOutput {
-    /// Network frames. May be a bounded suffix of what the epoch sent: they are sent once more after
-    /// a failover to spare the clients a retransmission timeout, and networks may lose frames.
+    /// Network frames, possibly only the last ones that fit a limit. They are sent again after a
+    /// failover to spare clients a retransmission timeout; networks may lose frames.
     pub frames: Vec<NetworkFrame>,
     /// Console bytes. Always complete.
     pub console: Vec<ConsoleOutput>,
@@ -18,7 +20,7 @@ pub struct SealedOutput {
 pub struct NetworkFrame {
     /// Number of the network device, in configuration order.
     pub device: u16,
-    /// The frame, from the destination address on.
+    /// The frame, starting with the destination address.
     pub bytes: Bytes,
 }
 

@@ -1,20 +1,21 @@
-//! What the gate tells others. No signal is given with a lock of the gate held: whoever hears it may ask
-//! the gate.
+//! What the gate tells others. It gives no signal while it holds one of its locks, so the receiver
+//! may query the gate.
 
 use std::sync::Arc;
 
-/// Who is told that output waits; see [`OutputGate::set_listener`](super::OutputGate::set_listener).
+/// The function that is told that output waits; see
+/// [`OutputGate::set_listener`](super::OutputGate::set_listener).
 pub type OutputListener = Arc<dyn Fn(OutputEvent) + Send + Sync>;
 
-/// Tells a device that was refused that it is worth trying again.
+/// Tells a refused device that it is worth trying again.
 pub(super) type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// What an [`OutputGate`](super::OutputGate) tells its listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputEvent {
-    /// The current bucket has just got (more) output.
+    /// Output was added to the current bucket.
     Waiting,
-    /// The gate is so full that the guest's output is being slowed.
+    /// The gate is so full that it slows the guest's output.
     Full,
 }
 

@@ -1,7 +1,8 @@
-//! What the gate holds, and for how long: the mode, the buckets, and the outboxes of what may leave.
+//! What the gate holds, and for how long: the mode, the buckets, and the outboxes of output that
+//! may leave.
 //!
-//! R1 is decided here: output goes into the current bucket unless the gate is open, and leaves its bucket
-//! through [`GateState::release`] and [`GateState::open`] alone. No sink is called here.
+//! Rule R1 is decided here. Unless the gate is open, output goes into the current bucket. It leaves
+//! its bucket only through [`GateState::release`] and [`GateState::open`]. No sink is called here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::ids::EpochId;
 
 /// Frames taken out of an outbox under one lock.
 const BATCH_FRAMES: usize = 64;
-/// Under this, everything that is held may be sealed and released.
+/// The epoch under which everything held can be sealed and released.
 const LAST_EPOCH: EpochId = EpochId(u64::MAX);
 
 /// Whether output may leave.
@@ -39,7 +40,7 @@ pub enum GateMode {
     Shut,
 }
 
-/// What the gate and its ports have in common.
+/// What the gate and its ports share.
 pub(super) struct GateInner {
     pub(super) state: Mutex<GateState>,
     pub(super) limits: GateLimits,
@@ -48,11 +49,12 @@ pub(super) struct GateInner {
 
 pub(super) struct GateState {
     pub(super) mode: GateMode,
-    /// Only ever added to, so that a port's number stays valid.
+    /// Only added to, so that a port's number stays valid.
     pub(super) networks: Vec<Network>,
     /// As `networks`.
     pub(super) consoles: Vec<Console>,
-    /// Output that waits for its epoch's release; the current bucket is empty unless holding.
+    /// Output that waits for its epoch's release. The current bucket is empty unless the gate
+    /// holds.
     held: EpochQueue<Bucket>,
     /// Cost of all frames in the outboxes.
     outbox_bytes: usize,
@@ -61,7 +63,7 @@ pub(super) struct GateState {
 
 pub(super) struct Network {
     pub(super) line: Arc<FrameLine>,
-    /// Frames that may leave, and have not been handed to the sink yet.
+    /// Frames that may leave but have not been handed to the sink yet.
     outbox: VecDeque<Bytes>,
     /// The device was refused and waits to be woken.
     device_waits: bool,
@@ -122,14 +124,15 @@ impl GateState {
         }
     }
 
-    /// Ends the current bucket as `epoch`'s.
+    /// Ends the current bucket as that of `epoch`.
     pub(super) fn seal(&mut self, epoch: EpochId, repeat_bytes_max: usize) -> SealedOutput {
         let output = self.held.current().copy(repeat_bytes_max);
         self.held.seal(epoch);
         output
     }
 
-    /// Moves the output of all epochs up to `through` to where it may leave.
+    /// Moves the output of all epochs up to and including `through` to the outboxes and the console
+    /// writers.
     pub(super) fn release(&mut self, through: EpochId) {
         for bucket in self.held.release(through) {
             for frame in bucket.frames {
@@ -145,7 +148,7 @@ impl GateState {
         }
     }
 
-    /// Moves everything to where it may leave.
+    /// Opens the gate and moves everything to the outboxes and the console writers.
     pub(super) fn open(&mut self) {
         self.mode = GateMode::Open;
         self.held.seal(LAST_EPOCH);
@@ -170,13 +173,14 @@ impl GateState {
         self.outbox_bytes = 0;
     }
 
-    /// What all frames cost that wait, in buckets and outboxes.
+    /// The cost of all waiting frames, in buckets and outboxes.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.outbox_bytes + self.held.bytes() as usize
     }
 
-    /// Puts the frames and bytes of a dead primary to where they may leave. Which devices they are for and
-    /// how many they are is the dead primary's word: checked here (R6).
+    /// Moves the frames and bytes of a dead primary to the outboxes and the console writers. The
+    /// dead primary said which devices they are for and how many there are, so both are checked
+    /// here (R6).
     pub(super) fn repeat(
         &mut self,
         output: &SealedOutput,
@@ -201,7 +205,7 @@ impl GateState {
         }
     }
 
-    /// Decides about a frame that the guest sends, and stores it if it has to wait.
+    /// Decides what becomes of a frame that the guest sends, and stores it if it must wait.
     pub(super) fn place(&mut self, device: u16, frame: &Bytes, held_bytes_max: usize) -> Place {
         let before = self.waiting_bytes();
         let network = &mut self.networks[usize::from(device)];
@@ -217,7 +221,7 @@ impl GateState {
             return Place::Full;
         }
         if self.mode == GateMode::Open {
-            // The thread that filled the outbox empties it: it looks again after every batch.
+            // The thread that filled the outbox also empties it: it looks again after every batch.
             self.outbox_bytes += cost(frame);
             network.outbox.push_back(frame.clone());
             return Place::Queued;
@@ -228,7 +232,7 @@ impl GateState {
         }
     }
 
-    /// Stores console bytes that have to wait, or hands them to the writer's thread.
+    /// Stores console bytes that must wait, or hands them to the writer's thread.
     pub(super) fn place_console(&mut self, device: u16, bytes: &[u8]) {
         let console = &mut self.consoles[usize::from(device)];
         let position = console.position;
@@ -253,7 +257,7 @@ impl GateState {
         (!batch.is_empty()).then_some(batch)
     }
 
-    /// Puts frames that must not leave now back to where [`GateState::next_batch`] took them from.
+    /// Puts frames that must not leave now back where [`GateState::next_batch`] took them from.
     pub(super) fn put_back(&mut self, device: usize, batch: VecDeque<Bytes>, counters: &Counters) {
         if self.mode == GateMode::Shut {
             batch.iter().for_each(|frame| counters.dropped.add(frame));
@@ -267,8 +271,8 @@ impl GateState {
             .for_each(|frame| outbox.push_front(frame));
     }
 
-    /// The wakers of refused network devices, to be called without the lock; none while more than
-    /// `bytes_max` wait.
+    /// The wakers of refused network devices, to be called without the lock. None while more than
+    /// `bytes_max` are waiting.
     pub(super) fn take_waiting_devices(&mut self, bytes_max: usize) -> Vec<Waker> {
         if self.waiting_bytes() > bytes_max {
             return Vec::new();

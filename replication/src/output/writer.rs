@@ -1,10 +1,10 @@
 //! The thread that writes a console's bytes.
 //!
-//! A console may block (a stopped terminal, a slow disk); the guest, its checkpoints and the releasing
-//! thread may not. So each console has a thread, and what waits for it is bounded by the gate.
+//! A console may block (a stopped terminal, a slow disk), but the guest, its checkpoints and the
+//! releasing thread must not. So each console has a thread, and the gate bounds what waits for it.
 //!
 //! Every byte has a position, counted from the guest's first. The thread leaves out what the sink
-//! already has: that is what makes a repeated epoch harmless.
+//! already has. This makes a repeated epoch harmless.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +17,7 @@ use parking_lot::{Condvar, Mutex};
 use super::signals::Waker;
 use super::sink::ConsoleSink;
 
-/// Bytes that follow one another are written together up to this size.
+/// Consecutive bytes are written together up to this size.
 const RUN_BYTES_MAX: usize = 64 << 10;
 
 /// A console's queue and the thread behind it.
@@ -30,17 +30,18 @@ pub(super) struct ConsoleWriter {
 #[derive(Default)]
 struct Queue {
     runs: VecDeque<(u64, BytesMut)>,
-    /// Bytes in `runs` and in the write under way.
+    /// Bytes in `runs` and in the write in progress.
     bytes: usize,
     is_writing: bool,
-    /// Nothing is taken any more; the thread ends when nothing is left.
+    /// No more bytes are taken. The thread ends when nothing is left.
     is_closed: bool,
-    /// The device was refused: it is woken after the next write.
+    /// The device was told to wait: it is woken after the next write.
     device_waits: bool,
 }
 
 impl ConsoleWriter {
-    /// Starts the thread for `sink`. It ends after [`ConsoleWriter::close`] or [`ConsoleWriter::shut`].
+    /// Starts the thread for `sink`. It ends after [`ConsoleWriter::close`] or
+    /// [`ConsoleWriter::shut`].
     pub(super) fn spawn(
         device: u16,
         sink: Box<dyn ConsoleSink>,
@@ -86,7 +87,7 @@ impl ConsoleWriter {
         self.queue.lock().device_waits = true;
     }
 
-    /// Waits until nothing is left to write. False if that took longer than `timeout`.
+    /// Waits until nothing is left to write. False if that takes longer than `timeout`.
     pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.runs.is_empty();
         let mut queue = self.queue.lock();
@@ -96,8 +97,8 @@ impl ConsoleWriter {
             .timed_out()
     }
 
-    /// Drops what is queued, for good, and waits for the write under way. False if that took longer than
-    /// `timeout`.
+    /// Drops what is queued, for good, and waits for the write in progress. False if that takes
+    /// longer than `timeout`.
     pub(super) fn shut(&self, timeout: Duration) -> bool {
         let mut queue = self.queue.lock();
         let dropped: usize = queue.runs.drain(..).map(|(_, run)| run.len()).sum();
@@ -108,7 +109,7 @@ impl ConsoleWriter {
         self.wait_idle(timeout)
     }
 
-    /// Takes nothing any more; what is queued is still written.
+    /// Takes no more bytes. What is queued is still written.
     pub(super) fn close(&self) {
         self.queue.lock().is_closed = true;
         self.changed.notify_all();

@@ -1,5 +1,5 @@
-//! Asks the arbiter without blocking the driver: each call runs on a thread of its own, because
-//! storage that hangs must not hang heartbeats.
+//! Asks the arbiter without blocking the driver. Each call runs on a thread of its own, because
+//! storage that hangs must not stop the heartbeats.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ pub(super) enum Question {
 /// An arbiter's answer.
 pub(super) type Answer = Result<Verdict, ArbiterError>;
 
-/// One side's dealings with the arbiter. The core asks one question at a time, so at most one answer
-/// waits.
+/// One side's questions to the arbiter. The core asks one at a time, so at most one answer is
+/// waiting.
 pub(super) struct Arbitration {
     arbiter: Arc<dyn Arbiter>,
     claimant: String,
@@ -41,7 +41,7 @@ impl Arbitration {
         }
     }
 
-    /// Asks; [`Arbitration::answer`] gets the answer.
+    /// Asks a question; [`Arbitration::answer`] returns the answer.
     pub(super) fn ask(&self, question: Question) {
         let (arbiter, claimant) = (Arc::clone(&self.arbiter), self.claimant.clone());
         let answers = self.answers.clone();
@@ -53,7 +53,7 @@ impl Arbitration {
             .name("arbiter".into())
             .spawn(asking)
         {
-            // The receiver is a field of ours.
+            // This cannot fail: `self` holds the receiver.
             let _ = self.answers.send(Err(ArbiterError {
                 arbiter: "any".into(),
                 what: "cannot start a thread to ask".into(),
@@ -62,18 +62,18 @@ impl Arbitration {
         }
     }
 
-    /// Waits for the answer to what was asked; for ever if nothing was. Cancel safe.
+    /// Waits for the answer to the last question, forever if there was none. Cancel safe.
     pub(super) async fn answer(&mut self) -> Answer {
         match self.answered.recv().await {
             Some(answer) => answer,
-            // Not while a sender is a field of ours.
+            // Cannot happen: `self` holds a sender.
             None => std::future::pending().await,
         }
     }
 }
 
-/// A claimant's name for the arbiter: unique to this process, so that a restarted one is not taken
-/// for its predecessor.
+/// A claimant's name for the arbiter. It is unique to this process, so that a restarted process is
+/// not taken for the one before.
 pub(super) fn claimant(node: &str) -> String {
     format!(
         "{node}{CLAIMANT_PROCESS}{}, {:x})",
@@ -82,10 +82,10 @@ pub(super) fn claimant(node: &str) -> String {
     )
 }
 
-/// What follows the node's name in a claimant's.
+/// What follows the node's name in a claimant's name.
 const CLAIMANT_PROCESS: &str = " (pid ";
 
-/// The node of which a claimant was a process.
+/// The node whose process a claimant was.
 pub(super) fn node_of(claimant: &str) -> &str {
     claimant
         .rsplit_once(CLAIMANT_PROCESS)

@@ -1,16 +1,16 @@
-//! What the log says while disks are copied: at the beginning, every few seconds, and at the end. What must
-//! not be done here: deciding anything.
+//! What the log says while disks are copied: at the beginning, every few seconds, and at the end.
+//! Must not be done here: deciding anything.
 
 use std::time::{Duration, Instant};
 
 use crate::ports::PrimaryDisks;
 use crate::ports::disks::SyncPlan;
 
-/// Pause between two lines about one copy.
+/// Time between two log lines about one copy.
 const INTERVAL: Duration = Duration::from_secs(5);
 const MIB: f64 = (1 << 20) as f64;
 
-/// The copy that is being made, if one is.
+/// The copy in progress, if any.
 #[derive(Debug, Default)]
 pub(super) struct DiskProgress(Option<Copy>);
 
@@ -39,7 +39,7 @@ impl DiskProgress {
         });
     }
 
-    /// So much is left to be copied.
+    /// Logs that `bytes_left` bytes are still to be copied.
     pub(super) fn left(&mut self, bytes_left: u64) {
         let Some(copy) = &mut self.0 else { return };
         let done = copy.bytes.saturating_sub(bytes_left) as f64;

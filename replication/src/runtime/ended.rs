@@ -4,20 +4,20 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ended {
-    /// The guest ended by itself, or was stopped on request; the backup was told so.
+    /// The guest ended by itself or was stopped on request. The backup was told so.
     GuestStopped,
-    /// It was to end at once: output that was still held is lost, and a thread that waits for
-    /// storage may be left behind.
+    /// Protection was told to end at once. Output that was still held is lost, and a thread that
+    /// waits for storage may be left behind.
     Abandoned,
     /// Another side owns the guest (R4). Held output was dropped.
     Fenced {
-        /// For a person.
+        /// The reason, for people.
         reason: String,
     },
 }
 
 impl Ended {
-    /// For a person.
+    /// The reason, for people.
     pub(super) fn reason(&self) -> &str {
         match self {
             Self::GuestStopped => "the guest has ended",

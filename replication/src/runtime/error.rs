@@ -30,7 +30,7 @@ pub enum RuntimeError {
         /// Since which generation.
         generation: Generation,
     },
-    /// The guest ran last on another host, which has the newer disks.
+    /// The guest last ran on another host, which has the newer disks.
     #[error(
         "the guest ran last as {generation} of {holder}, so this host's disks may be older: if it still runs there, \
          start this side as its standby; if not, start it there, or start over here and give up what was written there"
@@ -56,10 +56,10 @@ pub enum RuntimeError {
     /// A setting is missing or contradictory.
     #[error("{0}")]
     Setting(String),
-    /// The machine was to be given back, but protection ended otherwise; the guest is stopped.
+    /// The machine was to be given back, but protection ended in another way. The guest is stopped.
     #[error("the machine cannot be given back: {}", .0.reason())]
     Ended(Ended),
-    /// An operating system resource could not be had.
+    /// An operating system resource was not available.
     #[error("cannot {what}")]
     System {
         /// What was attempted.
@@ -68,7 +68,7 @@ pub enum RuntimeError {
         #[source]
         source: std::io::Error,
     },
-    /// A thread of the runtime ended by a panic; that is a defect of this program.
+    /// A thread of the runtime panicked. That is a defect of this program.
     #[error("the {0} thread panicked; see its message above")]
     Panicked(&'static str),
 }

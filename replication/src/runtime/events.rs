@@ -1,7 +1,8 @@
-//! What happens to a protected guest, as it happens: for logs, control sockets and programs that react.
+//! What happens to a protected guest, as it happens: for logs, control sockets and programs that
+//! react.
 //!
-//! Must not be done here: waiting for who listens. A listener that is slow misses events and is told how
-//! many; status, which is always whole, is in [`status`](super::status).
+//! Must not be done here: waiting for a listener. A slow listener misses events and is told how
+//! many. The status in [`status`](super::status) is always complete.
 
 use std::time::SystemTime;
 
@@ -10,7 +11,7 @@ use tokio::sync::broadcast::{Receiver, Sender, channel};
 
 use crate::ids::{EpochId, Generation};
 
-/// A listener may be so many events behind.
+/// How many events a listener may be behind.
 const BEHIND_MAX: usize = 256;
 
 /// Something that happened to one guest.
@@ -19,11 +20,11 @@ const BEHIND_MAX: usize = 256;
 pub struct Event {
     /// When.
     pub at: SystemTime,
-    /// To which virtual machine.
+    /// The virtual machine.
     pub vm: String,
-    /// On which side: its name.
+    /// The name of the side where it happened.
     pub node: String,
-    /// Under which generation.
+    /// The generation at that time.
     pub generation: Generation,
     /// What.
     pub kind: EventKind,
@@ -33,10 +34,10 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// The loss of the primary's host is survived. A standby says so, too.
+    /// The guest would now survive the loss of the primary's host. A standby says so, too.
     Protected,
-    /// It is not. A primary that was protected holds the guest's output until it is known who goes
-    /// on.
+    /// The guest would not survive it. A primary that was protected holds the guest's output until
+    /// it is known which side goes on.
     Unprotected,
     /// The guest goes on without a backup, by the arbiter's grant.
     GoingAlone {
@@ -45,42 +46,43 @@ pub enum EventKind {
     },
     /// The standby has taken over: the guest runs here.
     Promoted {
-        /// The epoch from which it goes on.
+        /// The epoch that it continues from.
         epoch: EpochId,
         /// Why the primary counted as lost.
         cause: String,
     },
     /// Another side owns the guest, which is stopped here.
     Fenced {
-        /// For a person.
+        /// The reason, for people.
         reason: String,
     },
-    /// This side's work has ended: the last event.
+    /// This side's work has ended. This is the last event.
     Ended,
-    /// Something else is wrong; the text says what. The same may be told again and again while it stays so.
+    /// Something else is wrong; the text says what. The same alarm may be repeated while the cause
+    /// remains.
     Alarm(String),
-    /// The listener was too slow: so many events before the next one are not told.
+    /// The listener was too slow: this many events before the next one are lost.
     Missed(u64),
 }
 
-/// A listener's view of what happens. The first event says how things stand at the subscription:
+/// A listener's view of what happens. The first event is the state at the subscription:
 /// [`Protected`](EventKind::Protected), [`Unprotected`](EventKind::Unprotected) or
-/// [`Ended`](EventKind::Ended). A listener that is slow misses events.
+/// [`Ended`](EventKind::Ended). A slow listener misses events.
 #[derive(Debug)]
 pub struct Events {
-    /// How things stood at the subscription, until it is told.
+    /// The state at the subscription, until it is delivered.
     first: Option<Event>,
     receiver: Receiver<Event>,
-    /// The end was told.
+    /// The end has been delivered.
     over: bool,
     vm: String,
     node: String,
-    /// Of the last one told.
+    /// The generation of the last event delivered.
     generation: Generation,
 }
 
 impl Events {
-    /// The next event; `None` once nothing more can happen. Cancel safe.
+    /// The next event; `None` once no more can come. Cancel safe.
     pub async fn recv(&mut self) -> Option<Event> {
         let received = match self.known() {
             Some(known) => known,
@@ -89,14 +91,15 @@ impl Events {
         self.told(received)
     }
 
-    /// The same for a thread, which waits. Must not be called from within an asynchronous runtime.
+    /// The same for a thread, which it blocks. Must not be called from within an asynchronous
+    /// runtime.
     pub fn blocking_recv(&mut self) -> Option<Event> {
         let known = self.known();
         let received = known.unwrap_or_else(|| self.receiver.blocking_recv());
         self.told(received)
     }
 
-    /// An event that has happened already and was not told yet.
+    /// An event that has already happened and was not delivered yet.
     pub fn try_recv(&mut self) -> Option<Event> {
         let received = match self.known() {
             Some(known) => known,
@@ -109,7 +112,7 @@ impl Events {
         self.told(received)
     }
 
-    /// What needs no waiting for.
+    /// What can be delivered without waiting.
     fn known(&mut self) -> Option<Result<Event, RecvError>> {
         if self.over {
             return Some(Err(RecvError::Closed));
@@ -176,7 +179,7 @@ impl EventSource {
 
     pub(super) fn tell(&self, vm: &str, node: &str, generation: u64, kind: EventKind) {
         let event = Event::now(vm.into(), node.into(), Generation(generation), kind);
-        // Without listeners nobody is told.
+        // Fails only without listeners.
         let _ = self.0.send(event);
     }
 }

@@ -1,5 +1,5 @@
-//! UDP heartbeats as the drivers use them: there may be no such path, and a path that fails is no
-//! reason to stop, only one sign of life less.
+//! UDP heartbeats as the drivers use them. There may be no such path. A path that fails is no
+//! reason to stop; it is only one sign of life less.
 
 use understudy_transport::heartbeat::{HeartbeatSocket, Sender};
 
@@ -47,7 +47,7 @@ impl Heartbeats {
         self.failing = sent.is_err();
     }
 
-    /// Waits for the other side's next heartbeat; for ever if there is no such path. Cancel safe.
+    /// Waits for the other side's next heartbeat, forever if there is no such path. Cancel safe.
     pub(super) async fn recv(&mut self) -> Generation {
         loop {
             let Some(socket) = &mut self.socket else {
@@ -59,7 +59,7 @@ impl Heartbeats {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    // An ICMP error of an earlier packet is reported here; the next call waits again.
+                    // This may be an ICMP error of an earlier packet. The next call waits again.
                     tracing::debug!(%error, "heartbeat socket");
                     tokio::task::yield_now().await;
                 }

@@ -1,5 +1,5 @@
-//! Counts and times what the runtime does; [`Status`] is taken from here. Names carry the numbers of
-//! the way of the data: ③ pause, ④ encode, ⑤ ship, ⑧ ack.
+//! Counts and times what the runtime does; [`Status`] is made from this. The numbers are those of
+//! the data path: ③ pause, ④ encode, ⑤ ship, ⑧ ack.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
 use crate::ports::disks::SyncPlan;
 
-/// Times and counts beyond this are counted as this: a minute in microseconds, or 60 million pages. A
-/// histogram that grows by itself would clamp to its first, tiny range instead.
+/// Times and counts above this are recorded as this: a minute in microseconds, or 60 million pages.
+/// A histogram that grows by itself would clamp them to its first, tiny range instead.
 const HISTOGRAM_MAX: u64 = 60_000_000;
-/// Epochs whose capture time is remembered for their ack.
+/// How many epochs' capture times are kept for their acks.
 const PENDING_EPOCHS_MAX: usize = 64;
 
 /// Shared by the runtime's threads.
@@ -35,7 +35,7 @@ struct Inner {
     captured: VecDeque<(EpochId, Instant)>,
     failed_at: Option<Instant>,
     copying_since: Option<Instant>,
-    /// Counters of the last link; those before it are in the status.
+    /// Counters of the last link. Those of earlier links are in the status.
     link: Arc<LinkCounters>,
     /// The side's work has ended.
     ended: bool,
@@ -90,19 +90,19 @@ impl Metrics {
         self.raise(reason.clone(), EventKind::Fenced { reason });
     }
 
-    /// Counts what goes over a new link, too.
+    /// Also counts what goes over a new link.
     pub(super) fn linked(&self, link: Arc<LinkCounters>) {
         let mut inner = self.lock();
         let before = std::mem::replace(&mut inner.link, link);
         inner.status.link = inner.status.link + before.snapshot();
     }
 
-    /// A side begins its work, possibly where another one has ended it.
+    /// A side begins its work, possibly after another one has ended its own.
     pub(super) fn begin(&self) {
         self.lock().ended = false;
     }
 
-    /// How things stand, and what happens from now on.
+    /// The present state, and what happens from now on.
     pub(super) fn subscribe(&self) -> Events {
         let inner = self.lock();
         let status = &inner.status;
@@ -114,7 +114,7 @@ impl Metrics {
         (inner.events).subscribe(&status.vm, &status.node, status.generation, first)
     }
 
-    /// All but the gate's counts.
+    /// The status, without what the gate and the disks themselves count.
     pub(super) fn status(&self) -> Status {
         let inner = self.lock();
         let mut status = inner.status.clone();
@@ -140,7 +140,7 @@ impl Metrics {
         status.generation = generation.0;
         status.epoch = epoch.0;
         if protected && !status.protected {
-            // What went wrong before has been made good.
+            // What went wrong before has been repaired.
             status.alarm = None;
         }
         let before = std::mem::replace(&mut status.protected, protected);
@@ -172,7 +172,7 @@ impl Metrics {
         self.raise(text.clone(), EventKind::Alarm(text));
     }
 
-    /// For the log, for who looks at the status, and for who listens.
+    /// For the log, for readers of the status, and for listeners.
     fn raise(&self, text: String, kind: EventKind) {
         tracing::warn!("{text}");
         let mut inner = self.lock();
@@ -193,8 +193,7 @@ impl Metrics {
         inner.captured.push_back((epoch, began));
     }
 
-    /// ⑤: one epoch was shipped.
-    /// `stats` counts all epochs.
+    /// ⑤: one epoch was shipped. `stats` covers all epochs.
     pub(super) fn shipped(&self, stats: CodecStats, wire_bytes: u64) {
         let mut inner = self.lock();
         let status = &mut inner.status;
@@ -212,7 +211,7 @@ impl Metrics {
         self.lock().status.sync_bytes += wire_bytes;
     }
 
-    /// Disks are going to be copied.
+    /// Disks will be copied as planned.
     pub(super) fn disks_planned(&self, plan: &SyncPlan) {
         let mut inner = self.lock();
         inner.copying_since = Some(Instant::now());
@@ -246,7 +245,7 @@ impl Metrics {
         self.lock().status.disks.wire_bytes += wire_bytes;
     }
 
-    /// On the backup's images for good.
+    /// Everything through `epoch` is durable on the backup's images.
     pub(super) fn durable(&self, epoch: EpochId) {
         let disks = &mut self.lock().status.disks;
         disks.durable_epoch = epoch.0;
@@ -304,7 +303,7 @@ impl Metrics {
     }
 }
 
-/// Tells that a side's work has ended, however it does, panics included.
+/// Reports that a side's work has ended, however it ends, even by a panic.
 pub(super) struct EndTold(Option<Metrics>);
 
 impl EndTold {
@@ -312,7 +311,7 @@ impl EndTold {
         Self(Some(metrics))
     }
 
-    /// The work goes on elsewhere.
+    /// The work continues elsewhere: nothing is reported.
     pub(super) fn goes_on(mut self) {
         self.0 = None;
     }

@@ -1,10 +1,10 @@
 //! The runtime: drives the [`core`](crate::core) with real threads, links and clocks. It decides
-//! nothing; what it does is in the effects.
+//! nothing; it performs the effects.
 //!
-//! Threads of a primary: the *driver* (one thread, a tokio current-thread runtime) owns the core, the
-//! link and the timers; the *capture* thread owns the machine and does steps ② to ⑤. Threads of a
-//! standby: the driver alone does ⑥ to ⑧ but for disks, which the *disks* thread writes. Calls to the
-//! arbiter may block and get a thread each.
+//! A primary has two threads. The *driver* (a tokio current-thread runtime) owns the core, the link
+//! and the timers. The *capture* thread owns the machine and does steps ② to ⑤. On a standby the
+//! driver does steps ⑥ to ⑧, except for disks, which the *disks* thread writes. A driver's calls to
+//! the arbiter may block, so each gets a thread of its own.
 
 mod arbitration;
 mod capture;

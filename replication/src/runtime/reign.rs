@@ -1,4 +1,4 @@
-//! Under what a machine runs, and the machines that come from one side and may go on with another.
+//! What a machine runs under, and the machines that come from one side and may go on with another.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::arbiter::Arbiter;
 use crate::ids::{EpochId, Generation};
 use crate::ports::Machine;
 
-/// Under what a machine runs, or is to run.
+/// What a machine runs under, or is to run under.
 #[derive(Clone)]
 pub(super) struct Reign {
-    /// Before this side holds one: the last it knows of.
+    /// The generation held, or, before this side holds one, the last that it knows of.
     pub(super) generation: Generation,
     pub(super) claimant: String,
     pub(super) metrics: Metrics,
     pub(super) settings: Settings,
-    /// Shows others that the holder lives.
+    /// Kept, because it shows others that the holder lives.
     pub(super) arbiter: Arc<dyn Arbiter>,
 }
 
@@ -43,8 +43,8 @@ impl Reign {
     }
 }
 
-/// A machine that has taken over. It runs; hand it to
-/// [`Primary::attach`](super::Primary::attach) to have it protected again.
+/// A machine that has taken over and runs. Hand it to [`Primary::attach`](super::Primary::attach)
+/// to have it protected again.
 pub struct Promoted<M: Machine> {
     /// The machine, running.
     pub machine: M,
@@ -56,7 +56,7 @@ pub struct Promoted<M: Machine> {
 }
 
 /// A machine given back by [`Protection::unprotect`](super::Protection::unprotect). It runs as the
-/// arbiter's holder for as long as this exists, so keep it whole;
+/// arbiter's holder as long as this value exists, so do not take it apart.
 /// [`Origin::Unprotected`](super::Origin::Unprotected) protects it again.
 pub struct Unprotected<M: Machine> {
     /// The machine, running.

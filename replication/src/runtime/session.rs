@@ -1,4 +1,4 @@
-//! One connection between the two sides: frames in, messages out, and back.
+//! One connection between the two sides: converts frames to messages and back.
 
 use std::future::Future;
 use std::task::{Context, Poll, Waker};
@@ -10,7 +10,7 @@ use understudy_transport::{Frame, Link, LinkError, LinkReader, SendQueue};
 use crate::core::message::{Message, MessageError};
 use crate::ids::Generation;
 
-/// How long a `Bye` may take to leave before the link is closed all the same.
+/// How long a `Bye` may take to leave before the link is closed anyway.
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Why a session ended.
@@ -23,7 +23,7 @@ pub(super) enum SessionError {
 }
 
 impl SessionError {
-    /// Whether the peer's process is gone, as opposed to bytes that make no sense.
+    /// Whether the peer's process is gone, in contrast to bytes that make no sense.
     pub(super) fn is_peer_gone(&self) -> bool {
         matches!(self, Self::Link(error) if error.is_peer_gone())
     }
@@ -34,12 +34,12 @@ pub(super) struct Session {
     queue: SendQueue,
     writer: tokio::task::JoinHandle<Result<(), LinkError>>,
     pub(super) peer: String,
-    /// A `Bye` or `Refuse` is on its way: worth a moment's wait at the end.
+    /// A `Bye` or `Refuse` is on its way: it is worth a short wait at the end.
     farewell: bool,
 }
 
 impl Session {
-    /// Takes a connected link; its writing side runs as a task of the current runtime.
+    /// Takes a connected link. Its writing side runs as a task of the current runtime.
     pub(super) fn start(link: Link, send_bytes_max: u32) -> Self {
         let peer = link.peer.clone();
         let (reader, writer) = link.split();
@@ -62,14 +62,14 @@ impl Session {
         decode(self.reader.recv().await?)
     }
 
-    /// A message that is already here; an error if it can already be seen that there will be none.
+    /// A message that is already here, or an error if it is already known that none will come.
     pub(super) fn try_recv(&mut self) -> Result<Option<(Generation, Message)>, SessionError> {
         self.reader.try_recv()?.map(decode).transpose()
     }
 
     /// Queues a message without waiting. If the queue is full, the peer reads slowly or not at all.
-    /// A heartbeat is left out then: behind so much it would be no sign of life. Anything else must
-    /// not get lost, so the link is broken.
+    /// A heartbeat is then left out: behind so much data it would be no sign of life. Any other
+    /// message must not get lost, so the link is broken.
     pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame {
@@ -101,7 +101,7 @@ impl Session {
         {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        // Others hold clones of the queue: end the task instead of waiting for them.
+        // Others hold clones of the queue, so end the task instead of waiting for them.
         self.queue.fail(LinkError::Closed);
         let _ = self.writer.await;
     }

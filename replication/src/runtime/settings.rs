@@ -1,10 +1,10 @@
-//! What both sides are told.
+//! The settings that both sides have.
 
 use std::net::SocketAddr;
 
 use crate::core::policy::Policy;
 
-/// Where UDP heartbeats come from and go to: a path of its own beside the logging channel.
+/// The addresses of the UDP heartbeats: a path of its own beside the logging channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeartbeatPath {
     /// Local address to bind.
@@ -16,12 +16,12 @@ pub struct HeartbeatPath {
 /// Limits of the runtime's buffers (R5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Captured pages not encoded yet. An epoch that dirties more is encoded while the guest is paused.
-    /// Default 32,768 (128 MiB).
+    /// Captured pages that are not encoded yet. If an epoch dirties more, the rest is encoded while
+    /// the guest is paused. Default 32,768 (128 MiB).
     pub capture_pages_max: usize,
-    /// Last shipped versions of pages kept for delta encoding. Default 32,768 (128 MiB).
+    /// Pages whose last shipped version is kept for delta encoding. Default 32,768 (128 MiB).
     pub cache_pages_max: usize,
-    /// Bytes handed to the link and not written yet. Default 16 MiB.
+    /// Bytes handed to the link but not written yet. Default 16 MiB.
     pub send_bytes_max: u32,
 }
 
@@ -35,7 +35,7 @@ impl Default for Limits {
     }
 }
 
-/// What both sides need to know.
+/// The settings that both sides have.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) vm: String,

@@ -1,4 +1,4 @@
-//! What the two sides offer alike: the builder and the handle.
+//! What the two sides have in common: the builder and the handle.
 //!
 //! Must not be done here: anything that only one side has, and any decision.
 
@@ -16,11 +16,11 @@ use crate::core::policy::Policy;
 use crate::output::OutputGate;
 use crate::ports::{Disks, Machine};
 
-/// Requests wait in a queue of this length.
+/// Length of the queue of requests.
 const REQUESTS_MAX: usize = 64;
 
-/// Collects what a side needs. `P` is what only this side has:
-/// see [`PrimaryBuilder`](super::PrimaryBuilder) and [`StandbyBuilder`](super::StandbyBuilder).
+/// Collects what a side needs. `P` holds the settings that only this side has: see
+/// [`PrimaryBuilder`](super::PrimaryBuilder) and [`StandbyBuilder`](super::StandbyBuilder).
 pub struct SideBuilder<P> {
     pub(super) settings: Settings,
     pub(super) arbiter: Option<Arc<dyn Arbiter>>,
@@ -42,7 +42,7 @@ impl<P> SideBuilder<P> {
         }
     }
 
-    /// Name of the virtual machine: equal on both sides. Default `vm`.
+    /// Name of the virtual machine, the same on both sides. Default `vm`.
     #[must_use]
     pub fn vm(mut self, name: impl Into<String>) -> Self {
         self.settings.vm = name.into();
@@ -63,21 +63,21 @@ impl<P> SideBuilder<P> {
         self
     }
 
-    /// Who decides who may run alone. Required.
+    /// Decides which side may run alone. Required.
     #[must_use]
     pub fn arbiter(mut self, arbiter: Arc<dyn Arbiter>) -> Self {
         self.arbiter = Some(arbiter);
         self
     }
 
-    /// When epochs end and when a silent peer is lost.
+    /// When epochs end and when a silent peer counts as lost.
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.settings.policy = policy;
         self
     }
 
-    /// Bounds of buffers.
+    /// Limits of buffers.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.settings.limits = limits;
@@ -85,7 +85,7 @@ impl<P> SideBuilder<P> {
     }
 }
 
-/// What a side cannot do without.
+/// Returns a setting that a side needs, or an error that names it.
 pub(super) fn required<T>(side: Side, what: &str, setting: Option<T>) -> Result<T, RuntimeError> {
     setting.ok_or_else(|| {
         let side = match side {
@@ -96,8 +96,8 @@ pub(super) fn required<T>(side: Side, what: &str, setting: Option<T>) -> Result<
     })
 }
 
-/// Looks at a side at work and makes requests, from any thread:
-/// see [`ProtectionHandle`](super::ProtectionHandle) and [`StandbyHandle`](super::StandbyHandle).
+/// Reads the status of a working side and makes requests, from any thread: see
+/// [`ProtectionHandle`](super::ProtectionHandle) and [`StandbyHandle`](super::StandbyHandle).
 pub struct SideHandle<R> {
     requests: mpsc::Sender<R>,
     metrics: Metrics,
@@ -130,7 +130,7 @@ impl<R> SideHandle<R> {
         (handle, requested)
     }
 
-    /// How things stand.
+    /// The side's present status.
     #[must_use]
     pub fn status(&self) -> Status {
         let status = self.metrics.status();
@@ -141,15 +141,15 @@ impl<R> SideHandle<R> {
         }
     }
 
-    /// How things stand, then what happens to this side, through its promotion and until it ends.
+    /// The present state, then what happens to this side, through its promotion and until it ends.
     /// Never blocks the side: a listener that is too slow is told how much it has missed.
     #[must_use]
     pub fn subscribe(&self) -> Events {
         self.metrics.subscribe()
     }
 
-    /// Makes a request, waiting while the queue is full. Returns whether it was taken: a side that has
-    /// ended takes none.
+    /// Makes a request. Waits while the queue is full. Returns whether the request was taken; it is
+    /// not once the side has ended.
     pub(super) fn ask(&self, request: R) -> bool {
         self.requests.blocking_send(request).is_ok()
     }

@@ -40,11 +40,11 @@ pub struct Encoded {
     pub zero: u64,
     /// Pages equal to their last shipped version.
     pub unchanged: u64,
-    /// Pages sent as a difference to their last shipped version.
+    /// Pages sent as a difference from their last shipped version.
     pub delta: u64,
     /// Pages sent compressed.
     pub compressed: u64,
-    /// Pages sent as they are.
+    /// Pages sent raw.
     pub raw: u64,
 }
 
@@ -57,7 +57,7 @@ pub struct FailoverFigures {
     pub generation: u64,
     /// The epoch the guest continued from.
     pub epoch: u64,
-    /// From the last sign of life of the primary to the decision that it is lost.
+    /// From the primary's last sign of life to the decision that it is lost.
     pub reaction_ms: f64,
     /// From that decision to the guest running here.
     pub recovery_ms: f64,
@@ -81,13 +81,13 @@ pub struct Status {
     pub vm: String,
     /// This side's name.
     pub node: String,
-    /// The state machine's phase.
+    /// The core's phase.
     pub phase: String,
     /// Generation in force, as far as this side knows.
     pub generation: u64,
     /// Last epoch acknowledged (primary) or committed (standby).
     pub epoch: u64,
-    /// Whether the loss of a host would be survived now.
+    /// Whether the guest would survive the loss of a host now.
     pub protected: bool,
     /// The other side's name, when there is one.
     pub peer: Option<String>,
@@ -107,43 +107,43 @@ pub struct Status {
     pub wire_bytes: u64,
     /// How the pages were encoded.
     pub encoded: Encoded,
-    /// What has gone over all links of this process.
+    /// Traffic of all links of this process so far.
     #[serde(default)]
     pub link: LinkMetrics,
     /// The guest's output at this side's gate.
     pub output: OutputCounts,
-    /// What is done about disks.
+    /// The disks and their replication.
     #[serde(default)]
     pub disks: DisksStatus,
     /// Bytes of memory shipped by initial synchronisations.
     pub sync_bytes: u64,
     /// The failover that made this side the primary, if one did.
     pub failover: Option<FailoverFigures>,
-    /// The guest has ended, and what it said last waits for this to leave.
+    /// What the last output of a guest that has ended waits for.
     #[serde(default)]
     pub ending: Option<String>,
-    /// The last thing that went wrong since the guest was last protected anew.
+    /// The last thing that went wrong since the guest last became protected.
     pub alarm: Option<String>,
 }
 
-/// The disks, and what replication does about them.
+/// The disks, and what replication does with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisksStatus {
-    /// In configuration order; those that are only read are not among them.
+    /// The disks in configuration order, without those that are only read.
     pub disks: Vec<DiskStatus>,
-    /// The last synchronisation, or the one that goes on; on the primary.
+    /// Primary: the last synchronisation, or the one in progress.
     pub sync: Option<DiskSync>,
     /// Standby: the images are copies that are not whole yet.
     pub unfinished: bool,
     /// Bytes of disk writes of all epochs on the logging channel.
     pub wire_bytes: u64,
-    /// The last epoch of this session that is on the backup's images for good.
+    /// The last epoch of this session that is durable on the backup's images.
     pub durable_epoch: u64,
-    /// Primary: writes in memory that are not shipped, or held for shared disks, in bytes.
+    /// Primary: writes in memory that are not shipped yet or are held for shared disks, in bytes.
     pub log_bytes: u64,
-    /// Standby: what the journal holds, in bytes.
+    /// Standby: size of the journal's content, in bytes.
     pub journal_bytes: u64,
-    /// Standby: writes of shared disks in memory, in bytes.
+    /// Standby: writes to shared disks that are kept in memory, in bytes.
     pub held_bytes: u64,
     /// What the next synchronisation with the same backup would copy at least, in bytes.
     pub marked_bytes: u64,
@@ -154,11 +154,11 @@ pub struct DisksStatus {
 pub struct DiskSync {
     /// For each disk, in configuration order: whether all of it is sent, not only what differs.
     pub full: Vec<bool>,
-    /// What was to be copied when it began.
+    /// Bytes to be copied when it began.
     pub bytes: u64,
-    /// What is still to be copied.
+    /// Bytes still to be copied.
     pub bytes_left: u64,
-    /// Sent so far, with what the guest wrote meanwhile.
+    /// Bytes sent so far, including what the guest wrote meanwhile.
     pub bytes_sent: u64,
     /// How long the copying has taken, in milliseconds.
     pub elapsed_ms: u64,

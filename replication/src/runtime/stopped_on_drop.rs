@@ -1,11 +1,11 @@
-//! A machine's owner: whatever ends it, the machine is stopped.
+//! The owner of a machine: when it goes, whatever the reason, the machine is stopped.
 
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::ports::Machine;
 
-/// A machine that is stopped when its owner is gone, whatever the reason, unless it is handed on.
+/// A machine that is stopped when this is dropped, unless it is handed on.
 pub(super) struct StoppedOnDrop<M: Machine>(Option<M>);
 
 impl<M: Machine> StoppedOnDrop<M> {
@@ -36,7 +36,7 @@ impl<M: Machine> DerefMut for StoppedOnDrop<M> {
 impl<M: Machine> Drop for StoppedOnDrop<M> {
     fn drop(&mut self) {
         let Some(machine) = &mut self.0 else { return };
-        // A second panic while one unwinds would end the process, and with it whatever else it does.
+        // A second panic during unwinding would end the process and everything else in it.
         if catch_unwind(AssertUnwindSafe(|| machine.stop())).is_err() {
             tracing::error!("the machine panicked while it was stopped");
         }

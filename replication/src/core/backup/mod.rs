@@ -1,4 +1,4 @@
-//! The backup's core: what comes in and what is to be done. The deciding is in [`transitions`].
+//! The backup's core: its inputs and effects. [`transitions`] has the decisions.
 //!
 //! ```text
 //!               Hello, Welcome           epoch 1 committed         epoch n committed
@@ -22,15 +22,15 @@
 //! | silence on the link only | wait: the primary gets no acks, it decides |
 //! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
 //!
-//! An epoch that is whole is acked at once and committed at the next call of `handle`, which
-//! `next_wakeup` asks for without delay: the ack does not wait for the pages to be copied. Whatever
-//! comes in, a whole epoch is committed before it is looked at; a tick copies no more than a slice,
-//! so that signs of life go on while a huge epoch is copied.
+//! A whole epoch is acked at once and committed at the next call of `handle`, which `next_wakeup`
+//! requests without delay. So the ack does not wait for the pages to be copied. Whatever comes in,
+//! a whole epoch is committed before the input is looked at. A tick copies no more than a slice, so
+//! that heartbeats go on while a huge epoch is copied.
 //!
 //! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
-//! the journal. What happens meanwhile waits for that: if it succeeds the epoch is committed,
-//! although it may not be acked any more, otherwise it is discarded. So memory and disks are of one
-//! epoch whatever comes.
+//! the journal. A claim in the meantime waits for that. If the journal write succeeds, the epoch is
+//! committed, although it may no longer be acked; otherwise it is discarded. So memory and disks
+//! are always of the same epoch.
 
 pub mod transitions;
 
@@ -46,7 +46,7 @@ use crate::ids::{EpochId, Generation};
 /// What happens to the backup.
 ///
 /// After [`BackupEffect::CloseLink`], [`BackupInput::LinkClosed`] or [`BackupInput::LinkBroken`],
-/// no message of that link may come in any more.
+/// no more messages of that link may come in.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackupInput {
     /// A primary connected.
@@ -60,36 +60,36 @@ pub enum BackupInput {
     },
     /// The peer closed or reset the link: its process is likely dead.
     LinkClosed,
-    /// The link was broken by a malformed frame, which says nothing about the primary's life.
+    /// A malformed frame broke the link. It says nothing about whether the primary lives.
     LinkBroken {
         /// The error.
         cause: String,
     },
-    /// A heartbeat of a side that runs the guest came on the separate path. Those of other backups
-    /// must not come in: they would keep a dead primary alive.
+    /// A heartbeat of a side that runs the guest came on the separate path. Heartbeats of other
+    /// backups must not come in: they would keep a dead primary alive.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
     },
-    /// What [`BackupEffect::Persist`] asked for has been done, or cannot be.
+    /// What [`BackupEffect::Persist`] asked for has been done, or cannot be done.
     Persisted {
-        /// Of the effect. Tickets of what has been given up meanwhile mean nothing.
+        /// The effect's ticket. Tickets of effects that were given up meanwhile are ignored.
         ticket: u64,
         /// Why it cannot be done.
         outcome: Result<(), String>,
     },
-    /// All through this epoch of this session is on the images for good.
+    /// Everything through this epoch of this session is durable on the images.
     DisksDurable {
         /// The epoch.
         epoch: EpochId,
     },
-    /// A disk cannot be written: there can be no copy here any more.
+    /// A disk cannot be written, so this side cannot keep a copy any more.
     DisksFailed {
         /// Why.
         error: String,
     },
-    /// This side has stopped reading the link for a while, as its disks take no more: silence says
-    /// nothing.
+    /// This side has stopped reading the link for a while, because its disks take no more. Silence
+    /// says nothing then.
     NotReading,
     /// The operator wants this side promoted now.
     PromotionWanted,
@@ -97,7 +97,7 @@ pub enum BackupInput {
     Verdict(Verdict),
     /// The arbiter could not be asked.
     ArbiterUnavailable,
-    /// Time passed; look at the timers.
+    /// Time passed. Look at the timers.
     Tick,
 }
 
@@ -111,29 +111,30 @@ pub enum BackupEffect {
         /// This side's name.
         node: String,
     },
-    /// Disks are going to be copied as planned, one plan for each: mark them as unfinished.
+    /// The disks will be copied as planned, one plan for each. Mark them as unfinished.
     BeginCopy(Vec<DiskSyncPlan>),
-    /// Write this good batch to the images: a part of the copy.
+    /// Write this valid batch, a part of the copy, to the images.
     SyncDisk(Bytes),
-    /// Write an epoch's disk writes to the journal, for good if `flush`, and report `Persisted`.
-    /// They must not get to the images before that was reported.
+    /// Write an epoch's disk writes to the journal, durably if `flush`, and report `Persisted`.
+    /// They must not reach the images before that report.
     Persist {
-        /// For the report.
+        /// The ticket for the report.
         ticket: u64,
         /// The epoch.
         epoch: EpochId,
         /// Batches of disk writes, in order.
         batches: Vec<Bytes>,
-        /// Whether it must survive a loss of power.
+        /// Whether they must survive a loss of power.
         flush: bool,
-        /// What the primary wrote to shared disks itself, so that it need not be kept.
+        /// The epoch through which the primary itself wrote to shared disks: those writes need not
+        /// be kept.
         written_through: EpochId,
     },
-    /// Close the link; a `Bye` or `Refuse` just before still goes out.
+    /// Close the link. A `Bye` or `Refuse` just before it still goes out.
     CloseLink,
-    /// A staged epoch was committed to memory; state and output are to be had from the core.
+    /// A staged epoch was committed to memory. The core has its state and output.
     Committed(EpochId),
-    /// An incomplete or corrupt epoch was discarded whole.
+    /// An incomplete or corrupt epoch was discarded as a whole.
     Discarded {
         /// The epoch.
         epoch: EpochId,
@@ -142,17 +143,17 @@ pub enum BackupEffect {
     },
     /// Ask the arbiter for the generation after this one.
     Claim(Generation),
-    /// This side owns the guest now: restore the committed state, announce, run.
+    /// This side now owns the guest: restore the committed state, announce, run.
     Promote {
         /// The generation granted.
         generation: Generation,
         /// The epoch the guest continues from.
         epoch: EpochId,
-        /// Why the primary is lost.
+        /// Why this side takes over.
         cause: String,
     },
-    /// The state is of no use any more (another side owns the guest, or the guest stopped): forget
-    /// it, make memory zero, wait for a new primary.
+    /// The state is useless (for example, another side owns the guest, or the guest stopped):
+    /// forget it, zero the memory, wait for a new primary.
     Reset {
         /// Why.
         reason: String,

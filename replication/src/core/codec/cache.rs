@@ -1,17 +1,17 @@
-//! The pages as they were last shipped, a bounded number of them. Knows nothing of formats.
+//! A bounded number of pages, as they were last shipped. Knows no formats.
 
 use std::collections::HashMap;
 
 use crate::ids::{Page, PageIndex};
 
-/// A bounded map from page to frame that takes ownership of frames instead of copying them. When
-/// full it replaces by the clock rule (second chance): a page used since the hand last passed
-/// stays.
+/// A bounded map from page to frame. It takes ownership of frames instead of copying them. When
+/// full it replaces by the clock rule (second chance): a page stays if it was used since the hand
+/// last passed it.
 #[derive(Debug)]
 pub(super) struct PageCache {
     index: HashMap<PageIndex, usize>,
     slots: Vec<Slot>,
-    /// Slots whose frame is of no page, after [`PageCache::forget`].
+    /// Slots whose frame belongs to no page, after [`PageCache::forget`].
     vacant: Vec<usize>,
     hand: usize,
     pages_max: usize,
@@ -35,15 +35,14 @@ impl PageCache {
         }
     }
 
-    /// The frame kept of `page`.
+    /// The frame kept for `page`.
     pub(super) fn get(&mut self, page: PageIndex) -> Option<&mut Box<Page>> {
         let slot = &mut self.slots[*self.index.get(&page)?];
         slot.used = true;
         Some(&mut slot.frame)
     }
 
-    /// Keeps `frame` for a `page` that is not in the cache, and gives back a frame that is free
-    /// now.
+    /// Keeps `frame` for a `page` that is not in the cache, and returns a frame that is now free.
     pub(super) fn insert(&mut self, page: PageIndex, frame: Box<Page>) -> Option<Box<Page>> {
         if self.pages_max == 0 {
             return Some(frame);
@@ -78,7 +77,7 @@ impl PageCache {
         }
     }
 
-    /// Forgets all pages; the frames stay for later pages.
+    /// Forgets all pages but keeps their frames for later pages.
     pub(super) fn forget(&mut self) {
         self.index.clear();
         self.vacant = (0..self.slots.len()).collect();

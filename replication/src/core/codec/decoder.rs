@@ -1,6 +1,6 @@
-//! Batches back into pages, over the backup's committed memory (step ⑥).
+//! Turns batches back into pages, over the backup's committed memory (step ⑥).
 //!
-//! Must not be done here: writing memory, and believing the peer.
+//! Must not be done here: writing memory, and trusting the peer.
 
 use super::delta::{Delta, DeltaError};
 use super::{
@@ -12,14 +12,14 @@ use crate::ports::PageMemory;
 
 /// Where decoded pages go.
 pub trait PageSink {
-    /// The frame that `page` is to be decoded into; its content before is of no meaning.
+    /// The frame to decode `page` into. Its content before does not matter.
     ///
     /// # Errors
     /// If the page occurred before.
     fn frame(&mut self, page: PageIndex) -> Result<&mut Page, CodecError>;
 }
 
-/// The bytes of a batch not read yet.
+/// The bytes of a batch that are not read yet.
 struct Reader<'a> {
     rest: &'a [u8],
     batch_bytes: usize,
@@ -58,11 +58,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Decodes a batch into `sink`, over the pages in `base`; returns how many pages it held.
+/// Decodes a batch into `sink`, over the pages in `base`. Returns how many pages it held.
 ///
 /// # Errors
-/// If the batch is anything else than complete and valid. What went into the sink before is
-/// then of no use.
+/// If the batch is not complete and valid. What the sink already got is then useless.
 pub fn decode(
     batch: &[u8],
     base: &dyn PageMemory,

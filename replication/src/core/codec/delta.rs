@@ -1,4 +1,4 @@
-//! Which words of a page changed, and how that is written: see the format in the module above.
+//! Which words of a page changed, and how they are written; the module above describes the format.
 
 use bytes::{BufMut, BytesMut};
 
@@ -19,7 +19,7 @@ fn word(bytes: &[u8]) -> u64 {
 }
 
 impl Delta {
-    /// What differs between two pages. Groups without a difference, most of them, cost one memory
+    /// The words that differ between two pages. Most groups have no difference and cost one memory
     /// comparison.
     pub(super) fn between(old: &Page, new: &Page) -> Self {
         let mut bitmaps = [0; GROUPS];
@@ -62,10 +62,10 @@ impl Delta {
         }
     }
 
-    /// Reads mask and bitmaps from the front of `bytes`; returns what follows.
+    /// Reads mask and bitmaps from the front of `bytes`. Returns the rest.
     ///
     /// # Errors
-    /// What is wrong; `None` in it if bytes are missing, and how many.
+    /// How many bytes are missing, or what is malformed.
     pub(super) fn read(bytes: &[u8]) -> Result<(Self, &[u8]), DeltaError> {
         let (&mask, mut rest) = bytes.split_first().ok_or(DeltaError::Missing(1))?;
         if mask == 0 {
@@ -88,8 +88,7 @@ impl Delta {
         Ok((Self { bitmaps }, rest))
     }
 
-    /// Applies the words at the front of `words` to `page`, which holds the base; returns what
-    /// follows.
+    /// Applies the words at the front of `words` to `page`, which holds the base. Returns the rest.
     ///
     /// # Errors
     /// As [`Delta::read`]; the page is then useless.
@@ -136,7 +135,7 @@ impl Delta {
 /// Why bytes are not a delta.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DeltaError {
-    /// At least so many bytes are missing.
+    /// At least this many bytes are missing.
     Missing(usize),
     /// What is wrong.
     Malformed(&'static str),

@@ -1,6 +1,6 @@
-//! Pages into batches, off the guest's critical path (step ④).
+//! Turns pages into batches, off the guest's critical path (step ④).
 //!
-//! Must not be done here: blocking, or keeping more than the cache's bound of pages.
+//! Must not be done here: blocking, and keeping more pages than the cache may hold.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
@@ -15,17 +15,18 @@ use crate::ids::{PAGE_BYTES, Page, PageIndex};
 
 static ZERO_PAGE: Page = [0; PAGE_BYTES];
 
-/// A delta of at most this many bytes is taken without trying whether compression yields less.
+/// A delta of at most this many bytes is used without trying compression.
 const DELTA_GOOD_BYTES: usize = PAGE_BYTES / 4;
-/// Compression must yield at most this many bytes to be worth the backup's time.
+/// Compression must yield fewer bytes than this to be worth the backup's time.
 const LZ4_GOOD_BYTES: usize = PAGE_BYTES / 8 * 7;
-/// After pages that did not compress, at most so many are not even tried.
+/// After pages that did not compress, at most this many are sent without trying.
 const LZ4_SKIP_PAGES_MAX: u32 = 63;
 
-/// Turns pages into records, each the least of zero, unchanged, changed words, compressed or raw.
+/// Turns pages into records, each in the smallest form that it finds: zero, unchanged, changed
+/// words, compressed or raw.
 ///
-/// It remembers what it sent. That is what the backup has only as long as every epoch arrives: call
-/// [`Encoder::forget`] whenever the link changes or anything encoded was not sent.
+/// It remembers what it sent. The backup has the same only as long as every epoch arrives. Call
+/// [`Encoder::forget`] whenever the link changes or something encoded was not sent.
 pub struct Encoder {
     cache: PageCache,
     table: CompressTable,
@@ -48,7 +49,7 @@ pub struct BatchWriter {
 pub struct Batch {
     /// The body of a `SyncPages` or `EpochPages` message.
     pub body: Bytes,
-    /// Pages in it.
+    /// How many pages it holds.
     pub pages: u32,
 }
 
@@ -76,7 +77,7 @@ impl Encoder {
     }
 
     /// Appends `page`, whose content is in `frame`, to a batch that is not full. Keeps the frame
-    /// and gives back one to be used for the next capture; `None` while the cache still grows.
+    /// and returns another one for the next capture, or `None` while the cache is still growing.
     #[must_use = "a returned frame is to be used again"]
     pub fn encode(
         &mut self,
@@ -139,13 +140,13 @@ impl Encoder {
         spare
     }
 
-    /// Forgets what the backup has: another backup or link, or an epoch that was encoded and not
-    /// sent. The frames stay, to be used again.
+    /// Forgets what the backup has: the backup or the link is another one, or an encoded epoch was
+    /// not sent. The frames stay for later use.
     pub fn forget(&mut self) {
         self.cache.forget();
     }
 
-    /// What was encoded since the encoder was made.
+    /// What this encoder has encoded so far.
     #[must_use]
     pub fn stats(&self) -> CodecStats {
         self.stats
@@ -153,7 +154,7 @@ impl Encoder {
 }
 
 impl BatchWriter {
-    /// A writer of batches of at most `bytes_max` bytes, brought into the range of one page to
+    /// A writer of batches of at most `bytes_max` bytes, clamped to the range from one page to
     /// [`BATCH_BYTES_MAX`].
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
@@ -164,7 +165,7 @@ impl BatchWriter {
         }
     }
 
-    /// Whether no further page is sure to fit.
+    /// Whether the next page might not fit.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.body.len().max(BATCH_HEADER_BYTES) + RECORD_BYTES_MAX > self.bytes_max
@@ -236,8 +237,8 @@ impl BatchWriter {
     }
 }
 
-/// The page compressed to fewer than `limit` bytes. Among pages that do not compress, fewer and
-/// fewer are tried: noise costs next to nothing then.
+/// The page, compressed to fewer than `limit` bytes. Among pages that do not compress, it tries
+/// fewer and fewer, so noise costs almost nothing.
 fn compress<'a>(
     frame: &Page,
     limit: usize,

@@ -1,15 +1,16 @@
-//! The page codec (step ④ and its inverse in step ⑥): pages of guest memory as batches of bytes.
+//! The page codec (step ④ and its inverse in step ⑥): turns pages of guest memory into batches of
+//! bytes.
 //!
-//! The [`Encoder`] knows what the backup has of recently shipped pages and sends each page as the
-//! least of five things; the [`decode`] rebuilds the pages over the backup's committed memory. A
-//! batch needs nothing but that memory to be decoded.
+//! The [`Encoder`] knows the backup's version of recently shipped pages. It sends each page in one
+//! of five forms, the smallest that it finds. [`decode`] rebuilds the pages over the backup's
+//! committed memory, and needs only that memory and the batch.
 //!
-//! Must not be done here: deciding when an epoch is whole, or writing memory. The decoder reads
-//! bytes of a peer: it checks every length, and allocates nothing.
+//! Must not be done here: deciding when an epoch is whole, and writing memory. The decoder reads a
+//! peer's bytes, so it checks every length and allocates nothing.
 //!
 //! # Format of a batch
 //!
-//! All numbers are little-endian, nothing is aligned.
+//! All numbers are little-endian. Nothing is aligned.
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
@@ -32,11 +33,11 @@
 //! | 3 | compressed | `u16` length, not 0; an LZ4 block of that length that yields 4096 bytes |
 //! | 4 | sent as it is | 4096 bytes |
 //!
-//! The base of 1 and 2 is the backup's committed page. Their CRC32 (IEEE) proves that both sides
-//! mean the same base; a difference is an error, never a silently wrong page.
+//! The base of 1 and 2 is the backup's committed page. The CRC32 (IEEE) proves that both sides use
+//! the same base. A difference is an error, never a silently wrong page.
 //!
-//! A page occurs at most once in an epoch (in a batch, during initial synchronisation), and must
-//! lie in the memory layout agreed upon in the handshake.
+//! A page occurs at most once in an epoch (during initial synchronisation: in a batch). It must lie
+//! in the memory layout agreed upon in the handshake.
 
 mod cache;
 mod decoder;
@@ -48,16 +49,16 @@ pub use encoder::{Batch, BatchWriter, Encoder};
 
 use crate::ids::PageIndex;
 
-/// Bodies of batches are at most this long unless the writer is told otherwise, in bytes.
+/// Default limit on the body of a batch, in bytes.
 pub const BATCH_BYTES_DEFAULT: usize = 256 << 10;
-/// No body of a batch may be longer, in bytes.
+/// Largest body of a batch, in bytes.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes before a batch's first record.
 const BATCH_HEADER_BYTES: usize = 4;
 /// Bytes of a record before its payload.
 const RECORD_HEADER_BYTES: usize = 8;
-/// The longest record: a page as it is. (The encoder sends nothing longer in another way.)
+/// The longest record: a page as it is. (The encoder never sends a longer one.)
 const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + crate::ids::PAGE_BYTES;
 
 const KIND_ZERO: u8 = 0;
@@ -66,7 +67,7 @@ const KIND_DELTA: u8 = 2;
 const KIND_LZ4: u8 = 3;
 const KIND_RAW: u8 = 4;
 
-/// What went through the codec since it was made.
+/// What an encoder has encoded so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CodecStats {
     /// Pages sent as zero.
@@ -77,7 +78,7 @@ pub struct CodecStats {
     pub delta_pages: u64,
     /// Pages sent compressed.
     pub lz4_pages: u64,
-    /// Pages sent as they are.
+    /// Pages sent raw.
     pub raw_pages: u64,
     /// Bytes of the page records.
     pub encoded_bytes: u64,
@@ -105,7 +106,7 @@ impl CodecStats {
 /// Why a batch cannot be decoded. Offsets are bytes from the batch's beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// The batch announces no page, or is too short to announce any.
+    /// The batch announces no page, or is too short to announce one.
     #[error("batch of {bytes} bytes holds no page")]
     Empty {
         /// Length of the batch.
@@ -121,7 +122,7 @@ pub enum CodecError {
         /// Bytes missing.
         missing: usize,
     },
-    /// More bytes than the announced records.
+    /// The batch has more bytes than the announced records.
     #[error("{bytes} bytes left over after the last of {records} records")]
     LeftOver {
         /// Bytes too many.
@@ -129,7 +130,7 @@ pub enum CodecError {
         /// Records announced.
         records: u32,
     },
-    /// A number that stands for no way to send a page.
+    /// A number that names no form of a page.
     #[error("{page} at offset {offset}: unknown encoding {kind}")]
     UnknownKind {
         /// The page.
@@ -153,7 +154,7 @@ pub enum CodecError {
         /// The page.
         page: PageIndex,
     },
-    /// The payload makes no page.
+    /// The payload is not a valid page.
     #[error("{page} at offset {offset}: {what}")]
     Malformed {
         /// The page.
@@ -163,14 +164,14 @@ pub enum CodecError {
         /// What is wrong.
         what: &'static str,
     },
-    /// The page rebuilt is not the page that was sent: the sides disagree about its base.
+    /// The rebuilt page is not the page that was sent: the sides have different bases.
     #[error("{page}: rebuilt page has checksum {found:#010x}, sent was {expected:#010x}")]
     BaseDiffers {
         /// The page.
         page: PageIndex,
         /// Checksum sent.
         expected: u32,
-        /// Checksum of what was rebuilt.
+        /// Checksum of the rebuilt page.
         found: u32,
     },
     /// The base page could not be read.

@@ -1,6 +1,7 @@
-//! Writes into batches and back: the body of a `SyncDisk` or `EpochDisk` message, and of a journal's record.
+//! Turns disk writes into batches and back: the body of a `SyncDisk` or `EpochDisk` message, and of
+//! a journal's record.
 //!
-//! All numbers are little-endian, nothing is aligned.
+//! All numbers are little-endian. Nothing is aligned.
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
@@ -18,16 +19,16 @@
 //! | 12 | 8 | length, a multiple of 512, not 0 |
 //! | 20 | … | the data, if what is 0 |
 //!
-//! Must not be done here: allocating by a number that stands in a batch. Decoded data share the batch's
-//! memory.
+//! Must not be done here: allocating as much as a number in a batch says. Decoded data share the
+//! batch's memory.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{DiskWrite, SECTOR_BYTES, What};
 
-/// Bodies of batches are at most this long unless the writer is told otherwise, in bytes.
+/// Default limit on the body of a batch, in bytes.
 pub const DISK_BATCH_BYTES_DEFAULT: usize = 256 << 10;
-/// No body of a batch may be longer, in bytes.
+/// Largest body of a batch, in bytes.
 pub const DISK_BATCH_BYTES_MAX: usize = 1 << 20;
 
 const BATCH_HEADER_BYTES: usize = 4;
@@ -39,7 +40,7 @@ const KIND_DISCARD: u8 = 2;
 /// Why a batch cannot be decoded. Offsets are bytes from the batch's beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiskBatchError {
-    /// It announces no record, or is too short to announce any.
+    /// It announces no record, or is too short to announce one.
     #[error("disk batch of {bytes} bytes holds no write")]
     Empty {
         /// Length of the batch.
@@ -63,7 +64,7 @@ pub enum DiskBatchError {
         /// Bytes missing, as far as can be told.
         missing: u64,
     },
-    /// More bytes than the announced records.
+    /// It has more bytes than the announced records.
     #[error("{bytes} bytes left over after the last of {records} disk writes")]
     LeftOver {
         /// Bytes too many.
@@ -71,7 +72,7 @@ pub enum DiskBatchError {
         /// Records announced.
         records: u32,
     },
-    /// A number that stands for nothing one can do to a disk.
+    /// A number that names no kind of write.
     #[error("disk write at offset {offset}: unknown kind {kind}")]
     UnknownKind {
         /// Where the record begins.
@@ -89,7 +90,7 @@ pub enum DiskBatchError {
         /// How many there are.
         disks: usize,
     },
-    /// The range is no range of whole sectors on the disk.
+    /// The range is empty, not of whole sectors, or not on the disk.
     #[error(
         "disk write at offset {offset}: {length} bytes from byte {start} of disk {disk}, which has {disk_bytes}"
     )]
@@ -125,7 +126,7 @@ pub struct DiskBatchWriter {
 }
 
 impl DiskBatchWriter {
-    /// A writer of batches of at most `bytes_max` bytes, brought into the range of one sector to
+    /// A writer of batches of at most `bytes_max` bytes, clamped to the range from one sector to
     /// [`DISK_BATCH_BYTES_MAX`].
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
@@ -137,8 +138,7 @@ impl DiskBatchWriter {
         }
     }
 
-    /// Appends a write, in pieces if it is longer than a batch; gives every batch that becomes full to
-    /// `full`.
+    /// Appends a write, in pieces if it is longer than a batch. Passes every full batch to `full`.
     pub fn push(&mut self, write: &DiskWrite, mut full: impl FnMut(DiskBatch)) {
         let data = match &write.what {
             What::Data(data) => data,
@@ -187,7 +187,7 @@ impl DiskBatchWriter {
         })
     }
 
-    /// Bytes of data that a further record may have; 0 if no record fits.
+    /// Bytes of data that another record may have; 0 if no record fits.
     fn room(&self) -> usize {
         let used = self.body.len().max(BATCH_HEADER_BYTES) + RECORD_HEADER_BYTES;
         self.bytes_max.saturating_sub(used)
@@ -218,12 +218,13 @@ impl DiskBatchWriter {
     }
 }
 
-/// The writes in a batch for disks of these sizes, in order, given to `each`.
+/// Decodes a batch for disks of these sizes and passes its writes to `each`, in order. Returns how
+/// many there are.
 ///
-/// Nothing is given unless the whole batch is good. Data share the batch's memory.
+/// Passes nothing on unless the whole batch is valid. Data share the batch's memory.
 ///
 /// # Errors
-/// If it is malformed, or has a write outside of its disk.
+/// If it is malformed, or has a write outside its disk.
 pub fn decode_batch(
     batch: &Bytes,
     disk_bytes: &[u64],
@@ -261,7 +262,7 @@ fn walk(
         if rest.len() < RECORD_HEADER_BYTES {
             return Err(truncated((RECORD_HEADER_BYTES - rest.len()) as u64));
         }
-        // The byte after the kind is 0, or this is no kind that is known here.
+        // The byte after the kind must be 0; otherwise this is no known kind.
         let kind = rest.get_u16_le();
         let (disk, start, length) = (rest.get_u16_le(), rest.get_u64_le(), rest.get_u64_le());
         let Some(&size) = disk_bytes.get(usize::from(disk)) else {

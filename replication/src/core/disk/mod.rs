@@ -1,8 +1,8 @@
-//! What is said about disks: the writes of an epoch, and which images are a pair.
+//! What the two sides say about disks: the writes of an epoch, and which images are a pair.
 //!
-//! A [`DiskWrite`] is what a guest did to a disk. A batch of them travels in one message and stands in the
-//! backup's journal just as it travelled. What must not be done here: files, threads, or believing a number
-//! of a peer.
+//! A [`DiskWrite`] is a guest's change of a disk. A batch of them travels in one message and is
+//! stored in the backup's journal exactly as it travelled. Must not be done here: using files or
+//! threads, and trusting a peer's numbers.
 
 mod batch;
 mod pair;
@@ -17,7 +17,7 @@ pub use pair::{
 
 use bytes::Bytes;
 
-/// Bytes of a sector: offsets and lengths are multiples of it.
+/// Bytes of a sector. Offsets and lengths are multiples of it.
 pub const SECTOR_BYTES: u64 = 512;
 
 /// A change of a disk.
@@ -41,7 +41,7 @@ pub enum What {
         /// How many.
         bytes: u64,
     },
-    /// Zeros, and the room is given back to the host if it can take it.
+    /// Zeros, and the space is given back to the host if the host can take it.
     Discard {
         /// How many bytes.
         bytes: u64,
@@ -58,7 +58,7 @@ impl DiskWrite {
         }
     }
 
-    /// What it counts in memory: its data and a little for itself.
+    /// How much memory it takes: its data and the value itself.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         let data = match &self.what {
@@ -68,7 +68,7 @@ impl DiskWrite {
         (data + std::mem::size_of::<Self>()) as u64
     }
 
-    /// The part of it that lies in `from..to` (bytes of the disk), sharing its data.
+    /// The part of it that lies in `from..to` (bytes of the disk). Shares its data.
     #[must_use]
     pub fn part(&self, from: u64, to: u64) -> Option<Self> {
         let (from, to) = (from.max(self.offset), to.min(self.offset + self.bytes()));

@@ -1,7 +1,8 @@
-//! Which two images are a pair, and what a backup says of its disks.
+//! Which two images are a pair, and what a backup says about its disks.
 //!
-//! Two images whose ids meet differ at most in the blocks that either side's map marks. What must not be
-//! done here: deciding anything from a peer's numbers before [`PeerDisk::check`] has seen them.
+//! Two images that share an id differ at most in the blocks marked in either side's map. Must not
+//! be done here: deciding anything from a peer's numbers before [`PeerDisk::check`] has checked
+//! them.
 
 use std::fmt;
 
@@ -10,14 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use super::SECTOR_BYTES;
 
-/// Blocks of a map are at least this large, in bytes.
+/// Smallest block of a map, in bytes.
 pub const BLOCK_BYTES_MIN: u64 = 64 << 10;
-/// A map has at most so many blocks.
+/// Most blocks that a map has.
 pub const BLOCKS_MAX: u64 = 1 << 20;
-/// An image carries at most this many ids: the pair it belongs to and the one it may come to belong to.
+/// An image carries at most this many ids: the pair it belongs to and the one it may come to belong
+/// to.
 const PEER_IDS_MAX: usize = 2;
 
-/// Names a pair of images; drawn at random by the primary, never 0.
+/// Names a pair of images. The primary draws it at random; it is never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PairId(pub u128);
@@ -35,30 +37,30 @@ pub struct PeerDisk {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// The pairs its image may belong to; none if it belongs to nobody, or is shared.
+    /// The pairs that its image may belong to. None if it belongs to no pair or is shared.
     pub ids: Vec<PairId>,
-    /// Whether it is a copy that was not finished.
+    /// Whether it is an unfinished copy.
     pub unfinished: bool,
     /// Size of a block of its map.
     pub block_bytes: u64,
-    /// The blocks its own guest has written since it was part of the pair, lowest bit first. Bits that
-    /// are missing at the end are 0.
+    /// The blocks that its own guest has written since it was part of the pair, lowest bit first.
+    /// Missing bits at the end are 0.
     pub dirty: Bytes,
 }
 
 /// How one disk is brought up to date.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSyncPlan {
-    /// The pair both images will be once the copy is whole.
+    /// The pair that both images become once the copy is whole.
     pub candidate: PairId,
     /// Whether everything is sent, not only what the maps mark.
     pub full: bool,
-    /// The pair they are now, if not everything is sent.
+    /// The pair they are now, unless everything is sent.
     pub from: Option<PairId>,
 }
 
-/// Size of the blocks into which a map divides a disk of `bytes`: 64 KiB, doubled until there are at most
-/// [`BLOCKS_MAX`].
+/// Block size of the map of a disk of `bytes`: 64 KiB, doubled until there are at most
+/// [`BLOCKS_MAX`] blocks.
 #[must_use]
 pub fn block_bytes_for(bytes: u64) -> u64 {
     let mut block = BLOCK_BYTES_MIN;
@@ -68,14 +70,14 @@ pub fn block_bytes_for(bytes: u64) -> u64 {
     block
 }
 
-/// How many blocks a disk of `bytes` has.
+/// How many blocks the map of a disk of `bytes` has.
 #[must_use]
 pub fn blocks_of(bytes: u64) -> u64 {
     bytes.div_ceil(block_bytes_for(bytes))
 }
 
 impl PeerDisk {
-    /// Whether this can describe a disk at all.
+    /// Checks whether this can describe a disk at all.
     ///
     /// # Errors
     /// What is wrong with it.

@@ -1,6 +1,6 @@
-//! One epoch as messages, from both sides: [`assemble`] makes them on the primary (steps ④ and ⑤),
-//! [`staging`] collects them on the backup (steps ⑥ and ⑦), and [`tally`] counts them the same way
-//! on both.
+//! One epoch as messages. [`assemble`] makes them on the primary (steps ④ and ⑤), [`staging`]
+//! collects them on the backup (steps ⑥ and ⑦), and [`tally`] counts them in the same way on both
+//! sides.
 
 pub mod assemble;
 pub mod staging;

@@ -1,13 +1,13 @@
-//! What an epoch consists of, counted the same way on both sides: the primary counts what it ships,
-//! the backup what it stages, and the backup compares the two.
+//! What an epoch consists of, counted in the same way on both sides. The primary counts what it
+//! ships, the backup what it stages, and the backup compares the two.
 //!
-//! Must not be done here: judging. [`staging`](super::staging) does.
+//! Must not be done here: judging. [`staging`](super::staging) does that.
 
 use crate::core::message::{EpochSummary, wire};
 use crate::ids::EpochId;
 use crate::output::SealedOutput;
 
-/// The sums over an epoch, which `EpochEnd` compares.
+/// The sums over an epoch, which are compared at its `EpochEnd`.
 #[derive(Debug, Clone, Default)]
 pub struct EpochTally {
     pages: u64,
@@ -46,8 +46,7 @@ impl EpochTally {
         self.digest.update(&wire::small(output));
     }
 
-    /// What `EpochEnd` says of what was counted; without a flush, and nothing written to shared
-    /// disks.
+    /// The summary of what was counted, without a flush and with nothing written to shared disks.
     #[must_use]
     pub fn summary(&self) -> EpochSummary {
         EpochSummary {

@@ -1,9 +1,9 @@
-//! What the two sides say to each other over the logging channel.
+//! The messages between the two sides on the logging channel.
 //!
-//! Every message travels in one transport frame, whose header carries the sender's generation and,
-//! where it belongs to one, the epoch. This file has the words; [`wire`] turns them into bytes and
-//! back, field by field as `docs/PROTOCOL.md` says. No decisions here: what a message means for a
-//! side is in [`primary`](super::primary) and [`backup`](super::backup).
+//! Every message travels in one transport frame. The frame's header carries the sender's generation
+//! and the epoch, if the message belongs to one. This file defines the messages. [`wire`] converts
+//! them to bytes and back, field by field as in `docs/PROTOCOL.md`. Nothing is decided here:
+//! [`primary`](super::primary) and [`backup`](super::backup) know what a message means for a side.
 
 pub mod wire;
 
@@ -18,23 +18,24 @@ use crate::page_set::MemoryLayout;
 
 pub use wire::MessageError;
 
-/// One message. The order of a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
+/// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
-/// `Heartbeat` comes at any time after `Welcome`; `Bye` last.
+/// `Heartbeat` comes at any time after `Welcome`, `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
-    /// Primary introduces itself and its machine.
+    /// The primary introduces itself and its machine.
     Hello(Hello),
-    /// Backup accepts.
+    /// The backup accepts the primary.
     Welcome(Welcome),
-    /// Backup does not accept.
+    /// The backup does not accept the primary.
     Refuse(Refusal),
-    /// Pages of the initial synchronisation; applied at once, as there is no committed state yet.
+    /// Pages of the initial synchronisation. They are applied at once, as there is no committed
+    /// state yet.
     SyncPages(Bytes),
-    /// What is going to be copied of each disk; before anything else about disks.
+    /// What will be copied of each disk. Comes before anything else about disks.
     SyncDisks(Vec<DiskSyncPlan>),
-    /// Writes to disks of the initial synchronisation; applied at once.
+    /// Disk writes of the initial synchronisation, applied at once.
     SyncDisk(Bytes),
     /// Pages of an epoch, encoded by the page codec.
     EpochPages {
@@ -57,7 +58,7 @@ pub enum Message {
         /// As [`PausedMachine::save`](crate::ports::PausedMachine::save) wrote it.
         state: Bytes,
     },
-    /// The output sealed under an epoch (bounded), for repetition after a failover.
+    /// The output sealed under an epoch (bounded), to be sent again after a failover.
     EpochOutput {
         /// The epoch.
         epoch: EpochId,
@@ -68,15 +69,15 @@ pub enum Message {
     EpochEnd {
         /// The epoch.
         epoch: EpochId,
-        /// What it consisted of, to be verified.
+        /// What it consisted of, for verification.
         summary: EpochSummary,
     },
-    /// Backup has the epoch whole and verified and can always commit it (step ⑧); its disk writes
-    /// are in the backup's journal, for good if the epoch had a flush.
+    /// The backup has verified the whole epoch and can always commit it (step ⑧). Its disk writes
+    /// are in the backup's journal, durably if the epoch had a flush.
     Ack {
         /// The epoch.
         epoch: EpochId,
-        /// The last epoch of this session whose disk writes are on the backup's images for good.
+        /// The last epoch of this session whose disk writes are durable on the backup's images.
         durable: EpochId,
     },
     /// A sign of life.
@@ -88,9 +89,9 @@ pub enum Message {
 /// The primary's introduction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Name of the virtual machine; both sides must be configured for the same.
+    /// Name of the virtual machine. Both sides must be configured with the same one.
     pub vm: String,
-    /// The primary's name, for messages to people.
+    /// The primary's name, for people.
     pub node: String,
     /// The primary's machine.
     pub fingerprint: Fingerprint,
@@ -101,32 +102,32 @@ pub struct Hello {
 /// The backup's acceptance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// The backup's name, for messages to people.
+    /// The backup's name, for people.
     pub node: String,
-    /// Its disks, in configuration order: which of their blocks need not be sent.
+    /// Its disks, in configuration order, with the blocks that need not be sent.
     pub disks: Vec<PeerDisk>,
 }
 
 /// The backup's refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Refusal {
-    /// Configured for another virtual machine.
+    /// The backup is configured for another virtual machine.
     OtherVm {
-        /// The backup's.
+        /// The backup's virtual machine.
         vm: String,
     },
     /// The machines differ.
     Differs(Vec<Difference>),
     /// The backup knows of a later generation.
     Stale {
-        /// The one it knows.
+        /// The generation it knows.
         current: Generation,
     },
-    /// The backup is protecting against another primary's failure, or has been promoted.
+    /// The backup serves another primary, or holds a committed epoch of this generation.
     Busy(String),
 }
 
-/// What an epoch consisted of.
+/// What an epoch consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochSummary {
     /// Pages shipped.
@@ -135,10 +136,10 @@ pub struct EpochSummary {
     pub batches: u32,
     /// `EpochDisk` messages shipped.
     pub disk_batches: u32,
-    /// Whether the guest had a disk flushed in this epoch: it may be acknowledged only once its
-    /// disk writes survive a loss of power.
+    /// Whether the guest flushed a disk in this epoch. If so, the epoch may be acknowledged only
+    /// once its disk writes survive a loss of power.
     pub flush: bool,
-    /// The last epoch whose writes to shared disks the primary has seen on their images for good.
+    /// The last epoch whose writes to shared disks the primary knows to be durable on their images.
     pub written_through: EpochId,
     /// CRC32 over the bodies of all the epoch's messages before `EpochEnd`, in order.
     pub digest: u32,
@@ -147,19 +148,20 @@ pub struct EpochSummary {
 /// Why a side leaves on purpose.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Bye {
-    /// The guest ended (powered off) or the operator stopped the primary: nothing to take over.
+    /// The guest ended (powered off) or the operator stopped the primary. There is nothing to take
+    /// over.
     GuestStopped,
-    /// The backup goes away; the primary should look for another one.
+    /// The backup goes away. The primary should look for another one.
     BackupStopped,
-    /// The sender holds an older generation, or learnt that the other does.
+    /// The sender or the receiver holds a generation older than `current`.
     Fenced {
         /// The generation in force.
         current: Generation,
     },
     /// The sender could not accept what it received.
     Protocol(String),
-    /// The backup cannot keep its copy any more, for the reason given: its disk is full, for
-    /// example.
+    /// The backup cannot keep its copy any more, for the given reason: for example, its disk is
+    /// full.
     Unable(String),
 }
 

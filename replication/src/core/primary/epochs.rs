@@ -1,5 +1,5 @@
 //! The rhythm of epochs on the primary: when the running epoch ends, which one is in flight, which
-//! is acked. Knows neither links nor the arbiter.
+//! one is acked. Knows neither links nor the arbiter.
 
 use std::time::Duration;
 
@@ -7,24 +7,25 @@ use crate::core::policy::Policy;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::EpochId;
 
-/// Epochs of one session with one backup. One runs; at most one is being captured or in flight.
+/// The epochs of one session with one backup. One is running; at most one is being captured or in
+/// flight.
 #[derive(Debug)]
 pub(super) struct Epochs {
-    /// The last one acked; 0 before epoch 1 is.
+    /// The last one acked; 0 until epoch 1 is acked.
     acked: EpochId,
-    /// The last one whose output was let go.
+    /// The last one whose output was released.
     released: EpochId,
-    /// The last one whose writes to shared disks were let go.
+    /// The last one whose writes to shared disks were released.
     writing: EpochId,
-    /// The last one all of whose writes to shared disks have been made.
+    /// The last one whose writes to shared disks are all done.
     written: EpochId,
-    /// The last one that is on the backup's images for good.
+    /// The last one that is durable on the backup's images.
     durable: EpochId,
     boundary: Boundary,
-    /// When the running epoch began: the guest ran again.
+    /// When the running epoch began, that is, when the guest ran again.
     began: Duration,
-    /// From when the timer of the running epoch counts. The timer keeps its beat: neither the pause
-    /// nor a late look at it makes the next epoch end later.
+    /// When the timer of the running epoch started. The timer keeps its beat: neither the pause nor
+    /// a late look at it delays the end of the next epoch.
     beat: Duration,
     /// When output last began to wait in the running epoch.
     output_at: Option<Duration>,
@@ -32,19 +33,19 @@ pub(super) struct Epochs {
     failures: u32,
 }
 
-/// Where the last ended epoch is.
+/// Where the last epoch that ended is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Boundary {
-    /// Acked, or none has ended.
+    /// Acked, or no epoch has ended yet.
     Passed,
     /// Being captured.
     Capturing(EpochId),
-    /// Captured, on its way to the backup.
+    /// Captured and on its way to the backup.
     InFlight {
         epoch: EpochId,
         since: Duration,
         shipped: bool,
-        /// The ack overtook the report that the epoch is shipped.
+        /// The ack has arrived, perhaps before the report that the epoch is shipped.
         acked: bool,
     },
 }
@@ -58,7 +59,7 @@ pub(super) struct OutOfOrder {
 }
 
 impl Epochs {
-    /// Before epoch 1, which ends now, after so many attempts at it.
+    /// The state before epoch 1, which ends now, after `failures` failed attempts at it.
     pub(super) fn new(now: Duration, failures: u32) -> Self {
         Self {
             acked: EpochId(0),
@@ -84,8 +85,8 @@ impl Epochs {
         }
     }
 
-    /// The next epoch that will be captured, from its beginning: not one whose capture is under
-    /// way.
+    /// The next epoch that will be captured from its beginning: not one whose capture is in
+    /// progress.
     pub(super) fn next_captured(&self) -> EpochId {
         match self.boundary {
             Boundary::Capturing(epoch) => epoch.next(),
@@ -93,7 +94,7 @@ impl Epochs {
         }
     }
 
-    /// The last epoch whose output was let go.
+    /// The last epoch whose output was released.
     pub(super) fn released(&self) -> EpochId {
         self.released
     }
@@ -109,7 +110,7 @@ impl Epochs {
         }
     }
 
-    /// Since when an epoch has been on its way.
+    /// Since when an epoch has been in flight.
     pub(super) fn in_flight_since(&self) -> Option<Duration> {
         match self.boundary {
             Boundary::InFlight { since, .. } => Some(since),
@@ -117,7 +118,7 @@ impl Epochs {
         }
     }
 
-    /// Whether nothing of epoch 1 can have left.
+    /// Whether nothing of epoch 1 can have left yet.
     pub(super) fn before_first(&self) -> bool {
         self.acked.0 == 0 && self.boundary == Boundary::Passed
     }
@@ -138,18 +139,18 @@ impl Epochs {
         Some(timer.min(quiet).max(self.began + policy.epoch_interval_min))
     }
 
-    /// Ends the running epoch: returns it, to be captured.
+    /// Ends the running epoch and returns it, to be captured.
     pub(super) fn end(&mut self, now: Duration, policy: &Policy) -> EpochId {
         let epoch = self.running();
         let timer = self.beat + policy.epoch_interval;
-        // Much later than the timer, something slower sets the pace: catching up would only make
-        // epochs of next to no length.
+        // If this is much later than the timer, something slower sets the pace. Catching up would
+        // only make very short epochs.
         let on_beat = (timer..timer + policy.epoch_interval / 2).contains(&now);
         self.beat = if on_beat { timer } else { now };
         self.boundary = Boundary::Capturing(epoch);
         self.wanted = false;
-        // Output that begins to wait from now on may be sealed under this epoch or the next one. It
-        // is counted for the next: at worst that one ends early.
+        // Output that begins to wait from now on may be sealed under this epoch or the next. It is
+        // counted for the next, which at worst ends early.
         self.output_at = None;
         epoch
     }
@@ -172,7 +173,7 @@ impl Epochs {
         Ok(())
     }
 
-    /// The capture is to be tried again; returns how many in a row have failed.
+    /// The capture is to be tried again. Returns how many have failed in a row.
     pub(super) fn capture_failed(
         &mut self,
         epoch: EpochId,
@@ -205,7 +206,7 @@ impl Epochs {
         }
     }
 
-    /// Takes an acknowledgement; returns whether it says something new about what is durable.
+    /// Takes an acknowledgement. Returns whether it says that more is durable than before.
     pub(super) fn ack(
         &mut self,
         received: EpochId,
@@ -234,7 +235,7 @@ impl Epochs {
     }
 
     /// An epoch counts as acked once it is both shipped and acknowledged, in whichever order the
-    /// two came to be known.
+    /// two are reported.
     fn settle(&mut self) {
         if let Boundary::InFlight {
             epoch,
@@ -248,7 +249,7 @@ impl Epochs {
         }
     }
 
-    /// The epoch through which writes to shared disks may go now, if that is news.
+    /// The epoch through which writes to shared disks may now go, if it is a new one.
     pub(super) fn write_disks(&mut self) -> Option<EpochId> {
         (self.writing < self.acked).then(|| {
             self.writing = self.acked;
@@ -256,7 +257,7 @@ impl Epochs {
         })
     }
 
-    /// All writes to shared disks through this epoch have been made.
+    /// All writes to shared disks through this epoch are done.
     pub(super) fn disks_written(&mut self, epoch: EpochId) -> Result<(), OutOfOrder> {
         if epoch != self.writing || epoch == self.written {
             let what = "writing to shared disks";
@@ -266,8 +267,8 @@ impl Epochs {
         Ok(())
     }
 
-    /// The epoch through which output may go now, if that is news; once its writes to shared disks
-    /// have been made if `disks_first`.
+    /// The epoch through which output may now leave, if it is a new one. With `disks_first`, its
+    /// writes to shared disks must be done first.
     pub(super) fn release(&mut self, disks_first: bool) -> Option<EpochId> {
         let through = if disks_first {
             self.written
@@ -280,7 +281,7 @@ impl Epochs {
         })
     }
 
-    /// Whether output of an acked epoch has not been let go.
+    /// Whether output of an acked epoch has not been released yet.
     pub(super) fn is_releasing(&self) -> bool {
         self.released < self.acked
     }

@@ -1,5 +1,5 @@
-//! The primary's core: what comes in and what is to be done. The deciding is in [`transitions`],
-//! the rhythm of epochs in [`epochs`].
+//! The primary's core: its inputs and effects. [`transitions`] has the decisions, [`epochs`] the
+//! rhythm of epochs.
 //!
 //! ```text
 //!            LinkUp               Welcome             synced: Capture(1)         ack 1, 2, 3 …
@@ -22,19 +22,21 @@
 //! | Claiming | held | – |
 //! | Fenced, Stopped | dropped | – |
 //!
-//! If there are shared disks, an acked epoch's writes to them go first, then its other output; the
-//! next epoch does not end before both have: the backup repeats those of one epoch only.
+//! If there are shared disks, an acked epoch's writes to them go first, then its other output. The
+//! next epoch does not end before both are done, because the backup repeats those of one epoch
+//! only.
 //!
 //! A backup that is dismissed while Protected keeps its link until the next generation is granted.
-//! It is told then that it is fenced, and this side goes through Claiming, where the same claim is
-//! granted once more, to Alone.
+//! Then it is told that it is fenced. This side goes to Alone through Claiming, where the same
+//! claim is granted again.
 //!
 //! After the guest's end, Protected goes on until its last epoch is released, and Claiming until
-//! the arbiter has answered and everything held has left. Told to end at once, this side drops it.
+//! the arbiter has answered and everything held has left. If told to end at once, this side drops
+//! what is held.
 //!
-//! While Protected, a jump of time (the process was stalled) or a message after long silence on the
-//! link (it was stalled) raises a doubt: acks are remembered, but nothing is released, and no
-//! further epoch ended, before the arbiter has confirmed the generation.
+//! While Protected, a jump of time (this process was stalled) or a message after long silence on
+//! the link (the link was stalled) raises a doubt. Acks are then remembered, but nothing is
+//! released and no epoch ends until the arbiter has confirmed the generation.
 
 pub mod epochs;
 pub mod transitions;
@@ -49,7 +51,7 @@ pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
 /// What happens to the primary.
 ///
 /// After [`PrimaryEffect::CloseLink`] or `LinkDown`, nothing of that link may come in any more:
-/// neither messages nor reports about captures and rounds made for it.
+/// neither messages nor reports about its captures and rounds.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PrimaryInput {
     /// A new link to a backup is up.
@@ -66,24 +68,25 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// The guest is to go on without this backup, which lives. While Protected that needs a grant,
-    /// as its loss does, but the link stays up until then, so that the backup does not claim the
-    /// guest itself.
+    /// The guest is to go on without this backup, which lives. While Protected this needs a grant,
+    /// as the loss of the backup does. But the link stays up until then, so that the backup does
+    /// not claim the guest itself.
     BackupDismissed {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path. The backup's is a sign of life; anybody's may tell of
-    /// a later generation.
+    /// A heartbeat came on the separate path. The backup's heartbeat is a sign of life; anyone's
+    /// heartbeat may tell of a later generation.
     HeartbeatHeard {
         /// The sender's generation.
         generation: Generation,
     },
     /// A pre-copy round has been shipped.
     SyncRoundShipped {
-        /// Pages dirtied meanwhile, not shipped yet.
+        /// Pages dirtied meanwhile and not shipped yet.
         pages_left: u64,
-        /// Bytes of disks still to be copied. Memory comes after them: rounds do not count before.
+        /// Bytes of disks still to be copied. Memory comes after the disks, so rounds before that
+        /// do not count.
         disk_bytes_left: u64,
     },
     /// The epoch's pages, state and output are captured and sealed, and the guest runs again.
@@ -91,8 +94,8 @@ pub enum PrimaryInput {
         /// The epoch.
         epoch: EpochId,
     },
-    /// Capturing failed, and nothing of the epoch was shipped. Its dirty bits were given back; its
-    /// output is still held and will be sealed under the next attempt.
+    /// The capture failed, and nothing of the epoch was shipped. Its dirty bits were given back.
+    /// Its output is still held and will be sealed under the next attempt.
     CaptureFailed {
         /// The epoch.
         epoch: EpochId,
@@ -104,28 +107,28 @@ pub enum PrimaryInput {
         /// The epoch.
         epoch: EpochId,
     },
-    /// All that [`PrimaryEffect::WriteDisks`] let go has been written.
+    /// Everything that [`PrimaryEffect::WriteDisks`] released has been written.
     DisksWritten {
         /// The epoch.
         epoch: EpochId,
     },
-    /// The gate holds fresh output.
+    /// The gate holds new output.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
-    /// is nearly full, or somebody asked for a checkpoint.
+    /// is nearly full, or a checkpoint was requested.
     CheckpointWanted,
     /// The arbiter's answer to [`PrimaryEffect::Claim`] or [`PrimaryEffect::Confirm`].
     Verdict(Verdict),
     /// The arbiter could not be asked.
     ArbiterUnavailable,
-    /// All that [`PrimaryEffect::GoAlone`] let go has left.
+    /// Everything that [`PrimaryEffect::GoAlone`] released has left.
     Opened,
-    /// The guest ended, or is to. What it has said leaves as ever, then this side is
+    /// The guest ended, or is to end. Its last output leaves by the usual rules, then this side is
     /// [`Stopped`](PrimaryPhase::Stopped).
     GuestStopped,
     /// This side is to end at once: what is held is dropped.
     Abandoned,
-    /// Time passed; look at the timers.
+    /// Time passed. Look at the timers.
     Tick,
 }
 
@@ -134,43 +137,44 @@ pub enum PrimaryInput {
 pub enum PrimaryEffect {
     /// Send a message over the link.
     Send(Message),
-    /// Start dirty tracking; ship what the backup's disks lack, or else all of memory; then report
-    /// `SyncRoundShipped`.
+    /// Ship what the backup's disks lack, or, without disks to copy, start dirty tracking and ship
+    /// all of memory. Then report `SyncRoundShipped`.
     StartSync {
         /// The backup's disks, as it describes them.
         disks: Vec<PeerDisk>,
     },
-    /// Ship more of the disks, or, once they are copied, all of memory, and from then on what was
-    /// dirtied since the last round; then report `SyncRoundShipped`.
+    /// Ship more of the disks; once they are copied, start dirty tracking and ship all of memory;
+    /// from then on, ship what was dirtied since the last round. Then report `SyncRoundShipped`.
     SyncRound,
-    /// Pause, capture, hold output from now on, seal, resume, ship; report `Captured`, `Shipped`.
+    /// Pause, capture, hold output from now on, seal, resume, ship. Report `Captured` and
+    /// `Shipped`.
     Capture(EpochId),
-    /// Let writes to shared disks through this epoch go, then report `DisksWritten`. Emitted
-    /// nowhere but for acked epochs (R1), and only if there are shared disks.
+    /// Let writes to shared disks through this epoch go, then report `DisksWritten`. Emitted only
+    /// for acked epochs (R1), and only if there are shared disks.
     WriteDisks(EpochId),
-    /// The backup has everything through this epoch on its images for good.
+    /// Everything through this epoch is durable on the backup's images.
     Durable(EpochId),
-    /// Let output through this epoch go. Emitted nowhere but for acked epochs (R1).
+    /// Let output through this epoch leave. Emitted only for acked epochs (R1).
     Release(EpochId),
-    /// Close the link to the backup; drop what is still queued for it, but for a `Bye` just before.
+    /// Close the link to the backup. Drop what is still queued for it, except a `Bye` just before.
     CloseLink,
     /// Ask the arbiter for the generation after this one.
     Claim(Generation),
     /// Ask the arbiter whether this generation is still in force, before anything is released: this
     /// process was stalled for so long that the backup may have been promoted.
     Confirm(Generation),
-    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup; report
-    /// `Opened` when all that was held has left.
+    /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup. Report
+    /// `Opened` when everything that was held has left.
     GoAlone {
         /// The generation to run under: the one just granted, or the one held before if the backup
-        /// was lost before epoch 1 could be complete (the gate was never closed then).
+        /// was lost before epoch 1 could be complete.
         generation: Generation,
-        /// Why the backup is lost.
+        /// Why this side runs alone.
         cause: String,
     },
-    /// Somebody else owns the guest: shut the gate, stop the guest, end with this reason.
+    /// Another side owns the guest: shut the gate, stop the guest, end with this reason.
     Fenced {
-        /// For a person: who holds the guest and since which generation.
+        /// For people: the generation in force, this side's generation, and how it was learnt.
         reason: String,
     },
 }

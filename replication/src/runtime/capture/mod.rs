@@ -1,9 +1,10 @@
-//! Steps ② to ⑤ on the primary: the thread that owns the machine. It harvests dirty pages, captures
-//! them and the disk writes while the guest is paused, encodes and ships them while it runs again.
+//! Steps ② to ⑤ on the primary: the thread that owns the machine. It harvests dirty pages. While
+//! the guest is paused, it captures them and the disk writes. When the guest runs again, it encodes
+//! and ships them.
 //!
-//! A dirty bit lives in `dirty` from its harvest until its epoch has been handed to the link (R3):
-//! whatever fails in between, the next capture finds it there. The pause is a guard: whatever fails,
-//! the guest runs on (R7).
+//! A dirty bit stays in `dirty` from its harvest until its epoch has been handed to the link (R3).
+//! If anything fails in between, the next capture finds it there. The pause is a guard: whatever
+//! fails, the guest runs on (R7).
 
 mod notes;
 mod target;
@@ -38,27 +39,27 @@ use crate::page_set::PageSet;
 use crate::ports::disks::SealedDisks;
 use crate::ports::{DiskError, Machine, MachineError, PageMemory, PrimaryDisks, STATE_BYTES_MAX};
 
-/// Frames at hand beyond those that the next capture is expected to need (1 MiB).
+/// Frames kept in addition to those that the next capture probably needs (1 MiB).
 const SPARE_FRAMES_MIN: usize = 256;
-/// The synchronisation reads so many pages at once (256 KiB): they stay in the processor's cache.
+/// How many pages the synchronisation reads at once (256 KiB): they stay in the processor's cache.
 const SYNC_PAGES: usize = 64;
 
-/// What the driver asks of this thread, done in order.
+/// The driver's jobs for this thread, done in order.
 #[derive(Debug)]
 pub(super) enum CaptureJob {
     /// A backup is connected; ship to it.
     Attach(Target),
     /// Begin the synchronisation with a backup that has these disks.
     StartSync(Vec<PeerDisk>),
-    /// Go on with it: disks first, then all of memory, then what was dirtied since.
+    /// Continue it: disks first, then all of memory, then what was dirtied since.
     SyncRound,
     /// Capture and ship one epoch.
     Capture(EpochId),
     /// The backup is gone: stop tracking.
     Detach,
-    /// The core says to run alone under this generation: let output go.
+    /// The core says to run alone under this generation: let held output leave.
     OpenGate(Generation),
-    /// Start the guest over.
+    /// Reset the guest.
     ResetGuest,
     /// End, and leave the guest running.
     HandOn,
@@ -66,8 +67,8 @@ pub(super) enum CaptureJob {
     Stop,
 }
 
-/// What this thread tells the driver, and of which session. What it says of an ended session means
-/// nothing.
+/// What this thread tells the driver, and about which session. The driver ignores events of an
+/// ended session, except [`CaptureEvent::Opened`] and [`CaptureEvent::StillHeld`].
 #[derive(Debug)]
 pub(super) struct SessionEvent {
     pub(super) session: u64,
@@ -76,10 +77,10 @@ pub(super) struct SessionEvent {
 
 #[derive(Debug)]
 pub(super) enum CaptureEvent {
-    /// What the core must hear. A `LinkDown` says that the session cannot go on, although the link
-    /// may still be up.
+    /// An input for the core. `LinkDown` says that the session cannot go on, although the link may
+    /// still be up.
     Session(PrimaryInput),
-    /// All that was held has left: this side runs alone.
+    /// Everything that was held has left: this side runs alone.
     Opened,
     /// What is held for shared disks cannot be written, so nothing leaves.
     StillHeld {
@@ -101,13 +102,13 @@ enum ShipError {
 }
 
 pub(super) struct Capturer<M: Machine> {
-    /// First, so that nothing else of this thread is gone before it is stopped.
+    /// The first field, so that the machine is stopped before anything else here is dropped.
     machine: StoppedOnDrop<M>,
     notes: Notes,
     memory: Arc<dyn PageMemory>,
     gate: OutputGate,
     disks: Arc<dyn PrimaryDisks>,
-    /// Disks are being copied; memory waits.
+    /// Disks are being copied, and memory waits.
     copying: bool,
     progress: DiskProgress,
     events: UnboundedSender<SessionEvent>,
@@ -118,7 +119,7 @@ pub(super) struct Capturer<M: Machine> {
     encoder: Encoder,
     /// Harvested and not yet shipped (R3).
     dirty: PageSet,
-    /// Spare frames, allocated on first use, at most `limits.capture_pages_max`.
+    /// Spare frames; `provide_frames` allocates up to `limits.capture_pages_max` in advance.
     spare: Vec<Box<Page>>,
     captured: Vec<(PageIndex, Box<Page>)>,
     tracking: bool,
@@ -152,7 +153,8 @@ impl<M: Machine> Capturer<M> {
         }
     }
 
-    /// Obeys until told to end, or until the driver is gone. Returns the machine if it is to run on.
+    /// Does jobs until told to end or until the driver is gone. Returns the machine if it is to run
+    /// on.
     pub(super) fn run(mut self, jobs: &Receiver<CaptureJob>) -> Option<M> {
         while let Ok(job) = jobs.recv() {
             let outcome = match job {
@@ -177,7 +179,8 @@ impl<M: Machine> Capturer<M> {
                     Ok(())
                 }
                 CaptureJob::ResetGuest => {
-                    // No failure of the session: the next epoch is of what the guest is now.
+                    // This does not fail the session: the next epoch captures the guest as it is
+                    // now.
                     if let Err(error) = self.machine.reset() {
                         let error = causes(&error);
                         self.metrics
@@ -203,7 +206,7 @@ impl<M: Machine> Capturer<M> {
 
     fn tell(&self, event: CaptureEvent) {
         let session = self.session;
-        // Without a driver, `jobs` ends too: `run` returns.
+        // Without a driver, `jobs` ends too and `run` returns.
         let _ = self.events.send(SessionEvent { session, event });
     }
 
@@ -211,11 +214,11 @@ impl<M: Machine> Capturer<M> {
         self.tell(CaptureEvent::Session(input));
     }
 
-    /// Lets everything held go: writes to shared disks before what else the guest said after them.
+    /// Lets everything held leave: writes to shared disks first, then the other output.
     fn open_gate(&mut self, generation: Generation) {
         let (done, written) = std::sync::mpsc::sync_channel(1);
         self.disks.go_alone(Box::new(move |outcome| {
-            // This thread waits for it.
+            // This thread waits for the outcome below.
             let _ = done.send(outcome);
         }));
         let error = match written.recv() {
@@ -235,7 +238,7 @@ impl<M: Machine> Capturer<M> {
         let Some(mut target) = self.target.clone() else {
             return Ok(());
         };
-        // Before there can be a copy, so that none is ever forgotten.
+        // Noted before there can be a copy, so that no copy is ever forgotten.
         self.notes.backup(target.generation, &target.backup)?;
         self.copying = true;
         if !self.disks.is_empty() {
@@ -247,7 +250,7 @@ impl<M: Machine> Capturer<M> {
         self.sync_round()
     }
 
-    /// Ships the next piece of the disks; returns how much is left to be copied.
+    /// Ships the next piece of the disks. Returns how much is left to copy.
     fn sync_disks(&self, target: Target) -> Result<u64, ShipError> {
         if self.disks.is_empty() {
             return Ok(0);
@@ -256,14 +259,14 @@ impl<M: Machine> Capturer<M> {
         let mut assembler = SyncAssembler::new(BatchBytes::default(), target);
         assembler.disk(&step.writes)?;
         let bytes = assembler.end()?.disk_bytes;
-        // Not what the guest has written meanwhile: it may never stop.
+        // Without what the guest has written meanwhile: that may never stop.
         let bytes_left = self.disks.copy_bytes_left();
         self.metrics.disks_synchronised(bytes, bytes_left);
         Ok(bytes_left)
     }
 
-    /// One round of the synchronisation. Disks come first, as they take longest: all that time memory
-    /// need not be tracked.
+    /// One round of the synchronisation. Disks come first because they take longest: memory need
+    /// not be tracked in that time.
     fn sync_round(&mut self) -> Result<(), ShipError> {
         let Some(target) = self.target.clone() else {
             return Ok(());
@@ -294,10 +297,10 @@ impl<M: Machine> Capturer<M> {
         Ok(())
     }
 
-    /// One pre-copy round. Pages may be torn by the running guest; then they are dirty again. The
-    /// backup's memory starts as zero, so the first round leaves zero pages out.
+    /// One pre-copy round. The running guest may tear pages; then they are dirty again. The
+    /// backup's memory starts as zero, so the first round leaves out zero pages.
     fn memory_round(&mut self, target: Target, first: bool) -> Result<(), ShipError> {
-        // Not the epochs' encoder: these pages would only crowd its cache.
+        // A separate encoder: these pages would only crowd the cache of the epochs' encoder.
         let mut encoder = Encoder::new(0);
         let mut assembler = SyncAssembler::new(BatchBytes::default(), target.clone());
         let (mut left, mut read) = (self.dirty.iter(), Vec::with_capacity(SYNC_PAGES));
@@ -344,8 +347,8 @@ impl<M: Machine> Capturer<M> {
         let (disks, state, output) = match self.capture(epoch, &mut assembler) {
             Ok(captured) => captured,
             Err(error) => {
-                // What was copied is of a moment that no epoch ends at; what was encoded has not
-                // arrived. The bits wait in `dirty` for the next capture.
+                // The copied pages belong to a moment at which no epoch ends, and the encoded ones
+                // have not arrived. The bits wait in `dirty` for the next capture.
                 self.spare
                     .extend(self.captured.drain(..).map(|(_, frame)| frame));
                 self.encoder.forget();
@@ -359,7 +362,7 @@ impl<M: Machine> Capturer<M> {
                         });
                         Ok(())
                     }
-                    // Part of it is on its way.
+                    // Part of the epoch is on its way.
                     error => Err(error),
                 };
             }
@@ -383,8 +386,8 @@ impl<M: Machine> Capturer<M> {
         Ok(())
     }
 
-    /// Step ③. The guest stands still from `pause` to the end of the guard's life, and nothing is
-    /// allocated or sent in between unless the dirty set outgrows the pool.
+    /// Step ③. The guest stands still from `pause` until the guard is dropped. In between nothing
+    /// is allocated or sent, unless the dirty set outgrows the pool.
     fn capture(
         &mut self,
         epoch: EpochId,
@@ -424,7 +427,8 @@ impl<M: Machine> Capturer<M> {
         let step = trace_span!(target: "understudy::pause", "seal").entered();
         self.disks.hold()?;
         let disks = self.disks.seal(epoch)?;
-        // Nothing fails from here on: output is sealed under this epoch if and only if it ships.
+        // Nothing fails from here on, so output is sealed under this epoch if and only if the epoch
+        // ships.
         self.gate.hold();
         let output = self.gate.seal(epoch);
         drop(step);
@@ -436,8 +440,8 @@ impl<M: Machine> Capturer<M> {
         Ok((disks, state, output))
     }
 
-    /// Makes sure, while the guest runs, that the next capture finds frames for as many pages as the
-    /// last one had and some more: the encoder keeps frames as long as its cache grows.
+    /// Allocates frames while the guest runs, so that the next capture has enough for as many pages
+    /// as the last one and some more. The encoder keeps frames as long as its cache grows.
     fn provide_frames(&mut self, pages: u64) {
         let pages = usize::try_from(pages).unwrap_or(usize::MAX);
         let wanted = pages
@@ -484,8 +488,8 @@ fn check_size(state: &[u8]) -> Result<(), MachineError> {
     )))
 }
 
-/// A frame whose memory is present. Zeroed memory may come from the kernel at the first touch only,
-/// in the middle of the pause.
+/// A frame whose memory is present. The kernel may provide zeroed memory only at the first touch,
+/// which would be in the middle of the pause.
 fn new_frame() -> Box<Page> {
     Box::new([0xff; PAGE_BYTES])
 }

@@ -1,8 +1,8 @@
 //! What the arbiter is told about a copy elsewhere, in order. Nobody waits for the note that there
-//! is none any more: only a later start of the guest asks for it, and storage that hangs must not
+//! is no copy any more: only a later start of the guest reads it, and storage that hangs must not
 //! stop the capture thread.
 //!
-//! Must not be done here: going on to make a copy before that has been noted.
+//! Must not be done here: letting a copy begin before it has been noted.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,7 +14,7 @@ use crate::ids::Generation;
 
 pub(super) struct Notes {
     arbiter: Arc<dyn Arbiter>,
-    /// A note being written, after all before it.
+    /// A note being written, after all earlier ones.
     pending: Option<Noting>,
 }
 
@@ -28,7 +28,7 @@ impl Notes {
         }
     }
 
-    /// There is no copy any more. Does not wait.
+    /// Notes that there is no copy any more. Does not wait.
     pub(super) fn no_backup(&mut self, generation: Generation) {
         let before = match self.pending.take() {
             Some((noted, thread)) if noted == generation && !thread.is_finished() => {
@@ -58,7 +58,7 @@ impl Notes {
         }
     }
 
-    /// `backup` is about to get a copy. Waits: none must ever be forgotten.
+    /// Notes that `backup` is about to get a copy. Waits, because no copy must ever be forgotten.
     pub(super) fn backup(
         &mut self,
         generation: Generation,
@@ -68,7 +68,7 @@ impl Notes {
         self.arbiter.note(generation, Note::Backup(backup))
     }
 
-    /// Waits until all is noted.
+    /// Waits until everything is noted.
     pub(super) fn finish(&mut self) {
         wait(self.pending.take());
     }
@@ -80,7 +80,7 @@ fn take(noting: &Mutex<Option<Noting>>) -> Option<Noting> {
 
 fn wait(noting: Option<Noting>) {
     if let Some((_, thread)) = noting {
-        // A panic there has been printed; a note is no reason for another one.
+        // A panic there has already been printed. A note is no reason for another one.
         let _ = thread.join();
     }
 }

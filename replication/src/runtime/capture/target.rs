@@ -6,7 +6,7 @@ use crate::core::epoch::assemble::MessageSink;
 use crate::core::message::Message;
 use crate::ids::Generation;
 
-/// Where to ship to.
+/// The link to ship to.
 #[derive(Debug, Clone)]
 pub(in crate::runtime) struct Target {
     /// Number of the session, for reports.

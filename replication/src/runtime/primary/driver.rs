@@ -1,5 +1,5 @@
-//! The primary's loop: waits for one thing, hands it to the core, does what the core says. No
-//! decision is made here, and no state changes across an `.await`.
+//! The primary's loop: waits for one event, passes it to the core, and does what the core says.
+//! Nothing is decided here, and no state changes across an `.await`.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -36,11 +36,11 @@ use crate::runtime::reign::Reign;
 use crate::runtime::session::{Session, SessionError};
 use crate::runtime::threads::tokio_runtime;
 
-/// Longest attempt to reach a standby: a host that is down answers nothing at all.
+/// Time limit of an attempt to reach a standby: a host that is down does not answer at all.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause between two attempts to reach a standby.
 const CONNECT_RETRY: Duration = Duration::from_millis(250);
-/// The same after a standby refused: a person has to change something.
+/// The same after a standby refused: a person must change something.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Setup {
@@ -70,15 +70,15 @@ pub(super) struct Driver {
     session_number: u64,
     output: Arc<OutputSignal>,
     connect_at: Instant,
-    /// The last reason why no standby could be had; repeated reasons are not logged again.
+    /// The last reason for having no standby. A repeated reason is not logged again.
     connect_failure: Option<String>,
-    /// Somebody wants the guest stopped.
+    /// A stop of the guest was requested.
     stop_asked: bool,
-    /// Somebody wanted it twice.
+    /// This side is to end at once: the stop was requested twice, or no handle is left.
     abandoned: bool,
-    /// A machine is to be given back as soon as it runs alone.
+    /// The machine is to be given back as soon as it runs alone.
     unprotecting: bool,
-    /// An attempt to reach the backup is of no use any more.
+    /// An attempt to reach the old backup is now useless.
     backup_changed: bool,
     ended: Option<Finish>,
     /// The capture thread has panicked.
@@ -151,7 +151,8 @@ impl Driver {
         if result.is_err() {
             self.shut();
         }
-        // The capture thread stops the guest. It may be waiting for the link: that is closed already.
+        // The capture thread stops the guest. It may be waiting for the link, which is closed
+        // already.
         drop(self.session.take());
         let _ = self.jobs.send(match &result {
             Ok(Finish::Unprotected(_)) => CaptureJob::HandOn,
@@ -242,7 +243,7 @@ impl Driver {
             event = self.events.recv() => Happened::Worked(event),
             written = self.shared_disks.written() => Happened::DisksWritten(written),
             answer = self.arbitration.answer() => Happened::Answered(answer),
-            // Nothing more can be asked of who ends at once.
+            // A side that ends at once takes no more requests.
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
             () = until(timer) => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
@@ -259,7 +260,7 @@ impl Driver {
         happened
     }
 
-    /// What the core must hear of what happened, in order.
+    /// Turns what happened into inputs for the core, in order.
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<PrimaryInput>) {
         match happened {
             Happened::Connected(Ok(link)) => {
@@ -275,8 +276,8 @@ impl Driver {
             Happened::Received(received) => {
                 let mut messages = VecDeque::new();
                 self.drain(received, &mut messages);
-                // What an acknowledgement is about was reported before it was shipped, but both may
-                // be found here at once: the report is the older one.
+                // The epoch of an acknowledgement was reported before it was shipped, but both may
+                // be found here at the same time. The report is the older one.
                 while let Ok(report) = self.events.try_recv() {
                     self.report(report, inputs);
                 }
@@ -288,7 +289,7 @@ impl Driver {
                     inputs.extend(self.shared_disks.input(written, &self.metrics));
                 }
             }
-            // Not the guest's end: the standby must take over, so it is not told anything.
+            // This is not the guest's end. The standby must take over, so it is told nothing.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(request) => self.requested(request, inputs),
             Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
@@ -303,7 +304,8 @@ impl Driver {
                 if self.output.take_full() {
                     inputs.push_back(PrimaryInput::CheckpointWanted);
                 }
-                // `fresh` stays set: further output makes no noise until the next timer looks.
+                // `fresh` stays set, so further output does not wake the driver until the next
+                // timer.
                 if self.output.is_fresh() {
                     inputs.push_back(PrimaryInput::OutputWaiting);
                 }
@@ -318,11 +320,11 @@ impl Driver {
         }
     }
 
-    /// `None`: nobody has a handle any more, so nobody could ask again.
+    /// `None`: no handle is left, so nobody could ask again.
     fn requested(&mut self, request: Option<Request>, inputs: &mut VecDeque<PrimaryInput>) {
         match request {
             Some(Request::Checkpoint) => inputs.push_back(PrimaryInput::CheckpointWanted),
-            // A guest that has ended stays so.
+            // A guest that has ended is not reset.
             Some(Request::ResetGuest) if self.core.is_ending() => {}
             Some(Request::ResetGuest) => self.order(CaptureJob::ResetGuest),
             Some(Request::SetBackup(backup)) => self.set_backup(backup, inputs),
@@ -355,7 +357,7 @@ impl Driver {
         self.metrics.alarm(format!("{what}: {}", causes(error)));
     }
 
-    /// Another backup, or none; the present one is dismissed.
+    /// Sets another backup or none. The present one is dismissed.
     fn set_backup(&mut self, backup: Option<Endpoint>, inputs: &mut VecDeque<PrimaryInput>) {
         if self.setup.backup == backup {
             return;
@@ -384,19 +386,19 @@ impl Driver {
         }
     }
 
-    /// Whether a report of this session still means anything.
+    /// Whether a report of this session still matters.
     fn is_present(&self, session: u64) -> bool {
         self.session.is_some() && session == self.session_number
     }
 
-    /// Nothing of what is held may leave any more.
+    /// Stops everything that is held from ever leaving.
     fn shut(&self) {
         self.setup.gate.shut();
         self.setup.disks.shut();
     }
 
-    /// Looks at all that has arrived before anything of it is acted on: if the peer has closed the
-    /// link, it may have been promoted, and acknowledgements from before must release nothing now.
+    /// Looks at everything that has arrived before acting on any of it. If the peer has closed the
+    /// link, it may have been promoted, and earlier acknowledgements must not release anything now.
     fn drain(
         &mut self,
         first: Result<(Generation, Message), SessionError>,
@@ -410,7 +412,7 @@ impl Driver {
                         Message::Refuse(refusal) => {
                             self.not_connected(&format!("refused: {refusal}"), REFUSED_RETRY);
                         }
-                        // What is missing there is not going to be there in a moment.
+                        // What the standby lacks will not be there in a moment.
                         Message::Bye(bye @ Bye::Unable(_)) => {
                             self.not_connected(&bye.to_string(), REFUSED_RETRY);
                         }
@@ -477,7 +479,8 @@ impl Driver {
                 self.metrics.durable(epoch);
             }
             PrimaryEffect::Release(epoch) => {
-                // Stalled for longer than this in the middle of releasing, the core would have doubts.
+                // If this side stalled for longer than this during the release, the core would have
+                // a doubt.
                 let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
                 if !self.setup.gate.release(epoch, decided + patience) {
                     tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
@@ -497,7 +500,7 @@ impl Driver {
                 } else if std::mem::replace(&mut self.setup.reign.generation, generation)
                     == generation
                 {
-                    // It never protected anything, and may go on like this four times a second.
+                    // The backup never protected anything. This may repeat four times a second.
                     self.not_connected(&cause, CONNECT_RETRY);
                 } else {
                     self.metrics.going_alone(generation, cause);
@@ -513,7 +516,7 @@ impl Driver {
     }
 
     fn order(&self, job: CaptureJob) {
-        // The capture thread outlives this one, unless it panicked; then `events` ends too.
+        // The capture thread outlives this one unless it panicked; then `events` ends too.
         let _ = self.jobs.send(job);
     }
 

@@ -1,5 +1,4 @@
-//! Runs and protects a guest: the public face of the primary side. The loop itself is in
-//! [`driver`].
+//! Runs and protects a guest: the public interface of the primary side. [`driver`] has the loop.
 
 mod driver;
 mod output_signal;
@@ -28,12 +27,13 @@ use crate::arbiter::{Arbiter, Claim, Verdict};
 use crate::ids::Generation;
 use crate::ports::Machine;
 
-/// When protection is to end at once: how long a thread is waited for that may wait for storage.
+/// How long to wait for the capture thread, which may wait for storage, when protection is to end
+/// at once.
 const LEAVE_BEHIND: Duration = Duration::from_secs(2);
-/// How often that thread is looked at.
+/// How often that thread is checked.
 const LOOK: Duration = Duration::from_millis(10);
-/// Jobs of the capture thread wait in a queue of this length. The core has one capture under way at a
-/// time, so a handful is all that can wait.
+/// Length of the capture thread's job queue. The core has one capture in progress at a time, so
+/// only a handful of jobs can wait.
 const JOBS_MAX: usize = 64;
 
 /// Entry to the primary side; see [`Primary::attach`].
@@ -43,11 +43,11 @@ pub struct Primary;
 /// Collects what a primary needs.
 pub type PrimaryBuilder<M> = SideBuilder<PrimaryPart<M>>;
 
-/// What only a primary has to know.
+/// The settings that only a primary has.
 pub struct PrimaryPart<M: Machine> {
     machine: StoppedOnDrop<M>,
     backup: Option<Endpoint>,
-    /// Under what it runs, if it was given a generation already.
+    /// What it runs under, if it already has a generation.
     reign: Option<Reign>,
     runs: bool,
     start_over: bool,
@@ -56,24 +56,25 @@ pub struct PrimaryPart<M: Machine> {
 /// Where the machine to be protected comes from.
 #[non_exhaustive]
 pub enum Origin<M: Machine> {
-    /// It has never run: [`PrimaryBuilder::protect`] runs it.
+    /// It has never run: [`PrimaryBuilder::protect`] starts it.
     Fresh(M),
-    /// It runs, and no arbiter has been asked for it so far.
+    /// It runs, and no arbiter has been asked for it yet.
     Running(M),
-    /// It has just taken over. Names, arbiter, policy and limits are those of the standby unless set anew.
+    /// It has just taken over. Names, arbiter, policy and limits are those of the standby unless
+    /// set again.
     Promoted(Promoted<M>),
-    /// It was protected before. The same holds.
+    /// It was protected before. It keeps its settings in the same way.
     Unprotected(Unprotected<M>),
 }
 
-/// Why a guest is not protected, and its machine as it was.
+/// Why a guest is not protected, and its unchanged machine.
 pub struct NotProtected<M: Machine> {
     /// Why.
     pub error: RuntimeError,
     machine: Option<StoppedOnDrop<M>>,
 }
 
-/// A guest that runs, protected whenever there is a backup.
+/// A running guest, protected whenever there is a backup.
 pub struct Protection<M: Machine> {
     handle: ProtectionHandle,
     driver: JoinHandle<Result<Finish, RuntimeError>>,
@@ -82,7 +83,7 @@ pub struct Protection<M: Machine> {
     reign: Reign,
 }
 
-/// Looks at a [`Protection`] and makes requests, from any thread.
+/// Reads the status of a [`Protection`] and makes requests, from any thread.
 pub type ProtectionHandle = SideHandle<Request>;
 
 /// How the driver's work ended.
@@ -110,7 +111,7 @@ pub enum Request {
 }
 
 impl Primary {
-    /// Starts to describe a primary for a machine, wherever it comes from.
+    /// Begins to configure a primary for a machine of any origin.
     pub fn attach<M: Machine>(origin: Origin<M>) -> PrimaryBuilder<M> {
         let (machine, reign, runs) = match origin {
             Origin::Fresh(machine) => (machine, None, false),
@@ -140,32 +141,33 @@ impl Primary {
 }
 
 impl<M: Machine> PrimaryBuilder<M> {
-    /// Where a standby listens. Without it the guest runs unprotected.
+    /// Where a standby listens. Without this, the guest runs unprotected.
     #[must_use]
     pub fn backup(mut self, endpoint: Endpoint) -> Self {
         self.part.backup = Some(endpoint);
         self
     }
 
-    /// Starts the guest from nothing even if a standby may have a copy of it, which is given up.
+    /// Starts the guest from nothing even if a standby may have a copy of it. That copy is given
+    /// up.
     #[must_use]
     pub fn start_over(mut self) -> Self {
         self.part.start_over = true;
         self
     }
 
-    /// Claims the guest unless it is held already, runs it unless it runs, and protects it: initial
-    /// synchronisation, then epochs. Returns as soon as the guest runs.
+    /// Claims the guest unless this side already holds it, runs it unless it is running, and
+    /// protects it: initial synchronisation, then epochs. Returns as soon as the guest runs.
     ///
     /// # Errors
-    /// If the arbiter refuses or cannot be asked, or the guest cannot be run. The machine is stopped then;
-    /// [`PrimaryBuilder::try_protect`] gives it back instead.
+    /// If the arbiter refuses or cannot be asked, or the guest cannot be run. The machine is then
+    /// stopped; [`PrimaryBuilder::try_protect`] gives it back instead.
     pub fn protect(self) -> Result<Protection<M>, RuntimeError> {
         self.try_protect().map_err(|refused| refused.error)
     }
 
-    /// As [`PrimaryBuilder::protect`], but a machine that cannot be protected is given back as it was: one
-    /// that runs goes on.
+    /// Like [`PrimaryBuilder::protect`], but gives back a machine that cannot be protected,
+    /// unchanged: a running one keeps running.
     ///
     /// # Errors
     /// As [`PrimaryBuilder::protect`].
@@ -187,14 +189,15 @@ impl<M: Machine> PrimaryBuilder<M> {
 }
 
 impl<M: Machine> NotProtected<M> {
-    /// The machine; `None` if it had to be stopped, as the host could not start a thread for it.
+    /// The machine; `None` if it had to be stopped because the host could not start a thread for
+    /// it.
     pub fn into_machine(self) -> Option<M> {
         self.machine.map(StoppedOnDrop::hand_on)
     }
 }
 
 impl<M: Machine> PrimaryPart<M> {
-    /// Makes sure that the machine runs, and may.
+    /// Makes sure that the machine may run and does.
     fn claim(
         &mut self,
         settings: Settings,
@@ -267,7 +270,8 @@ fn claim_guest(
     settings: Settings,
 ) -> Result<Reign, RuntimeError> {
     let disks = machine.disks();
-    // Before anything is claimed: who fails here must not be who held the guest last.
+    // Checked before anything is claimed: a side that fails here must not become the last holder of
+    // the guest.
     disks.check_whole()?;
     if disks.has_replicated() && claim == Claim::Start {
         check_newest(arbiter.as_ref(), &settings.node)?;
@@ -288,7 +292,7 @@ fn claim_guest(
     }
 }
 
-/// Whether this node's own images can be the newest: nobody else ran the guest last.
+/// Whether this node's own images can be the newest, that is, no other node ran the guest last.
 fn check_newest(arbiter: &dyn Arbiter, node: &str) -> Result<(), RuntimeError> {
     let (generation, holder) = arbiter.current()?;
     if generation.0 == 0 || node_of(&holder) == node {
@@ -304,10 +308,10 @@ impl<M: Machine> Protection<M> {
         self.handle.clone()
     }
 
-    /// Waits until protection ends; the guest is stopped then.
+    /// Waits until protection ends. The guest is then stopped.
     ///
     /// # Errors
-    /// If the runtime failed; the guest is stopped in that case too.
+    /// If the runtime failed. The guest is stopped then, too.
     pub fn wait(self) -> Result<Ended, RuntimeError> {
         match self.finish()? {
             (Finish::Ended(ended), _) => Ok(ended),
@@ -315,16 +319,17 @@ impl<M: Machine> Protection<M> {
         }
     }
 
-    /// Ends protection and gives the machine back, running. The guest goes on alone as the arbiter's
-    /// holder; the backup is told, gives its copy up and waits for another primary. Waits for the
-    /// arbiter's grant, as without it the backup might take over; for as long as that takes, output of
-    /// a guest that was protected is still released epoch by epoch. Must not be called from within an
-    /// asynchronous runtime.
+    /// Ends protection and gives the machine back, running. The guest goes on alone, with this side
+    /// as the arbiter's holder. The backup is told, gives its copy up and waits for another
+    /// primary. Waits for the arbiter's grant, because without it the backup might take over.
+    /// Meanwhile the output of a guest that was protected is still released epoch by epoch. Must
+    /// not be called from within an asynchronous runtime.
     ///
     /// # Errors
-    /// If the runtime failed, or protection ended otherwise meanwhile; the guest is stopped then.
+    /// If the runtime failed, or protection ended in another way meanwhile. The guest is then
+    /// stopped.
     pub fn unprotect(self) -> Result<Unprotected<M>, RuntimeError> {
-        // Not taken: protection has ended, and how is found below.
+        // If the request is not taken, protection has ended; the code below finds out how.
         let _ = self.handle.ask(Request::Unprotect);
         let reign = self.reign.clone();
         match self.finish()? {
@@ -346,11 +351,11 @@ impl<M: Machine> Protection<M> {
             .driver
             .join()
             .map_err(|_| RuntimeError::Panicked("driver"));
-        // Also after a panic of the driver: a guest that nobody watches must not speak.
+        // Even after a panic of the driver: a guest that nobody watches must not send output.
         let _ = self.jobs.send(CaptureJob::Stop);
         drop(self.jobs);
         if matches!(finish, Ok(Ok(Finish::Ended(Ended::Abandoned)))) {
-            // Storage that hangs was a reason to be impatient.
+            // Storage that hangs may be why the end was forced.
             let deadline = Instant::now() + LEAVE_BEHIND;
             while !self.capturer.is_finished() {
                 if Instant::now() >= deadline {
@@ -374,35 +379,35 @@ impl ProtectionHandle {
         let _ = self.ask_at_once(Request::Checkpoint);
     }
 
-    /// Protects the guest with another backup from now on, or with none. The one before is told and gives
-    /// its copy up, once the arbiter has granted the guest to this side alone. Waits while the queue of
-    /// requests is full; must not be called from within an asynchronous runtime. Returns whether the
-    /// request was taken: protection that has ended takes none.
+    /// Protects the guest with another backup from now on, or with none. Once the arbiter has
+    /// granted the guest to this side alone, the old backup is told and gives its copy up. Waits
+    /// while the queue of requests is full. Must not be called from within an asynchronous runtime.
+    /// Returns whether the request was taken; it is not once protection has ended.
     pub fn set_backup(&self, backup: Option<Endpoint>) -> bool {
         self.ask(Request::SetBackup(backup))
     }
 
-    /// Asks for the guest to be started over in place ([`Machine::reset`]), protected as it is. Waits while
-    /// the queue of requests is full; must not be called from within an asynchronous runtime.
+    /// Asks for a reset of the guest in place ([`Machine::reset`]); protection goes on. Waits while
+    /// the queue of requests is full. Must not be called from within an asynchronous runtime.
     pub fn reset_guest(&self) {
-        // No receiver: protection has ended, and the guest with it.
+        // Fails only if protection has ended, and the guest with it.
         let _ = self.ask(Request::ResetGuest);
     }
 
-    /// The guest ended by itself. What it said and wrote last still leaves by the usual rules. Then
-    /// the backup is told that there is nothing to take over, and protection ends. This has no
-    /// deadline while neither the backup nor the arbiter answers: calling
-    /// [`ProtectionHandle::stop`] twice cuts it short. Waits while the queue of requests is full;
-    /// must not be called from within an asynchronous runtime.
+    /// Reports that the guest ended by itself. Its last output and writes still leave by the usual
+    /// rules. Then the backup is told that there is nothing to take over, and protection ends. This
+    /// has no deadline while neither the backup nor the arbiter answers; calling
+    /// [`ProtectionHandle::stop`] twice cuts it short. Waits while the queue of requests is full.
+    /// Must not be called from within an asynchronous runtime.
     pub fn guest_stopped(&self) {
-        // No receiver: protection has ended already.
+        // Fails only if protection has ended already.
         let _ = self.ask(Request::GuestStopped);
     }
 
-    /// Ends as if the guest had ended by itself. Stop the guest first: what it says from now on may
-    /// not leave. A second call ends at once and drops what has not left. Waits while the queue of
-    /// requests is full; must not be called from within an asynchronous runtime. Returns whether
-    /// the request was taken: protection that has ended takes none.
+    /// Ends protection as if the guest had ended by itself. Stop the guest first: what it sends
+    /// from now on may not leave. A second call ends at once and drops what has not left. Waits
+    /// while the queue of requests is full. Must not be called from within an asynchronous runtime.
+    /// Returns whether the request was taken; it is not once protection has ended.
     pub fn stop(&self) -> bool {
         self.ask(Request::Stop)
     }

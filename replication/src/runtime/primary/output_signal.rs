@@ -1,5 +1,5 @@
-//! Carries "output waits" from device threads to the driver, at most once per look of the driver: a
-//! guest that streams must not wake the driver for each frame.
+//! Tells the driver, for device threads, that output waits. It does so at most once per look of the
+//! driver: a guest that streams must not wake the driver for each frame.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use crate::output::OutputEvent;
 
 #[derive(Debug, Default)]
 pub(super) struct OutputSignal {
-    /// Output came since the driver last looked.
+    /// Output has come since the driver last looked.
     fresh: AtomicBool,
     /// The gate is nearly full.
     full: AtomicBool,
@@ -31,22 +31,22 @@ impl OutputSignal {
         })
     }
 
-    /// Waits for the first output since the last [`OutputSignal::take_fresh`].
+    /// Waits for the first output since the last [`OutputSignal::take_fresh`], or for a full gate.
     pub(super) async fn wait(&self) {
         self.notify.notified().await;
     }
 
-    /// Whether output came since the last call.
+    /// Whether output has come since the last call.
     pub(super) fn take_fresh(&self) -> bool {
         self.fresh.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether the gate filled up since the last call.
+    /// Whether the gate has filled up since the last call.
     pub(super) fn take_full(&self) -> bool {
         self.full.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether output came that was not taken yet.
+    /// Whether output has come that was not taken yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh.load(Ordering::Acquire)
     }

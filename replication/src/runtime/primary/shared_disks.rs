@@ -1,7 +1,7 @@
-//! Writes to shared disks that were held: they go out when the core says so, and are tried again for as long
-//! as the storage refuses. The guest's other output waits for them.
+//! Held writes to shared disks. They go out when the core says so and are tried again as long as
+//! the storage refuses them. The guest's other output waits for them.
 //!
-//! Must not be done here: deciding that they may go.
+//! Must not be done here: deciding when they may go.
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
@@ -16,12 +16,12 @@ use crate::ports::{DiskError, PrimaryDisks};
 use crate::runtime::capture::CaptureJob;
 use crate::runtime::metrics::Metrics;
 
-/// Pause before shared disks that could not be written are tried again.
+/// Pause before trying again to write to shared disks.
 const DISKS_RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct SharedDisks {
     disks: Arc<dyn PrimaryDisks>,
-    /// Reports, bounded by the core, which asks for one at a time.
+    /// Reports. The core asks for one write at a time, so they are bounded.
     done: UnboundedSender<DisksWritten>,
     written: UnboundedReceiver<DisksWritten>,
 }
@@ -36,8 +36,8 @@ pub(super) struct DisksWritten {
 enum Outcome {
     Written,
     Failed(String),
-    /// It failed some time ago: it is to be tried again, if its session is still the present one. In
-    /// another one the same number names an epoch that may not be acknowledged.
+    /// It failed some time ago and is to be tried again if its session is still the present one. In
+    /// another session the same number names an epoch that may not be acknowledged.
     TryAgain,
 }
 
@@ -51,7 +51,7 @@ impl SharedDisks {
         }
     }
 
-    /// Lets what is held go; [`SharedDisks::written`] says how that ended.
+    /// Lets what is held through `epoch` go; [`SharedDisks::written`] reports the outcome.
     pub(super) fn write(&self, session: u64, epoch: EpochId) {
         let done = self.done.clone();
         let told = move |outcome: Result<(), DiskError>| {
@@ -59,7 +59,7 @@ impl SharedDisks {
                 Ok(()) => Outcome::Written,
                 Err(error) => Outcome::Failed(causes(&error)),
             };
-            // Without a driver nobody waits.
+            // Fails only if the driver is gone.
             let _ = done.send(DisksWritten {
                 session,
                 epoch,
@@ -69,16 +69,16 @@ impl SharedDisks {
         self.disks.release(epoch, Box::new(told));
     }
 
-    /// Waits for the next report; for ever if nothing is being written. Cancel safe.
+    /// Waits for the next report, forever if nothing is being written. Cancel safe.
     pub(super) async fn written(&mut self) -> DisksWritten {
         match self.written.recv().await {
             Some(written) => written,
-            // Not while a sender is a field of ours.
+            // Cannot happen: `self` holds a sender.
             None => std::future::pending().await,
         }
     }
 
-    /// What the core must hear of a report of the present session.
+    /// The core's input from a report of the present session, if any.
     pub(super) fn input(&self, written: DisksWritten, metrics: &Metrics) -> Option<PrimaryInput> {
         let DisksWritten { session, epoch, .. } = written;
         match written.outcome {
@@ -89,7 +89,7 @@ impl SharedDisks {
                 let again = self.done.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(DISKS_RETRY).await;
-                    // Without a driver nobody waits.
+                    // Fails only if the driver is gone.
                     let _ = again.send(DisksWritten {
                         session,
                         epoch,
@@ -102,7 +102,7 @@ impl SharedDisks {
     }
 }
 
-/// The guest is to go on alone, but what is held cannot be written: has it tried again.
+/// The guest is to go on alone, but what is held cannot be written. Has it tried again.
 pub(super) fn still_held(
     generation: Generation,
     error: &str,

@@ -1,8 +1,8 @@
-//! The standby's disks thread: everything about disks that waits for storage, in order, so that the
-//! driver's signs of life do not wait for it.
+//! The standby's disks thread. It does everything about disks that waits for storage, in order, so
+//! that the driver's heartbeats do not wait for it.
 //!
-//! Must not be done here: deciding anything, or having more in memory than [`QUEUED_BYTES_MAX`] and one
-//! batch (the driver stops reading from the link before).
+//! Must not be done here: deciding anything, and keeping more in memory than [`QUEUED_BYTES_MAX`]
+//! and one batch (the driver stops reading from the link before that).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::ports::disks::EpochToPersist;
 use crate::ports::{BackupDisks, DiskError};
 use crate::runtime::RuntimeError;
 
-/// With so much waiting to be written, nothing more is read from the link.
+/// If this much waits to be written, the driver reads no more from the link.
 const QUEUED_BYTES_MAX: u64 = 16 << 20;
 
 /// What the driver asks for.
@@ -33,13 +33,13 @@ enum DiskJob {
 pub(super) enum DiskEvent {
     /// The disks as they are now.
     Described(Vec<PeerDisk>),
-    /// The copy has begun: what is durable is of this session from now on.
+    /// The copy has begun. From now on, what is durable belongs to this session.
     Copying,
     Persisted {
         ticket: u64,
         outcome: Result<(), String>,
     },
-    /// Everything asked for is written.
+    /// All queued batches of the copy are written.
     Idle,
     Failed(String),
 }
@@ -54,10 +54,10 @@ pub(super) struct DiskThread {
     copying: bool,
 }
 
-/// How far the thread is behind the driver; both look at it.
+/// How far the thread is behind the driver. Both use this.
 #[derive(Default)]
 struct Backlog {
-    /// Number of the copy being made: what was asked for an earlier one is left undone.
+    /// Number of the present copy. Jobs of an earlier copy are skipped.
     copy: AtomicU64,
     queued_bytes: AtomicU64,
 }
@@ -90,11 +90,11 @@ impl DiskThread {
 
     fn queue(&self, job: DiskJob) {
         let copy = self.backlog.copy.load(Ordering::Acquire);
-        // The thread ends only after this, or by a panic, which `event` finds.
+        // The thread ends only after `self`, or by a panic, which `event` finds.
         let _ = self.jobs.send((copy, job));
     }
 
-    /// The copy is given up; [`DiskThread::describe`] says what is left of it.
+    /// Gives the copy up; [`DiskThread::describe`] says what is left of it.
     pub(super) fn abandon(&mut self) {
         self.next_copy();
         self.queue(DiskJob::Abandon);
@@ -125,12 +125,12 @@ impl DiskThread {
         self.queue(DiskJob::Persist(ticket, epoch));
     }
 
-    /// Whether so much waits that nothing more may be read from the link.
+    /// Whether so much waits that no more may be read from the link.
     pub(super) fn is_full(&self) -> bool {
         self.backlog.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
     }
 
-    /// The last epoch of this session that is on the images for good.
+    /// The last epoch of this session that is durable on the images.
     pub(super) fn durable_epoch(&self) -> EpochId {
         if self.copying {
             self.disks.durable_epoch()
@@ -139,7 +139,7 @@ impl DiskThread {
         }
     }
 
-    /// Waits for the next event on the present copy. Cancel safe.
+    /// Waits for the next event of the present copy. Cancel safe.
     pub(super) async fn event(&mut self) -> Result<DiskEvent, RuntimeError> {
         loop {
             let (copy, event) = self
@@ -167,7 +167,7 @@ impl Worker {
     fn run(self, jobs: &std::sync::mpsc::Receiver<(u64, DiskJob)>) {
         while let Ok((copy, job)) = jobs.recv() {
             if let DiskJob::Sync(batch) = &job {
-                // Also what is left undone.
+                // Even if the job is skipped.
                 let bytes = batch.len() as u64;
                 self.backlog.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
             }
@@ -182,7 +182,7 @@ impl Worker {
     }
 
     fn tell(&self, copy: u64, event: DiskEvent) {
-        // Without a driver nobody waits.
+        // Fails only if the driver is gone.
         let _ = self.events.send((copy, event));
     }
 
@@ -199,7 +199,7 @@ impl Worker {
             }
             DiskJob::Sync(batch) => {
                 self.disks.apply_sync(&batch)?;
-                // Room may be what the driver waits for.
+                // The driver may be waiting for room.
                 if self.backlog.queued_bytes.load(Ordering::Acquire) == 0 {
                     self.tell(copy, DiskEvent::Idle);
                 }
@@ -213,7 +213,7 @@ impl Worker {
         let events = self.events.clone();
         let done = move |outcome: Result<(), DiskError>| {
             let outcome = outcome.map_err(|error| causes(&error));
-            // Without a driver nobody waits.
+            // Fails only if the driver is gone.
             let _ = events.send((copy, DiskEvent::Persisted { ticket, outcome }));
         };
         self.disks.persist(epoch, Box::new(done));

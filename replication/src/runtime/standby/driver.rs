@@ -1,5 +1,5 @@
-//! The standby's loop: waits for one thing, hands it to the core, does what the core says. Steps ⑥
-//! to ⑧ happen inside the core's `handle`; the promotion is done here.
+//! The standby's loop: waits for one event, passes it to the core, and does what the core says.
+//! Steps ⑥ to ⑧ happen inside the core's `handle`, except for disks. The promotion is done here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -42,9 +42,10 @@ pub(super) struct Driver<M: Machine> {
     machine: StoppedOnDrop<M>,
     memory: Arc<dyn PageMemory>,
     disks: DiskThread,
-    /// This side's name, while its disks are being described to the primary: nothing is said before.
+    /// This side's name, while its disks are being described for the welcome. Nothing else is sent
+    /// before it.
     welcome: Option<String>,
-    /// What the core knows to be durable.
+    /// The last epoch that the core knows to be durable.
     durable: EpochId,
     requests: Receiver<Request>,
     arbitration: Arbitration,
@@ -54,10 +55,10 @@ pub(super) struct Driver<M: Machine> {
     session: Option<Session>,
     /// Last sign of life of the primary, on any path.
     last_contact: Instant,
-    /// When the primary counted as lost.
+    /// When this side first claimed the guest.
     detected: Option<(Instant, u64)>,
     ended: Option<Ended>,
-    /// No connection is accepted before.
+    /// No connection is accepted before this.
     accept_at: tokio::time::Instant,
 }
 
@@ -139,7 +140,7 @@ impl<M: Machine> Driver<M> {
         let limits = understudy_transport::Limits::default();
         let listener = Listener::bind(&self.setup.listen, limits).await?;
         let mut heartbeats = Heartbeats::open(&self.setup.reign.settings, Sender::Backup).await?;
-        // The builder waits for this; it cannot be gone.
+        // This cannot fail: the builder waits for it.
         let _ = ready.send(listener.local_endpoint().clone());
         let mut beat = beat(self.setup.reign.settings.policy.heartbeat_interval);
         loop {
@@ -156,8 +157,8 @@ impl<M: Machine> Driver<M> {
                 continue;
             }
             if matches!(happened, Happened::Received(_)) {
-                // While there is always something to receive, nothing here would ever wait, and what is
-                // sent, heartbeats above all, leaves only while this waits.
+                // If there is always something to receive, nothing here would ever wait. But what
+                // is sent, above all heartbeats, leaves only while this waits.
                 tokio::task::yield_now().await;
             }
             let mut inputs = VecDeque::new();
@@ -165,8 +166,8 @@ impl<M: Machine> Driver<M> {
             self.translate(happened, &mut inputs);
             for input in inputs {
                 let broken = matches!(input, BackupInput::LinkBroken { .. });
-                // A link that is down is closed before anything is asked of the arbiter, so that a
-                // primary that was only stalled sees it behind the acknowledgements sent before.
+                // A link that is down is closed before the arbiter is asked. A primary that was
+                // only stalled then sees the end behind the acknowledgements sent before.
                 if matches!(input, BackupInput::LinkClosed)
                     && let Some(session) = self.session.take()
                 {
@@ -176,7 +177,8 @@ impl<M: Machine> Driver<M> {
                 for effect in self.core.handle(self.clock.now(), input, memory.as_ref()) {
                     self.perform(effect).await?;
                 }
-                // The core closes it, after a farewell, if it knew of it; nothing more is read from it.
+                // The core closes the link, after a farewell, if it knew of it. Nothing more is
+                // read from it.
                 if broken && let Some(session) = self.session.take() {
                     session.close().await;
                 }
@@ -191,8 +193,8 @@ impl<M: Machine> Driver<M> {
         heartbeats: &mut Heartbeats,
     ) -> Result<Happened, RuntimeError> {
         if self.core.commit_is_due() {
-            // Nothing else may be looked at before all of the epoch is in memory, but what is sent, an
-            // acknowledgement and signs of life, must leave meanwhile.
+            // Nothing else may be looked at before the whole epoch is in memory. But what is sent,
+            // an acknowledgement and heartbeats, must leave meanwhile.
             tokio::task::yield_now().await;
             return Ok(tokio::select! {
                 biased;
@@ -205,12 +207,13 @@ impl<M: Machine> Driver<M> {
         let accept_at = self.accept_at;
         Ok(tokio::select! {
             biased;
-            // Rare things first: during a synchronisation there is always something to receive.
+            // Rare events first: during a synchronisation there is always something to receive.
             answer = self.arbitration.answer() => Happened::Answered(answer),
             request = self.requests.recv() => Happened::Requested(request),
             event = self.disks.event() => Happened::Disks(event?),
             _ = beat.tick() => Happened::Heartbeat,
-            // Before the timer: silence is judged once all that has arrived was looked at.
+            // Before the timer: silence is judged only after everything that has arrived was looked
+            // at.
             received = async { match &mut self.session {
                 Some(session) if !is_full => session.recv().await,
                 _ => std::future::pending().await,
@@ -229,7 +232,7 @@ impl<M: Machine> Driver<M> {
             Happened::Accepted(Ok(link)) => self.accept(*link, inputs),
             Happened::Accepted(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                // The cause may last, as when there are no file descriptors left.
+                // The cause may last, for example if there are no file descriptors left.
                 self.accept_at = tokio::time::Instant::now() + ACCEPT_RETRY;
             }
             Happened::Received(Ok((generation, message))) => {
@@ -280,7 +283,7 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    /// What the disks thread does beside the events it sends.
+    /// Looks at what the disks thread changes without an event.
     fn look_at_disks(&mut self, inputs: &mut VecDeque<BackupInput>) {
         if self.disks.is_full() || self.welcome.is_some() {
             inputs.push_back(BackupInput::NotReading);
@@ -317,7 +320,7 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    /// One primary at a time: another one is told so and hears nothing else.
+    /// Accepts one primary at a time. Another one is told so, and nothing else.
     fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
         let counters = link.counters();
         let mut session = Session::start(link, self.setup.reign.settings.limits.send_bytes_max);
@@ -337,14 +340,14 @@ impl<M: Machine> Driver<M> {
 
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
-            // Nothing comes before the welcome.
+            // No heartbeat is sent before the welcome.
             BackupEffect::Send(Message::Heartbeat) if self.welcome.is_some() => {}
             BackupEffect::Send(message) => {
                 if let Message::Ack { epoch, .. } = &message {
                     self.disks.disks.committed(*epoch);
                 }
                 if let Message::Refuse(refusal) = &message {
-                    // In the primary's words; it says so too, but a person may be looking here.
+                    // The primary logs this too, but a person may be looking here.
                     tracing::warn!("refused a primary: {refusal}");
                 }
                 if let Some(session) = &mut self.session {
@@ -358,7 +361,7 @@ impl<M: Machine> Driver<M> {
                 }
             }
             BackupEffect::Committed(epoch) => {
-                // An epoch that was not acked has been committed, too.
+                // An epoch that was not acked is committed, too.
                 self.disks.disks.committed(epoch);
                 self.metrics.committed();
             }
@@ -416,8 +419,9 @@ impl<M: Machine> Driver<M> {
         Ok(())
     }
 
-    /// The guest is ours: finish what is committed, say where it is, run it. The frames of the last
-    /// epoch follow the announcement, so that switches already know the new port.
+    /// This side owns the guest: it finishes what is committed, announces where the guest is, and
+    /// runs it. The frames of the last epoch follow the announcement, so that switches already know
+    /// the new port.
     fn promote(
         mut self,
         generation: Generation,
@@ -427,7 +431,7 @@ impl<M: Machine> Driver<M> {
         let metrics = self.metrics.clone();
         let mut waits_for = String::new();
         let promoted = self.disks.disks.promote(epoch, &mut |what| {
-            // It goes on for as long as it takes; once is enough for the log.
+            // The wait may be long; the log needs it only once.
             if waits_for != what {
                 what.clone_into(&mut waits_for);
                 metrics.alarm(format!("the promotion waits: {what}"));
@@ -439,7 +443,7 @@ impl<M: Machine> Driver<M> {
             return Ok(Outcome::Stopped);
         }
         promoted?;
-        // It may have come while something else was waited for.
+        // The request may have come while something else was waited for.
         if is_stop_asked(&mut self.requests) {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
             return Ok(Outcome::Stopped);
@@ -496,7 +500,7 @@ impl<M: Machine> Driver<M> {
     }
 }
 
-/// Whether somebody has asked this side to stop; other requests come too late.
+/// Whether this side was asked to stop. Other requests come too late.
 fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {
     std::iter::from_fn(|| requests.try_recv().ok()).any(|request| matches!(request, Request::Stop))
 }

@@ -1,5 +1,5 @@
-//! Keeps a second copy of a guest and takes over: the public face of the standby side. The loop
-//! itself is in [`driver`].
+//! Keeps a second copy of a guest and takes over: the public interface of the standby side.
+//! [`driver`] has the loop.
 
 mod disks;
 mod driver;
@@ -25,7 +25,7 @@ pub struct Standby;
 /// Collects what a standby needs.
 pub type StandbyBuilder<M> = SideBuilder<StandbyPart<M>>;
 
-/// What only a standby has to know.
+/// The settings that only a standby has.
 pub struct StandbyPart<M: Machine> {
     machine: StoppedOnDrop<M>,
     listen: Option<Endpoint>,
@@ -38,17 +38,17 @@ pub struct StandbyRun<M: Machine> {
     driver: JoinHandle<Result<Outcome<M>, RuntimeError>>,
 }
 
-/// Looks at a standby and makes requests, from any thread.
+/// Reads the status of a standby and makes requests, from any thread.
 pub type StandbyHandle = SideHandle<Request>;
 
 /// How a standby's work ended.
-// There is one of it in a process's life: its size does not matter.
+// A process has only one of these, so its size does not matter.
 #[allow(clippy::large_enum_variant)]
 #[non_exhaustive]
 pub enum Outcome<M: Machine> {
-    /// It owns the guest now, which runs.
+    /// It now owns the guest, which runs.
     Promoted(Promoted<M>),
-    /// It was asked to stop; the primary was told so.
+    /// It was asked to stop. A connected primary was told so.
     Stopped,
 }
 
@@ -62,7 +62,7 @@ pub enum Request {
 }
 
 impl Standby {
-    /// Starts to describe a standby that holds the copy in `machine`, which has not run yet.
+    /// Begins to configure a standby that keeps the copy in `machine`, which has not run yet.
     pub fn builder<M: Machine>(machine: M) -> StandbyBuilder<M> {
         let part = StandbyPart {
             machine: StoppedOnDrop::new(machine),
@@ -83,7 +83,8 @@ impl<M: Machine> StandbyBuilder<M> {
     /// Listens and starts to work. Returns as soon as a primary can connect.
     ///
     /// # Errors
-    /// If the endpoint cannot be listened on, or a setting is missing.
+    /// If the endpoint or the heartbeat address cannot be bound, the arbiter cannot be asked, or a
+    /// setting is missing.
     pub fn start(self) -> Result<StandbyRun<M>, RuntimeError> {
         let arbiter = required(Side::Standby, "an arbiter", self.arbiter)?;
         let what = "an endpoint to listen on";
@@ -108,7 +109,7 @@ impl<M: Machine> StandbyBuilder<M> {
                 endpoint,
                 driver,
             }),
-            // The driver ended before it listened: its error says why.
+            // The driver ended before it listened. Its error says why.
             Err(_) => match driver.join() {
                 Ok(Err(error)) => Err(error),
                 _ => Err(RuntimeError::Panicked("driver")),
@@ -124,16 +125,16 @@ impl<M: Machine> StandbyRun<M> {
         self.handle.clone()
     }
 
-    /// Where it listens: the port chosen if the configured one was 0.
+    /// Where it listens, with the actual port if the configured one was 0.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Waits until this side is promoted, or was asked to stop.
+    /// Waits until this side is promoted or stopped on request.
     ///
     /// # Errors
-    /// If the standby cannot do its work any more.
+    /// If the standby cannot go on.
     pub fn await_promotion(self) -> Result<Outcome<M>, RuntimeError> {
         self.driver
             .join()
@@ -142,15 +143,15 @@ impl<M: Machine> StandbyRun<M> {
 }
 
 impl StandbyHandle {
-    /// Asks for promotion now, although the primary lives: the arbiter decides. Returns whether the
+    /// Asks for promotion now, although the primary lives. The arbiter decides. Returns whether the
     /// request was taken.
     pub fn promote(&self) -> bool {
         self.ask_at_once(Request::Promote)
     }
 
-    /// Ends the standby. Waits while the queue of requests is full; must not be called from within an
-    /// asynchronous runtime. Returns whether the request was taken: a standby that has ended, as by its
-    /// promotion, takes none.
+    /// Ends the standby. Waits while the queue of requests is full. Must not be called from within
+    /// an asynchronous runtime. Returns whether the request was taken; it is not once the standby
+    /// has ended, for example by its promotion.
     pub fn stop(&self) -> bool {
         self.ask(Request::Stop)
     }

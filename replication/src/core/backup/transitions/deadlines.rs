@@ -1,32 +1,32 @@
-//! The backup's timers: when each one expires is decided here and nowhere else, from the core's
-//! state.
+//! The backup's timers. Only this module decides when each one expires, from the core's state.
 //!
-//! Must not be done here: changing anything but the timers. What follows when one expires is in the rooms beside.
+//! Must not be done here: changing anything but the timers. The modules beside this one decide what
+//! follows when a timer expires.
 
 use std::time::Duration;
 
 use super::{BackupCore, Link, Phase};
 
-/// A peer that connects gets so many heartbeat timeouts to introduce itself.
+/// How many heartbeat timeouts a peer that connects has to introduce itself.
 const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// The backup's timers, in the order in which they are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// A whole epoch is to be committed. Looked at before what comes in next.
+    /// A whole epoch is to be committed. Looked at before the next input.
     Commit,
     /// A peer has not introduced itself.
     Handshake,
     /// No sign of life of the primary on any path.
     Silence,
-    /// A sign of life is to be sent.
+    /// A heartbeat is to be sent.
     Beat,
     /// The arbiter is to be asked (again).
     Ask,
 }
 
 impl BackupCore {
-    /// Sets every timer anew. To be called whenever something has happened.
+    /// Sets every timer again. To be called whenever something has happened.
     pub(super) fn arm_timers(&mut self) {
         let commit = self.commit_is_due().then_some(self.now);
         let handshake = match self.link {
@@ -52,9 +52,9 @@ impl BackupCore {
         timers.set(Timer::Ask, ask);
     }
 
-    /// When `handle` must be called next if nothing happens before; `None`: no timer runs.
+    /// When `handle` must be called next if nothing happens before; `None` if no timer runs.
     ///
-    /// It is never far away while a timer runs: a call that comes late shows that this process was
+    /// While a timer runs, this is never far away, so a late call shows that this process was
     /// stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {

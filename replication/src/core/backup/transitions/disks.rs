@@ -1,6 +1,6 @@
 //! The backup's side of disks: what may be written when, and what an epoch waits for.
 //!
-//! Must not be done here: I/O. The runtime writes; here it is decided that it may.
+//! Must not be done here: I/O. This module decides what may be written; the runtime writes it.
 
 use bytes::Bytes;
 
@@ -10,14 +10,14 @@ use crate::core::message::{Bye, EpochSummary, Message};
 use crate::core::violation::ProtocolViolation;
 use crate::ids::EpochId;
 
-/// Disks within one session.
+/// The state of the disks in one session.
 #[derive(Debug, Default)]
 pub(super) struct Disks {
-    /// The primary has said what it is going to copy.
+    /// The primary has said what it will copy.
     planned: bool,
-    /// The whole epoch waits for this to be reported.
+    /// The ticket whose report the whole epoch waits for.
     persisting: Option<u64>,
-    /// The last epoch on the images for good.
+    /// The last epoch that is durable on the images.
     durable: EpochId,
 }
 
@@ -75,7 +75,7 @@ impl BackupCore {
         Ok(self.staging.disk(epoch, batch, &self.identity.disks)?)
     }
 
-    /// Without a plan nobody knows what of the images can be trusted.
+    /// Without a plan it is not known which parts of the images can be trusted.
     fn expect_plan(&self) -> Result<(), ProtocolViolation> {
         if self.disks.planned {
             return Ok(());
@@ -84,7 +84,8 @@ impl BackupCore {
         Err(ProtocolViolation::Disks(text))
     }
 
-    /// An epoch has arrived whole and verified. Step ⑧ is here, or at [`BackupCore::persisted`].
+    /// A whole epoch has arrived and is verified. Step ⑧ happens here or at
+    /// [`BackupCore::persisted`].
     pub(super) fn epoch_ended(
         &mut self,
         epoch: EpochId,
@@ -95,14 +96,14 @@ impl BackupCore {
             self.expect_plan()?;
         }
         if summary.written_through >= epoch {
-            // Believed, it would have this side forget writes that are nowhere else.
+            // If this side believed it, it would forget writes that exist nowhere else.
             let through = summary.written_through;
             let text = format!("{through} is said to be on shared images at the end of {epoch}");
             return Err(ProtocolViolation::Disks(text));
         }
         self.staging.end(epoch, summary)?;
         let batches = self.staging.take_disk_batches();
-        // The first one also says that the copy is complete.
+        // The first epoch also says that the copy is complete.
         let first = epoch == EpochId(1) && self.disks.planned;
         if batches.is_empty() && !summary.flush && !first {
             self.acknowledge(epoch, out);
@@ -136,7 +137,7 @@ impl BackupCore {
         }
         self.disks.persisting = None;
         match outcome {
-            // It is committed at the next call. From the claim on nothing is acked any more.
+            // It is committed at the next call. From the claim on, nothing is acked any more.
             Ok(()) if self.sends_beats() => self.acknowledge(self.staging.epoch(), out),
             Ok(()) => {}
             Err(error) => {
@@ -150,7 +151,7 @@ impl BackupCore {
         self.disks.durable = self.disks.durable.max(epoch);
     }
 
-    /// The copy cannot go on. What is committed stays good until the arbiter has named another
+    /// The copy cannot go on. The committed state stays valid until the arbiter has named another
     /// side.
     pub(super) fn disks_failed(&mut self, error: String, out: &mut Vec<Effect>) {
         if self.sends_beats() {

@@ -1,4 +1,4 @@
-//! The handshake from the backup's side: whom it lets in.
+//! The handshake from the backup's side: which primaries it accepts.
 
 use super::disks::Disks;
 use super::{BackupCore, Effect, Link, Phase};
@@ -23,7 +23,7 @@ impl BackupCore {
         }
         let link = std::mem::replace(&mut self.link, Link::Down);
         if self.committed.is_some() {
-            // A later generation goes on: what is committed here is of the past.
+            // A later generation goes on, so what is committed here is outdated.
             self.reset(
                 format!("{} introduced itself: {generation}", hello.node),
                 out,

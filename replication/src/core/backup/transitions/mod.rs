@@ -1,7 +1,7 @@
-//! The deciding half of the backup. The transition table is drawn in the module above.
+//! The decisions of the backup. The module above has the diagram of the transitions.
 //!
-//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said;
-//! and promoting without the arbiter's grant.
+//! Must not be done here: blocking, looking at a clock, panicking because of what a peer said, and
+//! promoting without the arbiter's grant.
 
 mod deadlines;
 mod disks;
@@ -28,7 +28,7 @@ use crate::output::SealedOutput;
 use crate::page_set::MemoryLayout;
 use crate::ports::PageMemory;
 
-/// A tick copies at most so many pages of a whole epoch (32 MiB): signs of life must not wait for
+/// A tick copies at most this many pages of a whole epoch (32 MiB). Heartbeats must not wait for
 /// more.
 const COMMIT_PAGES_MAX: usize = 8192;
 
@@ -57,7 +57,7 @@ enum Phase {
     },
     Claiming {
         cause: String,
-        /// When to ask (again); `None` while an answer is awaited.
+        /// When to ask (again); `None` while waiting for an answer.
         ask_at: Option<Duration>,
     },
     Promoted,
@@ -67,15 +67,15 @@ enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down,
-    /// Up; the peer has not introduced itself yet.
+    /// Up, but the peer has not introduced itself yet.
     Stranger {
         since: Duration,
     },
-    /// The primary's.
+    /// Up, with the primary at the other end.
     Welcomed,
 }
 
-/// The backup of one virtual machine, over as many primaries and generations as come.
+/// The backup of one virtual machine. It lives through any number of primaries and generations.
 #[derive(Debug)]
 pub struct BackupCore {
     policy: Policy,
@@ -88,11 +88,11 @@ pub struct BackupCore {
     staging: Staging,
     committed: Option<Committed>,
     disks: Disks,
-    /// The last one given to `Persist`.
+    /// The last ticket given to `Persist`.
     ticket: u64,
     nothing: (Bytes, SealedOutput),
     primary_node: Option<String>,
-    /// The generation that an open question to the arbiter was about.
+    /// The generation that the open question to the arbiter is about.
     question: Option<Generation>,
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
@@ -129,15 +129,15 @@ impl BackupCore {
         }
     }
 
-    /// Takes in what happened at time `now` and says what is to be done, in order. Writes `memory`:
-    /// the pages of the initial synchronisation, and whole epochs. Must be called with
+    /// Takes what happened at time `now` and returns what is to be done, in order. Writes to
+    /// `memory` the pages of the initial synchronisation and whole epochs. Must be called with
     /// [`BackupInput::Tick`](super::BackupInput::Tick) at [`BackupCore::next_wakeup`] at the
     /// latest.
     #[must_use = "effects are to be carried out"]
     pub fn handle(&mut self, now: Duration, input: Input, memory: &dyn PageMemory) -> Vec<Effect> {
         let mut out = Vec::new();
         self.advance(now);
-        // What comes in while an epoch is being copied waits for all of it.
+        // Any other input waits until the whole epoch is copied.
         let pages_max = match input {
             Input::Tick => COMMIT_PAGES_MAX,
             _ => usize::MAX,
@@ -154,19 +154,19 @@ impl BackupCore {
         let jump = now.saturating_sub(self.now);
         self.now = self.now.max(now);
         if jump > self.policy.heartbeat_timeout / 2 {
-            // This side slept, so silence says nothing about the other: what it sent meanwhile is
-            // still to be read.
+            // This side slept, so the other side's silence says nothing: what it sent meanwhile is
+            // not read yet.
             self.heard_at += jump;
         }
     }
 
-    /// Not while claiming: a primary that gets no acks any more goes on alone if the arbiter takes
+    /// Not while claiming: a primary that gets no more acks then goes on alone if the arbiter takes
     /// long to answer this side.
     fn sends_beats(&self) -> bool {
         self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
     }
 
-    /// Acts upon every timer that has expired, once.
+    /// Acts on every timer that has expired, once.
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
         let mut last = Timer::Commit;
         loop {
@@ -181,7 +181,7 @@ impl BackupCore {
 
     fn expired(&mut self, timer: Timer, out: &mut Vec<Effect>) {
         match timer {
-            // `handle` begins with it.
+            // `handle` begins with the commit.
             Timer::Commit => {}
             Timer::Handshake => self.close_link(out),
             Timer::Silence => self.primary_is_silent(out),
@@ -213,19 +213,20 @@ impl BackupCore {
         }
     }
 
-    /// Whether an epoch is whole and its disk writes are persisted. The runtime looks at nothing
-    /// but timers until it has been committed.
+    /// Whether an epoch is whole and its disk writes are persisted. Until it is committed, the
+    /// runtime looks only at timers.
     #[must_use]
     pub fn commit_is_due(&self) -> bool {
         self.staging.is_whole() && !self.is_persisting()
     }
 
-    /// One question at a time, and not before it is settled which epoch this side would go on from.
+    /// One question at a time, and only once it is settled which epoch this side would continue
+    /// from.
     fn may_ask(&self) -> bool {
         self.question.is_none() && !self.staging.is_whole()
     }
 
-    /// Commits up to so many pages of the epoch that is whole, if one is: step ⑦.
+    /// Commits up to `pages_max` pages of the whole epoch, if there is one: step ⑦.
     fn commit(&mut self, pages_max: usize, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
         if self.is_persisting() {
             return;
@@ -266,8 +267,8 @@ impl BackupCore {
             Input::LinkClosed => self.link_closed(out),
             Input::LinkBroken { cause } => self.cut_off(cause, true, out),
             Input::HeartbeatHeard { generation } => {
-                // Another generation's heartbeat is no sign of life of our primary; if it is a
-                // later one, ours falls silent and the arbiter tells us so.
+                // A heartbeat of another generation is no sign of life of our primary. If it is of
+                // a later one, ours falls silent and the arbiter tells us.
                 if generation == self.generation {
                     self.heard_at = self.now;
                 }
@@ -287,8 +288,8 @@ impl BackupCore {
                     && let Phase::Claiming { ask_at, .. } = &mut self.phase
                 {
                     *ask_at = Some(self.now + self.policy.arbiter_retry);
-                    // A primary that lives must not hold its output for an arbiter that only this
-                    // side cannot reach.
+                    // A living primary must not hold its output because of an arbiter that only
+                    // this side cannot reach.
                     self.close_link(out);
                 }
             }
@@ -342,8 +343,8 @@ impl BackupCore {
                 };
                 self.violated(&violation, out);
             }
-            // From the claim on nothing more is staged or acked: an ack would release output that
-            // the promoted side does not have. Whatever the primary says, the arbiter decides.
+            // From the claim on, nothing is staged or acked: an ack would release output that the
+            // promoted side does not have. Whatever the primary says, the arbiter decides.
             (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}
             (Link::Welcomed, message) => {
                 self.heard_at = self.now;
@@ -408,7 +409,7 @@ impl BackupCore {
                 self.generation = granted;
                 self.phase = Phase::Promoted;
                 if self.link == Link::Welcomed {
-                    // A primary that lives is fenced by this and need not find out by a claim.
+                    // This fences a living primary, so it need not find out by a claim of its own.
                     let current = granted;
                     out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
                     self.close_link(out);
@@ -444,8 +445,8 @@ impl BackupCore {
         }
     }
 
-    /// R2: what is staged and not whole is dropped whole, and named. Not an epoch whose disk writes
-    /// are being persisted: whether they are decides what becomes of it.
+    /// R2: drops a staged epoch that is not whole, all of it, and reports it. An epoch whose disk
+    /// writes are being persisted is kept: the outcome decides what becomes of it.
     fn discard(&mut self, why: &str, out: &mut Vec<Effect>) {
         if self.is_persisting() {
             return;
@@ -463,7 +464,7 @@ impl BackupCore {
         self.cut_off(violation.to_string(), true, out);
     }
 
-    /// The link is of no use any more, but the primary likely lives.
+    /// The link is useless now, but the primary probably lives.
     fn cut_off(&mut self, cause: String, tell: bool, out: &mut Vec<Effect>) {
         let link = self.link;
         if link == Link::Down {
@@ -485,15 +486,15 @@ impl BackupCore {
         }
     }
 
-    /// Asks to be promoted because the primary is lost. The link is closed before: a primary that
-    /// was only stalled then finds the end of the link right behind the acks it has not read yet.
+    /// Asks to be promoted because the primary is lost. Closes the link first: a primary that was
+    /// only stalled then finds the end of the link right behind the acks that it has not read yet.
     fn claim(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.close_link(out);
         self.claim_from_living(cause, out);
     }
 
     /// Asks to be promoted although the primary lives. The link stays open until the arbiter has
-    /// answered: a primary that sees it closed claims itself, and could win.
+    /// answered: a primary that sees it closed claims for itself and could win.
     fn claim_from_living(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.discard(
             &format!("incomplete when this side claimed the guest: {cause}"),

@@ -1,4 +1,4 @@
-//! What a backup tells about itself, and the committed state it holds. Changes nothing.
+//! What a backup reports about itself, and the committed state it holds. Changes nothing.
 
 use bytes::Bytes;
 
@@ -11,11 +11,11 @@ use crate::output::SealedOutput;
 pub enum BackupPhase {
     /// Waits for a primary.
     Listening,
-    /// Receives memory for the first time.
+    /// Receives the initial synchronisation, up to the commit of epoch 1.
     Syncing,
     /// Has a committed epoch and could take over.
     Standby,
-    /// The primary is lost; the arbiter is being asked.
+    /// Asks the arbiter for the guest: the primary is lost, or promotion was asked for.
     Claiming,
     /// Owns the guest now.
     Promoted,
@@ -48,8 +48,8 @@ impl BackupCore {
         }
     }
 
-    /// The generation this side knows: its primary's, or after a promotion its own. Goes into the
-    /// header of everything this side sends.
+    /// The generation this side knows: its primary's, or its own after a promotion. Every message
+    /// it sends carries this in its header.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation

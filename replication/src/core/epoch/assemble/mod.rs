@@ -1,10 +1,10 @@
-//! Assembling (steps ④ and ⑤): pages, disk writes, state and output become the messages of an
-//! epoch, in the order of the protocol. The mirror of [`staging`](super::staging): what is put
-//! together here is taken apart there.
+//! Assembling (steps ④ and ⑤): turns pages, disk writes, state and output into the messages of an
+//! epoch, in the order of the protocol. [`staging`](super::staging) is the mirror image: it takes
+//! apart what is put together here.
 //!
-//! Where the messages go is the sink's concern: to a link, into a list, one day to a file. A sink
-//! that takes them one by one and waits while it is full bounds what is in memory (R5): never more
-//! than a batch of pages, or one of disk writes, beside what the caller holds.
+//! The sink decides where the messages go: to a link, into a list, one day to a file. If it takes
+//! them one by one and waits while it is full, memory is bounded (R5): there is never more than one
+//! batch of pages, or of disk writes, beside what the caller holds.
 //!
 //! Must not be done here: I/O, and deciding what belongs to an epoch.
 
@@ -19,7 +19,7 @@ use crate::core::message::{EpochSummary, Message};
 use crate::ids::{EpochId, Page, PageIndex};
 use crate::output::SealedOutput;
 
-/// Takes messages, in order.
+/// Takes messages in order.
 pub trait MessageSink {
     /// Why a message could not be taken.
     type Error;
@@ -27,7 +27,7 @@ pub trait MessageSink {
     /// Takes the next message.
     ///
     /// # Errors
-    /// If it cannot be taken. What was being assembled is then of no use.
+    /// If it cannot be taken. What was being assembled is then useless.
     fn put(&mut self, message: Message) -> Result<(), Self::Error>;
 }
 
@@ -48,7 +48,7 @@ impl MessageSink for Vec<Message> {
     }
 }
 
-/// How long batches become.
+/// Limits on the length of batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchBytes {
     /// Of pages, in bytes.
@@ -77,7 +77,7 @@ pub struct EpochDisks<'a> {
     pub written_through: EpochId,
 }
 
-/// What an epoch, or a piece of the initial synchronisation, came to.
+/// The size of an epoch or of a piece of the initial synchronisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Assembled {
     /// Bytes of pages, state and output.
@@ -86,7 +86,8 @@ pub struct Assembled {
     pub disk_bytes: u64,
 }
 
-/// What both assemblers do alike: pages and disk writes become batches, and batches messages.
+/// What both assemblers share: they turn pages and disk writes into batches, and batches into
+/// messages.
 #[derive(Debug)]
 struct Batches<S> {
     sink: S,
@@ -151,7 +152,7 @@ impl<S: MessageSink> Batches<S> {
     }
 }
 
-/// Assembles one epoch: first its pages, one by one, then all the rest at its end.
+/// Assembles one epoch: first its pages, one by one, then everything else at its end.
 #[derive(Debug)]
 pub struct EpochAssembler<S> {
     epoch: EpochId,
@@ -170,14 +171,14 @@ impl<S: MessageSink> EpochAssembler<S> {
         }
     }
 
-    /// Whether the sink has got something of the epoch: then the epoch cannot be given up any more,
-    /// only the session.
+    /// Whether the sink has received a part of the epoch. Then only the whole session can be given
+    /// up, not the epoch alone.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         self.batches.assembled != Assembled::default()
     }
 
-    /// Adds a page whose content is in `frame`. Gives back a frame to be used for another page, as
+    /// Adds a page whose content is in `frame`. Returns a frame for another page, as
     /// [`Encoder::encode`] does.
     ///
     /// # Errors
@@ -230,7 +231,7 @@ impl<S: MessageSink> EpochAssembler<S> {
     }
 }
 
-/// A batch of an epoch's pages as its message, which `tally` counts.
+/// Counts a batch of an epoch's pages in `tally` and makes it a message.
 fn counted(epoch: EpochId, batch: Batch, tally: &mut EpochTally) -> Message {
     tally.batch(&batch.body, batch.pages);
     Message::EpochPages {
@@ -239,12 +240,12 @@ fn counted(epoch: EpochId, batch: Batch, tally: &mut EpochTally) -> Message {
     }
 }
 
-/// Assembles pieces of the initial synchronisation, which are applied as they come.
+/// Assembles pieces of the initial synchronisation, which are applied as they arrive.
 #[derive(Debug)]
 pub struct SyncAssembler<S>(Batches<S>);
 
 impl<S: MessageSink> SyncAssembler<S> {
-    /// Nothing yet.
+    /// An assembler without a page yet.
     #[must_use]
     pub fn new(bytes: BatchBytes, sink: S) -> Self {
         Self(Batches::new(bytes, sink))
@@ -269,7 +270,7 @@ impl<S: MessageSink> SyncAssembler<S> {
         self.0.pages.is_empty()
     }
 
-    /// Adds disk writes; they go to the sink at once.
+    /// Adds disk writes. They go to the sink at once.
     ///
     /// # Errors
     /// If the sink does not take a batch.

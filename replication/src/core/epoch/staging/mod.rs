@@ -1,8 +1,8 @@
-//! Staging (steps ⑥ and ⑦): the backup collects a whole epoch aside, verifies it, and only then it
-//! may be committed. R2 lives here: nothing of an epoch touches committed memory before all of it
-//! is here and verified, and then all of it does.
+//! Staging (steps ⑥ and ⑦): the backup collects a whole epoch aside and verifies it before it may
+//! be committed. Rule R2 is enforced here: nothing of an epoch touches committed memory until all
+//! of it has arrived and is verified. Then all of it is committed.
 //!
-//! Must not be done here: deciding what to do about a bad epoch (the backup's core does).
+//! Must not be done here: deciding what to do about a bad epoch. The backup's core does that.
 
 use bytes::Bytes;
 
@@ -15,16 +15,18 @@ use crate::output::SealedOutput;
 use crate::page_set::{MemoryLayout, PageSet};
 use crate::ports::{MachineError, PageMemory};
 
-/// So many frames are kept for the next epoch (64 MiB); what a larger epoch needed is given back.
+/// How many frames are kept for the next epoch (64 MiB). The rest of a larger epoch's frames is
+/// freed.
 const POOL_PAGES_MAX: usize = 16 << 10;
 
-/// Largest sum of an epoch's disk batches in bytes: a primary slows its guest long before.
+/// Limit on the sum of an epoch's disk batches, in bytes. A primary slows its guest long before
+/// that.
 pub const DISK_BYTES_MAX: usize = 256 << 20;
 
-/// Why an epoch cannot be committed. Always names it.
+/// Why an epoch cannot be committed. Names the epoch if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StagingError {
-    /// A message of another epoch than the one being staged.
+    /// A message of an epoch other than the one being staged.
     #[error("{what} of {found} while {expected} is being staged")]
     WrongEpoch {
         /// The message.
@@ -34,7 +36,7 @@ pub enum StagingError {
         /// The epoch being staged.
         expected: EpochId,
     },
-    /// A message that has no place here.
+    /// A message that is out of order.
     #[error("{epoch}: {what} out of order")]
     OutOfOrder {
         /// The epoch.
@@ -63,7 +65,7 @@ pub enum StagingError {
         /// What is wrong with it.
         why: String,
     },
-    /// More disk writes than an epoch may have.
+    /// More bytes of disk writes than an epoch may have.
     #[error("{epoch}: more than {DISK_BYTES_MAX} bytes of disk writes")]
     DiskBytes {
         /// The epoch.
@@ -75,7 +77,7 @@ pub enum StagingError {
     /// Memory could not be written during the initial synchronisation.
     #[error("initial synchronisation: {0}")]
     SyncWrite(String),
-    /// What arrived is not what was sent.
+    /// The summary of what arrived differs from the summary of what was sent.
     #[error("{epoch}: {found:?} arrived, {sent:?} was sent")]
     SummaryDiffers {
         /// The epoch.
@@ -87,7 +89,7 @@ pub enum StagingError {
     },
 }
 
-/// An epoch that has been committed: what beside memory makes the state to continue from.
+/// A committed epoch: the state to continue from, apart from memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
     /// The epoch.
@@ -100,13 +102,13 @@ pub struct Committed {
     pub pages: u64,
 }
 
-/// Frames of an epoch and those to be used again.
+/// The frames of an epoch, and spare ones.
 #[derive(Debug)]
 struct Frames {
     seen: PageSet,
     staged: Vec<(PageIndex, Box<Page>)>,
     pool: Vec<Box<Page>>,
-    /// So many of the staged ones have been committed.
+    /// How many of the staged ones have been committed.
     written: usize,
 }
 
@@ -133,7 +135,7 @@ impl Frames {
         }
     }
 
-    /// Writes up to so many more; returns whether all have been written.
+    /// Writes up to `pages_max` more. Returns whether all have been written.
     fn write(&mut self, pages_max: usize, memory: &dyn PageMemory) -> Result<bool, MachineError> {
         let rest = &self.staged[self.written..];
         let now = &rest[..rest.len().min(pages_max)];
@@ -143,8 +145,9 @@ impl Frames {
     }
 }
 
-/// One epoch being collected. Bounded: a page occurs once, so there are at most the guest's pages;
-/// one state and one output, each bounded by its message.
+/// One epoch being collected. It is bounded: a page occurs once, so there are at most as many as
+/// the guest has; there is one state and one output, each bounded by its message; disk batches have
+/// [`DISK_BYTES_MAX`].
 #[derive(Debug)]
 pub struct Staging {
     epoch: EpochId,
@@ -159,7 +162,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Staging for a machine of this layout, waiting for epoch 1.
+    /// Staging for a machine with this layout. Waits for epoch 1.
     #[must_use]
     pub fn new(layout: &MemoryLayout) -> Self {
         Self {
@@ -201,7 +204,7 @@ impl Staging {
         self.whole
     }
 
-    /// Drops whatever has arrived and waits for `epoch`.
+    /// Drops everything that has arrived and waits for `epoch`.
     pub fn restart(&mut self, epoch: EpochId) {
         self.epoch = epoch;
         self.frames.clear();
@@ -217,7 +220,8 @@ impl Staging {
     /// Applies a batch of the initial synchronisation to memory at once.
     ///
     /// # Errors
-    /// If it is corrupt, or comes after the first message of epoch 1. Memory is then of no use.
+    /// If it is corrupt, memory cannot be written, or epoch 1 has begun to arrive. Memory is then
+    /// useless.
     pub fn sync(&mut self, batch: &[u8], memory: &dyn PageMemory) -> Result<(), StagingError> {
         if self.has_begun() || self.epoch != EpochId(1) {
             return Err(StagingError::OutOfOrder {
@@ -236,10 +240,10 @@ impl Staging {
         written
     }
 
-    /// Stages a batch of pages. `base` is committed memory; it is only read.
+    /// Stages a batch of pages. `base` is committed memory and is only read.
     ///
     /// # Errors
-    /// If it belongs to another epoch, comes after the state, or is corrupt.
+    /// If it belongs to another epoch, comes after disk writes or the state, or is corrupt.
     pub fn pages(
         &mut self,
         epoch: EpochId,
@@ -258,10 +262,11 @@ impl Staging {
         Ok(())
     }
 
-    /// Stages a batch of writes to disks of these sizes in bytes.
+    /// Stages a batch of writes to disks of these sizes, in bytes.
     ///
     /// # Errors
-    /// If it belongs to another epoch, comes after the state, is corrupt, or one too many.
+    /// If it belongs to another epoch, comes after the state, is corrupt, or exceeds
+    /// [`DISK_BYTES_MAX`].
     pub fn disk(
         &mut self,
         epoch: EpochId,
@@ -283,7 +288,7 @@ impl Staging {
         Ok(())
     }
 
-    /// The disk writes of the whole epoch, to be persisted.
+    /// Takes the disk writes of the whole epoch, to be persisted.
     pub fn take_disk_batches(&mut self) -> Vec<Bytes> {
         self.disk_bytes = 0;
         std::mem::take(&mut self.disk_batches)
@@ -318,7 +323,7 @@ impl Staging {
     /// If it belongs to another epoch, something is missing, or the summary differs.
     pub fn end(&mut self, epoch: EpochId, sent: EpochSummary) -> Result<(), StagingError> {
         self.expect("end", epoch, self.output.is_some())?;
-        // What these two say cannot be seen in what arrived.
+        // These two cannot be derived from what arrived.
         let found = EpochSummary {
             flush: sent.flush,
             written_through: sent.written_through,
@@ -350,13 +355,13 @@ impl Staging {
         Ok(())
     }
 
-    /// Commits up to so many pages of the whole epoch to memory, and waits for the next epoch once
-    /// all of them are; `None` if it is not whole, or not all of it is committed yet. Nothing else
-    /// may be done in between, nor memory be used.
+    /// Commits up to `pages_max` pages of the whole epoch to memory. Once all are committed, it
+    /// waits for the next epoch. `None` if the epoch is not whole or not all of it is committed
+    /// yet. In between, nothing else may be done here, and memory must not be used.
     ///
     /// # Errors
-    /// If memory cannot be written although every page was checked against its layout. Memory is
-    /// then of no epoch any more: this standby must never be promoted.
+    /// If memory cannot be written although every page was checked against its layout. Memory then
+    /// belongs to no epoch: this standby must never be promoted.
     pub fn commit(
         &mut self,
         pages_max: usize,

@@ -1,10 +1,10 @@
-//! Messages as bytes: `(kind, epoch, body)`, the three things a transport frame carries for us
-//! beside the sender's generation. Pages and machine state travel raw, everything small as
+//! Messages as bytes: `(kind, epoch, body)`, the three things that a transport frame carries beside
+//! the sender's generation. Pages, disk writes and machine state travel raw, everything small as
 //! postcard.
 //!
-//! Must not be done here: trusting a length. Every body has a limit that is checked before anything
-//! is decoded, left-over bytes are errors, and what decodes is not yet what is allowed (see the
-//! cores).
+//! Must not be done here: trusting a length. Every body has a limit that is checked before
+//! decoding, and left-over bytes are errors. A message that decodes may still not be allowed; the
+//! cores decide that.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::Message;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
 
-/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd` and `Bye`, in bytes.
+/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack` and `Bye`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -23,7 +23,7 @@ pub const STATE_BYTES_MAX: usize = 4 << 20;
 /// Largest body of `EpochOutput`, in bytes. The runtime bounds what it seals far below this.
 pub const OUTPUT_BYTES_MAX: usize = 4 << 20;
 
-// Kinds of message on the wire. The numbers are the protocol: they are never used again for
+// Kinds of message on the wire. The numbers are part of the protocol: they are never reused for
 // something else.
 const HELLO: u16 = 1;
 const WELCOME: u16 = 2;
@@ -66,7 +66,7 @@ pub enum MessageError {
         /// What the decoder says.
         why: String,
     },
-    /// The body decodes, and then there is more.
+    /// Bytes are left over after the message.
     #[error("{kind}: {bytes} bytes left over after the message")]
     LeftOver {
         /// The kind's name.
@@ -74,7 +74,7 @@ pub enum MessageError {
         /// Bytes too many.
         bytes: usize,
     },
-    /// An epoch number where none belongs.
+    /// An epoch number on a message that belongs to no epoch.
     #[error("{kind}: carries {epoch}, but belongs to no epoch")]
     UnexpectedEpoch {
         /// The kind's name.
@@ -82,7 +82,7 @@ pub enum MessageError {
         /// The number received.
         epoch: EpochId,
     },
-    /// No epoch number where one belongs.
+    /// No epoch number on a message that belongs to an epoch.
     #[error("{kind}: carries no epoch number")]
     MissingEpoch {
         /// The kind's name.
@@ -90,7 +90,7 @@ pub enum MessageError {
     },
 }
 
-/// Name, whether it belongs to an epoch, largest body in bytes.
+/// A kind's name, whether it belongs to an epoch, and its largest body in bytes.
 fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     Some(match kind {
         HELLO => ("Hello", false, SMALL_BODY_BYTES_MAX),
@@ -111,7 +111,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     })
 }
 
-/// Serialises a small body. Our own types have no way to fail: no maps of unknown length, no
+/// Serialises a small body. Our own types cannot fail: they have no maps of unknown length and no
 /// floats.
 pub(in crate::core) fn small(value: &impl Serialize) -> Bytes {
     postcard::to_stdvec(value)
@@ -137,8 +137,8 @@ fn parse<T: DeserializeOwned>(kind: &'static str, body: &Bytes) -> Result<T, Mes
 }
 
 impl Message {
-    /// The message as `(kind, epoch, body)`. Epoch is 0 where the message belongs to none. Page
-    /// batches and state are not copied.
+    /// The message as `(kind, epoch, body)`. The epoch is 0 if the message belongs to none. Batches
+    /// and state are not copied.
     #[must_use]
     pub fn encode(&self) -> (u16, u64, Bytes) {
         match self {
@@ -159,12 +159,12 @@ impl Message {
         }
     }
 
-    /// The message that `kind`, `epoch` and `body` of a frame make.
+    /// Makes a message of the `kind`, `epoch` and `body` of a frame.
     ///
     /// # Errors
-    /// If the kind is unknown, the epoch number missing or out of place, the body longer than the
-    /// kind allows, malformed, or followed by more bytes. Batches and state are only measured here;
-    /// the page codec and the machine judge them.
+    /// If the kind is unknown, the epoch number is missing or out of place, or the body is longer
+    /// than the kind allows, malformed, or followed by more bytes. For batches and state only the
+    /// length is checked here; the codecs and the machine check the rest.
     pub fn decode(kind: u16, epoch: u64, body: Bytes) -> Result<Self, MessageError> {
         let (name, has_epoch, limit) = properties(kind).ok_or(MessageError::UnknownKind(kind))?;
         let epoch = EpochId(epoch);

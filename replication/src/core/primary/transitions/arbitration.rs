@@ -1,4 +1,4 @@
-//! The primary and the arbiter: one question at a time, and what to make of the answers.
+//! The primary and the arbiter: one question at a time, and what follows from the answers.
 
 use std::time::Duration;
 
@@ -6,18 +6,19 @@ use super::{Effect, Phase, PrimaryCore};
 use crate::arbiter::Verdict;
 use crate::ids::Generation;
 
-/// What the arbiter has been asked and not answered yet. One question at a time, as answers carry
-/// no mark of their question.
+/// The open question to the arbiter. There is one at a time, because answers do not say which
+/// question they belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     Claim,
     Confirm,
 }
 
-/// This process was stalled: is the generation still in force?
+/// This process or its link was stalled: is the generation still in force?
 #[derive(Debug)]
 pub(super) struct Doubt {
-    /// When to ask (again). Set while an answer is awaited: that answer is older than the doubt.
+    /// When to ask (again). If it is set while an answer is awaited, that answer is older than the
+    /// doubt.
     pub(super) ask_at: Option<Duration>,
 }
 
@@ -31,7 +32,7 @@ impl PrimaryCore {
         }
     }
 
-    /// The question to be put next, and when; `None` while one is open.
+    /// The next question, and when to ask it; `None` while one is open.
     pub(super) fn next_question(&mut self) -> Option<(&mut Option<Duration>, Question)> {
         if self.question.is_some() {
             return None;
@@ -50,7 +51,7 @@ impl PrimaryCore {
         }
     }
 
-    /// Puts the next question.
+    /// Asks the next question.
     pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
         let Some((ask_at, question)) = self.next_question() else {
             return;
@@ -93,7 +94,7 @@ impl PrimaryCore {
                 }
             }
             (Question::Confirm, Verdict::Granted(granted)) if granted == self.generation => {
-                // An answer to a question put before the last stall says nothing about now.
+                // An answer to a question from before the last stall says nothing about now.
                 if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
                     self.doubt = None;
                 }
@@ -128,8 +129,9 @@ impl PrimaryCore {
         }
     }
 
-    /// A later generation was seen. While a claim is open it may be this side's own, whose grant is
-    /// still on its way here: then the arbiter's answer decides, output being held anyway.
+    /// A later generation was seen. While a claim is open it may be this side's own, with the grant
+    /// still on its way here. Then the arbiter's answer decides; output that is not acked is held
+    /// in any case.
     pub(super) fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
         let may_be_mine =
             matches!(self.phase, Phase::Claiming { .. }) || self.question == Some(Question::Claim);

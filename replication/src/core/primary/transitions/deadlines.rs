@@ -1,22 +1,22 @@
-//! The primary's timers: when each one expires is decided here and nowhere else, from the core's
-//! state.
+//! The primary's timers. Only this module decides when each one expires, from the core's state.
 //!
-//! Must not be done here: changing anything but the timers. What follows when one expires is in the rooms beside.
+//! Must not be done here: changing anything but the timers. The modules beside this one decide what
+//! follows when a timer expires.
 
 use std::time::Duration;
 
 use super::{Phase, PrimaryCore};
 
-/// A backup gets so many heartbeat timeouts to answer the introduction: it may have to get its
-/// memory ready first.
+/// How many heartbeat timeouts a backup has to answer the introduction. It may have to prepare its
+/// memory first.
 const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// The primary's timers, in the order in which they are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Timer {
-    /// Everything has been let go of a guest that has ended. Looked at before what comes in next.
+    /// Everything of a guest that has ended has been released. Looked at before the next input.
     AllSaid,
-    /// The last answer of the arbiter is not waited for any longer.
+    /// The arbiter's last answer is not awaited any longer.
     LastAnswer,
     /// The backup has not answered the introduction.
     Handshake,
@@ -24,7 +24,7 @@ pub(super) enum Timer {
     Silence,
     /// An epoch is not acknowledged, and the link is silent.
     Unacked,
-    /// A sign of life is to be sent.
+    /// A heartbeat is to be sent.
     Beat,
     /// The running epoch ends, or the capture of epoch 1 is tried again.
     Capture,
@@ -33,7 +33,7 @@ pub(super) enum Timer {
 }
 
 impl PrimaryCore {
-    /// Sets every timer anew. To be called whenever something has happened.
+    /// Sets every timer again. To be called whenever something has happened.
     pub(super) fn arm_timers(&mut self) {
         let (handshake, silence, beat, unacked, capture) = match &self.phase {
             Phase::Handshaking => (Some(self.handshake_ends_at()), None, None, None, None),
@@ -68,9 +68,9 @@ impl PrimaryCore {
         timers.set(Timer::Ask, ask);
     }
 
-    /// When `handle` must be called next if nothing happens before; `None`: no timer runs.
+    /// When `handle` must be called next if nothing happens before; `None` if no timer runs.
     ///
-    /// It is never far away while a timer runs: a call that comes late shows that this process was
+    /// While a timer runs, this is never far away, so a late call shows that this process was
     /// stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {

@@ -1,16 +1,17 @@
-//! A backup is dismissed that lives: the guest is to go on without it, or with another one. The link stays up until
-//! the arbiter has granted the next generation, because a backup that sees it closed claims the guest itself.
+//! Dismisses a living backup: the guest is to go on without it, or with another one. The link stays
+//! up until the arbiter has granted the next generation, because a backup that sees it closed
+//! claims the guest itself.
 
 use std::time::Duration;
 
 use super::{Bye, Effect, Message, Phase, PrimaryCore};
 use crate::ids::Generation;
 
-/// The backup is to go, and may still take over.
+/// The backup is to go, but may still take over.
 #[derive(Debug)]
 pub(super) struct Dismissal {
     cause: String,
-    /// When to ask for the next generation; `None` while an answer is awaited.
+    /// When to ask for the next generation; `None` while waiting for an answer.
     pub(super) ask_at: Option<Duration>,
 }
 
@@ -22,19 +23,20 @@ impl PrimaryCore {
                 let ask_at = Some(self.now);
                 self.dismissal = Some(Dismissal { cause, ask_at });
             }
-            // Without a whole copy there is nothing that it could claim.
+            // Without a whole copy the backup cannot claim anything.
             _ => self.lose_backup(cause, out),
         }
     }
 
-    /// The next generation was granted while the backup is dismissed. It is told so in the words of the session's
-    /// generation; the same claim, made once more by the holder, then lets this side go alone.
+    /// The next generation was granted while the backup is dismissed. The backup is told in a
+    /// message of the session's generation. Then this side, which holds the next one, makes the
+    /// same claim again; its grant lets this side run alone.
     pub(super) fn dismiss_under_grant(&mut self, granted: Generation, out: &mut Vec<Effect>) {
         let Some(dismissal) = self.dismissal.take() else {
             return;
         };
         if !matches!(self.phase, Phase::Protected(_)) {
-            // The copy is not whole any more: nothing needs a grant.
+            // The copy is no longer whole, so nothing needs a grant.
             self.generation = granted;
         } else {
             let current = granted;

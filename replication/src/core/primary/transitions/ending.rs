@@ -1,34 +1,35 @@
-//! The guest's end. This side ends only when what the guest said last has left by the usual rules:
-//! acked (R1), or under a grant. Until somebody answers, it is held.
+//! The guest's end. This side ends only when the guest's last output has left by the usual rules:
+//! acked (R1), or under a grant. Until the backup or the arbiter answers, the output is held.
 //!
-//! Then the next generation is claimed, so that the backup cannot take over even if it misses the
-//! farewell. The arbiter gets little time for that: nothing would be lost without it, since the
-//! backup has the guest's end.
+//! Then this side claims the next generation, so that the backup cannot take over even if it misses
+//! the farewell. The arbiter gets little time for that: without its answer nothing is lost, because
+//! the backup has the guest's end.
 
 use std::time::Duration;
 
 use super::{Bye, Effect, Epochs, Message, Phase, PrimaryCore};
 use crate::ids::{EpochId, Generation};
 
-/// The arbiter gets so many heartbeat timeouts for the last question.
+/// How many heartbeat timeouts the arbiter has to answer the last question.
 const LAST_ANSWER_TIMEOUTS: u32 = 4;
 
-/// The guest has ended, and this side has not yet.
+/// The guest has ended, or this side is to end at once.
 #[derive(Debug)]
 pub(super) struct Ending {
     stage: Stage,
-    /// When to ask for the next generation while there is a link; `None`: not yet, or an answer is
-    /// awaited.
+    /// When to ask for the next generation while there is a link. `None` if it is too early or an
+    /// answer is awaited.
     pub(super) ask_at: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// With the release of this epoch everything has left. Of no meaning while there are no epochs.
+    /// Everything has left once this epoch is released. Meaningless while there are no epochs.
     Until(EpochId),
-    /// The guest cannot be captured any more, so what is held needs a grant, as without a backup.
+    /// The guest cannot be captured any more. So what is held needs a grant, as it does without a
+    /// backup.
     NeedsGrant,
-    /// Everything has left, or is to be dropped.
+    /// Everything has left or is to be dropped.
     Last { since: Duration },
 }
 
@@ -40,7 +41,7 @@ impl Ending {
         }
     }
 
-    /// The next epoch to be captured has all that the guest has said.
+    /// The next epoch to be captured contains everything that the guest has said.
     fn with(epochs: &mut Epochs) -> Self {
         epochs.want_checkpoint();
         Self::at(Stage::Until(epochs.next_captured()))
@@ -48,7 +49,7 @@ impl Ending {
 }
 
 impl PrimaryCore {
-    /// Whether the guest has ended, and what it said last is still on its way out.
+    /// Whether this side is ending: the guest has ended, or it was told to end at once.
     #[must_use]
     pub fn is_ending(&self) -> bool {
         self.ending.is_some()
@@ -64,7 +65,7 @@ impl PrimaryCore {
             Phase::Alone if !self.opening => return self.stop(out),
             Phase::Handshaking => return self.stop(out),
             Phase::Alone | Phase::Claiming { .. } => {}
-            // A capture may have failed after it closed the gate.
+            // A failed capture may already have closed the gate.
             Phase::Syncing { .. } => {
                 out.push(Effect::Send(Message::Bye(Bye::GuestStopped)));
                 // Closes the link.
@@ -75,8 +76,7 @@ impl PrimaryCore {
         self.ending = Some(ending);
     }
 
-    /// What is held is dropped. A backup is still kept from taking over, if the arbiter answers
-    /// soon.
+    /// Drops what is held. If the arbiter answers soon, the backup is still kept from taking over.
     pub(super) fn abandon(&mut self, out: &mut Vec<Effect>) {
         if self.has_said_all() {
             // Asking again does not extend the wait for the last answer.
@@ -87,21 +87,22 @@ impl PrimaryCore {
             Phase::Alone | Phase::Handshaking => self.stop(out),
             Phase::Syncing { .. } | Phase::Protected(_) => self.await_last_answer(),
             Phase::Claiming { ask_at, .. } => {
-                // Unless an answer is awaited.
+                // An answer that is already awaited is not asked for again.
                 *ask_at = ask_at.map(|_| self.now);
                 self.await_last_answer();
             }
         }
     }
 
-    /// Everything has left, or is to be dropped: only the arbiter is asked once more.
+    /// Everything has left or is to be dropped. All that remains is one last question to the
+    /// arbiter.
     pub(super) fn await_last_answer(&mut self) {
         let mut last = Ending::at(Stage::Last { since: self.now });
         last.ask_at = Some(self.now);
         self.ending = Some(last);
     }
 
-    /// The guest cannot be captured any more: if it has ended, what is held needs a grant now.
+    /// The guest cannot be captured any more. If it has ended, what is held now needs a grant.
     /// Returns whether it has ended.
     pub(super) fn ending_needs_grant(&mut self) -> bool {
         let Some(ending) = &mut self.ending else {
@@ -114,7 +115,7 @@ impl PrimaryCore {
         true
     }
 
-    /// The next generation was granted, so nobody can take over.
+    /// The next generation was granted, so nobody else can take over.
     pub(super) fn end_under_grant(&mut self, generation: Generation, out: &mut Vec<Effect>) {
         if self.has_said_all() {
             return self.stop(out);
@@ -127,7 +128,7 @@ impl PrimaryCore {
         self.end_session(Phase::Alone);
     }
 
-    /// All that was held for lack of a backup has left.
+    /// Everything that was held for lack of a backup has left.
     pub(super) fn opened(&mut self, out: &mut Vec<Effect>) {
         self.opening = false;
         if self.ending.is_some() && matches!(self.phase, Phase::Alone) {
@@ -135,7 +136,7 @@ impl PrimaryCore {
         }
     }
 
-    /// A stall may have cut the last release short: one more epoch brings the rest along.
+    /// A stall may have cut the last release short. One more epoch takes the rest along.
     pub(super) fn ending_is_in_doubt(&mut self) {
         if let (Some(ending), Phase::Protected(epochs)) = (&mut self.ending, &mut self.phase)
             && matches!(ending.stage, Stage::Until(_))
@@ -144,7 +145,7 @@ impl PrimaryCore {
         }
     }
 
-    /// Whether there is to be another epoch.
+    /// Whether another epoch is to be captured.
     pub(super) fn has_more_to_say(&self, epochs: &Epochs) -> bool {
         self.ending
             .as_ref()
@@ -154,9 +155,9 @@ impl PrimaryCore {
             })
     }
 
-    /// Whether everything has been let go, and nobody has noticed yet. It is noticed before
-    /// anything else happens: what was let go has left by then, or the doubt has begun that stopped
-    /// it.
+    /// Whether everything has been released, but this side has not reacted yet. This is checked
+    /// before any other input: by then everything released has left, or the doubt that stopped it
+    /// has begun.
     pub(super) fn has_just_said_all(&self) -> bool {
         let stage = self.ending.as_ref().map(|ending| ending.stage);
         match (stage, &self.phase) {
@@ -167,14 +168,14 @@ impl PrimaryCore {
         }
     }
 
-    /// Whether nothing is left but to end.
+    /// Whether all that remains is to end.
     #[must_use]
     pub fn has_said_all(&self) -> bool {
         let stage = self.ending.as_ref().map(|ending| ending.stage);
         matches!(stage, Some(Stage::Last { .. }))
     }
 
-    /// Until when the last answer is waited for.
+    /// Until when to wait for the last answer.
     pub(super) fn last_answer_at(&self) -> Option<Duration> {
         match self.ending.as_ref()?.stage {
             Stage::Last { since } if !matches!(self.phase, Phase::Fenced | Phase::Stopped) => {
@@ -184,7 +185,7 @@ impl PrimaryCore {
         }
     }
 
-    /// The end. What is still held is dropped.
+    /// Ends this side. What is still held is dropped.
     pub(super) fn stop(&mut self, out: &mut Vec<Effect>) {
         if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
             return;

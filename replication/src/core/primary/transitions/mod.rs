@@ -1,6 +1,6 @@
-//! The deciding half of the primary. The transition table is drawn in the module above.
+//! The decisions of the primary. The module above has the diagram of the transitions.
 //!
-//! Must not be done here: anything that blocks, looks at a clock, or panics for what a peer said.
+//! Must not be done here: blocking, looking at a clock, and panicking because of what a peer said.
 
 mod arbitration;
 mod deadlines;
@@ -24,7 +24,7 @@ use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
 
-/// After so many failed captures in a row protection is given up: held output must not wait
+/// After this many failed captures in a row, protection is given up: held output must not wait
 /// forever.
 const CAPTURE_FAILURES_MAX: u32 = 5;
 
@@ -34,21 +34,21 @@ enum Phase {
     Handshaking,
     Syncing {
         rounds: u32,
-        /// When to try epoch 1 again whose capture failed.
+        /// When to try the failed capture of epoch 1 again.
         capture_at: Option<Duration>,
         failures: u32,
     },
     Protected(Epochs),
     Claiming {
         cause: String,
-        /// When to ask (again); `None` while an answer is awaited.
+        /// When to ask (again); `None` while waiting for an answer.
         ask_at: Option<Duration>,
     },
     Fenced,
     Stopped,
 }
 
-/// The primary of one virtual machine, over as many backups and generations as come.
+/// The primary of one virtual machine. It lives through any number of backups and generations.
 #[derive(Debug)]
 pub struct PrimaryCore {
     policy: Policy,
@@ -59,8 +59,8 @@ pub struct PrimaryCore {
     generation: Generation,
     now: Duration,
     phase: Phase,
-    /// Going alone, not everything held has left yet: no session begins, as it would find in its
-    /// first epoch what leaves meanwhile.
+    /// This side goes alone, but not everything held has left yet. No session begins meanwhile: its
+    /// first epoch would contain what is just leaving.
     opening: bool,
     ending: Option<Ending>,
     dismissal: Option<Dismissal>,
@@ -69,11 +69,11 @@ pub struct PrimaryCore {
     backup_node: Option<String>,
     /// When the link came up.
     link_up_at: Duration,
-    /// When something last came over the link, not counting time that this side slept.
+    /// When something last came over the link; time that this side slept is not counted.
     link_heard_at: Duration,
     /// When something last came over the link.
     message_at: Duration,
-    /// When a heartbeat last came on the separate path, not counting time that this side slept.
+    /// When a heartbeat last came on the separate path; time that this side slept is not counted.
     beat_heard_at: Duration,
     /// When a heartbeat was last sent over the link.
     beat_sent_at: Duration,
@@ -106,14 +106,14 @@ impl PrimaryCore {
         }
     }
 
-    /// There are shared disks: writes to them go before the other output of their epoch.
+    /// Whether there are shared disks. Writes to them go before the other output of their epoch.
     #[must_use]
     pub fn with_shared_disks(mut self, shared: bool) -> Self {
         self.disks_first = shared;
         self
     }
 
-    /// Takes in what happened at time `now` and says what is to be done, in order. Must be called
+    /// Takes what happened at time `now` and returns what is to be done, in order. Must be called
     /// with [`PrimaryInput::Tick`](super::PrimaryInput::Tick) at [`PrimaryCore::next_wakeup`] at
     /// the latest.
     #[must_use = "effects are to be carried out"]
@@ -145,15 +145,15 @@ impl PrimaryCore {
         if jump <= self.policy.heartbeat_timeout / 2 {
             return;
         }
-        // This side slept, so silence says nothing about the other: what it sent meanwhile is still
-        // to be read.
+        // This side slept, so the other side's silence says nothing: what it sent meanwhile is not
+        // read yet.
         self.link_heard_at += jump;
         self.beat_heard_at += jump;
         self.link_up_at += jump;
         self.begin_to_doubt();
     }
 
-    /// Acts upon every timer that has expired, once.
+    /// Acts on every timer that has expired, once.
     fn look_at_timers(&mut self, out: &mut Vec<Effect>) {
         let mut last = Timer::AllSaid;
         loop {
@@ -198,13 +198,13 @@ impl PrimaryCore {
         }
     }
 
-    /// A promoted backup repeats the output of its last epoch only, so no more than one epoch may
-    /// ever be acked and not released.
+    /// A promoted backup repeats the output of its last epoch only. So at most one epoch may ever
+    /// be acked but not released.
     fn may_end(&self, epochs: &Epochs) -> bool {
         self.doubt.is_none() && !epochs.is_releasing() && self.has_more_to_say(epochs)
     }
 
-    /// R1: the only place where output of an epoch is let go.
+    /// R1: the only place where output of an epoch is released.
     fn release(&mut self, out: &mut Vec<Effect>) {
         let Phase::Protected(epochs) = &mut self.phase else {
             return;
@@ -384,7 +384,7 @@ impl PrimaryCore {
         apply: impl FnOnce(&mut Epochs) -> Result<(), E>,
         out: &mut Vec<Effect>,
     ) {
-        // Reports on a session that has ended meanwhile are of no interest.
+        // Reports on a session that has ended meanwhile are ignored.
         if let Phase::Protected(epochs) = &mut self.phase
             && let Err(error) = apply(epochs)
         {
@@ -459,7 +459,7 @@ impl PrimaryCore {
         }
     }
 
-    /// R4: somebody holds a later generation.
+    /// R4: another side holds a later generation.
     fn fence(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
         if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
             return;

@@ -1,4 +1,4 @@
-//! What a primary tells about itself, for people, metrics and the runtime. Changes nothing.
+//! What a primary reports about itself, for people, metrics and the runtime. Changes nothing.
 
 use super::{Phase, PrimaryCore};
 use crate::core::primary::epochs::Epochs;
@@ -7,15 +7,15 @@ use crate::ids::{EpochId, Generation};
 /// Where the primary stands, for people and status pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrimaryPhase {
-    /// Runs without a backup; output flows.
+    /// Runs without a backup. Output leaves at once.
     Alone,
-    /// A link is up; the backup has not answered yet.
+    /// A link is up, but the backup has not answered yet.
     Handshaking,
-    /// Memory is being sent for the first time, up to the acknowledgement of epoch 1.
+    /// The initial synchronisation is in progress, up to the acknowledgement of epoch 1.
     Syncing,
     /// Epoch 1 is acked: the backup could take over.
     Protected,
-    /// The backup is lost; output is held until the arbiter has decided.
+    /// The backup is lost. Output is held until the arbiter has decided.
     Claiming,
     /// Another side owns the guest.
     Fenced,
@@ -23,14 +23,14 @@ pub enum PrimaryPhase {
     Stopped,
 }
 
-/// What the end of a guest waits for: what it said last must leave its host.
+/// What a guest's end waits for: its last output must leave its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndingAwaits {
     /// The backup's acknowledgement.
     Backup,
     /// The arbiter's answer.
     Arbiter,
-    /// That shared disks are written.
+    /// The last writes to shared disks.
     Disks,
 }
 
@@ -78,14 +78,13 @@ impl PrimaryCore {
         }
     }
 
-    /// Whether this side goes alone, but not everything held has left: no link is of use meanwhile.
+    /// Whether this side goes alone but not everything held has left. A link is useless meanwhile.
     #[must_use]
     pub fn is_opening(&self) -> bool {
         self.opening
     }
 
-    /// What the guest's end waits for; `None` if it has not ended, or nothing is waited for any
-    /// more.
+    /// What the guest's end waits for; `None` if it has not ended or waits for nothing any more.
     #[must_use]
     pub fn ending_awaits(&self) -> Option<EndingAwaits> {
         self.ending.as_ref()?;
@@ -100,7 +99,7 @@ impl PrimaryCore {
         }
     }
 
-    /// The generation held. Goes into the header of everything this side sends.
+    /// The generation held. Every message that this side sends carries it in its header.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation
@@ -112,7 +111,7 @@ impl PrimaryCore {
         self.epochs().map(Epochs::acked).filter(|epoch| epoch.0 > 0)
     }
 
-    /// The epoch that was captured and is not acked yet.
+    /// The epoch that was captured but is not acked yet.
     #[must_use]
     pub fn in_flight(&self) -> Option<EpochId> {
         self.epochs().and_then(Epochs::in_flight)
