@@ -1,13 +1,13 @@
-//! An arbiter on a file that both hosts see.
+//! An arbiter in a file that both hosts see.
 //!
-//! Two files: `PATH` holds the generation in force and its holder as JSON, replaced atomically
-//! (write, fsync, rename, fsync of the directory). `PATH.lock` is never replaced; open-file-description
-//! locks on its bytes order the grants and show who is alive:
+//! It uses two files. `PATH` holds the generation in force, its holder and the backup, as JSON. It is
+//! replaced atomically (write, fsync, rename, fsync of the directory). `PATH.lock` is never replaced.
+//! Open-file-description locks on its bytes order the grants and show who is alive:
 //!
-//! - byte 0 is locked exclusively while a claim reads and replaces `PATH`;
-//! - byte `generation` is locked for as long as the holder of that generation lives. Only
-//!   [`Claim::Start`] looks at those: a guest is not started afresh while a holder lives. A promotion
-//!   does not, because the old primary may be frozen and still hold its lock.
+//! - byte 0 is locked exclusively while a claim or a note reads and replaces `PATH`;
+//! - byte `generation` is locked for as long as the holder of that generation lives. [`Claim::Start`]
+//!   and [`Claim::StartOver`] check these locks: no guest is started from nothing while a holder lives.
+//!   A promotion does not check them, because the old primary may be frozen and still hold its lock.
 //!
 //! The storage must give both hosts coherent locks and renames (a local file system for two processes
 //! of one host, NFSv4, OCFS2, GFS2 …).
@@ -33,10 +33,9 @@ const RECORD_BYTES_MAX: u64 = 64 * 1024;
 pub struct FileArbiter {
     path: PathBuf,
     lock_path: PathBuf,
-    /// Held open for as long as this process may hold a generation: closing it drops the locks.
+    /// Open for as long as this process may hold a generation, because closing it drops the locks.
     lock: File,
-    /// Claims of one process are made one after the other: OFD locks of one file do not exclude each
-    /// other.
+    /// Serialises calls through this arbiter: OFD locks of one open file do not exclude each other.
     claiming: Mutex<()>,
 }
 
@@ -46,7 +45,7 @@ pub struct FileArbiter {
 struct Record {
     generation: Generation,
     holder: String,
-    /// Who may have a copy of the holder's guest.
+    /// The backup that may have a copy of the holder's guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backup: Option<String>,
 }
@@ -58,10 +57,10 @@ enum Wait {
 }
 
 impl FileArbiter {
-    /// Opens the arbiter at `path`; creates it if it is not there.
+    /// Opens the arbiter at `path`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// If `PATH.lock` cannot be opened or created for writing.
+    /// If `PATH` or `PATH.lock` cannot be opened or created for writing.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
         let path = path.into();
         let mut lock_path = path.clone().into_os_string();
@@ -115,7 +114,7 @@ impl FileArbiter {
         })
     }
 
-    /// Replaces the record so that a crash leaves the old or the new one, never a mixture.
+    /// Replaces the record. A crash leaves the old or the new record, never a mixture.
     fn write(&self, record: &Record) -> Result<(), ArbiterError> {
         let mut temporary = self.path.clone().into_os_string();
         temporary.push(".new");
@@ -156,7 +155,7 @@ impl FileArbiter {
         }
     }
 
-    /// Whether some other open file, in this or another process, holds a generation.
+    /// Whether another open file, in this or another process, holds a generation.
     fn holder_lives(&self) -> Result<bool, ArbiterError> {
         let mut range = range(libc::F_WRLCK, 1, 0);
         fcntl(self.lock.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)).map_err(|error| {
@@ -168,7 +167,7 @@ impl FileArbiter {
         Ok(i32::from(range.l_type) != libc::F_UNLCK)
     }
 
-    /// Does `what` while no other process reads or replaces the record.
+    /// Does `what` while nobody else claims or notes anything.
     fn exclusively<T>(
         &self,
         what: impl FnOnce() -> Result<T, ArbiterError>,
@@ -222,8 +221,8 @@ impl FileArbiter {
             (Claim::Start | Claim::StartOver | Claim::After(_), _) => {}
         }
         let generation = record.generation.next();
-        // The lock before the record: were it the other way round, a second `Start` in between would
-        // find nobody alive.
+        // Lock first, then write the record: a record must never be in force without its holder's
+        // lock.
         if !self.set_lock(generation.0, libc::F_WRLCK, Wait::No)? {
             return Err(self.failure(
                 format!(
@@ -278,9 +277,9 @@ impl Arbiter for FileArbiter {
     }
 }
 
-/// Opens the record; before the first grant it is empty. It is created rather than missed: an NFS client
-/// remembers for half a minute that a name was not there, and would not see the other host's first grant. A
-/// name that is there it looks up anew each time.
+/// Opens the record, which is empty before the first grant. Creates it if it does not exist: an NFS
+/// client remembers for half a minute that a name did not exist, and would miss the other host's
+/// first grant. It looks up an existing name anew each time.
 fn open_record(path: &Path) -> std::io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -302,7 +301,7 @@ fn failure(
     }
 }
 
-/// A lock request for `len` bytes from `start` (0: to the end of all files).
+/// A lock request for `len` bytes from `start`. A `len` of 0 means all bytes from there on.
 fn range(kind: i32, start: u64, len: u64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,

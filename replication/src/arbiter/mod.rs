@@ -1,7 +1,7 @@
-//! The arbiter: who may run alone.
+//! The arbiter decides which side may run alone.
 //!
-//! It hands out generations, each once (R4). Neither the primary nor the backup can decide alone
-//! that the other is gone: the first that claims the generation after the one both know gets it, the
+//! It hands out each generation once (R4). Neither the primary nor the backup can decide alone
+//! that the other is gone. The first to claim the generation after the one both know gets it. The
 //! other is refused and stops.
 
 #[cfg(feature = "file-arbiter")]
@@ -15,22 +15,23 @@ use crate::ids::Generation;
 /// What a claimant asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// To start the guest from nothing. Granted only if no holder is alive, and no backup may have a
-    /// copy that should go on instead.
+    /// To start the guest from nothing. Granted only if no holder is alive and no backup may have a
+    /// copy that should take over instead.
     Start,
-    /// The same, giving up a copy that a backup may have.
+    /// The same, but gives up a copy that a backup may have.
     StartOver,
-    /// To own the guest after generation `0`, which is the one the claimant knows: a primary that goes
-    /// on alone, or a backup that is promoted. Granted only if nobody was granted a later one.
+    /// To own the guest after generation `0` of this variant, the one the claimant knows. Made by a
+    /// primary that goes on alone, or by a backup to be promoted. Granted only if no later one has
+    /// been granted.
     After(Generation),
 }
 
 /// What a holder tells the arbiter about its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note<'a> {
-    /// From now on the backup of this name may have a copy that can take over.
+    /// From now on, the backup with this name may have a copy that can take over.
     Backup(&'a str),
-    /// Nobody has a copy, or the guest has ended and its copies mean nothing.
+    /// No backup has a copy, or the guest has ended and its copies are of no use.
     NoBackup,
 }
 
@@ -39,16 +40,17 @@ pub enum Note<'a> {
 pub enum Verdict {
     /// The claimant holds this generation now.
     Granted(Generation),
-    /// Somebody else holds the guest.
+    /// Another claimant holds the guest, or a copy should take over.
     Refused {
         /// The generation in force.
         current: Generation,
-        /// Who holds it, in words for a person.
+        /// Who holds it, as text for people.
         holder: String,
     },
 }
 
-/// Why an arbiter gave no answer. The claimant holds nothing; it may ask again.
+/// Why an arbiter gave no answer. The claim may have been granted all the same. The claimant may
+/// ask again.
 #[derive(Debug, thiserror::Error)]
 #[error("arbiter {arbiter}: {what}")]
 pub struct ArbiterError {
@@ -61,17 +63,18 @@ pub struct ArbiterError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Hands out generations. Calls may block for as long as storage or network take.
+/// Hands out generations. Calls may block for as long as storage or the network takes.
 pub trait Arbiter: Send + Sync + 'static {
-    /// Claims a generation, atomically. A repeated claim by the holder itself, made because the first
-    /// answer got lost, is granted again with the same generation.
+    /// Claims a generation atomically. If the first answer got lost and the holder repeats a
+    /// [`Claim::After`], it gets the same generation again.
     ///
     /// # Errors
-    /// If the arbiter cannot be asked; the claimant then knows nothing.
+    /// If the arbiter cannot be asked. The claimant does not know the outcome then.
     fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError>;
 
-    /// Notes, for a later [`Claim::Start`], whether somebody else has a copy of the guest. The holder of
-    /// `generation` calls this before the copy can be whole, and when it is of no use any more.
+    /// Notes, for a later [`Claim::Start`], whether a backup may have a copy of the guest. The
+    /// holder of `generation` calls this before the copy can be whole, and when the copy is of no
+    /// use any more.
     ///
     /// # Errors
     /// If the arbiter cannot be asked, or `generation` is not in force.
@@ -80,6 +83,6 @@ pub trait Arbiter: Send + Sync + 'static {
     /// The generation in force and its holder.
     ///
     /// # Errors
-    /// As [`Arbiter::claim`].
+    /// If the arbiter cannot be asked.
     fn current(&self) -> Result<(Generation, String), ArbiterError>;
 }

@@ -1,4 +1,4 @@
-//! The disk writes of one epoch: what the log, the held writes of shared disks, and the backup queue up.
+//! The disk writes of one epoch. The log, the held writes of shared disks and the backup queue them.
 
 use crate::core::disk::DiskWrite;
 use crate::epoch_queue::Bucket;
@@ -23,14 +23,15 @@ impl EpochWrites {
         self.writes.push(write);
     }
 
-    /// Appends what was written later.
+    /// Appends later writes.
     pub(super) fn append(&mut self, mut later: Self) {
         self.writes.append(&mut later.writes);
         self.bytes += later.bytes;
         self.flush |= later.flush;
     }
 
-    /// Takes the writes of the disks for which `is_taken` says so, among them all that are counted.
+    /// Takes the writes of the disks that `is_taken` selects. These must include all counted
+    /// writes.
     pub(super) fn take_counted(&mut self, is_taken: impl Fn(u16) -> bool) -> Vec<DiskWrite> {
         self.bytes = 0;
         let writes = std::mem::take(&mut self.writes).into_iter();

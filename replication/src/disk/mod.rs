@@ -2,11 +2,11 @@
 //!
 //! A [`DiskSet`] has the writable disks of one machine. Its owner opens it, a device gets its [`Disk`] from
 //! it, and replication uses it as [`Disks`](crate::ports::Disks). *Replicated* disks have an image on each
-//! host: a write goes to the local image at once and into the log, which travels with the epoch. The backup
-//! writes it to a journal and from there to its image. *Shared* disks have one image that both hosts reach:
-//! writes are held in memory until their epoch is released. The reasons are in `docs/design/disks.md`.
+//! host. A write goes to the local image at once and into the log, which travels with the epoch. The backup
+//! writes it to a journal and from there to its image. *Shared* disks have one image that both hosts reach.
+//! Their writes are held in memory until their epoch is released. `docs/design/disks.md` gives the reasons.
 //!
-//! Rooms: `image` (an image, its map and its storage: what both sides have), `primary` (devices, log, held
+//! Modules: `image` (an image, its map and its storage, used on both sides), `primary` (devices, log, held
 //! writes), `backup` (journal, destage). `primary` and `backup` do not know each other.
 //!
 //! What must not be done here: deciding who runs the guest, or waiting for the network in a call of
@@ -30,33 +30,33 @@ use std::time::Duration;
 
 pub use crate::ports::DiskError;
 
-/// A disk to be put into a set.
+/// A disk to put into a set.
 pub struct DiskSpec {
     /// Its name, equal on both hosts.
     pub name: String,
-    /// Its image. A shared one is not locked yet.
+    /// Its image. A shared image is not locked yet.
     pub storage: Box<dyn Storage>,
     /// Where its image is.
     pub mode: DiskMode,
-    /// The file of its dirty-block map; not used for shared disks.
+    /// The file of its dirty-block map. Not used for shared disks.
     pub map_path: PathBuf,
 }
 
 /// Limits of a set (R5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskLimits {
-    /// Writes that are in memory, logged or held, at which devices must stop taking requests.
+    /// Bytes of logged and held writes in memory at which devices must stop taking requests.
     pub log_bytes_max: u64,
-    /// Both files of the journal together.
+    /// Size of both files of the journal together.
     pub journal_bytes_max: u64,
-    /// The journal is brought to the images at least so often.
+    /// The journal is applied to the images at least this often.
     pub destage_interval: Duration,
-    /// The journal is brought to the images when it has so many bytes.
+    /// The journal is applied to the images when it reaches this size.
     pub destage_bytes: u64,
-    /// Marks of written blocks are kept at least so long: a block in steady use is not marked anew again
-    /// and again.
+    /// Marks of written blocks are kept at least this long, so that a block in steady use is not
+    /// marked again and again.
     pub marks_kept: Duration,
-    /// What one step of a synchronisation copies at most.
+    /// The most that one step of a synchronisation copies.
     pub sync_slice_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The disks of a machine as their owner has them: devices and both roles get their handles here.
+//! The disks of a machine as their owner sees them. Devices and both roles get their handles here.
 //!
 //! What must not be done here: what only one of the two roles does.
 
@@ -40,11 +40,12 @@ impl std::fmt::Debug for DiskSet {
 }
 
 impl DiskSet {
-    /// A set of these disks. Nothing is written yet. `journal_path` is needed if one is replicated; the
-    /// journal's two files are called so with `.0` and `.1` at the end.
+    /// A set of these disks. Writes nothing yet. `journal_path` is needed if a disk is replicated.
+    /// The names of the journal's two files are this path with `.0` and `.1` appended.
     ///
     /// # Errors
-    /// If the journal is needed and missing, or a map cannot be read.
+    /// If the journal path is needed and missing, a map cannot be read, or there are too many
+    /// disks.
     pub fn open(
         specs: Vec<DiskSpec>,
         journal_path: Option<PathBuf>,
@@ -53,7 +54,7 @@ impl DiskSet {
         Self::open_in(specs, journal_path, limits, Arc::new(FileSystem))
     }
 
-    /// As [`DiskSet::open`], with maps and journal in `files`.
+    /// Like [`DiskSet::open`], with maps and journal in `files`.
     pub(super) fn open_in(
         specs: Vec<DiskSpec>,
         journal_path: Option<PathBuf>,
@@ -96,13 +97,13 @@ impl DiskSet {
         })
     }
 
-    /// A set without disks: every call does nothing.
+    /// A set without disks. Every call does nothing.
     #[must_use]
     pub fn empty() -> Self {
         Self::open(Vec::new(), None, DiskLimits::default()).expect("nothing is opened")
     }
 
-    /// Whether there is none.
+    /// Whether the set has no disks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.disks.is_empty()

@@ -1,10 +1,10 @@
-//! A thread of a set of disks: begun when there is something to do, and waited for when the set goes.
+//! A thread of a set of disks. It starts when there is something to do, and is joined when the set is dropped.
 
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
-/// A thread that may not have begun yet.
+/// A thread that may not have started yet.
 pub(super) struct Thread {
     name: &'static str,
     handle: Mutex<Option<JoinHandle<()>>>,
@@ -18,7 +18,7 @@ impl Thread {
         }
     }
 
-    /// Begins it, unless it has begun.
+    /// Starts the thread, unless it was started before.
     pub(super) fn start(&self, work: impl FnOnce() + Send + 'static) {
         let mut handle = self.handle.lock();
         if handle.is_none() {
@@ -28,12 +28,12 @@ impl Thread {
         }
     }
 
-    /// Waits for its end, of which it has been told.
+    /// Waits for the thread to end. It must have been told to end.
     pub(super) fn join(&self) {
         let handle = self.handle.lock().take();
-        // The last handle of a set may go in a completion that this very thread calls.
+        // A completion that this very thread calls may drop the last handle of the set.
         if let Some(handle) = handle.filter(|h| h.thread().id() != std::thread::current().id()) {
-            // A thread that panicked has said so.
+            // A panic has been reported already.
             let _ = handle.join();
         }
     }

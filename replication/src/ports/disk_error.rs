@@ -1,4 +1,4 @@
-//! Why something about disks did not work. Every error names the disk or the file.
+//! Errors of disks. Every error names the disk or the file.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,18 +6,18 @@ use std::path::PathBuf;
 use crate::core::disk::DiskBatchError;
 use crate::ids::EpochId;
 
-/// What is wrong with a disk, its map or the journal.
+/// An error of a disk, its map or the journal.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
-    /// The host's storage refuses.
+    /// The host's storage reports an error.
     #[error("disk {disk}: cannot {what} at byte {offset}")]
     Io {
         /// The disk's name.
         disk: String,
         /// What was tried.
         what: &'static str,
-        /// Where.
+        /// Where it failed, in bytes.
         offset: u64,
         /// Why not.
         #[source]
@@ -34,7 +34,7 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// The image is the beginning of a copy.
+    /// The image is an unfinished copy.
     #[error(
         "the image of disk {disk} is an unfinished copy, its synchronisation was interrupted: start this host as \
          a standby again so that it is brought up to date, or take another copy of the image and remove {}",
@@ -46,7 +46,7 @@ pub enum DiskError {
         /// Its map.
         map: PathBuf,
     },
-    /// The map cannot be read, so nobody knows whether the image is whole.
+    /// The map is damaged, so it is unknown whether the image is whole.
     #[error(
         "the map {} of disk {disk} is damaged, it cannot be told whether the image is whole: if it is, remove \
          the map (the next synchronisation sends everything)", map.display()
@@ -57,7 +57,7 @@ pub enum DiskError {
         /// Its map.
         map: PathBuf,
     },
-    /// Somebody else has the lock of a shared image, and it was not waited for.
+    /// Another process holds the lock of a shared image, and the wait for it was given up.
     #[error("the shared image of disk {disk} is still locked by the old primary")]
     NotWaited {
         /// The disk's name.
@@ -69,10 +69,10 @@ pub enum DiskError {
         /// The disk's name.
         disk: String,
     },
-    /// They cannot be numbered.
+    /// Disk numbers have 16 bits.
     #[error("more than 65536 disks")]
     TooManyDisks,
-    /// Another process has the lock of a shared image.
+    /// Another process holds the lock of a shared image.
     #[error(
         "the shared image of disk {disk} is in use by another process or host; stop that first"
     )]
@@ -80,7 +80,7 @@ pub enum DiskError {
         /// The disk's name.
         disk: String,
     },
-    /// The primary holds the lock of its shared image, but it cannot be seen here.
+    /// The primary holds the lock of its shared image, but this host does not see it.
     #[error(
         "the primary holds the lock of the shared image of disk {disk}, but on the standby's host the image is not \
          locked: either the two hosts name different files, or the storage's locks do not reach from one host to \
@@ -91,7 +91,7 @@ pub enum DiskError {
         /// The disk's name.
         disk: String,
     },
-    /// A journal that was left over is not of these disks.
+    /// A left-over journal belongs to other disks.
     #[error(
         "the journal {} belongs to other disks than the configured ones: start once with the disks it was made \
          for, or remove it and let the disks be synchronised again", path.display()
@@ -100,22 +100,22 @@ pub enum DiskError {
         /// One of its files.
         path: PathBuf,
     },
-    /// The other side's disks are not these.
+    /// The other side has different disks.
     #[error("the other side's disks differ: {what}")]
     PeerDiffers {
-        /// In what.
+        /// The difference.
         what: String,
     },
-    /// An epoch was to end while the copy was not whole.
+    /// An epoch was to end before the copy was whole.
     #[error("the disks are not synchronised yet, {bytes_left} bytes are left")]
     NotSynced {
-        /// What is left.
+        /// How much is left, in bytes.
         bytes_left: u64,
     },
-    /// What the primary sent is no batch of writes.
+    /// The primary sent something that is not a batch of writes.
     #[error("{epoch}: malformed disk writes")]
     Batch {
-        /// The epoch, 0 during synchronisation.
+        /// The epoch; 0 during synchronisation.
         epoch: EpochId,
         /// What is wrong.
         #[source]
@@ -126,9 +126,9 @@ pub enum DiskError {
     TooMuch {
         /// The epoch.
         epoch: EpochId,
-        /// What it has.
+        /// Its size, in bytes.
         bytes: u64,
-        /// What is allowed.
+        /// The limit, in bytes.
         limit: u64,
     },
     /// The disks cannot be brought to this epoch.
@@ -136,19 +136,19 @@ pub enum DiskError {
     WrongEpoch {
         /// The epoch asked for.
         wanted: EpochId,
-        /// Where they are.
+        /// The epoch they are at.
         have: EpochId,
     },
-    /// It failed before; the first failure's words.
+    /// An earlier failure; this is its text.
     #[error("{0}")]
     Failed(String),
-    /// This side was told to stop.
+    /// This side was shut down because another side runs the guest.
     #[error("the disks are shut: another host runs this guest")]
     Shut,
 }
 
 impl DiskError {
-    /// As the error of a device's request.
+    /// Converts it into the error of a device's request.
     #[must_use]
     pub fn into_io(self) -> io::Error {
         let kind = match &self {

@@ -1,6 +1,6 @@
-//! The thread that brings the journal to the images.
+//! The thread that applies the journal to the images.
 //!
-//! What must not be done here: touching an image with what is not durable in the journal, or is not
+//! What must not be done here: writing to an image what is not durable in the journal, or is not
 //! committed in memory.
 
 use std::time::Instant;
@@ -15,9 +15,9 @@ use crate::disk::DiskError;
 
 /// What the destaging thread does next.
 struct Destage {
-    /// The file, with its last record, if it has any.
+    /// The file and its last record, if there is anything to apply.
     file: Option<(usize, JournalFile, Place)>,
-    /// The copy is whole with this: the pairs the images belong to then.
+    /// If this makes the copy whole: the pairs the images will belong to.
     finish: Vec<PairId>,
 }
 
@@ -45,7 +45,8 @@ impl Replica {
                 let since = state.slots[state.active].since;
                 let due = since.map(|since| since + self.limits.destage_interval);
                 let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-                // Due and yet nothing to do: it waits for a commit or a persist, which ring.
+                // If it is due but cannot run, it waits for a commit or a persist, which notify
+                // `bell`.
                 match left.filter(|left| !left.is_zero()) {
                     Some(left) => {
                         self.bell.wait_for(&mut state, left);
@@ -82,7 +83,7 @@ impl Replica {
         let finish = !state.candidates.is_empty();
         let slot = &state.slots[state.active];
         let Some(since) = slot.since else {
-            // Nothing in the journal: at most the copy is to be declared whole.
+            // The journal is empty. At most, the copy must be declared whole.
             return finish.then(|| Destage {
                 file: None,
                 finish: state.candidates.clone(),
@@ -92,7 +93,8 @@ impl Replica {
             || finish
             || slot.end >= self.limits.destage_bytes
             || since.elapsed() >= self.limits.destage_interval;
-        // A file that holds more than memory has must wait, for it is applied whole.
+        // A file is applied whole, so it must wait if it holds epochs that memory has not
+        // committed.
         if !due || slot.last.1 > state.committed || state.last != slot.last {
             return None;
         }
@@ -113,7 +115,7 @@ impl Replica {
 
     fn destage(&self, work: &Destage) -> Result<(), DiskError> {
         if let Some((_, file, last)) = &work.file {
-            // An image is touched only when what is being written is durable.
+            // An image may only receive what is durable in the journal.
             file.sync()?;
             let (found, _) = file.walk(|record| self.apply_record(record))?;
             if found != Some(*last) {

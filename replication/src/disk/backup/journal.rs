@@ -1,11 +1,11 @@
-//! The backup's journal: two files used in turn. While one collects epochs, the other is brought to the images.
+//! The backup's journal: two files used in turn. While one collects epochs, the other is applied to the images.
 //!
-//! A file begins with a header ([`RawFileHeader`], 512 bytes with the zeros behind it); then come records to its
-//! end: [`RawRecordHeader`], and the batches as they were received, each after its length (4 bytes).
+//! A file begins with a header ([`RawFileHeader`], 512 bytes with its trailing zeros). Records follow up to its
+//! end: [`RawRecordHeader`], and the batches as received, each after its length (4 bytes).
 //!
-//! What is on the images is known from the headers, and each record names its predecessor: so a replay does
-//! whole epochs without a gap, whatever a loss of power has left of the files. What must not be done here:
-//! letting an epoch be applied that does not follow.
+//! The headers say what is on the images, and each record names its predecessor. So a replay applies whole
+//! epochs without a gap, whatever a loss of power has left of the files. What must not be done here:
+//! applying an epoch that does not follow the one before it.
 
 use std::io;
 use std::mem::offset_of;
@@ -27,17 +27,17 @@ const RECORD_CRC_AT: usize = offset_of!(RawRecordHeader, crc);
 const FILE_MAGIC: &[u8; 8] = b"USTUDYJ1";
 const RECORD_MAGIC: &[u8; 4] = b"UDJR";
 
-/// The header of a file; numbers are little-endian.
+/// The header of a file. Numbers are little-endian.
 #[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct RawFileHeader {
     magic: [u8; 8],
-    /// CRC32 of the names and sizes of the disks.
+    /// CRC32 of the names, sizes and modes of the disks.
     disks: U32,
     zero: U32,
-    /// The last record that is on the images for good.
+    /// The last record that is on the images durably, or was dropped for good.
     applied: RawPlace,
-    /// CRC32 of the bytes before.
+    /// CRC32 of the preceding bytes.
     crc: U32,
     zeros: [u8; 476],
 }
@@ -50,11 +50,11 @@ struct RawRecordHeader {
     /// Length of the body.
     length: U32,
     place: RawPlace,
-    /// The record before, also if that is in the other file.
+    /// The record before this one, even if it is in the other file.
     previous: RawPlace,
     /// Number of batches.
     batches: U32,
-    /// CRC32 of the bytes before and of the body.
+    /// CRC32 of the preceding bytes and of the body.
     crc: U32,
 }
 
@@ -80,10 +80,10 @@ impl From<RawPlace> for Place {
     }
 }
 
-/// A record's place in the row of all records.
+/// A record's place in the sequence of all records.
 pub(crate) type Place = (Generation, EpochId);
 
-/// Before the first record.
+/// The place before the first record.
 pub(crate) const START: Place = (Generation(0), EpochId(0));
 
 /// One epoch's writes.
@@ -95,7 +95,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// What it takes in a file.
+    /// Its size in a file.
     pub(crate) fn bytes(&self) -> u64 {
         let body: u64 = self.batches.iter().map(|b| 4 + b.len() as u64).sum();
         RECORD_HEADER_BYTES + body
@@ -120,7 +120,7 @@ impl Record {
         header
     }
 
-    /// Appends it at `at`; durable only after a sync.
+    /// Writes it at `at`. It is durable only after a sync.
     pub(crate) fn write(&self, file: &dyn HostFile, at: u64) -> io::Result<()> {
         file.write_at(at, self.encode_header().as_bytes())?;
         let mut at = at + RECORD_HEADER_BYTES;
@@ -132,7 +132,7 @@ impl Record {
         Ok(())
     }
 
-    /// The record at `at` of a file of `end` bytes; `None` if there is no good one.
+    /// The record at `at` of a file of `end` bytes. `None` if there is no valid one.
     pub(crate) fn read(file: &dyn HostFile, at: u64, end: u64) -> io::Result<Option<Self>> {
         let room = end.saturating_sub(at);
         if room < RECORD_HEADER_BYTES {
@@ -145,7 +145,7 @@ impl Record {
         if header.magic != *RECORD_MAGIC || length > room - RECORD_HEADER_BYTES {
             return Ok(None);
         }
-        // As many bytes are in the file.
+        // The file has at least this many bytes.
         let mut body = vec![0; length as usize];
         file.read_at(at + RECORD_HEADER_BYTES, &mut body)?;
         let mut crc = crc32fast::Hasher::new();
@@ -203,7 +203,7 @@ impl JournalFile {
         zerocopy::transmute!(header)
     }
 
-    /// The file at `path` for the disks that have this sum, made if there is none.
+    /// Opens the file at `path` for the disks with this checksum. Creates it if there is none.
     pub(crate) fn open(
         files: &dyn HostFiles,
         path: PathBuf,
@@ -226,7 +226,7 @@ impl JournalFile {
         })
     }
 
-    /// The file at `path`, if there is one.
+    /// Opens the file at `path`, if there is one.
     pub(crate) fn open_existing(
         files: &dyn HostFiles,
         path: &Path,
@@ -244,7 +244,7 @@ impl JournalFile {
         }))
     }
 
-    /// What its header says to be on the images; `None` if the header was torn.
+    /// The last place on the images according to the header. `None` if the header was torn.
     fn applied(&self) -> Result<Option<Place>, DiskError> {
         let bytes = self.file.bytes().map_err(self.failed("read"))?;
         if bytes < FILE_HEADER_BYTES {
@@ -266,9 +266,10 @@ impl JournalFile {
         Ok(Some(place))
     }
 
-    /// Its records are on the images for good, up to `applied`; the file is empty from now on, durably.
+    /// Empties the file durably and records `applied`. Records up to there must not be needed any
+    /// more.
     pub(crate) fn empty(&self, applied: Place) -> Result<(), DiskError> {
-        // The header first: should the rest of the file come back, it is known to be old.
+        // Header first: if the rest of the file comes back, it is known to be old.
         let header = Self::header(self.disks, applied);
         let written = self.file.write_at(0, &header).and_then(|()| {
             self.file.sync()?;
@@ -277,7 +278,7 @@ impl JournalFile {
         written.map_err(self.failed("empty"))
     }
 
-    /// Makes what was written to it survive a loss of power.
+    /// Makes earlier writes to it survive a loss of power.
     pub(crate) fn sync(&self) -> Result<(), DiskError> {
         self.file.sync().map_err(self.failed("flush"))
     }
@@ -288,8 +289,8 @@ impl JournalFile {
         written.map_err(self.failed("write"))
     }
 
-    /// Gives each good record, up to the first that is not good or does not follow the one before it. The last
-    /// place, and how many bytes were good.
+    /// Calls `each` for every valid record, up to the first that is invalid or does not follow the
+    /// one before it. Returns the last place, and the number of valid bytes.
     pub(crate) fn walk(
         &self,
         mut each: impl FnMut(&Record) -> Result<(), DiskError>,
@@ -308,9 +309,9 @@ impl JournalFile {
     }
 }
 
-/// Brings what the files have to the images, by `apply`: whole epochs in a row, from what the images have, up
-/// to `limit`. Then `settle` makes the images durable, and the files are emptied. Safe to be done again
-/// after it was cut off anywhere.
+/// Applies the files to the images with `apply`: whole epochs in a row, from what the images have
+/// up to `limit`. Then `settle` makes the images durable, and the files are emptied. If it is
+/// interrupted at any point, it can safely be repeated.
 pub(crate) fn replay(
     files: &[JournalFile],
     limit: EpochId,
@@ -320,7 +321,7 @@ pub(crate) fn replay(
     let (mut at, mut ends, mut order) = (START, START, Vec::new());
     for file in files {
         at = at.max(file.applied()?.unwrap_or(START));
-        // An image is touched only when what is being written is durable.
+        // An image may only receive what is durable in the journal.
         file.sync()?;
         let mut first = None;
         let (last, _) = file.walk(|record| {

@@ -1,7 +1,7 @@
-//! The side that keeps the copy: an epoch's writes go to the journal, from there to the images.
+//! The backup: an epoch's writes go to the journal, and from there to the images.
 //!
-//! Two threads: one appends to the journal (`persist`), one brings the file that is not written to the images
-//! (`destage`). What must not be done here: touching an image with what is not durable in the
+//! There are two threads. One appends to the journal (`persist`), the other applies a file of it to the images
+//! (`destage`). What must not be done here: writing to an image what is not durable in the
 //! journal, or is not committed in memory.
 
 mod destage;
@@ -27,7 +27,7 @@ use crate::ids::EpochId;
 use crate::ports::BackupDisks;
 use crate::ports::disks::{Completion, EpochToPersist};
 
-/// How often shared storage is tried that refuses writes.
+/// Pause between attempts to write to shared storage that refuses writes.
 const SHARED_RETRY: Duration = Duration::from_millis(200);
 
 /// What a backup does with its images: the replica and its threads.
@@ -57,7 +57,7 @@ impl BackupImages {
         }
     }
 
-    /// Brings to the images what the journal has from an earlier copy or run.
+    /// Applies to the images what the journal has from an earlier copy or run.
     pub(super) fn recover(&self) -> Result<(), DiskError> {
         let replica = &self.replica;
         let mut state = replica.idle();
@@ -79,7 +79,7 @@ impl BackupImages {
         }
     }
 
-    /// What has not reached the images, in bytes: of the journal, and in memory.
+    /// What has not reached the images, in bytes: in the journal, and in memory.
     pub(super) fn waiting_bytes(&self) -> (u64, u64) {
         let state = self.replica.state.lock();
         let ends = state.slots.iter().map(|slot| slot.end);
@@ -87,7 +87,7 @@ impl BackupImages {
         (journal, state.held.bytes())
     }
 
-    /// Makes sure that somebody else has the lock of every shared image.
+    /// Checks that another user holds the lock of every shared image.
     fn find_locked(&self) -> Result<(), DiskError> {
         for drive in shared(&self.replica.drives) {
             let locked = drive.storage.is_locked_by_other();
@@ -243,16 +243,17 @@ impl BackupDisks for BackupImages {
             });
         }
         if let (Some(failed), false) = (&state.failed, state.candidates.is_empty()) {
-            // What the journal has is written once more, but what was copied before it is not.
+            // A replay repeats what the journal has, but not what was copied before it.
             return Err(DiskError::Failed(failed.clone()));
         }
-        // Nothing is destaged from here on. What is needed for another try stays until this one has worked.
+        // Nothing is destaged from here on. What another attempt needs stays until this one
+        // succeeds.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
         let candidates = state.candidates.clone();
         let due = state.held.sealed_through(epoch);
         let due: Vec<_> = due.flat_map(|held| held.writes.iter().cloned()).collect();
-        // Of a later epoch there is one at most: it was persisted, or tried to be, and is not committed.
+        // At most one later epoch exists: it was written, at least in part, but is not committed.
         let wanted = match state.last {
             (_, last) if last <= epoch => state.last,
             _ => state.before_last,
@@ -266,8 +267,8 @@ impl BackupDisks for BackupImages {
         drop(state);
         replica.finish(&candidates)?;
         replica.lock_shared(waiting)?;
-        // Storage that was lost and is back may tell once more of what was lost then. All that is not there for good
-        // is still held, so it is written again from the beginning.
+        // Storage that was lost and is back may report the earlier loss once more. All that is not
+        // durable there is still held, so all of it is written again.
         while let Err(error) = replica.write_for_good(&due) {
             if !waiting(&format!(
                 "its shared disks cannot be written, which is tried again and again: {error}"
@@ -276,7 +277,7 @@ impl BackupDisks for BackupImages {
             }
             std::thread::sleep(SHARED_RETRY);
         }
-        // What a flush lost before has been written once more.
+        // What an earlier failed flush lost has been written again.
         let failures = replica.drives.iter().map(|drive| &drive.flush_failed);
         failures.for_each(|failed| failed.store(false, Ordering::Release));
         let mut state = replica.state.lock();

@@ -1,7 +1,7 @@
-//! The thread that puts epochs into the journal, and with that decides when they may be acknowledged.
+//! The thread that writes epochs to the journal. This decides when they may be acknowledged.
 //!
-//! What must not be done here: saying that an epoch is there before it is, or waiting without a reason that
-//! another thread removes.
+//! What must not be done here: reporting an epoch as kept before it is, or waiting for anything that no
+//! other thread ends.
 
 use std::time::Instant;
 
@@ -55,18 +55,19 @@ impl Replica {
             self.append(place, epoch.batches)?;
         }
         if epoch.flush {
-            // Both: what an earlier epoch wrote may be in the other file.
+            // Sync both files: an earlier epoch's writes may be in the other one.
             let files = self.state.lock().journal.clone();
             files.iter().flatten().try_for_each(JournalFile::sync)?;
         }
         Ok(())
     }
 
-    /// Keeps what an epoch wrote to shared disks; forgets what the primary has durably on their images.
+    /// Keeps an epoch's writes to shared disks. Forgets those that are durable on the shared
+    /// images.
     fn hold(&self, epoch: EpochId, writes: EpochWrites, through: EpochId) -> Result<(), DiskError> {
         let mut state = self.state.lock();
         state.held.release(through).for_each(drop);
-        // The primary holds as much as its log may, and this side what is not durable beside.
+        // The primary holds up to its log's limit. This side also holds what is not durable yet.
         let (bytes, limit) = (
             state.held.bytes() + writes.bytes(),
             self.limits.log_bytes_max * 4,
@@ -115,7 +116,8 @@ impl Replica {
         let Some(file) = state.journal.as_ref().map(|files| files[active].clone()) else {
             return Err(DiskError::Failed("there is no journal".into()));
         };
-        // Only this thread puts records down, and the file is not changed while `last` is not its record.
+        // Only this thread appends records. The files do not change places while `last` lags behind
+        // the slot.
         record.previous = state.last;
         state.slots[active].first.get_or_insert(place.1);
         state.slots[active].last = place;

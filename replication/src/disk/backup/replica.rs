@@ -1,6 +1,6 @@
-//! What both threads of a backup look at, and what is done to journal and images by whoever may.
+//! The state that both threads of a backup share, and operations on the journal and the images.
 //!
-//! What must not be done here: touching an image with what is not durable in the journal, or is not
+//! What must not be done here: writing to an image what is not durable in the journal, or is not
 //! committed in memory.
 
 use std::path::PathBuf;
@@ -19,9 +19,9 @@ use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
 use crate::ports::disks::{Completion, EpochToPersist};
 
-/// What the synchronisation has written is made durable in steps of this size: little is left at its end.
+/// A synchronisation flushes its writes in steps of this size, so that little is left at its end.
 pub(super) const SYNC_FLUSH_BYTES: u64 = 64 << 20;
-/// How often a lock that somebody holds is tried.
+/// Pause between attempts to take a lock that another process holds.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// What a file of the journal holds.
@@ -45,7 +45,7 @@ pub(super) struct State {
     pub(super) persisting: bool,
     pub(super) journal: Option<[JournalFile; 2]>,
     pub(super) slots: [Slot; 2],
-    /// The file that collects.
+    /// The file that collects records.
     pub(super) active: usize,
     pub(super) destaging: bool,
     /// The last record written.
@@ -55,7 +55,7 @@ pub(super) struct State {
     /// The last record on the images.
     pub(super) applied: Place,
     pub(super) needs_room: bool,
-    /// Writes of shared disks that the primary has not reported written.
+    /// Writes of shared disks that the primary has not reported as durable.
     pub(super) held: EpochQueue<EpochWrites>,
     pub(super) failed: Option<String>,
     pub(super) unflushed_bytes: u64,
@@ -64,7 +64,7 @@ pub(super) struct State {
 pub(super) struct Replica {
     pub(super) drives: Drives,
     pub(super) sizes: Vec<u64>,
-    /// Tells these disks from others.
+    /// Checksum that distinguishes these disks from others.
     pub(super) sum: u32,
     pub(super) limits: DiskLimits,
     pub(super) journal_path: Option<PathBuf>,
@@ -98,7 +98,8 @@ impl Replica {
         }
     }
 
-    /// The state once neither thread does anything. As long as it is kept, neither begins to.
+    /// Waits until both threads are idle and returns the state. They stay idle while the guard is
+    /// held.
     pub(super) fn idle(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         while state.job.is_some() || state.persisting || state.destaging {
@@ -126,7 +127,7 @@ impl Replica {
             .collect()
     }
 
-    /// The journal, empty and at its beginning. It is on the images already.
+    /// Empties the journal and returns it. Its content must be on the images already.
     pub(super) fn fresh_journal(&self) -> Result<Option<[JournalFile; 2]>, DiskError> {
         let Some([first, second]) = self.paths() else {
             return Ok(None);
@@ -162,7 +163,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes writes on shared images, for good.
+    /// Applies writes to shared images, durably.
     pub(super) fn write_for_good(&self, writes: &[DiskWrite]) -> Result<(), DiskError> {
         for write in writes {
             self.drives[usize::from(write.disk)].apply(write)?;
@@ -187,7 +188,7 @@ impl Replica {
         )
     }
 
-    /// The copy is whole: durably, and then its maps say so.
+    /// The copy is whole. Makes it durable, and then records that in its maps.
     pub(super) fn finish(&self, pairs: &[PairId]) -> Result<(), DiskError> {
         if pairs.is_empty() {
             return Ok(());

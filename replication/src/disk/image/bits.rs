@@ -23,7 +23,8 @@ impl BitSet {
         set
     }
 
-    /// From bytes, lowest bit first. Missing bytes are 0, what is beyond the length is left out.
+    /// Reads a set from bytes, lowest bit first. Missing bytes are 0. Bits beyond the length are
+    /// ignored.
     pub(crate) fn from_bytes(bytes: &[u8], len: u64) -> Self {
         let mut set = Self::new(len);
         for (at, byte) in bytes.iter().enumerate().take(len.div_ceil(8) as usize) {
@@ -35,7 +36,7 @@ impl BitSet {
         set
     }
 
-    /// The bytes `from..to` of the set, lowest bit first.
+    /// The bytes `range` of the set, lowest bit first.
     pub(crate) fn bytes(&self, range: Range<usize>) -> Vec<u8> {
         let byte = |at: usize| {
             let word = self.words.get(at / 8).copied().unwrap_or(0);
@@ -86,7 +87,7 @@ impl BitSet {
         }
     }
 
-    /// The first run of members at or after `from`, cut after `most`.
+    /// The first run of members at or after `from`, with at most `most` members.
     pub(crate) fn next_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
         let first_word = (from / 64) as usize;
         let start = (first_word..self.words.len()).find_map(|at| {

@@ -1,4 +1,4 @@
-//! An image with what belongs to it: its storage, its map, and how writes are made on it.
+//! An image with its storage and its map, and how writes are applied to it.
 //!
 //! What must not be done here: knowing of a log, a journal, or which side this host is.
 
@@ -23,10 +23,10 @@ pub(crate) struct Drive {
     pub(crate) map_path: PathBuf,
     /// None for shared disks.
     pub(crate) map: Option<Mutex<DirtyMap>>,
-    /// Whose turn it is to write: image and log have the same order.
+    /// Held during a write, so that the image and the log get writes in the same order.
     pub(crate) turn: Mutex<()>,
-    /// A flush failed that the guest did not ask for. The host tells of what it lost once, so the guest must
-    /// be told, too.
+    /// A flush failed that the guest did not ask for. The host reports a loss only once, so the
+    /// guest must be told, too.
     pub(crate) flush_failed: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Drive {
         }
     }
 
-    /// Makes a write that came from a log on the image.
+    /// Applies a write from a log to the image.
     pub(crate) fn apply(&self, write: &DiskWrite) -> Result<(), DiskError> {
         let (storage, at) = (&self.storage, write.offset);
         let done = match &write.what {
@@ -61,7 +61,8 @@ impl Drive {
         done.map_err(|error| self.failed("write", at, error))
     }
 
-    /// Makes what was written survive a loss of power. If that fails, the guest's next flush fails, too.
+    /// Makes earlier writes survive a loss of power. If that fails, the guest's next flush fails,
+    /// too.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
         let flushed = self.flush_storage();
         flushed.map_err(|error| {
@@ -70,7 +71,7 @@ impl Drive {
         })
     }
 
-    /// Flushes without a word to the guest's next flush.
+    /// Flushes. A failure has no effect on the guest's next flush.
     pub(crate) fn flush_storage(&self) -> io::Result<()> {
         let flushed = self.storage.flush();
         if let (Err(_), Some(map)) = (&flushed, &self.map) {
@@ -79,7 +80,8 @@ impl Drive {
         flushed
     }
 
-    /// Takes the lock that excludes other users of the image; says whether it is held now.
+    /// Tries to take the lock that excludes other users of the image. Returns whether it is held
+    /// now.
     pub(crate) fn try_lock(&self) -> Result<bool, DiskError> {
         let locked = self.storage.lock();
         locked.map_err(|error| self.failed("lock", 0, error))
@@ -89,7 +91,7 @@ impl Drive {
 /// The drives of a set.
 pub(crate) type Drives = Arc<[Arc<Drive>]>;
 
-/// Those of which both hosts reach one image.
+/// The drives with one image that both hosts reach.
 pub(crate) fn shared(drives: &Drives) -> impl Iterator<Item = &Arc<Drive>> {
     drives.iter().filter(|drive| drive.is_shared())
 }

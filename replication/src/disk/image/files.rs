@@ -1,4 +1,4 @@
-//! The files that maps and journals stand in. Behind a trait, so that tests can lose power.
+//! The files of maps and journals. They are behind a trait, so that tests can simulate a loss of power.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -8,20 +8,21 @@ use std::path::Path;
 /// An open file.
 pub(crate) trait HostFile: Send + Sync {
     fn bytes(&self) -> io::Result<u64>;
-    /// Fills `data`, or fails.
+    /// Fills all of `data`, or fails.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Cuts or lengthens the file, durably.
+    /// Shortens or lengthens the file, durably.
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
-    /// Makes what was written survive a loss of power.
+    /// Makes earlier writes survive a loss of power.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// Where files are.
+/// A file system.
 pub(crate) trait HostFiles: Send + Sync {
-    /// The file, if there is one.
+    /// Opens the file, if there is one.
     fn open(&self, path: &Path) -> io::Result<Option<Box<dyn HostFile>>>;
-    /// Makes or replaces the file, durably: after a crash it is either the old one or all of the new one.
+    /// Creates or replaces the file, durably. After a crash, it is either the old file or all of
+    /// the new one.
     fn create(&self, path: &Path, content: &[u8]) -> io::Result<Box<dyn HostFile>>;
 }
 
@@ -47,7 +48,7 @@ impl HostFiles for FileSystem {
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;
-        // The name itself must survive, too.
+        // The name must survive a loss of power, too.
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
         Ok(Box::new(file))

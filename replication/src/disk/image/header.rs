@@ -1,6 +1,6 @@
-//! The header of a map's file: what the image is, beside its blocks. [`Raw`] has its bytes.
+//! The header of a map's file. It describes the image as a whole. [`Raw`] has its bytes.
 //!
-//! It stands twice, at bytes 0 and 4096, written in turn: a torn one leaves the one before it.
+//! The file has two headers, at bytes 0 and 4096, written in turn. If one is torn, the previous one is left.
 
 use std::mem::offset_of;
 
@@ -19,7 +19,7 @@ const MAGIC: &[u8; 8] = b"USTUDYMP";
 const VERSION: u32 = 1;
 const UNFINISHED: u32 = 1;
 
-/// The header's bytes; numbers are little-endian.
+/// The header's bytes. Numbers are little-endian.
 #[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Raw {
@@ -27,16 +27,16 @@ struct Raw {
     version: U32,
     /// Bit 0: an unfinished copy. The others are 0.
     flags: U32,
-    /// Number of this header; the greater one counts.
+    /// Number of this header. The header with the greater number counts.
     number: U64,
     disk_bytes: U64,
     block_bytes: U64,
-    /// The pair the image belongs to, 0 for none.
+    /// The pair the image belongs to; 0 for none.
     current: U128,
-    /// The pair it may come to belong to, 0 for none.
+    /// The pair it may belong to later; 0 for none.
     candidate: U128,
     zeros: [u8; 436],
-    /// CRC32 of the bytes before.
+    /// CRC32 of the preceding bytes.
     crc: U32,
 }
 
@@ -46,7 +46,7 @@ impl Raw {
     }
 }
 
-/// What a map says of its image.
+/// What a map records about its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) number: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Of an image that belongs to no pair.
+    /// For an image that belongs to no pair.
     pub(crate) fn new(disk_bytes: u64) -> Self {
         Self {
             number: 0,
@@ -88,7 +88,7 @@ impl Header {
         zerocopy::transmute!(raw)
     }
 
-    /// `None` if it is not a header of this version in every byte.
+    /// `None` unless every byte is as this version writes it.
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let raw: Raw = zerocopy::transmute!(*bytes);
         let id = |id: U128| (id != 0).then_some(PairId(id.get()));
@@ -101,7 +101,7 @@ impl Header {
             candidate: id(raw.candidate),
         };
         let sane = header.disk_bytes > 0 && header.block_bytes.is_power_of_two();
-        // Nothing but what this version writes is taken: no other flags, no left-over bytes.
+        // Only what this version writes is accepted: no other flags, no left-over bytes.
         (sane && header.encode() == *bytes).then_some(header)
     }
 }

@@ -1,7 +1,7 @@
-//! The dirty-block map of an image, in a file beside it: which blocks may differ from the other side's.
+//! The dirty-block map of an image, in a file beside it. It says which blocks may differ from the other side's.
 //!
-//! A block is marked, durably, before it is written; that is what the whole resynchronisation rests on.
-//! Marks go once the other side has the block for good; nobody needs to be sure that they are gone.
+//! A block is marked durably before it is written. The whole resynchronisation relies on that. A mark is
+//! cleared once the block is durable on the other side. Clearing a mark need not be durable.
 //! What must not be done here: clearing a mark because of time, or of an epoch that is not durable.
 
 use std::io;
@@ -17,7 +17,7 @@ use crate::core::disk::PairId;
 use crate::disk::DiskError;
 use crate::ids::EpochId;
 
-/// So many blocks are marked beyond a write that continues the one before it.
+/// How many blocks are marked ahead of a write that continues the one before it.
 const AHEAD_BLOCKS: u64 = 16;
 /// The bits are written in pieces of this size.
 const PIECE_BYTES: usize = 4096;
@@ -25,23 +25,23 @@ const PIECE_BYTES: usize = 4096;
 pub(crate) struct DirtyMap {
     path: PathBuf,
     files: Arc<dyn HostFiles>,
-    /// None as long as there is no file, or not one that can be used.
+    /// None as long as there is no usable file.
     file: Option<Box<dyn HostFile>>,
     damaged: bool,
     header: Header,
-    /// Blocks that are marked in the file, durably.
+    /// Blocks that are marked durably in the file.
     bits: BitSet,
     /// Blocks written in the epochs since the last rotation.
     fresh: BitSet,
-    /// Blocks written before that, up to the epoch; their marks go when it is durable.
+    /// Blocks written before that, up to `old_epoch`. Their marks are cleared when it is durable.
     old: BitSet,
     old_epoch: Option<EpochId>,
-    /// Blocks of which nobody knows what they hold: an I/O error.
+    /// Blocks with unknown content, after an I/O error.
     unsure: BitSet,
-    /// Blocks written before a flush failed: the host may give them up as soon as it forgets its cache, and a
-    /// later flush proves nothing.
+    /// Blocks that were marked when a flush failed. The host may lose them when it drops its cache,
+    /// and a later flush proves nothing.
     doubted: BitSet,
-    /// Which synchronisation and what follows it.
+    /// Number of the session: a synchronisation and the epochs after it.
     session: u64,
     /// The backup has taken the candidate.
     joined: bool,
@@ -51,7 +51,8 @@ pub(crate) struct DirtyMap {
 }
 
 impl DirtyMap {
-    /// The map at `path` of an image of `disk_bytes`; one that belongs to no pair if there is none yet.
+    /// Opens the map at `path` for an image of `disk_bytes`. Without a file, the image belongs to
+    /// no pair.
     pub(crate) fn open(
         path: PathBuf,
         disk_bytes: u64,
@@ -106,7 +107,7 @@ impl DirtyMap {
         let same = (header.disk_bytes, header.block_bytes)
             == (self.header.disk_bytes, self.header.block_bytes);
         if !same {
-            // The image has another size than it had: all that still counts is whether it was whole.
+            // The size of the image has changed. Only whether it was whole still counts.
             self.header.unfinished = header.unfinished;
             return Ok(());
         }
@@ -140,12 +141,12 @@ impl DirtyMap {
         ids.into_iter().flatten().collect()
     }
 
-    /// The blocks that are marked.
+    /// The marked blocks.
     pub(crate) fn bits(&self) -> &BitSet {
         &self.bits
     }
 
-    /// The marks as bytes, without the zeros at the end.
+    /// The marks as bytes, without trailing zeros.
     pub(crate) fn bits_trimmed(&self) -> Vec<u8> {
         let mut bytes = self.bits.bytes(0..self.bits.len().div_ceil(8) as usize);
         bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1));
@@ -158,7 +159,7 @@ impl DirtyMap {
         offset / block..(offset + bytes).div_ceil(block)
     }
 
-    /// Marks what is going to be written; afterwards it may be. Durable when it returns.
+    /// Marks what is about to be written. The mark is durable when this returns.
     pub(crate) fn mark(&mut self, offset: u64, bytes: u64) -> Result<(), DiskError> {
         if self.ids().is_empty() {
             return Ok(()); // Nobody is to be compared with.
@@ -177,7 +178,7 @@ impl DirtyMap {
         };
         let before = self.bits.clone();
         self.bits.insert(touched.start..end);
-        // What is marked ahead would lose its mark with the next epoch otherwise, for nothing.
+        // Otherwise, blocks marked ahead would needlessly lose their marks soon.
         self.fresh.insert(touched.end..end);
         let written = self
             .write_bits((touched.start / 8) as usize..end.div_ceil(8) as usize)
@@ -188,28 +189,29 @@ impl DirtyMap {
         })
     }
 
-    /// Nobody knows what these blocks hold: they stay marked.
+    /// The content of these blocks is unknown, so they stay marked.
     pub(crate) fn unsure(&mut self, offset: u64, bytes: u64) {
         let touched = self.blocks(offset, bytes);
         self.unsure.insert(touched);
     }
 
-    /// A flush of the image failed: what is marked now stays so for as long as this process lives.
+    /// A flush of the image failed. Blocks marked now stay marked until a copy onto this image is
+    /// whole, or this process ends.
     pub(crate) fn doubt(&mut self) {
         self.doubted.unite(&self.bits);
     }
 
     // ---- the side that runs the guest ----
 
-    /// A synchronisation with `peer` begins, towards `candidate`; returns the id by which they are a
-    /// pair already.
+    /// A synchronisation with `peer` begins, towards the pair `candidate`. Returns the id by which
+    /// the two images are a pair already, if any.
     pub(crate) fn begin_session(
         &mut self,
         session: u64,
         peer: &[PairId],
         candidate: PairId,
     ) -> Result<Option<PairId>, DiskError> {
-        // The peer has taken the last candidate, and this side did not hear of it.
+        // The peer took the last candidate, and the report did not reach this side.
         if let Some(taken) = self.header.candidate.filter(|id| peer.contains(id)) {
             self.header.current = Some(taken);
         }
@@ -217,14 +219,14 @@ impl DirtyMap {
         self.session = session;
         self.fresh.clear();
         self.old.clear();
-        // Whatever they hold is copied now, or the copy fails.
+        // Their content is copied now, or the copy fails.
         self.unsure.clear();
         (self.old_epoch, self.joined, self.rotated_at) = (None, false, None);
         self.store()?;
         Ok(self.header.current.filter(|id| peer.contains(id)))
     }
 
-    /// `epoch` ends, and nothing is being written. Marks are kept for some time at least.
+    /// `epoch` ends, and nothing is being written. Rotations are at least `kept` apart.
     pub(crate) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
         let waits = self.old_epoch.is_some();
         let early = self
@@ -239,13 +241,14 @@ impl DirtyMap {
         self.rotated_at = Some(now);
     }
 
-    /// Whether marks may go now that the other side has `epoch` of `session` on its image for good.
+    /// Whether marks may be cleared now that `epoch` of `session` is durable on the other side's
+    /// image.
     pub(crate) fn may_clear(&self, session: u64, epoch: EpochId) -> bool {
         let passed = self.old_epoch.is_some_and(|old| old <= epoch);
         session == self.session && epoch.0 > 0 && (passed || !self.joined)
     }
 
-    /// The other side has everything up to `epoch` of `session` on its image for good, and so has this side.
+    /// Everything up to `epoch` of `session` is durable on both sides' images.
     pub(crate) fn durable(&mut self, session: u64, epoch: EpochId) -> Result<(), DiskError> {
         if !self.may_clear(session, epoch) {
             return Ok(());
@@ -254,7 +257,7 @@ impl DirtyMap {
             let before = self.header.clone();
             if let Some(candidate) = self.header.candidate.take() {
                 self.header.current = Some(candidate);
-                // As long as the file has the old id, marks are also those of the old pair.
+                // As long as the file has the old id, the marks also serve the old pair.
                 if let Err(error) = self.store() {
                     self.header = before;
                     return Err(error);
@@ -275,8 +278,8 @@ impl DirtyMap {
 
     // ---- the copy ----
 
-    /// The image is an unfinished copy from now on. `from` is the pair it belongs to, if not all of it will
-    /// be replaced.
+    /// The image is an unfinished copy from now on. `from` is the pair it belongs to, unless all of
+    /// it will be replaced.
     pub(crate) fn begin_copy(&mut self, from: Option<PairId>) -> Result<(), DiskError> {
         self.header.unfinished = true;
         self.header.current = from;
@@ -284,7 +287,7 @@ impl DirtyMap {
         self.store()
     }
 
-    /// The image is whole, durably, and belongs to `pair`.
+    /// The image is durably whole and belongs to `pair`.
     pub(crate) fn finish_copy(&mut self, pair: PairId) -> Result<(), DiskError> {
         self.header.unfinished = false;
         self.header.current = Some(pair);
@@ -300,7 +303,7 @@ impl DirtyMap {
 
     // ---- the file ----
 
-    /// Writes the header, durably; makes the file if there is none.
+    /// Writes the header durably. Creates the file if there is none.
     fn store(&mut self) -> Result<(), DiskError> {
         self.header.number += 1;
         let header = self.header.encode();
@@ -316,7 +319,8 @@ impl DirtyMap {
             }
         };
         if let Err(error) = stored {
-            // The next one goes to the same place: the other one may be the only good one now.
+            // The next header goes to the same slot, because the other slot may have the only good
+            // one now.
             self.header.number -= 1;
             return Err(self.failed("write", error));
         }
@@ -324,7 +328,7 @@ impl DirtyMap {
         Ok(())
     }
 
-    /// Changes the marks, without making sure: one that has gone may come back, which harms nobody.
+    /// Changes the marks, without a sync. A cleared mark may come back, which does no harm.
     fn replace_bits(&mut self, bits: BitSet) -> Result<(), DiskError> {
         let before = std::mem::replace(&mut self.bits, bits);
         for start in (0..self.bits_bytes()).step_by(PIECE_BYTES) {

@@ -1,4 +1,4 @@
-//! A disk's image on this host, and the files beside it: what both sides have.
+//! A disk's image on this host and the files beside it. Both sides use them.
 //!
 //! What must not be done here: knowing which side this host is.
 

@@ -1,4 +1,4 @@
-//! What an image is stored in, as the embedding VMM gives it, and where an image is.
+//! What an image is stored in, as the embedding VMM provides it, and where an image is.
 
 use std::fmt;
 use std::io;
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskMode {
-    /// Each host has its own.
+    /// Each host has an image.
     Replicated,
-    /// There is one, which both hosts reach.
+    /// There is one image, which both hosts reach.
     Shared,
 }
 
 impl DiskMode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Self; 2] = [Self::Replicated, Self::Shared];
 
-    /// What it is called in configurations and in the status.
+    /// Its name in configurations and in the status.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -28,7 +28,7 @@ impl DiskMode {
         }
     }
 
-    /// The one of that name.
+    /// The mode with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
@@ -43,47 +43,48 @@ impl fmt::Display for DiskMode {
 
 /// What a disk is stored in. Offsets and lengths are in bytes, in whole sectors, and within the disk.
 pub trait Storage: Send + Sync {
-    /// Size of the disk. Never changes.
+    /// Size of the disk, in bytes. Never changes.
     fn bytes(&self) -> u64;
 
     /// Fills `data` from `offset`.
     ///
     /// # Errors
-    /// What the host's disk says.
+    /// Any error of the host's disk.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
 
     /// Writes `data` at `offset`.
     ///
     /// # Errors
-    /// What the host's disk says; some of it may have been written.
+    /// Any error of the host's disk. A part may have been written.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
-    /// Makes all that was written survive a loss of power.
+    /// Makes all earlier writes survive a loss of power.
     ///
     /// # Errors
-    /// What the host's disk says.
+    /// Any error of the host's disk.
     fn flush(&self) -> io::Result<()>;
 
-    /// Gives the room of a range back to the host; it reads as zeros then.
+    /// Gives the space of a range back to the host. The range reads as zeros afterwards.
     ///
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] if the host cannot do that to this kind of file.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
 
-    /// Makes a range zero, giving its room back if `may_unmap`.
+    /// Sets a range to zero. May give its space back to the host if `may_unmap`.
     ///
     /// # Errors
-    /// What the host's disk says; some of it may have been written.
+    /// Any error of the host's disk. A part may have been written.
     fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()>;
 
-    /// Takes the lock that excludes every other user of the image, if it is not held yet; says whether
-    /// it is held now. Does not wait.
+    /// Takes the lock that excludes every other user of the image, unless it is held already.
+    /// Returns whether it is held now. Does not wait.
     ///
     /// # Errors
-    /// If the host cannot lock it at all.
+    /// If the host cannot lock the image at all.
     fn lock(&self) -> io::Result<bool>;
 
-    /// Whether another user of the image holds that lock, on this host or another one. Takes nothing.
+    /// Whether another user of the image, on this or another host, holds that lock. Does not take
+    /// it.
     ///
     /// # Errors
     /// If the host cannot tell.

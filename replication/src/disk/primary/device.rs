@@ -1,7 +1,7 @@
 //! A disk as its device sees it.
 //!
-//! A write of a replicated disk: mark its blocks durably, write the image, then log. What must not be
-//! done here: another order, or waiting for the network.
+//! A write of a replicated disk marks its blocks durably, writes the image, and then logs. What must not be
+//! done here: using another order, or waiting for the network.
 
 use std::io;
 use std::sync::Arc;
@@ -97,7 +97,7 @@ impl Disk {
                 });
                 Ok(())
             }
-            // It has not begun: this kind of storage does not know how.
+            // Nothing was written: this kind of storage does not support the request.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
             Err(error) => {
                 self.log_what_is_there(offset, bytes);
@@ -106,8 +106,8 @@ impl Disk {
         }
     }
 
-    /// After a write that failed, any part of it may be on the image. The other side gets what is there;
-    /// if that cannot be known, the blocks stay marked.
+    /// After a failed write, any part of it may be on the image. The other side gets what is on the
+    /// image. If that cannot be read, the blocks stay marked.
     fn log_what_is_there(&self, offset: u64, bytes: u64) {
         let mut piece = vec![0; bytes.min(1 << 20) as usize];
         let (mut at, end) = (offset, offset + bytes);
@@ -140,14 +140,15 @@ impl Disk {
         self.drive.mode
     }
 
-    /// Whether a further request may be taken from the guest. If not, the room listener will be called.
+    /// Whether another request may be taken from the guest. If not, the room listener will be
+    /// called.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.log.lock().has_room()
     }
 
-    /// Who is told that there is room again after [`Disk::has_room`] said no. It must not call the disk
-    /// itself.
+    /// Sets who is told that there is room again after [`Disk::has_room`] returned false. It must
+    /// not call the disk itself.
     pub fn set_room_listener(&self, listener: Callback) {
         self.log.set_room_listener(self.drive.number, listener);
     }
@@ -204,7 +205,7 @@ impl Storage for Disk {
             }
         }
         if !drive.is_shared() {
-            // What was written before is logged already, so this epoch or an earlier one has it.
+            // Earlier writes are logged already, so this epoch or an earlier one has them.
             self.log.with_log(Log::flushed);
         }
         Ok(())

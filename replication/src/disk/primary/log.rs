@@ -27,7 +27,8 @@ pub(crate) struct Log {
     bytes_max: u64,
     /// There is a backup, or will be.
     logging: bool,
-    /// What is not shipped. Only the memory of writes to replicated disks counts; the others are counted as held.
+    /// Writes that are not shipped. Only writes to replicated disks count here; the others count as
+    /// held.
     epochs: EpochQueue<EpochWrites>,
     /// For each disk of the set.
     pub(crate) to_copy: Vec<Option<ToCopy>>,
@@ -36,7 +37,7 @@ pub(crate) struct Log {
     pub(crate) shut: bool,
     /// The listener was told in this epoch.
     told: bool,
-    /// Somebody was told that there is no room.
+    /// A device was told that there is no room.
     waiting: bool,
 }
 
@@ -69,7 +70,7 @@ impl Log {
         room
     }
 
-    /// Whether who was sent away must be told that there is room now.
+    /// Whether the waiting devices must be told that there is room now.
     pub(crate) fn take_wakeup(&mut self) -> bool {
         let room = self.shut || self.bytes() < self.bytes_max;
         let wake = self.waiting && room;
@@ -90,7 +91,7 @@ impl Log {
         self.end();
         self.to_copy = to_copy;
         self.logging = true;
-        // A capture of an earlier synchronisation may have begun to hold: this backup has none of it.
+        // Writes may be held from an earlier synchronisation. This backup has none of them.
         self.held.unseal(EpochId(0));
         let current = self.epochs.current_mut();
         let held = self.held.current().iter().cloned();
@@ -104,8 +105,8 @@ impl Log {
         self.to_copy.fill_with(|| None);
     }
 
-    /// A replicated disk has been written. Parts that the copier has still to read are left to it: it
-    /// will see them. (The copier takes a block off the set first, and reads it then.)
+    /// A replicated disk has been written. Parts that the copier still has to read are not logged:
+    /// the copier will see them. (It takes a block off the set first and then reads it.)
     pub(crate) fn wrote(&mut self, write: DiskWrite) {
         if !self.logging {
             return;
@@ -116,7 +117,7 @@ impl Log {
         let block = to_copy.block_bytes;
         let end = write.offset + write.bytes();
         let (mut parts, mut from) = (Vec::new(), write.offset);
-        // Block by block: a part that is logged must never follow a copy of the same block that is newer.
+        // Block by block: a logged part must never follow a newer copy of the same block.
         for at in write.offset / block..end.div_ceil(block) {
             if to_copy.blocks.contains(at) {
                 parts.extend(write.part(from, at * block));
@@ -131,7 +132,7 @@ impl Log {
         self.epochs.current_mut().push(write);
     }
 
-    /// A shared disk is written, and writes are held.
+    /// A shared disk is written while writes are held.
     pub(crate) fn hold_write(&mut self, write: DiskWrite) {
         self.held.push(write.clone());
         if self.logging {
@@ -144,8 +145,8 @@ impl Log {
         self.epochs.current_mut().flush |= self.logging;
     }
 
-    /// Takes what was written to replicated disks since the last time, during synchronisation. Held writes
-    /// of shared ones are for the epoch that ends it.
+    /// During synchronisation, takes what was written to replicated disks since the last call. Held
+    /// writes of shared disks are left for the epoch that ends the synchronisation.
     pub(crate) fn drain(&mut self) -> Vec<DiskWrite> {
         self.told = false;
         let to_copy = &self.to_copy;
@@ -153,17 +154,17 @@ impl Log {
         self.epochs.current_mut().take_counted(is_replicated)
     }
 
-    /// What the synchronisation has still to send.
+    /// What the synchronisation still has to send, in bytes.
     pub(crate) fn bytes_left(&self) -> u64 {
         self.copy_left() + self.epochs.current().bytes()
     }
 
-    /// What the synchronisation has still to copy.
+    /// What the synchronisation still has to copy, in bytes.
     pub(crate) fn copy_left(&self) -> u64 {
         self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum()
     }
 
-    /// Ends the epoch; its writes, and whether the guest flushed.
+    /// Ends the epoch. Returns its writes, and whether the guest flushed.
     pub(crate) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
         let current = self.epochs.current();
         let sealed = (current.writes.clone(), current.flush);

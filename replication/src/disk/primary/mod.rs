@@ -1,4 +1,4 @@
-//! The side that runs the guest: what its devices write, and what a backup gets of it.
+//! The primary: what its devices write, and what a backup gets of it.
 //!
 //! ```text
 //!  Disk (device) ── write ──► image, and log ── seal ──► shipped
@@ -27,13 +27,13 @@ use crate::ids::EpochId;
 use crate::ports::PrimaryDisks;
 use crate::ports::disks::{Callback, Completion, SealedDisks, SyncPlan, SyncStep};
 
-/// What the side that runs the guest does with its images.
+/// What a primary does with its images.
 pub(super) struct PrimaryImages {
     drives: Drives,
     log: Arc<WriteLog>,
     limits: DiskLimits,
     releaser: Releaser,
-    /// Synchronisations begun.
+    /// Number of synchronisations begun.
     sessions: AtomicU64,
 }
 

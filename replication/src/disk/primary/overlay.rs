@@ -1,6 +1,6 @@
-//! Writes of shared disks that are held: in order for the image, and as an overlay for who reads.
+//! Held writes of shared disks: in order for the image, and as an overlay for readers.
 //!
-//! What must not be done here: I/O, or letting go of a write that is not on the image.
+//! What must not be done here: I/O, or forgetting a write that is not on the image.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ struct Extent {
     number: u64,
 }
 
-/// Ranges that do not overlap, by their beginning.
+/// Ranges that do not overlap, by their start.
 #[derive(Debug, Default)]
 struct Overlay {
     extents: BTreeMap<u64, Extent>,
@@ -39,7 +39,7 @@ impl Extent {
 }
 
 impl Overlay {
-    /// Beginnings of the extents that meet `from..to`.
+    /// Starts of the extents that overlap `from..to`.
     fn touched(&self, from: u64, to: u64) -> Vec<u64> {
         let before = self.extents.range(..from).next_back();
         let before = before.filter(|(_, extent)| extent.end > from);
@@ -68,7 +68,7 @@ impl Overlay {
     }
 }
 
-/// Held content to be laid over what was read.
+/// Held content to lay over data that was read.
 #[derive(Debug, Default)]
 pub(crate) struct Patch(Vec<(u64, Extent)>);
 
@@ -102,7 +102,7 @@ pub(crate) struct Held {
 pub(crate) struct Due {
     /// In order.
     pub(crate) writes: Vec<DiskWrite>,
-    /// To be made durable at the end.
+    /// The writes must be made durable at the end.
     pub(crate) flush: bool,
 }
 
@@ -149,8 +149,8 @@ impl Held {
         self.epochs.current_mut().flush = true;
     }
 
-    /// What is held of a range. To be asked before the image is read: what is not held then any more
-    /// is on the image already.
+    /// The held content of a range. Call this before reading the image: what is no longer held is
+    /// on the image already.
     pub(crate) fn patch(&self, disk: u16, offset: u64, bytes: u64) -> Patch {
         let overlay = &self.overlays[usize::from(disk)];
         let (from, to) = (offset, offset + bytes);
@@ -174,7 +174,7 @@ impl Held {
         }
     }
 
-    /// The writes of the epoch that goes on.
+    /// The writes of the current epoch.
     pub(crate) fn current(&self) -> &[DiskWrite] {
         &self.epochs.current().writes
     }
@@ -207,7 +207,7 @@ impl Held {
         }
     }
 
-    /// Ends the current epoch without a name: it is as due as the last one.
+    /// Ends the current epoch without a number of its own. It becomes due with the last sealed one.
     pub(crate) fn seal_all(&mut self) {
         let last = self.epochs.last_sealed().unwrap_or(EpochId(0));
         self.seal(last);

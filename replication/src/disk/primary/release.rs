@@ -1,7 +1,7 @@
-//! The thread of the side that runs the guest: it does what must not keep capture or driver waiting.
+//! The primary's disk thread: it does work that must not delay capture or driver.
 //!
 //! It writes released epochs to shared images, in order, and clears marks in the maps. What must not be
-//! done here: writing what was not released, or anything once the set is shut.
+//! done here: writing what was not released, or writing anything once the set is shut.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::disk::thread::Thread;
 use crate::ids::EpochId;
 use crate::ports::disks::Completion;
 
-/// What is to be done. Bounded: the caller has one release under way, and the rest are single values.
+/// Pending work. Bounded: the caller has one release under way, and the rest are single values.
 #[derive(Default)]
 struct Jobs {
     release: Option<EpochId>,
@@ -33,13 +33,13 @@ struct ReleaseQueue {
     log: Arc<WriteLog>,
     jobs: Mutex<Jobs>,
     bell: Condvar,
-    /// The session, and what shared images have of it durably.
+    /// The session, and the last of its epochs that is durable on shared images.
     written_through: Mutex<(u64, EpochId)>,
-    /// So much may be written to shared images without being made durable; the backup keeps it meanwhile.
+    /// How much may be written to shared images before a flush. The backup keeps it meanwhile.
     unsynced_bytes_max: u64,
 }
 
-/// The thread, begun when there is something to do.
+/// The thread. It starts when there is something to do.
 pub(crate) struct Releaser {
     queue: Arc<ReleaseQueue>,
     thread: Thread,
@@ -90,7 +90,8 @@ impl Releaser {
         self.tell(|jobs| jobs.durable = jobs.durable.max(Some(epoch)));
     }
 
-    /// A new session: epochs begin anew, and what is said of the last one's does not count for it.
+    /// A new session begins. Epochs start over, and reports on the last session's epochs do not
+    /// count.
     pub(crate) fn begin_session(&self, session: u64) {
         let mut jobs = self.queue.jobs.lock();
         jobs.durable = None;
@@ -109,7 +110,8 @@ struct Worker {
     /// Disks that have been written and not flushed.
     unsynced: BTreeSet<u16>,
     unsynced_bytes: u64,
-    /// A flush failed. The host may have forgotten what it could not write, so a later one proves nothing.
+    /// A flush failed. The host may have dropped what it could not write, so a later flush proves
+    /// nothing.
     failed: Option<String>,
 }
 
@@ -165,12 +167,12 @@ impl Worker {
             if !map.lock().may_clear(session, epoch) {
                 continue;
             }
-            // A block is equal on both sides only if a loss of power here cannot take it back either.
+            // The block must be durable here, too: otherwise a loss of power could take it back.
             let cleared = drive
                 .flush()
                 .and_then(|()| map.lock().durable(session, epoch));
             if let Err(error) = cleared {
-                // The marks stay, which costs nothing but bytes at the next synchronisation.
+                // The marks stay. That only costs bytes at the next synchronisation.
                 tracing::warn!(disk = drive.name, %error, "marks of written blocks stay");
             }
         }
@@ -196,7 +198,7 @@ impl Worker {
     }
 
     fn go_alone(&mut self) -> Result<(), DiskError> {
-        // Most of it while the guest writes on, the rest while it must wait.
+        // Write most of it while the guest keeps writing, and the rest while the guest must wait.
         self.write_held(EpochId(u64::MAX))?;
         let queue = self.queue.clone();
         let _turns: Vec<_> = shared(&queue.drives)

@@ -1,6 +1,6 @@
-//! The primary's work on its disks: bringing a backup up to date while the guest runs, and ending epochs.
+//! The primary's work on its disks: it brings a backup up to date while the guest runs, and ends epochs.
 //!
-//! What must not be done here: reading a block before it is off the list of those to be copied.
+//! What must not be done here: reading a block before it is off the set of blocks to copy.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::disk::image::{BitSet, Drive, shared};
 use crate::ids::EpochId;
 use crate::ports::disks::{SealedDisks, SyncPlan, SyncStep};
 
-/// At most so much is read from an image at once.
+/// At most this much is read from an image at once, or one block if that is larger.
 const READ_BYTES: u64 = 1 << 20;
 
 impl PrimaryImages {
@@ -72,7 +72,7 @@ impl PrimaryImages {
                 from,
             });
         }
-        // What is being written now is finished before the list of blocks is made and logging begins.
+        // Writes under way must finish before the set of blocks is made and logging begins.
         let turns: Vec<_> = self.drives.iter().map(|drive| drive.turn.lock()).collect();
         let mut to_copy = Vec::new();
         for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
@@ -95,7 +95,8 @@ impl PrimaryImages {
         let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
         self.log.with_log(|log| log.begin(to_copy));
         drop(turns);
-        // What was written before blocks were marked must not be lost any more: nothing would tell of it.
+        // Writes made before marking began must not be lost any more: no mark would record the
+        // loss.
         for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
             drive.flush()?;
         }
@@ -114,13 +115,13 @@ impl PrimaryImages {
         }
         let bytes_left = self.log.lock().bytes_left();
         if bytes_left == 0 && !self.is_holding() {
-            // So that little is left to be flushed once the guest stands still.
+            // This leaves little to flush while the guest is paused.
             self.flush_shared()?;
         }
         Ok(SyncStep { writes, bytes_left })
     }
 
-    /// Takes some blocks off the list; they must be read now.
+    /// Takes some blocks off the set. The caller must read them now.
     fn next_blocks(&self, most: u64) -> Option<(&Drive, u64, u64)> {
         let mut log = self.log.lock();
         for (drive, to_copy) in self.drives.iter().zip(&mut log.to_copy) {
@@ -157,7 +158,7 @@ impl PrimaryImages {
                 What::Data(data)
             };
             match (&what, writes.last_mut()) {
-                // A hole of gigabytes is told in few words.
+                // Merge adjacent zeros: a hole of gigabytes becomes one write.
                 (
                     What::Zero { .. },
                     Some(DiskWrite {
@@ -184,7 +185,7 @@ impl PrimaryImages {
         }
         let now = Instant::now();
         for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
-            // If its file is being written, it is done at the end of a later epoch: a pause must not wait.
+            // A pause must not wait. If the map is in use, a later epoch rotates it.
             if let Some(mut map) = map.try_lock() {
                 map.rotate(epoch, now, self.limits.marks_kept);
             }
@@ -202,7 +203,7 @@ impl PrimaryImages {
     }
 }
 
-/// An id that nobody has.
+/// A random id. It is unique for practical purposes, and not 0.
 fn new_id() -> PairId {
     loop {
         let id = rand::random::<u128>();

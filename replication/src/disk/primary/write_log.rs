@@ -1,4 +1,4 @@
-//! The log of a set of disks as threads use it: locked, and with those who wait for it.
+//! The log of a set of disks as threads use it: behind a lock, with its listeners.
 //!
 //! What must not be done here: calling a listener with the lock held.
 
@@ -7,8 +7,8 @@ use parking_lot::{Mutex, MutexGuard};
 use super::log::Log;
 use crate::ports::disks::Callback;
 
-/// The log of a set under its lock, and who is told when it fills or empties. Locks are taken in this order:
-/// a disk's `turn`, its `map`, `log`.
+/// The log of a set under its lock, and the listeners that are told when it fills or empties. Locks
+/// are taken in this order: a disk's `turn`, its `map`, `log`.
 pub(crate) struct WriteLog {
     log: Mutex<Log>,
     listener: Mutex<Option<Callback>>,
@@ -28,7 +28,7 @@ impl WriteLog {
         *self.listener.lock() = Some(listener);
     }
 
-    /// Works on the log, and then tells those who wait for what has come of it.
+    /// Does `work` on the log, and then calls the listeners if necessary.
     pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> T {
         let mut log = self.log.lock();
         let result = work(&mut log);
@@ -49,7 +49,7 @@ impl WriteLog {
         self.log.lock()
     }
 
-    /// Who is told that the disk has room again.
+    /// Sets who is told that the disk has room again.
     pub(crate) fn set_room_listener(&self, disk: u16, listener: Callback) {
         self.rooms.lock()[usize::from(disk)] = Some(listener);
     }
