@@ -42,6 +42,7 @@
 //! use understudy_replication::output::{FrameSink, OutputGate, SendError};
 //!
 //! /// Where the guest's frames end. A tap is written to in the same way.
+//! struct Cable(UnixDatagram);
 //!
 //! impl FrameSink for Cable {
 //!     fn send(&self, frame: &[u8]) -> Result<(), SendError> {
