@@ -69,11 +69,6 @@ impl<'a, M: Machine, P: Fn(&dyn PageMemory) -> u64> Guest<'a, M, P> {
         Ok(guest)
     }
 
-    /// How far the guest was at the last pause.
-    pub(super) fn progress(&self) -> u64 {
-        (self.progress_of)(&*self.memory)
-    }
-
     /// From the pause that this ends with, every change must be reported. That pause is of an epoch which is
     /// given up: nothing is harvested, so nothing is forgotten.
     fn start_tracking(&mut self) -> Result<(), Breach> {
@@ -129,6 +124,27 @@ impl<'a, M: Machine, P: Fn(&dyn PageMemory) -> u64> Guest<'a, M, P> {
             progress,
             memory,
         })
+    }
+
+    /// A guest that was saved so far and loaded goes on from there. Its memory says so before it has run at all,
+    /// so only a guest that has counted again shows what was restored.
+    pub(super) fn goes_on_from(&mut self, saved: u64) -> Result<(), Breach> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.epoch()?.progress;
+            if found > saved {
+                return Ok(());
+            }
+            if found < saved {
+                let what = format!("the guest was saved at {saved} and goes on from {found}");
+                return breach("restore", what);
+            }
+            if Instant::now() > deadline {
+                let what = format!("the guest was saved at {saved} and does not go on");
+                return breach("restore", what);
+            }
+            sleep(RUNS);
+        }
     }
 
     /// Several epochs. The guest goes on after each, and some pages are harvested while it runs.

@@ -105,12 +105,7 @@ pub fn check<M: Machine>(
     works("run", standby.run())?;
     elsewhere(|| {
         let mut guest = Guest::new(standby, &progress)?;
-        let found = guest.progress();
-        if found < saved.progress {
-            let saved = saved.progress;
-            let what = format!("the guest was saved at {saved} and goes on from {found}");
-            return breach("restore", what);
-        }
+        guest.goes_on_from(saved.progress)?;
         guest.runs_tracked_and_paused()?;
         guest.stops()
     })

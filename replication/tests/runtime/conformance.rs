@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use understudy_replication::conformance::{Breach, check};
 use understudy_replication::ids::Page;
@@ -63,7 +64,9 @@ struct BrokenMemory {
 
 impl Broken {
     fn new(defect: Defect) -> Self {
-        let fake = Fake::new();
+        // A guest that has not run yet leaves memory as it was loaded, whatever was restored.
+        let waits = Duration::from_millis(if defect == RestoresNothing { 30 } else { 0 });
+        let fake = Fake::new().that_waits(waits);
         let memory = fake.memory();
         Self {
             ever_dirty: PageSet::empty(memory.layout()),
@@ -141,10 +144,12 @@ impl Machine for Broken {
     }
 
     fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        let mut found = PageSet::empty(into.layout());
-        self.fake.harvest_running(&mut found)?;
         if self.defect != DropsRunningHarvest {
-            into.union(&found);
+            return self.fake.harvest_running(into);
+        }
+        let mut dropped = PageSet::empty(into.layout());
+        while dropped.is_empty() {
+            self.fake.harvest_running(&mut dropped)?;
         }
         Ok(())
     }

@@ -142,6 +142,8 @@ pub(crate) struct Fake {
     pub(crate) disk_use: Arc<DiskUse>,
     /// Between two steps of the guest.
     pace: Duration,
+    /// How long the guest waits before its first step on this machine.
+    waits: Duration,
 }
 
 impl Fake {
@@ -169,11 +171,17 @@ impl Fake {
             disks: DiskSet::empty(),
             disk_use: Arc::default(),
             pace: Duration::from_micros(300),
+            waits: Duration::ZERO,
         }
     }
 
     pub(crate) fn with_disks(mut self, images: &Images) -> Self {
         self.disks = images.set.clone();
+        self
+    }
+
+    pub(crate) fn that_waits(mut self, before_its_first_step: Duration) -> Self {
+        self.waits = before_its_first_step;
         self
     }
 
@@ -310,7 +318,9 @@ impl Machine for Fake {
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
         let (disks, used, pace) = (self.disks.clone(), self.disk_use.clone(), self.pace);
+        let waits = self.waits;
         self.thread = Some(std::thread::spawn(move || {
+            std::thread::sleep(waits);
             while !stop.load(Ordering::Acquire) {
                 if disks.disks().iter().all(Disk::has_room) {
                     step(&guest, &memory, &gate, &disks, &used);
