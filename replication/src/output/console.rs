@@ -35,7 +35,8 @@ impl ConsolePort {
         let listener = {
             let mut state = self.gate.state.lock();
             let waiting = self.console(&state.consoles).waiting_bytes();
-            let is_full = waiting + bytes.len() > self.gate.limits.console_bytes_max;
+            let bytes_max = self.gate.limits.console_bytes(state.consoles.len());
+            let is_full = waiting + bytes.len() > bytes_max;
             if is_full && state.mode != GateMode::Shut {
                 self.writer.wake_device_later();
                 return Err(Full);
@@ -60,7 +61,8 @@ impl ConsolePort {
     pub fn has_room(&self) -> bool {
         let state = self.gate.state.lock();
         let console = self.console(&state.consoles);
-        let bytes_max = nearly_full(self.gate.limits.console_bytes_max);
+        let bytes_max = self.gate.limits.console_bytes(state.consoles.len());
+        let bytes_max = nearly_full(bytes_max);
         let has_room = || console.waiting_bytes() < bytes_max;
         if has_room() {
             return true;

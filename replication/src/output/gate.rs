@@ -134,7 +134,7 @@ impl OutputGate {
     /// Ends the current bucket as that of `epoch` and returns a copy for the backup. Called while
     /// the guest is paused and the gate holds.
     pub fn seal(&self, epoch: EpochId) -> SealedOutput {
-        let repeat_bytes_max = self.inner.limits.repeat_bytes_max;
+        let repeat_bytes_max = self.inner.limits.repeat_bytes();
         self.inner.state.lock().seal(epoch, repeat_bytes_max)
     }
 

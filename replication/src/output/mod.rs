@@ -91,6 +91,7 @@
 //! [`announce`] and sends them through [`NetPort::announce`].
 
 pub mod announce;
+mod block;
 mod bucket;
 mod console;
 mod counters;

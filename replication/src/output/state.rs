@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::block::Block;
 use super::bucket::Bucket;
 use super::counters::Counters;
 use super::limits::{GateLimits, cost, nearly_full};
@@ -58,6 +59,8 @@ pub(super) struct GateState {
     held: EpochQueue<Bucket>,
     /// Cost of all frames in the outboxes.
     outbox_bytes: usize,
+    /// Where small frames are copied to.
+    block: Block,
     pub(super) listener: Option<OutputListener>,
 }
 
@@ -120,6 +123,7 @@ impl GateState {
             consoles: Vec::new(),
             held: EpochQueue::default(),
             outbox_bytes: 0,
+            block: Block::default(),
             listener: None,
         }
     }
@@ -223,10 +227,11 @@ impl GateState {
         if self.mode == GateMode::Open {
             // The thread that filled the outbox also empties it: it looks again after every batch.
             self.outbox_bytes += cost(frame);
-            network.outbox.push_back(frame.clone());
+            network.outbox.push_back(self.block.keep(frame));
             return Place::Queued;
         }
-        self.held.current_mut().push_frame(device, frame.clone());
+        let frame = self.block.keep(frame);
+        self.held.current_mut().push_frame(device, frame);
         Place::Held {
             is_nearly_full: waiting_bytes > nearly_full(held_bytes_max),
         }

@@ -3,6 +3,8 @@
 use std::sync::{Arc, mpsc};
 
 use super::{console, far, frame, gate_with, send, waking_gate_with};
+use crate::core::message::Message;
+use crate::core::message::wire::OUTPUT_BYTES_MAX;
 use crate::ids::EpochId;
 use crate::output::{
     FRAME_OVERHEAD_BYTES, FrameSink, Full, GateLimits, GateMode, OutputEvent, OutputGate, SendError,
@@ -118,4 +120,29 @@ fn the_listener_hears_of_waiting_output_and_of_fullness() {
     assert_eq!(port.send(frame("5")), Err(Full));
     use OutputEvent::{Full as F, Waiting as W};
     assert_eq!(heard.try_iter().collect::<Vec<_>>(), [W, W, W, W, F, F]);
+}
+
+#[test]
+fn the_output_of_an_epoch_always_fits_into_its_message() {
+    let limits = GateLimits {
+        repeat_bytes_max: usize::MAX,
+        console_bytes_max: usize::MAX,
+        ..GateLimits::default()
+    };
+    let (gate, port, _wire) = gate_with(limits);
+    let consoles: Vec<_> = (0..9).map(|_| console(&gate)).collect();
+    gate.hold();
+    for (tty, _screen) in &consoles {
+        while tty.write(&[7; 1000]).is_ok() {}
+    }
+    // Tiny ones have the largest share of what is not the guest's bytes.
+    while port.send(frame("x")).is_ok() {}
+    let output = gate.seal(EpochId(1));
+    let consoles_bytes: usize = output.console.iter().map(|run| run.bytes.len()).sum();
+    assert!(consoles_bytes > 2 << 20, "{consoles_bytes}");
+    assert!(output.frames.len() > 1000);
+    let epoch = EpochId(1);
+    let (kind, epoch, body) = Message::EpochOutput { epoch, output }.encode();
+    assert!(body.len() <= OUTPUT_BYTES_MAX, "{} bytes", body.len());
+    Message::decode(kind, epoch, body).expect("the backup takes it");
 }

@@ -329,11 +329,20 @@ impl NetDevice {
 
 /// Reads header and frame in a chain: its readable bytes.
 fn read_packet(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Vec<u8>, MalformedChain> {
-    let mut packet: Vec<u8> = Vec::with_capacity(2048);
+    // The lengths are the guest's words: checked before anything of that size is allocated.
+    let mut bytes = 0;
+    for descriptor in chain.clone() {
+        bytes += descriptor.len() as usize;
+        if descriptor.is_write_only() || bytes > HEADER_BYTES + FRAME_BYTES_MAX {
+            return Err(MalformedChain);
+        }
+    }
+    // Exactly as much as it needs, because the gate may keep it.
+    let mut packet: Vec<u8> = Vec::with_capacity(bytes);
     for descriptor in chain {
         let (len, have) = (descriptor.len() as usize, packet.len());
-        // The length is the guest's word: checked before anything of that size is allocated.
-        if descriptor.is_write_only() || have + len > HEADER_BYTES + FRAME_BYTES_MAX {
+        // The guest may have changed it meanwhile.
+        if descriptor.is_write_only() || have + len > bytes {
             return Err(MalformedChain);
         }
         packet.resize(have + len, 0);
