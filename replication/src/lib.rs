@@ -108,12 +108,15 @@ pub mod disk;
 mod epoch_queue;
 pub mod fingerprint;
 pub mod ids;
+mod log_thinning;
 pub mod output;
 pub mod page_set;
+mod peer_words;
 pub mod ports;
 #[cfg(feature = "runtime")]
 pub mod runtime;
 
 pub use fingerprint::Fingerprint;
 pub use ids::{EpochId, Generation, PAGE_BYTES, PageIndex};
+pub use log_thinning::LogThinning;
 pub use page_set::{MemoryLayout, PageSet, Region};

@@ -42,6 +42,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Changes the limits for headers that are not decoded yet.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Adds bytes that arrived. The decoder keeps them until `next_frame` takes them out, so feed
     /// it no more than one read at a time.
     pub fn feed(&mut self, bytes: &[u8]) {

@@ -142,6 +142,11 @@ impl LinkReader {
         }
     }
 
+    /// Changes what is accepted from now on, from the next frame header on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.decoder.set_limits(limits);
+    }
+
     /// The link's traffic so far.
     #[must_use]
     pub fn counters(&self) -> Arc<LinkCounters> {

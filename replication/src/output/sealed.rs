@@ -4,14 +4,23 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::peer_words::at_most;
+
+/// Most frames that an epoch may carry.
+const FRAMES_MAX: usize = 32 << 10;
+/// Most runs of console bytes that an epoch may carry.
+const RUNS_MAX: usize = 4 << 10;
+
 /// Output of one epoch, sealed at its end. The output of each device is in the order in which the
 /// guest sent it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedOutput {
     /// Network frames, possibly only the last ones that fit a limit. They are sent again after a
     /// failover to spare clients a retransmission timeout; networks may lose frames.
+    #[serde(deserialize_with = "at_most::<FRAMES_MAX, _, _>")]
     pub frames: Vec<NetworkFrame>,
     /// Console bytes. Always complete.
+    #[serde(deserialize_with = "at_most::<RUNS_MAX, _, _>")]
     pub console: Vec<ConsoleOutput>,
 }
 

@@ -21,8 +21,8 @@
 //! | [`start_tracking`](Machine::start_tracking) | capture | runs | once the disks are copied, before the first page is read | after each `stop_tracking`, and after a failed session | the backup is lost, the guest continues |
 //! | [`stop_tracking`](Machine::stop_tracking) | capture | runs | when the backup is lost | only after `start_tracking` | an alarm |
 //! | [`harvest_running`](Machine::harvest_running) | capture | runs | while tracking, after each round of the synchronisation | yes | the backup is lost, the guest continues; no bit may be lost |
-//! | [`pause`](Machine::pause) | capture | runs, or has halted by itself | while tracking, at an epoch's end | yes | the epoch is tried again; the backup is lost after five failures in a row |
-//! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them | once per pause | as `pause`; harvested bits are kept for the next try |
+//! | [`pause`](Machine::pause) | capture | runs, or has halted by itself | while tracking, at an epoch's end; before that once for each backup | yes | the epoch is tried again; the backup is lost after five failures in a row |
+//! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them; the first pause for a backup has only `save`, to see whether the state can be sent | once per pause | as `pause`; harvested bits are kept for the next try |
 //! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
 //! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written | no | the guest runs nowhere; the machine is stopped |

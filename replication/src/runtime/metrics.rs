@@ -10,9 +10,12 @@ use parking_lot::{Mutex, MutexGuard};
 use understudy_transport::LinkCounters;
 
 use super::events::{EventKind, EventSource, Events};
-use super::status::{DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status};
+use super::status::{
+    DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
+};
 use crate::core::codec::CodecStats;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
+use crate::log_thinning::LogThinning;
 use crate::ports::disks::SyncPlan;
 
 /// Times and counts above this are recorded as this: a minute in microseconds, or 60 million pages.
@@ -39,6 +42,8 @@ struct Inner {
     link: Arc<LinkCounters>,
     /// The side's work has ended.
     ended: bool,
+    /// Keeps what a peer can cause from filling the log and the events.
+    log: LogThinning,
 }
 
 impl Inner {
@@ -70,6 +75,7 @@ impl Metrics {
             copying_since: None,
             link: Arc::default(),
             ended: false,
+            log: LogThinning::default(),
         })))
     }
 
@@ -172,12 +178,28 @@ impl Metrics {
         self.raise(text.clone(), EventKind::Alarm(text));
     }
 
-    /// For the log, for readers of the status, and for listeners.
+    /// For the log, for readers of the status, and for listeners. An alarm that is raised again
+    /// within a second is only for readers of the status.
     fn raise(&self, text: String, kind: EventKind) {
-        tracing::warn!("{text}");
         let mut inner = self.lock();
+        let line = match &kind {
+            EventKind::Alarm(text) => inner.log.line(text),
+            _ => Some(0),
+        };
+        match line {
+            Some(0) => tracing::warn!("{text}"),
+            Some(left_out) => tracing::warn!(left_out, "{text}"),
+            None => {}
+        }
         inner.status.alarm = Some(text);
-        inner.tell(kind);
+        if line.is_some() {
+            inner.tell(kind);
+        }
+    }
+
+    /// Counts what came of a connection.
+    pub(super) fn strangers(&self, count: impl FnOnce(&mut StrangerCounts)) {
+        count(&mut self.lock().status.strangers);
     }
 
     /// ③: one epoch was captured.

@@ -34,7 +34,9 @@ pub use reign::{Promoted, Unprotected};
 pub use settings::{HeartbeatPath, Limits};
 pub use side::{SideBuilder, SideHandle};
 pub use standby::{Outcome, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
-pub use status::{DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status};
+pub use status::{
+    DiskSync, DisksStatus, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
+};
 
 use crate::ports::STATE_BYTES_MAX;
 

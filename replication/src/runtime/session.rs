@@ -1,17 +1,22 @@
 //! One connection between the two sides: converts frames to messages and back.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use understudy_transport::{Frame, Link, LinkError, LinkReader, SendQueue};
+use understudy_transport::{Frame, Limits, Link, LinkCounters, LinkError, LinkReader, SendQueue};
 
 use crate::core::message::{Message, MessageError};
 use crate::ids::Generation;
 
 /// How long a `Bye` may take to leave before the link is closed anyway.
 const FAREWELL: Duration = Duration::from_millis(50);
+
+/// How much a standby may send in a second. It sends a few bytes for each epoch and heartbeat, and
+/// one `Welcome`.
+const DRAIN_BYTES_MAX: u64 = 8 << 20;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +25,8 @@ pub(super) enum SessionError {
     Link(#[from] LinkError),
     #[error(transparent)]
     Message(#[from] MessageError),
+    #[error("the peer sends more than {DRAIN_BYTES_MAX} bytes a second, which no standby does")]
+    Flood,
 }
 
 impl SessionError {
@@ -34,6 +41,8 @@ pub(super) struct Session {
     queue: SendQueue,
     writer: tokio::task::JoinHandle<Result<(), LinkError>>,
     pub(super) peer: String,
+    /// The begin of the present second of [`Session::drain`], and the bytes received until then.
+    drained: (Instant, u64),
     /// A `Bye` or `Refuse` is on its way: it is worth a short wait at the end.
     farewell: bool,
 }
@@ -49,8 +58,24 @@ impl Session {
             queue,
             writer: tokio::spawn(task.run()),
             peer,
+            drained: (Instant::now(), 0),
             farewell: false,
         }
+    }
+
+    /// Changes what is accepted from the peer.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.reader.set_limits(limits);
+    }
+
+    /// Bytes read from the peer so far.
+    fn received_bytes(&self) -> u64 {
+        self.reader.counters().snapshot().bytes_in
+    }
+
+    /// The link's traffic so far.
+    pub(super) fn counters(&self) -> Arc<LinkCounters> {
+        self.reader.counters()
     }
 
     pub(super) fn queue(&self) -> SendQueue {
@@ -62,8 +87,21 @@ impl Session {
         decode(self.reader.recv().await?)
     }
 
-    /// A message that is already here, or an error if it is already known that none will come.
-    pub(super) fn try_recv(&mut self) -> Result<Option<(Generation, Message)>, SessionError> {
+    /// To be called before [`Session::drain`], and not again before there is nothing left.
+    pub(super) fn begin_drain(&mut self) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.drained.0) >= Duration::from_secs(1) {
+            self.drained = (now, self.received_bytes());
+        }
+    }
+
+    /// A message that is already here, or an error if it is already known that none will come. A
+    /// peer that sends without end is an error too, so that whoever wants to see all of it first
+    /// neither takes for ever nor needs memory without limit (R5).
+    pub(super) fn drain(&mut self) -> Result<Option<(Generation, Message)>, SessionError> {
+        if self.received_bytes() - self.drained.1 > DRAIN_BYTES_MAX {
+            return Err(SessionError::Flood);
+        }
         self.reader.try_recv()?.map(decode).transpose()
     }
 

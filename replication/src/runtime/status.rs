@@ -110,6 +110,9 @@ pub struct Status {
     /// Traffic of all links of this process so far.
     #[serde(default)]
     pub link: LinkMetrics,
+    /// Standby: what came of connections to its port so far.
+    #[serde(default)]
+    pub strangers: StrangerCounts,
     /// The guest's output at this side's gate.
     pub output: OutputCounts,
     /// The disks and their replication.
@@ -124,6 +127,23 @@ pub struct Status {
     pub ending: Option<String>,
     /// The last thing that went wrong since the guest last became protected.
     pub alarm: Option<String>,
+}
+
+/// What came of connections to a standby's port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrangerCounts {
+    /// All connections.
+    pub connections: u64,
+    /// Went without introducing themselves.
+    pub gone: u64,
+    /// Did not introduce themselves in time.
+    pub silent: u64,
+    /// Sent something other than an introduction.
+    pub malformed: u64,
+    /// Closed to make room for others, before they introduced themselves.
+    pub turned_away: u64,
+    /// Introduced themselves and were refused.
+    pub refused: u64,
 }
 
 /// The disks, and what replication does with them.

@@ -24,6 +24,8 @@ struct Guest {
 }
 
 pub(crate) struct Memory {
+    /// Nothing can be written by replication.
+    write_fails: Arc<AtomicBool>,
     layout: MemoryLayout,
     pages: Mutex<Vec<Box<Page>>>,
     dirty: Mutex<PageSet>,
@@ -59,6 +61,9 @@ impl PageMemory for Memory {
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
+        if self.write_fails.load(Ordering::Acquire) {
+            return Err(MachineError::new("this write fails on purpose"));
+        }
         let mut pages = self.pages.lock().unwrap();
         let page = pages
             .get_mut(page.0 as usize)
@@ -134,6 +139,8 @@ pub(crate) struct Fake {
     fingerprint: Fingerprint,
     /// While positive, saving state fails and this counts down.
     pub(crate) save_failures: Arc<AtomicU64>,
+    /// While set, no page can be written.
+    pub(crate) write_fails: Arc<AtomicBool>,
     /// How often it was stopped by its owner.
     pub(crate) stops: Arc<AtomicU64>,
     /// The next pause panics.
@@ -154,8 +161,11 @@ impl Fake {
         }]);
         let mut fingerprint = Fingerprint::new();
         fingerprint.set("memory.pages", PAGES);
+        let write_fails = Arc::new(AtomicBool::new(false));
         Self {
+            write_fails: Arc::clone(&write_fails),
             memory: Arc::new(Memory {
+                write_fails,
                 pages: Mutex::new((0..PAGES).map(|_| Box::new([0; PAGE_BYTES])).collect()),
                 dirty: Mutex::new(PageSet::empty(&layout)),
                 layout,

@@ -4,6 +4,7 @@
 mod conformance;
 mod disks;
 mod fake;
+mod floods;
 mod images;
 mod unprotect;
 

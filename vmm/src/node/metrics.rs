@@ -8,7 +8,7 @@ use std::sync::{Arc, TryLockError};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use understudy_replication::output::{OutputCounts, OutputGate};
-use understudy_replication::runtime::{Encoded, Percentiles, Status};
+use understudy_replication::runtime::{Encoded, Percentiles, Status, StrangerCounts};
 use understudy_transport::LinkMetrics;
 
 use crate::devices::Snapshot;
@@ -30,6 +30,9 @@ pub struct NodeMetrics {
     pub epochs: EpochMetrics,
     /// ⑤ to ⑧: the logging channel, all its links together; zero for a guest without a second copy.
     pub link: LinkMetrics,
+    /// What came of connections to a standby's port.
+    #[serde(default)]
+    pub strangers: StrangerCounts,
 }
 
 /// Counters of a device.
@@ -142,6 +145,9 @@ impl MetricsRoom {
             gate: inner.gate.counts(),
             epochs: replication.map(EpochMetrics::of).unwrap_or_default(),
             link: replication.map(|status| status.link).unwrap_or_default(),
+            strangers: replication
+                .map(|status| status.strangers)
+                .unwrap_or_default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
 
 use understudy_transport::Frame;
 use understudy_transport::frame::{HEADER_BYTES, Limits};
@@ -72,6 +73,41 @@ fn a_primary_of_another_version_is_told_so_and_the_standby_goes_on_listening() {
     primary
         .await_status("protected", DEADLINE, |status| status.protected)
         .unwrap();
+}
+
+#[test]
+fn strangers_fill_neither_the_port_nor_the_log() {
+    let _turn = turn();
+    let hosts = Quiet::new();
+    let standby = hosts.start_standby("standby", &[]);
+    let connect = || UnixStream::connect(hosts.channel()).unwrap();
+    let _silent: Vec<_> = (0..15).map(|_| connect()).collect();
+    let began = Instant::now();
+    let nonsense = |connections: u64| {
+        for number in 0..connections {
+            let mut stream = connect();
+            // It may be turned away before.
+            let _ = match number % 2 {
+                0 => stream.write_all(&frame_of_version_3()),
+                _ => stream.write_all(b"GET / HTTP/1.1\r\n\r\n"),
+            };
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| nonsense(500));
+        }
+        let mut primary = hosts.start_primary("primary", &[]);
+        primary
+            .await_status("protected", DEADLINE, |status| status.protected)
+            .unwrap();
+    });
+    let strangers = standby.status().unwrap().strangers;
+    assert!(strangers.connections > 4000, "{strangers:?}");
+    // Of each kind one line a second.
+    let lines = standby.log().lines().count() as u64;
+    let lines_max = 20 + 8 * (began.elapsed().as_secs() + 1);
+    assert!(lines <= lines_max, "{lines} lines\n{}", standby.log());
 }
 
 #[test]

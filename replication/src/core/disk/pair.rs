@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::SECTOR_BYTES;
+use crate::peer_words::at_most;
 
 /// Smallest block of a map, in bytes.
 pub const BLOCK_BYTES_MIN: u64 = 64 << 10;
@@ -38,6 +39,7 @@ pub struct PeerDisk {
     /// Its size.
     pub bytes: u64,
     /// The pairs that its image may belong to. None if it belongs to no pair or is shared.
+    #[serde(deserialize_with = "at_most::<PEER_IDS_MAX, _, _>")]
     pub ids: Vec<PairId>,
     /// Whether it is an unfinished copy.
     pub unfinished: bool,

@@ -15,8 +15,12 @@ use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
 use crate::output::SealedOutput;
 use crate::page_set::MemoryLayout;
+use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
 pub use wire::MessageError;
+
+/// Most disks that a `Welcome` or a `SyncDisks` may name.
+pub const DISKS_MAX: usize = 1024;
 
 /// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
@@ -105,6 +109,7 @@ pub struct Welcome {
     /// The backup's name, for people.
     pub node: String,
     /// Its disks, in configuration order, with the blocks that need not be sent.
+    #[serde(deserialize_with = "at_most::<DISKS_MAX, _, _>")]
     pub disks: Vec<PeerDisk>,
 }
 
@@ -191,15 +196,20 @@ impl Message {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OtherVm { vm } => write!(f, "the backup is configured for {vm:?}"),
+            Self::OtherVm { vm } => {
+                let vm = for_people(vm, NAME_CHARS_MAX);
+                write!(f, "the backup is configured for \"{vm}\"")
+            }
             Self::Differs(differences) => {
-                write!(f, "the machines differ")?;
-                differences
-                    .iter()
-                    .try_for_each(|difference| write!(f, "; {difference}"))
+                let all: String = differences.iter().map(|it| format!("; {it}")).collect();
+                let all = for_people(&all, REASON_CHARS_MAX);
+                write!(f, "the machines differ{all}")
             }
             Self::Stale { current } => write!(f, "the backup knows of {current}"),
-            Self::Busy(why) => write!(f, "the backup is busy: {why}"),
+            Self::Busy(why) => {
+                let why = for_people(why, REASON_CHARS_MAX);
+                write!(f, "the backup is busy: {why}")
+            }
         }
     }
 }
@@ -210,8 +220,14 @@ impl std::fmt::Display for Bye {
             Self::GuestStopped => write!(f, "the guest stopped"),
             Self::BackupStopped => write!(f, "the backup stopped"),
             Self::Fenced { current } => write!(f, "{current} is in force"),
-            Self::Protocol(what) => write!(f, "the peer could not accept what it got: {what}"),
-            Self::Unable(why) => write!(f, "the backup cannot keep its copy: {why}"),
+            Self::Protocol(what) => {
+                let what = for_people(what, REASON_CHARS_MAX);
+                write!(f, "the peer could not accept what it got: {what}")
+            }
+            Self::Unable(why) => {
+                let why = for_people(why, REASON_CHARS_MAX);
+                write!(f, "the backup cannot keep its copy: {why}")
+            }
         }
     }
 }

@@ -238,6 +238,10 @@ impl<M: Machine> Capturer<M> {
         let Some(mut target) = self.target.clone() else {
             return Ok(());
         };
+        // What no epoch could carry must not be found out after a copy of the whole guest.
+        let mut state = Vec::new();
+        self.machine.pause()?.save(&mut state)?;
+        check_size(&state)?;
         // Noted before there can be a copy, so that no copy is ever forgotten.
         self.notes.backup(target.generation, &target.backup)?;
         self.copying = true;

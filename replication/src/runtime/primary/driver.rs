@@ -14,11 +14,12 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{Endpoint, Link, connect};
 
 use super::output_signal::OutputSignal;
+use super::retry::Retry;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
 use crate::arbiter::ArbiterError;
 use crate::causes::causes;
-use crate::core::message::{Bye, Hello, Message};
+use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
@@ -38,10 +39,6 @@ use crate::runtime::threads::tokio_runtime;
 
 /// Time limit of an attempt to reach a standby: a host that is down does not answer at all.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
-/// Pause between two attempts to reach a standby.
-const CONNECT_RETRY: Duration = Duration::from_millis(250);
-/// The same after a standby refused: a person must change something.
-const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 pub(super) struct Setup {
     pub(super) reign: Reign,
@@ -69,9 +66,7 @@ pub(super) struct Driver {
     /// Number of the current session, or of the last one.
     session_number: u64,
     output: Arc<OutputSignal>,
-    connect_at: Instant,
-    /// The last reason for having no standby. A repeated reason is not logged again.
-    connect_failure: Option<String>,
+    retry: Retry,
     /// A stop of the guest was requested.
     stop_asked: bool,
     /// This side is to end at once: the stop was requested twice, or no handle is left.
@@ -135,8 +130,7 @@ impl Driver {
             session: None,
             session_number: 0,
             output,
-            connect_at: Instant::now(),
-            connect_failure: None,
+            retry: Retry::new(),
             stop_asked: false,
             abandoned: false,
             unprotecting: false,
@@ -220,7 +214,7 @@ impl Driver {
             && connecting.is_none()
             && let Some(endpoint) = self.setup.backup.clone()
         {
-            let at = self.connect_at;
+            let at = self.retry.at();
             *connecting = Some(Box::pin(async move {
                 tokio::time::sleep_until(at).await;
                 let connecting = connect(&endpoint, understudy_transport::Limits::default());
@@ -272,7 +266,7 @@ impl Driver {
                 self.session_number += 1;
                 inputs.push_back(PrimaryInput::LinkUp);
             }
-            Happened::Connected(Err(error)) => self.not_connected(&error, CONNECT_RETRY),
+            Happened::Connected(Err(error)) => self.not_connected(&error),
             Happened::Received(received) => {
                 let mut messages = VecDeque::new();
                 self.drain(received, &mut messages);
@@ -368,8 +362,7 @@ impl Driver {
         };
         self.setup.backup = backup;
         self.backup_changed = true;
-        self.connect_failure = None;
-        self.connect_at = Instant::now();
+        self.retry = Retry::new();
         inputs.push_back(PrimaryInput::BackupDismissed { cause });
     }
 
@@ -399,34 +392,35 @@ impl Driver {
 
     /// Looks at everything that has arrived before acting on any of it. If the peer has closed the
     /// link, it may have been promoted, and earlier acknowledgements must not release anything now.
+    /// The same goes for a peer that sends so much that there is no end of it.
     fn drain(
         &mut self,
         first: Result<(Generation, Message), SessionError>,
         inputs: &mut VecDeque<PrimaryInput>,
     ) {
         let mut next = first.map(Some);
+        if let Some(session) = &mut self.session {
+            session.begin_drain();
+        }
         loop {
             match next {
                 Ok(Some((generation, message))) => {
-                    match &message {
-                        Message::Refuse(refusal) => {
-                            self.not_connected(&format!("refused: {refusal}"), REFUSED_RETRY);
-                        }
-                        // What the standby lacks will not be there in a moment.
-                        Message::Bye(bye @ Bye::Unable(_)) => {
-                            self.not_connected(&bye.to_string(), REFUSED_RETRY);
-                        }
-                        _ => {}
-                    }
-                    inputs.push_back(PrimaryInput::Received {
+                    self.look_at(&message);
+                    // One sign of life is as good as many.
+                    let may_repeat = matches!(message, Message::Heartbeat);
+                    let input = PrimaryInput::Received {
                         generation,
                         message,
-                    });
+                    };
+                    if !may_repeat || inputs.back() != Some(&input) {
+                        inputs.push_back(input);
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {
                     if !error.is_peer_gone() && self.core.phase() == PrimaryPhase::Handshaking {
-                        self.not_connected(&error.to_string(), REFUSED_RETRY);
+                        self.not_connected(&error.to_string());
+                        self.retry.refused();
                     }
                     inputs.retain(|input| !is_ack(input));
                     inputs.push_back(PrimaryInput::LinkDown {
@@ -438,8 +432,24 @@ impl Driver {
             let Some(session) = &mut self.session else {
                 return;
             };
-            next = session.try_recv();
+            next = session.drain();
         }
+    }
+
+    /// Whether a message makes it useless to come back at once.
+    fn look_at(&mut self, message: &Message) {
+        let why = match message {
+            // It may be over in a moment.
+            Message::Refuse(refusal @ Refusal::Busy(_)) => {
+                return self.not_connected(&format!("refused: {refusal}"));
+            }
+            Message::Refuse(refusal) => format!("refused: {refusal}"),
+            // What the standby lacks will not be there in a moment.
+            Message::Bye(bye @ Bye::Unable(_)) => bye.to_string(),
+            _ => return,
+        };
+        self.not_connected(&why);
+        self.retry.refused();
     }
 
     /// Ends the session, if there is one.
@@ -448,7 +458,7 @@ impl Driver {
             return;
         };
         session.close().await;
-        self.connect_at = self.connect_at.max(Instant::now() + CONNECT_RETRY);
+        self.retry.session_ended(Instant::now());
         self.order(CaptureJob::Detach);
     }
 
@@ -467,7 +477,7 @@ impl Driver {
                     generation: self.core.generation(),
                     backup: self.core.backup_node().unwrap_or("unnamed").to_owned(),
                 };
-                self.connect_failure = None;
+                self.retry.synchronisation_begins();
                 self.order(CaptureJob::Attach(target));
                 self.order(CaptureJob::StartSync(disks));
             }
@@ -501,7 +511,7 @@ impl Driver {
                     == generation
                 {
                     // The backup never protected anything. This may repeat four times a second.
-                    self.not_connected(&cause, CONNECT_RETRY);
+                    self.not_connected(&cause);
                 } else {
                     self.metrics.going_alone(generation, cause);
                 }
@@ -520,22 +530,24 @@ impl Driver {
         let _ = self.jobs.send(job);
     }
 
-    fn not_connected(&mut self, why: &str, retry: Duration) {
-        self.connect_at = self.connect_at.max(Instant::now() + retry);
-        if self.connect_failure.as_deref() != Some(why) {
+    fn not_connected(&mut self, why: &str) {
+        if self.retry.failed(why) {
             self.metrics
                 .alarm(format!("no standby, the guest runs unprotected: {why}"));
-            self.connect_failure = Some(why.to_owned());
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let core = &self.core;
+        let is_protected = core.phase() == PrimaryPhase::Protected && core.acked().is_some();
+        if is_protected {
+            self.retry.protected(Instant::now());
+        }
         self.metrics.set_phase(
             core.phase().name(),
             core.generation(),
             core.acked().unwrap_or_default(),
-            core.phase() == PrimaryPhase::Protected && core.acked().is_some(),
+            is_protected,
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
         let awaits = core.ending_awaits();

@@ -2,6 +2,7 @@
 
 mod driver;
 mod output_signal;
+mod retry;
 mod shared_disks;
 
 use std::sync::Arc;

@@ -20,6 +20,13 @@ use crate::runtime::RuntimeError;
 /// If this much waits to be written, the driver reads no more from the link.
 const QUEUED_BYTES_MAX: u64 = 16 << 20;
 
+/// What a queued batch of the copy counts in addition to its bytes, so that tiny ones are bounded
+/// too.
+const BATCH_OVERHEAD_BYTES: u64 = 256;
+
+/// If this many jobs wait, no new session begins: each costs two.
+const QUEUED_JOBS_MAX: u64 = 32;
+
 /// What the driver asks for.
 enum DiskJob {
     Abandon,
@@ -60,6 +67,7 @@ struct Backlog {
     /// Number of the present copy. Jobs of an earlier copy are skipped.
     copy: AtomicU64,
     queued_bytes: AtomicU64,
+    queued_jobs: AtomicU64,
 }
 
 impl DiskThread {
@@ -90,6 +98,7 @@ impl DiskThread {
 
     fn queue(&self, job: DiskJob) {
         let copy = self.backlog.copy.load(Ordering::Acquire);
+        self.backlog.queued_jobs.fetch_add(1, Ordering::AcqRel);
         // The thread ends only after `self`, or by a panic, which `event` finds.
         let _ = self.jobs.send((copy, job));
     }
@@ -116,7 +125,7 @@ impl DiskThread {
     }
 
     pub(super) fn sync(&self, batch: Bytes) {
-        let bytes = batch.len() as u64;
+        let bytes = queued_bytes(&batch);
         self.backlog.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
         self.queue(DiskJob::Sync(batch));
     }
@@ -128,6 +137,11 @@ impl DiskThread {
     /// Whether so much waits that no more may be read from the link.
     pub(super) fn is_full(&self) -> bool {
         self.backlog.queued_bytes.load(Ordering::Acquire) >= QUEUED_BYTES_MAX
+    }
+
+    /// Whether so many jobs wait that no new session may begin.
+    pub(super) fn is_behind(&self) -> bool {
+        self.backlog.queued_jobs.load(Ordering::Acquire) >= QUEUED_JOBS_MAX
     }
 
     /// The last epoch of this session that is durable on the images.
@@ -156,6 +170,10 @@ impl DiskThread {
     }
 }
 
+fn queued_bytes(batch: &Bytes) -> u64 {
+    batch.len() as u64 + BATCH_OVERHEAD_BYTES
+}
+
 /// What the thread owns.
 struct Worker {
     disks: Arc<dyn BackupDisks>,
@@ -166,9 +184,10 @@ struct Worker {
 impl Worker {
     fn run(self, jobs: &std::sync::mpsc::Receiver<(u64, DiskJob)>) {
         while let Ok((copy, job)) = jobs.recv() {
+            self.backlog.queued_jobs.fetch_sub(1, Ordering::AcqRel);
             if let DiskJob::Sync(batch) = &job {
                 // Even if the job is skipped.
-                let bytes = batch.len() as u64;
+                let bytes = queued_bytes(batch);
                 self.backlog.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
             }
             let outdated = copy != self.backlog.copy.load(Ordering::Acquire);

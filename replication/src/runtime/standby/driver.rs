@@ -11,11 +11,13 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread};
+use super::strangers::{Introduced, Strangers};
 use super::{Outcome, Request};
 use crate::causes::causes;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::message::{Bye, Message, Refusal, Welcome};
 use crate::ids::{EpochId, Generation};
+use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{DiskError, Machine, PageMemory};
 use crate::runtime::arbitration::{Answer, Arbitration, Question};
@@ -52,7 +54,9 @@ pub(super) struct Driver<M: Machine> {
     metrics: Metrics,
     clock: Clock,
     core: BackupCore,
+    strangers: Strangers,
     session: Option<Session>,
+    log: LogThinning,
     /// Last sign of life of the primary, on any path.
     last_contact: Instant,
     /// When this side first claimed the guest.
@@ -65,6 +69,7 @@ pub(super) struct Driver<M: Machine> {
 /// What the loop waits for.
 enum Happened {
     Accepted(Result<Box<Link>, ConnectError>),
+    Introduced(Box<Introduced>),
     Received(Result<(Generation, Message), SessionError>),
     Disks(DiskEvent),
     Requested(Option<Request>),
@@ -106,6 +111,10 @@ impl<M: Machine> Driver<M> {
         Ok(Self {
             arbitration: setup.reign.arbitration(),
             metrics: setup.reign.metrics.clone(),
+            strangers: Strangers::new(
+                setup.reign.settings.limits.send_bytes_max,
+                setup.reign.metrics.clone(),
+            ),
             setup,
             machine,
             memory,
@@ -116,6 +125,7 @@ impl<M: Machine> Driver<M> {
             clock,
             core,
             session: None,
+            log: LogThinning::default(),
             last_contact: Instant::now(),
             detected: None,
             ended: None,
@@ -156,9 +166,10 @@ impl<M: Machine> Driver<M> {
                 heartbeats.send(self.core.generation()).await;
                 continue;
             }
-            if matches!(happened, Happened::Received(_)) {
+            if matches!(happened, Happened::Received(_) | Happened::Accepted(_)) {
                 // If there is always something to receive, nothing here would ever wait. But what
-                // is sent, above all heartbeats, leaves only while this waits.
+                // is sent, above all heartbeats, leaves only while this waits, and strangers are
+                // listened to only then.
                 tokio::task::yield_now().await;
             }
             let mut inputs = VecDeque::new();
@@ -220,6 +231,7 @@ impl<M: Machine> Driver<M> {
             } } => Happened::Received(received),
             generation = heartbeats.recv() => Happened::Heard(generation),
             () = until(timer) => Happened::Timer,
+            introduced = self.strangers.introduced() => Happened::Introduced(Box::new(introduced)),
             accepted = async {
                 tokio::time::sleep_until(accept_at).await;
                 listener.accept().await
@@ -229,9 +241,14 @@ impl<M: Machine> Driver<M> {
 
     fn translate(&mut self, happened: Happened, inputs: &mut VecDeque<BackupInput>) {
         match happened {
-            Happened::Accepted(Ok(link)) => self.accept(*link, inputs),
+            Happened::Accepted(Ok(link)) => {
+                self.strangers.listen_to(*link, self.core.generation());
+            }
+            Happened::Introduced(introduced) => self.introduced(*introduced, inputs),
             Happened::Accepted(Err(error)) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if let Some(left_out) = self.log.line("accept") {
+                    tracing::warn!(%error, left_out, "cannot accept a connection");
+                }
                 // The cause may last, for example if there are no file descriptors left.
                 self.accept_at = tokio::time::Instant::now() + ACCEPT_RETRY;
             }
@@ -246,7 +263,9 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(if error.is_peer_gone() {
                     BackupInput::LinkClosed
                 } else {
-                    tracing::warn!(%error, "cannot understand the primary");
+                    if let Some(left_out) = self.log.line("malformed") {
+                        tracing::warn!(%error, left_out, "cannot understand the primary");
+                    }
                     BackupInput::LinkBroken {
                         cause: error.to_string(),
                     }
@@ -320,40 +339,64 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    /// Accepts one primary at a time. Another one is told so, and nothing else.
-    fn accept(&mut self, link: Link, inputs: &mut VecDeque<BackupInput>) {
-        let counters = link.counters();
-        let mut session = Session::start(link, self.setup.reign.settings.limits.send_bytes_max);
-        if let Some(current) = &self.session {
-            tracing::warn!(peer = session.peer, "refused a second primary");
-            let why = format!("it serves {}", current.peer);
-            session.send(self.core.generation(), &Message::Refuse(Refusal::Busy(why)));
-            tokio::spawn(session.close());
-            return;
+    /// Serves one primary at a time. Another one is told so, and nothing else.
+    fn introduced(&mut self, introduced: Introduced, inputs: &mut VecDeque<BackupInput>) {
+        let busy = match &self.session {
+            Some(_) => {
+                let primary = self.core.primary_node().unwrap_or("another primary");
+                Some(format!("it serves {primary}"))
+            }
+            None if self.disks.is_behind() => Some("its storage is slow".into()),
+            None => None,
+        };
+        if let Some(why) = busy {
+            let generation = self.core.generation();
+            return (self.strangers).refuse(introduced, generation, Refusal::Busy(why));
         }
-        tracing::info!(peer = session.peer, "a primary connected");
-        self.metrics.linked(counters);
+        let Introduced {
+            session,
+            generation,
+            hello,
+        } = introduced;
+        self.metrics.linked(session.counters());
         self.session = Some(session);
-        self.last_contact = Instant::now();
         inputs.push_back(BackupInput::LinkUp);
+        inputs.push_back(BackupInput::Received {
+            generation,
+            message: hello,
+        });
+    }
+
+    fn send(&mut self, message: &Message) {
+        if let Message::Ack { epoch, .. } = message {
+            self.disks.disks.committed(*epoch);
+        }
+        if let Message::Refuse(refusal) = message {
+            self.metrics.strangers(|counts| counts.refused += 1);
+            // The primary logs this too, but a person may be looking here.
+            if let Some(left_out) = self.log.line("refused") {
+                tracing::warn!(left_out, "refused a primary: {refusal}");
+            }
+        }
+        if let Some(session) = &mut self.session {
+            session.send(self.core.generation(), message);
+        }
+    }
+
+    fn welcome(&mut self, node: String) {
+        if let (Some(session), Some(left_out)) = (&self.session, self.log.line("connected")) {
+            tracing::info!(peer = session.peer, left_out, "a primary connected");
+        }
+        self.last_contact = Instant::now();
+        self.welcome = Some(node);
+        self.disks.describe();
     }
 
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
             // No heartbeat is sent before the welcome.
             BackupEffect::Send(Message::Heartbeat) if self.welcome.is_some() => {}
-            BackupEffect::Send(message) => {
-                if let Message::Ack { epoch, .. } = &message {
-                    self.disks.disks.committed(*epoch);
-                }
-                if let Message::Refuse(refusal) = &message {
-                    // The primary logs this too, but a person may be looking here.
-                    tracing::warn!("refused a primary: {refusal}");
-                }
-                if let Some(session) = &mut self.session {
-                    session.send(self.core.generation(), &message);
-                }
-            }
+            BackupEffect::Send(message) => self.send(&message),
             BackupEffect::CloseLink => {
                 self.welcome = None;
                 if let Some(session) = self.session.take() {
@@ -365,10 +408,7 @@ impl<M: Machine> Driver<M> {
                 self.disks.disks.committed(epoch);
                 self.metrics.committed();
             }
-            BackupEffect::Welcome { node } => {
-                self.welcome = Some(node);
-                self.disks.describe();
-            }
+            BackupEffect::Welcome { node } => self.welcome(node),
             BackupEffect::BeginCopy(plan) => self.disks.begin_copy(plan),
             BackupEffect::SyncDisk(batch) => self.disks.sync(batch),
             BackupEffect::Persist {

@@ -3,6 +3,7 @@
 
 mod disks;
 mod driver;
+mod strangers;
 
 use std::thread::JoinHandle;
 

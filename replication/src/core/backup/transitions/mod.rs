@@ -17,7 +17,7 @@ pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
 use crate::arbiter::Verdict;
-use crate::core::epoch::staging::{Committed, Staging};
+use crate::core::epoch::staging::{Committed, Staging, StagingError};
 use crate::core::message::{Bye, Message};
 use crate::core::policy::Policy;
 use crate::core::timers::Timers;
@@ -248,7 +248,7 @@ impl BackupCore {
                 });
                 self.staging.restart(EpochId(1));
                 if self.link == Link::Welcomed {
-                    out.push(Effect::Send(Message::Bye(Bye::BackupStopped)));
+                    out.push(Effect::Send(Message::Bye(Bye::Unable(why.clone()))));
                 }
                 self.reset(why, out);
             }
@@ -461,7 +461,13 @@ impl BackupCore {
     }
 
     fn violated(&mut self, violation: &ProtocolViolation, out: &mut Vec<Effect>) {
-        self.cut_off(violation.to_string(), true, out);
+        let cause = violation.to_string();
+        let ProtocolViolation::Staging(StagingError::SyncWrite(_)) = violation else {
+            return self.cut_off(cause, true, out);
+        };
+        // The primary did nothing wrong, and should not come back at once with all of memory.
+        out.push(Effect::Send(Message::Bye(Bye::Unable(cause.clone()))));
+        self.cut_off(cause, false, out);
     }
 
     /// The link is useless now, but the primary probably lives.

@@ -23,6 +23,9 @@ const POOL_PAGES_MAX: usize = 16 << 10;
 /// that.
 pub const DISK_BYTES_MAX: usize = 256 << 20;
 
+/// What a batch of disk writes counts in addition to its bytes, so that tiny ones are bounded too.
+const BATCH_OVERHEAD_BYTES: usize = 128;
+
 /// Why an epoch cannot be committed. Names the epoch if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StagingError {
@@ -274,7 +277,8 @@ impl Staging {
         sizes: &[u64],
     ) -> Result<(), StagingError> {
         self.expect("disk writes", epoch, self.state.is_none())?;
-        if self.disk_bytes + batch.len() > DISK_BYTES_MAX {
+        let bytes = batch.len() + BATCH_OVERHEAD_BYTES;
+        if self.disk_bytes + bytes > DISK_BYTES_MAX {
             return Err(StagingError::DiskBytes { epoch });
         }
         disk::decode_batch(&batch, sizes, drop).map_err(|error| StagingError::Disk {
@@ -283,7 +287,7 @@ impl Staging {
             why: error.to_string(),
         })?;
         self.tally.disk_batch(&batch);
-        self.disk_bytes += batch.len();
+        self.disk_bytes += bytes;
         self.disk_batches.push(batch);
         Ok(())
     }

@@ -7,12 +7,14 @@
 //! cores decide that.
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use super::Message;
+use super::{DISKS_MAX, Hello, Message, Welcome};
+use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
+use crate::peer_words::{NAME_CHARS_MAX, at_most, for_people};
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack` and `Bye`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
@@ -111,6 +113,10 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
     })
 }
 
+/// The body of `SyncDisks`.
+#[derive(Deserialize)]
+struct Plans(#[serde(deserialize_with = "at_most::<DISKS_MAX, _, _>")] Vec<DiskSyncPlan>);
+
 /// Serialises a small body. Our own types cannot fail: they have no maps of unknown length and no
 /// floats.
 pub(in crate::core) fn small(value: &impl Serialize) -> Bytes {
@@ -182,8 +188,20 @@ impl Message {
             });
         }
         Ok(match kind {
-            HELLO => Self::Hello(parse(name, &body)?),
-            WELCOME => Self::Welcome(parse(name, &body)?),
+            HELLO => {
+                let hello: Hello = parse(name, &body)?;
+                Self::Hello(Hello {
+                    node: for_people(&hello.node, NAME_CHARS_MAX),
+                    ..hello
+                })
+            }
+            WELCOME => {
+                let welcome: Welcome = parse(name, &body)?;
+                Self::Welcome(Welcome {
+                    node: for_people(&welcome.node, NAME_CHARS_MAX),
+                    ..welcome
+                })
+            }
             REFUSE => Self::Refuse(parse(name, &body)?),
             SYNC_PAGES => Self::SyncPages(body),
             EPOCH_PAGES => Self::EpochPages { epoch, batch: body },
@@ -202,7 +220,7 @@ impl Message {
             },
             HEARTBEAT => Self::Heartbeat,
             BYE => Self::Bye(parse(name, &body)?),
-            SYNC_DISKS => Self::SyncDisks(parse(name, &body)?),
+            SYNC_DISKS => Self::SyncDisks(parse::<Plans>(name, &body)?.0),
             SYNC_DISK => Self::SyncDisk(body),
             EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
             _ => return Err(MessageError::UnknownKind(kind)),

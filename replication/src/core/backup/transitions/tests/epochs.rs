@@ -107,7 +107,7 @@ fn memory_that_cannot_be_committed_makes_the_standby_unusable() {
             &effects[..],
             [
                 Effect::Discarded { epoch: EpochId(2), .. },
-                Effect::Send(Message::Bye(Bye::BackupStopped)),
+                Effect::Send(Message::Bye(Bye::Unable(_))),
                 Effect::CloseLink,
                 Effect::Reset { reason }
             ] if reason.contains("unusable")
@@ -115,6 +115,24 @@ fn memory_that_cannot_be_committed_makes_the_standby_unusable() {
         "{effects:?}"
     );
     assert_eq!(bench.pass(1000 * MS, false, false), [], "never a claim");
+}
+
+#[test]
+fn memory_that_cannot_be_written_is_not_the_primarys_fault() {
+    let mut bench = Bench::syncing();
+    bench.memory.broken.store(true, Ordering::Relaxed);
+    let effects = bench.hear(Message::SyncPages(batch(100, 9)));
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                Effect::Send(Message::Bye(Bye::Unable(_))),
+                Effect::CloseLink,
+                Effect::Reset { .. }
+            ]
+        ),
+        "{effects:?}"
+    );
 }
 
 #[test]
