@@ -4,7 +4,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -14,6 +15,9 @@ use super::image::{DiskMode, Drive, Drives, FileSystem, HostFiles, Storage, shar
 use super::primary::PrimaryImages;
 use super::{Disk, DiskError, DiskLimits, DiskSpec};
 use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, PrimaryDisks};
+
+/// How long the counts may wait for maps.
+const MAP_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The writable disks of a machine. Clones are the same set.
 ///
@@ -25,6 +29,8 @@ pub struct DiskSet {
     drives: Drives,
     primary: Arc<PrimaryImages>,
     backup: Arc<BackupImages>,
+    /// What the maps marked when they were last looked at, in bytes.
+    marked_bytes: Arc<AtomicU64>,
 }
 
 impl Default for DiskSet {
@@ -94,6 +100,7 @@ impl DiskSet {
             backup: Arc::new(backup),
             primary: Arc::new(primary),
             drives,
+            marked_bytes: Arc::default(),
         })
     }
 
@@ -160,16 +167,25 @@ impl Disks for DiskSet {
 
     fn counts(&self) -> DiskCounts {
         let (journal_bytes, backup_held_bytes) = self.backup.waiting_bytes();
-        let marked = |drive: &Arc<Drive>| {
-            let map = drive.map.as_ref()?.lock();
-            Some(map.bits().count() * map.block_bytes())
+        // A map that is being written is locked. Whoever wants to know does not wait for storage
+        // that hangs: it gets the last count.
+        let deadline = Instant::now() + MAP_PATIENCE;
+        let marked = |drive: &Arc<Drive>| match &drive.map {
+            None => Some(0),
+            Some(map) => map
+                .try_lock_until(deadline)
+                .map(|map| map.bits().count() * map.block_bytes()),
         };
+        let bytes: Option<u64> = self.drives.iter().map(marked).sum();
+        if let Some(bytes) = bytes {
+            self.marked_bytes.store(bytes, Ordering::Relaxed);
+        }
         DiskCounts {
             log_bytes: self.primary.log_bytes(),
             copy_bytes_left: self.primary.copy_bytes_left(),
             journal_bytes,
             backup_held_bytes,
-            marked_bytes: self.drives.iter().filter_map(marked).sum(),
+            marked_bytes: self.marked_bytes.load(Ordering::Relaxed),
         }
     }
     fn primary(&self) -> Arc<dyn PrimaryDisks> {

@@ -6,6 +6,7 @@
 //! What must not be done here: decide anything. The node does.
 
 mod client;
+mod clients;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,16 @@ enum Question {
     },
     #[serde(untagged)]
     Node(Request),
+}
+
+impl Question {
+    /// Whether its answer may take long.
+    fn waits(self) -> bool {
+        match self {
+            Self::Events { patience_ms, .. } | Self::AwaitEnd { patience_ms } => patience_ms > 0,
+            Self::Status | Self::Node(_) => false,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,24 +1,31 @@
 //! The serving side: hands questions to a node.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use serde_json::Value;
+use understudy_replication::LogThinning;
 
-use super::{
-    Answer, AnswerKind, ControlError, LINE_BYTES_MAX, Line, PATIENCE, Question, VERSION, system,
-};
+use super::clients::{Client, Clients};
+use super::{Answer, AnswerKind, ControlError, Line, PATIENCE, Question, VERSION, system};
 use crate::node::{Denial, NodeHandle};
 
-/// Clients served side by side; further ones are turned away.
-pub(super) const CLIENTS_MAX: usize = 16;
+/// Longest line taken from a client.
+const QUESTION_BYTES_MAX: u64 = 4 << 10;
+/// Who may use the socket: whoever may can stop the guest.
+const MODE: u32 = 0o600;
 /// Longest wait that one question may ask for.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait, at the end, for answers under way.
@@ -73,7 +80,7 @@ impl ControlSocket {
     /// # Errors
     /// If a living process serves it, or it cannot be bound.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
-        let listener = match UnixListener::bind(path) {
+        let listener = match bind_private(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 let found = std::fs::symlink_metadata(path).map_err(system("replace", path))?;
                 if !found.file_type().is_socket() {
@@ -86,7 +93,7 @@ impl ControlSocket {
                     Err(error) => return Err(system("replace", path)(error)),
                 }
                 std::fs::remove_file(path).map_err(system("replace", path))?;
-                UnixListener::bind(path).map_err(system("bind", path))?
+                bind_private(path).map_err(system("bind", path))?
             }
             bound => bound.map_err(system("bind", path))?,
         };
@@ -121,33 +128,49 @@ impl Drop for ControlServer {
     }
 }
 
+/// Listens on a new socket that is nobody else's from its first moment on, whatever the umask says.
+fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
+    let (family, kind) = (AddressFamily::Unix, SockType::Stream);
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file gets what the socket has, less the umask.
+    fchmod(&socket, Mode::from_bits_truncate(MODE))?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    std::fs::set_permissions(path, Permissions::from_mode(MODE))?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(socket))
+}
+
 /// Each client has a thread, so that one that says nothing keeps nobody from asking for a failover.
 fn serve(listener: &UnixListener, node: &NodeHandle, unanswered: &Arc<Unanswered>) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let clients = Arc::new(Clients::default());
+    let mut log = LogThinning::default();
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
             // Out of descriptors: others are about to give some back.
             std::thread::sleep(Duration::from_millis(10));
             continue;
         };
-        if clients.fetch_add(1, Ordering::AcqRel) >= CLIENTS_MAX {
-            clients.fetch_sub(1, Ordering::AcqRel);
-            tracing::debug!("a control client too many");
+        let Some(client) = clients.enter(&stream) else {
+            if let Some(left_out) = log.line("too many") {
+                tracing::warn!(left_out, "all places at the control socket are taken");
+            }
+            // What is in the way of this small answer is the client's loss.
+            let _ = stream.set_nonblocking(true);
+            let _ = tell(&stream, AnswerKind::Denied(Denial::Busy));
             continue;
-        }
-        let (node, served) = (node.clone(), Arc::clone(&clients));
-        let unanswered = Arc::clone(unanswered);
+        };
+        let (node, unanswered) = (node.clone(), Arc::clone(unanswered));
         let spawned = std::thread::Builder::new()
             .name("control-client".into())
             .spawn(move || {
-                if let Err(error) = answer(stream, &node, &unanswered) {
+                if let Err(error) = answer(stream, &client, &node, &unanswered) {
                     tracing::debug!(%error, "control client");
                 }
-                served.fetch_sub(1, Ordering::AcqRel);
             });
-        if let Err(error) = spawned {
-            clients.fetch_sub(1, Ordering::AcqRel);
-            tracing::debug!(%error, "control client");
+        if let Err(error) = spawned
+            && let Some(left_out) = log.line("thread")
+        {
+            tracing::warn!(%error, left_out, "cannot serve a control client");
         }
     }
 }
@@ -155,7 +178,7 @@ fn serve(listener: &UnixListener, node: &NodeHandle, unanswered: &Arc<Unanswered
 /// Reads a whole line within [`PATIENCE`], however slowly it drips.
 fn read_question(stream: &UnixStream) -> std::io::Result<String> {
     let deadline = Instant::now() + PATIENCE;
-    let mut reader = BufReader::new(stream.take(LINE_BYTES_MAX));
+    let mut reader = BufReader::new(stream.take(QUESTION_BYTES_MAX));
     let mut line = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -181,27 +204,25 @@ fn read_question(stream: &UnixStream) -> std::io::Result<String> {
 
 fn answer(
     mut stream: UnixStream,
+    client: &Client,
     node: &NodeHandle,
     unanswered: &Arc<Unanswered>,
 ) -> std::io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let line = read_question(&stream)?;
+    client.asks();
     let counted = unanswered.add();
     let question = serde_json::from_str::<Line>(&line).map(|line| line.request);
     let what = match &question {
+        Ok(question) if question.waits() && !client.may_wait() => AnswerKind::Denied(Denial::Busy),
         Ok(question) => match ask(node, *question) {
             Ok(value) => AnswerKind::Ok(value?),
             Err(denial) => AnswerKind::Denied(denial),
         },
         Err(error) => AnswerKind::Error(format!("not a request: {error}")),
     };
-    let answer = Answer {
-        version: VERSION,
-        what,
-    };
-    let mut text = serde_json::to_string(&answer)?;
-    text.push('\n');
-    stream.write_all(text.as_bytes())?;
+    client.is_told();
+    tell(&stream, what)?;
     drop(counted);
     if matches!(question, Ok(Question::AwaitEnd { .. })) {
         // Whoever waits for the end of the node reads on, to see that of the process.
@@ -209,6 +230,16 @@ fn answer(
         let _ = stream.read(&mut [0]);
     }
     Ok(())
+}
+
+fn tell(mut stream: &UnixStream, what: AnswerKind) -> std::io::Result<()> {
+    let answer = Answer {
+        version: VERSION,
+        what,
+    };
+    let mut text = serde_json::to_string(&answer)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes())
 }
 
 fn deadline(patience_ms: u64) -> Instant {

@@ -1,9 +1,10 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Instant;
 
-use super::server::CLIENTS_MAX;
+use super::clients::{CLIENTS_MAX, WAITING_MAX};
 use super::*;
 use crate::node::{Ended, EventKind, Role, testing};
 
@@ -142,19 +143,85 @@ fn nobody_there_is_named() {
 }
 
 #[test]
-fn silent_and_dripping_clients_keep_nobody_waiting() {
+fn silent_and_dripping_clients_keep_nobody_out() {
     let (_directory, path, _server) = served();
-    let silent: Vec<_> = (0..CLIENTS_MAX - 1)
+    let silent: Vec<_> = (0..CLIENTS_MAX + 5)
         .map(|_| UnixStream::connect(&path).unwrap())
         .collect();
-    (&silent[0]).write_all(b"{").unwrap();
-    let answered = std::thread::spawn(move || assert_alive(&path));
+    (&silent[5]).write_all(b"{").unwrap();
     // Were they served one after the other, the question would wait for all of them.
-    answered.join().unwrap();
-    for mut stream in silent {
+    assert_alive(&path);
+    // Who came first has lost its place, and only as many as were needed.
+    let mut is_open = silent.into_iter().map(|mut stream| {
         stream.set_nonblocking(true).unwrap();
-        let error = stream.read(&mut [0; 1]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WouldBlock, "still being served");
+        let read = stream.read(&mut [0; 1]);
+        matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    });
+    assert!(is_open.by_ref().take(6).all(|open| !open));
+    assert!(is_open.all(|open| open), "still being served");
+}
+
+#[test]
+fn who_waits_keeps_nobody_from_asking() {
+    let (_directory, path, _server) = served();
+    let question = b"{\"request\":{\"await-end\":{\"patience_ms\":60000}}}\n";
+    let mut waiting: Vec<_> = (0..WAITING_MAX + 2)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(question).unwrap();
+            stream
+        })
+        .collect();
+    // Two of them are one too many, whichever came last.
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut denied = 0;
+    while denied < 2 && Instant::now() < end {
+        waiting.retain_mut(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            let mut answer = [0; 100];
+            let Ok(bytes) = stream.read(&mut answer) else {
+                return true;
+            };
+            let answer = String::from_utf8_lossy(&answer[..bytes]);
+            assert!(answer.contains("busy"), "{answer}");
+            denied += 1;
+            false
+        });
+    }
+    assert_eq!((denied, waiting.len()), (2, WAITING_MAX));
+    let _silent: Vec<_> = (0..CLIENTS_MAX)
+        .map(|_| UnixStream::connect(&path).unwrap())
+        .collect();
+    assert_alive(&path);
+    request(&path, Request::Stop).unwrap();
+    for mut stream in waiting {
+        stream.set_nonblocking(false).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&mut stream).read_line(&mut answer).unwrap();
+        assert!(answer.contains("\"ok\":true"), "{answer}");
+    }
+}
+
+#[test]
+fn the_socket_is_its_owners_alone_whatever_the_umask_says() {
+    // The umask is the whole process', so this test has one of its own.
+    const OWN_PROCESS: &str = "UNDERSTUDY_CONTROL_UMASK";
+    let name = "control::tests::the_socket_is_its_owners_alone_whatever_the_umask_says";
+    if std::env::var_os(OWN_PROCESS).is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", name]).env(OWN_PROCESS, "1");
+        let output = again.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    for umask in [0, 0o777] {
+        let directory = tempfile::tempdir().unwrap();
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
+        let path = directory.path().join("control");
+        let _server = serve(&path).unwrap();
+        let found = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, 0o600, "umask {umask:o}");
+        assert_alive(&path);
     }
 }
 

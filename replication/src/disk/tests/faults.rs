@@ -3,6 +3,7 @@
 use std::io::ErrorKind::{Other, StorageFull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 
 use super::host::*;
 use super::session::*;
@@ -46,6 +47,29 @@ fn a_full_journal_disk_is_told_and_the_next_copy_works() {
     let session = Session::protect(&primary, &backup, 2);
     assert!(session.sent_bytes < BYTES / 2);
     assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn counts_do_not_wait_for_storage_that_hangs() {
+    let (a, _b, primary, _backup, _session) = protected();
+    let (hangs, is_hanging) = channel();
+    let (go_on, goes_on) = channel::<()>();
+    // The first write to a block marks it in the map before anything else.
+    a.before_write(move || {
+        hangs.send(()).unwrap();
+        let _ = goes_on.recv_timeout(DEADLINE);
+    });
+    let (disk, set) = (primary.disks()[0].clone(), primary.clone());
+    let writing = std::thread::spawn(move || disk.write_at(0, &[1; 4096]));
+    is_hanging.recv_timeout(DEADLINE).unwrap();
+    let (counted, is_counted) = channel();
+    let counting = std::thread::spawn(move || counted.send(set.counts()).unwrap());
+    let counts = is_counted.recv_timeout(DEADLINE / 4);
+    drop(go_on);
+    writing.join().unwrap().unwrap();
+    counting.join().unwrap();
+    assert_eq!(counts.expect("it waited").marked_bytes, 0);
+    assert_eq!(primary.counts().marked_bytes, 64 << 10);
 }
 
 #[test]
