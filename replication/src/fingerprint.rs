@@ -108,14 +108,13 @@ impl Fingerprint {
     #[must_use]
     pub fn differences(&self, backup: &Self) -> Vec<Difference> {
         let keys: BTreeSet<&String> = self.values.keys().chain(backup.values.keys()).collect();
-        let unequal = keys
+        let mut unequal: Vec<Difference> = keys
             .into_iter()
             .filter(|key| self.values.get(*key) != backup.values.get(*key))
-            .map(|key| Difference::Unequal {
-                key: key.clone(),
-                primary: self.values.get(key).cloned(),
-                backup: backup.values.get(key).cloned(),
-            });
+            .map(|key| self.unequal(backup, key))
+            .collect();
+        // All that one host alone has of a thing is one difference.
+        unequal.dedup();
         let lacking = self.needs.iter().flat_map(|(part, needed)| {
             let has = backup.has.get(part);
             needed
@@ -135,7 +134,35 @@ impl Fingerprint {
                 backup: Some(format!("{here} and can make up for {ppm} millionths")),
             })
         });
-        unequal.chain(lacking).chain(too_far).collect()
+        unequal.into_iter().chain(lacking).chain(too_far).collect()
+    }
+
+    /// The difference of which `key` is a part: that of its value, or of the thing (`device.net1` for
+    /// `device.net1.type`) if one host has nothing of that at all.
+    fn unequal(&self, backup: &Self, key: &str) -> Difference {
+        let value = |print: &Self| print.values.get(key).cloned();
+        let (mut key, mut primary, mut their) = (key, value(self), value(backup));
+        if let Some((thing, _)) = key.rsplit_once('.') {
+            let (here, there) = (self.of_thing(thing), backup.of_thing(thing));
+            let list = |values: Vec<String>| (!values.is_empty()).then(|| values.join(", "));
+            if here.is_empty() != there.is_empty() && here.len() + there.len() > 1 {
+                (key, primary, their) = (thing, list(here), list(there));
+            }
+        }
+        Difference::Unequal {
+            key: key.to_owned(),
+            primary,
+            backup: their,
+        }
+    }
+
+    /// All values of `thing`, with their names.
+    fn of_thing(&self, thing: &str) -> Vec<String> {
+        let start = format!("{thing}.");
+        let values = self.values.range(start.clone()..);
+        let values = values.take_while(|(key, _)| key.starts_with(&start));
+        let named = values.map(|(key, value)| format!("{} {value}", &key[start.len()..]));
+        named.collect()
     }
 }
 
@@ -193,6 +220,34 @@ mod tests {
                 "device.net1: primary has nothing, backup has virtio-net",
                 "memory.bytes: primary has 1024, backup has 2048",
             ]
+        );
+    }
+
+    #[test]
+    fn a_thing_that_only_one_host_has_is_one_difference() {
+        let with = |disk: &str| {
+            let mut print = Fingerprint::new();
+            print.set(format!("device.{disk}.type"), "virtio-blk");
+            print.set(format!("device.{disk}.capacity"), "8 sectors");
+            print.set("device.net0.mac", "a");
+            print
+        };
+        let (primary, mut backup) = (with("disk0"), with("data"));
+        backup.set("device.net0.mac", "b");
+        assert_eq!(
+            lines(&primary, &backup),
+            [
+                "device.data: primary has nothing, backup has capacity 8 sectors, type virtio-blk",
+                "device.disk0: primary has capacity 8 sectors, type virtio-blk, backup has nothing",
+                "device.net0.mac: primary has a, backup has b",
+            ]
+        );
+        // Of what both have, a value that only one has is told alone.
+        let mut more = with("disk0");
+        more.set("device.disk0.replication", "shared");
+        assert_eq!(
+            lines(&primary, &more),
+            ["device.disk0.replication: primary has nothing, backup has shared"]
         );
     }
 

@@ -3,6 +3,7 @@
 //! What must not be done here: print, or name flags.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Serialize;
@@ -103,10 +104,12 @@ fn tap() -> Finding {
         meaning: "tap devices for guests' networks".into(),
         advice: match tun {
             Ok(_) => String::new(),
-            Err(error) if path.exists() => format!(
-                "{error}; as root: `ip tuntap add NAME mode tap user YOU`; or use the socket of a passt"
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => format!(
+                "{error}; as root: `chmod 666 {}`, then `ip tuntap add NAME mode tap user YOU`; or use the socket of \
+                 a passt",
+                path.display()
             ),
-            Err(_) => "`modprobe tun`; or use the socket of a passt".into(),
+            Err(error) => format!("{error}; `modprobe tun`; or use the socket of a passt"),
         },
     }
 }

@@ -68,7 +68,13 @@ pub(super) fn plan(image: &[u8], ram_end: u64) -> Result<Plan, BootError> {
     let start = header.pref_address;
     let needed_bytes = u64::from(header.init_size).max(loaded_bytes);
     let end = start.saturating_add(needed_bytes);
-    if start < KERNEL_START || end > ram_end {
+    if start < KERNEL_START {
+        return Err(BootError::TooLow {
+            what: "the bzImage".into(),
+            start,
+        });
+    }
+    if end > ram_end {
         return Err(BootError::DoesNotFit {
             what: "the bzImage".into(),
             start,

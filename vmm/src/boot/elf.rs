@@ -18,6 +18,7 @@ const HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: u64 = 56;
 const PAGE_BYTES: u64 = 4096;
 const PT_LOAD: u32 = 1;
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
@@ -145,6 +146,9 @@ fn segments(image: &[u8], ram_end: u64) -> Result<Vec<Segment>, BootError> {
         table,
         count as u64 * PROGRAM_HEADER_BYTES,
     )?;
+    if program_headers(image).any(|at| u32_at(image, at) == PT_INTERP) {
+        return Err(BootError::Program);
+    }
     let mut segments = Vec::new();
     for (number, at) in program_headers(image).enumerate() {
         if u32_at(image, at) == PT_LOAD {
@@ -180,7 +184,13 @@ fn segment(image: &[u8], at: usize, number: usize, ram_end: u64) -> Result<Segme
         segment.offset,
         segment.file_bytes,
     )?;
-    if memory_bytes > 0 && (start < KERNEL_START || end > ram_end) {
+    if memory_bytes > 0 && start < KERNEL_START {
+        return Err(BootError::TooLow {
+            what: format!("segment {number}"),
+            start,
+        });
+    }
+    if memory_bytes > 0 && end > ram_end {
         return Err(BootError::DoesNotFit {
             what: format!("segment {number}"),
             start,

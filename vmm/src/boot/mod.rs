@@ -21,7 +21,7 @@ use linux_loader::loader::bootparam::setup_header;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::memory::{GuestRam, low_ram_end};
+use crate::memory::{GuestRam, MMIO_HOLE_START, low_ram_end};
 
 pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
@@ -33,6 +33,8 @@ use registers::write_tables;
 
 /// Kernels are loaded here or higher; everything the VMM itself puts into memory lies below.
 pub const KERNEL_START: u64 = 0x10_0000;
+/// How much of an unknown image is shown.
+const BEGINNING_BYTES: usize = 8;
 /// An initramfs begins at a multiple of this.
 const INITRD_ALIGNMENT_BYTES: u64 = 4096;
 
@@ -40,8 +42,24 @@ const INITRD_ALIGNMENT_BYTES: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The image is not a kernel.
-    #[error("the kernel image is neither a bzImage nor an ELF file: it begins with {0:02x?}")]
+    #[error("the kernel image is neither a bzImage nor an ELF file: it {}", beginning(.0))]
     UnknownFormat(Vec<u8>),
+    /// The image is an ELF file, but one that an operating system runs.
+    #[error(
+        "the kernel image is no kernel but a program that runs on one: it asks for a dynamic linker"
+    )]
+    Program,
+    /// The image wants to be where the VMM puts tables of its own.
+    #[error(
+        "the kernel image is none for this machine: {what} is to be at guest memory {start:#x}, kernels begin at \
+         {KERNEL_START:#x} or higher. Is it a program, or a kernel for something else?"
+    )]
+    TooLow {
+        /// Which part of it.
+        what: String,
+        /// First byte.
+        start: u64,
+    },
     /// The bzImage is too old to describe its abilities.
     #[error("the bzImage speaks boot protocol {major}.{minor:02}, at least 2.12 is needed")]
     OldProtocol {
@@ -76,7 +94,7 @@ pub enum BootError {
     /// A segment lies where there is no memory for it.
     #[error(
         "the kernel image does not fit: {what} needs guest memory {start:#x} to {end:#x}, \
-         a kernel may use {KERNEL_START:#x} to {ram_end:#x}; give the guest more memory"
+         a kernel may use {KERNEL_START:#x} to {ram_end:#x}; {}", more_memory(*.end)
     )]
     DoesNotFit {
         /// Which part of it.
@@ -114,7 +132,7 @@ pub enum BootError {
     /// There is no memory for the initramfs.
     #[error(
         "the initramfs of {bytes:#x} bytes does not fit: the kernel leaves it guest memory {start:#x} to \
-         {end:#x}; give the guest more memory"
+         {end:#x}; {hint}"
     )]
     InitrdDoesNotFit {
         /// How long it is.
@@ -123,6 +141,8 @@ pub enum BootError {
         start: u64,
         /// Where it must end.
         end: u64,
+        /// What may help.
+        hint: &'static str,
     },
     /// The command line has a byte that cannot be handed over.
     #[error(
@@ -149,6 +169,31 @@ pub enum BootError {
         #[source]
         source: GuestMemoryError,
     },
+}
+
+/// How an image begins, in words.
+fn beginning(image: &[u8]) -> String {
+    if image.is_empty() {
+        return "is empty".into();
+    }
+    match std::str::from_utf8(image) {
+        Ok(text) if !text.contains(|c: char| c.is_control() && c != '\n') => {
+            format!("begins with the text {text:?}")
+        }
+        _ => {
+            let bytes: Vec<String> = image.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("begins with the bytes {}", bytes.join(" "))
+        }
+    }
+}
+
+/// Whether more memory would help what would end at `end`.
+fn more_memory(end: u64) -> &'static str {
+    if end > MMIO_HOLE_START {
+        "no guest has memory for that below 3 GiB"
+    } else {
+        "give the guest more memory"
+    }
 }
 
 /// Where and how vCPU 0 starts.
@@ -209,7 +254,7 @@ impl Format {
         } else if bzimage::is(image) {
             Ok(Self::BzImage)
         } else {
-            let beginning = &image[..image.len().min(4)];
+            let beginning = &image[..image.len().min(BEGINNING_BYTES)];
             Err(BootError::UnknownFormat(beginning.into()))
         }
     }
@@ -266,7 +311,15 @@ impl Plan {
             .checked_sub(bytes)
             .map(|at| at / INITRD_ALIGNMENT_BYTES * INITRD_ALIGNMENT_BYTES)
             .filter(|at| *at >= start)
-            .ok_or(BootError::InitrdDoesNotFit { bytes, start, end })?;
+            .ok_or(BootError::InitrdDoesNotFit {
+                bytes,
+                start,
+                end,
+                hint: match end < ram_end {
+                    true => "this kernel takes none higher up, so it must be smaller",
+                    false => more_memory(start.saturating_add(bytes)),
+                },
+            })?;
         self.initrd = Some(at..at + bytes);
         Ok(())
     }

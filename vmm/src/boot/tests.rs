@@ -109,11 +109,20 @@ fn each_kind_of_bad_image_is_named() {
     let good = image(0x10_0000, b"code", 0x100);
     let error = |image: &[u8]| load_kernel(&ram, image).unwrap_err();
 
-    assert!(matches!(error(b""), BootError::UnknownFormat(_)));
-    assert!(matches!(
-        error(b"MZ\0\0 not a kernel"),
-        BootError::UnknownFormat(_)
-    ));
+    for (image, words) in [
+        (&b""[..], "it is empty"),
+        (b"#!/bin/sh\nexit", r##"begins with the text "#!/bin/s""##),
+        (
+            b"MZ\0\0 not a kernel",
+            "begins with the bytes 4d 5a 00 00 20",
+        ),
+    ] {
+        let text = error(image).to_string();
+        assert!(text.contains(words), "{text}");
+    }
+    let mut program = good.clone();
+    program[64] = 3;
+    assert!(matches!(error(&program), BootError::Program));
     assert!(matches!(error(&good[..40]), BootError::Truncated { .. }));
     assert!(matches!(error(&good[..100]), BootError::Truncated { .. }));
     let error_text = error(&good[..good.len() - 1]).to_string();
@@ -141,12 +150,7 @@ fn each_kind_of_bad_image_is_named() {
 #[test]
 fn a_kernel_that_does_not_fit_is_refused_with_the_limits() {
     let ram = memory().ram().clone();
-    for (start, bytes) in [
-        (0x10_0000, 0x10_0001),
-        (0xf_ffff, 4),
-        (0x20_0000, 4),
-        (u64::MAX, 9),
-    ] {
+    for (start, bytes) in [(0x10_0000, 0x10_0001), (0x20_0000, 4), (u64::MAX, 9)] {
         let error = load_kernel(&ram, &image(start, b"code", bytes)).unwrap_err();
         assert!(
             matches!(
@@ -158,7 +162,24 @@ fn a_kernel_that_does_not_fit_is_refused_with_the_limits() {
             ),
             "{error}"
         );
+        let helps = start.saturating_add(bytes) <= 3 << 30;
+        assert_eq!(
+            error.to_string().contains("give the guest more memory"),
+            helps,
+            "{error}"
+        );
     }
+    let low = load_kernel(&ram, &image(0xf_ffff, b"code", 4)).unwrap_err();
+    assert!(
+        matches!(
+            low,
+            BootError::TooLow {
+                start: 0xf_ffff,
+                ..
+            }
+        ),
+        "{low}"
+    );
 }
 
 #[test]
@@ -311,7 +332,7 @@ fn each_kind_of_bad_bzimage_is_named() {
     assert!(no_room.contains("the bzImage needs"), "{no_room}");
     assert!(matches!(
         error(&|image| image[0x25a] = 0),
-        BootError::DoesNotFit { .. }
+        BootError::TooLow { .. }
     ));
 }
 
@@ -337,6 +358,13 @@ fn an_initramfs_goes_where_the_kernel_and_memory_allow() {
         place(&image, 0, 0x20_0000),
         Err(BootError::InitrdEmpty)
     ));
+    let error = place(&image, 0x7fff_0000, 0xC000_0000).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("takes none higher up, so it must be smaller"),
+        "{error}"
+    );
     // Below what the kernel's header allows.
     assert_eq!(
         place(&image, 0x1000, 0xC000_0000).unwrap(),

@@ -9,6 +9,7 @@ use understudy_replication::disk::DiskMode;
 
 use super::keys::{self, Key};
 use super::{ConfigError, Drive, NetworkInterface};
+use crate::devices::virtio::blk::ID_BYTES_MAX;
 use crate::machine::{DriveConfig, DriveKind, NetBackend, NetConfig, beside};
 
 /// Disks in the guest's order, and what follows from them.
@@ -63,6 +64,29 @@ fn drive_config(drive: &Drive, number: usize) -> Result<DriveConfig, ConfigError
     let Some(id) = &drive.drive_id else {
         return wrong(&keys::DRIVE_ID, "it is missing; give the drive a name");
     };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
+        let why = format!(
+            "{id:?} is no name for a drive; write {}",
+            keys::DRIVE_ID.values
+        );
+        return wrong(&keys::DRIVE_ID, &why);
+    }
+    if let Some(uuid) = &drive.partuuid {
+        // It becomes a word of the kernel's command line.
+        let fits = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+        if !uuid.bytes().all(fits) {
+            let why = format!(
+                "{uuid:?} is not {}, such as 0eaa91a0-01",
+                keys::DRIVE_PARTUUID.values
+            );
+            return wrong(&keys::DRIVE_PARTUUID, &why);
+        }
+        if !drive.is_root_device.unwrap_or_default() {
+            let why = "only the root device has one: leave it out, or set is_root_device";
+            return wrong(&keys::DRIVE_PARTUUID, why);
+        }
+    }
     let Some(path) = drive
         .path_on_host
         .as_ref()

@@ -13,7 +13,7 @@ use serde_json::Value;
 use understudy_replication::disk::DiskMode;
 
 use super::ConfigError;
-use super::keys::{self, KEYS};
+use super::keys::{self, KEYS, Key, Values};
 use crate::boot::BootProtocol;
 use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 
@@ -230,24 +230,19 @@ impl ConfigFile {
             source,
         })?;
         let mut ignored = Vec::new();
-        look_at_keys(&value, "", "", &mut ignored).map_err(|key| ConfigError::UnknownKey {
-            path: path.into(),
-            known: keys_in(key.rsplit_once('.').map_or("", |(section, _)| section)),
-            key,
-        })?;
-        let mut file = Self::parse(&text).map_err(|error| {
-            let key = error.path().to_string();
-            let expected = match keys::find(&key) {
-                Some(key) => format!("write {}", key.values),
-                None => keys_in(&key),
-            };
-            ConfigError::Malformed {
+        look_at_keys(&value, "", "", &mut ignored).map_err(|wrong| match wrong {
+            Wrong::Key(key) => ConfigError::UnknownKey {
                 path: path.into(),
+                known: keys_in(key.rsplit_once('.').map_or("", |(section, _)| section)),
                 key,
-                expected,
-                source: error.into_inner(),
+            },
+            Wrong::Shape { key, found, wanted } => {
+                let what = format!("invalid type: {found}, expected {wanted}");
+                malformed(path, key, serde::de::Error::custom(what))
             }
         })?;
+        let mut file = Self::parse(&text)
+            .map_err(|error| malformed(path, error.path().to_string(), error.into_inner()))?;
         file.leave_out_template(&mut ignored);
         Ok((file, Ignored(ignored)))
     }
@@ -293,14 +288,51 @@ impl ConfigFile {
     }
 }
 
-/// Notes the keys of `value` that mean nothing here, and returns the first that means nothing at all. `pattern` and
-/// `path` are where `value` is: as the table of keys has it, and as people read it.
+/// The error for a value that is not of the kind that `key` takes; the file itself has no key.
+fn malformed(path: &Path, key: String, source: serde_json::Error) -> ConfigError {
+    ConfigError::Malformed {
+        path: path.into(),
+        expected: match keys::find(&key) {
+            Some(key) => format!("write {}", key.values),
+            None => keys_in(&key),
+        },
+        key: match key.as_str() {
+            "" | "." => "all of it".into(),
+            _ => key,
+        },
+        source,
+    }
+}
+
+/// What is wrong with a file whatever its values are.
+enum Wrong {
+    /// A key that means nothing.
+    Key(String),
+    /// A section that is none, or a list that is none.
+    Shape {
+        key: String,
+        found: &'static str,
+        wanted: &'static str,
+    },
+}
+
+/// Notes the keys of `value` that mean nothing here, and returns the first thing that means nothing at all. `pattern`
+/// and `path` are where `value` is: as the table of keys has it, and as people read it.
 fn look_at_keys(
     value: &Value,
     pattern: &str,
     path: &str,
     ignored: &mut Vec<String>,
-) -> Result<(), String> {
+) -> Result<(), Wrong> {
+    // serde would take a list for a section, and its words for what is wrong are those of this program's types.
+    let found = shape(value);
+    if let Some(wanted) = wanted(pattern)
+        && found != wanted
+        && !(value.is_null() && may_be_null(pattern))
+    {
+        let key = path.to_owned();
+        return Err(Wrong::Shape { key, found, wanted });
+    }
     match value {
         Value::Object(section) => {
             for (name, value) in section {
@@ -313,7 +345,7 @@ fn look_at_keys(
                 } else if is_known(&pattern) {
                     look_at_keys(value, &pattern, &path, ignored)?;
                 } else {
-                    return Err(path);
+                    return Err(Wrong::Key(path));
                 }
             }
         }
@@ -326,6 +358,43 @@ fn look_at_keys(
         _ => {}
     }
     Ok(())
+}
+
+const SECTION: &str = "a section, {…}";
+const LIST: &str = "a list, […]";
+
+/// What there must be at `pattern`, if keys lie below it.
+fn wanted(pattern: &str) -> Option<&'static str> {
+    let below = |end: char| {
+        let is_below = |key: &str| {
+            let rest = key.strip_prefix(pattern);
+            rest.is_some_and(|rest| rest.starts_with(end))
+        };
+        KEYS.iter().any(|key| is_below(key.path))
+    };
+    let is_section = |key: &&&Key| key.path == pattern && matches!(key.values, Values::Section);
+    if pattern.is_empty() || below('.') || KEYS.iter().any(|key| is_section(&key)) {
+        Some(SECTION)
+    } else {
+        below('[').then_some(LIST)
+    }
+}
+
+/// Whether Firecracker's word for what was not said may stand for all of `pattern`.
+fn may_be_null(pattern: &str) -> bool {
+    let optional = ["drives", "network-interfaces", "replication.heartbeat"];
+    optional.contains(&pattern) || KEYS.iter().any(|key| key.path == pattern)
+}
+
+fn shape(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Object(_) => SECTION,
+        Value::Array(_) => LIST,
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+    }
 }
 
 fn join(section: &str, name: &str) -> String {

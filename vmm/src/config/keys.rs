@@ -13,6 +13,9 @@ use crate::machine::{MachineConfig, OnPanic, OnReboot, OnWatchdog, VCPUS_MAX};
 use crate::memory::{MIB_MAX, MIB_MIN};
 use crate::vcpu::CpuTemplate;
 
+/// Longest name: it is part of log lines, of the arbiter's record and of messages between the hosts.
+const NAME_CHARS_MAX: usize = 64;
+
 /// A key.
 #[derive(Debug)]
 pub struct Key {
@@ -44,6 +47,10 @@ pub enum Values {
     Words(&'static [&'static str]),
     /// `true` or `false`.
     Switch,
+    /// A file's or a socket's path.
+    Path,
+    /// What people and logs call something: one line.
+    Name,
     /// Text of this form.
     Text(&'static str),
     /// A section, perhaps without anything in it.
@@ -85,6 +92,8 @@ impl fmt::Display for Values {
                 f.write_str(&words.join(", "))
             }
             Self::Switch => f.write_str("true or false"),
+            Self::Path => f.write_str("a path"),
+            Self::Name => write!(f, "a name of 1 to {NAME_CHARS_MAX} characters"),
             Self::Text(form) => f.write_str(form),
             Self::Section => f.write_str("a section, {…}"),
         }
@@ -110,6 +119,22 @@ impl Key {
             _ => return None,
         };
         Some(format!("{value} is too {wrong}; write {}", self.values))
+    }
+
+    /// What is wrong with a text, as far as that does not depend on what it is for.
+    pub(super) fn refuses_text(&self, text: &str) -> Option<String> {
+        let why = if text.is_empty() && !matches!(self.values, Values::Text("text")) {
+            "it is empty".into()
+        } else if let Some(bad) = text.chars().find(|c| c.is_control()) {
+            format!("{text:?} has the character {bad:?} in it")
+        } else if matches!(self.values, Values::Name) && text.trim() != text {
+            format!("{text:?} begins or ends with a blank")
+        } else if matches!(self.values, Values::Name) && text.chars().count() > NAME_CHARS_MAX {
+            format!("it has {} characters", text.chars().count())
+        } else {
+            return None;
+        };
+        Some(format!("{why}; write {}", self.values))
     }
 }
 
@@ -158,8 +183,8 @@ macro_rules! keys {
     };
 }
 
-const PATH: Values = Values::Text("a path");
-const NAME: Values = Values::Text("a name");
+const PATH: Values = Values::Path;
+const NAME: Values = Values::Name;
 const ADDRESS: Values = Values::Text("ADDRESS:PORT");
 const ENDPOINT: Values = Values::Text("HOST:PORT, tcp:HOST:PORT or unix:/PATH");
 const SOME_MS: Values = Values::number(1, 10_000, "ms");

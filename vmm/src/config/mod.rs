@@ -12,6 +12,7 @@
 //! Each default stands where the value is used (`Policy`, `DiskLimits`, `MachineConfig`), each range in [`keys`]. What
 //! must not be done here: open anything.
 
+mod checks;
 mod devices;
 mod error;
 mod file;
@@ -89,15 +90,18 @@ impl Config {
     }
 
     fn new(file: ConfigFile) -> Result<Self, ConfigError> {
+        checks::check_texts(&file)?;
         let vm = file.replication.vm.clone().unwrap_or_else(|| "vm".into());
-        Ok(Self {
+        let config = Self {
             machine: machine(&vm, &file)?,
             on_reboot: file.machine_config.on_reboot.unwrap_or_default(),
             control_socket: file.replication.control_socket.clone(),
             node: file.replication.node.clone().unwrap_or_else(host_name),
             replication: ReplicationConfig::new(&file.replication)?,
             vm,
-        })
+        };
+        checks::check_files(&config)?;
+        Ok(config)
     }
 
     /// What the machine is to be like for a guest that comes to run here by `start`.
@@ -130,9 +134,22 @@ impl Config {
 
 impl ReplicationConfig {
     fn new(section: &Replication) -> Result<Self, ConfigError> {
+        let backup = endpoint(&keys::BACKUP, section.backup.as_deref())?;
+        let listen = endpoint(&keys::LISTEN, section.listen.as_deref())?;
+        let why = match &backup {
+            Some(Endpoint::Tcp(address)) if address.ends_with(":0") => "nobody listens on port 0",
+            Some(_) if backup == listen => {
+                "this is where this host itself listens; name the other host's address"
+            }
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(ConfigError::value(&keys::BACKUP, why));
+        }
+        section.heartbeat.map_or(Ok(()), checks::check_heartbeat)?;
         Ok(Self {
-            backup: endpoint(&keys::BACKUP, section.backup.as_deref())?,
-            listen: endpoint(&keys::LISTEN, section.listen.as_deref())?,
+            backup,
+            listen,
             arbiter: section.arbiter.clone(),
             heartbeat: section.heartbeat.map(|section| HeartbeatPath {
                 listen: section.listen,
@@ -168,12 +185,18 @@ fn machine(vm: &str, file: &ConfigFile) -> Result<MachineConfig, ConfigError> {
     let (boot, section) = (&file.boot_source, &file.machine_config);
     let drives = file.drives.as_deref().unwrap_or_default();
     let drives = devices::drives(drives)?;
+    let net = devices::networks(vm, file.network_interfaces.as_deref().unwrap_or_default())?;
+    checks::check_distinct(
+        &keys::DRIVE_ID,
+        drives.drives.iter().map(|drive| &*drive.id),
+    )?;
+    checks::check_distinct(&keys::NET_ID, net.iter().map(|net| &*net.id))?;
     let mut machine = MachineConfig {
         kernel: boot.kernel_image_path.as_deref().map(kernel),
         boot_protocol: boot.boot_protocol.unwrap_or_default(),
         initrd: boot.initrd_path.clone(),
         cmdline: cmdline(boot, drives.root)?,
-        net: devices::networks(vm, file.network_interfaces.as_deref().unwrap_or_default())?,
+        net,
         disk_journal: file.replication.disk_journal.clone().or(drives.journal),
         drives: drives.drives,
         disk_limits: disk_limits(&file.replication)?,
@@ -267,7 +290,17 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
             *to = Duration::from_millis(ConfigError::check(key, value)?);
         }
     }
-    policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
+    if section.epoch_min_ms.is_none() {
+        policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
+    }
+    if policy.epoch_interval_min > policy.epoch_interval {
+        let why = format!(
+            "{} ms is more than the longest epoch, which has {} ms; write at most that",
+            policy.epoch_interval_min.as_millis(),
+            policy.epoch_interval.as_millis()
+        );
+        return Err(ConfigError::value(&keys::EPOCH_MIN, why));
+    }
     let least = policy.heartbeat_interval * 3;
     if policy.heartbeat_timeout < least {
         let why = format!(

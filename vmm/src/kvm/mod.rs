@@ -7,6 +7,7 @@
 
 mod capabilities;
 mod dirty_log;
+mod permission;
 mod vcpu_fd;
 
 use std::io;
@@ -17,7 +18,8 @@ use vmm_sys_util::errno;
 pub use capabilities::{Capabilities, Capability};
 pub use dirty_log::{DirtyLog, KvmDirtyLog};
 pub use vcpu_fd::{
-    ExitPage, VcpuHandle, get_xsave, internal_error_kind, set_counter_offset, set_xsave,
+    ExitPage, VcpuHandle, counter_offset, get_xsave, internal_error_kind, set_counter_offset,
+    set_xsave,
 };
 
 /// The only version of the KVM API since 2007; the kernel promises to keep it.
@@ -37,11 +39,11 @@ pub enum KvmError {
     )]
     NoDevice,
     /// KVM exists, but this user may not use it.
-    #[error(
-        "no permission to open {KVM_PATH}: add this user to the group that owns it \
-         (`usermod -aG kvm $USER`, then log in again) or run as root"
-    )]
-    Permission,
+    #[error("no permission to open {KVM_PATH}: {advice}")]
+    Permission {
+        /// What would help.
+        advice: String,
+    },
     /// KVM cannot be opened for another reason.
     #[error("cannot open {KVM_PATH}")]
     Open(#[source] io::Error),
@@ -108,7 +110,9 @@ impl System {
     pub fn open_unchecked() -> Result<Self, KvmError> {
         let kvm = kvm_ioctls::Kvm::new().map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
-            libc::EACCES | libc::EPERM => KvmError::Permission,
+            libc::EACCES | libc::EPERM => KvmError::Permission {
+                advice: permission::advice(),
+            },
             _ => KvmError::Open(error.into()),
         })?;
         let version = kvm.get_api_version();

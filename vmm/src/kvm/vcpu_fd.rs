@@ -19,8 +19,9 @@ use vmm_sys_util::{errno, ioctl_iow_nr};
 use super::KvmError;
 use crate::memory::GuestRam;
 
-// `kvm-ioctls` offers this for vCPUs on other architectures only.
+// `kvm-ioctls` offers these for vCPUs on other architectures only.
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 /// The `immediate_exit` byte in the page that KVM shares with us for one vCPU. While it is 1,
 /// `KVM_RUN` completes what is pending and returns `EINTR` without entering the guest.
@@ -200,6 +201,22 @@ pub fn set_counter_offset(fd: &VcpuFd, offset: u64) -> Result<(), KvmError> {
         )(errno::Error::last()));
     }
     Ok(())
+}
+
+/// How far the vCPU's time-stamp counter is ahead of the host's; `None` if this KVM does not tell.
+#[must_use]
+pub fn counter_offset(fd: &VcpuFd) -> Option<u64> {
+    let mut offset = 0_u64;
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: std::ptr::from_mut(&mut offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: the ioctl gets the structure it is defined for. For this attribute the kernel writes 8
+    // bytes at `addr`, which is a live `u64` on this function's stack that nothing else refers to.
+    let result = unsafe { ioctl_with_ref(fd, KVM_GET_DEVICE_ATTR(), &attribute) };
+    (result == 0).then_some(offset)
 }
 
 /// The kind of KVM's internal error, right after `KVM_RUN` returned with one, as one of the

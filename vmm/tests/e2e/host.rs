@@ -52,16 +52,33 @@ fn a_host_without_kvm_is_told_what_to_do() {
 
 #[test]
 fn a_user_who_may_not_open_kvm_is_told_what_to_do() {
-    let output = Command::new("setpriv")
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
-        .arg(binary())
-        .arg("run")
-        .output()
-        .unwrap();
-    assert_fails(
-        &output,
-        &["no permission to open /dev/kvm", "usermod -aG kvm"],
+    let refused = |owner: &str, group: &str, mode: &str, texts: &[&str]| {
+        let node = format!(
+            "{NO_KVM} && mknod -m {mode} /dev/kvm c 10 232 && chown {owner}:{group} /dev/kvm && chmod 755 /dev"
+        );
+        let nobody = "exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$0\" run";
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &format!("{node} && {nobody}")])
+            .arg(binary())
+            .output()
+            .unwrap();
+        assert_fails(
+            &output,
+            &[&["no permission to open /dev/kvm"][..], texts].concat(),
+        );
+        String::from_utf8(output.stderr).unwrap()
+    };
+    refused(
+        "0",
+        "disk",
+        "660",
+        &["usermod -aG disk $USER", "log in again"],
     );
+    // Where the group may not open it either, to be in the group does not help.
+    for (group, mode) in [("disk", "600"), ("root", "660")] {
+        let errors = refused("0", group, mode, &["chmod 660 /dev/kvm", "udev"]);
+        assert!(!errors.contains("usermod"), "{errors}");
+    }
 }
 
 #[test]
@@ -141,7 +158,7 @@ fn an_arbiter_on_read_only_storage_is_refused_at_the_start() {
         "mount --bind '{directory}' '{directory}' && mount -o remount,bind,ro '{directory}'"
     );
     for side in [["standby", "--listen"], ["primary", "--backup"]] {
-        let arguments = [side[0], side[1], "127.0.0.1:0", "--arbiter", &arbiter];
+        let arguments = [side[0], side[1], "127.0.0.1:9", "--arbiter", &arbiter];
         let output = vmm_after(&prepare, &arguments);
         assert_fails(&output, &[&arbiter, "Read-only file system"]);
     }

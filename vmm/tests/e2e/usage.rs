@@ -201,6 +201,58 @@ fn missing_and_malformed_settings_are_named_with_what_to_write() {
 }
 
 #[test]
+fn settings_that_make_no_sense_are_not_taken_in_silence() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let arbiter = path("arbiter");
+    for (text, needed) in [
+        (
+            "[]",
+            "all of it: invalid type: a list, […], expected a section",
+        ),
+        (
+            r#"{"replication": {"vm": "a\nb"}}"#,
+            "replication.vm: \"a\\nb\" has the character '\\n'",
+        ),
+        (
+            r#"{"replication": {"node": ""}}"#,
+            "replication.node: it is empty",
+        ),
+        (
+            r#"{"replication": {"epoch_ms": 9, "epoch_min_ms": 10}}"#,
+            "replication.epoch_min_ms: 10 ms is more",
+        ),
+    ] {
+        std::fs::write(path("vm.json"), text).unwrap();
+        fails(1, &["run", "--config", &path("vm.json")], &[needed]);
+    }
+    let same = ["--listen", "10.0.0.1:7000", "--backup", "10.0.0.1:7000"];
+    fails(
+        1,
+        &[&["standby", "--arbiter", &arbiter][..], &same].concat(),
+        &["replication.backup", "this host itself listens", "--backup"],
+    );
+    fails(
+        1,
+        &["primary", "--name", " "],
+        &[
+            "replication.vm: \" \" begins or ends with a blank",
+            "--name",
+        ],
+    );
+    fails(
+        1,
+        &["run", "--net", "tap=a,tap=b"],
+        &["--net", "says twice"],
+    );
+    fails(
+        1,
+        &["standby", "--start-over"],
+        &["--start-over is for a primary"],
+    );
+}
+
+#[test]
 fn images_that_cannot_be_booted_are_named_with_what_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let builtin = understudy_guest_images::BUILTIN;
@@ -225,9 +277,13 @@ fn images_that_cannot_be_booted_are_named_with_what_is_wrong() {
     );
     run(
         &write("text", b"#!/bin/sh\n"),
-        &["neither a bzImage nor an ELF file"],
+        &["neither a bzImage nor an ELF file", "the text \"#!/bin/s\""],
     );
-    run(&write("empty", b""), &["neither a bzImage nor an ELF file"]);
+    run(
+        &write("empty", b""),
+        &["neither a bzImage nor an ELF file", "it is empty"],
+    );
+    run(Path::new("/bin/ls"), &["no kernel", "dynamic linker"]);
     let mut other = builtin.to_vec();
     other[18] = 183;
     run(&write("arm", &other), &["machine 183", "64-bit x86"]);

@@ -1,5 +1,6 @@
 //! Files and flags to a validated configuration, key by key.
 
+mod contradictions;
 mod devices;
 mod firecracker;
 mod table;

@@ -11,6 +11,7 @@ mod filter;
 mod guest;
 mod leaf;
 mod names;
+mod processor;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -35,15 +36,15 @@ type Leaves = BTreeMap<(u32, u32), [u32; 4]>;
 /// The most leaves a model can have; processors have about 40.
 const LEAVES_MAX: usize = 128;
 /// The part of a fingerprint that lists features.
-const PART: &str = "CPU";
+const PART: &str = "CPU (as its KVM offers it)";
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 
 /// Why a guest cannot continue with the CPU it knows.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuError {
-    /// The host's CPU lacks features.
-    #[error("this host's CPU lacks {}", .0.join(", "))]
+    /// The host's CPU, or its KVM, lacks features.
+    #[error("{}", processor::blame(.0))]
     Lacks(Vec<String>),
     /// The host's CPU has a different vendor.
     #[error("the guest's CPU is by {guest}, this host's is by {host}")]
@@ -113,6 +114,14 @@ impl CpuModel {
             .map(|feature| feature.to_string())
             .chain(xstate::describe(&self.leaves))
             .chain([addresses_of(addresses)])
+    }
+
+    /// Offers a feature no more.
+    pub fn hide(&mut self, name: &str) {
+        names::all()
+            .filter(|feature| feature.name == name)
+            .for_each(|feature| clear(&mut self.leaves, feature));
+        self.leaves = filter::filter(&self.leaves);
     }
 
     /// Whether a feature is offered.

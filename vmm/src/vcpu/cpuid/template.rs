@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CpuModel, clear, filter, has, names};
+use super::{CpuModel, clear, filter, has, names, processor};
 
 /// Which features a guest is offered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub enum CpuTemplate {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// It lacks features.
-    #[error("CPU template {template}: this host's CPU lacks {}", lacking.join(", "))]
+    #[error("CPU template {template}: {}", processor::blame(lacking))]
     Lacks {
         /// The template.
         template: CpuTemplate,

@@ -184,16 +184,14 @@ fn a_standby_may_have_more_and_what_it_lacks_is_named() {
     assert_eq!(
         refusal(&large, &small),
         [
-            "the standby's CPU lacks avx512f (leaf 7, EBX bit 16)",
-            "the standby's CPU lacks physical addresses of 255 bits (leaf 0x80000008, EAX)",
-            "the standby's CPU lacks xsaves (leaf 0xd.1, EAX bit 3)",
+            "the standby's CPU (as its KVM offers it) lacks avx512f (leaf 7, EBX bit 16)",
+            "the standby's CPU (as its KVM offers it) lacks physical addresses of 255 bits (leaf 0x80000008, EAX)",
+            "the standby's CPU (as its KVM offers it) lacks xsaves (leaf 0xd.1, EAX bit 3)",
         ]
     );
+    // Whether CPU or KVM is to blame depends on the host of this test.
     let error = large.check(&small).unwrap_err().to_string();
-    assert!(
-        error.starts_with("this host's CPU lacks avx512f (leaf 7, EBX bit 16)"),
-        "{error}"
-    );
+    assert!(error.contains("avx512f (leaf 7, EBX bit 16)"), "{error}");
     small.check(&large).unwrap();
     // A component at a different place in the saved area is lacking, too.
     let [bytes, _, ecx, edx] = small.leaves[&(0xd, 9)];
@@ -201,7 +199,9 @@ fn a_standby_may_have_more_and_what_it_lacks_is_named() {
     let lacking = refusal(&small, &large);
     assert_eq!(
         lacking,
-        ["the standby's CPU lacks room for protection keys (8 bytes at offset 832; leaf 0xd.9)"]
+        [
+            "the standby's CPU (as its KVM offers it) lacks room for protection keys (8 bytes at offset 832; leaf 0xd.9)"
+        ]
     );
     let [ebx, edx, ecx] = text(b"AuthenticAMD");
     leaves.insert((0, 0), [0x10, ebx, ecx, edx]);
@@ -247,11 +247,12 @@ fn templates_cut_unlike_hosts_alike() {
         assert_eq!(filter::filter(&one.leaves), one.leaves);
     }
     assert!(CpuTemplate::V4.cut(&large).unwrap().has("avx512vl"));
-    let error = CpuTemplate::V4.cut(&small).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "CPU template x86-64-v4: this host's CPU lacks avx512f (leaf 7, EBX bit 16)"
+    let error = CpuTemplate::V4.cut(&small).unwrap_err().to_string();
+    assert!(
+        error.starts_with("CPU template x86-64-v4: this host's "),
+        "{error}"
     );
+    assert!(error.contains("avx512f (leaf 7, EBX bit 16)"), "{error}");
     assert_eq!(CpuTemplate::Host.cut(&small).unwrap(), small);
     for template in CpuTemplate::ALL {
         assert_eq!(template.name().parse::<CpuTemplate>().unwrap(), template);

@@ -31,6 +31,9 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
 }
 
 pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
+    if arguments.start_over {
+        bail!("--start-over is for a primary: a standby starts no guest");
+    }
     let config = arguments.load()?;
     let settings = NodeSettings::standby(&config)?;
     keep(&config, settings, STOPS_REPLICATED)
