@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -92,7 +92,8 @@ impl OutputGate {
     ) -> io::Result<ConsolePort> {
         let mut state = self.inner.state.lock();
         let device = u16::try_from(state.consoles.len()).expect("a machine has few devices");
-        let writer = ConsoleWriter::spawn(device, sink, Arc::new(wake))?;
+        let bytes_max = self.inner.limits.console_bytes_max;
+        let writer = ConsoleWriter::spawn(device, sink, Arc::new(wake), bytes_max)?;
         state.consoles.push(Console::new(Arc::clone(&writer)));
         Ok(ConsolePort::new(Arc::clone(&self.inner), device, writer))
     }
@@ -116,8 +117,13 @@ impl OutputGate {
     /// What has passed so far, and what is waiting.
     #[must_use]
     pub fn counts(&self) -> OutputCounts {
-        let held_bytes = self.inner.state.lock().waiting_bytes() as u64;
-        self.inner.counters.read(held_bytes)
+        let state = self.inner.state.lock();
+        let held_bytes = state.waiting_bytes() as u64;
+        let lost = state
+            .consoles
+            .iter()
+            .map(|console| console.writer.lost_bytes());
+        self.inner.counters.read(held_bytes, lost.sum())
     }
 }
 
@@ -138,10 +144,10 @@ impl OutputGate {
         self.inner.state.lock().seal(epoch, repeat_bytes_max)
     }
 
-    /// Lets the output of all epochs up to and including `through` leave. If `until` has passed,
+    /// Lets the output of all epochs up to and including `through` leave. Once `is_in_time` says no,
     /// stops between two frames and returns `false`: this process was stalled and may no longer own
     /// the guest. The rest stays held until the next call of `release` or `open`.
-    pub fn release(&self, through: EpochId, until: Instant) -> bool {
+    pub fn release(&self, through: EpochId, is_in_time: impl Fn() -> bool) -> bool {
         {
             let mut state = self.inner.state.lock();
             if state.mode == GateMode::Shut {
@@ -149,7 +155,7 @@ impl OutputGate {
             }
             state.release(through);
         }
-        self.drain(Some(until))
+        self.drain(is_in_time)
     }
 
     /// Lets everything leave and opens the gate: the arbiter granted this side to run alone.
@@ -161,7 +167,7 @@ impl OutputGate {
             }
             state.open();
         }
-        self.drain(None);
+        self.drain(|| true);
     }
 
     /// Drops everything held. Nothing leaves any more, for good: another side owns the guest.
@@ -195,7 +201,7 @@ impl OutputGate {
             let held_bytes_max = self.inner.limits.held_bytes_max;
             state.repeat(output, held_bytes_max, &self.inner.counters);
         }
-        self.drain(None);
+        self.drain(|| true);
     }
 
     /// Sets the listener, which is told that output has begun to wait or that the gate is nearly
@@ -204,8 +210,8 @@ impl OutputGate {
         self.inner.state.lock().listener = Some(listener);
     }
 
-    /// Empties all outboxes; `false` if `until` passed first.
-    fn drain(&self, until: Option<Instant>) -> bool {
+    /// Empties all outboxes; `false` if the time was over first.
+    fn drain(&self, is_in_time: impl Fn() -> bool) -> bool {
         let GateInner {
             state, counters, ..
         } = &*self.inner;
@@ -217,7 +223,7 @@ impl OutputGate {
                     break;
                 };
                 while let Some(frame) = batch.front() {
-                    if until.is_some_and(|until| Instant::now() > until) {
+                    if !is_in_time() {
                         state.lock().put_back(device, batch, counters);
                         return false;
                     }

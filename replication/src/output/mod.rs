@@ -72,7 +72,6 @@
 //! };
 //!
 //! # use understudy_replication::EpochId;
-//! # use std::time::{Duration, Instant};
 //! # let mut buffer = [0; 60];
 //! # network.set_nonblocking(true)?;
 //! transmit(&[1; 60]); // open: leaves at once
@@ -81,7 +80,7 @@
 //! transmit(&[2; 60]); // protected: leaves once its epoch is released
 //! # assert!(network.recv(&mut buffer).is_err());
 //! # gate.seal(EpochId(1));
-//! # assert!(gate.release(EpochId(1), Instant::now() + Duration::from_secs(60)));
+//! # assert!(gate.release(EpochId(1), || true));
 //! # assert_eq!((network.recv(&mut buffer)?, buffer), (60, [2; 60]));
 //! # Ok(())
 //! # }

@@ -298,7 +298,7 @@ fn a_full_gate_holds_what_it_counts_however_small_the_frames_are() {
                     frames += 1;
                 }
                 gate.seal(EpochId(1));
-                assert!(gate.release(EpochId(1), Instant::now() + PATIENCE));
+                assert!(gate.release(EpochId(1), || true));
             });
             assert_eq!(gate.mode(), GateMode::Holding);
             assert_eq!(gate.counts().frames_sent, frames);

@@ -1,7 +1,6 @@
 //! The shipped output gate between the simulated guest and the client: what it lets out is a list.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use understudy_replication::ids::EpochId;
@@ -39,8 +38,7 @@ impl Gate {
 
     pub fn release(&self, through: EpochId) -> Vec<Output> {
         // Simulated time does not stand still in a release.
-        let far = Instant::now() + Duration::from_secs(3600);
-        assert!(self.gate.release(through, far));
+        assert!(self.gate.release(through, || true));
         self.left()
     }
 

@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-    kvm_pit_state2,
+    KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::kvm::{KvmError, VcpuHandle};
 use crate::vcpu::{CpuError, CpuModel, GuestClock, MsrList, VcpuError, VcpuState, exact};
 
 /// Version of the blob's layout.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 /// The interrupt controllers of a PC, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [
@@ -117,6 +117,8 @@ struct VmState {
     pit: kvm_pit_state2,
     /// Nanoseconds of kvmclock.
     clock_ns: u64,
+    /// Whether all vCPUs read the same kvmclock at any moment.
+    clock_is_stable: bool,
     /// Speed of the vCPUs' time-stamp counters; 0 if the host does not tell.
     tsc_khz: u32,
 }
@@ -155,7 +157,7 @@ impl Initial {
     ) -> Result<(), StateError> {
         self.vm.restore_chips(vm)?;
         for (handle, state) in vcpus.zip(&self.vcpus) {
-            state.restore(handle, clock)?;
+            state.restore(handle, clock, None)?;
         }
         Ok(())
     }
@@ -199,6 +201,9 @@ impl VmState {
                 .map_err(KvmError::call("read an interrupt controller"))?;
             Ok::<_, KvmError>(chip)
         };
+        let kvmclock = vm
+            .get_clock()
+            .map_err(KvmError::call("read the clock (KVM_GET_CLOCK)"))?;
         Ok(Self {
             pic_master: chip(IRQCHIPS[0])?,
             pic_slave: chip(IRQCHIPS[1])?,
@@ -206,10 +211,8 @@ impl VmState {
             pit: vm
                 .get_pit2()
                 .map_err(KvmError::call("read the timer (KVM_GET_PIT2)"))?,
-            clock_ns: vm
-                .get_clock()
-                .map_err(KvmError::call("read the clock (KVM_GET_CLOCK)"))?
-                .clock,
+            clock_ns: kvmclock.clock,
+            clock_is_stable: kvmclock.flags & KVM_CLOCK_TSC_STABLE != 0,
             tsc_khz: clock.speed_khz,
         })
     }
@@ -237,7 +240,17 @@ impl VmState {
             ..Default::default()
         };
         vm.set_clock(&clock)
-            .map_err(KvmError::call("write the clock (KVM_SET_CLOCK)"))
+            .map_err(KvmError::call("write the clock (KVM_SET_CLOCK)"))?;
+        let now = vm
+            .get_clock()
+            .map_err(KvmError::call("read the clock (KVM_GET_CLOCK)"))?;
+        if self.clock_is_stable && now.flags & KVM_CLOCK_TSC_STABLE == 0 {
+            tracing::warn!(
+                "this host's KVM does not keep the guest's clock equal on all of its vCPUs, as the old host's did: the \
+                 guest reads it more slowly"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -356,8 +369,12 @@ impl MachineState {
             speed_khz: self.vm.tsc_khz,
             ..machine.clock
         };
+        let mut vcpus = machine.vcpus.iter().zip(&self.vcpus);
+        let moves = vcpus.next().map_or(Ok(None), |(vcpu, state)| {
+            state.counter_move(vcpu.handle(), clock)
+        })?;
         for (vcpu, state) in machine.vcpus.iter().zip(&self.vcpus) {
-            state.restore(vcpu.handle(), clock)?;
+            state.restore(vcpu.handle(), clock, moves)?;
         }
         // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
         // counts it.

@@ -21,7 +21,7 @@ pub use cpuid::{CpuError, CpuModel, CpuTemplate, Feature, Register, TemplateErro
 pub use msr::{Msr, MsrList};
 pub use state::VcpuState;
 pub use thread::{Buses, Ending, OnEnd, VcpuThread};
-pub use time::{Counter, GuestClock, guest_counter, use_host_counter};
+pub use time::{Counter, CounterMove, GuestClock, guest_counter, use_host_counter};
 
 /// What can go wrong with a vCPU.
 #[derive(Debug, thiserror::Error)]

@@ -156,6 +156,18 @@ pub(super) fn read(vcpu: u8, fd: &VcpuFd, list: &MsrList) -> Result<Vec<Msr>, Vc
         .collect())
 }
 
+/// Reads one MSR that KVM knows.
+pub(super) fn read_one(fd: &VcpuFd, index: u32) -> Result<u64, KvmError> {
+    let entry = kvm_msr_entry {
+        index,
+        ..Default::default()
+    };
+    let mut one = Msrs::from_entries(&[entry]).expect("one MSR is not too many");
+    fd.get_msrs(&mut one)
+        .map_err(KvmError::call(format!("read MSR {index:#x}")))?;
+    Ok(one.as_slice().first().map_or(0, |entry| entry.data))
+}
+
 /// Writes `msrs`, in their order.
 pub(super) fn write(vcpu: u8, fd: &VcpuFd, msrs: Vec<Msr>) -> Result<(), VcpuError> {
     let entries = messages(vcpu, msrs.into_iter())?;

@@ -9,9 +9,9 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::msr::{MSR_TSC, Msr, MsrList};
-use super::time::GuestClock;
+use super::time::{CounterMove, GuestClock};
 use super::{VcpuError, exact, msr};
-use crate::kvm::{KvmError, VcpuHandle, get_xsave, set_xsave};
+use crate::kvm::{KvmError, VcpuHandle, counter_offset, get_xsave, set_xsave};
 
 /// All state of a vCPU except its CPUID, which the machine's state holds once for all vCPUs.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub struct VcpuState {
     #[serde(with = "exact")]
     lapic: kvm_lapic_state,
     msrs: Vec<Msr>,
+    /// How far the time-stamp counter is ahead of the host's, if KVM tells.
+    counter_offset: Option<u64>,
     #[serde(with = "exact")]
     events: kvm_vcpu_events,
 }
@@ -50,6 +52,9 @@ impl VcpuState {
         };
         // First: reading it makes KVM process pending INITs and SIPIs, which changes registers.
         let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
+        // Before the registers: reading it makes KVM deliver what a pending exception does to CR2 and
+        // DR6, and moves a pending NMI or SMI on.
+        let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
         let xsave = get_xsave(&fd).map_err(VcpuError::kvm(vcpu))?;
@@ -58,8 +63,6 @@ impl VcpuState {
         // LAPIC and MSRs close together: the timer's remaining count and the counter must match.
         let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
         let msrs = msr::read(vcpu, &fd, list)?;
-        // Last: what is pending for the vCPU depends on all of the above.
-        let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         Ok(Self {
             id: vcpu,
             mp_state,
@@ -70,8 +73,28 @@ impl VcpuState {
             debugregs,
             lapic,
             msrs,
+            counter_offset: counter_offset(&fd),
             events,
         })
+    }
+
+    /// How far all vCPUs' counter offsets move so that this vCPU's counter goes on, after matching
+    /// its speed; see [`CounterMove`].
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn counter_move(
+        &self,
+        handle: &VcpuHandle,
+        clock: GuestClock,
+    ) -> Result<Option<CounterMove>, VcpuError> {
+        let fd = handle.lock();
+        let moves = || {
+            clock.counter.match_speed(&fd, clock.speed_khz)?;
+            let saved = self.msr(MSR_TSC);
+            clock.counter.moves(&fd, saved, self.counter_offset)
+        };
+        moves().map_err(VcpuError::kvm(handle.id()))
     }
 
     /// The state without the time-stamp counter, so that restoring it does not set the counter
@@ -82,11 +105,17 @@ impl VcpuState {
         self
     }
 
-    /// Writes the state into a stopped vCPU whose CPUID is set.
+    /// Writes the state into a stopped vCPU whose CPUID is set. Without `moves`, the time-stamp counter
+    /// is restored by its MSR, if it was saved.
     ///
     /// # Errors
     /// If the state is another vCPU's, or KVM refuses some of it; the vCPU must not be run then.
-    pub fn restore(&self, handle: &VcpuHandle, clock: GuestClock) -> Result<(), VcpuError> {
+    pub fn restore(
+        &self,
+        handle: &VcpuHandle,
+        clock: GuestClock,
+        moves: Option<CounterMove>,
+    ) -> Result<(), VcpuError> {
         let vcpu = handle.id();
         if self.id != vcpu {
             return Err(VcpuError::WrongVcpu {
@@ -118,7 +147,11 @@ impl VcpuState {
         // The counter before the LAPIC and the deadline, whose timers are armed relative to it. The
         // LAPIC before the deadline, which KVM ignores unless the LAPIC's timer is in deadline
         // mode.
-        let (first, last) = clock.counter.split(&self.msrs);
+        let (mut first, last) = clock.counter.split(&self.msrs);
+        if let (Some(moves), Some(offset)) = (moves, self.counter_offset) {
+            first.retain(|msr| msr.index != MSR_TSC);
+            moves.apply(&fd, offset).map_err(VcpuError::kvm(vcpu))?;
+        }
         msr::write(vcpu, &fd, first)?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
         msr::write(vcpu, &fd, last)?;

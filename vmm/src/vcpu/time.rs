@@ -6,7 +6,11 @@
 //! the counter.
 //!
 //! - Normally KVM gives each vCPU its own counter ([`Counter::Own`]): the host's plus an offset.
-//!   Then the counter is state: it is saved and restored, and continues where it was.
+//!   Then the counter is state: it is saved and restored, and continues where it was. It is restored
+//!   by its offset. Writing the counter itself would not do: before Linux 6.7, KVM takes a value
+//!   within a second of what it expects for an attempt to synchronise vCPUs, and keeps the offset.
+//!   All offsets move by the same amount ([`CounterMove`]), so that vCPUs whose counters agreed still
+//!   do.
 //! - Some KVMs run guest code natively and do not offset what its `rdtsc` reads
 //!   ([`Counter::Host`]). There, KVM is told that the offset is 0, so that whatever it computes
 //!   with an offset agrees with what the guest reads, and the counter is not restored. The counter
@@ -23,16 +27,16 @@ use understudy_replication::Fingerprint;
 
 use super::msr::{MSR_TSC, Msr};
 use super::trial::Trial;
-use crate::kvm::{KvmError, System, VcpuHandle};
+use crate::kvm::{KvmError, System, VcpuHandle, counter_offset};
 
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// Counters whose speeds differ by less count as equal: clock correction handles that much anyway.
 const SPEED_TOLERANCE_PPM: u64 = 250;
 /// Where the processor cannot scale counters, a guest may continue with a counter whose speed is
-/// off by up to this much: kvmclock adapts, and measurements on hosts of one model differ by some
-/// 300 ppm.
-const SPEED_ENDURED_PPM: u64 = 10_000;
+/// off by up to this much: measurements on hosts of one model differ that much. More would not do:
+/// a guest that sees an invariant counter trusts it before kvmclock, and its clock would run wrong.
+const SPEED_ENDURED_PPM: u64 = 300;
 
 /// The name of the counter's speed in fingerprints.
 const SPEED_KEY: &str = "cpu.tsc_khz";
@@ -54,6 +58,10 @@ pub struct GuestClock {
     /// Its speed; 0 if the host does not report it.
     pub speed_khz: u32,
 }
+
+/// How far a guest's counter offsets move from the old host to this one; the same for all vCPUs.
+#[derive(Debug, Clone, Copy)]
+pub struct CounterMove(u64);
 
 impl GuestClock {
     /// Reads the counter's behaviour from a vCPU.
@@ -88,6 +96,27 @@ impl Counter {
             Self::Own => "own",
             Self::Host => "host",
         }
+    }
+
+    /// How far offsets have to move so that a counter that was `saved` with the offset
+    /// `saved_offset` goes on from there on this vCPU, whose speed matches already. `None` if
+    /// counters are not restored by offset: the guest reads the host's, or KVM does not know how.
+    pub(super) fn moves(
+        self,
+        fd: &VcpuFd,
+        saved: Option<u64>,
+        saved_offset: Option<u64>,
+    ) -> Result<Option<CounterMove>, KvmError> {
+        let (Self::Own, Some(saved), Some(saved_offset)) = (self, saved, saved_offset) else {
+            return Ok(None);
+        };
+        let Some(offset) = counter_offset(fd) else {
+            return Ok(None);
+        };
+        // Whatever the host's counter is and however it is scaled: the guest's is that plus the offset.
+        let now = super::msr::read_one(fd, MSR_TSC)?;
+        let goes_on = offset.wrapping_add(saved.wrapping_sub(now));
+        Ok(Some(CounterMove(goes_on.wrapping_sub(saved_offset))))
     }
 
     /// Makes the vCPU's counter run as fast as the one its state was saved with.
@@ -136,6 +165,20 @@ impl Counter {
             }
         }
         (first, last)
+    }
+}
+
+impl CounterMove {
+    /// Gives a vCPU the counter that was saved with this offset.
+    pub(super) fn apply(self, fd: &VcpuFd, saved_offset: u64) -> Result<(), KvmError> {
+        let offset = saved_offset.wrapping_add(self.0);
+        crate::kvm::set_counter_offset(fd, offset)?;
+        match counter_offset(fd) == Some(offset) {
+            true => Ok(()),
+            false => Err(KvmError::Missing(
+                "it ignores a vCPU's time-stamp counter offset (KVM_VCPU_TSC_OFFSET)".into(),
+            )),
+        }
     }
 }
 
@@ -207,12 +250,60 @@ mod tests {
         let fd = trial.handle.lock();
         let here_khz = fd.get_tsc_khz().unwrap();
         Counter::Own
-            .match_speed(&fd, here_khz - here_khz / 2000)
+            .match_speed(&fd, here_khz - here_khz / 3500)
             .unwrap();
-        // Half the speed is not a measurement error.
-        let half = Counter::Own.match_speed(&fd, here_khz / 2);
+        // Neither half the speed is a measurement error, nor what would be a minute and a half a day.
         let can_scale = system.has(kvm_ioctls::Cap::TscControl);
-        assert_eq!(half.is_ok(), can_scale, "{half:?}");
+        for saved_khz in [here_khz / 2, here_khz - here_khz / 1000] {
+            let other = Counter::Own.match_speed(&fd, saved_khz);
+            assert_eq!(other.is_ok(), can_scale, "{saved_khz} {here_khz} {other:?}");
+        }
+    }
+
+    /// As far as KVM knows them, which is what its timers and kvmclock go by.
+    #[test]
+    fn counters_go_on_by_their_offsets_and_stay_as_far_apart_as_they_were() {
+        let system = System::open().expect("these tests need a usable /dev/kvm");
+        let trial = || Trial::new(&system, &TRIAL_CODE).unwrap();
+        let (first, second) = (trial(), trial());
+        let (first, second) = (first.handle.lock(), second.handle.lock());
+        let read = |fd: &VcpuFd| super::super::msr::read_one(fd, MSR_TSC).unwrap();
+        let second_of_ticks = u64::from(first.get_tsc_khz().unwrap()) * 1000;
+        // Half a second ahead of what KVM expects: before Linux 6.7, writing the counter would not
+        // have moved it. And far from it, also backwards.
+        for saved in [
+            read(&first) + second_of_ticks / 2,
+            TRIAL_COUNTER,
+            second_of_ticks,
+        ] {
+            let saved_offset = 12_345_u64;
+            let moves = Counter::Own.moves(&first, Some(saved), Some(saved_offset));
+            let moves = moves
+                .unwrap()
+                .expect("this KVM restores counters by offset");
+            let applied = moves.apply(&first, saved_offset);
+            if guest_counter(&system).unwrap() == Counter::Host {
+                // Nor may it seem to have worked.
+                assert!(
+                    applied.is_err(),
+                    "this KVM ignores offsets, as far as its guests see"
+                );
+                return;
+            }
+            applied.unwrap();
+            moves
+                .apply(&second, saved_offset.wrapping_sub(1000))
+                .unwrap();
+            let now = read(&first);
+            let limit = saved + 60 * second_of_ticks;
+            assert!((saved..limit).contains(&now), "{saved} {now}");
+            let [one, other] = [&first, &second].map(|fd| counter_offset(fd).unwrap());
+            assert_eq!(one.wrapping_sub(other), 1000);
+        }
+        let none = Counter::Host.moves(&first, Some(1), Some(1)).unwrap();
+        assert!(none.is_none(), "that is the host's counter");
+        let none = Counter::Own.moves(&first, Some(1), None).unwrap();
+        assert!(none.is_none(), "the old host did not tell");
     }
 
     const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
