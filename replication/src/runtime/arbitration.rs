@@ -72,24 +72,25 @@ impl Arbitration {
     }
 }
 
-/// A claimant's name for the arbiter. It is unique to this process, so that a restarted process is
-/// not taken for the one before.
-pub(super) fn claimant(node: &str) -> String {
-    format!(
-        "{node}{CLAIMANT_PROCESS}{}, {:x})",
-        std::process::id(),
-        monotonic_ns()
-    )
+/// A claimant's name for the arbiter: `NODE (host HOST, pid …)`. It is unique to this process, so
+/// that a restarted process is not taken for the one before.
+pub(super) fn claimant(node: &str, host: Option<&str>) -> String {
+    let host = host.map_or_else(String::new, |host| format!("host {host}, "));
+    let (process, now) = (std::process::id(), monotonic_ns());
+    format!("{node} ({host}pid {process}, {now:x})")
 }
 
-/// What follows the node's name in a claimant's name.
-const CLAIMANT_PROCESS: &str = " (pid ";
-
-/// The node whose process a claimant was.
-pub(super) fn node_of(claimant: &str) -> &str {
-    claimant
-        .rsplit_once(CLAIMANT_PROCESS)
-        .map_or(claimant, |(node, _)| node)
+/// Whether `claimant` was a process of the host that is called `node` and has the identity `host`.
+/// The identity counts, unless one of them has none: hosts that are clones have one name.
+pub(super) fn was_here(claimant: &str, node: &str, host: Option<&str>) -> bool {
+    let (its_node, rest) = claimant.rsplit_once(" (").unwrap_or((claimant, ""));
+    let its_host = rest
+        .strip_prefix("host ")
+        .and_then(|rest| rest.split(',').next());
+    match (its_host, host) {
+        (Some(its_host), Some(host)) => its_host == host,
+        _ => its_node == node,
+    }
 }
 
 fn answer(
@@ -106,5 +107,31 @@ fn answer(
                 Verdict::Refused { current, holder }
             }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_told_apart_by_what_they_are_and_not_by_what_they_are_called() {
+        let of_clone = claimant("web", Some("1f"));
+        assert!(was_here(&of_clone, "web", Some("1f")));
+        assert!(was_here(&of_clone, "renamed", Some("1f")));
+        assert!(
+            !was_here(&of_clone, "web", Some("2e")),
+            "a clone with the same name"
+        );
+        // Whoever has no identity goes by the name.
+        assert!(was_here(&of_clone, "web", None));
+        let nameless = claimant("a (b", None);
+        assert!(was_here(&nameless, "a (b", Some("1f")));
+        assert!(!was_here(&nameless, "a", None));
+        assert!(was_here(
+            "some other arbiter's",
+            "some other arbiter's",
+            None
+        ));
     }
 }

@@ -31,7 +31,7 @@ impl Reign {
     ) -> Self {
         Self {
             generation,
-            claimant: claimant(&settings.node),
+            claimant: claimant(&settings.node, settings.host.as_deref()),
             metrics: Metrics::new(side, &settings.vm, &settings.node),
             settings,
             arbiter,

@@ -40,6 +40,8 @@ impl Default for Limits {
 pub(super) struct Settings {
     pub(super) vm: String,
     pub(super) node: String,
+    /// What tells this host from others whose names are the same.
+    pub(super) host: Option<String>,
     pub(super) heartbeat: Option<HeartbeatPath>,
     pub(super) policy: Policy,
     pub(super) limits: Limits,

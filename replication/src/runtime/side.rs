@@ -33,6 +33,7 @@ impl<P> SideBuilder<P> {
             settings: Settings {
                 vm: "vm".into(),
                 node: node.into(),
+                host: None,
                 heartbeat: None,
                 policy: Policy::default(),
                 limits: Limits::default(),
@@ -53,6 +54,14 @@ impl<P> SideBuilder<P> {
     #[must_use]
     pub fn node(mut self, name: impl Into<String>) -> Self {
         self.settings.node = name.into();
+        self
+    }
+
+    /// What tells this host from all others, whatever they are called: a word without blanks, made
+    /// once and kept with the disks. Without it, hosts are told apart by [`SideBuilder::node`].
+    #[must_use]
+    pub fn host(mut self, identity: impl Into<String>) -> Self {
+        self.settings.host = Some(identity.into());
         self
     }
 

@@ -36,6 +36,7 @@
 
 mod core;
 mod events;
+mod identity;
 mod inbox;
 mod metrics;
 mod request;
@@ -61,9 +62,12 @@ use understudy_replication::runtime::RuntimeError;
 
 use crate::machine::MachineFault;
 
+pub use crate::devices::virtio::blk::BlkCounters;
+
 pub use self::core::Rules;
 pub use events::{EventKind, KEPT_MAX, NodeEvent, Subscription};
-pub use metrics::{EpochMetrics, NodeMetrics};
+pub use identity::IdentityError;
+pub use metrics::{EpochMetrics, Named, NodeMetrics};
 pub use request::{Denial, Request};
 pub use settings::{
     BuildError, BuildMachine, NodeSettings, ReplicationSettings, SettingsError, StartAs,

@@ -88,19 +88,23 @@ impl Work {
         }
     }
 
-    /// The guest has ended. An unprotected one has said all, and its role is over: returns whether it is. A
-    /// protected one's role ends later.
+    /// The guest has ended, or is to. An unprotected one's role is over, and [`Work::shut_down`] is due: returns
+    /// whether it is. A protected one's role ends later.
     pub(super) fn end(&mut self) -> bool {
         match self {
-            Self::Unprotected(machine) => {
-                machine.shut_down();
-                true
-            }
+            Self::Unprotected(_) => true,
             Self::Primary(protection) => {
                 protection.handle().guest_stopped();
                 false
             }
             Self::None | Self::Standby(_) | Self::Promoted(_) => false,
+        }
+    }
+
+    /// Stops the machine of a role that is over. That may take long, for example while storage is slow.
+    pub(super) fn shut_down(&mut self) {
+        if let Self::Unprotected(machine) = self {
+            machine.shut_down();
         }
     }
 
@@ -192,21 +196,37 @@ impl Replicated {
             .arbiter(Arc::clone(&self.settings.arbiter))
             .policy(self.settings.policy.clone())
             .listen(listen);
+        if let Some(host) = &self.settings.host {
+            builder = builder.host(host);
+        }
         if let Some(path) = self.settings.heartbeat {
             builder = builder.heartbeat(path);
         }
         builder.start()
     }
 
+    fn named(&self, builder: PrimaryBuilder<Machine>) -> PrimaryBuilder<Machine> {
+        let builder = builder
+            .vm(&self.vm)
+            .node(&self.node)
+            .arbiter(Arc::clone(&self.settings.arbiter));
+        match &self.settings.host {
+            Some(host) => builder.host(host),
+            None => builder,
+        }
+    }
+
+    /// Runs a guest that nobody protects, if the arbiter lets it.
+    pub(super) fn run_alone(&self, machine: Machine) -> Result<Machine, RuntimeError> {
+        let builder = self.named(Primary::attach(Origin::Fresh(machine)));
+        Ok(builder.run_alone()?.machine)
+    }
+
     pub(super) fn protect(
         &self,
         builder: PrimaryBuilder<Machine>,
     ) -> Result<Protection<Machine>, RuntimeError> {
-        let mut builder = builder
-            .vm(&self.vm)
-            .node(&self.node)
-            .arbiter(Arc::clone(&self.settings.arbiter))
-            .policy(self.settings.policy.clone());
+        let mut builder = self.named(builder).policy(self.settings.policy.clone());
         if let Some(endpoint) = self.settings.backup.clone() {
             builder = builder.backup(endpoint);
         }

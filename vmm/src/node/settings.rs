@@ -8,8 +8,9 @@ use understudy_replication::runtime::HeartbeatPath;
 use understudy_transport::Endpoint;
 
 use super::Rules;
-use crate::config::{Config, ConfigError, ReplicationConfig};
-use crate::machine::{DriveConfig, Machine, Start};
+use super::identity::{self, IdentityError};
+use crate::config::{Config, ConfigError};
+use crate::machine::{DriveConfig, Machine, Start, beside};
 
 /// Why a machine cannot be built.
 pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
@@ -36,6 +37,8 @@ pub enum StartAs {
     Unprotected {
         /// The disks, for the status.
         drives: Vec<DriveConfig>,
+        /// Who decides who may run alone, if there may be other hosts with this guest.
+        claims: Option<ReplicationSettings>,
     },
     /// A guest that boots here, and is protected.
     Primary {
@@ -58,6 +61,8 @@ pub enum StartAs {
 pub struct ReplicationSettings {
     /// Who decides who may run alone.
     pub arbiter: Arc<dyn Arbiter>,
+    /// What tells this host from others with its name, if it has disks that it must be told apart for.
+    pub host: Option<String>,
     /// When epochs end, and when a silent peer is lost.
     pub policy: Policy,
     /// A separate path for heartbeats.
@@ -76,17 +81,27 @@ pub enum SettingsError {
     /// The arbiter's file cannot be used.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
+    /// It cannot be told which host this is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 impl NodeSettings {
-    /// A guest without a second copy.
+    /// A guest without a second copy. If an arbiter is named, it is asked whether the guest may run here: it may run
+    /// elsewhere, or have a copy there.
     ///
     /// # Errors
-    /// If the configuration does not fit.
+    /// If the configuration does not fit, or the arbiter's file cannot be used.
     pub fn unprotected(config: &Config) -> Result<Self, SettingsError> {
         let machine = config.machine(Start::Unprotected)?;
-        let drives = machine.drives.clone();
-        Self::new(config, Start::Unprotected, StartAs::Unprotected { drives })
+        let has_arbiter = config.replication.arbiter.is_some();
+        let start_as = StartAs::Unprotected {
+            drives: machine.drives,
+            claims: has_arbiter
+                .then(|| ReplicationSettings::new(config, Start::Unprotected))
+                .transpose()?,
+        };
+        Self::new(config, Start::Unprotected, start_as)
     }
 
     /// A guest that boots here, and is protected. `start_over`: even if a standby may have a copy of it, which is
@@ -96,7 +111,7 @@ impl NodeSettings {
     /// If the configuration names no arbiter or does not fit, or the arbiter's file cannot be used.
     pub fn primary(config: &Config, start_over: bool) -> Result<Self, SettingsError> {
         let start_as = StartAs::Primary {
-            replication: ReplicationSettings::new(&config.replication)?,
+            replication: ReplicationSettings::new(config, Start::Primary)?,
             start_over,
         };
         Self::new(config, Start::Primary, start_as)
@@ -108,7 +123,7 @@ impl NodeSettings {
     /// As [`NodeSettings::primary`], or if it is not said where to listen.
     pub fn standby(config: &Config) -> Result<Self, SettingsError> {
         let start_as = StartAs::Standby {
-            replication: ReplicationSettings::new(&config.replication)?,
+            replication: ReplicationSettings::new(config, Start::Standby)?,
             listen: config.replication.needed_listen()?.clone(),
         };
         Self::new(config, Start::Standby, start_as)
@@ -131,9 +146,27 @@ impl NodeSettings {
 }
 
 impl ReplicationSettings {
-    fn new(config: &ReplicationConfig) -> Result<Self, SettingsError> {
+    fn new(config: &Config, start: Start) -> Result<Self, SettingsError> {
+        let mut drives = config.machine.drives.iter();
+        let host = drives.find(|drive| drive.is_replicated());
+        let host = host.map(
+            |drive| match identity::of_host(&beside(&drive.map_path, "host")) {
+                // Its copy may be the only one: that counts for more than who ran the guest last.
+                Err(error) if start == Start::Standby => {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(
+                        cause,
+                        "{error}; if it takes over, it must not be stopped before that is mended"
+                    );
+                    Ok(identity::unkept())
+                }
+                host => host,
+            },
+        );
+        let config = &config.replication;
         Ok(Self {
             arbiter: Arc::new(FileArbiter::open(config.needed_arbiter()?)?),
+            host: host.transpose()?,
             policy: config.policy.clone(),
             heartbeat: config.heartbeat,
             backup: config.backup.clone(),

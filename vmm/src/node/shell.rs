@@ -98,8 +98,10 @@ impl Shell {
         self.room = Some(MetricsRoom::of(&machine));
         let (vm, node) = (settings.vm, settings.node);
         let figures = match settings.start_as {
-            StartAs::Unprotected { drives } => {
+            StartAs::Unprotected { drives, claims } => {
                 let figures = UnprotectedFigures::of(&machine, &vm, &node, &drives);
+                // Kept: to others the arbiter's lock shows that the guest runs here.
+                self.replicated = claims.map(|settings| Replicated { vm, node, settings });
                 self.run_unprotected(machine)?;
                 Figures::Unprotected(Arc::new(figures))
             }
@@ -140,9 +142,15 @@ impl Shell {
     }
 
     fn run_unprotected(&mut self, mut machine: Machine) -> Result<(), NodeError> {
-        // Images that are one of a pair note what changes, and one that is no whole copy is not run.
-        machine.disk_set().claim_images()?;
-        machine.start()?;
+        let machine = match &self.replicated {
+            Some(replicated) => replicated.run_alone(machine)?,
+            None => {
+                // Images that are one of a pair note what changes, and one that is no whole copy is not run.
+                machine.disk_set().claim_images()?;
+                machine.start()?;
+                machine
+            }
+        };
         tracing::debug!(cmdline = machine.cmdline(), "the guest's command line");
         self.work = Work::Unprotected(Box::new(machine));
         Ok(())
@@ -220,6 +228,8 @@ impl Shell {
                 RoleEnd::Failed { what }
             }
         };
+        // Whoever asked for this has been answered already: it may take long.
+        self.work.shut_down();
         // The machine goes before anybody is told that it has: its images are free then.
         let sources = self.handle.sources.lock().as_ref().map(Sources::freeze);
         *self.handle.sources.lock() = sources;

@@ -15,7 +15,10 @@ fn settings(machine: BuildMachine) -> NodeSettings {
             on_watchdog: OnWatchdog::Reset,
         },
         machine,
-        start_as: StartAs::Unprotected { drives: Vec::new() },
+        start_as: StartAs::Unprotected {
+            drives: Vec::new(),
+            claims: None,
+        },
     }
 }
 

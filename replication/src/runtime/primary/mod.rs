@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
-use super::arbitration::node_of;
+use super::arbitration::was_here;
 use super::capture::{CaptureJob, Capturer};
 use super::ended::Ended;
 use super::error::RuntimeError;
@@ -167,6 +167,21 @@ impl<M: Machine> PrimaryBuilder<M> {
         self.try_protect().map_err(|refused| refused.error)
     }
 
+    /// Claims the guest as [`PrimaryBuilder::protect`] does and runs it, but does not protect it. As
+    /// long as the returned value exists, nobody else is granted the guest.
+    ///
+    /// # Errors
+    /// If the arbiter refuses or cannot be asked, or the guest cannot be run.
+    pub fn run_alone(self) -> Result<Unprotected<M>, RuntimeError> {
+        let (settings, mut part) = (self.settings, self.part);
+        let arbiter = required(Side::Primary, "an arbiter", self.arbiter)?;
+        let reign = Box::new(part.claim(settings, arbiter)?);
+        Ok(Unprotected {
+            machine: part.machine.hand_on(),
+            reign,
+        })
+    }
+
     /// Like [`PrimaryBuilder::protect`], but gives back a machine that cannot be protected,
     /// unchanged: a running one keeps running.
     ///
@@ -275,7 +290,7 @@ fn claim_guest(
     // the guest.
     disks.check_whole()?;
     if disks.has_replicated() && claim == Claim::Start {
-        check_newest(arbiter.as_ref(), &settings.node)?;
+        check_newest(arbiter.as_ref(), &settings)?;
     }
     let reign = Reign::new(Side::Primary, settings, arbiter, Generation(0));
     match reign.arbiter.claim(claim, &reign.claimant)? {
@@ -293,10 +308,11 @@ fn claim_guest(
     }
 }
 
-/// Whether this node's own images can be the newest, that is, no other node ran the guest last.
-fn check_newest(arbiter: &dyn Arbiter, node: &str) -> Result<(), RuntimeError> {
+/// Whether this host's own images can be the newest, that is, no other host ran the guest last.
+fn check_newest(arbiter: &dyn Arbiter, settings: &Settings) -> Result<(), RuntimeError> {
     let (generation, holder) = arbiter.current()?;
-    if generation.0 == 0 || node_of(&holder) == node {
+    let host = settings.host.as_deref();
+    if generation.0 == 0 || was_here(&holder, &settings.node, host) {
         return Ok(());
     }
     Err(RuntimeError::OlderDisks { holder, generation })

@@ -43,8 +43,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a guest, unprotected. Of the `replication` section of a configuration only names, `control_socket`
-    /// and the disks' settings count.
+    /// Run a guest, unprotected.
+    ///
+    /// Of the `replication` section of a configuration only names, `arbiter`, `control_socket` and the disks' settings
+    /// count. With an arbiter, the guest runs only if it runs nowhere else and no standby has a copy of it.
     Run(RunArgs),
     /// Run a guest and protect it by a standby on another host.
     ///
@@ -137,6 +139,9 @@ pub(crate) struct RunArgs {
     /// Unix socket for `vmm status`, `stop` and `power-button`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
+    /// The arbiter's file of a guest that is protected at other times.
+    #[arg(long, value_name = "FILE")]
+    arbiter: Option<PathBuf>,
 }
 
 /// A VM and its other copy.
@@ -299,6 +304,7 @@ impl RunArgs {
     pub(crate) fn load(self) -> Result<Config> {
         let replication = Replication {
             control_socket: self.control,
+            arbiter: self.arbiter,
             ..Replication::default()
         };
         load(self.vm, replication)
@@ -345,23 +351,24 @@ fn list<T>(specs: &[String], read: fn(usize, &str) -> Result<T>) -> Result<Optio
 }
 
 fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface> {
-    let mut interface = NetworkInterface {
-        iface_id: Some(format!("net{number}")),
-        ..NetworkInterface::default()
-    };
+    let mut interface = NetworkInterface::default();
     for part in spec.split(',') {
-        match part.split_once('=') {
-            Some(("tap", name)) => interface.host_dev_name = Some(name.into()),
-            Some(("socket", path)) => interface.socket_path = Some(path.into()),
-            Some(("mac", mac)) => interface.guest_mac = Some(mac.into()),
-            Some(("id", id)) => interface.iface_id = Some(id.into()),
-            Some(("offload", "on")) => interface.offload = Some(true),
-            Some(("offload", "off")) => interface.offload = Some(false),
+        let is_first = match part.split_once('=') {
+            Some(("tap", name)) => interface.host_dev_name.replace(name.into()).is_none(),
+            Some(("socket", path)) => interface.socket_path.replace(path.into()).is_none(),
+            Some(("mac", mac)) => interface.guest_mac.replace(mac.into()).is_none(),
+            Some(("id", id)) => interface.iface_id.replace(id.into()).is_none(),
+            Some(("offload", "on")) => interface.offload.replace(true).is_none(),
+            Some(("offload", "off")) => interface.offload.replace(false).is_none(),
             _ => bail!(
                 "--net: {part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
             ),
+        };
+        if !is_first {
+            bail!("--net: {spec:?} says twice what {part:?} says");
         }
     }
+    (interface.iface_id).get_or_insert_with(|| format!("net{number}"));
     Ok(interface)
 }
 
@@ -473,6 +480,14 @@ mod tests {
         assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
         let error = loaded(&["--net", "tapp=tap0"]).unwrap_err().to_string();
         assert!(error.contains("tap=NAME"), "{error}");
+        for twice in [
+            "tap=a,tap=b",
+            "tap=a,offload=on,offload=off",
+            "tap=a,id=a,id=b",
+        ] {
+            let error = loaded(&["--net", twice]).unwrap_err().to_string();
+            assert!(error.contains("says twice"), "{error}");
+        }
         let error = loaded(&["--heartbeat", "7001"]).unwrap_err().to_string();
         assert!(error.contains("LOCAL_ADDRESS"), "{error}");
     }

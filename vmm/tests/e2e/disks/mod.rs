@@ -3,7 +3,7 @@
 
 mod ends;
 mod failures;
-mod hosts;
+pub(crate) mod hosts;
 mod moments;
 mod refusals;
 mod replicated;
