@@ -27,6 +27,9 @@ pub struct OutputCounts {
     pub frames_repeated: u64,
     /// How often a device was refused because the gate was full.
     pub refusals: u64,
+    /// Bytes of consoles that could not be written, for example to a full file system.
+    #[serde(default)]
+    pub console_bytes_lost: u64,
 }
 
 #[derive(Default)]
@@ -60,7 +63,7 @@ impl Counters {
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn read(&self, held_bytes: u64) -> OutputCounts {
+    pub(super) fn read(&self, held_bytes: u64, console_bytes_lost: u64) -> OutputCounts {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         OutputCounts {
             held_bytes,
@@ -72,6 +75,7 @@ impl Counters {
             bytes_dropped: get(&self.dropped.bytes),
             frames_repeated: get(&self.frames_repeated),
             refusals: get(&self.refusals),
+            console_bytes_lost,
         }
     }
 }

@@ -18,6 +18,9 @@ pub enum SendError {
     /// The backend takes no more frames at the moment.
     #[error("the network backend is full")]
     Busy,
+    /// The interface behind the backend is switched off.
+    #[error("the network interface is down")]
+    Down,
     /// The backend is closed for good.
     #[error("the network backend is closed")]
     Closed,
@@ -38,6 +41,7 @@ pub trait ConsoleSink: Send {
     /// Appends `bytes`, which begin `position` bytes after the guest's first.
     ///
     /// # Errors
-    /// If they cannot be written. They are lost then.
+    /// If they cannot be written. They are lost then, but for storage that is full
+    /// ([`StorageFull`](io::ErrorKind::StorageFull)): that gets them again a little later.
     fn append(&mut self, position: u64, bytes: &[u8]) -> io::Result<()>;
 }

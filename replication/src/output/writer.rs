@@ -5,10 +5,14 @@
 //!
 //! Every byte has a position, counted from the guest's first. The thread leaves out what the sink
 //! already has. This makes a repeated epoch harmless.
+//!
+//! Storage that is full gets the bytes once it has room, as long as few wait. Beyond that they are
+//! lost and counted: a guest must not stand still because its console's file system is full.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -19,12 +23,18 @@ use super::sink::ConsoleSink;
 
 /// Consecutive bytes are written together up to this size.
 const RUN_BYTES_MAX: usize = 64 << 10;
+/// Pause before storage that is full is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(500);
 
 /// A console's queue and the thread behind it.
 pub(super) struct ConsoleWriter {
     queue: Mutex<Queue>,
     changed: Condvar,
     waker: Waker,
+    /// With more bytes than this, none of them wait for storage that is full. Far below the limit
+    /// from which the guest is slowed.
+    patient_bytes_max: usize,
+    lost_bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -46,11 +56,14 @@ impl ConsoleWriter {
         device: u16,
         sink: Box<dyn ConsoleSink>,
         waker: Waker,
+        bytes_max: usize,
     ) -> io::Result<Arc<Self>> {
         let writer = Arc::new(Self {
             queue: Mutex::new(Queue::default()),
             changed: Condvar::new(),
             waker,
+            patient_bytes_max: bytes_max / 4,
+            lost_bytes: AtomicU64::new(0),
         });
         let thread = Arc::clone(&writer);
         std::thread::Builder::new()
@@ -76,6 +89,11 @@ impl ConsoleWriter {
         }
         drop(queue);
         self.changed.notify_all();
+    }
+
+    /// Bytes that could not be written.
+    pub(super) fn lost_bytes(&self) -> u64 {
+        self.lost_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn queued_bytes(&self) -> usize {
@@ -116,16 +134,58 @@ impl ConsoleWriter {
     }
 
     fn write_all_runs(&self, device: u16, mut sink: Box<dyn ConsoleSink>) {
-        let mut failures: u64 = 0;
+        let mut is_failing = false;
         while let Some((position, run)) = self.next_run() {
-            if let Err(error) = append_missing(sink.as_mut(), position, &run) {
-                failures += 1;
-                if failures.is_power_of_two() {
-                    tracing::warn!(device, failures, %error, "console output lost");
-                }
-            }
+            self.write_run(device, sink.as_mut(), position, &run, &mut is_failing);
             self.written(run.len());
         }
+    }
+
+    /// Writes a run, or counts what of it is lost.
+    fn write_run(
+        &self,
+        device: u16,
+        sink: &mut dyn ConsoleSink,
+        position: u64,
+        run: &[u8],
+        is_failing: &mut bool,
+    ) {
+        loop {
+            let error = match append_missing(sink, position, run) {
+                Ok(()) => {
+                    if std::mem::take(is_failing) {
+                        let lost_bytes = self.lost_bytes();
+                        tracing::info!(device, lost_bytes, "the console is written again");
+                    }
+                    return;
+                }
+                Err(error) => error,
+            };
+            if !std::mem::replace(is_failing, true) {
+                tracing::warn!(device, %error, "the console cannot be written");
+            }
+            let is_full = matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+            if !is_full || !self.wait_for_storage() {
+                let has = sink.position().ok().flatten().unwrap_or(position);
+                let lost = (run.len() as u64).saturating_sub(has.saturating_sub(position));
+                self.lost_bytes.fetch_add(lost, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// Waits before storage that is full is tried again. False if too much waits already, or
+    /// nothing may.
+    fn wait_for_storage(&self) -> bool {
+        let may_wait = |queue: &Queue| !queue.is_closed && queue.bytes <= self.patient_bytes_max;
+        let mut queue = self.queue.lock();
+        let _ = self
+            .changed
+            .wait_while_for(&mut queue, |queue| may_wait(queue), FULL_RETRY);
+        may_wait(&queue)
     }
 
     fn next_run(&self) -> Option<(u64, BytesMut)> {

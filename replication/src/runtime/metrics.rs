@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use parking_lot::{Mutex, MutexGuard};
 use understudy_transport::LinkCounters;
 
+use super::alarms::{Alarms, Topic};
 use super::events::{EventKind, EventSource, Events};
 use super::status::{
     DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
@@ -32,6 +33,7 @@ pub(super) struct Metrics(Arc<Mutex<Inner>>);
 struct Inner {
     status: Status,
     events: EventSource,
+    alarms: Alarms,
     pause_us: Histogram<u64>,
     ack_us: Histogram<u64>,
     dirty_pages: Histogram<u64>,
@@ -67,6 +69,7 @@ impl Metrics {
                 ..Status::default()
             },
             events: EventSource::new(),
+            alarms: Alarms::default(),
             pause_us: histogram(),
             ack_us: histogram(),
             dirty_pages: histogram(),
@@ -88,12 +91,12 @@ impl Metrics {
         self.lock().status.generation = generation.0;
         let text =
             format!("the backup is lost ({cause}); the guest goes on unprotected as {generation}");
-        self.raise(text, EventKind::GoingAlone { cause });
+        self.raise(Topic::Peer, text, EventKind::GoingAlone { cause });
     }
 
     /// Another side owns the guest.
     pub(super) fn fenced(&self, reason: String) {
-        self.raise(reason.clone(), EventKind::Fenced { reason });
+        self.raise(Topic::Peer, reason.clone(), EventKind::Fenced { reason });
     }
 
     /// Also counts what goes over a new link.
@@ -125,6 +128,7 @@ impl Metrics {
         let inner = self.lock();
         let mut status = inner.status.clone();
         status.link = status.link + inner.link.snapshot();
+        status.alarm = inner.alarms.text();
         status.pause_us = percentiles(&inner.pause_us);
         status.ack_us = percentiles(&inner.ack_us);
         status.dirty_pages = percentiles(&inner.dirty_pages);
@@ -145,13 +149,13 @@ impl Metrics {
         }
         status.generation = generation.0;
         status.epoch = epoch.0;
-        if protected && !status.protected {
-            // What went wrong before has been repaired.
-            status.alarm = None;
-        }
         let before = std::mem::replace(&mut status.protected, protected);
         match (before, protected) {
-            (false, true) => inner.tell(EventKind::Protected),
+            (false, true) => {
+                // What went wrong before has been repaired.
+                inner.alarms.all_over();
+                inner.tell(EventKind::Protected);
+            }
             (true, false) => inner.tell(EventKind::Unprotected),
             _ => {}
         }
@@ -173,14 +177,20 @@ impl Metrics {
         self.lock().status.ending = awaits.map(str::to_owned);
     }
 
-    /// Raises an alarm that has no event of its own.
-    pub(super) fn alarm(&self, text: String) {
-        self.raise(text.clone(), EventKind::Alarm(text));
+    /// Raises an alarm that has no event of its own. It stands until [`Metrics::over`], or until the
+    /// guest is protected anew.
+    pub(super) fn alarm(&self, topic: Topic, text: String) {
+        self.raise(topic, text.clone(), EventKind::Alarm(text));
+    }
+
+    /// What a topic's alarm was about is over.
+    pub(super) fn over(&self, topic: Topic) {
+        self.lock().alarms.over(topic);
     }
 
     /// For the log, for readers of the status, and for listeners. An alarm that is raised again
     /// within a second is only for readers of the status.
-    fn raise(&self, text: String, kind: EventKind) {
+    fn raise(&self, topic: Topic, text: String, kind: EventKind) {
         let mut inner = self.lock();
         let line = match &kind {
             EventKind::Alarm(text) => inner.log.line(text),
@@ -191,7 +201,7 @@ impl Metrics {
             Some(left_out) => tracing::warn!(left_out, "{text}"),
             None => {}
         }
-        inner.status.alarm = Some(text);
+        inner.alarms.raise(topic, text);
         if line.is_some() {
             inner.tell(kind);
         }
@@ -315,6 +325,8 @@ impl Metrics {
     pub(super) fn promoted(&self, figures: FailoverFigures, failed_at: Option<Instant>) {
         let mut inner = self.lock();
         inner.status.side = Side::Primary;
+        // Those were a standby's.
+        inner.alarms.all_over();
         inner.status.generation = figures.generation;
         inner.tell(EventKind::Promoted {
             epoch: EpochId(figures.epoch),
@@ -372,6 +384,7 @@ mod tests {
     #[test]
     fn a_standby_that_took_over_is_the_primary() {
         let metrics = Metrics::new(Side::Standby, "vm", "node");
+        metrics.alarm(Topic::Arbiter, "no answer, so no promotion".into());
         metrics.promoted(
             FailoverFigures {
                 cause: "test".into(),
@@ -387,6 +400,7 @@ mod tests {
             Some(Instant::now()),
         );
         assert_eq!(metrics.status().side, Side::Primary);
+        assert_eq!(metrics.status().alarm, None, "it has been promoted");
         metrics.set_phase("protected", Generation(2), EpochId(8), true);
         let failover = metrics.status().failover.unwrap();
         assert!(failover.repair_ms.is_some(), "{failover:?}");
@@ -419,14 +433,22 @@ mod tests {
     fn an_alarm_is_over_once_the_guest_is_protected_anew() {
         let metrics = Metrics::new(Side::Primary, "vm", "node");
         let phase = |protected| metrics.set_phase("any", Generation(1), EpochId(1), protected);
-        metrics.alarm("no standby".into());
+        metrics.alarm(Topic::Peer, "no standby".into());
         phase(false);
         assert!(metrics.status().alarm.is_some());
         phase(true);
         assert_eq!(metrics.status().alarm, None);
-        metrics.alarm("a disk".into());
+        metrics.alarm(Topic::Disks, "a disk".into());
+        metrics.alarm(Topic::Arbiter, "no answer".into());
         phase(true);
-        assert!(metrics.status().alarm.is_some(), "protected all the time");
+        let alarm = metrics.status().alarm;
+        assert_eq!(
+            alarm.as_deref(),
+            Some("a disk; no answer"),
+            "protected all the time"
+        );
+        metrics.over(Topic::Arbiter);
+        assert_eq!(metrics.status().alarm.as_deref(), Some("a disk"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! driver does steps ⑥ to ⑧, except for disks, which the *disks* thread writes. A driver's calls to
 //! the arbiter may block, so each gets a thread of its own.
 
+mod alarms;
 mod arbitration;
 mod capture;
 mod clock;

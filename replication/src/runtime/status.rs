@@ -125,7 +125,7 @@ pub struct Status {
     /// What the last output of a guest that has ended waits for.
     #[serde(default)]
     pub ending: Option<String>,
-    /// The last thing that went wrong since the guest last became protected.
+    /// What is wrong now, as far as this side knows. What has been repaired is not in it.
     pub alarm: Option<String>,
 }
 

@@ -19,7 +19,7 @@ pub struct GuestStatus {
     /// How often it was started over in place.
     pub restarts: u64,
     /// The last thing about it that a person should know: a panic, a crash, a watchdog that fired, restarts in
-    /// a row.
+    /// a row. Over once the guest was started over and has run for a while.
     pub alarm: Option<String>,
 }
 

@@ -61,7 +61,7 @@ fn a_full_disk_under_the_consoles_harms_neither_guest_nor_failover() {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let console = full.join("console").display().to_string();
     let mut cluster = TestCluster::start_with(&program, &["--console", &console]);
-    await_log(&cluster.local.primary, "console output lost", 1);
+    await_log(&cluster.local.primary, "the console cannot be written", 1);
     cluster.local.primary.kill().unwrap();
     cluster.local.await_promotion(DEADLINE).unwrap();
     cluster.await_progress("clients of the promoted guest");

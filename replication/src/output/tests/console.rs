@@ -1,6 +1,8 @@
 //! Consoles that are slower than their guests.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -60,4 +62,86 @@ fn a_slow_console_slows_its_guest_and_loses_nothing() {
         std::thread::yield_now();
     }
     assert!(tty.has_room());
+}
+
+/// A console in a file system with room for so many bytes.
+#[derive(Clone)]
+struct SmallDisk {
+    room: Arc<AtomicUsize>,
+    attempts: Arc<AtomicUsize>,
+    screen: MemoryConsole,
+}
+
+impl SmallDisk {
+    fn new(room: usize) -> Self {
+        Self {
+            room: Arc::new(AtomicUsize::new(room)),
+            attempts: Arc::default(),
+            screen: MemoryConsole::default(),
+        }
+    }
+
+    fn await_attempts(&self, number: usize) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.attempts.load(Ordering::Acquire) < number {
+            assert!(Instant::now() < deadline, "the console is not written");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl ConsoleSink for SmallDisk {
+    fn position(&mut self) -> io::Result<Option<u64>> {
+        self.screen.position()
+    }
+
+    fn append(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        self.attempts.fetch_add(1, Ordering::AcqRel);
+        let fits = bytes.len().min(self.room.load(Ordering::Acquire));
+        self.room.fetch_sub(fits, Ordering::AcqRel);
+        self.screen.append(position, &bytes[..fits])?;
+        match fits == bytes.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+}
+
+#[test]
+fn a_console_on_a_full_disk_gets_its_lines_once_there_is_room() {
+    let (gate, disk) = (OutputGate::default(), SmallDisk::new(4));
+    let tty = gate.add_console(Box::new(disk.clone()), || ()).unwrap();
+    tty.write(b"one\n").unwrap();
+    tty.write(b"two\n").unwrap();
+    disk.await_attempts(2);
+    tty.write(b"three\n").unwrap();
+    disk.room.store(1 << 20, Ordering::Release);
+    assert_eq!(shown(&gate, &disk.screen), "one\ntwo\nthree\n");
+    assert_eq!(gate.counts().console_bytes_lost, 0);
+}
+
+#[test]
+fn a_full_disk_does_not_stop_the_guest_and_what_is_lost_is_counted() {
+    let (gate, disk) = (
+        OutputGate::new(GateLimits {
+            console_bytes_max: 4000,
+            ..GateLimits::default()
+        }),
+        SmallDisk::new(10),
+    );
+    let tty = gate.add_console(Box::new(disk.clone()), || ()).unwrap();
+    // Many times what may wait.
+    for _ in 0..400 {
+        let deadline = Instant::now() + DEADLINE;
+        while !tty.has_room() {
+            assert!(Instant::now() < deadline, "the guest stands still");
+            std::thread::yield_now();
+        }
+        tty.write(&[b'x'; 100]).unwrap();
+    }
+    gate.shut();
+    let written = disk.screen.contents().len() as u64;
+    assert_eq!(written, 10);
+    let lost = gate.counts().console_bytes_lost;
+    assert!((30_000..=40_000 - written).contains(&lost), "{lost}");
 }

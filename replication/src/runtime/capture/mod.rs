@@ -182,9 +182,9 @@ impl<M: Machine> Capturer<M> {
                     // This does not fail the session: the next epoch captures the guest as it is
                     // now.
                     if let Err(error) = self.machine.reset() {
+                        // The machine tells its own listeners; its guest ends by that.
                         let error = causes(&error);
-                        self.metrics
-                            .alarm(format!("the guest cannot be started over: {error}"));
+                        tracing::warn!("the guest cannot be started over: {error}");
                     }
                     Ok(())
                 }

@@ -26,6 +26,7 @@ use crate::ids::Generation;
 use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::ports::PrimaryDisks;
+use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
@@ -181,7 +182,7 @@ impl Driver {
                 let link_down = matches!(input, PrimaryInput::LinkDown { .. });
                 let now = self.clock.now();
                 for effect in self.core.handle(now, input) {
-                    self.perform(effect, self.clock.origin + now).await;
+                    self.perform(effect, now).await;
                 }
                 if link_down {
                     self.close_session().await;
@@ -286,7 +287,10 @@ impl Driver {
             // This is not the guest's end. The standby must take over, so it is told nothing.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(request) => self.requested(request, inputs),
-            Happened::Answered(Ok(verdict)) => inputs.push_back(PrimaryInput::Verdict(verdict)),
+            Happened::Answered(Ok(verdict)) => {
+                self.metrics.over(Topic::Arbiter);
+                inputs.push_back(PrimaryInput::Verdict(verdict));
+            }
             Happened::Answered(Err(error)) => {
                 self.no_answer(&error);
                 inputs.push_back(PrimaryInput::ArbiterUnavailable);
@@ -348,7 +352,8 @@ impl Driver {
         } else {
             "no answer, so nothing is decided"
         };
-        self.metrics.alarm(format!("{what}: {}", causes(error)));
+        let what = format!("{what}: {}", causes(error));
+        self.metrics.alarm(Topic::Arbiter, what);
     }
 
     /// Sets another backup or none. The present one is dismissed.
@@ -372,7 +377,10 @@ impl Driver {
                 inputs.push_back(input);
             }
             CaptureEvent::Session(_) => {}
-            CaptureEvent::Opened => inputs.push_back(PrimaryInput::Opened),
+            CaptureEvent::Opened => {
+                self.metrics.over(Topic::Disks);
+                inputs.push_back(PrimaryInput::Opened);
+            }
             CaptureEvent::StillHeld { generation, error } => {
                 still_held(generation, &error, self.jobs.clone(), &self.metrics);
             }
@@ -462,7 +470,7 @@ impl Driver {
         self.order(CaptureJob::Detach);
     }
 
-    async fn perform(&mut self, effect: PrimaryEffect, decided: std::time::Instant) {
+    async fn perform(&mut self, effect: PrimaryEffect, decided: Duration) {
         match effect {
             PrimaryEffect::Send(message) => {
                 if let Some(session) = &mut self.session {
@@ -492,7 +500,9 @@ impl Driver {
                 // If this side stalled for longer than this during the release, the core would have
                 // a doubt.
                 let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
-                if !self.setup.gate.release(epoch, decided + patience) {
+                let clock = self.clock;
+                let is_in_time = || clock.now() <= decided + patience;
+                if !self.setup.gate.release(epoch, is_in_time) {
                     tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
                 }
                 self.metrics.acked(epoch);
@@ -532,8 +542,12 @@ impl Driver {
 
     fn not_connected(&mut self, why: &str) {
         if self.retry.failed(why) {
-            self.metrics
-                .alarm(format!("no standby, the guest runs unprotected: {why}"));
+            // A guest that was protected does not run on without one before the arbiter has said so.
+            let what = match self.core.phase() {
+                PrimaryPhase::Protected | PrimaryPhase::Claiming => "no standby any more",
+                _ => "no standby, the guest runs unprotected",
+            };
+            self.metrics.alarm(Topic::Peer, format!("{what}: {why}"));
         }
     }
 

@@ -13,6 +13,7 @@ use crate::causes::causes;
 use crate::core::primary::PrimaryInput;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{DiskError, PrimaryDisks};
+use crate::runtime::alarms::Topic;
 use crate::runtime::capture::CaptureJob;
 use crate::runtime::metrics::Metrics;
 
@@ -82,7 +83,10 @@ impl SharedDisks {
     pub(super) fn input(&self, written: DisksWritten, metrics: &Metrics) -> Option<PrimaryInput> {
         let DisksWritten { session, epoch, .. } = written;
         match written.outcome {
-            Outcome::Written => return Some(PrimaryInput::DisksWritten { epoch }),
+            Outcome::Written => {
+                metrics.over(Topic::Disks);
+                return Some(PrimaryInput::DisksWritten { epoch });
+            }
             Outcome::TryAgain => self.write(session, epoch),
             Outcome::Failed(error) => {
                 refused(metrics, &error);
@@ -124,7 +128,6 @@ pub(super) fn still_held(
 }
 
 fn refused(metrics: &Metrics, error: &str) {
-    metrics.alarm(format!(
-        "the guest's output is held until its shared disks can be written: {error}"
-    ));
+    let what = format!("the guest's output is held until its shared disks can be written: {error}");
+    metrics.alarm(Topic::Disks, what);
 }

@@ -20,6 +20,7 @@ use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{DiskError, Machine, PageMemory};
+use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
@@ -60,7 +61,7 @@ pub(super) struct Driver<M: Machine> {
     /// Last sign of life of the primary, on any path.
     last_contact: Instant,
     /// When this side first claimed the guest.
-    detected: Option<(Instant, u64)>,
+    detected: Option<Detected>,
     ended: Option<Ended>,
     /// No connection is accepted before this.
     accept_at: tokio::time::Instant,
@@ -77,6 +78,26 @@ enum Happened {
     Heard(Generation),
     Heartbeat,
     Timer,
+}
+
+/// The moment at which the primary counted as lost.
+#[derive(Debug, Clone, Copy)]
+struct Detected {
+    at: Instant,
+    monotonic_ns: u64,
+    /// The primary's last sign of life before. One that comes later, as with a promotion that was
+    /// asked for, belongs to no outage.
+    last_contact: Instant,
+}
+
+impl Detected {
+    fn now(last_contact: Instant) -> Self {
+        Self {
+            at: Instant::now(),
+            monotonic_ns: monotonic_ns(),
+            last_contact,
+        }
+    }
 }
 
 enum Ended {
@@ -273,10 +294,10 @@ impl<M: Machine> Driver<M> {
             }
             Happened::Requested(Some(Request::Promote)) => {
                 if self.core.phase() != BackupPhase::Standby {
-                    self.metrics.alarm(format!(
-                        "cannot be promoted while {}: there is no whole copy to go on from",
-                        self.core.phase().name()
-                    ));
+                    let phase = self.core.phase().name();
+                    tracing::warn!(
+                        "cannot be promoted while {phase}: there is no whole copy to go on from"
+                    );
                 }
                 inputs.push_back(BackupInput::PromotionWanted);
             }
@@ -286,10 +307,13 @@ impl<M: Machine> Driver<M> {
                 }
                 self.ended = Some(Ended::Stopped);
             }
-            Happened::Answered(Ok(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
+            Happened::Answered(Ok(verdict)) => {
+                self.metrics.over(Topic::Arbiter);
+                inputs.push_back(BackupInput::Verdict(verdict));
+            }
             Happened::Answered(Err(error)) => {
-                self.metrics
-                    .alarm(format!("no answer, so no promotion: {}", causes(&error)));
+                let what = format!("no answer, so no promotion: {}", causes(&error));
+                self.metrics.alarm(Topic::Arbiter, what);
                 inputs.push_back(BackupInput::ArbiterUnavailable);
             }
             Happened::Heard(generation) => {
@@ -326,14 +350,14 @@ impl<M: Machine> Driver<M> {
             DiskEvent::Idle => {}
             DiskEvent::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
-                    self.metrics
-                        .alarm(format!("the copy cannot be kept: {error}"));
+                    let what = format!("the copy cannot be kept: {error}");
+                    self.metrics.alarm(Topic::Disks, what);
                 }
                 inputs.push_back(BackupInput::Persisted { ticket, outcome });
             }
             DiskEvent::Failed(error) => {
-                self.metrics
-                    .alarm(format!("the copy cannot be kept: {error}"));
+                let what = format!("the copy cannot be kept: {error}");
+                self.metrics.alarm(Topic::Disks, what);
                 inputs.push_back(BackupInput::DisksFailed { error });
             }
         }
@@ -428,12 +452,12 @@ impl<M: Machine> Driver<M> {
                 self.disks.persist(ticket, epoch);
             }
             BackupEffect::Discarded { epoch, why } => {
-                self.metrics
-                    .alarm(format!("discarded {epoch} whole: {why}"));
+                let what = format!("discarded {epoch} whole: {why}");
+                self.metrics.alarm(Topic::Peer, what);
             }
             BackupEffect::Claim(generation) => {
-                self.detected
-                    .get_or_insert_with(|| (Instant::now(), monotonic_ns()));
+                let detected = Detected::now(self.last_contact);
+                self.detected.get_or_insert(detected);
                 self.arbitration.ask(Question::Claim(generation));
             }
             BackupEffect::Promote {
@@ -448,9 +472,8 @@ impl<M: Machine> Driver<M> {
                 });
             }
             BackupEffect::Reset { reason } => {
-                self.metrics.alarm(format!(
-                    "the copy is given up: {reason}; waiting for a primary"
-                ));
+                let what = format!("the copy is given up: {reason}; waiting for a primary");
+                self.metrics.alarm(Topic::Peer, what);
                 self.detected = None;
                 self.disks.abandon();
                 self.memory.clear()?;
@@ -474,7 +497,7 @@ impl<M: Machine> Driver<M> {
             // The wait may be long; the log needs it only once.
             if waits_for != what {
                 what.clone_into(&mut waits_for);
-                metrics.alarm(format!("the promotion waits: {what}"));
+                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
             }
             !is_stop_asked(&mut self.requests)
         });
@@ -493,16 +516,22 @@ impl<M: Machine> Driver<M> {
         self.machine.gate().repeat(self.core.committed_output());
         self.machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
-        let (detected, detected_ns) = self.detected.unwrap_or((running, running_ns));
+        let detected = self.detected.unwrap_or(Detected {
+            at: running,
+            monotonic_ns: running_ns,
+            last_contact: self.last_contact,
+        });
+        let reaction = detected.at.duration_since(detected.last_contact);
+        let recovery = running.duration_since(detected.at);
         let figures = FailoverFigures {
             cause,
             generation: generation.0,
             epoch: epoch.0,
-            reaction_ms: milliseconds(detected.duration_since(self.last_contact)),
-            recovery_ms: milliseconds(running.duration_since(detected)),
-            outage_ms: milliseconds(running.duration_since(self.last_contact)),
+            reaction_ms: milliseconds(reaction),
+            recovery_ms: milliseconds(recovery),
+            outage_ms: milliseconds(reaction + recovery),
             repair_ms: None,
-            detected_monotonic_ns: detected_ns,
+            detected_monotonic_ns: detected.monotonic_ns,
             running_monotonic_ns: running_ns,
         };
         tracing::warn!(
@@ -514,7 +543,7 @@ impl<M: Machine> Driver<M> {
             outage_ms = figures.outage_ms,
             "failover: this side runs the guest now"
         );
-        self.metrics.promoted(figures, Some(self.last_contact));
+        self.metrics.promoted(figures, Some(detected.last_contact));
         self.metrics.set_phase("promoted", generation, epoch, false);
         Ok(Outcome::Promoted(Promoted {
             machine: self.machine.hand_on(),

@@ -104,6 +104,8 @@ pub(super) struct NodeCore {
     pace: Pace,
     /// When the guest that stands still is to be started over.
     restart_at: Option<Duration>,
+    /// When a guest that was started over will have run for so long that what was wrong before is over.
+    steady_at: Option<Duration>,
     /// Why the guest ends: from then on nothing that becomes of it leads to anything else.
     ending: Option<Ended>,
     /// The standby was told to stop. It ends, also if it is promoted first.
@@ -123,6 +125,7 @@ impl NodeCore {
             guest: GuestStatus::default(),
             pace: Pace::default(),
             restart_at: None,
+            steady_at: None,
             ending: None,
             is_stopping_standby: false,
             before_promotion: Vec::new(),
@@ -142,7 +145,7 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is due, in time since the node's start.
     pub(super) fn next_timer(&self) -> Option<Duration> {
-        self.restart_at
+        self.restart_at.or(self.steady_at)
     }
 
     /// What follows from something that happened.
@@ -212,6 +215,7 @@ impl NodeCore {
     fn end(&mut self, why: Ended) {
         self.ending.get_or_insert(why);
         self.restart_at = None;
+        self.steady_at = None;
     }
 
     fn promoted(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -260,11 +264,16 @@ impl NodeCore {
     }
 
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.restart_at.is_none() && self.steady_at.is_some_and(|at| at <= now) {
+            self.steady_at = None;
+            self.guest.alarm = None;
+        }
         if self.restart_at.is_none_or(|at| now < at) {
             return;
         }
         self.restart_at = None;
         self.pace.started(now);
+        self.steady_at = Some(now + pace::STEADY);
         self.guest.restarts += 1;
         self.tell(EventKind::GuestRestarted, effects);
         effects.push(Effect::RestartGuest);
@@ -386,6 +395,7 @@ impl NodeCore {
     fn tell(&mut self, what: EventKind, effects: &mut Vec<Effect>) {
         if what.is_about_guests_health() {
             self.guest.alarm = Some(what.to_string());
+            self.steady_at = None;
         }
         effects.push(Effect::Tell(what));
     }

@@ -149,6 +149,12 @@ fn a_guest_in_a_loop_waits_for_its_timer_and_a_person_hears_of_it() {
     assert!(alarm.contains("it has to wait 1 s"), "{alarm}");
     assert_eq!(deeds(core.input(due, Input::Timer)), [Effect::RestartGuest]);
     assert_eq!(core.guest.restarts, 4);
+    // Once it has run for a while, that is the past.
+    assert!(core.guest.alarm.is_some(), "it has only just been started");
+    let steady = core.next_timer().unwrap();
+    assert_eq!(steady, due + pace::STEADY);
+    core.input(steady, Input::Timer);
+    assert_eq!((core.guest.alarm.clone(), core.next_timer()), (None, None));
 }
 
 #[test]

@@ -81,8 +81,19 @@ impl ConsoleSink for ConsoleFile {
             Content::ByLength => &bytes[self.present(position, bytes.len())?..],
             Content::Bytes(_) => bytes,
         };
-        self.file.write_all(missing)?;
-        self.content = Content::Bytes(position.saturating_add(bytes.len() as u64));
+        let end = position.saturating_add(bytes.len() as u64);
+        let mut rest = missing;
+        // A full file system takes a part: what is in the file must not be written again.
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            self.content = Content::Bytes(end - rest.len() as u64);
+        }
+        self.content = Content::Bytes(end);
         Ok(())
     }
 }

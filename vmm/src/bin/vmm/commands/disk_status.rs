@@ -1,17 +1,35 @@
 //! What `vmm status` says of disks, for a person: a line for each.
 
-use understudy_vmm::node::{DiskStatus, DiskSync, DisksStatus, Side, Status};
+use understudy_vmm::node::{BlkCounters, DiskStatus, DiskSync, DisksStatus, Named, Side, Status};
 
 /// A line for each disk, behind its name.
-pub(super) fn lines(status: &Status) -> Vec<(String, String)> {
+pub(super) fn lines(status: &Status, counted: &[Named<BlkCounters>]) -> Vec<(String, String)> {
     let disks = status.disks.disks.iter().enumerate();
     disks
-        .map(|(number, disk)| (disk.name.clone(), line(status, number, disk)))
+        .map(|(number, disk)| {
+            let line = line(status, number, disk) + &failing(disk, counted);
+            (disk.name.clone(), line)
+        })
         .collect()
 }
 
+/// What the disk on this host has done to the guest; nothing if it works.
+fn failing(disk: &DiskStatus, counted: &[Named<BlkCounters>]) -> String {
+    let counted = counted.iter().find(|blk| blk.device == disk.name);
+    match counted.map_or(0, |blk| blk.counters.failures) {
+        0 => String::new(),
+        1 => "; FAILING: it has failed a request of the guest on this host".into(),
+        failures => {
+            format!("; FAILING: it has failed {failures} requests of the guest on this host")
+        }
+    }
+}
+
 /// The same for a guest that runs unprotected.
-pub(super) fn run_lines(disks: &DisksStatus) -> Vec<(String, String)> {
+pub(super) fn run_lines(
+    disks: &DisksStatus,
+    counted: &[Named<BlkCounters>],
+) -> Vec<(String, String)> {
     let state = |disk: &DiskStatus| match (disk.mode.as_str(), disks.marked_bytes) {
         ("local", _) => "one image, no second copy".into(),
         ("readonly", _) => "never written".into(),
@@ -23,7 +41,13 @@ pub(super) fn run_lines(disks: &DisksStatus) -> Vec<(String, String)> {
     };
     (disks.disks.iter())
         .map(|disk| {
-            let line = format!("{}, {}, {}", disk.mode, mib(disk.bytes), state(disk));
+            let failing = failing(disk, counted);
+            let line = format!(
+                "{}, {}, {}{failing}",
+                disk.mode,
+                mib(disk.bytes),
+                state(disk)
+            );
             (disk.name.clone(), line)
         })
         .collect()
@@ -40,6 +64,7 @@ fn line(status: &Status, number: usize, disk: &DiskStatus) -> String {
 fn shared(status: &Status) -> String {
     match (status.side, status.protected) {
         (Side::Primary, true) => "writes are held until the standby has their epoch",
+        (Side::Primary, false) if super::is_undecided(status) => "writes are held, NOT protected",
         (Side::Primary, false) => "written at once, NOT protected",
         (Side::Standby, true) => "written by the primary",
         (Side::Standby, false) => "not in use here",
@@ -109,6 +134,31 @@ fn mib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_fails_the_guest_is_said_to_although_its_copy_is_in_sync() {
+        let disk = DiskStatus {
+            name: "data".into(),
+            mode: "replicated".into(),
+            bytes: 1 << 20,
+        };
+        let mut status = Status {
+            protected: true,
+            ..Status::default()
+        };
+        status.disks.disks = vec![disk];
+        let mut counted = Named::<BlkCounters> {
+            device: "data".into(),
+            ..Named::default()
+        };
+        let line = |counted: &Named<BlkCounters>| {
+            lines(&status, std::slice::from_ref(counted))[0].1.clone()
+        };
+        assert_eq!(line(&counted), "replicated, 1.0 MiB, in sync");
+        counted.counters.failures = 3;
+        let expected = "replicated, 1.0 MiB, in sync; FAILING: it has failed 3 requests of the guest on this host";
+        assert_eq!(line(&counted), expected);
+    }
 
     #[test]
     fn a_synchronisation_tells_how_far_it_is() {

@@ -6,3 +6,10 @@ mod disk_status;
 pub(crate) mod node;
 mod signals;
 pub(crate) mod status;
+
+use understudy_vmm::node::{Side, Status};
+
+/// Whether a primary holds its output until it is known which side goes on.
+fn is_undecided(status: &Status) -> bool {
+    status.side == Side::Primary && status.phase == "claiming"
+}

@@ -1,16 +1,16 @@
 //! `vmm status`, `vmm events`, `vmm failover`, `vmm stop`, `vmm power-button`: talk to a running `vmm` over its control socket.
 
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use understudy_vmm::control;
+use understudy_vmm::control::{self, ControlError};
 use understudy_vmm::node::{
-    EventKind, NodeEvent, NodeStatus, OutputCounts, Percentiles, Request, RoleStatus, Side, Status,
-    UnprotectedStatus,
+    Denial, EventKind, NodeEvent, NodeMetrics, NodeStatus, OutputCounts, Percentiles, Request,
+    RoleStatus, Side, Status, UnprotectedStatus,
 };
 
 use crate::args::{ControlArgs, EventsArgs, StatusArgs, StopArgs};
+use crate::say;
 
 /// Events that a person is shown.
 const EVENTS_SHOWN: usize = 4;
@@ -20,12 +20,10 @@ const FOLLOW_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn status(arguments: &StatusArgs) -> Result<()> {
     loop {
         let status = control::status(&arguments.control.control)?;
-        // Who reads this may go away, for example `head`: an error, no panic.
-        let mut out = std::io::stdout().lock();
         if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+            say::line(serde_json::to_string(&status)?)?;
         } else {
-            write!(out, "{}", render(&status))?;
+            say::print(render(&status))?;
         }
         if !arguments.watch {
             return Ok(());
@@ -38,12 +36,11 @@ pub(crate) fn events(arguments: &EventsArgs) -> Result<()> {
     let (mut last, mut patience) = (0, Duration::ZERO);
     loop {
         let events = control::events(&arguments.control.control, last, patience)?;
-        let mut out = std::io::stdout().lock();
         for event in &events {
             if arguments.json {
-                writeln!(out, "{}", serde_json::to_string(event)?)?;
+                say::line(serde_json::to_string(event)?)?;
             } else {
-                writeln!(out, "{:>5}  {}", event.number, event_line(event))?;
+                say::line(format_args!("{:>5}  {}", event.number, event_line(event)))?;
             }
             last = event.number;
         }
@@ -60,7 +57,7 @@ pub(crate) fn events(arguments: &EventsArgs) -> Result<()> {
 
 pub(crate) fn failover(arguments: &ControlArgs) -> Result<()> {
     control::request(&arguments.control, Request::Failover)?;
-    println!("promotion requested; `vmm status` shows when it has happened");
+    say::line("promotion requested; `vmm status` shows when it has happened")?;
     Ok(())
 }
 
@@ -68,19 +65,25 @@ pub(crate) fn stop(arguments: &StopArgs) -> Result<()> {
     if arguments.graceful {
         return stop_gracefully(arguments);
     }
-    control::request(&arguments.control.control, Request::Stop)?;
-    println!("stop requested");
-    Ok(())
+    match control::request(&arguments.control.control, Request::Stop) {
+        Ok(()) => say::line("stop requested"),
+        // It ended at just that moment.
+        Err(ControlError::Denied(Denial::Ended) | ControlError::Gone { .. }) => {
+            say::line("it has ended already")
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn stop_gracefully(arguments: &StopArgs) -> Result<()> {
     let path = &arguments.control.control;
-    control::request(path, Request::PowerButton)?;
-    println!("power button pressed; waiting for the guest to shut down");
     let patience_s = arguments.patience_s;
-    if control::await_end(path, Duration::from_secs(patience_s))? {
-        println!("the guest has ended, and its vmm with it");
-        return Ok(());
+    // Before the button is pressed: the guest may end at once.
+    let end = control::watch_end(path, Duration::from_secs(patience_s))?;
+    control::request(path, Request::PowerButton)?;
+    say::line("power button pressed; waiting for the guest to shut down")?;
+    if end.wait()? {
+        return say::line("the guest has ended, and its vmm with it");
     }
     if let Some(Status {
         ending: Some(awaits),
@@ -100,15 +103,15 @@ fn stop_gracefully(arguments: &StopArgs) -> Result<()> {
 
 pub(crate) fn power_button(arguments: &ControlArgs) -> Result<()> {
     control::request(&arguments.control, Request::PowerButton)?;
-    println!("power button pressed; the guest shuts down if it listens");
+    say::line("power button pressed; the guest shuts down if it listens")?;
     Ok(())
 }
 
 /// The status for a person.
 fn render(status: &NodeStatus) -> String {
     let mut text = match &status.role {
-        RoleStatus::Replicated(status) => replicated(status),
-        RoleStatus::Unprotected(role) => unprotected(role, status.uptime_s),
+        RoleStatus::Replicated(role) => replicated(role, &status.metrics),
+        RoleStatus::Unprotected(role) => unprotected(role, status),
     };
     let guest = &status.guest;
     if guest.restarts > 0 {
@@ -136,7 +139,7 @@ fn event_line(event: &NodeEvent) -> String {
     )
 }
 
-fn replicated(status: &Status) -> String {
+fn replicated(status: &Status, metrics: &NodeMetrics) -> String {
     let mut text = format!("{} on {}: {}\n", status.vm, status.node, headline(status));
     let mut line = |name: &str, value: String| text.push_str(&line(name, &value));
     line(
@@ -174,7 +177,7 @@ fn replicated(status: &Status) -> String {
             ),
         );
     }
-    for (name, disk) in super::disk_status::lines(status) {
+    for (name, disk) in super::disk_status::lines(status, &metrics.blk) {
         line(&name, disk);
     }
     if let Some(failover) = &status.failover {
@@ -182,15 +185,12 @@ fn replicated(status: &Status) -> String {
             || "not protected again yet".into(),
             |ms| format!("repair {ms:.1} ms"),
         );
+        let outage = outage(failover.reaction_ms, failover.recovery_ms);
         line(
             "failover",
             format!(
-                "at epoch {}: reaction {:.1} ms, recovery {:.1} ms, outage {:.1} ms, {repair} ({})",
-                failover.epoch,
-                failover.reaction_ms,
-                failover.recovery_ms,
-                failover.outage_ms,
-                failover.cause
+                "at epoch {}: outage {outage}, {repair} ({})",
+                failover.epoch, failover.cause
             ),
         );
     }
@@ -200,11 +200,19 @@ fn replicated(status: &Status) -> String {
     text
 }
 
-fn unprotected(status: &UnprotectedStatus, uptime_s: u64) -> String {
+/// An outage and its parts, as they add up: each rounded alone, they would not always.
+pub(super) fn outage(reaction_ms: f64, recovery_ms: f64) -> String {
+    let tenth = |ms: f64| (ms * 10.0).round() / 10.0;
+    let (reaction, recovery) = (tenth(reaction_ms), tenth(recovery_ms));
+    let outage = reaction + recovery;
+    format!("{outage:.1} ms (reaction {reaction:.1} ms, recovery {recovery:.1} ms)")
+}
+
+fn unprotected(status: &UnprotectedStatus, node: &NodeStatus) -> String {
     let mut text = format!("{} on {}: unprotected run\n", status.vm, status.node);
-    text += &line("state", &format!("running for {uptime_s} s"));
+    text += &line("state", &format!("running for {} s", node.uptime_s));
     text += &line("output", &output(&status.output));
-    for (name, disk) in super::disk_status::run_lines(&status.disks) {
+    for (name, disk) in super::disk_status::run_lines(&status.disks, &node.metrics.blk) {
         text += &line(&name, &disk);
     }
     text
@@ -215,8 +223,12 @@ fn line(name: &str, value: &str) -> String {
 }
 
 fn output(counts: &OutputCounts) -> String {
+    let console = match counts.console_bytes_lost {
+        0 => String::new(),
+        bytes => format!("; {bytes} bytes of the console LOST"),
+    };
     format!(
-        "{:.1} MiB held, {} frames sent, {} dropped",
+        "{:.1} MiB held, {} frames sent, {} dropped{console}",
         mib(counts.held_bytes),
         counts.frames_sent,
         counts.frames_dropped
@@ -230,6 +242,9 @@ fn headline(status: &Status) -> String {
     }
     match (status.side, status.protected) {
         (Side::Primary, true) => format!("primary, protected by {peer}"),
+        (Side::Primary, false) if super::is_undecided(status) => {
+            "primary, NOT protected; output is held until the arbiter says who goes on".into()
+        }
         (Side::Primary, false) => "primary, NOT protected".into(),
         (Side::Standby, true) => format!("standby, in sync with {peer}"),
         (Side::Standby, false) => "standby, not in sync".into(),
@@ -248,4 +263,43 @@ fn times(times: &Percentiles) -> String {
 
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_an_outage_add_up() {
+        // Rounded alone, the outage of 2.52 ms would be smaller than its parts.
+        let text = outage(1.26, 1.26);
+        assert_eq!(text, "2.6 ms (reaction 1.3 ms, recovery 1.3 ms)");
+        assert_eq!(
+            outage(0.0, 0.24),
+            "0.2 ms (reaction 0.0 ms, recovery 0.2 ms)"
+        );
+    }
+
+    #[test]
+    fn a_primary_whose_output_is_held_is_said_to_hold_it() {
+        let mut status = Status {
+            phase: "claiming".into(),
+            ..Status::default()
+        };
+        assert!(
+            headline(&status).contains("output is held until the arbiter"),
+            "{}",
+            headline(&status)
+        );
+        status.phase = "alone".into();
+        assert_eq!(headline(&status), "primary, NOT protected");
+    }
+
+    #[test]
+    fn console_output_that_is_lost_is_not_kept_secret() {
+        let mut counts = OutputCounts::default();
+        assert!(!output(&counts).contains("console"));
+        counts.console_bytes_lost = 7;
+        assert!(output(&counts).ends_with("; 7 bytes of the console LOST"));
+    }
 }

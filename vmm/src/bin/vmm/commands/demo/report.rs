@@ -4,6 +4,7 @@ use serde::Serialize;
 use understudy_vmm::local_cluster::Figures;
 use understudy_vmm::node::Status;
 
+use super::super::status::outage;
 use crate::args::{DemoArgs, Fault};
 use crate::exit::FENCED;
 
@@ -99,7 +100,7 @@ impl Report {
             acked_writes_missing: figures.acked_writes_missing,
             outage_ms: since(failed_ns, running_ns),
             reaction_ms: since(failed_ns, detected_ns),
-            recovery_ms: since(detected_ns, running_ns),
+            recovery_ms: since(detected_ns.max(failed_ns), running_ns),
             longest_client_gap_ms: figures.longest_gap_ms,
             answer_us_p50: protected.answer_us_p50,
             answer_us_p99: protected.answer_us_p99,
@@ -200,13 +201,7 @@ impl Report {
         };
         vec![
             ("fault", self.fault.into()),
-            (
-                "outage",
-                format!(
-                    "{:.1} ms (reaction {:.1} ms, recovery {:.1} ms)",
-                    self.outage_ms, self.reaction_ms, self.recovery_ms
-                ),
-            ),
+            ("outage", outage(self.reaction_ms, self.recovery_ms)),
             (
                 "longest client gap",
                 format!("{:.1} ms", self.longest_client_gap_ms),

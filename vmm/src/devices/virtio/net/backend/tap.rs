@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::net::if_::InterfaceFlags;
 use nix::unistd::geteuid;
 use understudy_replication::output::{FrameSink, SendError};
 use vmm_sys_util::ioctl::{
@@ -59,6 +61,11 @@ pub fn open(name: &str, framing: Framing) -> Result<Backend, BackendError> {
             what: format!("set up tap {name}"),
             source,
         })?;
+    if !is_up(name) {
+        tracing::warn!(
+            "tap {name} is down, so the guest reaches nobody: ip link set {name} up master BRIDGE"
+        );
+    }
     let file = Arc::new(file);
     Ok(Backend {
         source: Box::new(Tap {
@@ -67,6 +74,14 @@ pub fn open(name: &str, framing: Framing) -> Result<Backend, BackendError> {
         }),
         sink: Arc::new(Tap { file, framing }),
     })
+}
+
+/// Whether the interface is switched on, as far as that can be seen.
+fn is_up(name: &str) -> bool {
+    let is_down = |interface: InterfaceAddress| {
+        interface.interface_name == name && !interface.flags.contains(InterfaceFlags::IFF_UP)
+    };
+    !getifaddrs().is_ok_and(|mut all| all.any(is_down))
 }
 
 impl InterfaceRequest {
@@ -233,9 +248,8 @@ impl FrameSink for Tap {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => Err(match error.raw_os_error() {
-                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EIO) => {
-                        SendError::Busy
-                    }
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => SendError::Busy,
+                    Some(libc::EIO) => SendError::Down,
                     Some(libc::EINVAL | libc::EMSGSIZE) => SendError::Refused,
                     _ => SendError::Closed,
                 }),
@@ -272,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tap_opens_once_or_says_why_not() {
+    fn a_tap_opens_once_or_says_why_not_and_one_that_is_down_is_said_to_be() {
         let name = format!("us{}", std::process::id());
         let Err(error) = open(&name, Framing::Headers) else {
             panic!("opened {name}, which is not there");
@@ -288,6 +302,12 @@ mod tests {
             InterfaceRequest::tap(&name, Framing::Headers).unwrap(),
         ) {
             Ok(()) => {
+                assert!(!is_up(&name), "it was never switched on");
+                let framing = Framing::Headers;
+                let file = Arc::new(file);
+                let tap = Tap { file, framing };
+                let sent = tap.send(&[0; HEADER_BYTES + 60]);
+                assert_eq!(sent, Err(SendError::Down));
                 let error = open(&name, Framing::Headers).err().expect("it is in use");
                 assert!(matches!(error, BackendError::TapBusy { .. }), "{error}");
             }
