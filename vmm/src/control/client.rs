@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -39,29 +39,49 @@ pub fn request(path: &Path, request: Request) -> Result<(), ControlError> {
     ask(path, Question::Node(request), Duration::ZERO)
 }
 
-/// Waits until the node behind `path`, and the program that serves it, have ended; says whether they have within
-/// `patience`.
+/// A wait for an end that has begun. Whoever is about to bring that end about begins to wait first: afterwards there
+/// may be nobody to ask any more.
+#[derive(Debug)]
+pub struct EndWatch {
+    stream: UnixStream,
+    path: PathBuf,
+}
+
+/// Begins to wait until the node behind `path`, and the program that serves it, have ended; at most for `patience`.
 ///
 /// # Errors
-/// If nobody answered there to begin with, or the answer makes no sense.
-pub fn await_end(path: &Path, patience: Duration) -> Result<bool, ControlError> {
+/// If nobody is there.
+pub fn watch_end(path: &Path, patience: Duration) -> Result<EndWatch, ControlError> {
     let question = Question::AwaitEnd {
         patience_ms: milliseconds(patience),
     };
-    let mut stream = send(path, question, patience)?;
-    let line = match read_line(&mut stream, path) {
-        Err(ControlError::Gone { .. }) => return Ok(true),
-        line => line?,
-    };
-    let ended = parse(&line, path)?;
-    if ended {
-        // The program ends right afterwards, and its socket with it.
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .map_err(system("use", path))?;
-        let _ = stream.read(&mut [0]);
+    Ok(EndWatch {
+        stream: send(path, question, patience)?,
+        path: path.into(),
+    })
+}
+
+impl EndWatch {
+    /// Waits for it; says whether it has come in time.
+    ///
+    /// # Errors
+    /// If the answer makes no sense.
+    pub fn wait(mut self) -> Result<bool, ControlError> {
+        let path = &self.path;
+        let line = match read_line(&mut self.stream, path) {
+            Err(ControlError::Gone { .. }) => return Ok(true),
+            line => line?,
+        };
+        let ended = parse(&line, path)?;
+        if ended {
+            // The program ends right afterwards, and its socket with it.
+            self.stream
+                .set_read_timeout(Some(PATIENCE))
+                .map_err(system("use", path))?;
+            let _ = self.stream.read(&mut [0]);
+        }
+        Ok(ended)
     }
-    Ok(ended)
 }
 
 /// Asks a question whose answer may take `patience`.

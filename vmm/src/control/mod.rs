@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::node::{Denial, Request};
 
-pub use client::{await_end, events, request, status};
+pub use client::{EndWatch, events, request, status, watch_end};
 pub use server::{ControlServer, ControlSocket};
 
 /// Version of questions, answers, and what is in them.

@@ -59,6 +59,7 @@ fn a_node_that_starts_is_said_to() {
 fn the_end_is_waited_for_and_not_for_ever() {
     let (_directory, path, server) = served();
     let soon = Duration::from_millis(20);
+    let await_end = |path: &Path, patience| watch_end(path, patience)?.wait();
     assert!(!await_end(&path, soon).unwrap(), "it has not ended");
     let (waiting, at) = (path.clone(), Instant::now());
     let waiting = std::thread::spawn(move || await_end(&waiting, Duration::from_secs(60)));

@@ -1,12 +1,15 @@
 //! `vmm` processes that play hosts: started, killed, frozen and thawed by process id.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use understudy_replication::runtime::Status;
 
 use super::ClusterError;
@@ -15,11 +18,34 @@ use crate::control;
 /// Pause between two looks at something that changes by itself.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// The processes that this program has started.
+static ALL: Mutex<Started> = Mutex::new(Started {
+    children: Vec::new(),
+    is_over: false,
+});
+
+struct Started {
+    children: Vec<Weak<Mutex<Child>>>,
+    is_over: bool,
+}
+
+impl Started {
+    fn start(&mut self, mut command: Command) -> io::Result<Arc<Mutex<Child>>> {
+        if self.is_over {
+            return Err(io::Error::other("the program is about to end"));
+        }
+        let child = Arc::new(Mutex::new(command.spawn()?));
+        self.children.retain(|child| child.strong_count() > 0);
+        self.children.push(Arc::downgrade(&child));
+        Ok(child)
+    }
+}
+
 /// A `vmm` process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct VmmProcess {
     name: String,
-    child: Child,
+    child: Arc<Mutex<Child>>,
     control: PathBuf,
     log: PathBuf,
     console: PathBuf,
@@ -43,15 +69,16 @@ impl VmmProcess {
         let errors = File::create(&log).map_err(system("create a log file"))?;
         let console = directory.join(format!("{name}.console"));
         let output = File::create(&console).map_err(system("create a console file"))?;
-        let child = Command::new(binary)
+        let mut command = Command::new(binary);
+        command
             .args(arguments)
             .arg("--control")
             .arg(&control)
             .stdin(Stdio::null())
             .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .map_err(system("start a vmm process"))?;
+            .stderr(errors);
+        let child = ALL.lock().start(command);
+        let child = child.map_err(system("start a vmm process"))?;
         Ok(Self {
             name: name.into(),
             child,
@@ -59,6 +86,18 @@ impl VmmProcess {
             log,
             console,
         })
+    }
+
+    /// Kills all such processes of this program, which can start none any more: it is about to end.
+    pub fn end_all() {
+        let mut all = ALL.lock();
+        all.is_over = true;
+        for child in all.children.drain(..).filter_map(|child| child.upgrade()) {
+            let mut child = child.lock();
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// Its control socket.
@@ -70,7 +109,7 @@ impl VmmProcess {
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.lock().id()
     }
 
     /// What it has logged.
@@ -110,7 +149,8 @@ impl VmmProcess {
             {
                 return Ok(status);
             }
-            if let Ok(Some(exit)) = self.child.try_wait() {
+            let exit = self.child.lock().try_wait();
+            if let Ok(Some(exit)) = exit {
                 return Err(self.failure(format!("ended ({exit}) before {what}")));
             }
             if Instant::now() > deadline {
@@ -127,7 +167,8 @@ impl VmmProcess {
     pub fn await_exit(&mut self, patience: Duration) -> Result<ExitStatus, ClusterError> {
         let deadline = Instant::now() + patience;
         loop {
-            match self.child.try_wait() {
+            let exit = self.child.lock().try_wait();
+            match exit {
                 Ok(Some(exit)) => return Ok(exit),
                 Ok(None) if Instant::now() > deadline => {
                     return Err(self.failure(format!("still running after {patience:?}")));
@@ -178,10 +219,12 @@ impl VmmProcess {
 
     fn signal(&self, signal: Signal) -> Result<(), ClusterError> {
         // Our own child, not waited for yet: the number cannot have been given to another process.
-        let child = Pid::from_raw(self.child.id().cast_signed());
-        kill(child, signal).map_err(|error| ClusterError::System {
-            what: "signal a vmm process",
-            source: error.into(),
+        let child = self.child.lock();
+        kill(Pid::from_raw(child.id().cast_signed()), signal).map_err(|error| {
+            ClusterError::System {
+                what: "signal a vmm process",
+                source: error.into(),
+            }
         })
     }
 
@@ -199,8 +242,9 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
+        let mut child = self.child.lock();
         // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }

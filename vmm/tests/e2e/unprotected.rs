@@ -1,5 +1,8 @@
 //! `vmm run` with a control socket: its status, and the ways to end it.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
+
 use serde_json::Value;
 use understudy_vmm::local_cluster::VmmProcess;
 
@@ -99,4 +102,33 @@ fn a_graceful_stop_waits_for_the_end_of_the_guest() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("the guest has ended"), "{text}");
     assert_eq!(host.await_exit(DEADLINE).unwrap().code(), Some(0));
+}
+
+/// A guest that powers itself off the moment its button is pressed: then nobody is there to ask any more.
+#[test]
+fn a_graceful_stop_of_a_guest_that_ends_at_once_is_no_failure() {
+    let hosts = Quiet::new();
+    let control = hosts.path("control");
+    let listener = UnixListener::bind(&control).unwrap();
+    let path = control.clone();
+    let vmm = std::thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let mut question = String::new();
+            stream.read_line(&mut question).unwrap();
+            if question.contains("power-button") {
+                std::fs::remove_file(&path).unwrap();
+                let answer = b"{\"version\":2,\"ok\":null}\n";
+                return stream.get_mut().write_all(answer).unwrap();
+            }
+            waiting.push(stream);
+        }
+    });
+    let control = control.display().to_string();
+    let output = support::vmm(&["stop", "--graceful", "--control", &control]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("the guest has ended"), "{text}");
+    vmm.join().unwrap();
 }

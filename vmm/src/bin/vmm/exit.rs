@@ -8,8 +8,12 @@ use understudy_vmm::config::ConfigError;
 use understudy_vmm::control::ControlError;
 use understudy_vmm::node::{NodeError, SettingsError};
 
+use crate::say::complain;
+
 /// Something failed; the message says what.
 pub(crate) const FAILED: u8 = 1;
+/// The command line makes no sense.
+const WRONG_USAGE: u8 = 2;
 /// Another host owns the guest now.
 pub(crate) const FENCED: u8 = 3;
 
@@ -17,6 +21,17 @@ pub(crate) const FENCED: u8 = 3;
 #[derive(Debug, thiserror::Error)]
 #[error("fenced: {0}")]
 pub(crate) struct Fenced(pub(crate) String);
+
+/// Shows help or the version, or what is wrong with the command line.
+pub(crate) fn usage(found: &clap::Error) -> ExitCode {
+    match (found.print(), found.use_stderr()) {
+        (_, true) => ExitCode::from(WRONG_USAGE),
+        (Ok(()), false) => ExitCode::SUCCESS,
+        (Err(error), false) => {
+            report(&anyhow::Error::from(error).context("cannot write to standard output"))
+        }
+    }
+}
 
 /// Says on standard error what went wrong, with all its causes and what may help, and picks the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -32,9 +47,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     let flag = config_error(error).and_then(flag_of).unwrap_or_default();
-    eprintln!("vmm: {text}{flag}");
+    complain(format_args!("vmm: {text}{flag}"));
     if let Some(hint) = error.chain().find_map(hint) {
-        eprintln!("     {hint}");
+        complain(format_args!("     {hint}"));
     }
     if error.downcast_ref::<Fenced>().is_some() {
         ExitCode::from(FENCED)
@@ -69,7 +84,8 @@ fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     }
     let node: &NodeError = error.downcast_ref()?;
     (node.can_be_started_over()).then_some(
-        "if no other side is alive: --start-over starts the guest from nothing and gives up what others have of it",
+        "if no other side is alive: `vmm primary` with --start-over starts the guest from nothing and gives up what \
+         others have of it",
     )
 }
 

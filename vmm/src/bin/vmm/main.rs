@@ -1,8 +1,11 @@
 //! The `vmm` binary: the command line in front of the libraries. Decides nothing that a library could.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod commands;
 mod exit;
+mod say;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -21,7 +24,10 @@ const LOG_DEFAULT: &str = "info";
 const LOG_ALWAYS: &str = "virtio_queue=off";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(found) => return exit::usage(&found),
+    };
     start_log(cli.log_json);
     let done = match cli.command {
         Command::Run(arguments) => commands::node::run(arguments),
@@ -47,6 +53,8 @@ fn start_log(json: bool) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say with a panic that standard error is full.
+        .log_internal_errors(false)
         .with_target(false);
     if json {
         log.json().init();
@@ -60,7 +68,9 @@ fn log_filter(wanted: Option<&str>) -> EnvFilter {
     match wanted.map(filter) {
         Some(Ok(filter)) => filter,
         Some(Err(error)) => {
-            eprintln!("vmm: {LOG_VARIABLE} is not understood ({error}); logging as usual");
+            say::complain(format_args!(
+                "vmm: {LOG_VARIABLE} is not understood ({error}); logging as usual"
+            ));
             EnvFilter::new(format!("{LOG_ALWAYS},{LOG_DEFAULT}"))
         }
         None => EnvFilter::new(format!("{LOG_ALWAYS},{LOG_DEFAULT}")),

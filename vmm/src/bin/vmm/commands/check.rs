@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use understudy_vmm::host;
 
 use crate::args::CheckArgs;
+use crate::say;
 
 pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
     let findings = host::findings();
@@ -11,10 +12,7 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
         .iter()
         .all(|finding| finding.have || !finding.required);
     if arguments.json {
-        println!(
-            "{}",
-            serde_json::json!({ "fit": fit, "findings": findings })
-        );
+        say::line(serde_json::json!({ "fit": fit, "findings": findings }))?;
     } else {
         for finding in &findings {
             let mark = match (finding.have, finding.required) {
@@ -22,9 +20,12 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
                 (false, true) => "NO",
                 (false, false) => "no",
             };
-            println!("{mark:>4}  {}: {}", finding.name, finding.meaning);
+            say::line(format_args!(
+                "{mark:>4}  {}: {}",
+                finding.name, finding.meaning
+            ))?;
             if !finding.have {
-                println!("      {}", finding.advice);
+                say::line(format_args!("      {}", finding.advice))?;
             }
         }
     }
@@ -32,7 +33,7 @@ pub(crate) fn check(arguments: &CheckArgs) -> Result<()> {
         bail!("this host cannot run guests; see the lines marked NO");
     }
     if !arguments.json {
-        println!("\nThis host can run and protect guests.");
+        say::line("\nThis host can run and protect guests.")?;
     }
     Ok(())
 }

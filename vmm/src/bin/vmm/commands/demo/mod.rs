@@ -5,17 +5,23 @@ mod report;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use understudy_vmm::config::DiskMode;
 use understudy_vmm::host;
-use understudy_vmm::local_cluster::{ClusterOptions, Figures, GuestDiskProgress, LocalCluster};
+use understudy_vmm::local_cluster::{
+    ClusterOptions, Figures, GuestDiskProgress, LocalCluster, VmmProcess,
+};
 use understudy_vmm::node::Status;
 
 use self::report::Report;
+use super::signals::Signals;
 use crate::args::{DemoArgs, Fault};
+use crate::exit::FAILED;
+use crate::say;
 
 /// Longest wait for things that normally take less than a second.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,6 +39,7 @@ pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
     let temporary = tempfile::Builder::new()
         .prefix("understudy-demo-")
         .tempdir()?;
+    end_on_signals(temporary.path().into())?;
     let directory: PathBuf = match &arguments.keep {
         Some(directory) => {
             std::fs::create_dir_all(directory)
@@ -41,16 +48,38 @@ pub(crate) fn demo(arguments: &DemoArgs) -> Result<()> {
         }
         None => temporary.path().into(),
     };
-    let report = Demo::new(arguments, &directory)?.run()?;
+    let done = Demo::new(arguments, &directory).and_then(Demo::run);
+    if IS_ENDING.load(Ordering::Acquire) {
+        // Its hosts were killed; the thread that did so says why, and ends the process.
+        loop {
+            std::thread::park();
+        }
+    }
+    let report = done?;
     if arguments.json {
-        println!("{}", serde_json::to_string(&report)?);
+        say::line(serde_json::to_string(&report)?)?;
     } else {
-        print!("{}", report.render());
+        say::print(report.render())?;
     }
     if !report.ok {
         bail!("the run was not exact: {}", report.faults.join("; "));
     }
     Ok(())
+}
+
+/// A signal is ending the demo.
+static IS_ENDING: AtomicBool = AtomicBool::new(false);
+
+/// A demo that is ended early leaves neither hosts nor files behind.
+fn end_on_signals(directory: PathBuf) -> Result<()> {
+    Signals::listen()?.each(move |signal| {
+        IS_ENDING.store(true, Ordering::Release);
+        VmmProcess::end_all();
+        // Whatever the hosts had open is closed; the demo's own thread may still be making a file.
+        let _ = (0..3).find(|_| std::fs::remove_dir_all(&directory).is_ok());
+        say::complain(format_args!("vmm: {signal} has ended the demo early"));
+        std::process::exit(i32::from(FAILED));
+    })
 }
 
 struct Demo<'a> {
@@ -71,7 +100,7 @@ impl<'a> Demo<'a> {
         let say = |text: &str| {
             progress.set_message(text.to_owned());
             if !arguments.json && progress.is_hidden() {
-                eprintln!("{text}");
+                say::complain(text);
             }
         };
         say("starting two hosts, booting the guest, copying it to the standby");
@@ -191,7 +220,7 @@ impl<'a> Demo<'a> {
     fn say(&self, text: &str) {
         self.progress.set_message(text.to_owned());
         if !self.arguments.json && self.progress.is_hidden() {
-            eprintln!("{text}");
+            say::complain(text);
         }
     }
 
