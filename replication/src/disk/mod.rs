@@ -15,6 +15,7 @@
 mod backup;
 mod epoch_writes;
 mod image;
+mod place;
 mod primary;
 mod set;
 #[cfg(test)]

@@ -149,7 +149,7 @@ impl Disks for DiskSet {
                 return Err(DiskError::MapDamaged { disk, map: path });
             }
         }
-        Ok(())
+        self.backup.check_recovery()
     }
 
     fn claim_images(&self) -> Result<(), DiskError> {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::core::disk::DiskBatchError;
-use crate::ids::EpochId;
+use crate::ids::{EpochId, Generation};
 
 /// An error of a disk, its map or the journal.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,47 @@ pub enum DiskError {
     )]
     OtherDisks {
         /// One of its files.
+        path: PathBuf,
+    },
+    /// A journal is damaged, and the images cannot be brought to where they must be.
+    #[error(
+        "the journal {} cannot bring the disks to {}, {}, which was acknowledged: it ends after {}, {}, because \
+         {what}; put the undamaged file back, or start this host as a standby again, so that the other host's data \
+         replace these. To run what is left here, without what was acknowledged later, remove the disks' maps and \
+         the journal", path.display(), wanted.0, wanted.1, have.0, have.1
+    )]
+    JournalDamaged {
+        /// One of its files.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+        /// Where the images must be.
+        wanted: (Generation, EpochId),
+        /// Where they can be brought.
+        have: (Generation, EpochId),
+    },
+    /// An image needs a journal that is not there.
+    #[error(
+        "the map {} of disk {disk} says that the image needs a journal, but {} does not exist or belongs to \
+         another copy: name the journal that was used last, or start this host as a standby again, so that the \
+         other host's data replace these. To run the image without it, which may lose what was acknowledged, remove \
+         the map", map.display(), journal.display()
+    )]
+    JournalMissing {
+        /// The disk's name.
+        disk: String,
+        /// Its map.
+        map: PathBuf,
+        /// The file that was looked for.
+        journal: PathBuf,
+    },
+    /// A journal of another version of this program.
+    #[error(
+        "the journal {} was written by another version of this program: start once with that version, or, if the \
+         other host has the data, remove it and let the disks be synchronised again", path.display()
+    )]
+    JournalVersion {
+        /// The file.
         path: PathBuf,
     },
     /// The other side has different disks.

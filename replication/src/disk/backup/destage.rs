@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use parking_lot::MutexGuard;
 
-use super::journal::{JournalFile, Place};
+use super::journal::JournalFile;
 use super::replica::{Replica, SYNC_FLUSH_BYTES, Slot, State};
 use crate::causes::causes;
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
+use crate::disk::place::Place;
 
 /// What the destaging thread does next.
 struct Destage {

@@ -3,9 +3,9 @@
 //! A file begins with a header ([`RawFileHeader`], 512 bytes with its trailing zeros). Records follow up to its
 //! end: [`RawRecordHeader`], and the batches as received, each after its length (4 bytes).
 //!
-//! The headers say what is on the images, and each record names its predecessor. So a replay applies whole
-//! epochs without a gap, whatever a loss of power has left of the files. What must not be done here:
-//! applying an epoch that does not follow the one before it.
+//! The headers say what is on the images, and each record names its predecessor and what was durable before it
+//! was written. So a replay (`replay.rs`) applies whole epochs without a gap, whatever a loss of power has left
+//! of the files, and notices what no loss of power can explain. What must not be done here: applying anything.
 
 use std::io;
 use std::mem::offset_of;
@@ -13,19 +13,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U32, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::core::disk::DISK_BATCH_BYTES_MAX;
 use crate::disk::DiskError;
 use crate::disk::image::{HostFile, HostFiles};
-use crate::ids::{EpochId, Generation};
+use crate::disk::place::{JournalId, Place, RawPlace, START};
 
 pub(crate) const FILE_HEADER_BYTES: u64 = 512;
-const RECORD_HEADER_BYTES: u64 = 48;
+const RECORD_HEADER_BYTES: u64 = 64;
 const RECORD_CRC_AT: usize = offset_of!(RawRecordHeader, crc);
-const FILE_MAGIC: &[u8; 8] = b"USTUDYJ1";
+const FILE_MAGIC: &[u8; 8] = b"USTUDYJ2";
+/// What all versions' files begin with.
+const FAMILY: &[u8] = b"USTUDYJ";
 const RECORD_MAGIC: &[u8; 4] = b"UDJR";
+/// A look for records behind a damaged one reads so much at once.
+const SCAN_BYTES: usize = 1 << 20;
 
 /// The header of a file. Numbers are little-endian.
 #[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
@@ -37,9 +41,11 @@ struct RawFileHeader {
     zero: U32,
     /// The last record that is on the images durably, or was dropped for good.
     applied: RawPlace,
+    /// Both files of a journal have the same.
+    id: U128,
     /// CRC32 of the preceding bytes.
     crc: U32,
-    zeros: [u8; 476],
+    zeros: [u8; 460],
 }
 
 /// The header of a record.
@@ -52,45 +58,21 @@ struct RawRecordHeader {
     place: RawPlace,
     /// The record before this one, even if it is in the other file.
     previous: RawPlace,
+    /// Everything up to there was durable, in these files or on the images, when this was written.
+    synced: RawPlace,
     /// Number of batches.
     batches: U32,
-    /// CRC32 of the preceding bytes and of the body.
+    /// CRC32 of the journal's id, the preceding bytes and the body. So neither what an earlier
+    /// journal has left nor anything that a guest has written passes for a record.
     crc: U32,
 }
-
-#[derive(FromBytes, IntoBytes, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawPlace {
-    generation: U64,
-    epoch: U64,
-}
-
-impl From<Place> for RawPlace {
-    fn from((generation, epoch): Place) -> Self {
-        Self {
-            generation: generation.0.into(),
-            epoch: epoch.0.into(),
-        }
-    }
-}
-
-impl From<RawPlace> for Place {
-    fn from(raw: RawPlace) -> Self {
-        (Generation(raw.generation.get()), EpochId(raw.epoch.get()))
-    }
-}
-
-/// A record's place in the sequence of all records.
-pub(crate) type Place = (Generation, EpochId);
-
-/// The place before the first record.
-pub(crate) const START: Place = (Generation(0), EpochId(0));
 
 /// One epoch's writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) place: Place,
     pub(crate) previous: Place,
+    pub(crate) synced: Place,
     pub(crate) batches: Vec<Bytes>,
 }
 
@@ -101,16 +83,17 @@ impl Record {
         RECORD_HEADER_BYTES + body
     }
 
-    fn encode_header(&self) -> RawRecordHeader {
+    fn encode_header(&self, id: Option<JournalId>) -> RawRecordHeader {
         let mut header = RawRecordHeader {
             magic: *RECORD_MAGIC,
             length: ((self.bytes() - RECORD_HEADER_BYTES) as u32).into(),
             place: self.place.into(),
             previous: self.previous.into(),
+            synced: self.synced.into(),
             batches: (self.batches.len() as u32).into(),
             crc: U32::ZERO,
         };
-        let mut crc = crc32fast::Hasher::new();
+        let mut crc = record_crc(id);
         crc.update(&header.as_bytes()[..RECORD_CRC_AT]);
         for batch in &self.batches {
             crc.update(&(batch.len() as u32).to_le_bytes());
@@ -121,8 +104,8 @@ impl Record {
     }
 
     /// Writes it at `at`. It is durable only after a sync.
-    pub(crate) fn write(&self, file: &dyn HostFile, at: u64) -> io::Result<()> {
-        file.write_at(at, self.encode_header().as_bytes())?;
+    fn write(&self, file: &dyn HostFile, at: u64, id: Option<JournalId>) -> io::Result<()> {
+        file.write_at(at, self.encode_header(id).as_bytes())?;
         let mut at = at + RECORD_HEADER_BYTES;
         for batch in &self.batches {
             file.write_at(at, &(batch.len() as u32).to_le_bytes())?;
@@ -133,7 +116,12 @@ impl Record {
     }
 
     /// The record at `at` of a file of `end` bytes. `None` if there is no valid one.
-    pub(crate) fn read(file: &dyn HostFile, at: u64, end: u64) -> io::Result<Option<Self>> {
+    fn read(
+        file: &dyn HostFile,
+        at: u64,
+        end: u64,
+        id: Option<JournalId>,
+    ) -> io::Result<Option<Self>> {
         let room = end.saturating_sub(at);
         if room < RECORD_HEADER_BYTES {
             return Ok(None);
@@ -148,7 +136,7 @@ impl Record {
         // The file has at least this many bytes.
         let mut body = vec![0; length as usize];
         file.read_at(at + RECORD_HEADER_BYTES, &mut body)?;
-        let mut crc = crc32fast::Hasher::new();
+        let mut crc = record_crc(id);
         crc.update(&bytes[..RECORD_CRC_AT]);
         crc.update(&body);
         if header.crc != crc.finalize() {
@@ -158,9 +146,16 @@ impl Record {
         Ok(batches.map(|batches| Self {
             place: header.place.into(),
             previous: header.previous.into(),
+            synced: header.synced.into(),
             batches,
         }))
     }
+}
+
+fn record_crc(id: Option<JournalId>) -> crc32fast::Hasher {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&id.map_or(0, |id| id.0).to_le_bytes());
+    crc
 }
 
 fn split(mut body: Bytes, batches: u32) -> Option<Vec<Bytes>> {
@@ -175,12 +170,33 @@ fn split(mut body: Bytes, batches: u32) -> Option<Vec<Bytes>> {
     (found.len() as u64 == u64::from(batches)).then_some(found)
 }
 
+/// What the header of a file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileHeader {
+    pub(super) id: Option<JournalId>,
+    /// The last place on the images.
+    pub(super) applied: Place,
+}
+
 /// One of the two files.
 #[derive(Clone)]
 pub(crate) struct JournalFile {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn HostFile>,
     disks: u32,
+    /// The journal it is a file of.
+    pub(super) id: Option<JournalId>,
+}
+
+/// What a look through a file has found.
+pub(super) struct Survey {
+    /// Its records up to the first that is invalid or does not follow the one before it, each with
+    /// its predecessor.
+    pub(super) records: Vec<(Place, Place)>,
+    /// Where there is something behind them that is no record that follows.
+    pub(super) ends_early_at: Option<u64>,
+    /// The latest place that a record of this file, in the row or behind its end, knows as durable.
+    pub(super) synced: Place,
 }
 
 impl JournalFile {
@@ -189,18 +205,19 @@ impl JournalFile {
         move |source| DiskError::File { path, what, source }
     }
 
-    fn header(disks: u32, applied: Place) -> [u8; FILE_HEADER_BYTES as usize] {
-        let mut header = RawFileHeader {
+    fn encode(disks: u32, header: FileHeader) -> [u8; FILE_HEADER_BYTES as usize] {
+        let mut raw = RawFileHeader {
             magic: *FILE_MAGIC,
             disks: disks.into(),
             zero: U32::ZERO,
-            applied: applied.into(),
+            applied: header.applied.into(),
+            id: header.id.map_or(0, |id| id.0).into(),
             crc: U32::ZERO,
-            zeros: [0; 476],
+            zeros: [0; 460],
         };
         let before = offset_of!(RawFileHeader, crc);
-        header.crc = crc32fast::hash(&header.as_bytes()[..before]).into();
-        zerocopy::transmute!(header)
+        raw.crc = crc32fast::hash(&raw.as_bytes()[..before]).into();
+        zerocopy::transmute!(raw)
     }
 
     /// Opens the file at `path` for the disks with this checksum. Creates it if there is none.
@@ -209,21 +226,26 @@ impl JournalFile {
         path: PathBuf,
         disks: u32,
     ) -> Result<Self, DiskError> {
-        let failed = |what| {
-            let path = path.clone();
-            move |source| DiskError::File { path, what, source }
+        if let Some(file) = Self::open_existing(files, &path, disks)? {
+            return Ok(file);
+        }
+        let fresh = FileHeader {
+            id: None,
+            applied: START,
         };
-        let file = match files.open(&path).map_err(failed("open"))? {
-            Some(file) => file,
-            None => files
-                .create(&path, &Self::header(disks, START))
-                .map_err(failed("create"))?,
-        };
-        Ok(Self {
-            path,
-            file: file.into(),
-            disks,
-        })
+        match files.create(&path, &Self::encode(disks, fresh)) {
+            Ok(file) => Ok(Self {
+                path,
+                file: file.into(),
+                disks,
+                id: None,
+            }),
+            Err(source) => Err(DiskError::File {
+                path,
+                what: "create",
+                source,
+            }),
+        }
     }
 
     /// Opens the file at `path`, if there is one.
@@ -237,15 +259,21 @@ impl JournalFile {
             what: "open",
             source,
         })?;
-        Ok(opened.map(|file| Self {
+        let Some(file) = opened else {
+            return Ok(None);
+        };
+        let mut file = Self {
             path: path.into(),
             file: file.into(),
             disks,
-        }))
+            id: None,
+        };
+        file.id = file.header()?.and_then(|header| header.id);
+        Ok(Some(file))
     }
 
-    /// The last place on the images according to the header. `None` if the header was torn.
-    fn applied(&self) -> Result<Option<Place>, DiskError> {
+    /// Its header. `None` if it is damaged or was torn.
+    pub(super) fn header(&self) -> Result<Option<FileHeader>, DiskError> {
         let bytes = self.file.bytes().map_err(self.failed("read"))?;
         if bytes < FILE_HEADER_BYTES {
             return Ok(None);
@@ -253,9 +281,20 @@ impl JournalFile {
         let mut bytes = [0; FILE_HEADER_BYTES as usize];
         let read = self.file.read_at(0, &mut bytes);
         read.map_err(self.failed("read"))?;
-        let header: RawFileHeader = zerocopy::transmute!(bytes);
-        let (disks, place) = (header.disks.get(), header.applied.into());
-        if bytes != Self::header(disks, place) {
+        let raw: RawFileHeader = zerocopy::transmute!(bytes);
+        let (disks, header) = (
+            raw.disks.get(),
+            FileHeader {
+                id: JournalId::stored(raw.id.get()),
+                applied: raw.applied.into(),
+            },
+        );
+        if raw.magic != *FILE_MAGIC && raw.magic.starts_with(FAMILY) {
+            return Err(DiskError::JournalVersion {
+                path: self.path.clone(),
+            });
+        }
+        if bytes != Self::encode(disks, header) {
             return Ok(None);
         }
         if disks != self.disks {
@@ -263,14 +302,21 @@ impl JournalFile {
                 path: self.path.clone(),
             });
         }
-        Ok(Some(place))
+        Ok(Some(header))
     }
 
-    /// Empties the file durably and records `applied`. Records up to there must not be needed any
-    /// more.
+    /// Makes it an empty file of a new journal.
+    pub(crate) fn renew(&mut self, id: JournalId) -> Result<(), DiskError> {
+        self.id = Some(id);
+        self.empty(START)
+    }
+
+    /// Empties the file durably and records up to where the images are. Records up to there must
+    /// not be needed any more.
     pub(crate) fn empty(&self, applied: Place) -> Result<(), DiskError> {
         // Header first: if the rest of the file comes back, it is known to be old.
-        let header = Self::header(self.disks, applied);
+        let id = self.id;
+        let header = Self::encode(self.disks, FileHeader { id, applied });
         let written = self.file.write_at(0, &header).and_then(|()| {
             self.file.sync()?;
             self.file.set_bytes(FILE_HEADER_BYTES)
@@ -285,19 +331,19 @@ impl JournalFile {
 
     /// Appends a record at `at`.
     pub(crate) fn append(&self, record: &Record, at: u64) -> Result<(), DiskError> {
-        let written = record.write(&*self.file, at);
+        let written = record.write(&*self.file, at, self.id);
         written.map_err(self.failed("write"))
     }
 
     /// Calls `each` for every valid record, up to the first that is invalid or does not follow the
-    /// one before it. Returns the last place, and the number of valid bytes.
+    /// one before it. Returns the last place, and where the valid bytes end.
     pub(crate) fn walk(
         &self,
         mut each: impl FnMut(&Record) -> Result<(), DiskError>,
     ) -> Result<(Option<Place>, u64), DiskError> {
         let end = self.file.bytes().map_err(self.failed("read"))?;
         let (mut last, mut at) = (None, FILE_HEADER_BYTES);
-        while let Some(record) = Record::read(&*self.file, at, end).map_err(self.failed("read"))? {
+        while let Some(record) = Record::read(&*self.file, at, end, self.id).map_err(self.failed("read"))? {
             if last.is_some_and(|last| record.previous != last) {
                 break;
             }
@@ -307,53 +353,44 @@ impl JournalFile {
         }
         Ok((last, at))
     }
-}
 
-/// Applies the files to the images with `apply`: whole epochs in a row, from what the images have
-/// up to `limit`. Then `settle` makes the images durable, and the files are emptied. If it is
-/// interrupted at any point, it can safely be repeated.
-pub(crate) fn replay(
-    files: &[JournalFile],
-    limit: EpochId,
-    mut apply: impl FnMut(&Record) -> Result<(), DiskError>,
-    settle: impl FnOnce() -> Result<(), DiskError>,
-) -> Result<Place, DiskError> {
-    let (mut at, mut ends, mut order) = (START, START, Vec::new());
-    for file in files {
-        at = at.max(file.applied()?.unwrap_or(START));
-        // An image may only receive what is durable in the journal.
-        file.sync()?;
-        let mut first = None;
-        let (last, _) = file.walk(|record| {
-            first.get_or_insert(record.place);
+    /// Looks through the whole file, also behind a damaged record.
+    pub(super) fn survey(&self) -> Result<Survey, DiskError> {
+        let (mut records, mut synced) = (Vec::new(), START);
+        let (_, valid_end) = self.walk(|record| {
+            records.push((record.place, record.previous));
+            synced = synced.max(record.synced);
             Ok(())
         })?;
-        ends = ends.max(last.unwrap_or(START));
-        order.push((first, file));
+        let end = self.file.bytes().map_err(self.failed("read"))?;
+        let ends_early_at = (end > valid_end).then_some(valid_end);
+        if ends_early_at.is_some() {
+            let behind = self.scan(valid_end, end).map_err(self.failed("read"))?;
+            synced = synced.max(behind);
+        }
+        Ok(Survey {
+            records,
+            ends_early_at,
+            synced,
+        })
     }
-    ends = ends.max(at);
-    order.retain(|(first, _)| first.is_some());
-    if order.is_empty() {
-        return Ok(at);
-    }
-    order.sort_by_key(|(first, _)| *first);
-    let mut cut = false;
-    for (_, file) in order {
-        file.walk(|record| {
-            if cut || record.place <= at {
-                return Ok(());
+
+    /// The latest place that any valid record in `at..end` knows as durable.
+    fn scan(&self, mut at: u64, end: u64) -> io::Result<Place> {
+        let mut synced = START;
+        let mut piece = vec![0; SCAN_BYTES];
+        while end.saturating_sub(at) >= RECORD_HEADER_BYTES {
+            let piece = &mut piece[..SCAN_BYTES.min((end - at) as usize)];
+            self.file.read_at(at, piece)?;
+            let starts = piece.windows(RECORD_MAGIC.len()).enumerate();
+            for (start, _) in starts.filter(|(_, bytes)| bytes == RECORD_MAGIC) {
+                if let Some(record) = Record::read(&*self.file, at + start as u64, end, self.id)? {
+                    synced = synced.max(record.synced);
+                }
             }
-            cut = record.previous != at || record.place.1 > limit;
-            if !cut {
-                apply(record)?;
-                at = record.place;
-            }
-            Ok(())
-        })?;
+            // A magic may lie across the end of the piece.
+            at += (piece.len() - (RECORD_MAGIC.len() - 1)) as u64;
+        }
+        Ok(synced)
     }
-    settle()?;
-    for file in files {
-        file.empty(ends)?;
-    }
-    Ok(at)
 }

@@ -7,6 +7,7 @@
 mod destage;
 pub(super) mod journal;
 mod persist;
+pub(super) mod replay;
 mod replica;
 
 use std::path::PathBuf;
@@ -15,12 +16,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use journal::FILE_HEADER_BYTES;
+use journal::{FILE_HEADER_BYTES, JournalFile};
 use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
 use super::image::{Drive, Drives, HostFiles, shared};
+use super::place::JournalId;
 use super::thread::Thread;
 use super::{DiskError, DiskLimits};
+use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
@@ -66,9 +69,32 @@ impl BackupImages {
             None => replica.existing_files()?,
         };
         replica.replay(&files, EpochId(u64::MAX))?;
+        replica.journal_is_done()?;
         state.slots = Default::default();
         state.failed = None;
         Ok(())
+    }
+
+    /// Checks that [`recover`](Self::recover) has what it needs. Changes nothing.
+    pub(super) fn check_recovery(&self) -> Result<(), DiskError> {
+        let files = self.replica.existing_files()?;
+        self.replica.plan(&files, EpochId(u64::MAX)).map(drop)
+    }
+
+    /// As [`recover`](Self::recover), for images that a primary is about to bring up to date. It has
+    /// marked all that is not on them, so the loss of the journal loses nothing then.
+    fn recover_for_copy(&self) -> Result<(), DiskError> {
+        match self.recover() {
+            Err(lost @ (DiskError::JournalDamaged { .. } | DiskError::JournalMissing { .. })) => {
+                let why = causes(&lost);
+                tracing::warn!(
+                    why,
+                    "what the journal should have is lost here; the primary still has it, and sends it again"
+                );
+                Ok(())
+            }
+            recovered => recovered,
+        }
     }
 
     fn start_threads(&self) {
@@ -103,7 +129,7 @@ impl BackupImages {
 
 impl BackupDisks for BackupImages {
     fn describe(&self) -> Result<Vec<PeerDisk>, DiskError> {
-        self.recover()?;
+        self.recover_for_copy()?;
         self.find_locked()?;
         let describe = |drive: &Arc<Drive>| {
             let mut disk = PeerDisk {
@@ -127,7 +153,7 @@ impl BackupDisks for BackupImages {
     }
 
     fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError> {
-        self.recover()?;
+        self.recover_for_copy()?;
         let replica = &self.replica;
         if plan.len() != replica.drives.len() {
             return Err(DiskError::PeerDiffers {
@@ -140,7 +166,7 @@ impl BackupDisks for BackupImages {
         }
         for (drive, plan) in replica.drives.iter().zip(plan) {
             let Some(map) = &drive.map else { continue };
-            let mut map = map.lock();
+            let map = map.lock();
             let from = plan.from.filter(|id| !plan.full && map.ids().contains(id));
             if plan.candidate == PairId(0) || from.is_none() != plan.full {
                 return Err(DiskError::PeerDiffers {
@@ -150,9 +176,15 @@ impl BackupDisks for BackupImages {
                     ),
                 });
             }
-            map.begin_copy(from)?;
         }
-        let journal = replica.fresh_journal()?;
+        let id = JournalId::draw();
+        let journal = replica.fresh_journal(id)?;
+        for (drive, plan) in replica.drives.iter().zip(plan) {
+            if let Some(map) = &drive.map {
+                let from = plan.from.filter(|_| !plan.full);
+                map.lock().begin_copy(from, id)?;
+            }
+        }
         let mut state = replica.idle();
         *state = State {
             session: true,
@@ -250,6 +282,7 @@ impl BackupDisks for BackupImages {
         // succeeds.
         state.session = false;
         let files = state.journal.clone().map(|files| files.to_vec());
+        let files = files.unwrap_or_default();
         let candidates = state.candidates.clone();
         let due = state.held.sealed_through(epoch);
         let due: Vec<_> = due.flat_map(|held| held.writes.iter().cloned()).collect();
@@ -258,14 +291,17 @@ impl BackupDisks for BackupImages {
             (_, last) if last <= epoch => state.last,
             _ => state.before_last,
         };
-        let have = replica.replay(&files.unwrap_or_default(), epoch)?;
-        if have < wanted {
-            let (wanted, have) = (wanted.1, have.1);
-            return Err(DiskError::WrongEpoch { wanted, have });
+        if state.slots.iter().any(|slot| slot.first.is_some()) {
+            // If this host is lost before all of it is on the images, they must not be used without
+            // it, or without a part of it.
+            files.iter().try_for_each(JournalFile::sync)?;
+            replica.must_reach(wanted)?;
         }
+        replica.replay(&files, epoch)?;
         state.slots = Default::default();
         drop(state);
         replica.finish(&candidates)?;
+        replica.journal_is_done()?;
         replica.lock_shared(waiting)?;
         // Storage that was lost and is back may report the earlier loss once more. All that is not
         // durable there is still held, so all of it is written again.

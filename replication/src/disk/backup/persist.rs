@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::journal::{FILE_HEADER_BYTES, JournalFile, Place, Record};
+use super::journal::{FILE_HEADER_BYTES, JournalFile, Record};
 use super::replica::Replica;
 use crate::disk::DiskError;
 use crate::disk::epoch_writes::EpochWrites;
+use crate::disk::place::Place;
 use crate::epoch_queue::Bucket;
 use crate::ids::EpochId;
 use crate::ports::disks::EpochToPersist;
@@ -56,8 +57,12 @@ impl Replica {
         }
         if epoch.flush {
             // Sync both files: an earlier epoch's writes may be in the other one.
-            let files = self.state.lock().journal.clone();
+            let (files, last) = {
+                let state = self.state.lock();
+                (state.journal.clone(), state.last)
+            };
             files.iter().flatten().try_for_each(JournalFile::sync)?;
+            self.state.lock().synced = last;
         }
         Ok(())
     }
@@ -89,6 +94,7 @@ impl Replica {
         let mut record = Record {
             place,
             previous: state.last,
+            synced: state.synced,
             batches,
         };
         let limit = self.limits.journal_bytes_max / 2;

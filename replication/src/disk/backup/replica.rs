@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::journal::{JournalFile, Place, Record, START, replay};
+use super::journal::{JournalFile, Record};
+use super::replay::{Replay, plan};
 use crate::core::disk::{DiskWrite, PairId, decode_batch};
 use crate::disk::epoch_writes::EpochWrites;
+use crate::disk::image::map::DirtyMap;
 use crate::disk::image::{Drives, HostFiles, shared};
+use crate::disk::place::{JournalId, Place, START};
 use crate::disk::{DiskError, DiskLimits};
 use crate::epoch_queue::EpochQueue;
 use crate::ids::EpochId;
@@ -54,6 +57,8 @@ pub(super) struct State {
     pub(super) before_last: Place,
     /// The last record on the images.
     pub(super) applied: Place,
+    /// The last record that the journal or the images hold durably.
+    pub(super) synced: Place,
     pub(super) needs_room: bool,
     /// Writes of shared disks that the primary has not reported as durable.
     pub(super) held: EpochQueue<EpochWrites>,
@@ -118,26 +123,82 @@ impl Replica {
         }))
     }
 
+    /// The left-over files, if there are any.
+    ///
+    /// # Errors
+    /// If a map says that its image needs a journal, and these are not its files.
     pub(super) fn existing_files(&self) -> Result<Vec<JournalFile>, DiskError> {
-        let open = |path| JournalFile::open_existing(&*self.files, path, self.sum).transpose();
-        self.paths()
-            .iter()
-            .flatten()
-            .filter_map(|path| open(path))
-            .collect()
+        let mut files = Vec::new();
+        let mut missing = None;
+        for path in self.paths().into_iter().flatten() {
+            match JournalFile::open_existing(&*self.files, &path, self.sum)? {
+                Some(file) => files.push(file),
+                None => missing = Some(path),
+            }
+        }
+        let id = files.iter().find_map(|file| file.id);
+        for file in &mut files {
+            // A header may be torn.
+            file.id = file.id.or(id);
+        }
+        for drive in self.drives.iter() {
+            let Some(map) = &drive.map else { continue };
+            let Some(wanted) = map.lock().journal() else {
+                continue;
+            };
+            let other = files.iter().find(|file| file.id != Some(wanted));
+            if let Some(journal) = missing.clone().or(other.map(|file| file.path.clone())) {
+                return Err(DiskError::JournalMissing {
+                    disk: drive.name.clone(),
+                    map: drive.map_path.clone(),
+                    journal,
+                });
+            }
+        }
+        Ok(files)
     }
 
-    /// Empties the journal and returns it. Its content must be on the images already.
-    pub(super) fn fresh_journal(&self) -> Result<Option<[JournalFile; 2]>, DiskError> {
+    /// Empties the journal and returns it as a new one. Its content must be on the images already.
+    pub(super) fn fresh_journal(
+        &self,
+        id: JournalId,
+    ) -> Result<Option<[JournalFile; 2]>, DiskError> {
         let Some([first, second]) = self.paths() else {
             return Ok(None);
         };
         let open = |path| {
-            let file = JournalFile::open(&*self.files, path, self.sum)?;
-            file.empty(START)?;
+            let mut file = JournalFile::open(&*self.files, path, self.sum)?;
+            file.renew(id)?;
             Ok::<_, DiskError>(file)
         };
         Ok(Some([open(first)?, open(second)?]))
+    }
+
+    /// Looks through a left-over journal, and checks that the images can be brought to where the
+    /// maps say they must be.
+    pub(super) fn plan<'a>(
+        &self,
+        files: &'a [JournalFile],
+        limit: EpochId,
+    ) -> Result<Replay<'a>, DiskError> {
+        let maps = self.maps();
+        let needed = maps.map(|map| map.lock().must_reach()).max();
+        plan(files, limit, needed.unwrap_or(START))
+    }
+
+    fn maps(&self) -> impl Iterator<Item = &Mutex<DirtyMap>> {
+        self.drives.iter().filter_map(|drive| drive.map.as_ref())
+    }
+
+    /// From now on, the images may be used only once the journal has brought them to `place`. Its
+    /// files must be durable.
+    pub(super) fn must_reach(&self, place: Place) -> Result<(), DiskError> {
+        self.maps().try_for_each(|map| map.lock().require(place))
+    }
+
+    /// The images need no journal any more.
+    pub(super) fn journal_is_done(&self) -> Result<(), DiskError> {
+        self.maps().try_for_each(|map| map.lock().journal_done())
     }
 
     pub(super) fn decode(
@@ -179,10 +240,9 @@ impl Replica {
         drives.try_for_each(|drive| drive.flush())
     }
 
-    pub(super) fn replay(&self, files: &[JournalFile], limit: EpochId) -> Result<Place, DiskError> {
-        replay(
-            files,
-            limit,
+    pub(super) fn replay(&self, files: &[JournalFile], limit: EpochId) -> Result<(), DiskError> {
+        let plan = self.plan(files, limit)?;
+        plan.run(
             |record| self.apply_record(record),
             || self.flush(false),
         )

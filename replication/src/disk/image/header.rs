@@ -1,6 +1,8 @@
 //! The header of a map's file. It describes the image as a whole. [`Raw`] has its bytes.
 //!
-//! The file has two headers, at bytes 0 and 4096, written in turn. If one is torn, the previous one is left.
+//! The file has two headers, at bytes 0 and 4096. A new one is first made durable in the place of one of them
+//! and then written to the other, too. So if one is torn, the previous one is left, and if one is damaged
+//! later, the same one is.
 
 use std::mem::offset_of;
 
@@ -8,6 +10,7 @@ use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::core::disk::{PairId, block_bytes_for};
+use crate::disk::place::{JournalId, Place, RawPlace, START};
 
 pub(crate) const HEADER_BYTES: usize = 512;
 /// Where the two headers begin.
@@ -35,7 +38,11 @@ struct Raw {
     current: U128,
     /// The pair it may belong to later; 0 for none.
     candidate: U128,
-    zeros: [u8; 436],
+    /// The journal without which the image must not be used; 0 for none.
+    journal: U128,
+    /// Where that journal must bring the image at least.
+    must_reach: RawPlace,
+    zeros: [u8; 404],
     /// CRC32 of the preceding bytes.
     crc: U32,
 }
@@ -55,6 +62,8 @@ pub(crate) struct Header {
     pub(crate) unfinished: bool,
     pub(crate) current: Option<PairId>,
     pub(crate) candidate: Option<PairId>,
+    pub(crate) journal: Option<JournalId>,
+    pub(crate) must_reach: Place,
 }
 
 impl Header {
@@ -67,6 +76,8 @@ impl Header {
             unfinished: false,
             current: None,
             candidate: None,
+            journal: None,
+            must_reach: START,
         }
     }
 
@@ -81,7 +92,9 @@ impl Header {
             block_bytes: self.block_bytes.into(),
             current: id(self.current),
             candidate: id(self.candidate),
-            zeros: [0; 436],
+            journal: self.journal.map_or(0, |id| id.0).into(),
+            must_reach: self.must_reach.into(),
+            zeros: [0; 404],
             crc: U32::ZERO,
         };
         raw.crc = raw.sum().into();
@@ -99,6 +112,8 @@ impl Header {
             unfinished: raw.flags == UNFINISHED,
             current: id(raw.current),
             candidate: id(raw.candidate),
+            journal: JournalId::stored(raw.journal.get()),
+            must_reach: raw.must_reach.into(),
         };
         let sane = header.disk_bytes > 0 && header.block_bytes.is_power_of_two();
         // Only what this version writes is accepted: no other flags, no left-over bytes.

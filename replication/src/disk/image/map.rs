@@ -15,6 +15,7 @@ use super::files::{HostFile, HostFiles};
 use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
+use crate::disk::place::{JournalId, Place, START};
 use crate::ids::EpochId;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
@@ -88,31 +89,44 @@ impl DirtyMap {
 
     fn load(&mut self, file: Box<dyn HostFile>) -> io::Result<()> {
         let bytes = file.bytes()?;
-        let mut best: Option<Header> = None;
-        for slot in SLOTS {
+        let mut found = [None, None];
+        for (slot, found) in SLOTS.into_iter().zip(&mut found) {
             let mut raw = [0; HEADER_BYTES];
-            if bytes < slot + HEADER_BYTES as u64 {
-                continue;
-            }
-            file.read_at(slot, &mut raw)?;
-            let better = |header: &Header| best.as_ref().is_none_or(|b| header.number > b.number);
-            if let Some(header) = Header::decode(&raw).filter(better) {
-                best = Some(header);
+            if bytes >= slot + HEADER_BYTES as u64 {
+                file.read_at(slot, &mut raw)?;
+                *found = Header::decode(&raw);
             }
         }
+        let path = self.path.display();
+        if let Some(bad) = found.iter().position(Option::is_none)
+            && found.iter().any(Option::is_some)
+        {
+            let at = SLOTS[bad];
+            tracing::warn!("the map {path} has no valid header at byte {at}: the other one counts");
+        }
+        let best = found.into_iter().flatten().max_by_key(|header| header.number);
         let Some(header) = best else {
+            tracing::warn!("the map {path} is damaged: none of its headers is valid");
             self.damaged = true;
             return Ok(());
         };
         let same = (header.disk_bytes, header.block_bytes)
             == (self.header.disk_bytes, self.header.block_bytes);
         if !same {
-            // The size of the image has changed. Only whether it was whole still counts.
+            // Only whether it was whole, and what it needs, still counts.
+            tracing::warn!(
+                "the image of the map {path} had {} bytes and has {}: it is no part of a pair any more",
+                header.disk_bytes,
+                self.header.disk_bytes
+            );
             self.header.unfinished = header.unfinished;
+            self.header.journal = header.journal;
+            self.header.must_reach = header.must_reach;
             return Ok(());
         }
         let mut raw = vec![0; self.bits_bytes()];
         if bytes < BITS_AT + raw.len() as u64 {
+            tracing::warn!("the map {path} is damaged: its end is missing");
             self.damaged = true;
             return Ok(());
         }
@@ -280,10 +294,45 @@ impl DirtyMap {
 
     /// The image is an unfinished copy from now on. `from` is the pair it belongs to, unless all of
     /// it will be replaced.
-    pub(crate) fn begin_copy(&mut self, from: Option<PairId>) -> Result<(), DiskError> {
+    pub(crate) fn begin_copy(
+        &mut self,
+        from: Option<PairId>,
+        journal: JournalId,
+    ) -> Result<(), DiskError> {
         self.header.unfinished = true;
         self.header.current = from;
         self.header.candidate = None;
+        self.header.journal = Some(journal);
+        self.header.must_reach = START;
+        self.store()
+    }
+
+    /// The journal without which the image must not be used.
+    pub(crate) fn journal(&self) -> Option<JournalId> {
+        self.header.journal
+    }
+
+    /// Where the journal must bring the image before it is used.
+    pub(crate) fn must_reach(&self) -> Place {
+        self.header.must_reach
+    }
+
+    /// The journal must bring the image to `place` from now on, durably.
+    pub(crate) fn require(&mut self, place: Place) -> Result<(), DiskError> {
+        if self.header.must_reach == place {
+            return Ok(());
+        }
+        self.header.must_reach = place;
+        self.store()
+    }
+
+    /// All that the journal has for the image is on it durably.
+    pub(crate) fn journal_done(&mut self) -> Result<(), DiskError> {
+        if self.header.journal.is_none() {
+            return Ok(());
+        }
+        self.header.journal = None;
+        self.header.must_reach = START;
         self.store()
     }
 
@@ -312,7 +361,9 @@ impl DirtyMap {
             Some(file) => file.write_at(slot, &header).and_then(|()| file.sync()),
             None => {
                 let mut content = vec![0; BITS_AT as usize];
-                content[slot as usize..][..HEADER_BYTES].copy_from_slice(&header);
+                for slot in SLOTS {
+                    content[slot as usize..][..HEADER_BYTES].copy_from_slice(&header);
+                }
                 content.extend(self.bits.bytes(0..self.bits_bytes()));
                 let created = self.files.create(&self.path, &content);
                 created.map(|file| self.file = Some(file))
@@ -325,6 +376,9 @@ impl DirtyMap {
             return Err(self.failed("write", error));
         }
         self.damaged = false;
+        // It need not be durable, and a failure takes nothing away: this header is stored.
+        let other = SLOTS[((self.header.number + 1) % 2) as usize];
+        let _ = self.opened().and_then(|file| file.write_at(other, &header));
         Ok(())
     }
 

@@ -204,11 +204,14 @@ fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
     *journal.last_mut().unwrap() ^= 1;
     b.set_content(active.unwrap(), journal.0);
     let (wanted, have) = (EpochId(session.epoch), EpochId(session.epoch - 1));
+    let before = b.content("disk0");
     let refused = backup.backup().promote(wanted, &mut |_| true).unwrap_err();
     assert!(
-        matches!(&refused, DiskError::WrongEpoch { wanted: w, have: h } if (*w, *h) == (wanted, have)),
+        matches!(&refused, DiskError::JournalDamaged { wanted: w, have: h, .. }
+            if (w.1, h.1) == (wanted, have)),
         "{refused}"
     );
+    assert_eq!(b.content("disk0"), before);
 }
 
 #[test]

@@ -12,8 +12,9 @@ use crate::disk::DiskMode::Replicated;
 use crate::disk::Storage;
 use crate::disk::image::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
 use crate::disk::image::map::DirtyMap;
+use crate::disk::place::JournalId;
 use crate::disk::{DiskError, DiskSet};
-use crate::ids::EpochId;
+use crate::ids::{EpochId, Generation};
 
 const BYTES: u64 = 8 << 20;
 const BLOCK: u64 = 64 << 10;
@@ -28,7 +29,7 @@ fn marked_host() -> (Host, DirtyMap) {
     let host = Host::new("a");
     host.make_image("disk0", BYTES, &mut seeded(1));
     let mut map = open(&host);
-    map.begin_copy(None).unwrap();
+    map.begin_copy(None, JournalId(7)).unwrap();
     map.finish_copy(PairId(1)).unwrap();
     (host, map)
 }
@@ -181,6 +182,23 @@ fn what_a_pair_is_survives_a_torn_header() {
 }
 
 #[test]
+fn a_damaged_header_takes_nothing_back() {
+    let (host, mut map) = marked_host();
+    map.begin_copy(Some(PairId(1)), JournalId(8)).unwrap();
+    let place = (Generation(2), EpochId(9));
+    map.require(place).unwrap();
+    for slot in SLOTS {
+        let left = host.after_kill();
+        let mut content = left.content(MAP);
+        content[slot as usize + 20] ^= 1;
+        left.set_content(MAP, content.0);
+        let map = open(&left);
+        assert!(map.is_unfinished() && !map.is_damaged(), "header at {slot}");
+        assert_eq!((map.journal(), map.must_reach()), (Some(JournalId(8)), place));
+    }
+}
+
+#[test]
 fn any_changed_byte_of_a_header_is_seen() {
     let header = Header {
         number: 5,
@@ -198,7 +216,7 @@ fn any_changed_byte_of_a_header_is_seen() {
         }
     }
     // A good checksum does not make left-over bytes, flags or versions right.
-    for (at, value) in [(100, 1), (12, 2), (8, 2), (32, 3)] {
+    for (at, value) in [(500, 1), (12, 2), (8, 2), (32, 3)] {
         let mut bad = good;
         bad[at] = value;
         let crc = crc32fast::hash(&bad[..508]);
@@ -214,6 +232,8 @@ fn a_header_has_the_bytes_of_its_table() {
         unfinished: true,
         current: Some(PairId(0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20)),
         candidate: Some(PairId(0x2122_2324_2526_2728_292a_2b2c_2d2e_2f30)),
+        journal: Some(JournalId(0x3132_3334_3536_3738_393a_3b3c_3d3e_3f40)),
+        must_reach: (Generation(0x41), EpochId(0x42)),
         ..Header::new(BYTES)
     };
     let mut golden = b"USTUDYMP\x01\0\0\0\x01\0\0\0".to_vec();
@@ -221,12 +241,14 @@ fn a_header_has_the_bytes_of_its_table() {
     golden.extend(b"\0\0\x80\0\0\0\0\0\0\0\x01\0\0\0\0\0");
     golden.extend((0x11..=0x20).rev());
     golden.extend((0x21..=0x30).rev());
+    golden.extend((0x31..=0x40).rev());
+    golden.extend(b"\x41\0\0\0\0\0\0\0\x42\0\0\0\0\0\0\0");
     golden.resize(508, 0);
     golden.extend(crc32fast::hash(&golden).to_le_bytes());
     assert_eq!(header.encode()[..], golden[..]);
     let mut none = header;
-    (none.current, none.candidate) = (None, None);
-    assert!(none.encode()[40..72].iter().all(|byte| *byte == 0));
+    (none.current, none.candidate, none.journal) = (None, None, None);
+    assert!(none.encode()[40..88].iter().all(|byte| *byte == 0));
 }
 
 fn pair_of_sets() -> (Host, Host, DiskSet, DiskSet) {

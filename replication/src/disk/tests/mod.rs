@@ -3,6 +3,7 @@
 mod faults;
 mod host;
 mod journal;
+mod lost_journal;
 mod map;
 mod overlay;
 mod pair;
