@@ -54,6 +54,7 @@ impl Bucket {
         SealedOutput {
             frames: self.frames[first..].to_vec(),
             console: console.collect(),
+            ..SealedOutput::default()
         }
     }
 

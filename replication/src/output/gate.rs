@@ -131,10 +131,7 @@ impl OutputGate {
 impl OutputGate {
     /// Holds output from now on. Called while the guest is paused.
     pub fn hold(&self) {
-        let mut state = self.inner.state.lock();
-        if state.mode == GateMode::Open {
-            state.mode = GateMode::Holding;
-        }
+        self.inner.state.lock().hold();
     }
 
     /// Ends the current bucket as that of `epoch` and returns a copy for the backup. Called while
@@ -155,7 +152,12 @@ impl OutputGate {
             }
             state.release(through);
         }
-        self.drain(is_in_time)
+        let all = self.drain(is_in_time);
+        if all {
+            let mut state = self.inner.state.lock();
+            state.sent_through = state.sent_through.max(through);
+        }
+        all
     }
 
     /// Lets everything leave and opens the gate: the arbiter granted this side to run alone.

@@ -15,7 +15,7 @@ use super::bucket::Bucket;
 use super::counters::Counters;
 use super::limits::{GateLimits, cost, nearly_full};
 use super::line::FrameLine;
-use super::sealed::SealedOutput;
+use super::sealed::{ConsoleOutput, ConsoleProgress, SealedOutput};
 use super::signals::{OutputListener, Waker};
 use super::writer::ConsoleWriter;
 use crate::epoch_queue::EpochQueue;
@@ -57,6 +57,10 @@ pub(super) struct GateState {
     /// Output that waits for its epoch's release. The current bucket is empty unless the gate
     /// holds.
     held: EpochQueue<Bucket>,
+    /// Nothing was sealed since the gate began to hold.
+    is_first: bool,
+    /// The frames of all epochs up to this one were handed to their sinks.
+    pub(super) sent_through: EpochId,
     /// Cost of all frames in the outboxes.
     outbox_bytes: usize,
     /// Where small frames are copied to.
@@ -122,16 +126,41 @@ impl GateState {
             networks: Vec::new(),
             consoles: Vec::new(),
             held: EpochQueue::default(),
+            is_first: false,
+            sent_through: EpochId(0),
             outbox_bytes: 0,
             block: Block::default(),
             listener: None,
         }
     }
 
+    /// Holds output from now on, for a backup that has got nothing yet.
+    pub(super) fn hold(&mut self) {
+        if self.mode == GateMode::Open {
+            self.mode = GateMode::Holding;
+            self.is_first = true;
+            self.sent_through = EpochId(0);
+        }
+    }
+
     /// Ends the current bucket as that of `epoch`.
     pub(super) fn seal(&mut self, epoch: EpochId, repeat_bytes_max: usize) -> SealedOutput {
-        let output = self.held.current().copy(repeat_bytes_max);
+        let mut output = self.held.current().copy(repeat_bytes_max);
         self.held.seal(epoch);
+        output.sent_through = self.sent_through;
+        for (device, console) in (0..).zip(&self.consoles) {
+            let (written, pending) = console.writer.progress(self.is_first);
+            if let Some(position) = written {
+                output.written.push(ConsoleProgress { device, position });
+            }
+            let pending = pending.into_iter().map(|(position, bytes)| ConsoleOutput {
+                device,
+                position,
+                bytes,
+            });
+            output.console.splice(0..0, pending);
+        }
+        self.is_first = false;
         output
     }
 

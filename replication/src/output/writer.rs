@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
 
 use super::signals::Waker;
@@ -42,7 +42,10 @@ struct Queue {
     runs: VecDeque<(u64, BytesMut)>,
     /// Bytes in `runs` and in the write in progress.
     bytes: usize,
-    is_writing: bool,
+    /// The write in progress.
+    writing: Option<(u64, Bytes)>,
+    /// The sink has everything before this position, or it is lost.
+    written: Option<u64>,
     /// No more bytes are taken. The thread ends when nothing is left.
     is_closed: bool,
     /// The device was told to wait: it is woken after the next write.
@@ -100,6 +103,19 @@ impl ConsoleWriter {
         self.queue.lock().bytes
     }
 
+    /// The position before which the sink has everything, once it has something. If `pending` is
+    /// wanted, also what it does not have yet.
+    pub(super) fn progress(&self, pending: bool) -> (Option<u64>, Vec<(u64, Bytes)>) {
+        let queue = self.queue.lock();
+        let mut runs = Vec::new();
+        if pending {
+            runs.extend(queue.writing.clone());
+            let queued = queue.runs.iter();
+            runs.extend(queued.map(|(at, run)| (*at, Bytes::copy_from_slice(run))));
+        }
+        (queue.written, runs)
+    }
+
     /// Wakes the device after the next write.
     pub(super) fn wake_device_later(&self) {
         self.queue.lock().device_waits = true;
@@ -107,7 +123,7 @@ impl ConsoleWriter {
 
     /// Waits until nothing is left to write. False if that takes longer than `timeout`.
     pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
-        let is_busy = |queue: &mut Queue| queue.is_writing || !queue.runs.is_empty();
+        let is_busy = |queue: &mut Queue| queue.writing.is_some() || !queue.runs.is_empty();
         let mut queue = self.queue.lock();
         !self
             .changed
@@ -136,12 +152,14 @@ impl ConsoleWriter {
     fn write_all_runs(&self, device: u16, mut sink: Box<dyn ConsoleSink>) {
         let mut is_failing = false;
         while let Some((position, run)) = self.next_run() {
-            self.write_run(device, sink.as_mut(), position, &run, &mut is_failing);
-            self.written(run.len());
+            let is_out = self.write_run(device, sink.as_mut(), position, &run, &mut is_failing);
+            // What a sink refuses is lost here, but a backup may repeat it elsewhere.
+            let end = position.saturating_add(run.len() as u64);
+            self.written(run.len(), is_out.then_some(end));
         }
     }
 
-    /// Writes a run, or counts what of it is lost.
+    /// Writes a run, or counts what of it is lost. Returns whether all of it is written.
     fn write_run(
         &self,
         device: u16,
@@ -149,7 +167,7 @@ impl ConsoleWriter {
         position: u64,
         run: &[u8],
         is_failing: &mut bool,
-    ) {
+    ) -> bool {
         loop {
             let error = match append_missing(sink, position, run) {
                 Ok(()) => {
@@ -157,7 +175,7 @@ impl ConsoleWriter {
                         let lost_bytes = self.lost_bytes();
                         tracing::info!(device, lost_bytes, "the console is written again");
                     }
-                    return;
+                    return true;
                 }
                 Err(error) => error,
             };
@@ -172,7 +190,7 @@ impl ConsoleWriter {
                 let has = sink.position().ok().flatten().unwrap_or(position);
                 let lost = (run.len() as u64).saturating_sub(has.saturating_sub(position));
                 self.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-                return;
+                return false;
             }
         }
     }
@@ -188,19 +206,21 @@ impl ConsoleWriter {
         may_wait(&queue)
     }
 
-    fn next_run(&self) -> Option<(u64, BytesMut)> {
+    fn next_run(&self) -> Option<(u64, Bytes)> {
         let mut queue = self.queue.lock();
         self.changed.wait_while(&mut queue, |queue| {
             queue.runs.is_empty() && !queue.is_closed
         });
-        let run = queue.runs.pop_front()?;
-        queue.is_writing = true;
+        let (position, run) = queue.runs.pop_front()?;
+        let run = (position, run.freeze());
+        queue.writing = Some(run.clone());
         Some(run)
     }
 
-    fn written(&self, bytes: usize) {
+    fn written(&self, bytes: usize, through: Option<u64>) {
         let mut queue = self.queue.lock();
-        queue.is_writing = false;
+        queue.writing = None;
+        queue.written = queue.written.max(through);
         queue.bytes -= bytes;
         let device_waits = std::mem::take(&mut queue.device_waits);
         drop(queue);

@@ -312,7 +312,7 @@ impl World {
             return;
         };
         let restored = Guest::restore(node.core.committed_state(), &node.memory);
-        let sealed = node.core.committed_output().clone();
+        let sealed = node.core.output_to_repeat();
         let memory = node.memory.clone();
         let guest = match restored {
             Ok(guest) => guest,

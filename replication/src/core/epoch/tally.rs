@@ -78,6 +78,7 @@ mod tests {
                 position: 200,
                 bytes: Bytes::from_static(b"hi"),
             }],
+            ..SealedOutput::default()
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{console, far, gate_with, send, shown};
 use crate::ids::EpochId;
-use crate::output::{GateLimits, GateMode, SealedOutput, SendError};
+use crate::output::{GateLimits, GateMode, ConsoleProgress, SendError};
 
 #[test]
 fn r1_nothing_leaves_before_its_epoch_is_released() {
@@ -59,7 +59,13 @@ fn an_open_gate_holds_nothing() {
     tty.write(b"A").unwrap();
     assert_eq!(wire.take(), [b"a"]);
     assert_eq!(shown(&gate, &screen), "A");
-    assert_eq!(gate.seal(EpochId(1)), SealedOutput::default());
+    let sealed = gate.seal(EpochId(1));
+    assert!(sealed.frames.is_empty() && sealed.console.is_empty());
+    let out = ConsoleProgress {
+        device: 0,
+        position: 1,
+    };
+    assert_eq!(sealed.written, [out]);
 }
 
 #[test]

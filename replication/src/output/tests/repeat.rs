@@ -17,6 +17,7 @@ fn sealed_output_is_a_bounded_suffix_of_frames_and_the_whole_console() {
     let (tty, _screen) = console(&gate);
     let (second, _screen) = console(&gate);
     tty.write(b"before").unwrap();
+    assert!(gate.flush_consoles(DEADLINE));
     gate.hold();
     for text in ["a", "b", "c"] {
         send(&port, text);
@@ -82,6 +83,7 @@ fn what_is_repeated_comes_before_what_the_guest_says_next() {
             position: 0,
             bytes: frame("old "),
         }],
+        ..SealedOutput::default()
     };
     tty.set_position(4);
     gate.repeat(&output);

@@ -513,7 +513,7 @@ impl<M: Machine> Driver<M> {
         }
         self.machine.restore(self.core.committed_state())?;
         self.machine.announce();
-        self.machine.gate().repeat(self.core.committed_output());
+        self.machine.gate().repeat(&self.core.output_to_repeat());
         self.machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
         let detected = self.detected.unwrap_or(Detected {

@@ -24,7 +24,7 @@ use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};
-use crate::output::SealedOutput;
+use crate::output::KeptOutput;
 use crate::page_set::MemoryLayout;
 use crate::ports::PageMemory;
 
@@ -90,7 +90,9 @@ pub struct BackupCore {
     disks: Disks,
     /// The last ticket given to `Persist`.
     ticket: u64,
-    nothing: (Bytes, SealedOutput),
+    /// Output of committed epochs that the primary has not reported as really out.
+    kept: KeptOutput,
+    no_state: Bytes,
     primary_node: Option<String>,
     /// The generation that the open question to the arbiter is about.
     question: Option<Generation>,
@@ -121,7 +123,8 @@ impl BackupCore {
             committed: None,
             disks: Disks::default(),
             ticket: 0,
-            nothing: Default::default(),
+            kept: KeptOutput::default(),
+            no_state: Bytes::new(),
             primary_node: None,
             question: None,
             heard_at: now,
@@ -233,8 +236,10 @@ impl BackupCore {
         }
         match self.staging.commit(pages_max, memory) {
             Ok(None) => {}
-            Ok(Some(committed)) => {
+            Ok(Some(mut committed)) => {
                 out.push(Effect::Committed(committed.epoch));
+                let output = std::mem::take(&mut committed.output);
+                self.kept.add(committed.epoch, output);
                 self.committed = Some(committed);
                 if matches!(self.phase, Phase::Syncing) {
                     self.phase = Phase::Standby { cut: None };
@@ -518,6 +523,7 @@ impl BackupCore {
         self.discard(&reason, out);
         self.staging.restart(EpochId(1));
         self.committed = None;
+        self.kept = KeptOutput::default();
         self.primary_node = None;
         self.phase = Phase::Listening;
         out.push(Effect::Reset { reason });

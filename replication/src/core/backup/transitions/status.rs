@@ -66,15 +66,14 @@ impl BackupCore {
     pub fn committed_state(&self) -> &Bytes {
         self.committed
             .as_ref()
-            .map_or(&self.nothing.0, |committed| &committed.state)
+            .map_or(&self.no_state, |committed| &committed.state)
     }
 
-    /// Output sealed under the committed epoch; empty if there is none.
+    /// Output of committed epochs that the primary has not reported as really out, oldest first.
+    /// A promoted side repeats it.
     #[must_use]
-    pub fn committed_output(&self) -> &SealedOutput {
-        self.committed
-            .as_ref()
-            .map_or(&self.nothing.1, |committed| &committed.output)
+    pub fn output_to_repeat(&self) -> SealedOutput {
+        self.kept.to_repeat()
     }
 
     /// The primary's name, from its introduction until it is lost.

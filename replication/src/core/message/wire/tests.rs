@@ -7,7 +7,7 @@ use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::core::message::{Bye, EpochSummary, Hello, Refusal, Welcome};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Generation, PageIndex};
-use crate::output::{ConsoleOutput, NetworkFrame, SealedOutput};
+use crate::output::{ConsoleOutput, ConsoleProgress, NetworkFrame, SealedOutput};
 use crate::page_set::{MemoryLayout, Region};
 
 fn hello() -> Hello {
@@ -36,6 +36,11 @@ fn output() -> SealedOutput {
             device: 0,
             position: 200,
             bytes: Bytes::from_static(b"hi"),
+        }],
+        sent_through: EpochId(7),
+        written: vec![ConsoleProgress {
+            device: 2,
+            position: 300,
         }],
     }
 }
@@ -147,7 +152,7 @@ fn golden_epoch(epoch: EpochId) -> Vec<Golden> {
             },
             7,
             9,
-            "010102aabb0100c801026869",
+            "010102aabb0100c801026869070102ac02",
         ),
         (
             Message::EpochEnd {

@@ -13,6 +13,7 @@ use crate::core::epoch::assemble::{BatchBytes, EpochAssembler, EpochDisks};
 use crate::core::message::{Hello, Refusal};
 use crate::core::testing::TestMemory;
 use crate::ids::{PAGE_BYTES, PageIndex};
+use crate::output::SealedOutput;
 
 const MS: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(3);
