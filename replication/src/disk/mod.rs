@@ -22,7 +22,7 @@ mod set;
 mod tests;
 mod thread;
 
-pub use image::{DiskMode, Storage};
+pub use image::{Changed, DiskMode, Storage};
 pub use primary::Disk;
 pub use set::DiskSet;
 

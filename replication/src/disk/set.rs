@@ -69,25 +69,31 @@ impl DiskSet {
     ) -> Result<Self, DiskError> {
         let mut drives = Vec::new();
         for (number, spec) in specs.into_iter().enumerate() {
-            let bytes = spec.storage.bytes();
             let map = match spec.mode {
                 DiskMode::Shared => None,
                 DiskMode::Replicated if journal_path.is_none() => {
                     return Err(DiskError::NoJournal { disk: spec.name });
                 }
-                DiskMode::Replicated => Some(Mutex::new(DirtyMap::open(
-                    spec.map_path.clone(),
-                    bytes,
-                    files.clone(),
-                )?)),
+                DiskMode::Replicated => {
+                    let (path, image) = (spec.map_path.clone(), &*spec.storage);
+                    Some(DirtyMap::open(path, image, files.clone())?)
+                }
             };
+            if let Some(why) = map.as_ref().and_then(DirtyMap::distrust) {
+                let disk = &spec.name;
+                tracing::warn!(
+                    disk,
+                    why,
+                    "its image is not as its map knows it: all of it will be copied"
+                );
+            }
             drives.push(Arc::new(Drive {
                 number: u16::try_from(number).map_err(|_| DiskError::TooManyDisks)?,
                 name: spec.name,
                 mode: spec.mode,
                 storage: spec.storage,
                 map_path: spec.map_path,
-                map,
+                map: map.map(Mutex::new),
                 turn: Mutex::new(()),
                 flush_failed: AtomicBool::new(false),
             }));
@@ -155,6 +161,9 @@ impl Disks for DiskSet {
     fn claim_images(&self) -> Result<(), DiskError> {
         self.check_whole()?;
         self.backup.recover()?;
+        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+            map.lock().adopt()?;
+        }
         for drive in shared(&self.drives) {
             if !drive.try_lock()? {
                 return Err(DiskError::Locked {

@@ -132,6 +132,20 @@ pub enum DiskError {
         /// The file that was looked for.
         journal: PathBuf,
     },
+    /// An image was replaced, or changed by somebody else, while its journal had writes for it.
+    #[error(
+        "the image of disk {disk} is not the one that the left-over journal has writes for: {why}. Put that image \
+         back, or start this host as a standby again, so that the other host's data replace it. To run this image as \
+         it is, remove {} and the journal", map.display()
+    )]
+    ImageReplaced {
+        /// The disk's name.
+        disk: String,
+        /// Its map.
+        map: PathBuf,
+        /// How it is known.
+        why: String,
+    },
     /// A journal of another version of this program.
     #[error(
         "the journal {} was written by another version of this program: start once with that version, or, if the \

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use understudy_replication::disk::Storage;
-use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
+use understudy_replication::disk::{Changed, DiskLimits, DiskMode, DiskSet, DiskSpec, Storage};
 
 /// Size of each image; most of it is never written.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
@@ -91,6 +90,14 @@ impl Storage for FileStorage {
             Err(std::fs::TryLockError::WouldBlock) => Ok(false),
             Err(std::fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn identity(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        Ok(None)
     }
 
     /// Asked only where this file does not hold the lock itself.

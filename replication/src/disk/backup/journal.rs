@@ -343,7 +343,9 @@ impl JournalFile {
     ) -> Result<(Option<Place>, u64), DiskError> {
         let end = self.file.bytes().map_err(self.failed("read"))?;
         let (mut last, mut at) = (None, FILE_HEADER_BYTES);
-        while let Some(record) = Record::read(&*self.file, at, end, self.id).map_err(self.failed("read"))? {
+        while let Some(record) =
+            Record::read(&*self.file, at, end, self.id).map_err(self.failed("read"))?
+        {
             if last.is_some_and(|last| record.previous != last) {
                 break;
             }

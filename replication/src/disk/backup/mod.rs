@@ -85,7 +85,11 @@ impl BackupImages {
     /// marked all that is not on them, so the loss of the journal loses nothing then.
     fn recover_for_copy(&self) -> Result<(), DiskError> {
         match self.recover() {
-            Err(lost @ (DiskError::JournalDamaged { .. } | DiskError::JournalMissing { .. })) => {
+            Err(
+                lost @ (DiskError::JournalDamaged { .. }
+                | DiskError::JournalMissing { .. }
+                | DiskError::ImageReplaced { .. }),
+            ) => {
                 let why = causes(&lost);
                 tracing::warn!(
                     why,
@@ -182,7 +186,9 @@ impl BackupDisks for BackupImages {
         for (drive, plan) in replica.drives.iter().zip(plan) {
             if let Some(map) = &drive.map {
                 let from = plan.from.filter(|_| !plan.full);
-                map.lock().begin_copy(from, id)?;
+                let mut map = map.lock();
+                map.begin_copy(from, id)?;
+                map.in_use(&*drive.storage)?;
             }
         }
         let mut state = replica.idle();

@@ -61,6 +61,11 @@ pub(crate) fn plan(
 }
 
 impl Replay<'_> {
+    /// Whether there is nothing to be applied.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.reached == self.applied
+    }
+
     fn falls_short_of(&self, wanted: Place) -> DiskError {
         let bad = self.files.iter().find_map(|(file, header, survey)| {
             let what = match (header, survey.ends_early_at) {

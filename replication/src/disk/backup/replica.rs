@@ -181,9 +181,19 @@ impl Replica {
         files: &'a [JournalFile],
         limit: EpochId,
     ) -> Result<Replay<'a>, DiskError> {
-        let maps = self.maps();
-        let needed = maps.map(|map| map.lock().must_reach()).max();
-        plan(files, limit, needed.unwrap_or(START))
+        let needed = self.maps().map(|map| map.lock().must_reach()).max();
+        let plan = plan(files, limit, needed.unwrap_or(START))?;
+        for drive in self.drives.iter().filter(|_| !plan.is_empty()) {
+            let Some(map) = &drive.map else { continue };
+            if let Some(why) = map.lock().distrust() {
+                return Err(DiskError::ImageReplaced {
+                    disk: drive.name.clone(),
+                    map: drive.map_path.clone(),
+                    why: why.to_owned(),
+                });
+            }
+        }
+        Ok(plan)
     }
 
     fn maps(&self) -> impl Iterator<Item = &Mutex<DirtyMap>> {
@@ -242,10 +252,7 @@ impl Replica {
 
     pub(super) fn replay(&self, files: &[JournalFile], limit: EpochId) -> Result<(), DiskError> {
         let plan = self.plan(files, limit)?;
-        plan.run(
-            |record| self.apply_record(record),
-            || self.flush(false),
-        )
+        plan.run(|record| self.apply_record(record), || self.flush(false))
     }
 
     /// The copy is whole. Makes it durable, and then records that in its maps.

@@ -48,6 +48,9 @@ impl Drive {
     /// Applies a write from a log to the image.
     pub(crate) fn apply(&self, write: &DiskWrite) -> Result<(), DiskError> {
         let (storage, at) = (&self.storage, write.offset);
+        if let Some(map) = &self.map {
+            map.lock().about_to_write(&**storage);
+        }
         let done = match &write.what {
             What::Data(data) => storage.write_at(at, data),
             What::Zero { bytes } => storage.write_zeroes(at, *bytes, true),
@@ -85,6 +88,14 @@ impl Drive {
     pub(crate) fn try_lock(&self) -> Result<bool, DiskError> {
         let locked = self.storage.lock();
         locked.map_err(|error| self.failed("lock", 0, error))
+    }
+}
+
+impl Drop for Drive {
+    fn drop(&mut self) {
+        if let Some(map) = &mut self.map {
+            map.get_mut().close(&*self.storage);
+        }
     }
 }
 

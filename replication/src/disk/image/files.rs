@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An open file.
 pub(crate) trait HostFile: Send + Sync {
@@ -24,6 +25,10 @@ pub(crate) trait HostFiles: Send + Sync {
     /// Creates or replaces the file, durably. After a crash, it is either the old file or all of
     /// the new one.
     fn create(&self, path: &Path, content: &[u8]) -> io::Result<Box<dyn HostFile>>;
+    /// The time as files get it, in nanoseconds since 1970.
+    fn now_ns(&self) -> u64;
+    /// A number that no other run of this host's kernel has.
+    fn boot(&self) -> u128;
 }
 
 /// The host's file system.
@@ -52,6 +57,17 @@ impl HostFiles for FileSystem {
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
         Ok(Box::new(file))
+    }
+
+    fn now_ns(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos() as u64)
+    }
+
+    fn boot(&self) -> u128 {
+        // Without it, every run is taken for the same one: that is the stricter rule.
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        u128::from_str_radix(&id.trim().replace('-', ""), 16).unwrap_or_default()
     }
 }
 

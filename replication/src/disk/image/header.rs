@@ -20,6 +20,8 @@ pub(crate) const BITS_AT: u64 = 8192;
 
 const MAGIC: &[u8; 8] = b"USTUDYMP";
 const VERSION: u32 = 1;
+/// Longest identity of an image that is kept.
+const IDENTITY_BYTES: usize = 128;
 const UNFINISHED: u32 = 1;
 
 /// The header's bytes. Numbers are little-endian.
@@ -42,7 +44,9 @@ struct Raw {
     journal: U128,
     /// Where that journal must bring the image at least.
     must_reach: RawPlace,
-    zeros: [u8; 404],
+    /// Which image this is the map of. Text, with zeros to its end.
+    identity: [u8; IDENTITY_BYTES],
+    zeros: [u8; 276],
     /// CRC32 of the preceding bytes.
     crc: U32,
 }
@@ -64,6 +68,8 @@ pub(crate) struct Header {
     pub(crate) candidate: Option<PairId>,
     pub(crate) journal: Option<JournalId>,
     pub(crate) must_reach: Place,
+    /// What tells the image from others. Empty if nothing does.
+    pub(crate) identity: String,
 }
 
 impl Header {
@@ -78,11 +84,15 @@ impl Header {
             candidate: None,
             journal: None,
             must_reach: START,
+            identity: String::new(),
         }
     }
 
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let id = |id: Option<PairId>| id.map_or(0, |id| id.0).into();
+        let mut identity = [0; IDENTITY_BYTES];
+        let kept = self.identity.len().min(IDENTITY_BYTES);
+        identity[..kept].copy_from_slice(&self.identity.as_bytes()[..kept]);
         let mut raw = Raw {
             magic: *MAGIC,
             version: VERSION.into(),
@@ -94,7 +104,8 @@ impl Header {
             candidate: id(self.candidate),
             journal: self.journal.map_or(0, |id| id.0).into(),
             must_reach: self.must_reach.into(),
-            zeros: [0; 404],
+            identity,
+            zeros: [0; 276],
             crc: U32::ZERO,
         };
         raw.crc = raw.sum().into();
@@ -114,9 +125,26 @@ impl Header {
             candidate: id(raw.candidate),
             journal: JournalId::stored(raw.journal.get()),
             must_reach: raw.must_reach.into(),
+            identity: text(&raw.identity)?,
         };
         let sane = header.disk_bytes > 0 && header.block_bytes.is_power_of_two();
         // Only what this version writes is accepted: no other flags, no left-over bytes.
         (sane && header.encode() == *bytes).then_some(header)
     }
+}
+
+/// The text up to the first zero.
+fn text(bytes: &[u8]) -> Option<String> {
+    let text = bytes.split(|byte| *byte == 0).next()?;
+    String::from_utf8(text.to_vec()).ok()
+}
+
+/// As much of an image's identity as a header keeps.
+pub(crate) fn kept_identity(mut identity: String) -> String {
+    let mut kept = identity.len().min(IDENTITY_BYTES);
+    while !identity.is_char_boundary(kept) {
+        kept -= 1;
+    }
+    identity.truncate(kept);
+    identity
 }

@@ -2,6 +2,10 @@
 //!
 //! A block is marked durably before it is written. The whole resynchronisation relies on that. A mark is
 //! cleared once the block is durable on the other side. Clearing a mark need not be durable.
+//!
+//! A map belongs to one image, and knows whether that was changed by anybody else (`stamp.rs`). A map whose image
+//! was replaced or changed says nothing about it any more, so all of it will be copied.
+//!
 //! What must not be done here: clearing a mark because of time, or of an epoch that is not durable.
 
 use std::io;
@@ -12,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use super::bits::BitSet;
 use super::files::{HostFile, HostFiles};
-use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS};
+use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_identity};
+use super::stamp::{LEASE, STAMP_AT, STAMP_BYTES, SYNC_EVERY, Stamp};
+use super::storage::Storage;
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
 use crate::disk::place::{JournalId, Place, START};
@@ -30,6 +36,14 @@ pub(crate) struct DirtyMap {
     file: Option<Box<dyn HostFile>>,
     damaged: bool,
     header: Header,
+    /// What tells the image that is open now from others.
+    identity: String,
+    /// Why nothing is known of the image, although there is a map. The file still has what it says.
+    distrust: Option<String>,
+    /// The image may be written until then, as the file's stamp says.
+    stamped_until_ns: u64,
+    /// When the stamp was made durable last.
+    stamp_synced_ns: u64,
     /// Blocks that are marked durably in the file.
     bits: BitSet,
     /// Blocks written in the epochs since the last rotation.
@@ -52,13 +66,13 @@ pub(crate) struct DirtyMap {
 }
 
 impl DirtyMap {
-    /// Opens the map at `path` for an image of `disk_bytes`. Without a file, the image belongs to
-    /// no pair.
+    /// Opens the map at `path` for an image. Without a file, the image belongs to no pair.
     pub(crate) fn open(
         path: PathBuf,
-        disk_bytes: u64,
+        image: &dyn Storage,
         files: Arc<dyn HostFiles>,
     ) -> Result<Self, DiskError> {
+        let disk_bytes = image.bytes();
         let header = Header::new(disk_bytes);
         let blocks = disk_bytes.div_ceil(header.block_bytes);
         let empty = || BitSet::new(blocks);
@@ -68,6 +82,10 @@ impl DirtyMap {
             file: None,
             damaged: false,
             header,
+            identity: String::new(),
+            distrust: None,
+            stamped_until_ns: 0,
+            stamp_synced_ns: 0,
             bits: empty(),
             fresh: empty(),
             old: empty(),
@@ -79,12 +97,115 @@ impl DirtyMap {
             rotated_at: None,
             next: u64::MAX,
         };
+        let identity = image.identity();
+        let identity = identity.map_err(|error| map.failed("identify the image of", error))?;
+        map.identity = kept_identity(identity.unwrap_or_default());
         let opened = map.files.open(&map.path);
         if let Some(file) = opened.map_err(|error| map.failed("open", error))? {
-            let loaded = map.load(file);
+            let loaded = map.load(file).and_then(|()| map.compare(image));
             loaded.map_err(|error| map.failed("read", error))?;
         }
         Ok(map)
+    }
+
+    /// Finds out whether the image is the one that the file describes, as it was left.
+    fn compare(&mut self, image: &dyn Storage) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let mut raw = [0; STAMP_BYTES];
+        file.read_at(STAMP_AT, &mut raw)?;
+        let (was, is) = (&self.header.identity, &self.identity);
+        let stamp = Stamp::decode(&raw);
+        let distrust = match image.changed()? {
+            _ if was != is => format!("it is another one (it was {was}, it is {is})"),
+            None => return Ok(()),
+            Some(changed) => {
+                let boot = self.files.boot();
+                if stamp.is_some_and(|stamp| stamp.explains(changed, boot)) {
+                    return Ok(());
+                }
+                "it was changed by somebody else".into()
+            }
+        };
+        self.distrust = Some(distrust);
+        (self.header.current, self.header.candidate) = (None, None);
+        self.bits.clear();
+        Ok(())
+    }
+
+    /// Why the image is not the one that its file describes.
+    pub(crate) fn distrust(&self) -> Option<&str> {
+        self.distrust.as_deref()
+    }
+
+    /// If the image is not the one that the file describes, the file is to describe this one.
+    pub(crate) fn adopt(&mut self) -> Result<(), DiskError> {
+        if self.distrust.is_some() {
+            self.store()?;
+        }
+        Ok(())
+    }
+
+    // ---- who changes the image ----
+
+    /// This process begins to use the image as one of a pair.
+    pub(crate) fn in_use(&mut self, image: &dyn Storage) -> Result<(), DiskError> {
+        let stamped = self.stamp(image, false);
+        let synced = stamped.and_then(|()| self.sync_stamp());
+        synced.map_err(|error| self.failed("write", error))
+    }
+
+    /// The image is about to be written. Does nothing most of the time.
+    pub(crate) fn about_to_write(&mut self, image: &dyn Storage) {
+        let now_ns = self.files.now_ns();
+        if !self.describes_image() || now_ns < self.stamped_until_ns {
+            return;
+        }
+        let mut stamped = self.stamp(image, false);
+        if now_ns.saturating_sub(self.stamp_synced_ns) >= SYNC_EVERY.as_nanos() as u64 {
+            stamped = stamped.and_then(|()| self.sync_stamp());
+        }
+        if let Err(error) = stamped {
+            // At worst, the image is distrusted and copied as a whole some day.
+            let path = self.path.display();
+            tracing::debug!("cannot note in the map {path} that its image is written: {error}");
+        }
+    }
+
+    fn sync_stamp(&mut self) -> io::Result<()> {
+        self.opened()?.sync()?;
+        self.stamp_synced_ns = self.files.now_ns();
+        Ok(())
+    }
+
+    /// This process is done with the image.
+    pub(crate) fn close(&mut self, image: &dyn Storage) {
+        if self.describes_image() && self.stamped_until_ns > 0 {
+            let _ = self.stamp(image, true);
+        }
+    }
+
+    fn describes_image(&self) -> bool {
+        self.file.is_some() && self.distrust.is_none()
+    }
+
+    fn stamp(&mut self, image: &dyn Storage, closed: bool) -> io::Result<()> {
+        let Some(changed) = image.changed()? else {
+            return Ok(());
+        };
+        // The image's host may have a clock of its own.
+        let now = self.files.now_ns().max(changed.anything_ns);
+        let lease = if closed { 0 } else { LEASE.as_nanos() as u64 };
+        let stamp = Stamp {
+            closed,
+            until_ns: now.saturating_add(lease),
+            content_ns: changed.content_ns,
+            boot: self.files.boot(),
+        };
+        self.opened()?.write_at(STAMP_AT, &stamp.encode())?;
+        self.stamped_until_ns = stamp.until_ns;
+        Ok(())
     }
 
     fn load(&mut self, file: Box<dyn HostFile>) -> io::Result<()> {
@@ -104,7 +225,10 @@ impl DirtyMap {
             let at = SLOTS[bad];
             tracing::warn!("the map {path} has no valid header at byte {at}: the other one counts");
         }
-        let best = found.into_iter().flatten().max_by_key(|header| header.number);
+        let best = found
+            .into_iter()
+            .flatten()
+            .max_by_key(|header| header.number);
         let Some(header) = best else {
             tracing::warn!("the map {path} is damaged: none of its headers is valid");
             self.damaged = true;
@@ -355,6 +479,7 @@ impl DirtyMap {
     /// Writes the header durably. Creates the file if there is none.
     fn store(&mut self) -> Result<(), DiskError> {
         self.header.number += 1;
+        self.header.identity.clone_from(&self.identity);
         let header = self.header.encode();
         let slot = SLOTS[(self.header.number % 2) as usize];
         let stored = match &self.file {
@@ -376,6 +501,7 @@ impl DirtyMap {
             return Err(self.failed("write", error));
         }
         self.damaged = false;
+        self.distrust = None;
         // It need not be durable, and a failure takes nothing away: this header is stored.
         let other = SLOTS[((self.header.number + 1) % 2) as usize];
         let _ = self.opened().and_then(|file| file.write_at(other, &header));

@@ -7,9 +7,10 @@ mod drive;
 mod files;
 pub(super) mod header;
 pub(super) mod map;
+pub(super) mod stamp;
 mod storage;
 
 pub(super) use bits::BitSet;
 pub(super) use drive::{Drive, Drives, shared};
 pub(super) use files::{FileSystem, HostFile, HostFiles};
-pub use storage::{DiskMode, Storage};
+pub use storage::{Changed, DiskMode, Storage};

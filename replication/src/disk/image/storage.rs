@@ -41,6 +41,15 @@ impl fmt::Display for DiskMode {
     }
 }
 
+/// When a file was last changed, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Changed {
+    /// Its content. Whoever copies a file can choose it.
+    pub content_ns: u64,
+    /// Anything about it, its content included. The host alone sets it.
+    pub anything_ns: u64,
+}
+
 /// What a disk is stored in. Offsets and lengths are in bytes, in whole sectors, and within the disk.
 pub trait Storage: Send + Sync {
     /// Size of the disk, in bytes. Never changes.
@@ -89,4 +98,17 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// If the host cannot tell.
     fn is_locked_by_other(&self) -> io::Result<bool>;
+
+    /// A short text that another image put in its place would not have, such as a file's number and
+    /// when it came to be. `None` if the host cannot tell one image from another.
+    ///
+    /// # Errors
+    /// If the host cannot be asked.
+    fn identity(&self) -> io::Result<Option<String>>;
+
+    /// When the image was last changed, by whomever. `None` if the host does not note it.
+    ///
+    /// # Errors
+    /// If the host cannot be asked.
+    fn changed(&self) -> io::Result<Option<Changed>>;
 }

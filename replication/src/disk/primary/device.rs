@@ -13,7 +13,7 @@ use super::log::Log;
 use super::write_log::WriteLog;
 use crate::core::disk::{DiskWrite, SECTOR_BYTES, What};
 use crate::disk::DiskError;
-use crate::disk::image::{DiskMode, Drive, Storage};
+use crate::disk::image::{Changed, DiskMode, Drive, Storage};
 use crate::ports::disks::Callback;
 
 /// A disk as its device sees it. Clones are the same disk.
@@ -87,7 +87,11 @@ impl Disk {
             return if holding { Ok(()) } else { write() };
         };
         not_shut(&mut self.log.lock())?;
-        map.lock().mark(offset, bytes).map_err(DiskError::into_io)?;
+        {
+            let mut map = map.lock();
+            map.mark(offset, bytes).map_err(DiskError::into_io)?;
+            map.about_to_write(&*self.drive.storage);
+        }
         match write() {
             Ok(()) => {
                 self.log.with_log(|log| {
@@ -237,5 +241,13 @@ impl Storage for Disk {
 
     fn is_locked_by_other(&self) -> io::Result<bool> {
         self.drive.storage.is_locked_by_other()
+    }
+
+    fn identity(&self) -> io::Result<Option<String>> {
+        self.drive.storage.identity()
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        self.drive.storage.changed()
     }
 }

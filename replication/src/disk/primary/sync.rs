@@ -62,8 +62,9 @@ impl PrimaryImages {
                 Some(map) => {
                     let mut map = map.lock();
                     let comparable = peer.block_bytes == map.block_bytes();
-                    map.begin_session(session, &peer.ids, candidate)?
-                        .filter(|_| comparable)
+                    let from = map.begin_session(session, &peer.ids, candidate)?;
+                    map.in_use(&*drive.storage)?;
+                    from.filter(|_| comparable)
                 }
             };
             plan.push(DiskSyncPlan {

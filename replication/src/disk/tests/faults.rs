@@ -102,7 +102,8 @@ fn a_promotion_that_cannot_write_the_image_is_refused_by_name() {
     let mut session = Session::protect(&primary, &backup, 2);
     primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
     let epoch = session.epoch();
-    b.fail("disk0", 0, StorageFull);
+    // Its map can be written: a header twice, and a flush.
+    b.fail("disk0", 3, StorageFull);
     let refused = backup.backup().promote(epoch, &mut |_| true).unwrap_err();
     assert!(
         matches!(&refused, DiskError::Io { disk, source, .. }
@@ -151,8 +152,8 @@ fn the_guest_is_told_of_a_flush_that_failed_behind_its_back() {
     primary.primary().detach();
     let disk = &primary.disks()[0];
     disk.write_at(0, &[1; 512]).unwrap();
-    // Its map can be written: header and flush.
-    a.fail("disk0", 2, Other);
+    // Its map can be written: a header twice and a stamp, and two flushes.
+    a.fail("disk0", 5, Other);
     primary
         .primary()
         .begin_sync(&backup.backup().describe().unwrap())

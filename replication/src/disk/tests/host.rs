@@ -12,9 +12,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
-use crate::disk::Storage;
 use crate::disk::image::{HostFile, HostFiles};
-use crate::disk::{DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec};
+use crate::disk::{Changed, DiskError, DiskLimits, DiskMode, DiskSet, DiskSpec, Storage};
 use crate::ports::disks::Completion;
 
 /// Nothing in these tests may take so long.
@@ -41,6 +40,10 @@ struct Platter {
     unsynced: Vec<(usize, Vec<u8>)>,
     /// Length that is durable.
     durable_bytes: usize,
+    /// Tells a file from others that have had its name.
+    number: u64,
+    content_ns: u64,
+    anything_ns: u64,
 }
 
 impl Platter {
@@ -122,6 +125,37 @@ struct World {
     before_write: Option<Box<dyn FnOnce() + Send>>,
     /// Who holds the lock of an image.
     locks: BTreeMap<String, String>,
+    now_ns: u64,
+    boot: u128,
+    /// Files made so far.
+    made: u64,
+}
+
+impl World {
+    /// A file of durable bytes in the place of whatever has this name.
+    fn put(&mut self, name: &str, data: Vec<u8>) {
+        self.made += 1;
+        let platter = Platter {
+            durable_bytes: data.len(),
+            cached: data,
+            unsynced: Vec::new(),
+            number: self.made,
+            content_ns: self.now_ns,
+            anything_ns: self.now_ns,
+        };
+        self.platters.insert(name.into(), platter);
+    }
+
+    /// Its files as they are now, for another world.
+    fn remains(&self) -> Self {
+        Self {
+            platters: self.platters.clone(),
+            now_ns: self.now_ns,
+            boot: self.boot,
+            made: self.made,
+            ..Self::default()
+        }
+    }
 }
 
 /// A host's storage. Clones are the same host; [`Host::peer`] is another one with the same shared images.
@@ -169,11 +203,13 @@ impl Host {
             offset,
             bytes: data.len() as u64,
         });
+        let now_ns = world.now_ns;
         let platter = world
             .platters
             .get_mut(name)
             .ok_or(io::ErrorKind::NotFound)?;
         platter.write(offset as usize, data);
+        (platter.content_ns, platter.anything_ns) = (now_ns, now_ns);
         Ok(())
     }
 
@@ -202,16 +238,27 @@ impl Host {
     pub(super) fn make_image(&self, name: &str, bytes: u64, random: &mut StdRng) {
         let mut data = vec![0; bytes as usize];
         random.fill(&mut data[..]);
-        let platter = Platter {
-            durable_bytes: data.len(),
-            cached: data,
-            unsynced: Vec::new(),
-        };
-        self.world
-            .lock()
-            .unwrap()
-            .platters
-            .insert(name.into(), platter);
+        self.replace(name, data);
+    }
+
+    /// Another file takes the place of this one.
+    pub(super) fn replace(&self, name: &str, bytes: Vec<u8>) {
+        self.world.lock().unwrap().put(name, bytes);
+    }
+
+    /// Somebody else writes to this file, and has it look as if it was last changed at `content_ns`.
+    pub(super) fn overwrite(&self, name: &str, bytes: Vec<u8>, content_ns: Option<u64>) {
+        let mut world = self.world.lock().unwrap();
+        let now_ns = world.now_ns;
+        let platter = world.platters.get_mut(name).unwrap();
+        platter.cached = bytes;
+        platter.sync();
+        platter.content_ns = content_ns.unwrap_or(now_ns);
+        platter.anything_ns = now_ns;
+    }
+
+    pub(super) fn pass(&self, time: Duration) {
+        self.world.lock().unwrap().now_ns += time.as_nanos() as u64;
     }
 
     pub(super) fn content(&self, name: &str) -> Content {
@@ -220,7 +267,9 @@ impl Host {
 
     pub(super) fn set_content(&self, name: &str, bytes: Vec<u8>) {
         let mut world = self.world.lock().unwrap();
-        let platter = world.platters.entry(name.into()).or_default();
+        let Some(platter) = world.platters.get_mut(name) else {
+            return world.put(name, bytes);
+        };
         platter.cached = bytes;
         platter.sync();
     }
@@ -255,12 +304,10 @@ impl Host {
 
     /// What this host's storage is after a loss of power now. The old one goes on for whoever still uses it.
     pub(super) fn after_power_loss(&self, random: &mut StdRng) -> Self {
-        let world = self.world.lock().unwrap();
-        let mut left = World::default();
-        for (name, platter) in &world.platters {
-            let mut copy = platter.clone();
-            copy.lose(random);
-            left.platters.insert(name.clone(), copy);
+        let mut left = self.world.lock().unwrap().remains();
+        left.boot += 1;
+        for platter in left.platters.values_mut() {
+            platter.lose(random);
         }
         Self {
             name: self.name.clone(),
@@ -270,11 +317,7 @@ impl Host {
 
     /// As it is after the process was killed: nothing that was written is lost.
     pub(super) fn after_kill(&self) -> Self {
-        let world = self.world.lock().unwrap();
-        let mut left = World::default();
-        for (name, platter) in &world.platters {
-            left.platters.insert(name.clone(), platter.clone());
-        }
+        let left = self.world.lock().unwrap().remains();
         Self {
             name: self.name.clone(),
             world: Arc::new(Mutex::new(left)),
@@ -337,6 +380,14 @@ impl HostFiles for Host {
         self.set_content(&name, content.to_vec());
         let file = HostFiles::open(self, path)?;
         file.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.world.lock().unwrap().now_ns
+    }
+
+    fn boot(&self) -> u128 {
+        self.world.lock().unwrap().boot
     }
 }
 
@@ -419,6 +470,23 @@ impl Storage for MemoryImage {
         let world = self.host.world.lock().unwrap();
         let holder = world.locks.get(&self.name);
         Ok(holder.is_some_and(|holder| *holder != self.host.name))
+    }
+
+    fn identity(&self) -> io::Result<Option<String>> {
+        let world = self.host.world.lock().unwrap();
+        let platter = world.platters.get(&self.name);
+        let platter = platter.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Some(format!("file {}", platter.number)))
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        let world = self.host.world.lock().unwrap();
+        let platter = world.platters.get(&self.name);
+        let platter = platter.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Some(Changed {
+            content_ns: platter.content_ns,
+            anything_ns: platter.anything_ns,
+        }))
     }
 }
 

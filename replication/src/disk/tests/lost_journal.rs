@@ -27,7 +27,8 @@ fn killed_in_promotion() -> (Host, Host, DiskSet) {
     let (a, b, primary, backup, mut session) = behind();
     for fill in 1..4 {
         let disk = &primary.disks()[0];
-        disk.write_at(u64::from(fill) * 4096, &[fill; 4096]).unwrap();
+        disk.write_at(u64::from(fill) * 4096, &[fill; 4096])
+            .unwrap();
         disk.flush().unwrap();
         session.epoch();
     }
@@ -44,13 +45,20 @@ fn open(host: &Host) -> DiskSet {
 
 fn files(host: &Host) -> Vec<Content> {
     let names = ["disk0", "disk0-map", "journal.0", "journal.1"];
-    names.iter().filter(|name| host.has(name)).map(|name| host.content(name)).collect()
+    names
+        .iter()
+        .filter(|name| host.has(name))
+        .map(|name| host.content(name))
+        .collect()
 }
 
 /// The file of the journal that has records.
 fn active(host: &Host) -> String {
     let names = journal_files().map(|path| path.display().to_string());
-    names.into_iter().max_by_key(|name| host.content(name).len()).unwrap()
+    names
+        .into_iter()
+        .max_by_key(|name| host.content(name).len())
+        .unwrap()
 }
 
 fn flip(host: &Host, name: &str, at: usize) {
@@ -133,7 +141,10 @@ fn after_a_promotion_a_missing_or_other_journal_is_refused() {
         let files = Arc::new(left.clone());
         let set = DiskSet::open_in(vec![spec], Some(other.into()), limits(), files).unwrap();
         let refused = refused(&set, &left);
-        assert!(matches!(refused, DiskError::JournalMissing { .. }), "{refused}");
+        assert!(
+            matches!(refused, DiskError::JournalMissing { .. }),
+            "{refused}"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ const BLOCK: u64 = 64 << 10;
 const MAP: &str = "disk0-map";
 
 fn open(host: &Host) -> DirtyMap {
-    DirtyMap::open(MAP.into(), BYTES, Arc::new(host.clone())).unwrap()
+    DirtyMap::open(MAP.into(), &*host.storage("disk0"), Arc::new(host.clone())).unwrap()
 }
 
 /// A host with a map of an image that belongs to pair 1.
@@ -30,6 +30,7 @@ fn marked_host() -> (Host, DirtyMap) {
     host.make_image("disk0", BYTES, &mut seeded(1));
     let mut map = open(&host);
     map.begin_copy(None, JournalId(7)).unwrap();
+    map.in_use(&*host.storage("disk0")).unwrap();
     map.finish_copy(PairId(1)).unwrap();
     (host, map)
 }
@@ -172,7 +173,7 @@ fn what_a_pair_is_survives_a_torn_header() {
     for torn in (0..HEADER_BYTES).step_by(7) {
         let mut mixed = before.clone();
         mixed[slot..slot + torn].copy_from_slice(&after[slot..slot + torn]);
-        let left = Host::new("a");
+        let left = host.after_kill();
         left.set_content(MAP, mixed.0);
         let map = open(&left);
         assert!(!map.is_damaged());
@@ -194,7 +195,10 @@ fn a_damaged_header_takes_nothing_back() {
         left.set_content(MAP, content.0);
         let map = open(&left);
         assert!(map.is_unfinished() && !map.is_damaged(), "header at {slot}");
-        assert_eq!((map.journal(), map.must_reach()), (Some(JournalId(8)), place));
+        assert_eq!(
+            (map.journal(), map.must_reach()),
+            (Some(JournalId(8)), place)
+        );
     }
 }
 
@@ -234,6 +238,7 @@ fn a_header_has_the_bytes_of_its_table() {
         candidate: Some(PairId(0x2122_2324_2526_2728_292a_2b2c_2d2e_2f30)),
         journal: Some(JournalId(0x3132_3334_3536_3738_393a_3b3c_3d3e_3f40)),
         must_reach: (Generation(0x41), EpochId(0x42)),
+        identity: "inode 7".into(),
         ..Header::new(BYTES)
     };
     let mut golden = b"USTUDYMP\x01\0\0\0\x01\0\0\0".to_vec();
@@ -243,6 +248,7 @@ fn a_header_has_the_bytes_of_its_table() {
     golden.extend((0x21..=0x30).rev());
     golden.extend((0x31..=0x40).rev());
     golden.extend(b"\x41\0\0\0\0\0\0\0\x42\0\0\0\0\0\0\0");
+    golden.extend(b"inode 7");
     golden.resize(508, 0);
     golden.extend(crc32fast::hash(&golden).to_le_bytes());
     assert_eq!(header.encode()[..], golden[..]);
@@ -302,7 +308,8 @@ fn a_damaged_or_missing_map_means_that_everything_is_sent() {
 fn a_map_of_an_image_that_has_grown_is_no_pair() {
     let (_a, b, _primary, backup) = pair_of_sets();
     drop(backup);
-    let grown = DirtyMap::open(MAP.into(), 2 * BYTES, Arc::new(b)).unwrap();
+    b.overwrite("disk0", vec![0; 2 * BYTES as usize], None);
+    let grown = open(&b);
     assert_eq!(
         (grown.ids(), grown.is_damaged(), grown.is_unfinished()),
         (vec![], false, false)

@@ -2,6 +2,7 @@
 
 mod faults;
 mod host;
+mod identity;
 mod journal;
 mod lost_journal;
 mod map;

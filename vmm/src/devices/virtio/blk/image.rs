@@ -7,18 +7,30 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::UNIX_EPOCH;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
-use understudy_replication::disk::Storage;
+use understudy_replication::disk::{Changed, Storage};
 
 use super::SECTOR_BYTES;
 
 /// How much of each end of an image [`Image::ends_crc32`] looks at.
 const END_BYTES: u64 = 1 << 20;
+/// What images in formats that hypervisors use begin with. The guest would see the format, not the disk in it.
+const FORMATS: [(&[u8], &str); 6] = [
+    (b"QFI\xfb", "qcow2"),
+    (b"QED\0", "QED"),
+    (b"KDMV", "VMDK"),
+    (b"# Disk DescriptorFile", "VMDK"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+];
+/// Where a VirtualBox image says what it is.
+const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
 /// Zeros written at once where the host cannot be told to make a range zero.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -93,6 +105,17 @@ pub enum ImageError {
         /// Its size.
         bytes: u64,
     },
+    /// It is in another format.
+    #[error(
+        "the disk image {} is in the format {format}; only raw images are supported: convert it by \
+         qemu-img convert -O raw", path.display()
+    )]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// The format.
+        format: &'static str,
+    },
     /// Somebody else has locked it.
     #[error(
         "the disk image {} is in use by {holder}: {why}; stop that first, or use a copy of the image",
@@ -161,6 +184,14 @@ impl Image {
         };
         if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(ImageError::Size { path, bytes });
+        }
+        let mut start = [0; SECTOR_BYTES as usize];
+        if let Err(source) = file.read_exact_at(&mut start, 0) {
+            let what = "read";
+            return Err(ImageError::Io { path, what, source });
+        }
+        if let Some(format) = format_of(&start) {
+            return Err(ImageError::Format { path, format });
         }
         Ok(Self {
             path,
@@ -242,6 +273,33 @@ impl Storage for Image {
         Ok(i32::from(found.l_type) != libc::F_UNLCK)
     }
 
+    fn identity(&self) -> io::Result<Option<String>> {
+        let metadata = self.file.metadata()?;
+        if metadata.file_type().is_block_device() {
+            return Ok(volume_identity(metadata.rdev()));
+        }
+        // A number is given again when its file is gone. Not every file system notes the birth.
+        let born = metadata.created().ok();
+        let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+        let born = born.map_or(0, |born| born.as_nanos());
+        Ok(Some(format!("inode {} born {born}", metadata.ino())))
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        let metadata = self.file.metadata()?;
+        if metadata.file_type().is_block_device() {
+            return Ok(None);
+        }
+        let since_1970 = |seconds: i64, more: i64| {
+            let seconds = u64::try_from(seconds).unwrap_or(0);
+            seconds * 1_000_000_000 + u64::try_from(more).unwrap_or(0)
+        };
+        Ok(Some(Changed {
+            content_ns: since_1970(metadata.mtime(), metadata.mtime_nsec()),
+            anything_ns: since_1970(metadata.ctime(), metadata.ctime_nsec()),
+        }))
+    }
+
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(data, offset)
     }
@@ -289,6 +347,40 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// The format of an image that begins like this, if it is not a raw one.
+fn format_of(start: &[u8; SECTOR_BYTES as usize]) -> Option<&'static str> {
+    let (at, magic) = VDI;
+    if start[at..].starts_with(&magic) {
+        return Some("VDI");
+    }
+    let found = FORMATS.iter().find(|(magic, _)| start.starts_with(magic));
+    found.map(|(_, format)| *format)
+}
+
+/// What tells the volume behind a block device from others, as far as the kernel knows: the id of a
+/// logical volume, or a disk's id and, if it is a part of one, the number of the partition.
+fn volume_identity(device: u64) -> Option<String> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let here = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(path).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+    };
+    let partition = read(here.join("partition"));
+    // The folder of a partition lies in that of its disk.
+    let disk = if partition.is_some() {
+        here.canonicalize().ok()?.parent()?.to_path_buf()
+    } else {
+        here
+    };
+    let ids = ["dm/uuid", "wwid", "device/wwid", "serial"];
+    let id = ids.into_iter().find_map(|id| read(disk.join(id)))?;
+    Some(match partition {
+        Some(number) => format!("partition {number} of {id}"),
+        None => format!("volume {id}"),
+    })
 }
 
 fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use understudy_replication::disk::Storage;
+use understudy_replication::disk::{Changed, Storage};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -15,6 +15,7 @@ use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 
+mod identity;
 mod locks;
 mod room;
 
@@ -86,6 +87,14 @@ impl Storage for Platter {
 
     fn is_locked_by_other(&self) -> io::Result<bool> {
         Ok(false)
+    }
+
+    fn identity(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        Ok(None)
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
