@@ -116,6 +116,16 @@ impl DiskSet {
         Self::open(Vec::new(), None, DiskLimits::default()).expect("nothing is opened")
     }
 
+    /// What is known of the images and the other host's is not believed any more: the next
+    /// synchronisation copies everything.
+    ///
+    /// # Errors
+    /// If a map cannot be written.
+    pub fn copy_everything(&self) -> Result<(), DiskError> {
+        let mut maps = self.drives.iter().filter_map(|drive| drive.map.as_ref());
+        maps.try_for_each(|map| map.lock().forget_pair())
+    }
+
     /// Whether the set has no disks.
     #[must_use]
     pub fn is_empty(&self) -> bool {

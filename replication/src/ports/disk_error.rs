@@ -48,8 +48,8 @@ pub enum DiskError {
     },
     /// The map is damaged, so it is unknown whether the image is whole.
     #[error(
-        "the map {} of disk {disk} is damaged, it cannot be told whether the image is whole: if it is, remove \
-         the map (the next synchronisation sends everything)", map.display()
+        "the map {} of disk {disk} is damaged, or another version of this program wrote it; it cannot be told whether \
+         the image is whole: if it is, remove the map (the next synchronisation sends everything)", map.display()
     )]
     MapDamaged {
         /// The disk's name.

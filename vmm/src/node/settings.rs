@@ -29,6 +29,9 @@ pub struct NodeSettings {
     pub machine: BuildMachine,
     /// The first role.
     pub start_as: StartAs,
+    /// What is known of the disks and the other host's is not believed: the next synchronisation copies
+    /// everything.
+    pub full_resync: bool,
 }
 
 /// A node's first role, and what it needs.
@@ -141,6 +144,7 @@ impl NodeSettings {
             },
             machine: Box::new(move || Ok(Machine::build(machine)?)),
             start_as,
+            full_resync: false,
         })
     }
 }

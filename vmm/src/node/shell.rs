@@ -91,6 +91,9 @@ impl Shell {
     /// Builds the machine and takes up the first role.
     fn begin(&mut self, settings: NodeSettings) -> Result<(), NodeError> {
         let machine = (settings.machine)().map_err(NodeError::Build)?;
+        if settings.full_resync {
+            machine.disk_set().copy_everything()?;
+        }
         let inbox = self.handle.inbox.clone();
         machine.on_event(move |event| inbox.machine_event(event.clone()));
         let panel = self.panel.insert(Panel::of(&machine));

@@ -19,6 +19,7 @@ fn settings(machine: BuildMachine) -> NodeSettings {
             drives: Vec::new(),
             claims: None,
         },
+        full_resync: false,
     }
 }
 

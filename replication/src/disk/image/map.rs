@@ -147,6 +147,15 @@ impl DirtyMap {
         Ok(())
     }
 
+    /// The image belongs to no pair any more.
+    pub(crate) fn forget_pair(&mut self) -> Result<(), DiskError> {
+        if self.ids().is_empty() {
+            return Ok(());
+        }
+        (self.header.current, self.header.candidate) = (None, None);
+        self.store()
+    }
+
     // ---- who changes the image ----
 
     /// This process begins to use the image as one of a pair.

@@ -124,6 +124,25 @@ fn an_image_that_nobody_else_changed_stays_one_of_the_pair() {
 }
 
 #[test]
+fn on_request_everything_is_copied_from_either_side() {
+    for side in 0..2 {
+        let (a, b, primary, backup, session) = Setup::new(&[Replicated], BYTES, 4).protected();
+        drop(session);
+        let (a, b) = (end(&a, primary, End::Killed), end(&b, backup, End::Killed));
+        let sets = [open(&a), open(&b)];
+        sets[side].copy_everything().unwrap();
+        sets[0].claim_images().unwrap();
+        // It is not forgotten if that host is lost before.
+        let again = [open(&a.after_kill()), open(&b.after_kill())];
+        let map_ids = |set: &DiskSet| set.backup().describe().unwrap()[0].ids.len();
+        assert_eq!(map_ids(&again[side]), 0);
+        let session = Session::protect(&sets[0], &sets[1], 2);
+        assert!(session.sent_bytes > BYTES, "{side}");
+        assert_eq!(a.content("disk0"), b.content("disk0"));
+    }
+}
+
+#[test]
 fn a_journal_is_not_applied_to_another_image() {
     let setup = Setup {
         limits: [lazy(); 2],

@@ -2,7 +2,7 @@
 
 use super::{console, far, gate_with, send, shown};
 use crate::ids::EpochId;
-use crate::output::{GateLimits, GateMode, ConsoleProgress, SendError};
+use crate::output::{ConsoleProgress, GateLimits, GateMode, SendError};
 
 #[test]
 fn r1_nothing_leaves_before_its_epoch_is_released() {

@@ -162,6 +162,9 @@ pub(crate) struct ReplicatedArgs {
     /// Start the guest from nothing even if a standby may have a copy of it (primary only).
     #[arg(long)]
     pub(crate) start_over: bool,
+    /// Do not believe what is known of replicated drives: the next synchronisation copies all of them.
+    #[arg(long)]
+    pub(crate) full_resync: bool,
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
     #[arg(long, value_name = "LOCAL=PEER")]
     heartbeat: Option<String>,

@@ -6,5 +6,6 @@ mod failures;
 pub(crate) mod hosts;
 mod moments;
 mod refusals;
+mod replaced;
 mod replicated;
 mod shared;

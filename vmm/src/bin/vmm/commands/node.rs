@@ -21,9 +21,10 @@ pub(crate) fn run(arguments: RunArgs) -> Result<()> {
 }
 
 pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
-    let start_over = arguments.start_over;
+    let (start_over, full_resync) = (arguments.start_over, arguments.full_resync);
     let config = arguments.load()?;
-    let settings = NodeSettings::primary(&config, start_over)?;
+    let mut settings = NodeSettings::primary(&config, start_over)?;
+    settings.full_resync = full_resync;
     if config.replication.backup.is_none() {
         tracing::warn!("no --backup is given: the guest runs unprotected");
     }
@@ -34,8 +35,10 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     if arguments.start_over {
         bail!("--start-over is for a primary: a standby starts no guest");
     }
+    let full_resync = arguments.full_resync;
     let config = arguments.load()?;
-    let settings = NodeSettings::standby(&config)?;
+    let mut settings = NodeSettings::standby(&config)?;
+    settings.full_resync = full_resync;
     keep(&config, settings, STOPS_REPLICATED)
 }
 
