@@ -19,7 +19,7 @@ pub(crate) const SLOTS: [u64; 2] = [0, 4096];
 pub(crate) const BITS_AT: u64 = 8192;
 
 const MAGIC: &[u8; 8] = b"USTUDYMP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest identity of an image that is kept.
 const IDENTITY_BYTES: usize = 128;
 const UNFINISHED: u32 = 1;

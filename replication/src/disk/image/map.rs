@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::bits::BitSet;
 use super::files::{HostFile, HostFiles};
 use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_identity};
+use super::sectors::{self, SECTOR_BLOCKS};
 use super::stamp::{LEASE, STAMP_AT, STAMP_BYTES, SYNC_EVERY, Stamp};
 use super::storage::Storage;
 use crate::core::disk::PairId;
@@ -26,8 +27,6 @@ use crate::ids::EpochId;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
 const AHEAD_BLOCKS: u64 = 16;
-/// The bits are written in pieces of this size.
-const PIECE_BYTES: usize = 4096;
 /// The map of one image.
 pub(crate) struct DirtyMap {
     path: PathBuf,
@@ -257,14 +256,12 @@ impl DirtyMap {
             self.header.must_reach = header.must_reach;
             return Ok(());
         }
-        let mut raw = vec![0; self.bits_bytes()];
-        if bytes < BITS_AT + raw.len() as u64 {
-            tracing::warn!("the map {path} is damaged: its end is missing");
-            self.damaged = true;
-            return Ok(());
+        let damaged = sectors::read(&*file, &mut self.bits)?;
+        if damaged > 0 {
+            tracing::warn!(
+                "{damaged} sectors of the map {path} are damaged: their blocks count as changed, and will be copied"
+            );
         }
-        file.read_at(BITS_AT, &mut raw)?;
-        self.bits = BitSet::from_bytes(&raw, self.bits.len());
         self.header = header;
         self.file = Some(file);
         Ok(())
@@ -328,7 +325,7 @@ impl DirtyMap {
         // Otherwise, blocks marked ahead would needlessly lose their marks soon.
         self.fresh.insert(touched.end..end);
         let written = self
-            .write_bits((touched.start / 8) as usize..end.div_ceil(8) as usize)
+            .write_bits(touched.start..end)
             .and_then(|()| self.opened()?.sync());
         written.map_err(|error| {
             self.bits = before;
@@ -498,7 +495,7 @@ impl DirtyMap {
                 for slot in SLOTS {
                     content[slot as usize..][..HEADER_BYTES].copy_from_slice(&header);
                 }
-                content.extend(self.bits.bytes(0..self.bits_bytes()));
+                content.extend(sectors::encode_all(&self.bits));
                 let created = self.files.create(&self.path, &content);
                 created.map(|file| self.file = Some(file))
             }
@@ -520,28 +517,24 @@ impl DirtyMap {
     /// Changes the marks, without a sync. A cleared mark may come back, which does no harm.
     fn replace_bits(&mut self, bits: BitSet) -> Result<(), DiskError> {
         let before = std::mem::replace(&mut self.bits, bits);
-        for start in (0..self.bits_bytes()).step_by(PIECE_BYTES) {
-            let piece = start..(start + PIECE_BYTES).min(self.bits_bytes());
-            if before.bytes(piece.clone()) != self.bits.bytes(piece.clone()) {
-                let written = self.write_bits(piece);
+        for start in (0..self.bits.len()).step_by(SECTOR_BLOCKS as usize) {
+            let blocks = start..(start + SECTOR_BLOCKS).min(self.bits.len());
+            let bytes = (start / 8) as usize..blocks.end.div_ceil(8) as usize;
+            if before.bytes(bytes.clone()) != self.bits.bytes(bytes) {
+                let written = self.write_bits(blocks);
                 written.map_err(|error| self.failed("clear blocks in", error))?;
             }
         }
         Ok(())
     }
 
-    fn write_bits(&self, bytes: Range<usize>) -> io::Result<()> {
-        let at = BITS_AT + bytes.start as u64;
-        self.opened()?.write_at(at, &self.bits.bytes(bytes))
+    fn write_bits(&self, blocks: Range<u64>) -> io::Result<()> {
+        sectors::write(self.opened()?, &self.bits, blocks)
     }
 
     fn opened(&self) -> io::Result<&dyn HostFile> {
         let file = self.file.as_deref();
         file.ok_or_else(|| io::Error::other("an image that belongs to a pair has no map"))
-    }
-
-    fn bits_bytes(&self) -> usize {
-        self.bits.len().div_ceil(8).next_multiple_of(512) as usize
     }
 
     fn failed(&self, what: &'static str, source: io::Error) -> DiskError {

@@ -7,6 +7,7 @@ mod drive;
 mod files;
 pub(super) mod header;
 pub(super) mod map;
+mod sectors;
 pub(super) mod stamp;
 mod storage;
 

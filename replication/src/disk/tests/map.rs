@@ -220,7 +220,7 @@ fn any_changed_byte_of_a_header_is_seen() {
         }
     }
     // A good checksum does not make left-over bytes, flags or versions right.
-    for (at, value) in [(500, 1), (12, 2), (8, 2), (32, 3)] {
+    for (at, value) in [(500, 1), (12, 2), (8, 3), (32, 3)] {
         let mut bad = good;
         bad[at] = value;
         let crc = crc32fast::hash(&bad[..508]);
@@ -241,7 +241,7 @@ fn a_header_has_the_bytes_of_its_table() {
         identity: "inode 7".into(),
         ..Header::new(BYTES)
     };
-    let mut golden = b"USTUDYMP\x01\0\0\0\x01\0\0\0".to_vec();
+    let mut golden = b"USTUDYMP\x02\0\0\0\x01\0\0\0".to_vec();
     golden.extend(b"\x08\x07\x06\x05\x04\x03\x02\x01");
     golden.extend(b"\0\0\x80\0\0\0\0\0\0\0\x01\0\0\0\0\0");
     golden.extend((0x11..=0x20).rev());
@@ -271,7 +271,7 @@ fn a_damaged_or_missing_map_means_that_everything_is_sent() {
         ("empty", |host| host.set_content(MAP, Vec::new())),
         ("cut off", |host| {
             let mut content = host.content(MAP);
-            content.truncate(BITS_AT as usize + 8);
+            content.truncate(SLOTS[0] as usize + 8);
             host.set_content(MAP, content.0);
         }),
         ("overwritten", |host| {
@@ -302,6 +302,27 @@ fn a_damaged_or_missing_map_means_that_everything_is_sent() {
         drop((session, backup));
         b.open(&[Replicated], limits()).claim_images().unwrap();
     }
+}
+
+#[test]
+fn damaged_bits_of_a_map_count_as_marks() {
+    let (host, mut map) = marked_host();
+    map.mark(3 * BLOCK, 512).unwrap();
+    let content = host.content(MAP);
+    let blocks = BYTES / BLOCK;
+    let all: Vec<u64> = (0..blocks).collect();
+    for bit in 0..blocks.next_multiple_of(8) as usize {
+        let mut changed = content.clone();
+        changed[BITS_AT as usize + bit / 8] ^= 1 << (bit % 8);
+        let left = host.after_kill();
+        left.set_content(MAP, changed.0);
+        assert_eq!(marked(&open(&left)), all, "bit {bit}");
+    }
+    // Or they are missing.
+    let left = host.after_kill();
+    left.set_content(MAP, content[..BITS_AT as usize + 8].to_vec());
+    let map = open(&left);
+    assert_eq!((marked(&map), map.ids()), (all, vec![PairId(1)]));
 }
 
 #[test]
