@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, BytesMut};
 
-use super::limits::cost;
+use super::limits::{REPEAT_BYTES_MAX, cost};
 use super::sealed::{ConsoleOutput, NetworkFrame, SealedOutput};
 use crate::ids::EpochId;
 
 /// Most network output that is kept, counted as for
 /// [`repeat_bytes_max`](super::GateLimits::repeat_bytes_max). The oldest is dropped first.
-pub const KEPT_FRAME_BYTES_MAX: usize = 512 << 10;
+pub const KEPT_FRAME_BYTES_MAX: usize = REPEAT_BYTES_MAX;
 /// Most console bytes that are kept, for all consoles together. It is more than a primary lets wait. The
 /// oldest are dropped first.
 pub const KEPT_CONSOLE_BYTES_MAX: usize = 4 << 20;

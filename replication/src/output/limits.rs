@@ -20,7 +20,7 @@ pub struct GateLimits {
 
 /// An epoch's output travels in one message of at most 4 MiB. This much of it is for frames, with
 /// what they count,
-const REPEAT_BYTES_MAX: usize = 896 << 10;
+pub(super) const REPEAT_BYTES_MAX: usize = 896 << 10;
 /// and this much for the bytes of all consoles.
 const CONSOLES_BYTES_MAX: usize = 3 << 20;
 
