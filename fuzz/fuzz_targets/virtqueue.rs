@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use libfuzzer_sys::fuzz_target;
-use understudy_replication::disk::Storage;
+use understudy_replication::disk::{Changed, Storage};
 use understudy_replication::output::{FrameSink, OutputGate, SendError};
 use understudy_vmm::devices::virtio::blk::{BlkDevice, Medium};
 use understudy_vmm::devices::virtio::mmio::MmioTransport;
@@ -64,6 +64,12 @@ impl Storage for Platter {
     }
     fn is_locked_by_other(&self) -> io::Result<bool> {
         Ok(false)
+    }
+    fn identity(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+    fn changed(&self) -> io::Result<Option<Changed>> {
+        Ok(None)
     }
 }
 
