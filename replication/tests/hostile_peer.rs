@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use understudy_replication::arbiter::Verdict;
+use understudy_replication::arbiter::{ArbiterId, Mark, Record, Verdict};
 use understudy_replication::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput};
 use understudy_replication::core::codec::Encoder;
 use understudy_replication::core::disk::{
@@ -26,6 +26,7 @@ use understudy_replication::page_set::{MemoryLayout, Region};
 use understudy_replication::ports::{MachineError, PageMemory};
 
 const GENERATION: u64 = 3;
+const SESSION: u64 = 7;
 
 /// Two pages.
 struct Memory(MemoryLayout, Mutex<[Page; 2]>);
@@ -70,6 +71,8 @@ fn hello(pages: u64) -> Hello {
         node: "a".into(),
         fingerprint: Default::default(),
         layout: MemoryLayout::new(vec![Region { first, pages }]),
+        arbiter: ArbiterId("arbiter".into()),
+        session: SESSION,
     }
 }
 
@@ -181,6 +184,11 @@ fn messages() -> impl Strategy<Value = Message> {
             }),
         Just(Message::Bye(Bye::Unable("so".into()))),
         Just(Message::Heartbeat),
+        (SESSION..SESSION + 2, 0u64..4)
+            .prop_map(|(session, beat)| Message::Marked(Mark { session, beat })),
+        (SESSION..SESSION + 2, 0u64..4)
+            .prop_map(|(session, beat)| Message::Seen(Mark { session, beat })),
+        Just(Message::NoArbiter("so".into())),
         Just(Message::Bye(Bye::GuestStopped)),
         Just(Message::Bye(Bye::BackupStopped)),
         Just(Message::Bye(Bye::Protocol("so".into()))),
@@ -242,10 +250,11 @@ proptest! {
         let (mut shipped, mut acked) = (EpochId(0), EpochId(0));
         let mut todo: Vec<PrimaryInput> = Vec::new();
         let mut granted = GENERATION;
+        let mut confirms = false;
         for step in steps {
             let generation = core.generation();
             let input = match step {
-                Step::LinkUp => PrimaryInput::LinkUp,
+                Step::LinkUp => PrimaryInput::LinkUp { session: SESSION },
                 Step::LinkEnds(_) => PrimaryInput::LinkDown { cause: "so".into() },
                 Step::Hear(from, message) => {
                     if let Message::Ack { epoch, durable } = message && durable <= epoch && from == generation.0 {
@@ -271,15 +280,23 @@ proptest! {
                         },
                     },
                 },
-                Step::Beat(from) => PrimaryInput::HeartbeatHeard { generation: Generation(from) },
+                Step::Beat(from) => PrimaryInput::HeartbeatHeard {
+                    session: SESSION,
+                    generation: Generation(from),
+                },
                 Step::Pass(millis) => {
                     now += Duration::from_millis(millis);
                     PrimaryInput::Tick
                 }
+                Step::Obey if confirms => {
+                    confirms = false;
+                    PrimaryInput::Verdict(Verdict::Granted(generation))
+                }
                 Step::Obey if todo.is_empty() => PrimaryInput::CheckpointWanted,
                 Step::Obey => todo.remove(0),
-                Step::Answer(None) => PrimaryInput::ArbiterUnavailable,
+                Step::Answer(None) => PrimaryInput::ArbiterUnavailable { why: "so".into() },
                 Step::Answer(Some(verdict)) => {
+                    confirms = false;
                     if let Verdict::Granted(generation) = verdict {
                         granted = granted.max(generation.0);
                     }
@@ -289,6 +306,7 @@ proptest! {
             if let PrimaryInput::Shipped { epoch } = input {
                 shipped = epoch;
             }
+            let has_verdict = matches!(input, PrimaryInput::Verdict(_));
             let was_fenced = core.phase() == PrimaryPhase::Fenced;
             let effects = core.handle(now, input);
             for effect in effects {
@@ -297,6 +315,10 @@ proptest! {
                     PrimaryEffect::Release(through) => {
                         prop_assert!(through <= shipped && through <= acked, "{} of {} acked", through, acked);
                     }
+                    PrimaryEffect::Confirm { .. } => confirms = true,
+                    PrimaryEffect::Claim { .. } => confirms = false,
+                    // R10: only the arbiter fences.
+                    PrimaryEffect::Fenced { .. } => prop_assert!(has_verdict),
                     PrimaryEffect::StartSync { .. } | PrimaryEffect::SyncRound => {
                         todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0 });
                     }
@@ -330,6 +352,7 @@ proptest! {
             fingerprint: Default::default(),
             layout: memory.layout().clone(),
             disks: vec![DISK_BYTES],
+            arbiter: ArbiterId("arbiter".into()),
         };
         let mut core = BackupCore::new(Policy::default(), identity, Generation(0), now);
         let (mut committed, mut acked) = (EpochId(0), EpochId(0));
@@ -367,7 +390,10 @@ proptest! {
                     }
                     inputs.push_back(BackupInput::Tick);
                 }
-                Step::Beat(from) => inputs.push_back(BackupInput::HeartbeatHeard { generation: Generation(from) }),
+                Step::Beat(from) => inputs.push_back(BackupInput::HeartbeatHeard {
+                    session: SESSION,
+                    generation: Generation(from),
+                }),
                 Step::Pass(millis) => {
                     now += Duration::from_millis(millis);
                     inputs.push_back(BackupInput::Tick);
@@ -383,10 +409,16 @@ proptest! {
                         inputs.push_back(BackupInput::DisksDurable { epoch });
                     }
                 },
-                Step::Answer(None) => inputs.push_back(BackupInput::ArbiterUnavailable),
+                Step::Answer(None) => inputs.push_back(BackupInput::ArbiterUnavailable { why: "so".into() }),
                 Step::Answer(Some(verdict)) => inputs.push_back(BackupInput::Verdict(verdict)),
             }
             while let Some(input) = inputs.pop_front() {
+                let may_reset = matches!(
+                    input,
+                    BackupInput::Verdict(_)
+                        | BackupInput::Rehearsed(_)
+                        | BackupInput::Received { message: Message::Bye(Bye::GuestStopped), .. }
+                );
             for effect in core.handle(now, input, &memory) {
                 match effect {
                     BackupEffect::Persist { ticket, epoch, .. } => {
@@ -397,6 +429,16 @@ proptest! {
                             persisted = epoch;
                             inputs.push_front(BackupInput::Persisted { ticket, outcome: Ok(()) });
                         }
+                    }
+                    BackupEffect::Rehearse => inputs.push_front(BackupInput::Rehearsed(Record {
+                        generation: Generation(GENERATION).max(core.generation()),
+                        mark: Mark { session: SESSION, beat: 2 },
+                        ..Record::default()
+                    })),
+                    // R10: no copy is given up because of what a peer says about generations.
+                    BackupEffect::Reset { .. } if committed.0 > 0 => {
+                        prop_assert!(may_reset);
+                        (committed, acked, persisted) = (EpochId(0), EpochId(0), EpochId(0));
                     }
                     BackupEffect::BeginCopy(plan) => prop_assert_eq!(plan.len(), 1),
                     BackupEffect::Send(Message::Ack { epoch, durable }) => {
@@ -418,7 +460,7 @@ proptest! {
                     BackupEffect::Welcome { .. } | BackupEffect::Reset { .. } => {
                         (committed, acked, persisted) = (EpochId(0), EpochId(0), EpochId(0));
                     }
-                    BackupEffect::Claim(_) => prop_assert!(committed.0 > 0),
+                    BackupEffect::Claim { .. } => prop_assert!(committed.0 > 0),
                     BackupEffect::Promote { generation, epoch, .. } => {
                         prop_assert!(generation > before);
                         prop_assert_eq!(epoch, committed);

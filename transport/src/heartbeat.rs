@@ -17,10 +17,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const HEARTBEAT_MAGIC: u32 = u32::from_le_bytes(*b"USHB");
 
 /// Version of the heartbeat packet.
-const HEARTBEAT_VERSION: u16 = 1;
+const HEARTBEAT_VERSION: u16 = 2;
 
 /// Size of a heartbeat packet in bytes.
-pub const HEARTBEAT_BYTES: usize = 40;
+pub const HEARTBEAT_BYTES: usize = 48;
 
 /// The role of a heartbeat's sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub struct Heartbeat {
     pub sender: Sender,
     /// The sender's generation.
     pub generation: u64,
+    /// The session between the two sides that it belongs to; 0 if there is none. Only who took part
+    /// in the session, or listened to it, knows the number.
+    pub session: u64,
     /// Counts the sender's heartbeats from 0 at its start.
     pub sequence: u64,
 }
@@ -89,6 +92,7 @@ struct Packet {
     sender: u8,
     reserved: u8,
     generation: U64,
+    session: U64,
     sequence: U64,
     vm: U64,
     reserved_2: U32,
@@ -117,6 +121,7 @@ impl Heartbeat {
             sender: self.sender as u8,
             reserved: 0,
             generation: self.generation.into(),
+            session: self.session.into(),
             sequence: self.sequence.into(),
             vm: vm.into(),
             reserved_2: U32::ZERO,
@@ -152,6 +157,7 @@ impl Heartbeat {
         Ok(Self {
             sender: Sender::try_from(packet.sender).map_err(|_| Malformed)?,
             generation: packet.generation.get(),
+            session: packet.session.get(),
             sequence: packet.sequence.get(),
         })
     }
@@ -221,13 +227,19 @@ impl HeartbeatSocket {
     ///
     /// # Errors
     /// If the network refuses it, perhaps only for now. The sequence number still counts up.
-    pub async fn send(&mut self, sender: Sender, generation: u64) -> io::Result<bool> {
+    pub async fn send(
+        &mut self,
+        sender: Sender,
+        generation: u64,
+        session: u64,
+    ) -> io::Result<bool> {
         let Some(peer) = self.peer else {
             return Ok(false);
         };
         let heartbeat = Heartbeat {
             sender,
             generation,
+            session,
             sequence: self.sequence_next,
         };
         self.sequence_next += 1;

@@ -24,15 +24,17 @@ fn packet_has_its_golden_bytes() {
     let heartbeat = Heartbeat {
         sender: Sender::Backup,
         generation: 7,
+        session: 0x1112_1314_1516_1718,
         sequence: 0x0102_0304_0506_0708,
     };
     #[rustfmt::skip]
     let golden: [u8; HEARTBEAT_BYTES] = [
-        0x55, 0x53, 0x48, 0x42, 0x01, 0x00, 0x02, 0x00,
+        0x55, 0x53, 0x48, 0x42, 0x02, 0x00, 0x02, 0x00,
         0x07, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
+        0x18, 0x17, 0x16, 0x15, 0x14, 0x13, 0x12, 0x11,
         0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01,
         0xf1, 0x1e, 0x72, 0x48, 0x19, 0xe1, 0xa0, 0x5e,
-        0x00, 0x00, 0x00, 0x00, 0xb3, 0x26, 0xc2, 0x55,
+        0x00, 0x00, 0x00, 0x00, 0xe1, 0xa8, 0x18, 0x06,
     ];
     assert_eq!(heartbeat.encode(vm_hash("web")), golden);
     assert_eq!(Heartbeat::decode(&golden, vm_hash("web")), Ok(heartbeat));
@@ -46,13 +48,14 @@ proptest! {
     #[test]
     fn damage_is_refused(
         generation: u64,
+        session: u64,
         sequence: u64,
         vm: u64,
         at in 0..HEARTBEAT_BYTES,
         flip in 1u8..,
         len in 0..HEARTBEAT_BYTES,
     ) {
-        let heartbeat = Heartbeat { sender: Sender::Primary, generation, sequence };
+        let heartbeat = Heartbeat { sender: Sender::Primary, generation, session, sequence };
         let packet = heartbeat.encode(vm);
         prop_assert_eq!(Heartbeat::decode(&packet, vm), Ok(heartbeat));
         prop_assert!(Heartbeat::decode(&packet[..len], vm).is_err());
@@ -75,22 +78,24 @@ async fn heartbeats_go_both_ways_and_are_numbered() {
         .await
         .unwrap();
     assert!(
-        !backup.send(Sender::Backup, 1).await.unwrap(),
+        !backup.send(Sender::Backup, 1, 0).await.unwrap(),
         "no peer is known yet"
     );
     for sequence in 0..3 {
-        assert!(primary.send(Sender::Primary, 5).await.unwrap());
+        assert!(primary.send(Sender::Primary, 5, 9).await.unwrap());
         let heartbeat = Heartbeat {
             sender: Sender::Primary,
             generation: 5,
+            session: 9,
             sequence,
         };
         assert_eq!(next(&mut backup).await, heartbeat);
     }
-    assert!(backup.send(Sender::Backup, 4).await.unwrap());
+    assert!(backup.send(Sender::Backup, 4, 9).await.unwrap());
     let heartbeat = Heartbeat {
         sender: Sender::Backup,
         generation: 4,
+        session: 9,
         sequence: 0,
     };
     assert_eq!(next(&mut primary).await, heartbeat);
@@ -107,6 +112,7 @@ async fn everything_else_is_dropped_and_counted() {
     let good = Heartbeat {
         sender: Sender::Primary,
         generation: 1,
+        session: 3,
         sequence: 2,
     };
     let packet = good.encode(vm_hash("web"));
@@ -119,7 +125,7 @@ async fn everything_else_is_dropped_and_counted() {
         &b""[..],
         b"hello",
         &[0xff; 1400],
-        &packet[..39],
+        &packet[..47],
         &longer,
         &newer,
         &good.encode(vm_hash("db")),

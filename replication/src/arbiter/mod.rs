@@ -10,7 +10,64 @@ pub mod file;
 #[cfg(feature = "file-arbiter")]
 pub use file::FileArbiter;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::Generation;
+
+/// Tells an arbiter from every other one. It is made once, with the arbiter, and never changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ArbiterId(pub String);
+
+/// What the holder wrote last, so that its backup can tell that both see the same record and not
+/// copies of it.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Mark {
+    /// The session between the two sides: a random number of the holder.
+    pub session: u64,
+    /// Counts up within a session.
+    pub beat: u64,
+}
+
+impl Mark {
+    /// The one to be written next.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self {
+            beat: self.beat.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// Whether a record with this mark is the one that `told` was written to, then or later.
+    #[must_use]
+    pub fn shows(self, told: Self) -> bool {
+        self.session == told.session && self.beat >= told.beat
+    }
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "mark {} of session {:016x}", self.beat, self.session)
+    }
+}
+
+/// What an arbiter knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Which arbiter this is.
+    pub arbiter: ArbiterId,
+    /// The generation in force; 0 if none was ever granted.
+    pub generation: Generation,
+    /// Who holds it.
+    pub holder: String,
+    /// The backup that may have a copy of the holder's guest.
+    pub backup: Option<String>,
+    /// What the holder wrote last in this generation; the default if nothing.
+    pub mark: Mark,
+}
 
 /// What a claimant asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,10 +77,16 @@ pub enum Claim {
     Start,
     /// The same, but gives up a copy that a backup may have.
     StartOver,
-    /// To own the guest after generation `0` of this variant, the one the claimant knows. Made by a
-    /// primary that goes on alone, or by a backup to be promoted. Granted only if no later one has
-    /// been granted.
-    After(Generation),
+    /// To own the guest after the generation that the claimant knows. Made by a primary that goes
+    /// on alone, or by a backup to be promoted. Granted only if no later one has been granted.
+    After {
+        /// The generation that the claimant knows.
+        known: Generation,
+        /// What the holder wrote last, as the claimant was told. A record that does not
+        /// [show](Mark::shows) it belongs to another arbiter or is outdated: an error, whatever it
+        /// says.
+        mark: Mark,
+    },
 }
 
 /// What a holder tells the arbiter about its guest.
@@ -33,6 +96,8 @@ pub enum Note<'a> {
     Backup(&'a str),
     /// No backup has a copy, or the guest has ended and its copies are of no use.
     NoBackup,
+    /// A sign for the backup of the present session. It replaces the mark before.
+    Mark(Mark),
 }
 
 /// The arbiter's answer.
@@ -64,25 +129,37 @@ pub struct ArbiterError {
 }
 
 /// Hands out generations. Calls may block for as long as storage or the network takes.
+///
+/// A record that is older than what the asker knows, or that has vanished, is an error and never a
+/// refusal: a refused side gives up what it has.
 pub trait Arbiter: Send + Sync + 'static {
-    /// Claims a generation atomically. If the first answer got lost and the holder repeats a
-    /// [`Claim::After`], it gets the same generation again.
+    /// Claims a generation atomically: a claimant that stalls for any time between reading and
+    /// writing must not overwrite a grant given meanwhile. If the first answer got lost and the
+    /// holder repeats its claim, it gets the same generation again.
     ///
     /// # Errors
-    /// If the arbiter cannot be asked. The claimant does not know the outcome then.
+    /// If the arbiter cannot be asked, or its record is not the one that the claimant knows. The
+    /// claimant does not know the outcome then.
     fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError>;
 
-    /// Notes, for a later [`Claim::Start`], whether a backup may have a copy of the guest. The
-    /// holder of `generation` calls this before the copy can be whole, and when the copy is of no
-    /// use any more.
+    /// Notes something about the guest, for as long as `generation` is in force. The holder calls
+    /// this before a copy can be whole, when the copy is of no use any more, and every few seconds
+    /// to show that it still holds the guest.
     ///
     /// # Errors
     /// If the arbiter cannot be asked, or `generation` is not in force.
     fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError>;
 
-    /// The generation in force and its holder.
+    /// The record as it is now, not as a cache remembers it.
     ///
     /// # Errors
     /// If the arbiter cannot be asked.
-    fn current(&self) -> Result<(Generation, String), ArbiterError>;
+    fn record(&self) -> Result<Record, ArbiterError>;
+
+    /// The same, and makes sure that a claim could be granted now: that the arbiter can also be
+    /// written.
+    ///
+    /// # Errors
+    /// If the arbiter cannot be asked or written.
+    fn rehearse(&self) -> Result<Record, ArbiterError>;
 }

@@ -9,6 +9,7 @@ pub mod epoch;
 pub mod message;
 pub mod policy;
 pub mod primary;
+mod promise;
 mod timers;
 pub mod violation;
 

@@ -38,6 +38,11 @@ pub struct Policy {
     ///
     /// Default 100 ms, range 1 ms to 10 min.
     pub arbiter_retry: Duration,
+    /// How often both sides make sure, while nothing is wrong, that the arbiter would grant a
+    /// takeover now. If they cannot for twice as long, that is an alarm.
+    ///
+    /// Default 2 s, range 1 ms to 10 min.
+    pub arbiter_check: Duration,
     /// Pre-copy ends when a round leaves at most this many dirty pages.
     ///
     /// Default 4096 pages (16 MiB), any number.
@@ -57,6 +62,7 @@ impl Default for Policy {
             heartbeat_interval: Duration::from_millis(20),
             heartbeat_timeout: Duration::from_millis(150),
             arbiter_retry: Duration::from_millis(100),
+            arbiter_check: Duration::from_secs(2),
             sync_pages_left: 4096,
             sync_rounds_max: 8,
         }

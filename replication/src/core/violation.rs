@@ -2,6 +2,7 @@
 
 use super::epoch::staging::StagingError;
 use super::message::MessageError;
+use crate::arbiter::Mark;
 use crate::ids::{EpochId, Generation};
 
 /// How a peer broke the protocol.
@@ -43,6 +44,12 @@ pub enum ProtocolViolation {
         found: Generation,
         /// The session's generation.
         session: Generation,
+    },
+    /// A mark that nobody wrote in this session, or that is older than one before.
+    #[error("{mark} is not of this session")]
+    Mark {
+        /// The mark.
+        mark: Mark,
     },
     /// A primary that holds no generation.
     #[error("a primary without a generation")]

@@ -8,6 +8,8 @@
 pub(super) enum Topic {
     /// The arbiter gives no answer.
     Arbiter,
+    /// The two sides do not see the same record of an arbiter that takes claims.
+    Takeover,
     /// Storage of this host refuses what the protection needs.
     Disks,
     /// The other side, or the copy there or here.

@@ -6,20 +6,31 @@ use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::clock::monotonic_ns;
-use crate::arbiter::{Arbiter, ArbiterError, Claim, Verdict};
+use crate::arbiter::{Arbiter, ArbiterError, Claim, Mark, Note, Record, Verdict};
 use crate::ids::Generation;
 
 /// A question to the arbiter.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
     /// May I have the generation after this one?
-    Claim(Generation),
-    /// Is this generation, which I hold, still in force?
-    Confirm(Generation),
+    Claim { known: Generation, mark: Mark },
+    /// Is this generation, which I hold, still in force? Then the mark is written.
+    Confirm {
+        generation: Generation,
+        mark: Option<Mark>,
+    },
+    /// What does the record say, and could a claim be granted?
+    Rehearse,
 }
 
-/// An arbiter's answer.
-pub(super) type Answer = Result<Verdict, ArbiterError>;
+/// An arbiter's answer to a question.
+pub(super) type Answer = Result<Answered, ArbiterError>;
+
+#[derive(Debug)]
+pub(super) enum Answered {
+    Verdict(Verdict),
+    Rehearsed(Record),
+}
 
 /// One side's questions to the arbiter. The core asks one at a time, so at most one answer is
 /// waiting.
@@ -72,6 +83,11 @@ impl Arbitration {
     }
 }
 
+/// A random number for a session, not 0.
+pub(super) fn session_number() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
 /// A claimant's name for the arbiter: `NODE (host HOST, pid …)`. It is unique to this process, so
 /// that a restarted process is not taken for the one before.
 pub(super) fn claimant(node: &str, host: Option<&str>) -> String {
@@ -97,16 +113,26 @@ fn answer(
     arbiter: &dyn Arbiter,
     claimant: &str,
     question: Question,
-) -> Result<Verdict, ArbiterError> {
+) -> Result<Answered, ArbiterError> {
     match question {
-        Question::Claim(known) => arbiter.claim(Claim::After(known), claimant),
-        Question::Confirm(mine) => arbiter.current().map(|(current, holder)| {
-            if current == mine {
-                Verdict::Granted(mine)
-            } else {
-                Verdict::Refused { current, holder }
+        Question::Claim { known, mark } => {
+            let claim = Claim::After { known, mark };
+            arbiter.claim(claim, claimant).map(Answered::Verdict)
+        }
+        Question::Confirm { generation, mark } => {
+            let record = arbiter.record()?;
+            if record.generation != generation || record.holder != claimant {
+                return Ok(Answered::Verdict(Verdict::Refused {
+                    current: record.generation,
+                    holder: record.holder,
+                }));
             }
-        }),
+            if let Some(mark) = mark {
+                arbiter.note(generation, Note::Mark(mark))?;
+            }
+            Ok(Answered::Verdict(Verdict::Granted(generation)))
+        }
+        Question::Rehearse => arbiter.rehearse().map(Answered::Rehearsed),
     }
 }
 

@@ -41,6 +41,15 @@ pub enum RuntimeError {
         /// Since which generation.
         generation: Generation,
     },
+    /// The arbiter knows of no guest yet, but somebody runs it.
+    #[error(
+        "a primary of this guest sends heartbeats from {peer}, yet the arbiter here has never granted anything: \
+         mount the directory that the other host uses as its arbiter, or stop that primary first"
+    )]
+    RunsElsewhere {
+        /// Where the heartbeats come from.
+        peer: SocketAddr,
+    },
     /// The logging channel could not be set up.
     #[error(transparent)]
     Connect(#[from] ConnectError),

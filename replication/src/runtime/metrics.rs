@@ -42,6 +42,8 @@ struct Inner {
     copying_since: Option<Instant>,
     /// Counters of the last link. Those of earlier links are in the status.
     link: Arc<LinkCounters>,
+    /// Why the arbiter gave no answer, until it does.
+    no_answer: Option<String>,
     /// The side's work has ended.
     ended: bool,
     /// Keeps what a peer can cause from filling the log and the events.
@@ -77,6 +79,7 @@ impl Metrics {
             failed_at: None,
             copying_since: None,
             link: Arc::default(),
+            no_answer: None,
             ended: false,
             log: LogThinning::default(),
         })))
@@ -186,6 +189,27 @@ impl Metrics {
     /// What a topic's alarm was about is over.
     pub(super) fn over(&self, topic: Topic) {
         self.lock().alarms.over(topic);
+    }
+
+    /// The arbiter gave no answer. It may be asked many times a second, so the same reason is an alarm
+    /// only once.
+    pub(super) fn no_answer(&self, alarm: String) {
+        let mut inner = self.lock();
+        inner.status.arbiter_failures += 1;
+        let is_known = inner.no_answer.as_ref() == Some(&alarm);
+        inner.no_answer = Some(alarm.clone());
+        drop(inner);
+        if !is_known {
+            self.alarm(Topic::Arbiter, alarm);
+        }
+    }
+
+    /// The arbiter gave an answer.
+    pub(super) fn answered(&self) {
+        if self.lock().no_answer.take().is_some() {
+            tracing::info!("the arbiter answers again");
+            self.over(Topic::Arbiter);
+        }
     }
 
     /// For the log, for readers of the status, and for listeners. An alarm that is raised again

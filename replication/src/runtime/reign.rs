@@ -6,7 +6,7 @@ use super::arbitration::{Arbitration, claimant};
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::status::Side;
-use crate::arbiter::Arbiter;
+use crate::arbiter::{Arbiter, ArbiterId, Record};
 use crate::ids::{EpochId, Generation};
 use crate::ports::Machine;
 
@@ -20,6 +20,7 @@ pub(super) struct Reign {
     pub(super) settings: Settings,
     /// Kept, because it shows others that the holder lives.
     pub(super) arbiter: Arc<dyn Arbiter>,
+    pub(super) arbiter_id: ArbiterId,
 }
 
 impl Reign {
@@ -27,10 +28,11 @@ impl Reign {
         side: Side,
         settings: Settings,
         arbiter: Arc<dyn Arbiter>,
-        generation: Generation,
+        record: Record,
     ) -> Self {
         Self {
-            generation,
+            generation: record.generation,
+            arbiter_id: record.arbiter,
             claimant: claimant(&settings.node, settings.host.as_deref()),
             metrics: Metrics::new(side, &settings.vm, &settings.node),
             settings,

@@ -125,6 +125,9 @@ pub struct Status {
     /// What the last output of a guest that has ended waits for.
     #[serde(default)]
     pub ending: Option<String>,
+    /// How often the arbiter gave no answer.
+    #[serde(default)]
+    pub arbiter_failures: u64,
     /// What is wrong now, as far as this side knows. What has been repaired is not in it.
     pub alarm: Option<String>,
 }

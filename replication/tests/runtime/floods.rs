@@ -1,6 +1,6 @@
 //! Strangers at the standby's port, and peers that send more than they should.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use understudy_replication::EpochId;
 use understudy_replication::core::message::{Hello, Message, Welcome};
 use understudy_replication::output::{FrameSink, GateMode, OutputGate, SendError};
-use understudy_transport::Frame;
+use understudy_transport::{Frame, HEADER_BYTES};
 
 use super::*;
 
@@ -227,11 +227,15 @@ fn whoever_talks_to_a_standby_costs_it_little() {
         let (fingerprint, layout) = (machine.fingerprint(), machine.memory().layout().clone());
         let standby = standby(directory.path(), machine).start().unwrap();
         let handle = standby.handle();
+        let arbiter = arbiter(directory.path());
+        arbiter.claim(Claim::Start, "a").unwrap();
         let hello = Message::Hello(Hello {
             vm: "vm".into(),
             node: "a".into(),
             fingerprint,
             layout,
+            arbiter: arbiter.record().unwrap().arbiter,
+            session: 1,
         });
         // Frames of one byte. Each would take 72 bytes of memory.
         let mut output = vec![0x80, 0x80, 0x40];
@@ -249,6 +253,9 @@ fn whoever_talks_to_a_standby_costs_it_little() {
             }
             let mut primary = connect(1);
             primary.add(hello.encode());
+            primary.send().unwrap();
+            // The welcome.
+            primary.stream.read_exact(&mut [0; HEADER_BYTES]).unwrap();
             primary.add((7, 1, output.into()));
             // It is cut off in the middle of it, or right after it.
             let _ = primary.send();

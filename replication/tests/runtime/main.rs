@@ -1,6 +1,7 @@
-//! Both runtimes in one process, over a real socket, a real arbiter's file and a machine without KVM.
+//! Both runtimes in one process, over a real socket, a real arbiter and a machine without KVM.
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
+mod arbiters;
 mod conformance;
 mod disks;
 mod fake;
@@ -14,7 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fake::{Fake, Gate};
-use understudy_replication::arbiter::{Arbiter, ArbiterError, Claim, FileArbiter, Note, Verdict};
+use understudy_replication::arbiter::{
+    Arbiter, ArbiterError, Claim, FileArbiter, Note, Record, Verdict,
+};
 use understudy_replication::core::policy::Policy;
 use understudy_replication::ids::Generation;
 use understudy_replication::ports::Machine;
@@ -288,7 +291,7 @@ fn what_a_guest_says_last_leaves_once_nobody_can_take_over() {
     let out = pair.primary_gate.out();
     assert_counts_up(&out);
     assert!(out.last() >= held.last(), "the last output was dropped");
-    let (generation, _) = arbiter(directory.path()).current().unwrap();
+    let generation = arbiter(directory.path()).record().unwrap().generation;
     assert_eq!(generation.0, 2, "the standby could still take over");
     pair.standby.handle().stop();
     assert!(matches!(
@@ -348,8 +351,12 @@ impl Arbiter for Hesitant {
         self.arbiter.note(generation, note)
     }
 
-    fn current(&self) -> Result<(Generation, String), ArbiterError> {
-        self.arbiter.current()
+    fn record(&self) -> Result<Record, ArbiterError> {
+        self.arbiter.record()
+    }
+
+    fn rehearse(&self) -> Result<Record, ArbiterError> {
+        self.arbiter.rehearse()
     }
 }
 

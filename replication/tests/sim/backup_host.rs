@@ -58,6 +58,7 @@ impl World {
             fingerprint: introduction.fingerprint,
             layout: introduction.layout,
             disks: DISK_BYTES.to_vec(),
+            arbiter: introduction.arbiter,
         };
         self.hosts[host].disk.recover();
         let policy = self.settings.policy.clone();
@@ -108,15 +109,7 @@ impl World {
                 }
                 self.send(host, generation, &message);
             }
-            BackupEffect::Welcome { node: name } => {
-                let generation = node.core.generation();
-                node.session_link = link.unwrap_or(usize::MAX);
-                node.next_copy();
-                self.hosts[host].disk.recover();
-                let disks = Vec::new();
-                let welcome = Message::Welcome(Welcome { node: name, disks });
-                self.send(host, generation, &welcome);
-            }
+            BackupEffect::Welcome { node: name } => self.welcome(host, name, link),
             BackupEffect::BeginCopy(_) => self.hosts[host].disk.recover(),
             BackupEffect::SyncDisk(batch) => {
                 apply(
@@ -149,7 +142,10 @@ impl World {
                 self.trace(host, || format!("discards {epoch}: {why}"));
                 self.count("epochs discarded");
             }
-            BackupEffect::Claim(after) => self.ask(host, Question::Claim(after)),
+            BackupEffect::Claim { known, mark } => self.ask(host, Question::Claim(known, mark)),
+            BackupEffect::Stop => self.kill_and_restart(host, false),
+            BackupEffect::Rehearse => self.ask(host, Question::Rehearse),
+            BackupEffect::Takeover(outcome) => self.takeover(host, outcome),
             BackupEffect::Promote {
                 generation,
                 epoch,
@@ -175,6 +171,20 @@ impl World {
                 cleared.expect("memory clears");
             }
         }
+    }
+
+    /// A new copy begins.
+    fn welcome(&mut self, host: usize, name: String, link: Option<usize>) {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let generation = node.core.generation();
+        node.session_link = link.unwrap_or(usize::MAX);
+        node.next_copy();
+        self.hosts[host].disk.recover();
+        let disks = Vec::new();
+        let welcome = Message::Welcome(Welcome { node: name, disks });
+        self.send(host, generation, &welcome);
     }
 
     /// R1: an epoch with disk writes is acknowledged only once they are safe.
@@ -219,6 +229,7 @@ impl World {
         // Now and then what the journal has goes to the image.
         if self.rng.chance(300) {
             self.hosts[host].disk.destage(epoch);
+            self.durable.insert(key.0, epoch);
         }
     }
 

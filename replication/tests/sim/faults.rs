@@ -44,6 +44,12 @@ pub enum Fault {
     Checkpoint(usize),
     /// The operator wants this side's guest protected by another backup, or for a while by none.
     Dismiss(usize, Duration),
+    /// Somebody lies to this host about generations.
+    Lie(usize),
+    /// The arbiter's record is as it was before the last grant, for a while.
+    ArbiterWentBack(Duration),
+    /// The end of that.
+    ArbiterRestored,
     /// The guest powers off.
     StopGuest(usize),
     /// The end of a silence of the arbiter.
@@ -112,7 +118,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.below(hosts as u64) as usize;
     // Shorter and longer than the heartbeat timeout.
     let time = rng.micros(2_000, 140_000);
-    match rng.below(14) {
+    match rng.below(16) {
         0 => Fault::KillProcess(host),
         1 => Fault::LoseHost(host),
         2 | 3 => Fault::Freeze(host, time),
@@ -123,6 +129,8 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         9 => Fault::Damage(host, Damage::Cut(rng.next())),
         10 => Fault::ArbiterSilent(time),
         11 => Fault::CutBeats(host, rng.below(hosts as u64) as usize),
+        13 => Fault::Lie(host),
+        14 => Fault::ArbiterWentBack(time),
         12 => Fault::Dismiss(host, if rng.chance(500) { time } else { ms(0) }),
         _ => match rng.below(3) {
             0 => Fault::Promote(host),
@@ -168,6 +176,12 @@ impl World {
                 self.after(time, Event::Fault(Fault::ArbiterSpeaks));
             }
             Fault::ArbiterSpeaks => self.arbiter.available = true,
+            Fault::Lie(host) => self.lie(host),
+            Fault::ArbiterWentBack(time) => {
+                self.arbiter.went_back = true;
+                self.after(time, Event::Fault(Fault::ArbiterRestored));
+            }
+            Fault::ArbiterRestored => self.arbiter.went_back = false,
             Fault::CutBeats(from, to) => self.beats_cut.push((from, to)),
             Fault::Promote(host) => self.backup(host, BackupInput::PromotionWanted),
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),

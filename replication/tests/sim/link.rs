@@ -41,7 +41,7 @@ pub enum Damage {
 
 /// What arrives at the end of a pipe.
 pub enum Arrival {
-    Message(Generation, Message),
+    Message(Generation, Box<Message>),
     /// The peer closed or reset the link.
     Closed,
     /// What arrived is malformed.
@@ -156,7 +156,7 @@ impl Pipe {
 fn decode(frame: Frame) -> Arrival {
     let body: Bytes = frame.body;
     match Message::decode(frame.kind, frame.epoch, body) {
-        Ok(message) => Arrival::Message(Generation(frame.generation), message),
+        Ok(message) => Arrival::Message(Generation(frame.generation), Box::new(message)),
         Err(error) => Arrival::Broken(error.to_string()),
     }
 }

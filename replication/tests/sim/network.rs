@@ -4,13 +4,22 @@
 use std::time::Duration;
 
 use understudy_replication::core::backup::BackupInput;
-use understudy_replication::core::message::Message;
+use understudy_replication::core::message::{Bye, Message, Refusal};
 use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::Generation;
 
 use super::link::{Arrival, Link};
 use super::outside::Process;
+use super::primary_host::hello;
 use super::world::{Event, Side, World};
+
+/// A heartbeat on the separate path.
+#[derive(Debug, Clone, Copy)]
+pub struct Beat {
+    pub session: u64,
+    pub generation: Generation,
+    pub from_primary: bool,
+}
 
 impl World {
     /// How long something is on its way.
@@ -60,7 +69,7 @@ impl World {
             };
             match arrival {
                 Arrival::Message(generation, message) => {
-                    self.received(host, generation, message);
+                    self.received(host, generation, *message);
                 }
                 Arrival::Closed => {
                     self.trace(host, || "finds the link closed".into());
@@ -147,14 +156,27 @@ impl World {
             self.hosts[side].session += 1;
         }
         self.backup(backup, BackupInput::LinkUp);
-        self.primary(host, PrimaryInput::LinkUp);
+        let session = self.rng.next().max(1);
+        self.primary(host, PrimaryInput::LinkUp { session });
+    }
+
+    /// What this host's heartbeats say.
+    pub fn own_beat(&self, host: usize) -> Option<Beat> {
+        let (generation, session, from_primary) = match &self.hosts[host].side {
+            Side::Primary(node) => (node.core.generation(), node.core.session(), true),
+            Side::Backup(node) => (node.core.generation(), node.core.session(), false),
+            Side::Down => return None,
+        };
+        Some(Beat {
+            session,
+            generation,
+            from_primary,
+        })
     }
 
     pub fn send_beats(&mut self, who: Process) {
-        let (generation, primary) = match &self.hosts[who.0].side {
-            Side::Primary(node) => (node.core.generation(), true),
-            Side::Backup(node) => (node.core.generation(), false),
-            Side::Down => return,
+        let Some(beat) = self.own_beat(who.0) else {
+            return;
         };
         for to in 0..self.hosts.len() {
             let cut = self.beats_cut.contains(&(who.0, to));
@@ -164,7 +186,7 @@ impl World {
             // Some are overtaken by later ones.
             let slow = self.rng.chance(50);
             let late = self.rng.micros(50, if slow { 12_000 } else { 1_000 });
-            self.after(late, Event::Beat(to, generation, primary));
+            self.after(late, Event::Beat(to, beat));
         }
         self.after(
             self.settings.policy.heartbeat_interval,
@@ -172,11 +194,67 @@ impl World {
         );
     }
 
-    pub fn beat(&mut self, host: usize, generation: Generation, primary: bool) {
+    /// As the runtimes filter them: a backup hears no backups.
+    pub fn beat(&mut self, host: usize, beat: Beat) {
+        let (session, generation) = (beat.session, beat.generation);
         match self.hosts[host].side {
-            Side::Primary(_) => self.primary(host, PrimaryInput::HeartbeatHeard { generation }),
-            Side::Backup(_) if primary => {
-                self.backup(host, BackupInput::HeartbeatHeard { generation });
+            Side::Primary(_) => self.primary(
+                host,
+                PrimaryInput::HeartbeatHeard {
+                    session,
+                    generation,
+                },
+            ),
+            Side::Backup(_) if beat.from_primary => self.backup(
+                host,
+                BackupInput::HeartbeatHeard {
+                    session,
+                    generation,
+                },
+            ),
+            _ => {}
+        }
+    }
+
+    /// Somebody pretends that another side was granted the last generation there is.
+    pub fn lie(&mut self, host: usize) {
+        let generation = Generation(u64::MAX);
+        let Some(beat) = self.own_beat(host) else {
+            return;
+        };
+        self.count("lies told");
+        self.beat(
+            host,
+            Beat {
+                generation,
+                from_primary: true,
+                ..beat
+            },
+        );
+        let has_link = self.hosts[host].link.is_some();
+        match &self.hosts[host].side {
+            Side::Primary(_) if has_link => {
+                let message = match self.rng.below(3) {
+                    0 => Message::Heartbeat,
+                    1 => Message::Bye(Bye::Fenced {
+                        current: generation,
+                    }),
+                    _ => Message::Refuse(Refusal::Stale {
+                        current: generation,
+                    }),
+                };
+                self.received(host, generation, message);
+            }
+            Side::Backup(node) if has_link => {
+                let generation = node.core.generation();
+                let current = Generation(u64::MAX);
+                self.received(host, generation, Message::Bye(Bye::Fenced { current }));
+            }
+            Side::Backup(_) => {
+                self.backup(host, BackupInput::LinkUp);
+                let mut hello = hello();
+                hello.session = self.rng.next().max(1);
+                self.received(host, generation, Message::Hello(hello));
             }
             _ => {}
         }

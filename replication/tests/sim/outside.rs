@@ -3,10 +3,13 @@
 
 use std::collections::HashMap;
 
-use understudy_replication::arbiter::Verdict;
+use understudy_replication::arbiter::{ArbiterId, Mark, Record, Verdict};
+use understudy_replication::core::backup::BackupInput;
+use understudy_replication::core::primary::PrimaryInput;
 use understudy_replication::ids::Generation;
 
 use super::guest::Output;
+use super::world::{Event, Side, World};
 
 /// A process: a host, and how often it was started.
 pub type Process = (usize, u64);
@@ -16,13 +19,30 @@ pub struct Arbiter {
     pub current: Generation,
     pub holders: HashMap<Generation, Process>,
     pub available: bool,
+    /// Its record is read as it was before the last grant.
+    pub went_back: bool,
+    mark: Mark,
 }
 
 /// What a process asks it.
 #[derive(Debug, Clone, Copy)]
 pub enum Question {
-    Claim(Generation),
-    Confirm(Generation),
+    Claim(Generation, Mark),
+    Confirm(Generation, Option<Mark>),
+    Rehearse,
+}
+
+/// What it answers.
+#[derive(Debug)]
+pub enum Answer {
+    Verdict(Verdict),
+    Rehearsed(Record),
+    Nothing,
+}
+
+/// The name of the only arbiter there is.
+pub fn arbiter_id() -> ArbiterId {
+    ArbiterId("arbiter".into())
 }
 
 impl Arbiter {
@@ -32,6 +52,8 @@ impl Arbiter {
             current,
             holders: HashMap::from([(current, first)]),
             available: true,
+            went_back: false,
+            mark: Mark::default(),
         }
     }
 
@@ -39,24 +61,111 @@ impl Arbiter {
         self.holders[&self.current]
     }
 
-    pub fn ask(&mut self, who: Process, question: Question) -> Verdict {
+    pub fn ask(&mut self, who: Process, question: Question) -> Answer {
+        if !self.available {
+            return Answer::Nothing;
+        }
+        if self.went_back {
+            return self.ask_the_past(question);
+        }
         let is_holder = self.holder() == who;
-        match question {
-            Question::Confirm(generation) if generation == self.current && is_holder => {
+        Answer::Verdict(match question {
+            Question::Rehearse => return Answer::Rehearsed(self.record(self.current, self.mark)),
+            Question::Confirm(generation, mark) if generation == self.current && is_holder => {
+                self.mark = mark.unwrap_or(self.mark);
                 Verdict::Granted(generation)
             }
-            Question::Claim(after) if after == self.current => {
+            Question::Claim(after, _) if after.next() == self.current && is_holder => {
+                Verdict::Granted(self.current)
+            }
+            Question::Claim(after, mark) if after == self.current => {
+                if !self.mark.shows(mark) {
+                    return Answer::Nothing;
+                }
                 self.current = after.next();
+                self.mark = Mark::default();
                 self.holders.insert(self.current, who);
                 Verdict::Granted(self.current)
             }
-            Question::Claim(after) if after.next() == self.current && is_holder => {
-                Verdict::Granted(self.current)
+            _ => self.refusal(self.current),
+        })
+    }
+
+    /// What it knows of now is forgotten, for a while. It may say so, or pretend that nothing is
+    /// wrong.
+    fn ask_the_past(&self, question: Question) -> Answer {
+        let past = Generation(self.current.0 - 1);
+        match question {
+            Question::Rehearse => Answer::Rehearsed(self.record(past, Mark::default())),
+            Question::Confirm(held, _) | Question::Claim(held, _) if held > past => {
+                Answer::Verdict(self.refusal(past))
             }
-            _ => Verdict::Refused {
-                current: self.current,
-                holder: format!("{:?}", self.holder()),
-            },
+            _ => Answer::Nothing,
+        }
+    }
+
+    fn refusal(&self, current: Generation) -> Verdict {
+        Verdict::Refused {
+            current,
+            holder: format!("{:?}", self.holders.get(&current)),
+        }
+    }
+
+    fn record(&self, generation: Generation, mark: Mark) -> Record {
+        Record {
+            arbiter: arbiter_id(),
+            generation,
+            mark,
+            ..Record::default()
+        }
+    }
+}
+
+impl World {
+    pub fn ask(&mut self, host: usize, question: Question) {
+        self.trace(host, || format!("asks {question:?}"));
+        let process = self.process(host);
+        self.soon(200, 2_000, Event::Ask(process, question));
+    }
+
+    pub fn arbiter_asked(&mut self, who: Process, question: Question) {
+        let mut answer = self.arbiter.ask(who, question);
+        if self.rng.chance(self.settings.answers_lost_permille) {
+            answer = Answer::Nothing;
+        }
+        self.soon(200, 2_000, Event::Answer(who, answer));
+    }
+
+    pub fn arbiter_answered(&mut self, host: usize, answer: Answer) {
+        self.trace(host, || format!("hears from the arbiter: {answer:?}"));
+        if matches!(answer, Answer::Nothing) {
+            self.count("arbiter silent");
+        }
+        let why = String::from("simulated");
+        match self.hosts[host].side {
+            Side::Primary(_) => {
+                let input = match answer {
+                    Answer::Verdict(verdict) => PrimaryInput::Verdict(verdict),
+                    _ => PrimaryInput::ArbiterUnavailable { why },
+                };
+                self.primary(host, input);
+            }
+            Side::Backup(_) => {
+                let input = match answer {
+                    Answer::Verdict(verdict) => BackupInput::Verdict(verdict),
+                    Answer::Rehearsed(record) => BackupInput::Rehearsed(record),
+                    Answer::Nothing => BackupInput::ArbiterUnavailable { why },
+                };
+                self.backup(host, input);
+            }
+            Side::Down => {}
+        }
+    }
+
+    pub fn takeover(&mut self, host: usize, outcome: Result<(), String>) {
+        self.trace(host, || format!("a takeover: {outcome:?}"));
+        if outcome.is_err() {
+            self.count("takeovers in doubt");
         }
     }
 }

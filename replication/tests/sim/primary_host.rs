@@ -19,7 +19,7 @@ use understudy_replication::page_set::PageSet;
 use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, encode};
 use super::gate::Gate;
 use super::guest::{Guest, SimMemory, layout};
-use super::outside::{Process, Question};
+use super::outside::{Process, Question, arbiter_id};
 use super::world::{Event, Side, Snapshot, World};
 
 pub struct PrimaryHost {
@@ -60,6 +60,8 @@ pub fn hello() -> Hello {
         node: "primary".into(),
         fingerprint: Default::default(),
         layout: layout(),
+        arbiter: arbiter_id(),
+        session: 0,
     }
 }
 
@@ -222,11 +224,16 @@ impl World {
                 node.disks.detach();
                 self.close_link(host);
             }
-            PrimaryEffect::Claim(after) => self.ask(host, Question::Claim(after)),
-            PrimaryEffect::Confirm(held) => {
-                self.count("confirmations asked");
-                self.ask(host, Question::Confirm(held));
+            PrimaryEffect::Claim { known, mark } => {
+                self.ask(host, Question::Claim(known, mark));
             }
+            PrimaryEffect::Confirm { generation, mark } => {
+                if node.core.is_in_doubt() {
+                    self.count("doubts");
+                }
+                self.ask(host, Question::Confirm(generation, mark));
+            }
+            PrimaryEffect::Takeover(outcome) => self.takeover(host, outcome),
             PrimaryEffect::GoAlone { generation, cause } => {
                 let outputs = node.gate.open();
                 let writes = node.disks.go_alone();
@@ -327,11 +334,11 @@ impl World {
         let Some(link) = self.hosts[host].link else {
             return;
         };
-        let (peer, starts) = self.links[link].backup;
-        if self.hosts[peer].starts == starts && self.hosts[peer].disk.durable < epoch {
+        let durable = self.durable.get(&link).copied().unwrap_or_default();
+        if durable < epoch {
+            let peer = self.links[link].backup.0;
             self.violate(format!(
-                "host {host} takes {epoch} for durable on host {peer}, which has {}",
-                self.hosts[peer].disk.durable
+                "host {host} takes {epoch} for durable on host {peer}, which had {durable}"
             ));
         }
         self.count("durable epochs");

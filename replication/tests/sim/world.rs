@@ -7,7 +7,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
-use understudy_replication::arbiter::Verdict;
 use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
@@ -20,7 +19,8 @@ use super::faults::{CALM, CALM_TAIL, Fault, Plan};
 use super::guest::Output;
 use super::link::Link;
 use super::ms;
-use super::outside::{Arbiter, Client, Process, Question};
+use super::network::Beat;
+use super::outside::{Answer, Arbiter, Client, Process, Question};
 use super::primary_host::{PrimaryHost, Work};
 use super::rng::Rng;
 
@@ -34,6 +34,8 @@ pub struct Settings {
     pub capture_failures_permille: u64,
     /// Epochs whose disk writes cannot be persisted, in a thousand.
     pub persist_failures_permille: u64,
+    /// Answers of the arbiter lost after it has made up its mind, in a thousand.
+    pub answers_lost_permille: u64,
     /// Heartbeats lost on the separate path, in a thousand.
     pub beats_lost_permille: u64,
     /// One byte over the logging channel takes so long: slow links.
@@ -55,6 +57,7 @@ pub fn policy() -> Policy {
         heartbeat_interval: ms(5),
         heartbeat_timeout: ms(40),
         arbiter_retry: ms(20),
+        arbiter_check: ms(25),
         sync_pages_left: 4,
         sync_rounds_max: 3,
     }
@@ -80,14 +83,14 @@ pub enum Event {
     Wake(Process, u64),
     Deliver(usize, usize),
     BeatTimer(Process),
-    /// A heartbeat reaches a host: the sender's generation, and whether it runs the guest.
-    Beat(usize, Generation, bool),
+    /// A heartbeat reaches a host.
+    Beat(usize, Beat),
     Connect(Process),
     /// All that was held when a side went alone has left.
     Opened(Process),
     Work(Process, u64, Work),
     Ask(Process, Question),
-    Answer(Process, Option<Verdict>),
+    Answer(Process, Answer),
     /// The output of the last committed epoch is sent once more.
     Repeat(Process, SealedOutput),
     Run(Process),
@@ -145,6 +148,9 @@ pub struct World {
     pub snapshots: HashMap<(usize, EpochId), Snapshot>,
     /// Last epoch acked over a link.
     pub acked: HashMap<usize, EpochId>,
+    /// Last epoch of a link's session that was durable on the backup's image. It stays so when the
+    /// copy is given up.
+    pub durable: HashMap<usize, EpochId>,
     /// Pairs of hosts `(from, to)` whose separate path is cut.
     pub beats_cut: Vec<(usize, usize)>,
     events: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -171,6 +177,7 @@ impl World {
             report: Report::default(),
             snapshots: HashMap::new(),
             acked: HashMap::new(),
+            durable: HashMap::new(),
             beats_cut: Vec::new(),
             events: BinaryHeap::new(),
             event_store: HashMap::new(),
@@ -312,7 +319,7 @@ impl World {
             }
             Event::Deliver(link, host) => self.deliver(link, host),
             Event::BeatTimer(who) => self.send_beats(who),
-            Event::Beat(host, generation, primary) => self.beat(host, generation, primary),
+            Event::Beat(host, beat) => self.beat(host, beat),
             Event::Connect(who) => self.connect(who.0),
             Event::Opened(who) => self.primary(who.0, PrimaryInput::Opened),
             Event::Work((host, _), session, work) => {
@@ -321,7 +328,7 @@ impl World {
                 }
             }
             Event::Ask(who, question) => self.arbiter_asked(who, question),
-            Event::Answer((host, _), verdict) => self.arbiter_answered(host, verdict),
+            Event::Answer((host, _), answer) => self.arbiter_answered(host, answer),
             Event::Repeat((host, _), output) => {
                 if let Side::Primary(node) = &self.hosts[host].side {
                     let generation = node.core.generation();
@@ -431,42 +438,6 @@ impl World {
         self.soon(0, 5_000, Event::BeatTimer(process));
     }
 
-    // --- arbiter ---
-
-    pub fn ask(&mut self, host: usize, question: Question) {
-        self.trace(host, || format!("asks {question:?}"));
-        let process = self.process(host);
-        self.soon(200, 2_000, Event::Ask(process, question));
-    }
-
-    fn arbiter_asked(&mut self, who: Process, question: Question) {
-        let verdict = self
-            .arbiter
-            .available
-            .then(|| self.arbiter.ask(who, question));
-        // Now and then the answer is lost after the arbiter has made up its mind.
-        let verdict = verdict.filter(|_| !self.rng.chance(50));
-        self.soon(200, 2_000, Event::Answer(who, verdict));
-    }
-
-    fn arbiter_answered(&mut self, host: usize, verdict: Option<Verdict>) {
-        self.trace(host, || format!("hears from the arbiter: {verdict:?}"));
-        if verdict.is_none() {
-            self.count("arbiter silent");
-        }
-        match self.hosts[host].side {
-            Side::Primary(_) => {
-                let input = verdict.map_or(PrimaryInput::ArbiterUnavailable, PrimaryInput::Verdict);
-                self.primary(host, input);
-            }
-            Side::Backup(_) => {
-                let input = verdict.map_or(BackupInput::ArbiterUnavailable, BackupInput::Verdict);
-                self.backup(host, input);
-            }
-            Side::Down => {}
-        }
-    }
-
     // --- checks ---
 
     pub fn outputs(&mut self, host: usize, generation: Generation, outputs: Vec<Output>) {
@@ -553,6 +524,7 @@ impl World {
     /// Everything is whole again: links and paths work, nobody sleeps, the arbiter answers.
     pub fn heal(&mut self) {
         self.arbiter.available = true;
+        self.arbiter.went_back = false;
         self.beats_cut.clear();
         self.settings.capture_failures_permille = 0;
         self.settings.persist_failures_permille = 0;
@@ -582,6 +554,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         byte_ns,
     } = Plan::new(&mut rng, hosts);
     Settings {
+        answers_lost_permille: 50,
         seed,
         hosts,
         policy: policy(),

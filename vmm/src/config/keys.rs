@@ -269,7 +269,7 @@ keys! {
     LISTEN: "replication.listen", Some("--listen"), ENDPOINT, Unset::Nothing,
         "Where this standby listens, for example 0.0.0.0:7000: ADDRESS:PORT or unix:PATH";
     ARBITER: "replication.arbiter", Some("--arbiter"), PATH, Unset::Nothing,
-        "The arbiter's file, on storage that both hosts see. It decides who may run alone";
+        "The arbiter's directory, on storage that both hosts see. It decides who may run alone";
     HEARTBEAT_LISTEN: "replication.heartbeat.listen", Some("--heartbeat"), ADDRESS, Unset::Nothing,
         "A separate path for heartbeats (UDP): this host's address";
     HEARTBEAT_PEER: "replication.heartbeat.peer", Some("--heartbeat"), ADDRESS, Unset::Nothing,

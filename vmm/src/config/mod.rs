@@ -70,7 +70,7 @@ pub struct ReplicationConfig {
     pub backup: Option<Endpoint>,
     /// Where this host listens as a standby.
     pub listen: Option<Endpoint>,
-    /// The arbiter's file.
+    /// The arbiter's directory.
     pub arbiter: Option<PathBuf>,
     /// A separate path for heartbeats.
     pub heartbeat: Option<HeartbeatPath>,
@@ -159,7 +159,7 @@ impl ReplicationConfig {
         })
     }
 
-    /// The arbiter's file.
+    /// The arbiter's directory.
     ///
     /// # Errors
     /// If none is named.

@@ -81,7 +81,7 @@ pub enum SettingsError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The arbiter's file cannot be used.
+    /// The arbiter cannot be used.
     #[error(transparent)]
     Arbiter(#[from] ArbiterError),
     /// It cannot be told which host this is.
@@ -111,7 +111,7 @@ impl NodeSettings {
     /// given up.
     ///
     /// # Errors
-    /// If the configuration names no arbiter or does not fit, or the arbiter's file cannot be used.
+    /// If the configuration names no arbiter or does not fit, or the arbiter cannot be used.
     pub fn primary(config: &Config, start_over: bool) -> Result<Self, SettingsError> {
         let start_as = StartAs::Primary {
             replication: ReplicationSettings::new(config, Start::Primary)?,

@@ -11,15 +11,15 @@ use understudy_transport::frame::{HEADER_BYTES, Limits};
 use crate::support::{DEADLINE, Quiet, await_log, turn};
 
 /// A frame without a body of the next protocol version.
-fn frame_of_version_3() -> [u8; HEADER_BYTES] {
+fn frame_of_the_next_version() -> [u8; HEADER_BYTES] {
     let mut header = Frame::default()
         .encode_header(0, Limits::default())
         .unwrap();
-    header[4..6].copy_from_slice(&3_u16.to_le_bytes());
+    header[4..6].copy_from_slice(&4_u16.to_le_bytes());
     header
 }
 
-const VERSIONS: &str = "the peer speaks protocol version 3, this side 2";
+const VERSIONS: &str = "the peer speaks protocol version 4, this side 3";
 
 #[test]
 fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
@@ -32,7 +32,7 @@ fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
     let mut hello = [0; HEADER_BYTES];
     stream.read_exact(&mut hello).unwrap();
     assert_eq!(hello[4..6], 2_u16.to_le_bytes());
-    stream.write_all(&frame_of_version_3()).unwrap();
+    stream.write_all(&frame_of_the_next_version()).unwrap();
     await_log(&primary, VERSIONS, 1);
     let status = primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
@@ -59,7 +59,7 @@ fn a_primary_of_another_version_is_told_so_and_the_standby_goes_on_listening() {
     let standby = hosts.start_standby("standby", &[]);
     let mut stream = UnixStream::connect(hosts.channel()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.write_all(&frame_of_version_3()).unwrap();
+    stream.write_all(&frame_of_the_next_version()).unwrap();
     await_log(&standby, VERSIONS, 1);
     // It answers in its own version, so that the other side can say so too, and closes the link.
     let mut answer = Vec::new();
@@ -88,7 +88,7 @@ fn strangers_fill_neither_the_port_nor_the_log() {
             let mut stream = connect();
             // It may be turned away before.
             let _ = match number % 2 {
-                0 => stream.write_all(&frame_of_version_3()),
+                0 => stream.write_all(&frame_of_the_next_version()),
                 _ => stream.write_all(b"GET / HTTP/1.1\r\n\r\n"),
             };
         }

@@ -181,18 +181,17 @@ impl Drop for TestCluster {
     }
 }
 
-/// The arbiter's file, which a test can take away from both sides.
+/// The arbiter's directory, which a test can take away from both sides.
 pub(crate) struct ArbiterFile(PathBuf);
 
 impl ArbiterFile {
-    /// From now on neither reading nor replacing works: in the record's place is a directory.
+    /// From now on neither reading nor claiming works: nothing of the record is there.
     pub(crate) fn break_it(&self) {
         std::fs::rename(&self.0, self.0.with_extension("aside")).unwrap();
         std::fs::create_dir(&self.0).unwrap();
     }
 
     pub(crate) fn repair(&self) {
-        // A record replaces a file atomically, not a directory.
         std::fs::remove_dir(&self.0).unwrap();
         std::fs::rename(self.0.with_extension("aside"), &self.0).unwrap();
     }

@@ -169,7 +169,7 @@ fn missing_and_malformed_settings_are_named_with_what_to_write() {
     fails(
         1,
         &["primary", "--arbiter", "/nonexistent/arbiter"],
-        &["/nonexistent/arbiter.lock", "No such file"],
+        &["/nonexistent/arbiter", "No such file"],
     );
     fails(1, &["run", "--net", "tap"], &["--net", "tap=NAME"]);
     fails(

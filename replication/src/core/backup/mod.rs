@@ -10,7 +10,7 @@
 //!       │    guest stopped, other generation: Reset         Claiming ──┐ no answer: ask again
 //!       │                                                    │  │ ▲    │
 //!       └────────────────────────────────────────────────────┘  │ └────┘
-//!                            refused: Reset                     └──────────► Promoted
+//!             refused, a later one is in force: Reset           └──────────► Promoted
 //!                                                                 granted
 //! ```
 //!
@@ -21,6 +21,15 @@
 //! | silence on link and heartbeats for the timeout | claim |
 //! | silence on the link only | wait: the primary gets no acks, it decides |
 //! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
+//! | the primary says that a later generation is in force | claim: the arbiter knows whether that is so |
+//! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
+//! | a primary of a later generation introduces itself | ask the arbiter first: the copy is given up only if that is the generation in force |
+//!
+//! Nobody is welcomed, and no copy is given up, because of what a peer says about generations (R10).
+//! Before a welcome, and for each mark that the primary says it has written, this side looks into
+//! its own arbiter's record. So both sides know within seconds whether they see the same record and
+//! whether a takeover would be granted (R9). A claim names the last mark: an arbiter whose record
+//! does not show it gives no answer.
 //!
 //! A whole epoch is acked at once and committed at the next call of `handle`, which `next_wakeup`
 //! requests without delay. So the ack does not wait for the pages to be copied. Whatever comes in,
@@ -40,7 +49,7 @@ use bytes::Bytes;
 
 use super::disk::DiskSyncPlan;
 use super::message::Message;
-use crate::arbiter::Verdict;
+use crate::arbiter::{Mark, Record, Verdict};
 use crate::ids::{EpochId, Generation};
 
 /// What happens to the backup.
@@ -66,8 +75,11 @@ pub enum BackupInput {
         cause: String,
     },
     /// A heartbeat of a side that runs the guest came on the separate path. Heartbeats of other
-    /// backups must not come in: they would keep a dead primary alive.
+    /// backups must not come in: they would keep a dead primary alive. Outside the present session
+    /// it means nothing.
     HeartbeatHeard {
+        /// The session that the sender says it belongs to.
+        session: u64,
         /// The sender's generation.
         generation: Generation,
     },
@@ -93,10 +105,19 @@ pub enum BackupInput {
     NotReading,
     /// The operator wants this side promoted now.
     PromotionWanted,
-    /// The arbiter's answer.
+    /// The operator wants this side to end. While the arbiter may have granted the guest to this
+    /// side, it waits for the answer, as nobody else could run the guest then. Asked again, it ends
+    /// at once.
+    StopWanted,
+    /// The arbiter's answer to [`BackupEffect::Claim`].
     Verdict(Verdict),
-    /// The arbiter could not be asked.
-    ArbiterUnavailable,
+    /// The arbiter's record, as [`BackupEffect::Rehearse`] found it. It could also be written.
+    Rehearsed(Record),
+    /// The arbiter could not be asked, or its record is older than what this side knows.
+    ArbiterUnavailable {
+        /// Why.
+        why: String,
+    },
     /// Time passed. Look at the timers.
     Tick,
 }
@@ -142,7 +163,16 @@ pub enum BackupEffect {
         why: String,
     },
     /// Ask the arbiter for the generation after this one.
-    Claim(Generation),
+    Claim {
+        /// The generation of the session.
+        known: Generation,
+        /// What the primary said that it wrote to the record last.
+        mark: Mark,
+    },
+    /// Read the arbiter's record, and make sure that a claim could be granted.
+    Rehearse,
+    /// Whether this side's takeover would be granted now. Emitted when that has changed.
+    Takeover(Result<(), String>),
     /// This side now owns the guest: restore the committed state, announce, run.
     Promote {
         /// The generation granted.
@@ -152,6 +182,8 @@ pub enum BackupEffect {
         /// Why this side takes over.
         cause: String,
     },
+    /// This side ends.
+    Stop,
     /// The state is useless (for example, another side owns the guest, or the guest stopped):
     /// forget it, zero the memory, wait for a new primary.
     Reset {

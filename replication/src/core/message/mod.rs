@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{DiskSyncPlan, PeerDisk};
+use crate::arbiter::{ArbiterId, Mark};
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
 use crate::output::SealedOutput;
@@ -25,7 +26,8 @@ pub const DISKS_MAX: usize = 1024;
 /// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
-/// `Heartbeat` comes at any time after `Welcome`, `Bye` last.
+/// `Heartbeat`, `Marked`, answered by `Seen`, and `NoArbiter` come at any time after `Welcome`,
+/// `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// The primary introduces itself and its machine.
@@ -86,6 +88,14 @@ pub enum Message {
     },
     /// A sign of life.
     Heartbeat,
+    /// The primary has written this mark to the arbiter's record.
+    Marked(Mark),
+    /// The backup has seen that mark, or a later one, in its arbiter's record, and could claim the
+    /// guest there.
+    Seen(Mark),
+    /// The sender's arbiter does not do its part, for the given reason: a takeover would not be
+    /// granted now.
+    NoArbiter(String),
     /// The sender leaves on purpose.
     Bye(Bye),
 }
@@ -101,6 +111,11 @@ pub struct Hello {
     pub fingerprint: Fingerprint,
     /// The primary's guest memory.
     pub layout: MemoryLayout,
+    /// The primary's arbiter. Both sides must ask the same one.
+    pub arbiter: ArbiterId,
+    /// A random number for this session, not 0. Heartbeats and [marks](Mark) carry it, so that
+    /// those of other sessions, and those of strangers, count for nothing.
+    pub session: u64,
 }
 
 /// The backup's acceptance.
@@ -130,6 +145,15 @@ pub enum Refusal {
     },
     /// The backup serves another primary, or holds a committed epoch of this generation.
     Busy(String),
+    /// The backup asks another arbiter, or its arbiter does not know of the primary's generation.
+    OtherArbiter {
+        /// The backup's arbiter.
+        arbiter: ArbiterId,
+        /// The generation in force there, as far as the backup knows.
+        current: Generation,
+    },
+    /// The backup's arbiter cannot be asked, so nobody could take over.
+    NoArbiter(String),
 }
 
 /// What an epoch consists of.
@@ -188,6 +212,9 @@ impl Message {
             Self::EpochEnd { .. } => "EpochEnd",
             Self::Ack { .. } => "Ack",
             Self::Heartbeat => "Heartbeat",
+            Self::Marked(_) => "Marked",
+            Self::Seen(_) => "Seen",
+            Self::NoArbiter(_) => "NoArbiter",
             Self::Bye(_) => "Bye",
         }
     }
@@ -209,6 +236,18 @@ impl std::fmt::Display for Refusal {
             Self::Busy(why) => {
                 let why = for_people(why, REASON_CHARS_MAX);
                 write!(f, "the backup is busy: {why}")
+            }
+            Self::OtherArbiter { arbiter, current } => {
+                let arbiter = for_people(&arbiter.0, NAME_CHARS_MAX);
+                write!(
+                    f,
+                    "the backup asks another arbiter: its own is {arbiter}, where {current} is in \
+                     force; both hosts must use the same directory"
+                )
+            }
+            Self::NoArbiter(why) => {
+                let why = for_people(why, REASON_CHARS_MAX);
+                write!(f, "the backup cannot ask its arbiter: {why}")
             }
         }
     }

@@ -2,7 +2,7 @@
 //! rhythm of epochs.
 //!
 //! ```text
-//!            LinkUp               Welcome             synced: Capture(1)         ack 1, 2, 3 …
+//!            LinkUp          Welcome, marked          synced: Capture(1)         ack 1, 2, 3 …
 //!   Alone ───────────► Handshaking ──────► Syncing ─────────────────► Protected ◄────┐
 //!     ▲                     │                 │  ▲                      │  │  └──────┘
 //!     │◄────────────────────┴─────────────────┘  └──────────────────────┘  │ backup lost: hold, ask
@@ -11,7 +11,7 @@
 //!     └────────────────────────────────────────────────────────────────────┘ ▲    │ ask again
 //!                     granted: GoAlone under the next generation             └────┘
 //!
-//!   any but Stopped ── the arbiter refuses; but for Claiming: a later generation seen ──► Fenced
+//!   any but Stopped ── the arbiter refuses ─────────────────────────────────────────────► Fenced
 //!   any but Fenced ─── the guest stopped, and what it said last has left ───────────────► Stopped
 //! ```
 //!
@@ -34,16 +34,22 @@
 //! the arbiter has answered and everything held has left. If told to end at once, this side drops
 //! what is held.
 //!
-//! While Protected, a jump of time (this process was stalled) or a message after long silence on
-//! the link (the link was stalled) raises a doubt. Acks are then remembered, but nothing is
-//! released and no epoch ends until the arbiter has confirmed the generation.
+//! While Protected, a jump of time (this process was stalled), a message after long silence on the
+//! link (the link was stalled), or a later generation in a heartbeat of this session raises a
+//! doubt. Acks are then remembered, but nothing is released and no epoch ends until the arbiter has
+//! confirmed the generation. What a peer says about generations has no other effect (R10): a link
+//! that carries a later one is given up like any broken link, and the arbiter decides.
+//!
+//! This side confirms its generation every few seconds in any case. In a session it writes a mark
+//! to the arbiter's record each time, and tells the backup, which looks for it in its own arbiter's
+//! record (R9). The first mark is written before anything is copied.
 
 pub mod epochs;
 pub mod transitions;
 
 use super::disk::PeerDisk;
 use super::message::Message;
-use crate::arbiter::Verdict;
+use crate::arbiter::{Mark, Verdict};
 use crate::ids::{EpochId, Generation};
 
 pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
@@ -55,7 +61,10 @@ pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
 #[derive(Debug, Clone, PartialEq)]
 pub enum PrimaryInput {
     /// A new link to a backup is up.
-    LinkUp,
+    LinkUp {
+        /// A random number for the session, not 0.
+        session: u64,
+    },
     /// A message came over the link.
     Received {
         /// The sender's generation, from the frame header.
@@ -75,9 +84,11 @@ pub enum PrimaryInput {
         /// Why, for people.
         cause: String,
     },
-    /// A heartbeat came on the separate path. The backup's heartbeat is a sign of life; anyone's
-    /// heartbeat may tell of a later generation.
+    /// A heartbeat came on the separate path. In the present session it is a sign of life, or a
+    /// reason to doubt the generation; otherwise it means nothing.
     HeartbeatHeard {
+        /// The session that the sender says it belongs to.
+        session: u64,
         /// The sender's generation.
         generation: Generation,
     },
@@ -119,8 +130,11 @@ pub enum PrimaryInput {
     CheckpointWanted,
     /// The arbiter's answer to [`PrimaryEffect::Claim`] or [`PrimaryEffect::Confirm`].
     Verdict(Verdict),
-    /// The arbiter could not be asked.
-    ArbiterUnavailable,
+    /// The arbiter could not be asked, or its record is older than what this side knows.
+    ArbiterUnavailable {
+        /// Why.
+        why: String,
+    },
     /// Everything that [`PrimaryEffect::GoAlone`] released has left.
     Opened,
     /// The guest ended, or is to end. Its last output leaves by the usual rules, then this side is
@@ -159,10 +173,22 @@ pub enum PrimaryEffect {
     /// Close the link to the backup. Drop what is still queued for it, except a `Bye` just before.
     CloseLink,
     /// Ask the arbiter for the generation after this one.
-    Claim(Generation),
-    /// Ask the arbiter whether this generation is still in force, before anything is released: this
-    /// process was stalled for so long that the backup may have been promoted.
-    Confirm(Generation),
+    Claim {
+        /// The generation held.
+        known: Generation,
+        /// What this side wrote to the record last.
+        mark: Mark,
+    },
+    /// Ask the arbiter whether this generation is still in force and this side its holder, and if
+    /// so, write the mark. The answer is a verdict.
+    Confirm {
+        /// The generation held.
+        generation: Generation,
+        /// `None` if there is no session.
+        mark: Option<Mark>,
+    },
+    /// Whether the backup's takeover would be granted now. Emitted when that has changed.
+    Takeover(Result<(), String>),
     /// Run alone: open the gate, stop dirty tracking, raise an alarm, look for a new backup. Report
     /// `Opened` when everything that was held has left.
     GoAlone {

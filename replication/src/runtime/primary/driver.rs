@@ -17,8 +17,6 @@ use super::output_signal::OutputSignal;
 use super::retry::Retry;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
-use crate::arbiter::ArbiterError;
-use crate::causes::causes;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
@@ -27,12 +25,12 @@ use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::ports::PrimaryDisks;
 use crate::runtime::alarms::Topic;
-use crate::runtime::arbitration::{Answer, Arbitration, Question};
+use crate::runtime::arbitration::{Answer, Arbitration, Question, session_number};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
 use crate::runtime::error::RuntimeError;
-use crate::runtime::heartbeats::Heartbeats;
+use crate::runtime::heartbeats::{Heard, Heartbeats};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::reign::Reign;
 use crate::runtime::session::{Session, SessionError};
@@ -60,9 +58,9 @@ pub(super) struct Driver {
     events: UnboundedReceiver<SessionEvent>,
     shared_disks: SharedDisks,
     arbitration: Arbitration,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     clock: Clock,
-    core: PrimaryCore,
+    pub(super) core: PrimaryCore,
     session: Option<Session>,
     /// Number of the current session, or of the last one.
     session_number: u64,
@@ -89,7 +87,7 @@ enum Happened {
     DisksWritten(DisksWritten),
     Requested(Option<Request>),
     Answered(Answer),
-    Heard(Generation),
+    Heard(Heard),
     Output,
     Heartbeat,
     Timer,
@@ -170,7 +168,9 @@ impl Driver {
             }
             let happened = self.wait(&mut connecting, &mut beat, &mut heartbeats).await;
             if matches!(happened, Happened::Heartbeat) {
-                heartbeats.send(self.core.generation()).await;
+                heartbeats
+                    .send(self.core.generation(), self.core.session())
+                    .await;
                 continue;
             }
             let mut inputs = VecDeque::new();
@@ -242,7 +242,7 @@ impl Driver {
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
             () = until(timer) => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
-            generation = heartbeats.recv() => Happened::Heard(generation),
+            heard = heartbeats.recv() => Happened::Heard(heard),
             () = self.output.wait() => Happened::Output,
             link = async { match connecting {
                 Some(connecting) if !opening => connecting.await,
@@ -265,7 +265,9 @@ impl Driver {
                 tracing::info!(peer = session.peer, "connected to a standby");
                 self.session = Some(session);
                 self.session_number += 1;
-                inputs.push_back(PrimaryInput::LinkUp);
+                inputs.push_back(PrimaryInput::LinkUp {
+                    session: session_number(),
+                });
             }
             Happened::Connected(Err(error)) => self.not_connected(&error),
             Happened::Received(received) => {
@@ -287,16 +289,16 @@ impl Driver {
             // This is not the guest's end. The standby must take over, so it is told nothing.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(request) => self.requested(request, inputs),
-            Happened::Answered(Ok(verdict)) => {
-                self.metrics.over(Topic::Arbiter);
-                inputs.push_back(PrimaryInput::Verdict(verdict));
-            }
-            Happened::Answered(Err(error)) => {
-                self.no_answer(&error);
-                inputs.push_back(PrimaryInput::ArbiterUnavailable);
-            }
-            Happened::Heard(generation) => {
-                inputs.push_back(PrimaryInput::HeartbeatHeard { generation });
+            Happened::Answered(answer) => inputs.extend(self.answered(answer)),
+            Happened::Heard(Heard {
+                session,
+                generation,
+                ..
+            }) => {
+                inputs.push_back(PrimaryInput::HeartbeatHeard {
+                    session,
+                    generation,
+                });
             }
             Happened::Output => {
                 if self.output.take_full() {
@@ -342,18 +344,6 @@ impl Driver {
                 inputs.push_back(PrimaryInput::Abandoned);
             }
         }
-    }
-
-    fn no_answer(&self, error: &ArbiterError) {
-        let what = if self.core.has_said_all() {
-            "no answer, so the standby may take over a guest that has ended"
-        } else if self.core.is_ending() {
-            "the guest has ended, and what it said last is held until the arbiter answers"
-        } else {
-            "no answer, so nothing is decided"
-        };
-        let what = format!("{what}: {}", causes(error));
-        self.metrics.alarm(Topic::Arbiter, what);
     }
 
     /// Sets another backup or none. The present one is dismissed.
@@ -510,9 +500,16 @@ impl Driver {
             PrimaryEffect::CloseLink => {
                 self.close_session().await;
             }
-            PrimaryEffect::Claim(generation) => self.arbitration.ask(Question::Claim(generation)),
-            PrimaryEffect::Confirm(generation) => {
-                self.arbitration.ask(Question::Confirm(generation))
+            PrimaryEffect::Claim { known, mark } => {
+                self.arbitration.ask(Question::Claim { known, mark });
+            }
+            PrimaryEffect::Confirm { generation, mark } => {
+                self.arbitration.ask(Question::Confirm { generation, mark });
+            }
+            PrimaryEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
+            PrimaryEffect::Takeover(Err(why)) => {
+                let what = format!("a takeover would not be granted now: {why}");
+                self.metrics.alarm(Topic::Takeover, what);
             }
             PrimaryEffect::GoAlone { generation, cause } => {
                 if self.core.is_ending() {
@@ -561,7 +558,7 @@ impl Driver {
             core.phase().name(),
             core.generation(),
             core.acked().unwrap_or_default(),
-            is_protected,
+            core.is_protected(),
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
         let awaits = core.ending_awaits();
@@ -586,6 +583,8 @@ impl Setup {
             node: self.reign.settings.node.clone(),
             fingerprint: self.fingerprint.clone(),
             layout: self.layout.clone(),
+            arbiter: self.reign.arbiter_id.clone(),
+            session: 0,
         }
     }
 }

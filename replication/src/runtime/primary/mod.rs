@@ -1,5 +1,6 @@
 //! Runs and protects a guest: the public interface of the primary side. [`driver`] has the loop.
 
+mod answers;
 mod driver;
 mod output_signal;
 mod retry;
@@ -17,6 +18,7 @@ use super::arbitration::was_here;
 use super::capture::{CaptureJob, Capturer};
 use super::ended::Ended;
 use super::error::RuntimeError;
+use super::heartbeats::expect_silence;
 use super::metrics::EndTold;
 use super::reign::{Promoted, Reign, Unprotected};
 use super::settings::Settings;
@@ -24,7 +26,7 @@ use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
-use crate::arbiter::{Arbiter, Claim, Verdict};
+use crate::arbiter::{Arbiter, Claim, Record, Verdict};
 use crate::ids::Generation;
 use crate::ports::Machine;
 
@@ -289,10 +291,14 @@ fn claim_guest(
     // Checked before anything is claimed: a side that fails here must not become the last holder of
     // the guest.
     disks.check_whole()?;
+    let record = arbiter.record()?;
     if disks.has_replicated() && claim == Claim::Start {
-        check_newest(arbiter.as_ref(), &settings)?;
+        check_newest(&record, &settings)?;
     }
-    let reign = Reign::new(Side::Primary, settings, arbiter, Generation(0));
+    if record.generation.0 == 0 && claim == Claim::Start {
+        expect_silence(&settings)?;
+    }
+    let reign = Reign::new(Side::Primary, settings, arbiter, record);
     match reign.arbiter.claim(claim, &reign.claimant)? {
         Verdict::Granted(generation) => {
             disks.claim_images()?;
@@ -309,13 +315,18 @@ fn claim_guest(
 }
 
 /// Whether this host's own images can be the newest, that is, no other host ran the guest last.
-fn check_newest(arbiter: &dyn Arbiter, settings: &Settings) -> Result<(), RuntimeError> {
-    let (generation, holder) = arbiter.current()?;
+fn check_newest(record: &Record, settings: &Settings) -> Result<(), RuntimeError> {
+    let Record {
+        generation, holder, ..
+    } = record;
     let host = settings.host.as_deref();
-    if generation.0 == 0 || was_here(&holder, &settings.node, host) {
+    if generation.0 == 0 || was_here(holder, &settings.node, host) {
         return Ok(());
     }
-    Err(RuntimeError::OlderDisks { holder, generation })
+    Err(RuntimeError::OlderDisks {
+        holder: holder.clone(),
+        generation: *generation,
+    })
 }
 
 impl<M: Machine> Protection<M> {

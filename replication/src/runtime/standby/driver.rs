@@ -13,9 +13,8 @@ use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 use super::disks::{DiskEvent, DiskThread};
 use super::strangers::{Introduced, Strangers};
 use super::{Outcome, Request};
-use crate::causes::causes;
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
-use crate::core::message::{Bye, Message, Refusal, Welcome};
+use crate::core::message::{Message, Refusal, Welcome};
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
@@ -24,7 +23,7 @@ use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
-use crate::runtime::heartbeats::Heartbeats;
+use crate::runtime::heartbeats::{Heard, Heartbeats};
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::session::{Session, SessionError};
@@ -52,7 +51,7 @@ pub(super) struct Driver<M: Machine> {
     durable: EpochId,
     requests: Receiver<Request>,
     arbitration: Arbitration,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     clock: Clock,
     core: BackupCore,
     strangers: Strangers,
@@ -75,7 +74,7 @@ enum Happened {
     Disks(DiskEvent),
     Requested(Option<Request>),
     Answered(Answer),
-    Heard(Generation),
+    Heard(Heard),
     Heartbeat,
     Timer,
 }
@@ -125,6 +124,7 @@ impl<M: Machine> Driver<M> {
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
                 disks: disks.list().iter().map(|disk| disk.bytes).collect(),
+                arbiter: setup.reign.arbiter_id.clone(),
             },
             setup.reign.generation,
             clock.now(),
@@ -184,7 +184,9 @@ impl<M: Machine> Driver<M> {
             }
             let happened = self.wait(&listener, &mut beat, &mut heartbeats).await?;
             if matches!(happened, Happened::Heartbeat) {
-                heartbeats.send(self.core.generation()).await;
+                heartbeats
+                    .send(self.core.generation(), self.core.session())
+                    .await;
                 continue;
             }
             if matches!(happened, Happened::Received(_) | Happened::Accepted(_)) {
@@ -250,7 +252,7 @@ impl<M: Machine> Driver<M> {
                 Some(session) if !is_full => session.recv().await,
                 _ => std::future::pending().await,
             } } => Happened::Received(received),
-            generation = heartbeats.recv() => Happened::Heard(generation),
+            heard = heartbeats.recv() => Happened::Heard(heard),
             () = until(timer) => Happened::Timer,
             introduced = self.strangers.introduced() => Happened::Introduced(Box::new(introduced)),
             accepted = async {
@@ -302,23 +304,26 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(BackupInput::PromotionWanted);
             }
             Happened::Requested(Some(Request::Stop) | None) => {
-                if let Some(session) = &mut self.session {
-                    session.send(self.core.generation(), &Message::Bye(Bye::BackupStopped));
+                if self.core.phase() == BackupPhase::Claiming {
+                    tracing::warn!(
+                        "stops once the arbiter has answered, unless it grants the guest to this side"
+                    );
                 }
-                self.ended = Some(Ended::Stopped);
+                inputs.push_back(BackupInput::StopWanted);
             }
-            Happened::Answered(Ok(verdict)) => {
-                self.metrics.over(Topic::Arbiter);
-                inputs.push_back(BackupInput::Verdict(verdict));
-            }
-            Happened::Answered(Err(error)) => {
-                let what = format!("no answer, so no promotion: {}", causes(&error));
-                self.metrics.alarm(Topic::Arbiter, what);
-                inputs.push_back(BackupInput::ArbiterUnavailable);
-            }
-            Happened::Heard(generation) => {
-                self.last_contact = Instant::now();
-                inputs.push_back(BackupInput::HeartbeatHeard { generation });
+            Happened::Answered(answer) => inputs.push_back(self.answered(answer)),
+            Happened::Heard(Heard {
+                session,
+                generation,
+                ..
+            }) => {
+                if (session, generation) == (self.core.session(), self.core.generation()) {
+                    self.last_contact = Instant::now();
+                }
+                inputs.push_back(BackupInput::HeartbeatHeard {
+                    session,
+                    generation,
+                });
             }
             Happened::Disks(event) => self.disks_happened(event, inputs),
             Happened::Heartbeat => {}
@@ -455,10 +460,17 @@ impl<M: Machine> Driver<M> {
                 let what = format!("discarded {epoch} whole: {why}");
                 self.metrics.alarm(Topic::Peer, what);
             }
-            BackupEffect::Claim(generation) => {
+            BackupEffect::Claim { known, mark } => {
                 let detected = Detected::now(self.last_contact);
                 self.detected.get_or_insert(detected);
-                self.arbitration.ask(Question::Claim(generation));
+                self.arbitration.ask(Question::Claim { known, mark });
+            }
+            BackupEffect::Stop => self.ended = Some(Ended::Stopped),
+            BackupEffect::Rehearse => self.arbitration.ask(Question::Rehearse),
+            BackupEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
+            BackupEffect::Takeover(Err(why)) => {
+                let what = format!("a takeover would not be granted now: {why}");
+                self.metrics.alarm(Topic::Takeover, what);
             }
             BackupEffect::Promote {
                 generation,
@@ -562,7 +574,7 @@ impl<M: Machine> Driver<M> {
             core.phase().name(),
             core.generation(),
             core.committed_epoch().unwrap_or_default(),
-            core.phase() == BackupPhase::Standby,
+            core.is_protecting(),
         );
         self.metrics
             .set_peer(core.primary_node().map(str::to_owned));

@@ -1,6 +1,7 @@
 //! Keeps a second copy of a guest and takes over: the public interface of the standby side.
 //! [`driver`] has the loop.
 
+mod answers;
 mod disks;
 mod driver;
 mod strangers;
@@ -90,7 +91,7 @@ impl<M: Machine> StandbyBuilder<M> {
         let arbiter = required(Side::Standby, "an arbiter", self.arbiter)?;
         let what = "an endpoint to listen on";
         let listen = required(Side::Standby, what, self.part.listen)?;
-        let (known, _) = arbiter.current()?;
+        let known = arbiter.record()?;
         let reign = Reign::new(Side::Standby, self.settings, arbiter, known);
         let (handle, requested) = SideHandle::new(&*self.part.machine, reign.metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);

@@ -157,7 +157,7 @@ pub(crate) struct ReplicatedArgs {
     backup: Option<String>,
     #[arg(long, value_name = "ENDPOINT", help = keys::LISTEN.help())]
     listen: Option<String>,
-    #[arg(long, value_name = "FILE", help = keys::ARBITER.help())]
+    #[arg(long, value_name = "DIRECTORY", help = keys::ARBITER.help())]
     arbiter: Option<PathBuf>,
     /// Start the guest from nothing even if a standby may have a copy of it (primary only).
     #[arg(long)]

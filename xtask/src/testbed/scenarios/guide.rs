@@ -80,7 +80,7 @@ fn configuration(side: Side) -> Result<Value> {
 fn prepare(host: &Host) -> Result<()> {
     let config = serde_json::to_string_pretty(&configuration(host.side)?)?;
     host.must(&format!(
-        "mkdir -p /var/lib /var/log /etc; rm -f /run/web.sock /shared/guide/web.arbiter*\n\
+        "mkdir -p /var/lib /var/log /etc; rm -rf /run/web.sock /shared/guide/web.arbiter\n\
          ln -sfn /data /var/lib/web\ncat > /etc/web.json <<'END'\n{config}\nEND"
     ))?;
     Ok(())

@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Beat,
     /// The arbiter is to be asked (again).
     Ask,
+    /// No mark was seen for too long.
+    Promise,
 }
 
 impl BackupCore {
@@ -33,15 +35,17 @@ impl BackupCore {
             Link::Stranger { since } => {
                 Some(since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS)
             }
-            Link::Down | Link::Welcomed => None,
+            // The primary gives up an arbiter that is too slow.
+            Link::Down | Link::Introduced { .. } | Link::Welcomed => None,
         };
         let silent_at = self.heard_at + self.policy.heartbeat_timeout;
-        let (silence, ask) = match &self.phase {
-            Phase::Listening | Phase::Promoted => (None, None),
+        let silence = match &self.phase {
+            Phase::Listening | Phase::Claiming { .. } | Phase::Promoted => None,
             // A whole epoch is committed before silence is judged.
-            Phase::Syncing | Phase::Standby { .. } => (Some(silent_at), None),
-            Phase::Claiming { ask_at, .. } => (None, ask_at.filter(|_| self.may_ask())),
+            Phase::Syncing | Phase::Standby { .. } => Some(silent_at),
         };
+        let ask = self.asks_at();
+        let promise = self.promise.expires_at(&self.policy);
         let beat_at = self.beat_sent_at + self.policy.heartbeat_interval;
         let beat = self.sends_beats().then_some(beat_at);
         let timers = &mut self.timers;
@@ -50,6 +54,7 @@ impl BackupCore {
         timers.set(Timer::Silence, silence.filter(|_| commit.is_none()));
         timers.set(Timer::Beat, beat);
         timers.set(Timer::Ask, ask);
+        timers.set(Timer::Promise, promise);
     }
 
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.

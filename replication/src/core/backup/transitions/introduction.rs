@@ -2,45 +2,83 @@
 
 use super::disks::Disks;
 use super::{BackupCore, Effect, Link, Phase};
+use crate::arbiter::{Mark, Record};
 use crate::core::message::{Hello, Message, Refusal};
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Difference;
 use crate::ids::{EpochId, Generation};
 
 impl BackupCore {
+    /// The arbiter is asked before anything else is done: anyone can say anything (R10).
     pub(super) fn introduced(
         &mut self,
         generation: Generation,
         hello: Hello,
         out: &mut Vec<Effect>,
     ) {
-        if generation.0 == 0 {
+        if generation.0 == 0 || hello.session == 0 {
             return self.violated(&ProtocolViolation::NoGeneration, out);
         }
         if let Some(refusal) = self.objection(generation, &hello) {
-            out.push(Effect::Send(Message::Refuse(refusal)));
-            return self.close_link(out);
+            return self.refuse(refusal, out);
         }
-        let link = std::mem::replace(&mut self.link, Link::Down);
-        if self.committed.is_some() {
-            // A later generation goes on, so what is committed here is outdated.
-            self.reset(
-                format!("{} introduced itself: {generation}", hello.node),
+        let hello = Box::new(hello);
+        self.link = Link::Introduced { generation, hello };
+        self.rehearsal_wanted = true;
+    }
+
+    /// Accepts the primary if the arbiter's record says that it may run the guest.
+    pub(super) fn welcome(
+        &mut self,
+        generation: Generation,
+        hello: Hello,
+        record: &Record,
+        out: &mut Vec<Effect>,
+    ) {
+        self.link = Link::Welcomed;
+        if record.generation != generation {
+            let current = record.generation;
+            return self.refuse(
+                if current > generation {
+                    Refusal::Stale { current }
+                } else {
+                    let arbiter = record.arbiter.clone();
+                    Refusal::OtherArbiter { arbiter, current }
+                },
                 out,
             );
         }
-        debug_assert!(matches!(link, Link::Stranger { .. }));
-        self.link = Link::Welcomed;
+        if self.committed.is_some() {
+            // A later generation goes on, so what is committed here is outdated.
+            self.link = Link::Down;
+            let reason = format!("{} introduced itself: {generation}", hello.node);
+            self.reset(reason, out);
+            self.link = Link::Welcomed;
+        }
         self.generation = generation;
         self.phase = Phase::Syncing;
         self.staging.restart(EpochId(1));
         self.primary_node = Some(hello.node);
+        self.told = Mark {
+            session: hello.session,
+            beat: 0,
+        };
+        self.promise.begin(self.now);
         self.heard_at = self.now;
         self.beat_sent_at = self.now;
         self.disks = Disks::default();
         out.push(Effect::Welcome {
             node: self.identity.node.clone(),
         });
+    }
+
+    pub(super) fn refuse_for_lack_of_arbiter(&mut self, why: String, out: &mut Vec<Effect>) {
+        self.refuse(Refusal::NoArbiter(why), out);
+    }
+
+    fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Effect>) {
+        out.push(Effect::Send(Message::Refuse(refusal)));
+        self.close_link(out);
     }
 
     fn objection(&self, generation: Generation, hello: &Hello) -> Option<Refusal> {
@@ -62,6 +100,10 @@ impl BackupCore {
             return Some(Refusal::Differs(differences));
         }
         let current = self.generation;
+        if hello.arbiter != mine.arbiter {
+            let arbiter = mine.arbiter.clone();
+            return Some(Refusal::OtherArbiter { arbiter, current });
+        }
         if generation < current {
             return Some(Refusal::Stale { current });
         }

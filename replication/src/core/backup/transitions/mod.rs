@@ -3,6 +3,7 @@
 //! Must not be done here: blocking, looking at a clock, panicking because of what a peer said, and
 //! promoting without the arbiter's grant.
 
+mod arbitration;
 mod deadlines;
 mod disks;
 mod introduction;
@@ -10,16 +11,18 @@ mod status;
 
 use std::time::Duration;
 
+use arbitration::Question;
 use bytes::Bytes;
 use deadlines::Timer;
 use disks::Disks;
 pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
-use crate::arbiter::Verdict;
+use crate::arbiter::{ArbiterId, Mark};
 use crate::core::epoch::staging::{Committed, Staging, StagingError};
-use crate::core::message::{Bye, Message};
+use crate::core::message::{Bye, Hello, Message};
 use crate::core::policy::Policy;
+use crate::core::promise::Promise;
 use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
@@ -45,6 +48,8 @@ pub struct BackupIdentity {
     pub layout: MemoryLayout,
     /// Sizes of its disks in bytes, in configuration order.
     pub disks: Vec<u64>,
+    /// Its arbiter.
+    pub arbiter: ArbiterId,
 }
 
 #[derive(Debug)]
@@ -59,17 +64,26 @@ enum Phase {
         cause: String,
         /// When to ask (again); `None` while waiting for an answer.
         ask_at: Option<Duration>,
+        /// It was asked, so this side may have been granted the guest.
+        asked: bool,
+        /// This side is to end unless it was.
+        stops: bool,
     },
     Promoted,
 }
 
 /// The link to a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Link {
     Down,
     /// Up, but the peer has not introduced itself yet.
     Stranger {
         since: Duration,
+    },
+    /// The peer has introduced itself, with its generation; the arbiter is asked about it.
+    Introduced {
+        generation: Generation,
+        hello: Box<Hello>,
     },
     /// Up, with the primary at the other end.
     Welcomed,
@@ -94,8 +108,12 @@ pub struct BackupCore {
     kept: KeptOutput,
     no_state: Bytes,
     primary_node: Option<String>,
-    /// The generation that the open question to the arbiter is about.
-    question: Option<Generation>,
+    question: Option<Question>,
+    /// The arbiter's record is to be looked at, later than whatever is being asked.
+    rehearsal_wanted: bool,
+    /// What the primary of the present or last session said that it wrote to the record last.
+    told: Mark,
+    promise: Promise,
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
     beat_sent_at: Duration,
@@ -127,6 +145,9 @@ impl BackupCore {
             no_state: Bytes::new(),
             primary_node: None,
             question: None,
+            rehearsal_wanted: false,
+            told: Mark::default(),
+            promise: Promise::default(),
             heard_at: now,
             beat_sent_at: now,
         }
@@ -148,6 +169,7 @@ impl BackupCore {
         self.commit(pages_max, memory, &mut out);
         self.apply(input, memory, &mut out);
         self.look_at_timers(&mut out);
+        out.extend(self.promise.news().map(Effect::Takeover));
         out
     }
 
@@ -192,13 +214,8 @@ impl BackupCore {
                 self.beat_sent_at = self.now;
                 out.push(Effect::Send(Message::Heartbeat));
             }
-            Timer::Ask => {
-                if let Phase::Claiming { ask_at, .. } = &mut self.phase {
-                    *ask_at = None;
-                    self.question = Some(self.generation);
-                    out.push(Effect::Claim(self.generation));
-                }
-            }
+            Timer::Ask => self.ask_arbiter(out),
+            Timer::Promise => self.promise.expire(),
         }
     }
 
@@ -221,12 +238,6 @@ impl BackupCore {
     #[must_use]
     pub fn commit_is_due(&self) -> bool {
         self.staging.is_whole() && !self.is_persisting()
-    }
-
-    /// One question at a time, and only once it is settled which epoch this side would continue
-    /// from.
-    fn may_ask(&self) -> bool {
-        self.question.is_none() && !self.staging.is_whole()
     }
 
     /// Commits up to `pages_max` pages of the whole epoch, if there is one: step ⑦.
@@ -271,10 +282,13 @@ impl BackupCore {
             } => self.received(generation, message, memory, out),
             Input::LinkClosed => self.link_closed(out),
             Input::LinkBroken { cause } => self.cut_off(cause, true, out),
-            Input::HeartbeatHeard { generation } => {
+            Input::HeartbeatHeard {
+                session,
+                generation,
+            } => {
                 // A heartbeat of another generation is no sign of life of our primary. If it is of
                 // a later one, ours falls silent and the arbiter tells us.
-                if generation == self.generation {
+                if (session, generation) == (self.told.session, self.generation) {
                     self.heard_at = self.now;
                 }
             }
@@ -288,22 +302,15 @@ impl BackupCore {
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
-            Input::ArbiterUnavailable => {
-                if self.question.take().is_some()
-                    && let Phase::Claiming { ask_at, .. } = &mut self.phase
-                {
-                    *ask_at = Some(self.now + self.policy.arbiter_retry);
-                    // A living primary must not hold its output because of an arbiter that only
-                    // this side cannot reach.
-                    self.close_link(out);
-                }
-            }
+            Input::StopWanted => self.stop(out),
+            Input::Rehearsed(record) => self.rehearsed(record, out),
+            Input::ArbiterUnavailable { why } => self.arbiter_unavailable(why, out),
             Input::Tick => {}
         }
     }
 
     fn link_up(&mut self, out: &mut Vec<Effect>) {
-        match (&self.phase, self.link) {
+        match (&self.phase, &self.link) {
             (Phase::Listening | Phase::Standby { .. }, Link::Down) => {
                 self.link = Link::Stranger { since: self.now };
             }
@@ -313,9 +320,9 @@ impl BackupCore {
     }
 
     fn link_closed(&mut self, out: &mut Vec<Effect>) {
-        let link = self.link;
+        let is_session = self.link == Link::Welcomed;
         self.close_link(out);
-        if link == Link::Welcomed {
+        if is_session {
             let cause = String::from("the primary closed the link");
             match self.phase {
                 Phase::Syncing => self.reset(cause, out),
@@ -332,7 +339,7 @@ impl BackupCore {
         memory: &dyn PageMemory,
         out: &mut Vec<Effect>,
     ) {
-        match (self.link, message) {
+        match (&self.link, message) {
             (Link::Down, _) => {}
             (Link::Stranger { .. }, Message::Hello(hello)) => {
                 self.introduced(generation, hello, out);
@@ -353,11 +360,11 @@ impl BackupCore {
             (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}
             (Link::Welcomed, message) => {
                 self.heard_at = self.now;
-                if let Err(violation) = self.session(message, memory, out) {
+                if let Err(violation) = self.in_session(message, memory, out) {
                     self.violated(&violation, out);
                 }
             }
-            (Link::Stranger { .. }, message) => {
+            (Link::Stranger { .. } | Link::Introduced { .. }, message) => {
                 let violation = ProtocolViolation::Unexpected {
                     message: message.name(),
                     phase: "waiting for an introduction",
@@ -367,7 +374,7 @@ impl BackupCore {
         }
     }
 
-    fn session(
+    fn in_session(
         &mut self,
         message: Message,
         memory: &dyn PageMemory,
@@ -383,11 +390,15 @@ impl BackupCore {
             Message::EpochOutput { epoch, output } => self.staging.output(epoch, output)?,
             Message::EpochEnd { epoch, summary } => self.epoch_ended(epoch, summary, out)?,
             Message::Heartbeat => {}
+            Message::Marked(mark) => self.told(mark)?,
+            Message::NoArbiter(why) => self.promise.fail(format!("the primary says: {why}")),
             Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
-            Message::Bye(Bye::Fenced { current }) if current > self.generation => {
-                let reason = format!("{current} is in force, says the primary");
-                self.generation = current;
-                self.reset(reason, out);
+            Message::Bye(Bye::Fenced { current }) => {
+                let cause = format!("{current} is in force, says the primary");
+                match self.phase {
+                    Phase::Standby { .. } => self.claim(cause, out),
+                    _ => self.reset(cause, out),
+                }
             }
             Message::Bye(bye @ Bye::Protocol(_)) => self.cut_off(bye.to_string(), false, out),
             message => {
@@ -400,52 +411,12 @@ impl BackupCore {
         Ok(())
     }
 
-    fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
-        let asked = self.question.take();
-        let Phase::Claiming { cause, .. } = &mut self.phase else {
-            return;
-        };
-        if asked != Some(self.generation) {
-            return;
-        }
-        match verdict {
-            Verdict::Granted(granted) if granted > self.generation => {
-                let cause = std::mem::take(cause);
-                self.generation = granted;
-                self.phase = Phase::Promoted;
-                if self.link == Link::Welcomed {
-                    // This fences a living primary, so it need not find out by a claim of its own.
-                    let current = granted;
-                    out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
-                    self.close_link(out);
-                }
-                if let Some(epoch) = self.committed_epoch() {
-                    out.push(Effect::Promote {
-                        generation: granted,
-                        epoch,
-                        cause,
-                    });
-                }
-            }
-            Verdict::Granted(granted) => {
-                let reason = format!(
-                    "the arbiter granted {granted} after {}, which cannot be",
-                    self.generation
-                );
-                self.reset(reason, out);
-            }
-            Verdict::Refused { current, holder } => {
-                self.generation = self.generation.max(current);
-                self.reset(format!("the arbiter names {holder}, {current}"), out);
-            }
-        }
-    }
-
     // --- endings ---
 
     fn close_link(&mut self, out: &mut Vec<Effect>) {
         if self.link != Link::Down {
             self.link = Link::Down;
+            self.promise.end();
             out.push(Effect::CloseLink);
         }
     }
@@ -477,15 +448,15 @@ impl BackupCore {
 
     /// The link is useless now, but the primary probably lives.
     fn cut_off(&mut self, cause: String, tell: bool, out: &mut Vec<Effect>) {
-        let link = self.link;
-        if link == Link::Down {
+        if self.link == Link::Down {
             return;
         }
+        let is_session = self.link == Link::Welcomed;
         if tell {
             out.push(Effect::Send(Message::Bye(Bye::Protocol(cause.clone()))));
         }
         self.close_link(out);
-        if link != Link::Welcomed {
+        if !is_session {
             return;
         }
         self.heard_at = self.now;
@@ -514,10 +485,32 @@ impl BackupCore {
         self.phase = Phase::Claiming {
             cause,
             ask_at: Some(self.now),
+            asked: false,
+            stops: false,
         };
     }
 
+    /// Ends, unless the arbiter may have granted the guest to this side.
+    fn stop(&mut self, out: &mut Vec<Effect>) {
+        match &mut self.phase {
+            Phase::Claiming {
+                asked: true,
+                stops: stops @ false,
+                ..
+            } => *stops = true,
+            Phase::Promoted => {}
+            _ => {
+                if self.link == Link::Welcomed {
+                    out.push(Effect::Send(Message::Bye(Bye::BackupStopped)));
+                }
+                self.close_link(out);
+                out.push(Effect::Stop);
+            }
+        }
+    }
+
     fn reset(&mut self, reason: String, out: &mut Vec<Effect>) {
+        let stops = matches!(self.phase, Phase::Claiming { stops: true, .. });
         self.close_link(out);
         self.disks = Disks::default();
         self.discard(&reason, out);
@@ -525,8 +518,12 @@ impl BackupCore {
         self.committed = None;
         self.kept = KeptOutput::default();
         self.primary_node = None;
+        self.promise.end();
         self.phase = Phase::Listening;
         out.push(Effect::Reset { reason });
+        if stops {
+            out.push(Effect::Stop);
+        }
     }
 }
 

@@ -55,6 +55,18 @@ impl BackupCore {
         self.generation
     }
 
+    /// The number of the present session, or of the last one; 0 if there was none.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.told.session
+    }
+
+    /// Whether this side has a whole copy and its takeover would be granted now (R9).
+    #[must_use]
+    pub fn is_protecting(&self) -> bool {
+        self.phase() == BackupPhase::Standby && self.promise.is_kept()
+    }
+
     /// The epoch that memory is at.
     #[must_use]
     pub fn committed_epoch(&self) -> Option<EpochId> {

@@ -14,9 +14,10 @@ use super::{DISKS_MAX, Hello, Message, Welcome};
 use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
-use crate::peer_words::{NAME_CHARS_MAX, at_most, for_people};
+use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
-/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack` and `Bye`, in bytes.
+/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen` and
+/// `NoArbiter`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -41,6 +42,9 @@ const BYE: u16 = 11;
 const SYNC_DISKS: u16 = 12;
 const SYNC_DISK: u16 = 13;
 const EPOCH_DISK: u16 = 14;
+const MARKED: u16 = 15;
+const SEEN: u16 = 16;
+const NO_ARBITER: u16 = 17;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,6 +113,9 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         SYNC_DISKS => ("SyncDisks", false, SMALL_BODY_BYTES_MAX),
         SYNC_DISK => ("SyncDisk", false, disk::DISK_BATCH_BYTES_MAX),
         EPOCH_DISK => ("EpochDisk", true, disk::DISK_BATCH_BYTES_MAX),
+        MARKED => ("Marked", false, SMALL_BODY_BYTES_MAX),
+        SEEN => ("Seen", false, SMALL_BODY_BYTES_MAX),
+        NO_ARBITER => ("NoArbiter", false, SMALL_BODY_BYTES_MAX),
         _ => return None,
     })
 }
@@ -162,6 +169,9 @@ impl Message {
             Self::SyncDisks(plan) => (SYNC_DISKS, 0, small(plan)),
             Self::SyncDisk(batch) => (SYNC_DISK, 0, batch.clone()),
             Self::EpochDisk { epoch, batch } => (EPOCH_DISK, epoch.0, batch.clone()),
+            Self::Marked(mark) => (MARKED, 0, small(mark)),
+            Self::Seen(mark) => (SEEN, 0, small(mark)),
+            Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
         }
     }
 
@@ -223,6 +233,12 @@ impl Message {
             SYNC_DISKS => Self::SyncDisks(parse::<Plans>(name, &body)?.0),
             SYNC_DISK => Self::SyncDisk(body),
             EPOCH_DISK => Self::EpochDisk { epoch, batch: body },
+            MARKED => Self::Marked(parse(name, &body)?),
+            SEEN => Self::Seen(parse(name, &body)?),
+            NO_ARBITER => {
+                let why: String = parse(name, &body)?;
+                Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
+            }
             _ => return Err(MessageError::UnknownKind(kind)),
         })
     }

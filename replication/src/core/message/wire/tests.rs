@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::arbiter::{ArbiterId, Mark};
 use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::core::message::{Bye, EpochSummary, Hello, Refusal, Welcome};
 use crate::fingerprint::Fingerprint;
@@ -23,6 +24,15 @@ fn hello() -> Hello {
             first: PageIndex(0),
             pages: 300,
         }]),
+        arbiter: ArbiterId("ab".into()),
+        session: 300,
+    }
+}
+
+fn mark() -> Mark {
+    Mark {
+        session: 300,
+        beat: 9,
     }
 }
 
@@ -66,7 +76,7 @@ fn golden_session() -> Vec<Golden> {
             Message::Hello(hello()),
             1,
             0,
-            "03766d300161010363707501370101430103667075010174ac020100ac02",
+            "03766d300161010363707501370101430103667075010174ac020100ac02026162ac02",
         ),
         (
             Message::Welcome(Welcome {
@@ -90,7 +100,25 @@ fn golden_session() -> Vec<Golden> {
             0,
             "000178",
         ),
+        (
+            Message::Refuse(Refusal::OtherArbiter {
+                arbiter: ArbiterId("x".into()),
+                current: Generation(5),
+            }),
+            3,
+            0,
+            "04017805",
+        ),
+        (
+            Message::Refuse(Refusal::NoArbiter("x".into())),
+            3,
+            0,
+            "050178",
+        ),
         (Message::Heartbeat, 10, 0, ""),
+        (Message::Marked(mark()), 15, 0, "ac0209"),
+        (Message::Seen(mark()), 16, 0, "ac0209"),
+        (Message::NoArbiter("x".into()), 17, 0, "0178"),
         (
             Message::Bye(Bye::Fenced {
                 current: Generation(5),
@@ -258,13 +286,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 15, 0xffff] {
+    for kind in [0, 18, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=14 {
+    for kind in 1..=17 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(

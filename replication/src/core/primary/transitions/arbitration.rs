@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Effect, Phase, PrimaryCore};
-use crate::arbiter::Verdict;
+use super::{Effect, Message, Phase, PrimaryCore};
+use crate::arbiter::{Mark, Verdict};
+use crate::core::violation::ProtocolViolation;
 use crate::ids::Generation;
 
 /// The open question to the arbiter. There is one at a time, because answers do not say which
@@ -11,7 +12,7 @@ use crate::ids::Generation;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     Claim,
-    Confirm,
+    Confirm { mark: Option<Mark> },
 }
 
 /// This process or its link was stalled: is the generation still in force?
@@ -37,67 +38,74 @@ impl PrimaryCore {
         if self.question.is_some() {
             return None;
         }
+        let confirm = Question::Confirm { mark: None };
         match (&mut self.phase, &mut self.doubt, &mut self.ending) {
+            (Phase::Fenced | Phase::Stopped, ..) => None,
             (Phase::Claiming { ask_at, .. }, _, _) => Some((ask_at, Question::Claim)),
-            (Phase::Protected(_), Some(doubt), _) => Some((&mut doubt.ask_at, Question::Confirm)),
+            (Phase::Protected(_), Some(doubt), _) => Some((&mut doubt.ask_at, confirm)),
             (Phase::Protected(_) | Phase::Syncing { .. }, None, Some(ending)) => {
                 Some((&mut ending.ask_at, Question::Claim))
             }
-            (Phase::Protected(_), None, None) => {
+            (Phase::Protected(_), None, None) if self.dismissal.is_some() => {
                 let dismissal = self.dismissal.as_mut()?;
                 Some((&mut dismissal.ask_at, Question::Claim))
             }
-            _ => None,
+            // Everything held has left or is about to; there is nothing to confirm.
+            (_, _, Some(_)) => None,
+            _ => Some((&mut self.confirm_at, confirm)),
         }
     }
 
     /// Asks the next question.
     pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+        let next = self.mark.next();
+        let marks = self.has_link() && self.backup_node.is_some();
+        let (generation, mark) = (self.generation, self.mark);
         let Some((ask_at, question)) = self.next_question() else {
             return;
         };
         *ask_at = None;
-        self.question = Some(question);
-        out.push(match question {
-            Question::Claim => Effect::Claim(self.generation),
-            Question::Confirm => Effect::Confirm(self.generation),
+        self.question = Some(match question {
+            Question::Claim => {
+                let known = generation;
+                out.push(Effect::Claim { known, mark });
+                Question::Claim
+            }
+            Question::Confirm { .. } => {
+                let mark = marks.then_some(next);
+                out.push(Effect::Confirm { generation, mark });
+                Question::Confirm { mark }
+            }
         });
     }
 
     pub(super) fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
-        let Some(question) = self.question.take() else {
+        let Some(question) = self.question else {
             return;
         };
         if matches!(self.phase, Phase::Fenced | Phase::Stopped) {
+            self.question = None;
             return;
         }
+        if let Verdict::Refused { current, .. } = verdict
+            && current < self.generation
+        {
+            // R10: no side was ever refused by the past.
+            let why = format!("its record went back to {current}");
+            return self.arbiter_unavailable(why, out);
+        }
+        self.question = None;
         match (question, verdict) {
             (_, Verdict::Refused { current, holder }) => {
                 self.fence(current, format!("the arbiter names {holder}"), out);
             }
             (Question::Claim, Verdict::Granted(granted)) if granted > self.generation => {
-                if self.dismissal.is_some() && self.ending.is_none() {
-                    return self.dismiss_under_grant(granted, out);
-                }
-                if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
-                    return self.end_under_grant(granted, out);
-                }
-                self.generation = granted;
-                if let Phase::Claiming { cause, .. } =
-                    std::mem::replace(&mut self.phase, Phase::Alone)
-                {
-                    self.opening = true;
-                    out.push(Effect::GoAlone {
-                        generation: granted,
-                        cause,
-                    });
-                }
+                self.granted(granted, out);
             }
-            (Question::Confirm, Verdict::Granted(granted)) if granted == self.generation => {
-                // An answer to a question from before the last stall says nothing about now.
-                if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
-                    self.doubt = None;
-                }
+            (Question::Confirm { mark }, Verdict::Granted(granted))
+                if granted == self.generation =>
+            {
+                self.confirmed(mark, out);
             }
             (_, Verdict::Granted(granted)) => {
                 let why = format!("the arbiter granted it to {question:?}, which cannot be");
@@ -106,12 +114,76 @@ impl PrimaryCore {
         }
     }
 
-    pub(super) fn arbiter_unavailable(&mut self, out: &mut Vec<Effect>) {
+    fn granted(&mut self, granted: Generation, out: &mut Vec<Effect>) {
+        self.confirmed_at = self.now;
+        if self.dismissal.is_some() && self.ending.is_none() {
+            return self.dismiss_under_grant(granted, out);
+        }
+        if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
+            return self.end_under_grant(granted, out);
+        }
+        self.generation = granted;
+        if let Phase::Claiming { cause, .. } = std::mem::replace(&mut self.phase, Phase::Alone) {
+            self.opening = true;
+            out.push(Effect::GoAlone {
+                generation: granted,
+                cause,
+            });
+        }
+    }
+
+    /// The generation is in force, and the mark, if there was one, is in the record.
+    fn confirmed(&mut self, mark: Option<Mark>, out: &mut Vec<Effect>) {
+        self.confirmed_at = self.now;
+        // If it is set, it was wanted again after this question was asked.
+        let next = self.now + self.policy.arbiter_check;
+        self.confirm_at.get_or_insert(next);
+        // An answer to a question from before the last stall says nothing about now.
+        if self.doubt.as_ref().is_some_and(|d| d.ask_at.is_none()) {
+            self.doubt = None;
+        }
+        let Some(mark) = mark.filter(|mark| mark.session == self.mark.session) else {
+            return;
+        };
+        self.mark = mark;
+        if self.has_link() {
+            out.push(Effect::Send(Message::Marked(mark)));
+        }
+        // R9, R10: nothing is copied before the record shows that there may be a copy elsewhere.
+        if let Phase::Handshaking { welcomed } = &mut self.phase
+            && let Some(disks) = welcomed.take()
+        {
+            self.phase = Phase::Syncing {
+                rounds: 0,
+                capture_at: None,
+                failures: 0,
+            };
+            self.promise.begin(self.now);
+            out.push(Effect::StartSync { disks });
+        }
+    }
+
+    /// The backup has seen a mark in its own arbiter's record.
+    pub(super) fn seen(&mut self, mark: Mark, out: &mut Vec<Effect>) {
+        if mark > self.mark || mark.session != self.mark.session {
+            return self.violated(&ProtocolViolation::Mark { mark }, out);
+        }
+        if mark == self.mark {
+            self.promise.prove(self.now);
+        }
+    }
+
+    pub(super) fn arbiter_unavailable(&mut self, why: String, out: &mut Vec<Effect>) {
         let retry_at = self.now + self.policy.arbiter_retry;
-        if self.has_said_all() {
+        let question = self.question.take();
+        if self.has_said_all() && question == Some(Question::Claim) {
             return self.stop(out);
         }
-        match (self.question.take(), &mut self.phase) {
+        self.promise.fail(why.clone());
+        if matches!(self.phase, Phase::Syncing { .. } | Phase::Protected(_)) {
+            out.push(Effect::Send(Message::NoArbiter(why.clone())));
+        }
+        match (question, &mut self.phase) {
             (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),
             (Some(Question::Claim), _) => {
                 if let Some(ending) = &mut self.ending {
@@ -120,7 +192,14 @@ impl PrimaryCore {
                     dismissal.ask_at = Some(retry_at);
                 }
             }
-            (Some(Question::Confirm), Phase::Protected(_)) => {
+            (Some(Question::Confirm { mark: Some(_) }), Phase::Handshaking { .. }) => {
+                self.confirm_at = Some(self.now + self.policy.arbiter_check);
+                let cause = format!("nobody could take over, the arbiter gives no answer: {why}");
+                self.lose_backup(cause, out);
+            }
+            (Some(Question::Confirm { .. }), _) => {
+                let next = self.now + self.policy.arbiter_check;
+                self.confirm_at.get_or_insert(next);
                 if let Some(doubt) = &mut self.doubt {
                     doubt.ask_at = Some(retry_at);
                 }
@@ -129,14 +208,19 @@ impl PrimaryCore {
         }
     }
 
-    /// A later generation was seen. While a claim is open it may be this side's own, with the grant
-    /// still on its way here. Then the arbiter's answer decides; output that is not acked is held
-    /// in any case.
-    pub(super) fn hear_of(&mut self, current: Generation, how: String, out: &mut Vec<Effect>) {
-        let may_be_mine =
-            matches!(self.phase, Phase::Claiming { .. }) || self.question == Some(Question::Claim);
-        if !may_be_mine {
-            self.fence(current, how, out);
+    /// Somebody says that a later generation is in force. That is hearsay (R10): the arbiter is
+    /// asked, unless it has just answered. While a claim is open or about to be made, its answer
+    /// decides.
+    pub(super) fn hear_of_later(&mut self) {
+        if self.now < self.confirmed_at + self.policy.heartbeat_timeout {
+            return;
+        }
+        match self.phase {
+            Phase::Protected(_) if self.doubt.is_none() => self.begin_to_doubt(),
+            Phase::Alone | Phase::Handshaking { .. } | Phase::Syncing { .. } => {
+                self.confirm_at = Some(self.now);
+            }
+            _ => {}
         }
     }
 }

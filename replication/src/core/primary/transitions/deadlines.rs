@@ -30,13 +30,18 @@ pub(super) enum Timer {
     Capture,
     /// The arbiter is to be asked (again).
     Ask,
+    /// The backup has not seen a mark for too long.
+    Promise,
 }
 
 impl PrimaryCore {
     /// Sets every timer again. To be called whenever something has happened.
     pub(super) fn arm_timers(&mut self) {
         let (handshake, silence, beat, unacked, capture) = match &self.phase {
-            Phase::Handshaking => (Some(self.handshake_ends_at()), None, None, None, None),
+            Phase::Handshaking { welcomed } => {
+                let beat = welcomed.is_some().then(|| self.beat_at());
+                (Some(self.handshake_ends_at()), None, beat, None, None)
+            }
             Phase::Syncing { capture_at, .. } => {
                 let (silence, beat) = (self.silent_at(), self.beat_at());
                 (None, Some(silence), Some(beat), None, *capture_at)
@@ -57,6 +62,7 @@ impl PrimaryCore {
         let all_said = self.has_just_said_all().then_some(self.now);
         let last_answer = self.last_answer_at();
         let ask = self.next_question().and_then(|(ask_at, _)| *ask_at);
+        let promise = self.promise.expires_at(&self.policy);
         let timers = &mut self.timers;
         timers.set(Timer::AllSaid, all_said);
         timers.set(Timer::LastAnswer, last_answer);
@@ -66,6 +72,7 @@ impl PrimaryCore {
         timers.set(Timer::Beat, beat);
         timers.set(Timer::Capture, capture);
         timers.set(Timer::Ask, ask);
+        timers.set(Timer::Promise, promise);
     }
 
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.

@@ -63,7 +63,7 @@ impl PrimaryCore {
         match &mut self.phase {
             Phase::Fenced | Phase::Stopped => return,
             Phase::Alone if !self.opening => return self.stop(out),
-            Phase::Handshaking => return self.stop(out),
+            Phase::Handshaking { .. } => return self.stop(out),
             Phase::Alone | Phase::Claiming { .. } => {}
             // A failed capture may already have closed the gate.
             Phase::Syncing { .. } => {
@@ -84,7 +84,7 @@ impl PrimaryCore {
         }
         match &mut self.phase {
             Phase::Fenced | Phase::Stopped => {}
-            Phase::Alone | Phase::Handshaking => self.stop(out),
+            Phase::Alone | Phase::Handshaking { .. } => self.stop(out),
             Phase::Syncing { .. } | Phase::Protected(_) => self.await_last_answer(),
             Phase::Claiming { ask_at, .. } => {
                 // An answer that is already awaited is not asked for again.

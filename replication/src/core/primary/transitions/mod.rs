@@ -18,8 +18,11 @@ pub use status::{EndingAwaits, PrimaryPhase};
 
 use super::epochs::Epochs;
 use super::{PrimaryEffect as Effect, PrimaryInput as Input};
+use crate::arbiter::Mark;
+use crate::core::disk::PeerDisk;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::policy::Policy;
+use crate::core::promise::Promise;
 use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::{EpochId, Generation};
@@ -31,7 +34,10 @@ const CAPTURE_FAILURES_MAX: u32 = 5;
 #[derive(Debug)]
 enum Phase {
     Alone,
-    Handshaking,
+    Handshaking {
+        /// The backup's disks, once it has welcomed this side and while the first mark is written.
+        welcomed: Option<Vec<PeerDisk>>,
+    },
     Syncing {
         rounds: u32,
         /// When to try the failed capture of epoch 1 again.
@@ -66,6 +72,13 @@ pub struct PrimaryCore {
     dismissal: Option<Dismissal>,
     question: Option<Question>,
     doubt: Option<Doubt>,
+    /// When the generation is confirmed next although nothing is wrong.
+    confirm_at: Option<Duration>,
+    /// When the arbiter last confirmed it.
+    confirmed_at: Duration,
+    /// The last mark that is known to be in the record. Its session is the present or last one.
+    mark: Mark,
+    promise: Promise,
     backup_node: Option<String>,
     /// When the link came up.
     link_up_at: Duration,
@@ -84,6 +97,7 @@ impl PrimaryCore {
     /// `introduction`.
     #[must_use]
     pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
+        let policy_check = policy.arbiter_check;
         Self {
             policy,
             timers: Timers::new(),
@@ -97,6 +111,10 @@ impl PrimaryCore {
             dismissal: None,
             question: None,
             doubt: None,
+            confirm_at: Some(now + policy_check),
+            confirmed_at: now,
+            mark: Mark::default(),
+            promise: Promise::default(),
             backup_node: None,
             link_up_at: now,
             link_heard_at: now,
@@ -127,6 +145,7 @@ impl PrimaryCore {
         self.apply(input, &mut out);
         self.release(&mut out);
         self.look_at_timers(&mut out);
+        out.extend(self.promise.news().map(Effect::Takeover));
         out
     }
 
@@ -195,6 +214,7 @@ impl PrimaryCore {
                 _ => {}
             },
             Timer::Ask => self.ask_arbiter(out),
+            Timer::Promise => self.promise.expire(),
         }
     }
 
@@ -222,16 +242,21 @@ impl PrimaryCore {
 
     fn apply(&mut self, input: Input, out: &mut Vec<Effect>) {
         match input {
-            Input::LinkUp => self.link_up(out),
+            Input::LinkUp { session } => self.link_up(session, out),
             Input::LinkDown { cause } => self.lose_backup(cause, out),
             Input::BackupDismissed { cause } => self.dismiss_backup(cause, out),
             Input::Received {
                 generation,
                 message,
             } => self.received(generation, message, out),
-            Input::HeartbeatHeard { generation } => {
-                if generation > self.generation {
-                    self.hear_of(generation, "heard its heartbeat".into(), out);
+            Input::HeartbeatHeard {
+                session,
+                generation,
+            } => {
+                if session != self.mark.session {
+                    // A stranger's, or an old one.
+                } else if generation > self.generation {
+                    self.hear_of_later();
                 } else if generation == self.generation {
                     self.beat_heard_at = self.now;
                 }
@@ -260,7 +285,7 @@ impl PrimaryCore {
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
-            Input::ArbiterUnavailable => self.arbiter_unavailable(out),
+            Input::ArbiterUnavailable { why } => self.arbiter_unavailable(why, out),
             Input::Opened => self.opened(out),
             Input::GuestStopped => self.guest_stopped(out),
             Input::Abandoned => self.abandon(out),
@@ -268,17 +293,21 @@ impl PrimaryCore {
         }
     }
 
-    fn link_up(&mut self, out: &mut Vec<Effect>) {
+    fn link_up(&mut self, session: u64, out: &mut Vec<Effect>) {
         match self.phase {
             Phase::Alone if !self.opening => {
-                self.phase = Phase::Handshaking;
+                self.phase = Phase::Handshaking { welcomed: None };
+                self.mark = Mark { session, beat: 0 };
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
                 self.message_at = self.now;
                 self.beat_sent_at = self.now;
-                out.push(Effect::Send(Message::Hello(self.introduction.clone())));
+                out.push(Effect::Send(Message::Hello(Hello {
+                    session,
+                    ..self.introduction.clone()
+                })));
             }
-            Phase::Handshaking | Phase::Syncing { .. } | Phase::Protected(_) => {
+            Phase::Handshaking { .. } | Phase::Syncing { .. } | Phase::Protected(_) => {
                 self.violated(&ProtocolViolation::SecondLink, out);
             }
             Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {
@@ -288,21 +317,22 @@ impl PrimaryCore {
     }
 
     fn received(&mut self, generation: Generation, message: Message, out: &mut Vec<Effect>) {
-        // A refusal may come from a backup of another virtual machine, whose generation means
-        // nothing.
-        if let (Phase::Handshaking, Message::Refuse(refusal)) = (&self.phase, &message) {
-            return match refusal {
-                Refusal::Stale { current } if *current > self.generation => {
-                    self.fence(*current, "the backup refused".into(), out);
-                }
-                _ => self.lose_backup(format!("refused: {refusal}"), out),
-            };
-        }
-        if generation > self.generation {
-            return self.hear_of(generation, format!("received its {}", message.name()), out);
-        }
         if !self.has_link() {
             return;
+        }
+        // A refusal may come from a backup of another virtual machine, whose generation means
+        // nothing.
+        if let (Phase::Handshaking { .. }, Message::Refuse(refusal)) = (&self.phase, &message) {
+            if matches!(refusal, Refusal::Stale { .. }) {
+                self.hear_of_later();
+            }
+            return self.lose_backup(format!("refused: {refusal}"), out);
+        }
+        if generation > self.generation {
+            self.hear_of_later();
+            let (found, session) = (generation, self.generation);
+            let violation = ProtocolViolation::LaterGeneration { found, session };
+            return self.lose_backup(violation.to_string(), out);
         }
         if generation < self.generation {
             let current = self.generation;
@@ -315,18 +345,18 @@ impl PrimaryCore {
         self.message_at = self.now;
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {
-            (Phase::Handshaking, Message::Welcome(welcome)) => {
+            (Phase::Handshaking { welcomed }, Message::Welcome(welcome)) if welcomed.is_none() => {
                 self.backup_node = Some(welcome.node);
-                self.phase = Phase::Syncing {
-                    rounds: 0,
-                    capture_at: None,
-                    failures: 0,
-                };
-                out.push(Effect::StartSync {
-                    disks: welcome.disks,
-                });
+                *welcomed = Some(welcome.disks);
+                self.confirm_at = Some(self.now);
             }
-            (Phase::Syncing { .. } | Phase::Protected(_), Message::Heartbeat) => {}
+            (_, Message::Heartbeat) if self.backup_node.is_some() => {}
+            (Phase::Syncing { .. } | Phase::Protected(_), Message::Seen(mark)) => {
+                self.seen(mark, out);
+            }
+            (Phase::Syncing { .. } | Phase::Protected(_), Message::NoArbiter(why)) => {
+                self.promise.fail(format!("the standby says: {why}"));
+            }
             (Phase::Protected(epochs), Message::Ack { epoch, durable }) => {
                 match epochs.ack(epoch, durable) {
                     Ok(true) => out.push(Effect::Durable(durable)),
@@ -334,8 +364,9 @@ impl PrimaryCore {
                     Err(violation) => self.violated(&violation, out),
                 }
             }
-            (_, Message::Bye(Bye::Fenced { current })) if current > self.generation => {
-                self.fence(current, "the backup says so".into(), out);
+            (_, Message::Bye(bye @ Bye::Fenced { .. })) => {
+                self.hear_of_later();
+                self.lose_backup(bye.to_string(), out);
             }
             (_, Message::Bye(bye @ (Bye::BackupStopped | Bye::Protocol(_) | Bye::Unable(_)))) => {
                 self.lose_backup(bye.to_string(), out);
@@ -422,7 +453,7 @@ impl PrimaryCore {
     fn has_link(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Handshaking | Phase::Syncing { .. } | Phase::Protected(_)
+            Phase::Handshaking { .. } | Phase::Syncing { .. } | Phase::Protected(_)
         )
     }
 
@@ -431,6 +462,7 @@ impl PrimaryCore {
         self.doubt = None;
         self.dismissal = None;
         self.backup_node = None;
+        self.promise.end();
     }
 
     fn violated(&mut self, violation: &ProtocolViolation, out: &mut Vec<Effect>) {
@@ -441,7 +473,7 @@ impl PrimaryCore {
 
     fn lose_backup(&mut self, cause: String, out: &mut Vec<Effect>) {
         match self.phase {
-            Phase::Handshaking | Phase::Syncing { .. } => {
+            Phase::Handshaking { .. } | Phase::Syncing { .. } => {
                 out.push(Effect::CloseLink);
                 out.push(Effect::GoAlone {
                     generation: self.generation,

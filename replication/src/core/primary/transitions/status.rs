@@ -68,7 +68,7 @@ impl PrimaryCore {
     pub fn phase(&self) -> PrimaryPhase {
         match &self.phase {
             Phase::Alone => PrimaryPhase::Alone,
-            Phase::Handshaking => PrimaryPhase::Handshaking,
+            Phase::Handshaking { .. } => PrimaryPhase::Handshaking,
             Phase::Syncing { .. } => PrimaryPhase::Syncing,
             Phase::Protected(epochs) if epochs.acked().0 == 0 => PrimaryPhase::Syncing,
             Phase::Protected(_) => PrimaryPhase::Protected,
@@ -95,7 +95,7 @@ impl PrimaryCore {
             Phase::Protected(epochs) if epochs.in_flight().is_some() => Some(EndingAwaits::Backup),
             Phase::Protected(epochs) if epochs.is_releasing() => Some(EndingAwaits::Disks),
             Phase::Protected(_) | Phase::Syncing { .. } => Some(EndingAwaits::Arbiter),
-            Phase::Alone | Phase::Handshaking => Some(EndingAwaits::Disks),
+            Phase::Alone | Phase::Handshaking { .. } => Some(EndingAwaits::Disks),
         }
     }
 
@@ -103,6 +103,18 @@ impl PrimaryCore {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// The number of the present session, or of the last one; 0 if there was none.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.mark.session
+    }
+
+    /// Whether the backup has a whole copy and its takeover would be granted now (R9).
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.phase() == PrimaryPhase::Protected && self.promise.is_kept()
     }
 
     /// The last epoch that the backup acked in this session.

@@ -47,6 +47,8 @@ fn hello() -> Frame {
         node: "a".into(),
         fingerprint: Default::default(),
         layout: MemoryLayout::new(Vec::new()),
+        arbiter: Default::default(),
+        session: 1,
     })
     .encode();
     Frame {

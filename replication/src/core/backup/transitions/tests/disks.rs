@@ -45,9 +45,7 @@ impl Bench {
     fn copying() -> Self {
         let mut bench = Self::new();
         bench.core.identity.disks = vec![DISK_BYTES];
-        bench.give(Input::LinkUp);
-        let hello = bench.hello();
-        bench.hear(Message::Hello(hello));
+        bench.introduce(GENERATION);
         let effects = bench.hear(plan(1));
         assert!(matches!(&effects[..], [Effect::BeginCopy(plan)] if plan.len() == 1));
         bench
@@ -154,7 +152,7 @@ fn a_claim_waits_for_what_is_being_persisted() {
             let ticket = bench.persisting(2, 2);
             let mut effects = bench.give(end());
             effects.extend(bench.pass(500 * MS, false, false));
-            let claims = |effect: &Effect| matches!(effect, Effect::Claim(_));
+            let claims = |effect: &Effect| matches!(effect, Effect::Claim { .. });
             assert!(!effects.iter().any(claims), "{effects:?}");
             let outcome = if good { Ok(()) } else { Err("no".into()) };
             let mut effects = bench.give(Input::Persisted { ticket, outcome });
@@ -185,9 +183,7 @@ fn what_was_being_persisted_for_a_copy_given_up_acks_nothing_of_the_next() {
             Effect::Reset { .. }
         ]
     ));
-    bench.give(Input::LinkUp);
-    let hello = bench.hello();
-    bench.hear(Message::Hello(hello));
+    bench.introduce(GENERATION);
     bench.hear(plan(1));
     let new = bench.persisting(1, 5);
     assert_eq!(bench.persisted(old), []);
@@ -266,9 +262,7 @@ fn plans_and_disk_writes_that_do_not_fit_are_violations() {
     // A primary that says nothing of disks although there are some.
     let mut bench = Bench::new();
     bench.core.identity.disks = vec![DISK_BYTES];
-    bench.give(Input::LinkUp);
-    let hello = bench.hello();
-    bench.hear(Message::Hello(hello));
+    bench.introduce(GENERATION);
     let mut messages = epoch_messages(1, 1);
     let end = messages.pop().expect("an end");
     messages

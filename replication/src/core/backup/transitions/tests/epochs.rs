@@ -31,11 +31,7 @@ fn an_epoch_acked_is_committed_even_if_the_link_closes_next() {
     let effects = bench.give(Input::LinkClosed);
     assert_eq!(
         effects,
-        [
-            Effect::Committed(EpochId(2)),
-            Effect::CloseLink,
-            Effect::Claim(GENERATION)
-        ]
+        [Effect::Committed(EpochId(2)), Effect::CloseLink, claim()]
     );
 }
 
@@ -47,7 +43,7 @@ fn an_epoch_1_acked_is_committed_even_if_the_link_closes_next() {
     }
     let effects = bench.give(Input::LinkClosed);
     assert_eq!(effects[0], Effect::Committed(EpochId(1)));
-    assert_eq!(effects.last(), Some(&Effect::Claim(GENERATION)));
+    assert_eq!(effects.last(), Some(&claim()));
 }
 
 #[test]
@@ -149,9 +145,7 @@ fn a_huge_epoch_is_committed_in_slices_and_signs_of_life_go_on() {
         Generation(2),
         bench.now,
     );
-    bench.give(Input::LinkUp);
-    let hello = bench.hello();
-    bench.hear(Message::Hello(hello));
+    bench.introduce(GENERATION);
     let epoch = EpochId(1);
     let mut messages = epoch_with(1, pages, 7, EpochDisks::default());
     let end = messages.pop().expect("an end");

@@ -17,7 +17,7 @@ fn the_introduction_must_fit() {
     fingerprint.set("cpu", 1);
     let layout = TestMemory::new(5).layout().clone();
     type Expected = fn(&Refusal) -> bool;
-    let cases: [(Hello, u64, Expected); 4] = [
+    let cases: [(Hello, u64, Expected); 5] = [
         (
             Hello {
                 vm: "vm1".into(),
@@ -42,7 +42,15 @@ fn the_introduction_must_fit() {
             3,
             |refusal| matches!(refusal, Refusal::Differs(d) if d[0].key() == "memory"),
         ),
-        (hello.clone(), 1, |refusal| {
+        (
+            Hello {
+                arbiter: ArbiterId("another".into()),
+                ..hello.clone()
+            },
+            3,
+            |refusal| matches!(refusal, Refusal::OtherArbiter { arbiter, .. } if *arbiter == self::arbiter()),
+        ),
+        (hello, 1, |refusal| {
             matches!(
                 refusal,
                 Refusal::Stale {
@@ -58,8 +66,7 @@ fn the_introduction_must_fit() {
         assert_eq!(bench.core.phase(), BackupPhase::Listening);
         assert_eq!(bench.core.generation(), Generation(2));
     }
-    bench.give(Input::LinkUp);
-    let effects = bench.hear_from(Generation(2), Message::Hello(hello));
+    let effects = bench.introduce(Generation(2));
     assert!(
         matches!(&effects[..], [Effect::Welcome { .. }]),
         "the last known is good"
@@ -97,8 +104,7 @@ fn the_next_generation_starts_afresh_after_a_cut() {
         matches!(refused(&effects), Refusal::Busy(_)),
         "same generation"
     );
-    bench.give(Input::LinkUp);
-    let effects = bench.hear_from(Generation(4), Message::Hello(hello));
+    let effects = bench.introduce(Generation(4));
     assert!(
         matches!(&effects[..], [Effect::Reset { .. }, Effect::Welcome { .. }]),
         "{effects:?}"
@@ -112,9 +118,7 @@ fn a_session_of_the_same_generation_starts_afresh_too() {
     let mut bench = Bench::syncing();
     bench.hear(epoch_messages(1, 5).remove(0));
     bench.give(Input::LinkClosed);
-    bench.give(Input::LinkUp);
-    let hello = bench.hello();
-    bench.hear(Message::Hello(hello));
+    bench.introduce(GENERATION);
     bench.receive(1, 1);
     assert_eq!(bench.fill(), 1);
 }
@@ -127,5 +131,79 @@ fn a_strangers_link_does_not_keep_the_old_primary_alive() {
     });
     bench.give(Input::LinkUp);
     let effects = bench.pass(150 * MS, false, false);
-    assert_eq!(effects, [Effect::CloseLink, Effect::Claim(GENERATION)]);
+    assert_eq!(effects, [Effect::CloseLink, claim()]);
+}
+
+/// What is said of an introduction whose arbiter's answer is this.
+fn answered(bench: &mut Bench, generation: u64, answer: Input) -> Vec<Effect> {
+    bench.give(Input::LinkUp);
+    let hello = bench.hello();
+    let asked = bench.hear_from(Generation(generation), Message::Hello(hello));
+    assert_eq!(asked, [Effect::Rehearse], "R10: nothing before the answer");
+    bench.give(answer)
+}
+
+#[test]
+fn a_primary_is_welcome_only_in_the_generation_that_the_arbiter_names() {
+    let mut bench = Bench::new();
+    for forged in [4, u64::MAX] {
+        let effects = answered(&mut bench, forged, Input::Rehearsed(record(3, 0)));
+        assert!(
+            matches!(refused(&effects), Refusal::OtherArbiter { current, .. } if *current == GENERATION),
+            "{effects:?}"
+        );
+        assert_eq!(
+            bench.core.generation(),
+            Generation(2),
+            "no number is taken over"
+        );
+    }
+    let effects = answered(&mut bench, 3, Input::Rehearsed(record(4, 0)));
+    assert!(matches!(refused(&effects), Refusal::Stale { current } if current.0 == 4));
+    for no_answer in [unavailable(), Input::Rehearsed(record(1, 0))] {
+        let effects = answered(&mut bench, 3, no_answer);
+        assert!(
+            matches!(refused(&effects), Refusal::NoArbiter(_)),
+            "{effects:?}"
+        );
+    }
+    assert!(matches!(
+        bench.introduce(GENERATION)[..],
+        [Effect::Welcome { .. }]
+    ));
+}
+
+#[test]
+fn a_forged_introduction_does_not_cost_the_copy() {
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkBroken {
+        cause: "bad frame".into(),
+    });
+    let effects = answered(&mut bench, u64::MAX, Input::Rehearsed(record(3, 0)));
+    refused(&effects);
+    assert_eq!(bench.core.committed_epoch(), Some(EpochId(1)));
+    assert_eq!(bench.core.generation(), GENERATION);
+}
+
+#[test]
+fn an_answer_from_before_the_introduction_says_nothing_about_it() {
+    let mut bench = Bench::new();
+    bench.give(Input::LinkUp);
+    let hello = bench.hello();
+    bench.hear(Message::Hello(hello));
+    bench.give(Input::LinkClosed);
+    bench.give(Input::LinkUp);
+    let hello = bench.hello();
+    assert_eq!(
+        bench.hear(Message::Hello(hello)),
+        [],
+        "one question at a time"
+    );
+    // Of the time before this primary was granted its generation.
+    assert_eq!(
+        bench.give(Input::Rehearsed(record(2, 0))),
+        [Effect::Rehearse]
+    );
+    let effects = bench.give(Input::Rehearsed(record(3, 0)));
+    assert!(matches!(effects[..], [Effect::Welcome { .. }]));
 }

@@ -81,7 +81,7 @@ fn a_broken_link_claims_only_after_silence_on_every_path() {
     );
     assert_eq!(bench.pass(400 * MS, false, true), [], "the primary lives");
     let effects = bench.pass(150 * MS, false, false);
-    assert_eq!(effects, [Effect::Claim(GENERATION)]);
+    assert_eq!(effects, [claim()]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     assert!(matches!(&effects[..], [Effect::Promote { cause, .. }] if cause.contains("bad frame")));
 }
@@ -92,7 +92,7 @@ fn a_stall_does_not_count_as_the_primarys_silence() {
     bench.now += 1000 * MS;
     assert_eq!(bench.give(Input::Tick), [Effect::Send(Message::Heartbeat)]);
     let effects = bench.pass(150 * MS, false, false);
-    assert_eq!(effects, [Effect::CloseLink, Effect::Claim(GENERATION)]);
+    assert_eq!(effects, [Effect::CloseLink, claim()]);
 }
 
 #[test]
@@ -103,10 +103,11 @@ fn heartbeats_of_other_generations_are_no_sign_of_life() {
         for _ in 0..150 {
             bench.now += MS;
             effects.extend(bench.give(Input::HeartbeatHeard {
+                session: SESSION,
                 generation: Generation(generation),
             }));
         }
-        assert!(effects.contains(&Effect::Claim(GENERATION)), "{generation}");
+        assert!(effects.contains(&claim()), "{generation}");
     }
 }
 
@@ -132,11 +133,41 @@ fn a_guest_that_stopped_leaves_nothing_to_take_over() {
 }
 
 #[test]
-fn a_fenced_primary_leaves_nothing_to_take_over() {
-    let current = Generation(7);
+fn a_primary_that_says_it_is_fenced_costs_the_copy_only_if_the_arbiter_agrees() {
+    let fenced = || {
+        Message::Bye(Bye::Fenced {
+            current: Generation(7),
+        })
+    };
     let mut bench = Bench::standby();
-    assert_resets(&bench.hear(Message::Bye(Bye::Fenced { current })));
-    assert_eq!(bench.core.generation(), current);
+    assert_eq!(bench.hear(fenced()), [Effect::CloseLink, claim()]);
+    assert_eq!(bench.core.generation(), GENERATION, "that is hearsay");
+    let refused = Verdict::Refused {
+        current: Generation(7),
+        holder: "c".into(),
+    };
+    assert!(matches!(
+        bench.give(Input::Verdict(refused))[..],
+        [Effect::Reset { .. }]
+    ));
+    let mut bench = Bench::standby();
+    bench.hear(fenced());
+    let granted = Input::Verdict(Verdict::Granted(Generation(4)));
+    assert!(matches!(bench.give(granted)[..], [Effect::Promote { .. }]));
+}
+
+#[test]
+fn heartbeats_of_other_sessions_are_no_sign_of_life() {
+    let mut bench = Bench::standby();
+    let mut effects = Vec::new();
+    for _ in 0..150 {
+        bench.now += MS;
+        effects.extend(bench.give(Input::HeartbeatHeard {
+            session: SESSION + 1,
+            generation: GENERATION,
+        }));
+    }
+    assert!(effects.contains(&claim()));
 }
 
 #[test]
@@ -158,12 +189,12 @@ fn deadlines_are_met_by_wakeups_alone() {
     });
     let mut claiming = Bench::standby();
     claiming.give(Input::LinkClosed);
-    claiming.give(Input::ArbiterUnavailable);
+    claiming.give(unavailable());
     for (mut bench, time, expected) in [
         (stranger, 1500, Effect::CloseLink),
-        (Bench::standby(), 150, Effect::Claim(GENERATION)),
-        (cut, 150, Effect::Claim(GENERATION)),
-        (claiming, 100, Effect::Claim(GENERATION)),
+        (Bench::standby(), 150, claim()),
+        (cut, 150, claim()),
+        (claiming, 100, claim()),
     ] {
         let end = bench.now + time * MS;
         let mut effects = Vec::new();

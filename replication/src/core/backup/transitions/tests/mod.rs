@@ -6,8 +6,10 @@ mod epochs;
 mod introduction;
 mod losing;
 mod promotion;
+mod takeover;
 
 use super::*;
+use crate::arbiter::{Record, Verdict};
 use crate::core::codec::{BatchWriter, Encoder};
 use crate::core::epoch::assemble::{BatchBytes, EpochAssembler, EpochDisks};
 use crate::core::message::{Hello, Refusal};
@@ -17,6 +19,7 @@ use crate::output::SealedOutput;
 
 const MS: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(3);
+const SESSION: u64 = 7;
 const STATE: Bytes = Bytes::from_static(b"state");
 
 /// A backup with a clock and memory of its own.
@@ -24,6 +27,39 @@ struct Bench {
     core: BackupCore,
     memory: TestMemory,
     now: Duration,
+}
+
+fn arbiter() -> ArbiterId {
+    ArbiterId("arbiter".into())
+}
+
+/// What the arbiter says of a generation in force, with the session's mark of this number.
+fn record(generation: u64, beat: u64) -> Record {
+    Record {
+        arbiter: arbiter(),
+        generation: Generation(generation),
+        mark: mark(beat),
+        ..Record::default()
+    }
+}
+
+fn mark(beat: u64) -> Mark {
+    Mark {
+        session: SESSION,
+        beat,
+    }
+}
+
+fn claim() -> Effect {
+    Effect::Claim {
+        known: GENERATION,
+        mark: mark(0),
+    }
+}
+
+fn unavailable() -> Input {
+    let why = "no answer".into();
+    Input::ArbiterUnavailable { why }
 }
 
 fn ack(epoch: u64, durable: u64) -> Effect {
@@ -68,6 +104,7 @@ impl Bench {
             fingerprint: Fingerprint::new(),
             layout: memory.layout().clone(),
             disks: Vec::new(),
+            arbiter: arbiter(),
         };
         Self {
             core: BackupCore::new(Policy::default(), identity, Generation(2), now),
@@ -82,11 +119,31 @@ impl Bench {
             node: "a".into(),
             fingerprint: Fingerprint::new(),
             layout: self.memory.layout().clone(),
+            arbiter: arbiter(),
+            session: SESSION,
         }
     }
 
+    /// Without what is reported about takeovers; see [`Bench::give_all`].
     fn give(&mut self, input: Input) -> Vec<Effect> {
+        let mut out = self.give_all(input);
+        out.retain(|effect| !matches!(effect, Effect::Takeover(_)));
+        out
+    }
+
+    fn give_all(&mut self, input: Input) -> Vec<Effect> {
         self.core.handle(self.now, input, &self.memory)
+    }
+
+    /// A primary of this generation introduces itself, and the arbiter says that it is in force.
+    fn introduce(&mut self, generation: Generation) -> Vec<Effect> {
+        assert_eq!(self.give(Input::LinkUp), []);
+        let hello = self.hello();
+        assert_eq!(
+            self.hear_from(generation, Message::Hello(hello)),
+            [Effect::Rehearse]
+        );
+        self.give(Input::Rehearsed(record(generation.0, 0)))
     }
 
     fn hear_from(&mut self, generation: Generation, message: Message) -> Vec<Effect> {
@@ -110,7 +167,10 @@ impl Bench {
             }
             if path {
                 let generation = GENERATION;
-                out.extend(self.give(Input::HeartbeatHeard { generation }));
+                out.extend(self.give(Input::HeartbeatHeard {
+                    session: SESSION,
+                    generation,
+                }));
             }
             out.extend(self.give(Input::Tick));
         }
@@ -124,13 +184,8 @@ impl Bench {
 
     fn syncing() -> Self {
         let mut bench = Self::new();
-        assert_eq!(bench.give(Input::LinkUp), []);
-        let hello = bench.hello();
         let node = "b".into();
-        assert_eq!(
-            bench.hear(Message::Hello(hello)),
-            [Effect::Welcome { node }]
-        );
+        assert_eq!(bench.introduce(GENERATION), [Effect::Welcome { node }]);
         assert_eq!(bench.core.generation(), GENERATION);
         bench
     }
@@ -167,7 +222,7 @@ fn assert_discards_and_claims(effects: &[Effect]) {
         [
             Effect::CloseLink,
             Effect::Discarded { epoch, why },
-            Effect::Claim(GENERATION),
+            Effect::Claim { .. },
         ] => {
             assert_eq!(*epoch, EpochId(2));
             assert!(!why.is_empty());

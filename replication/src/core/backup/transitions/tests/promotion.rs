@@ -6,9 +6,9 @@ use super::*;
 fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_resets() {
     let mut bench = Bench::standby();
     bench.give(Input::LinkClosed);
-    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(bench.give(unavailable()), []);
     assert_eq!(bench.pass(99 * MS, false, false), []);
-    assert_eq!(bench.pass(MS, false, false), [Effect::Claim(GENERATION)]);
+    assert_eq!(bench.pass(MS, false, false), [claim()]);
     assert_eq!(bench.core.phase(), BackupPhase::Claiming);
     let effects = bench.give(Input::Verdict(Verdict::Refused {
         current: Generation(4),
@@ -33,7 +33,7 @@ fn promotion_when_asked_for_claims_from_the_committed_epoch() {
                     epoch: EpochId(2),
                     ..
                 },
-                Effect::Claim(GENERATION)
+                Effect::Claim { .. }
             ]
         ),
         "{effects:?}"
@@ -58,10 +58,7 @@ fn promotion_when_asked_for_claims_from_the_committed_epoch() {
 #[test]
 fn nothing_is_acknowledged_or_staged_once_promotion_was_asked_for() {
     let mut bench = Bench::standby();
-    assert_eq!(
-        bench.give(Input::PromotionWanted),
-        [Effect::Claim(GENERATION)]
-    );
+    assert_eq!(bench.give(Input::PromotionWanted), [claim()]);
     for message in epoch_messages(2, 2) {
         assert_eq!(bench.hear(message), [], "an ack would release output");
     }
@@ -77,11 +74,8 @@ fn nothing_is_acknowledged_or_staged_once_promotion_was_asked_for() {
 fn a_primary_that_lives_does_not_wait_for_an_arbiter_that_is_silent_here() {
     let mut bench = Bench::standby();
     bench.give(Input::PromotionWanted);
-    assert_eq!(bench.give(Input::ArbiterUnavailable), [Effect::CloseLink]);
-    assert_eq!(
-        bench.pass(100 * MS, false, false),
-        [Effect::Claim(GENERATION)]
-    );
+    assert_eq!(bench.give(unavailable()), [Effect::CloseLink]);
+    assert_eq!(bench.pass(100 * MS, false, false), [claim()]);
     assert_eq!(bench.core.phase(), BackupPhase::Claiming);
 }
 
@@ -97,4 +91,54 @@ fn a_refused_promotion_resets_and_closes_the_link() {
         matches!(&effects[..], [Effect::CloseLink, Effect::Reset { .. }]),
         "{effects:?}"
     );
+}
+
+#[test]
+fn a_copy_is_not_given_up_because_an_arbiter_names_an_earlier_generation() {
+    for current in [0, 2, 3] {
+        let mut bench = Bench::standby();
+        bench.give(Input::LinkClosed);
+        let effects = bench.give(Input::Verdict(Verdict::Refused {
+            current: Generation(current),
+            holder: "nobody".into(),
+        }));
+        assert_eq!(effects, [], "{current}");
+        assert_eq!(bench.core.committed_epoch(), Some(EpochId(1)));
+        assert_eq!(bench.pass(100 * MS, false, false), [claim()], "asked again");
+    }
+}
+
+#[test]
+fn a_stop_waits_for_a_claim_that_may_have_been_granted() {
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkClosed);
+    assert_eq!(bench.give(Input::StopWanted), []);
+    assert_eq!(bench.give(unavailable()), [], "it may have been granted");
+    assert_eq!(bench.pass(100 * MS, false, false), [claim()]);
+    let granted = Input::Verdict(Verdict::Granted(Generation(4)));
+    let effects = bench.give(granted);
+    assert!(
+        matches!(effects[..], [Effect::Promote { .. }]),
+        "nobody else may"
+    );
+
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkClosed);
+    bench.give(Input::StopWanted);
+    let effects = bench.give(Input::Verdict(Verdict::Refused {
+        current: Generation(4),
+        holder: "a".into(),
+    }));
+    assert!(
+        matches!(effects[..], [Effect::Reset { .. }, Effect::Stop]),
+        "{effects:?}"
+    );
+
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkClosed);
+    bench.give(Input::StopWanted);
+    assert_eq!(bench.give(Input::StopWanted), [Effect::Stop], "asked twice");
+    let farewell = Effect::Send(Message::Bye(Bye::BackupStopped));
+    let effects = Bench::standby().give(Input::StopWanted);
+    assert_eq!(effects, [farewell, Effect::CloseLink, Effect::Stop]);
 }

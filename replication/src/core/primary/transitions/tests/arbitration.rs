@@ -8,10 +8,7 @@ fn a_stalled_primary_releases_nothing_before_its_generation_is_confirmed() {
     bench.ship(1);
     bench.now += 76 * MS;
     let effects = bench.ack(1);
-    assert!(
-        effects.contains(&Effect::Confirm(GENERATION)),
-        "{effects:?}"
-    );
+    assert!(effects.contains(&confirm(2)), "{effects:?}");
     assert!(!effects.contains(&Effect::Release(EpochId(1))));
     assert!(bench.core.is_in_doubt());
     assert_eq!(
@@ -30,15 +27,12 @@ fn a_confirmation_older_than_the_last_stall_is_worth_nothing() {
     bench.give(Input::Tick);
     bench.now += 100 * MS;
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert!(
-        effects.contains(&Effect::Confirm(GENERATION)),
-        "asked again: {effects:?}"
-    );
+    assert!(effects.contains(&confirm(3)), "asked again: {effects:?}");
     // The ack may be as old as the stall: this answer is too old for it, too.
     let effects = bench.ack(2);
     assert!(!effects.contains(&Effect::Release(EpochId(2))));
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert_eq!(effects, [Effect::Confirm(GENERATION)]);
+    assert_eq!(effects, [confirm(4)]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert_eq!(effects[0], Effect::Release(EpochId(2)));
 }
@@ -48,15 +42,11 @@ fn a_confirmation_is_asked_for_again_while_the_arbiter_is_silent() {
     let mut bench = Bench::protected();
     bench.give(Input::CheckpointWanted);
     bench.now += 100 * MS;
-    assert!(
-        bench
-            .give(Input::Tick)
-            .contains(&Effect::Confirm(GENERATION))
-    );
+    assert!(bench.give(Input::Tick).contains(&confirm(2)));
     assert_eq!(bench.hear(Message::Heartbeat), []);
-    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(bench.give(unavailable()), []);
     assert_eq!(bench.pass(99 * MS, true, false), []);
-    assert_eq!(bench.pass(MS, true, false), [Effect::Confirm(GENERATION)]);
+    assert_eq!(bench.pass(MS, true, false), [confirm(2)]);
     let effects = bench.give(Input::Verdict(Verdict::Refused {
         current: Generation(4),
         holder: "b".into(),
@@ -68,17 +58,13 @@ fn a_confirmation_is_asked_for_again_while_the_arbiter_is_silent() {
 fn a_claim_waits_for_the_answer_to_an_open_confirmation() {
     let mut bench = Bench::protected();
     bench.now += 100 * MS;
-    assert!(
-        bench
-            .give(Input::Tick)
-            .contains(&Effect::Confirm(GENERATION))
-    );
+    assert!(bench.give(Input::Tick).contains(&confirm(2)));
     let effects = bench.give(Input::LinkDown {
         cause: "gone".into(),
     });
     assert_eq!(effects, [Effect::CloseLink]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert_eq!(effects, [Effect::Claim(GENERATION)]);
+    assert_eq!(effects, [claim_after(2)]);
 }
 
 #[test]
@@ -87,12 +73,9 @@ fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_fences() {
     bench.give(Input::LinkDown {
         cause: "gone".into(),
     });
-    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(bench.give(unavailable()), []);
     assert!(bench.core.next_wakeup().is_some());
-    assert_eq!(
-        bench.pass(100 * MS, false, false),
-        [Effect::Claim(GENERATION)]
-    );
+    assert_eq!(bench.pass(100 * MS, false, false), [claim()]);
     let effects = bench.give(Input::Verdict(Verdict::Refused {
         current: Generation(4),
         holder: "b".into(),
@@ -100,7 +83,7 @@ fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_fences() {
     assert!(matches!(&effects[..], [Effect::Fenced { .. }]));
     assert_eq!(bench.core.phase(), PrimaryPhase::Fenced);
     assert_eq!(bench.core.next_wakeup(), None);
-    assert_eq!(bench.give(Input::LinkUp), [Effect::CloseLink]);
+    assert_eq!(bench.give(link_up()), [Effect::CloseLink]);
     assert_eq!(bench.pass(1000 * MS, true, true), []);
 }
 
@@ -111,7 +94,13 @@ fn a_later_generation_heard_of_while_claiming_may_be_our_own() {
         cause: "gone".into(),
     });
     let generation = Generation(4);
-    assert_eq!(bench.give(Input::HeartbeatHeard { generation }), []);
+    assert_eq!(
+        bench.give(Input::HeartbeatHeard {
+            session: SESSION,
+            generation
+        }),
+        []
+    );
     let effects = bench.give(Input::Verdict(Verdict::Granted(generation)));
     assert!(matches!(&effects[..], [Effect::GoAlone { .. }]));
 }
@@ -121,7 +110,7 @@ fn no_epoch_ends_in_doubt() {
     let mut bench = Bench::capturing();
     bench.ship(1);
     bench.now += 76 * MS;
-    assert!(bench.ack(1).contains(&Effect::Confirm(GENERATION)));
+    assert!(bench.ack(1).contains(&confirm(2)));
     assert_eq!(bench.pass(50 * MS, true, true), []);
     assert_eq!(
         bench.give(Input::Verdict(Verdict::Granted(GENERATION))),
@@ -134,7 +123,7 @@ fn an_ack_after_long_silence_on_the_link_waits_for_confirmation() {
     let mut bench = Bench::capturing();
     bench.ship(1);
     assert_eq!(bench.pass(76 * MS, false, true), []);
-    assert_eq!(bench.ack(1), [Effect::Confirm(GENERATION)]);
+    assert_eq!(bench.ack(1), [confirm(2)]);
     assert!(bench.core.is_in_doubt());
 }
 
@@ -147,7 +136,7 @@ fn a_stall_right_before_does_not_shorten_the_links_silence() {
     bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert!(!bench.core.is_in_doubt());
     assert_eq!(bench.pass(10 * MS, false, true), []);
-    assert_eq!(bench.ack(1), [Effect::Confirm(GENERATION)]);
+    assert_eq!(bench.ack(1), [confirm(3)]);
 }
 
 #[test]
@@ -168,39 +157,180 @@ fn a_verdict_nobody_asked_for_changes_nothing() {
     assert_eq!(bench.core.generation(), GENERATION);
 }
 
-#[test]
-fn a_later_generation_fences_wherever_it_is_seen() {
-    let later = Generation(4);
-    let seen = [
-        Input::Received {
+/// A later generation, in each way that a peer can say so.
+fn hearsay() -> [Input; 4] {
+    let later = Generation(u64::MAX);
+    let from = |generation, message| Input::Received {
+        generation,
+        message,
+    };
+    [
+        from(later, Message::Heartbeat),
+        from(GENERATION, Message::Bye(Bye::Fenced { current: later })),
+        Input::HeartbeatHeard {
+            session: SESSION,
             generation: later,
-            message: Message::Heartbeat,
         },
-        Input::HeartbeatHeard { generation: later },
-        Input::Received {
-            generation: GENERATION,
-            message: Message::Bye(Bye::Fenced { current: later }),
-        },
-    ];
-    for input in seen {
-        let mut bench = Bench::protected();
-        let effects = bench.give(input);
-        assert!(
-            matches!(
-                &effects[..],
-                [
-                    Effect::Send(Message::Bye(Bye::Fenced { .. })),
-                    Effect::CloseLink,
-                    Effect::Fenced { .. }
-                ]
-            ),
-            "{effects:?}"
-        );
+        from(later, Message::Refuse(Refusal::Stale { current: later })),
+    ]
+}
+
+#[test]
+fn what_anyone_says_about_generations_only_has_the_arbiter_asked() {
+    for input in hearsay() {
+        for mut bench in [Bench::protected(), Bench::welcomed(), Bench::new()] {
+            bench.pass(200 * MS, true, true);
+            let mut effects = bench.give(input.clone());
+            let fences = |effects: &[Effect]| {
+                let is_end = |effect: &Effect| matches!(effect, Effect::Fenced { .. });
+                effects.iter().any(is_end)
+            };
+            assert!(!fences(&effects), "{input:?}: {effects:?}");
+            assert!(!matches!(
+                bench.core.phase(),
+                PrimaryPhase::Fenced | PrimaryPhase::Stopped
+            ));
+            effects.extend(bench.give(Input::Opened));
+            let asks = effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Confirm { .. } | Effect::Claim { .. }));
+            if bench.core.session() == SESSION {
+                assert!(asks, "{input:?}: {effects:?}");
+                let refused = Verdict::Refused {
+                    current: Generation(4),
+                    holder: "b".into(),
+                };
+                let effects = bench.give(Input::Verdict(refused));
+                assert!(fences(&effects), "the arbiter's word is another thing");
+            }
+        }
     }
+}
+
+#[test]
+fn who_says_so_over_and_over_does_not_keep_the_guest_silent() {
+    let mut bench = Bench::protected();
+    bench.pass(200 * MS, true, true);
+    let heard = || Input::HeartbeatHeard {
+        session: SESSION,
+        generation: Generation(9),
+    };
+    assert_eq!(bench.give(heard()), [confirm(2)]);
+    assert!(bench.core.is_in_doubt());
+    bench.give(confirmed());
+    for _ in 0..100 {
+        bench.now += MS;
+        bench.hear(Message::Heartbeat);
+        bench.give(heard());
+        assert!(!bench.core.is_in_doubt());
+    }
+}
+
+#[test]
+fn heartbeats_of_strangers_mean_nothing() {
+    let mut bench = Bench::protected();
+    bench.give(Input::CheckpointWanted);
+    let mut effects = Vec::new();
+    for _ in 0..150 {
+        bench.now += MS;
+        for generation in [GENERATION, Generation(u64::MAX)] {
+            let session = SESSION + 1;
+            effects.extend(bench.give(Input::HeartbeatHeard {
+                session,
+                generation,
+            }));
+        }
+    }
+    assert!(
+        effects.ends_with(&[Effect::CloseLink, claim()]),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn an_arbiter_that_names_an_earlier_generation_fences_nobody() {
+    let refused = || {
+        Input::Verdict(Verdict::Refused {
+            current: Generation(2),
+            holder: "nobody".into(),
+        })
+    };
+    let mut bench = Bench::protected();
+    bench.give(Input::LinkDown {
+        cause: "gone".into(),
+    });
+    assert_eq!(bench.give(refused()), []);
+    assert_eq!(bench.pass(100 * MS, false, false), [claim()], "asked again");
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
-    let effects = bench.hear(Message::Refuse(Refusal::Stale { current: later }));
-    assert!(matches!(effects.last(), Some(Effect::Fenced { .. })));
+    assert!(
+        bench
+            .pass(2000 * MS, false, false)
+            .contains(&Effect::Confirm {
+                generation: GENERATION,
+                mark: None
+            }),
+        "a lone primary makes sure from time to time"
+    );
+    assert_eq!(bench.give(refused()), []);
+    assert_eq!(bench.core.phase(), PrimaryPhase::Alone);
+}
+
+#[test]
+fn nothing_is_copied_before_the_first_mark_is_in_the_record() {
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    let effects = bench.hear(Message::Welcome(welcome_of_b()));
+    assert_eq!(effects, [confirm(1)]);
+    let effects = bench.give(unavailable());
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::CloseLink, Effect::GoAlone { cause, .. }] if cause.contains("no answer")
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn protected_means_that_the_backup_has_seen_the_last_mark() {
+    let mut bench = Bench::protected();
+    assert!(!bench.core.is_protected(), "nothing is proven yet");
+    let generation = GENERATION;
+    let says = |message| Input::Received {
+        generation,
+        message,
+    };
+    let effects = bench.give_all(says(Message::Seen(mark(1))));
+    assert_eq!(effects, [Effect::Takeover(Ok(()))]);
+    assert!(bench.core.is_protected());
+    let why = String::from("the directory is read-only");
+    let effects = bench.give_all(says(Message::NoArbiter(why)));
+    assert!(
+        matches!(&effects[..], [Effect::Takeover(Err(why))] if why.contains("read-only")),
+        "{effects:?}"
+    );
+    assert!(!bench.core.is_protected());
+    bench.hear(Message::Seen(mark(1)));
+    assert!(bench.core.is_protected());
+    // Marks go on being written, but nobody sees them.
+    let patience = 2 * Policy::default().arbiter_check;
+    let end = bench.now + patience;
+    while bench.now < end {
+        assert!(bench.core.is_protected() || bench.now + MS >= end);
+        if bench.pass(MS, true, true).contains(&confirm(2)) {
+            let told = bench.give_all(confirmed());
+            assert!(
+                told.contains(&Effect::Send(Message::Marked(mark(2)))),
+                "{told:?}"
+            );
+        }
+    }
+    assert!(!bench.core.is_protected());
+    let future = bench.hear(Message::Seen(mark(9)));
+    assert!(matches!(
+        future.first(),
+        Some(Effect::Send(Message::Bye(Bye::Protocol(_))))
+    ));
 }
 
 #[test]
@@ -221,6 +351,7 @@ fn an_older_generation_is_told_so_and_ignored() {
     assert_eq!(bench.core.in_flight(), Some(EpochId(1)));
     assert_eq!(
         bench.give(Input::HeartbeatHeard {
+            session: SESSION,
             generation: Generation(2)
         }),
         []

@@ -31,8 +31,9 @@ impl Bench {
     fn sharing() -> Self {
         let mut bench = Self::new();
         bench.core = bench.core.with_shared_disks(true);
-        bench.give(Input::LinkUp);
+        bench.give(link_up());
         bench.hear(Message::Welcome(welcome_of_b()));
+        bench.give(confirmed());
         bench.give(Input::SyncRoundShipped {
             pages_left: 0,
             disk_bytes_left: 0,
@@ -81,7 +82,7 @@ fn a_stall_while_shared_disks_are_written_holds_the_frames_until_the_arbiter_con
     bench.now += 100 * MS;
     let epoch = EpochId(2);
     let effects = bench.give(Input::DisksWritten { epoch });
-    assert!(effects.contains(&Effect::Confirm(GENERATION)));
+    assert!(effects.contains(&confirm(2)));
     assert!(!effects.contains(&Effect::Release(epoch)), "{effects:?}");
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert!(effects.contains(&Effect::Release(epoch)), "{effects:?}");

@@ -14,7 +14,7 @@ fn granted(bench: &mut Bench) -> Vec<Effect> {
 #[test]
 fn a_whole_copy_is_dismissed_under_a_grant_and_told_so_before_the_link_is_closed() {
     let mut bench = Bench::protected();
-    assert_eq!(dismiss(&mut bench), [Effect::Claim(GENERATION)]);
+    assert_eq!(dismiss(&mut bench), [claim()]);
     // A second wish changes nothing but the reason.
     assert_eq!(dismiss(&mut bench), []);
     assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
@@ -24,7 +24,7 @@ fn a_whole_copy_is_dismissed_under_a_grant_and_told_so_before_the_link_is_closed
         [
             Effect::Send(Message::Bye(Bye::Fenced { current })),
             Effect::CloseLink,
-            Effect::Claim(GENERATION),
+            claim(),
         ]
     );
     // What is sent on the way still has the session's generation.
@@ -44,10 +44,10 @@ fn a_whole_copy_is_dismissed_under_a_grant_and_told_so_before_the_link_is_closed
 fn epochs_go_on_until_the_arbiter_has_answered_and_it_is_asked_again() {
     let mut bench = Bench::protected();
     dismiss(&mut bench);
-    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
+    assert_eq!(bench.give(unavailable()), []);
     let retry = Policy::default().arbiter_retry;
     let effects = bench.pass(retry, true, true);
-    assert!(effects.contains(&Effect::Claim(GENERATION)), "{effects:?}");
+    assert!(effects.contains(&claim()), "{effects:?}");
     assert!(
         effects.contains(&Effect::Capture(EpochId(2))),
         "{effects:?}"

@@ -32,7 +32,8 @@ impl Bench {
     /// All has left: it asks that nobody may take over, and ends with the answer.
     fn ends(&mut self) {
         assert_eq!(self.core.next_wakeup(), Some(self.now));
-        assert_eq!(self.give(Input::Tick), [Effect::Claim(GENERATION)]);
+        let effects = self.give(Input::Tick);
+        assert!(matches!(effects[..], [Effect::Claim { .. }]), "{effects:?}");
         let granted = Input::Verdict(Verdict::Granted(Generation(4)));
         assert_eq!(self.give(granted), farewell());
         // The backup knows no other.
@@ -79,14 +80,14 @@ fn asking() -> Bench {
     let mut bench = Bench::protected();
     bench.give(Input::GuestStopped);
     bench.passes(2);
-    assert_eq!(bench.give(Input::Tick), [Effect::Claim(GENERATION)]);
+    assert_eq!(bench.give(Input::Tick), [claim()]);
     bench
 }
 
 #[test]
 fn once_all_has_left_the_end_waits_for_one_answer_whatever_it_is() {
     let mut silent = asking();
-    assert_eq!(silent.give(Input::ArbiterUnavailable), farewell());
+    assert_eq!(silent.give(unavailable()), farewell());
     silent.assert_stopped();
 
     let mut refused = asking();
@@ -97,13 +98,19 @@ fn once_all_has_left_the_end_waits_for_one_answer_whatever_it_is() {
     // The generation that somebody names may be the one that is just being granted.
     let mut overtaken = asking();
     let generation = Generation(4);
-    assert_eq!(overtaken.give(Input::HeartbeatHeard { generation }), []);
+    assert_eq!(
+        overtaken.give(Input::HeartbeatHeard {
+            session: SESSION,
+            generation
+        }),
+        []
+    );
     let granted = Input::Verdict(Verdict::Granted(generation));
     assert_eq!(overtaken.give(granted), farewell());
 
     let mut without_link = asking();
     assert_eq!(lost(&mut without_link), [Effect::CloseLink]);
-    assert_eq!(without_link.give(Input::ArbiterUnavailable), []);
+    assert_eq!(without_link.give(unavailable()), []);
     without_link.assert_stopped();
 
     let mut stalled = asking();
@@ -123,17 +130,14 @@ fn without_a_backup_the_end_waits_for_the_arbiter_however_long() {
     bench.give(Input::GuestStopped);
     assert!(claims(&lost(&mut bench)));
     for _ in 0..100 {
-        bench.give(Input::ArbiterUnavailable);
-        assert_eq!(
-            bench.pass(150 * MS, false, false),
-            [Effect::Claim(GENERATION)]
-        );
+        bench.give(unavailable());
+        assert_eq!(bench.pass(150 * MS, false, false), [claim()]);
     }
     let granted = Input::Verdict(Verdict::Granted(Generation(4)));
     assert_eq!(bench.give(granted), [go_alone(4, "gone")]);
     assert_eq!(bench.pass(1000 * MS, false, false), []);
     // Whoever connects meanwhile is not wanted.
-    assert_eq!(bench.give(Input::LinkUp), [Effect::CloseLink]);
+    assert_eq!(bench.give(link_up()), [Effect::CloseLink]);
     assert_eq!(bench.give(Input::Opened), []);
     bench.assert_stopped();
 }
@@ -175,10 +179,7 @@ fn a_stall_in_the_last_release_takes_one_more_epoch() {
     bench.now += 100 * MS;
     assert_eq!(
         bench.hear(Message::Heartbeat),
-        [
-            Effect::Send(Message::Heartbeat),
-            Effect::Confirm(GENERATION)
-        ]
+        [Effect::Send(Message::Heartbeat), confirm(2)]
     );
     assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
     let still_mine = Input::Verdict(Verdict::Granted(GENERATION));
@@ -193,7 +194,7 @@ fn nothing_is_waited_for_where_nothing_is_held() {
     assert_eq!(alone.give(Input::GuestStopped), []);
     alone.assert_stopped();
     let mut handshaking = Bench::new();
-    handshaking.give(Input::LinkUp);
+    handshaking.give(link_up());
     assert_eq!(handshaking.give(Input::GuestStopped), farewell());
     handshaking.assert_stopped();
 }
@@ -219,13 +220,13 @@ fn who_is_told_to_end_at_once_drops_what_is_held_but_keeps_the_backup_from_takin
         if bench.core.phase() == PrimaryPhase::Alone {
             assert_eq!(bench.give(Input::Abandoned), []);
         } else {
-            assert_eq!(bench.give(Input::Abandoned), [Effect::Claim(GENERATION)]);
+            assert_eq!(bench.give(Input::Abandoned), [claim()]);
             assert_eq!(bench.give(granted()), farewell());
         }
         bench.assert_stopped();
     }
     let mut syncing = Bench::welcomed();
-    assert_eq!(syncing.give(Input::Abandoned), [Effect::Claim(GENERATION)]);
+    assert_eq!(syncing.give(Input::Abandoned), [claim()]);
     assert_eq!(syncing.give(granted()), farewell());
     syncing.assert_stopped();
     // What is granted lets nothing out any more.
@@ -237,12 +238,9 @@ fn who_is_told_to_end_at_once_drops_what_is_held_but_keeps_the_backup_from_takin
     claiming.assert_stopped();
     let mut between_questions = Bench::protected();
     lost(&mut between_questions);
-    between_questions.give(Input::ArbiterUnavailable);
-    assert_eq!(
-        between_questions.give(Input::Abandoned),
-        [Effect::Claim(GENERATION)]
-    );
-    between_questions.give(Input::ArbiterUnavailable);
+    between_questions.give(unavailable());
+    assert_eq!(between_questions.give(Input::Abandoned), [claim()]);
+    between_questions.give(unavailable());
     between_questions.assert_stopped();
 }
 
@@ -281,12 +279,9 @@ fn a_guest_that_cannot_be_captured_any_more_ends_with_a_grant_and_the_backup_is_
         effects = bench.give(Input::CaptureFailed { epoch, error });
         effects.extend(bench.pass(30 * MS, true, true));
     }
-    assert_eq!(effects, [Effect::Claim(GENERATION)]);
-    assert_eq!(bench.give(Input::ArbiterUnavailable), []);
-    assert_eq!(
-        bench.pass(110 * MS, true, true),
-        [Effect::Claim(GENERATION)]
-    );
+    assert_eq!(effects, [claim()]);
+    assert_eq!(bench.give(unavailable()), []);
+    assert_eq!(bench.pass(110 * MS, true, true), [claim()]);
     let mut expected = farewell().to_vec();
     expected.push(go_alone(4, "the guest has ended"));
     let granted = Input::Verdict(Verdict::Granted(Generation(4)));

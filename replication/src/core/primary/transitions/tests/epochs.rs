@@ -196,10 +196,11 @@ fn a_new_session_starts_over_at_epoch_1() {
     });
     bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     bench.give(Input::Opened);
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let mut welcome = welcome_of_b();
     welcome.node = "c".into();
     bench.hear(Message::Welcome(welcome));
+    bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 0,
         disk_bytes_left: 0,

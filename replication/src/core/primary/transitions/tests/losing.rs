@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn losing_the_backup_before_epoch_1_ends_needs_no_grant() {
     for (mut bench, cause) in [(Bench::welcomed(), "gone"), (Bench::new(), "no answer")] {
-        bench.give(Input::LinkUp);
+        bench.give(link_up());
         bench = if cause == "gone" {
             Bench::welcomed()
         } else {
@@ -20,10 +20,10 @@ fn losing_the_backup_before_epoch_1_ends_needs_no_grant() {
         };
         assert_eq!(effects, [Effect::CloseLink, alone]);
         assert_eq!(bench.core.phase(), PrimaryPhase::Alone);
-        assert_eq!(bench.give(Input::LinkUp), [Effect::CloseLink], "too early");
+        assert_eq!(bench.give(link_up()), [Effect::CloseLink], "too early");
         bench.give(Input::Opened);
         assert!(matches!(
-            bench.give(Input::LinkUp)[..],
+            bench.give(link_up())[..],
             [Effect::Send(Message::Hello(_))]
         ));
     }
@@ -101,7 +101,7 @@ fn a_stall_does_not_count_as_the_backups_silence() {
 #[test]
 fn a_refusal_of_another_virtual_machine_fences_nobody() {
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let effects = bench.give(Input::Received {
         generation: Generation(99),
         message: Message::Refuse(Refusal::OtherVm { vm: "vm1".into() }),
@@ -121,7 +121,7 @@ fn a_refusal_of_another_virtual_machine_fences_nobody() {
 #[test]
 fn an_unanswered_introduction_ends_alone() {
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let effects = bench.pass(1500 * MS, false, true);
     assert!(matches!(
         &effects[..],
@@ -191,12 +191,12 @@ fn heartbeats_are_sent_in_their_interval() {
 #[test]
 fn deadlines_are_met_by_wakeups_alone() {
     let mut handshaking = Bench::new();
-    handshaking.give(Input::LinkUp);
+    handshaking.give(link_up());
     let mut claiming = Bench::protected();
     claiming.give(Input::LinkDown {
         cause: "gone".into(),
     });
-    claiming.give(Input::ArbiterUnavailable);
+    claiming.give(unavailable());
     for (mut bench, time, what) in [
         (handshaking, 1500, "goes alone"),
         (Bench::welcomed(), 150, "goes alone"),
@@ -213,7 +213,7 @@ fn deadlines_are_met_by_wakeups_alone() {
         assert!(
             matches!(
                 effects.last(),
-                Some(Effect::GoAlone { .. } | Effect::Claim(_))
+                Some(Effect::GoAlone { .. } | Effect::Claim { .. })
             ),
             "{what}: {effects:?}"
         );

@@ -9,11 +9,12 @@ mod epochs;
 mod losing;
 
 use super::*;
-use crate::arbiter::Verdict;
+use crate::arbiter::{ArbiterId, Verdict};
 use crate::core::message::{EpochSummary, Welcome};
 
 const MS: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(3);
+const SESSION: u64 = 7;
 
 fn hello() -> Hello {
     Hello {
@@ -21,7 +22,49 @@ fn hello() -> Hello {
         node: "a".into(),
         fingerprint: Default::default(),
         layout: Default::default(),
+        arbiter: ArbiterId("arbiter".into()),
+        session: SESSION,
     }
+}
+
+fn mark(beat: u64) -> Mark {
+    Mark {
+        session: SESSION,
+        beat,
+    }
+}
+
+/// After the mark of the handshake.
+fn claim() -> Effect {
+    claim_after(1)
+}
+
+fn claim_after(beat: u64) -> Effect {
+    Effect::Claim {
+        known: GENERATION,
+        mark: mark(beat),
+    }
+}
+
+/// The mark that is to be written in a session.
+fn confirm(beat: u64) -> Effect {
+    Effect::Confirm {
+        generation: GENERATION,
+        mark: Some(mark(beat)),
+    }
+}
+
+fn link_up() -> Input {
+    Input::LinkUp { session: SESSION }
+}
+
+fn unavailable() -> Input {
+    let why = "no answer".into();
+    Input::ArbiterUnavailable { why }
+}
+
+fn confirmed() -> Input {
+    Input::Verdict(Verdict::Granted(GENERATION))
 }
 
 fn welcome_of_b() -> Welcome {
@@ -46,7 +89,19 @@ impl Bench {
         }
     }
 
+    /// Without what both sides tell each other about the arbiter; see [`Bench::give_all`].
     fn give(&mut self, input: Input) -> Vec<Effect> {
+        let mut out = self.give_all(input);
+        out.retain(|effect| {
+            !matches!(
+                effect,
+                Effect::Takeover(_) | Effect::Send(Message::Marked(_) | Message::NoArbiter(_))
+            )
+        });
+        out
+    }
+
+    fn give_all(&mut self, input: Input) -> Vec<Effect> {
         self.core.handle(self.now, input)
     }
 
@@ -75,7 +130,10 @@ impl Bench {
             }
             if path {
                 let generation = self.core.generation();
-                out.extend(self.give(Input::HeartbeatHeard { generation }));
+                out.extend(self.give(Input::HeartbeatHeard {
+                    session: SESSION,
+                    generation,
+                }));
             }
             out.extend(self.give(Input::Tick));
         }
@@ -86,12 +144,13 @@ impl Bench {
     fn welcomed() -> Self {
         let mut bench = Self::new();
         assert_eq!(
-            bench.give(Input::LinkUp),
+            bench.give(link_up()),
             [Effect::Send(Message::Hello(hello()))]
         );
         let welcome = Message::Welcome(welcome_of_b());
         let disks = Vec::new();
-        assert_eq!(bench.hear(welcome), [Effect::StartSync { disks }]);
+        assert_eq!(bench.hear(welcome), [confirm(1)]);
+        assert_eq!(bench.give(confirmed()), [Effect::StartSync { disks }]);
         bench
     }
 
@@ -122,5 +181,5 @@ impl Bench {
 }
 
 fn claims(effects: &[Effect]) -> bool {
-    effects == [Effect::CloseLink, Effect::Claim(GENERATION)]
+    effects == [Effect::CloseLink, claim()]
 }

@@ -1,0 +1,293 @@
+//! An arbiter in a directory that both hosts see.
+//!
+//! | name | content | written |
+//! | --- | --- | --- |
+//! | `id` | the arbiter's [identity](super::ArbiterId) | once |
+//! | `N`, a number | JSON: generation `N` and its holder | once, by whoever is the first to link it |
+//! | `N.note` | JSON: the backup and the [mark](super::Mark) | replaced by the holder of `N`, nobody else |
+//! | `lock` | nothing; byte `N` is locked for as long as the holder of `N` lives | never |
+//!
+//! The generation in force is the highest number. A grant is a hard link: the file system makes it
+//! for one claimant only, however long another one has stalled since it looked, and whatever has
+//! become of its locks. So a number's file is never removed.
+//!
+//! [`Claim::Start`] and [`Claim::StartOver`] check the locks: no guest is started from nothing while
+//! a holder lives. A promotion does not, because the old primary may be frozen and still hold its
+//! lock.
+//!
+//! The storage must give both hosts hard links, coherent locks and renames (a local file system for
+//! two processes of one host, NFSv4, OCFS2, GFS2 …). An NFS client may remember for half a minute
+//! that a name did not exist; it looks anew after opening the directory, as each reading does here.
+
+mod store;
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use self::store::{Grant, HolderNote, Store};
+use super::{Arbiter, ArbiterError, ArbiterId, Claim, Mark, Note, Record, Verdict};
+use crate::ids::Generation;
+
+/// How often, and how long apart, a claimant looks again whether another one that is just claiming
+/// the same number got it.
+const LOOKS: u32 = 200;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub struct FileArbiter {
+    store: Store,
+    /// Open for as long as this process may hold a generation, because closing it drops the locks.
+    lock: File,
+    lock_path: PathBuf,
+    /// Serialises calls through this arbiter: OFD locks of one open file do not exclude each other.
+    claiming: Mutex<()>,
+}
+
+/// What a try at a number led to.
+enum Try {
+    Got,
+    /// Another claimant has it.
+    Late,
+}
+
+impl FileArbiter {
+    /// Opens the arbiter in the directory at `path`, and makes it if there is nothing there.
+    ///
+    /// # Errors
+    /// If it cannot be read or made. If there is a directory whose identity is missing although it
+    /// has grants, or something that is not a directory: somebody removed or replaced the record.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
+        let store = Store::open(path.into())?;
+        let lock_path = store.path().join("lock");
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(|error| {
+                store.failure(format!("cannot open {}", lock_path.display()), error)
+            })?;
+        Ok(Self {
+            store,
+            lock,
+            lock_path,
+            claiming: Mutex::new(()),
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.store.path()
+    }
+
+    /// This arbiter's identity, as it was when it was opened.
+    #[must_use]
+    pub fn id(&self) -> &ArbiterId {
+        self.store.id()
+    }
+
+    fn set_lock(&self, byte: u64, kind: i32) -> Result<bool, ArbiterError> {
+        let range = range(kind, byte, 1);
+        loop {
+            match fcntl(self.lock.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
+                Ok(_) => return Ok(true),
+                Err(nix::Error::EINTR) => {}
+                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(false),
+                Err(error) => {
+                    let what = format!("cannot lock {}", self.lock_path.display());
+                    return Err(self.store.failure(what, error));
+                }
+            }
+        }
+    }
+
+    /// Whether another open file, in this or another process, holds a generation.
+    fn holder_lives(&self) -> Result<bool, ArbiterError> {
+        let mut range = range(libc::F_WRLCK, 1, 0);
+        fcntl(self.lock.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)).map_err(|error| {
+            let what = format!("cannot query locks of {}", self.lock_path.display());
+            self.store.failure(what, error)
+        })?;
+        Ok(i32::from(range.l_type) != libc::F_UNLCK)
+    }
+
+    /// Why a claim is not granted in view of this record, if it is not.
+    fn objection(&self, record: &Record, claim: Claim) -> Result<Option<String>, ArbiterError> {
+        let holder = &record.holder;
+        match claim {
+            Claim::Start | Claim::StartOver if self.holder_lives()? => Ok(Some(format!(
+                "{holder}, which is alive: stop it first, or start this side as its standby"
+            ))),
+            Claim::Start => Ok(record.backup.as_ref().map(|backup| {
+                format!(
+                    "{holder}, which is gone, and its standby {backup} has a copy: let that take \
+                     over, or start over from nothing and give the copy up"
+                )
+            })),
+            Claim::StartOver => Ok(None),
+            Claim::After { known, .. } if record.generation > known => Ok(Some(holder.clone())),
+            Claim::After { known, .. } if record.generation < known => {
+                let what = format!("its record went back to {}", record.generation);
+                let why = format!(
+                    "{known} was in force: restore {}, or point this host at the right arbiter",
+                    self.path().display()
+                );
+                Err(self.store.failure(what, why))
+            }
+            Claim::After { mark, .. } if !record.mark.shows(mark) => {
+                let what = String::from("this is not the record that the holder writes to");
+                let why = format!(
+                    "it shows {}, the holder wrote {mark}: both hosts must use one directory, not \
+                     copies of it",
+                    record.mark
+                );
+                Err(self.store.failure(what, why))
+            }
+            Claim::After { .. } => Ok(None),
+        }
+    }
+
+    fn grant(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
+        loop {
+            let record = self.store.read()?;
+            let current = record.generation;
+            if record.holder == claimant && is_repeated(claim, current) {
+                self.hold_again(current)?;
+                return Ok(Verdict::Granted(current));
+            }
+            if let Some(holder) = self.objection(&record, claim)? {
+                return Ok(Verdict::Refused { current, holder });
+            }
+            match self.take(current.next(), claimant)? {
+                Try::Got => return Ok(Verdict::Granted(current.next())),
+                // What that claimant has changes what this one may have.
+                Try::Late => {}
+            }
+        }
+    }
+
+    /// Tries to become the holder of a generation. The lock comes first: a grant must never be in
+    /// force without its holder's lock.
+    fn take(&self, generation: Generation, claimant: &str) -> Result<Try, ArbiterError> {
+        let mut looks = 0;
+        while !self.set_lock(generation.0, libc::F_WRLCK)? {
+            if self.store.is_granted(generation)? {
+                return Ok(Try::Late);
+            }
+            looks += 1;
+            if looks > LOOKS {
+                let what = format!(
+                    "{generation} was never granted, yet {} shows a live holder",
+                    self.lock_path.display()
+                );
+                let why = "the record was removed or restored from a copy while a guest runs, or \
+                           another claimant hangs";
+                return Err(self.store.failure(what, why));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        let holder = claimant.to_owned();
+        match self.store.link(&Grant { generation, holder }) {
+            Ok(true) => Ok(Try::Got),
+            Ok(false) => {
+                self.set_lock(generation.0, libc::F_UNLCK)?;
+                Ok(Try::Late)
+            }
+            // It may be linked all the same. Then the lock shows that its holder lives.
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The holder repeats its claim, as the first answer got lost.
+    fn hold_again(&self, generation: Generation) -> Result<(), ArbiterError> {
+        if !self.set_lock(generation.0, libc::F_WRLCK)? {
+            let what = format!(
+                "{generation} is this side's, yet {} is locked by another one",
+                self.lock_path.display()
+            );
+            let why = "two processes use the same name, or the locks were lost for a while";
+            return Err(self.store.failure(what, why));
+        }
+        self.store.sync()
+    }
+
+    /// Does `what` while no other thread does anything through this arbiter.
+    fn exclusively<T>(&self, what: impl FnOnce() -> T) -> T {
+        let _claiming = self.claiming.lock().unwrap_or_else(PoisonError::into_inner);
+        what()
+    }
+}
+
+/// Whether a claim asks for the generation that its claimant already holds.
+fn is_repeated(claim: Claim, current: Generation) -> bool {
+    match claim {
+        Claim::Start | Claim::StartOver => current.0 > 0,
+        Claim::After { known, .. } => current == known.next(),
+    }
+}
+
+impl Arbiter for FileArbiter {
+    fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
+        self.exclusively(|| self.grant(claim, claimant))
+    }
+
+    fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError> {
+        self.exclusively(|| {
+            let record = self.store.read()?;
+            if record.generation != generation {
+                let what = format!("cannot note anything of {generation}");
+                let why = format!(
+                    "{} is in force, held by {}",
+                    record.generation, record.holder
+                );
+                return Err(self.store.failure(what, why));
+            }
+            let mut new = HolderNote {
+                backup: record.backup,
+                mark: record.mark,
+            };
+            let old = new.clone();
+            match note {
+                Note::Backup(name) => new.backup = Some(name.to_owned()),
+                Note::NoBackup => new.backup = None,
+                Note::Mark(mark) => new.mark = mark,
+            }
+            if new == old {
+                return Ok(());
+            }
+            self.store.write_note(generation, &new)
+        })
+    }
+
+    fn record(&self) -> Result<Record, ArbiterError> {
+        self.store.read()
+    }
+
+    fn rehearse(&self) -> Result<Record, ArbiterError> {
+        self.store.try_writing()?;
+        self.store.read()
+    }
+}
+
+/// A lock request for `len` bytes from `start`. A `len` of 0 means all bytes from there on.
+fn range(kind: i32, start: u64, len: u64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start as libc::off_t,
+        l_len: len as libc::off_t,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

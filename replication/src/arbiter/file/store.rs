@@ -1,0 +1,286 @@
+//! The files of a [`FileArbiter`](super::FileArbiter): how they are read, and how each is written
+//! so that a crash leaves all of it or nothing.
+//!
+//! Must not be done here: deciding who gets a generation.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{ArbiterError, ArbiterId, Mark, Record};
+use crate::ids::Generation;
+
+/// Longest file that is read.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// The file `N`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grant {
+    pub(super) generation: Generation,
+    pub(super) holder: String,
+}
+
+/// The file `N.note`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HolderNote {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) backup: Option<String>,
+    #[serde(default)]
+    pub(super) mark: Mark,
+}
+
+#[derive(Debug)]
+pub(super) struct Store {
+    path: PathBuf,
+    id: ArbiterId,
+}
+
+/// A file without a name of its own yet. It is removed when this is dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // If it was renamed, there is nothing to remove.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Store {
+    pub(super) fn open(path: PathBuf) -> Result<Self, ArbiterError> {
+        let mut store = Self {
+            path,
+            id: ArbiterId::default(),
+        };
+        match std::fs::create_dir(&store.path) {
+            Ok(()) => store.sync_parent()?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && store.path.is_dir() => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let why = "an arbiter is a directory; if no guest runs, remove this";
+                return Err(store.failure("this is not a directory", why));
+            }
+            Err(error) => return Err(store.failure("cannot make the directory", error)),
+        }
+        store.id = match store.read_id()? {
+            Some(id) => id,
+            None => store.make_id()?,
+        };
+        Ok(store)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn id(&self) -> &ArbiterId {
+        &self.id
+    }
+
+    pub(super) fn failure(
+        &self,
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> ArbiterError {
+        ArbiterError {
+            arbiter: self.path.display().to_string(),
+            what: what.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// Everything, as it is on the storage now.
+    pub(super) fn read(&self) -> Result<Record, ArbiterError> {
+        // Comes first, because opening the directory makes an NFS client look anew.
+        let generation = self.latest()?;
+        match self.read_id()? {
+            Some(id) if id == self.id => {}
+            Some(id) => {
+                let why = format!("it was {}, and is {} now", self.id.0, id.0);
+                return Err(self.failure("another arbiter is in its place", why));
+            }
+            None => return Err(self.vanished()),
+        }
+        let arbiter = self.id.clone();
+        if generation.0 == 0 {
+            return Ok(Record {
+                arbiter,
+                holder: "nobody".into(),
+                ..Record::default()
+            });
+        }
+        let grant: Grant = self
+            .read_json(&generation.0.to_string())?
+            .ok_or_else(|| self.vanished())?;
+        if grant.generation != generation {
+            let why = format!("the file {} says {}", generation.0, grant.generation);
+            return Err(self.failure("its record is garbled", why));
+        }
+        let note: HolderNote = self.read_json(&note_name(generation))?.unwrap_or_default();
+        Ok(Record {
+            arbiter,
+            generation,
+            holder: grant.holder,
+            backup: note.backup,
+            mark: note.mark,
+        })
+    }
+
+    /// The highest number granted; 0 if there is none.
+    fn latest(&self) -> Result<Generation, ArbiterError> {
+        let list = || -> std::io::Result<u64> {
+            let mut latest = 0;
+            for entry in std::fs::read_dir(&self.path)? {
+                let name = entry?.file_name();
+                let number = name.to_str().and_then(|name| name.parse().ok());
+                latest = latest.max(number.unwrap_or(0));
+            }
+            Ok(latest)
+        };
+        match list() {
+            Ok(latest) => Ok(Generation(latest)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(self.vanished()),
+            Err(error) => Err(self.failure("cannot list the directory", error)),
+        }
+    }
+
+    pub(super) fn is_granted(&self, generation: Generation) -> Result<bool, ArbiterError> {
+        Ok(self.latest()? >= generation)
+    }
+
+    /// Makes a grant. Returns whether this holder has it; it does not if another one was faster.
+    pub(super) fn link(&self, grant: &Grant) -> Result<bool, ArbiterError> {
+        let name = grant.generation.0.to_string();
+        if !self.link_new(&name, grant)? {
+            // NFS may have lost the answer to the first try of the same request.
+            let there: Option<Grant> = self.read_json(&name)?;
+            if there.as_ref() != Some(grant) {
+                return Ok(false);
+            }
+        }
+        self.sync()?;
+        Ok(true)
+    }
+
+    pub(super) fn write_note(
+        &self,
+        generation: Generation,
+        note: &HolderNote,
+    ) -> Result<(), ArbiterError> {
+        let name = note_name(generation);
+        let temporary = self.write_temporary(note)?;
+        std::fs::rename(&temporary.0, self.path.join(&name))
+            .map_err(|error| self.failure(format!("cannot replace {name}"), error))?;
+        self.sync()
+    }
+
+    /// Whether a grant could be written now.
+    pub(super) fn try_writing(&self) -> Result<(), ArbiterError> {
+        let holder = "nobody: this only tries whether the directory can be written".into();
+        let generation = Generation(0);
+        self.write_temporary(&Grant { generation, holder })
+            .map(drop)
+    }
+
+    /// What was renamed or linked so far survives a loss of power.
+    pub(super) fn sync(&self) -> Result<(), ArbiterError> {
+        self.sync_directory(&self.path)
+    }
+
+    fn sync_parent(&self) -> Result<(), ArbiterError> {
+        match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => self.sync_directory(parent),
+            _ => self.sync_directory(Path::new(".")),
+        }
+    }
+
+    fn sync_directory(&self, path: &Path) -> Result<(), ArbiterError> {
+        let synced = File::open(path).and_then(|directory| directory.sync_all());
+        synced.map_err(|error| self.failure(format!("cannot sync {}", path.display()), error))
+    }
+
+    fn read_id(&self) -> Result<Option<ArbiterId>, ArbiterError> {
+        self.read_json("id")
+    }
+
+    /// A new identity, of this caller or of one that was faster.
+    fn make_id(&self) -> Result<ArbiterId, ArbiterError> {
+        if self.latest()?.0 > 0 {
+            return Err(self.vanished());
+        }
+        let id = ArbiterId(format!("{:032x}", rand::random::<u128>()));
+        let made = self.link_new("id", &id)?;
+        self.sync()?;
+        if made {
+            return Ok(id);
+        }
+        self.read_id()?.ok_or_else(|| self.vanished())
+    }
+
+    fn vanished(&self) -> ArbiterError {
+        let why = "restore the directory or mount it again; if you know that no guest runs and no \
+                   copy is needed, remove what is left of it";
+        self.failure("its record has vanished", why)
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ArbiterError> {
+        let file = match File::open(self.path.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failure(format!("cannot open {name}"), error)),
+        };
+        let mut text = String::new();
+        file.take(FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(|error| self.failure(format!("cannot read {name}"), error))?;
+        let value = serde_json::from_str(&text).map_err(|error| {
+            let what = format!(
+                "{name} is not what an arbiter writes; if you know that no guest runs, remove \
+                 the directory"
+            );
+            self.failure(what, error)
+        })?;
+        Ok(Some(value))
+    }
+
+    /// Gives new content a name that nothing has yet. Returns whether it got it.
+    fn link_new(&self, name: &str, content: &impl Serialize) -> Result<bool, ArbiterError> {
+        let temporary = self.write_temporary(content)?;
+        match std::fs::hard_link(&temporary.0, self.path.join(name)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(self.failure(format!("cannot link {name}"), error)),
+        }
+    }
+
+    /// Writes content durably to a file that no reader looks at.
+    fn write_temporary(&self, content: &impl Serialize) -> Result<Temporary, ArbiterError> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!(
+            ".new-{:08x}-{}-{number}",
+            rand::random::<u32>(),
+            std::process::id()
+        );
+        let temporary = Temporary(self.path.join(name));
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create_new(&temporary.0)?;
+            let mut text = serde_json::to_string(content).map_err(std::io::Error::other)?;
+            text.push('\n');
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        match write() {
+            Ok(()) => Ok(temporary),
+            Err(error) => Err(self.failure("cannot be written", error)),
+        }
+    }
+}
+
+fn note_name(generation: Generation) -> String {
+    format!("{}.note", generation.0)
+}

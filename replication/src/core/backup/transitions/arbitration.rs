@@ -1,0 +1,176 @@
+//! The backup and the arbiter: one question at a time, and what follows from the answers.
+//!
+//! Must not be done here: giving a copy up for any other reason than that the arbiter names a later
+//! generation than the copy's.
+
+use std::time::Duration;
+
+use super::{BackupCore, Generation, Mark};
+use super::{Bye, Effect, Link, Message, Phase};
+use crate::arbiter::{Record, Verdict};
+use crate::core::violation::ProtocolViolation;
+
+/// The open question to the arbiter. There is one at a time, because answers do not say which
+/// question they belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// May this side have the generation after this one?
+    Claim(Generation),
+    /// What does the record say?
+    Rehearsal,
+}
+
+impl BackupCore {
+    /// When to ask the next question; `None` while one is open.
+    pub(super) fn asks_at(&self) -> Option<Duration> {
+        if self.question.is_some() {
+            return None;
+        }
+        match &self.phase {
+            // Only once it is settled which epoch this side would continue from.
+            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| !self.staging.is_whole()),
+            Phase::Promoted => None,
+            _ => self.rehearsal_wanted.then_some(self.now),
+        }
+    }
+
+    pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
+        if let Phase::Claiming { ask_at, asked, .. } = &mut self.phase {
+            *ask_at = None;
+            *asked = true;
+            let (known, mark) = (self.generation, self.told);
+            self.question = Some(Question::Claim(known));
+            out.push(Effect::Claim { known, mark });
+        } else {
+            self.rehearsal_wanted = false;
+            self.question = Some(Question::Rehearsal);
+            out.push(Effect::Rehearse);
+        }
+    }
+
+    /// The primary says that it has written a mark.
+    pub(super) fn told(&mut self, mark: Mark) -> Result<(), ProtocolViolation> {
+        if mark.session != self.told.session || mark.beat <= self.told.beat {
+            return Err(ProtocolViolation::Mark { mark });
+        }
+        self.told = mark;
+        self.rehearsal_wanted = true;
+        Ok(())
+    }
+
+    pub(super) fn rehearsed(&mut self, record: Record, out: &mut Vec<Effect>) {
+        if self.question != Some(Question::Rehearsal) {
+            return;
+        }
+        if record.generation < self.generation {
+            let why = format!("its record went back to {}", record.generation);
+            return self.arbiter_unavailable(why, out);
+        }
+        self.question = None;
+        if self.rehearsal_wanted {
+            // This was asked before what it is to be compared with was said.
+            return;
+        }
+        match std::mem::replace(&mut self.link, Link::Down) {
+            Link::Introduced { generation, hello } => {
+                self.welcome(generation, *hello, &record, out);
+            }
+            link => {
+                self.link = link;
+                self.compare(&record, out);
+            }
+        }
+    }
+
+    /// Whether the record is the one that the primary of this session writes to.
+    fn compare(&mut self, record: &Record, out: &mut Vec<Effect>) {
+        if self.link != Link::Welcomed {
+            return;
+        }
+        if record.generation == self.generation && record.mark.shows(self.told) {
+            self.promise.prove(self.now);
+            return out.push(Effect::Send(Message::Seen(self.told)));
+        }
+        let why = format!(
+            "the arbiter here shows {} and {}, the primary wrote {} in {}: both hosts must use \
+             one directory, not copies of it",
+            record.generation, record.mark, self.told, self.generation
+        );
+        self.promise.fail(why.clone());
+        out.push(Effect::Send(Message::NoArbiter(why)));
+    }
+
+    pub(super) fn verdict(&mut self, verdict: Verdict, out: &mut Vec<Effect>) {
+        let Some(Question::Claim(asked)) = self.question else {
+            return;
+        };
+        let Phase::Claiming { cause, .. } = &mut self.phase else {
+            self.question = None;
+            return;
+        };
+        if asked != self.generation {
+            self.question = None;
+            return;
+        }
+        match verdict {
+            Verdict::Granted(granted) if granted > self.generation => {
+                let cause = std::mem::take(cause);
+                self.question = None;
+                self.generation = granted;
+                self.phase = Phase::Promoted;
+                if self.link == Link::Welcomed {
+                    // A living primary that hears this asks the arbiter at once.
+                    let current = granted;
+                    out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+                    self.close_link(out);
+                }
+                if let Some(epoch) = self.committed_epoch() {
+                    out.push(Effect::Promote {
+                        generation: granted,
+                        epoch,
+                        cause,
+                    });
+                }
+            }
+            Verdict::Refused { current, holder } if current > self.generation => {
+                self.question = None;
+                self.generation = current;
+                self.reset(format!("the arbiter names {holder}, {current}"), out);
+            }
+            Verdict::Refused { current, holder } => {
+                // R10: no copy was ever given up because of the past.
+                let why = format!("it names {holder} and {current}, which is not later");
+                self.arbiter_unavailable(why, out);
+            }
+            Verdict::Granted(granted) => {
+                let known = self.generation;
+                let why = format!("it granted {granted} after {known}, which cannot be");
+                self.arbiter_unavailable(why, out);
+            }
+        }
+    }
+
+    pub(super) fn arbiter_unavailable(&mut self, why: String, out: &mut Vec<Effect>) {
+        match self.question.take() {
+            Some(Question::Claim(_)) => {
+                if let Phase::Claiming { ask_at, .. } = &mut self.phase {
+                    *ask_at = Some(self.now + self.policy.arbiter_retry);
+                    // A living primary must not hold its output because of an arbiter that only
+                    // this side cannot reach.
+                    self.close_link(out);
+                }
+            }
+            Some(Question::Rehearsal) => {
+                self.promise.fail(why.clone());
+                match self.link {
+                    Link::Introduced { .. } => self.refuse_for_lack_of_arbiter(why, out),
+                    Link::Welcomed if !matches!(self.phase, Phase::Claiming { .. }) => {
+                        out.push(Effect::Send(Message::NoArbiter(why)));
+                    }
+                    _ => {}
+                }
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Whether the backup could take over now as far as the arbiter is concerned (R9): both sides have
+//! seen the same mark in the record a moment ago, and the backup's arbiter takes claims.
+//!
+//! Must not be done here: asking anybody. The cores ask; this remembers what they were told.
+
+use std::time::Duration;
+
+use crate::core::policy::Policy;
+
+/// After so many checks' time without a proof, the promise is not kept any more.
+const CHECKS_MISSED: u32 = 2;
+
+/// What one side knows about a takeover in its present session.
+#[derive(Debug, Default)]
+pub(crate) struct Promise {
+    /// The last proof, or the beginning of the session.
+    proven_at: Option<Duration>,
+    is_proven: bool,
+    trouble: Option<String>,
+    reported: Option<Result<(), String>>,
+}
+
+impl Promise {
+    /// A session begins: nothing is proven yet.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        *self = Self {
+            proven_at: Some(now),
+            ..Self::default()
+        };
+    }
+
+    /// The session is over.
+    pub(crate) fn end(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn prove(&mut self, now: Duration) {
+        if self.proven_at.is_some() {
+            self.proven_at = Some(now);
+            self.is_proven = true;
+            self.trouble = None;
+        }
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        if self.proven_at.is_some() {
+            self.trouble = Some(why);
+        }
+    }
+
+    /// When the last proof is too old.
+    pub(crate) fn expires_at(&self, policy: &Policy) -> Option<Duration> {
+        let proven_at = self.proven_at.filter(|_| self.trouble.is_none())?;
+        Some(proven_at + policy.arbiter_check * CHECKS_MISSED)
+    }
+
+    pub(crate) fn expire(&mut self) {
+        self.fail("the arbiter does not answer".into());
+    }
+
+    /// Whether a takeover would be granted now.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_proven && self.trouble.is_none()
+    }
+
+    /// What is to be reported, if it has changed. That nothing is proven yet is no news.
+    pub(crate) fn news(&mut self) -> Option<Result<(), String>> {
+        let now = match &self.trouble {
+            Some(why) => Err(why.clone()),
+            None if self.is_proven => Ok(()),
+            None => return None,
+        };
+        (self.reported.as_ref() != Some(&now)).then(|| {
+            self.reported = Some(now.clone());
+            now
+        })
+    }
+}

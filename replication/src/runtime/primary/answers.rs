@@ -1,0 +1,40 @@
+//! What the arbiter's answers, or their absence, mean to the primary's core and to people.
+//!
+//! Must not be done here: deciding what follows; the core does that.
+
+use super::driver::Driver;
+use crate::arbiter::ArbiterError;
+use crate::causes::causes;
+use crate::core::primary::PrimaryInput;
+use crate::runtime::arbitration::{Answer, Answered};
+
+impl Driver {
+    pub(super) fn answered(&self, answer: Answer) -> Option<PrimaryInput> {
+        match answer {
+            Ok(Answered::Verdict(verdict)) => {
+                self.metrics.answered();
+                Some(PrimaryInput::Verdict(verdict))
+            }
+            // Only a standby asks for that.
+            Ok(Answered::Rehearsed(_)) => None,
+            Err(error) => {
+                let why = self.no_answer(&error);
+                Some(PrimaryInput::ArbiterUnavailable { why })
+            }
+        }
+    }
+
+    /// Returns why there was no answer.
+    fn no_answer(&self, error: &ArbiterError) -> String {
+        let what = if self.core.has_said_all() {
+            "no answer, so the standby may take over a guest that has ended"
+        } else if self.core.is_ending() {
+            "the guest has ended, and what it said last is held until the arbiter answers"
+        } else {
+            "no answer, so nothing is decided"
+        };
+        let why = causes(error);
+        self.metrics.no_answer(format!("{what}: {why}"));
+        why
+    }
+}
