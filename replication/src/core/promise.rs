@@ -34,9 +34,10 @@ impl Promise {
         *self = Self::default();
     }
 
-    pub(crate) fn prove(&mut self, now: Duration) {
-        if self.proven_at.is_some() {
-            self.proven_at = Some(now);
+    /// It was true at this time.
+    pub(crate) fn prove(&mut self, at: Duration) {
+        if let Some(proven_at) = &mut self.proven_at {
+            *proven_at = at.max(*proven_at);
             self.is_proven = true;
             self.trouble = None;
         }

@@ -15,8 +15,10 @@ pub(super) enum Question {
     /// May I have the generation after this one?
     Claim { known: Generation, mark: Mark },
     /// Is this generation, which I hold, still in force? Then the mark is written.
+    /// A record that shows fewer than `beat` marks is an outdated one.
     Confirm {
         generation: Generation,
+        beat: u64,
         mark: Option<Mark>,
     },
     /// What does the record say, and could a claim be granted?
@@ -119,8 +121,27 @@ fn answer(
             let claim = Claim::After { known, mark };
             arbiter.claim(claim, claimant).map(Answered::Verdict)
         }
-        Question::Confirm { generation, mark } => {
+        Question::Confirm {
+            generation,
+            beat,
+            mark,
+        } => {
             let record = arbiter.record()?;
+            let is_outdated = record.generation < generation
+                || (record.generation == generation && record.mark.beat < beat);
+            // The answer to this side's own claim got lost: the claim must be repeated.
+            let is_own = record.generation > generation && record.holder == claimant;
+            if is_outdated || is_own {
+                let found = format!(
+                    "{}, {}, held by {}",
+                    record.generation, record.mark, record.holder
+                );
+                return Err(ArbiterError {
+                    arbiter: format!("{:?}", record.arbiter.0),
+                    what: format!("its record does not fit: {generation}, {beat} marks"),
+                    source: Some(found.into()),
+                });
+            }
             if record.generation != generation || record.holder != claimant {
                 return Ok(Answered::Verdict(Verdict::Refused {
                     current: record.generation,
@@ -159,5 +180,45 @@ mod tests {
             "some other arbiter's",
             None
         ));
+    }
+
+    #[test]
+    fn an_outdated_record_confirms_nothing_and_one_that_names_the_asker_later_refuses_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("arbiter");
+        let arbiter = crate::arbiter::FileArbiter::open(&path).unwrap();
+        arbiter.claim(Claim::Start, "a").unwrap();
+        let confirm = |generation, beat, mark: Option<u64>| {
+            let mark = mark.map(|beat| Mark { session: 7, beat });
+            let generation = Generation(generation);
+            answer(
+                &arbiter,
+                "a",
+                Question::Confirm {
+                    generation,
+                    beat,
+                    mark,
+                },
+            )
+        };
+        let granted = |answer: Answer| matches!(answer, Ok(Answered::Verdict(Verdict::Granted(_))));
+        assert!(granted(confirm(1, 0, Some(1))));
+        let old = std::fs::read(path.join("1.note")).unwrap();
+        assert!(granted(confirm(1, 1, Some(2))));
+        // Restored from a copy.
+        std::fs::write(path.join("1.note"), old).unwrap();
+        assert!(confirm(1, 2, Some(3)).is_err());
+        assert_eq!(arbiter.record().unwrap().mark.beat, 1, "nothing is written");
+        assert!(granted(confirm(1, 1, None)));
+        assert!(confirm(2, 0, None).is_err(), "it went back");
+        let claim = Claim::After {
+            known: Generation(1),
+            mark: Mark::default(),
+        };
+        arbiter
+            .note(Generation(1), Note::Mark(Mark::default()))
+            .unwrap();
+        arbiter.claim(claim, "a").unwrap();
+        assert!(confirm(1, 0, None).is_err(), "this side's own grant");
     }
 }

@@ -28,7 +28,7 @@ pub struct Arbiter {
 #[derive(Debug, Clone, Copy)]
 pub enum Question {
     Claim(Generation, Mark),
-    Confirm(Generation, Option<Mark>),
+    Confirm(Generation, u64, Option<Mark>),
     Rehearse,
 }
 
@@ -71,7 +71,12 @@ impl Arbiter {
         let is_holder = self.holder() == who;
         Answer::Verdict(match question {
             Question::Rehearse => return Answer::Rehearsed(self.record(self.current, self.mark)),
-            Question::Confirm(generation, mark) if generation == self.current && is_holder => {
+            Question::Confirm(generation, beat, mark)
+                if generation == self.current && is_holder =>
+            {
+                if self.mark.beat < beat {
+                    return Answer::Nothing;
+                }
                 self.mark = mark.unwrap_or(self.mark);
                 Verdict::Granted(generation)
             }
@@ -97,7 +102,7 @@ impl Arbiter {
         let past = Generation(self.current.0 - 1);
         match question {
             Question::Rehearse => Answer::Rehearsed(self.record(past, Mark::default())),
-            Question::Confirm(held, _) | Question::Claim(held, _) if held > past => {
+            Question::Confirm(held, ..) | Question::Claim(held, _) if held > past => {
                 Answer::Verdict(self.refusal(past))
             }
             _ => Answer::Nothing,

@@ -227,11 +227,15 @@ impl World {
             PrimaryEffect::Claim { known, mark } => {
                 self.ask(host, Question::Claim(known, mark));
             }
-            PrimaryEffect::Confirm { generation, mark } => {
+            PrimaryEffect::Confirm {
+                generation,
+                beat,
+                mark,
+            } => {
                 if node.core.is_in_doubt() {
                     self.count("doubts");
                 }
-                self.ask(host, Question::Confirm(generation, mark));
+                self.ask(host, Question::Confirm(generation, beat, mark));
             }
             PrimaryEffect::Takeover(outcome) => self.takeover(host, outcome),
             PrimaryEffect::GoAlone { generation, cause } => {

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
-use understudy_transport::Frame;
 use understudy_transport::frame::{HEADER_BYTES, Limits};
+use understudy_transport::{Frame, PROTOCOL_VERSION};
 
 use crate::support::{DEADLINE, Quiet, await_log, turn};
 
@@ -15,11 +15,15 @@ fn frame_of_the_next_version() -> [u8; HEADER_BYTES] {
     let mut header = Frame::default()
         .encode_header(0, Limits::default())
         .unwrap();
-    header[4..6].copy_from_slice(&4_u16.to_le_bytes());
+    header[4..6].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
     header
 }
 
-const VERSIONS: &str = "the peer speaks protocol version 4, this side 3";
+/// What is said of it.
+fn versions() -> String {
+    let next = PROTOCOL_VERSION + 1;
+    format!("the peer speaks protocol version {next}, this side {PROTOCOL_VERSION}")
+}
 
 #[test]
 fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
@@ -31,16 +35,16 @@ fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut hello = [0; HEADER_BYTES];
     stream.read_exact(&mut hello).unwrap();
-    assert_eq!(hello[4..6], 2_u16.to_le_bytes());
+    assert_eq!(hello[4..6], PROTOCOL_VERSION.to_le_bytes());
     stream.write_all(&frame_of_the_next_version()).unwrap();
-    await_log(&primary, VERSIONS, 1);
+    await_log(&primary, &versions(), 1);
     let status = primary
         .await_status("alone", DEADLINE, |status| status.phase == "alone")
         .unwrap();
     assert!(!status.protected);
     assert_eq!(status.generation, 1);
     let alarm = status.alarm.unwrap();
-    assert!(alarm.contains(VERSIONS), "{alarm}");
+    assert!(alarm.contains(&versions()), "{alarm}");
     assert!(alarm.contains("unprotected"), "{alarm}");
 
     // The same guest is protected as soon as a standby of this version is there.
@@ -60,12 +64,12 @@ fn a_primary_of_another_version_is_told_so_and_the_standby_goes_on_listening() {
     let mut stream = UnixStream::connect(hosts.channel()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(&frame_of_the_next_version()).unwrap();
-    await_log(&standby, VERSIONS, 1);
+    await_log(&standby, &versions(), 1);
     // It answers in its own version, so that the other side can say so too, and closes the link.
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert_eq!(answer[..4], *b"USTY");
-    assert_eq!(answer[4..6], 2_u16.to_le_bytes());
+    assert_eq!(answer[4..6], PROTOCOL_VERSION.to_le_bytes());
     let status = standby.status().unwrap();
     assert_eq!(status.phase, "listening");
 

@@ -5,7 +5,7 @@
 //! | `id` | the arbiter's [identity](super::ArbiterId) | once |
 //! | `N`, a number | JSON: generation `N` and its holder | once, by whoever is the first to link it |
 //! | `N.note` | JSON: the backup and the [mark](super::Mark) | replaced by the holder of `N`, nobody else |
-//! | `lock` | nothing; byte `N` is locked for as long as the holder of `N` lives | never |
+//! | `lock` | nothing; a holder has a byte of its own locked for as long as it lives | never |
 //!
 //! The generation in force is the highest number. A grant is a hard link: the file system makes it
 //! for one claimant only, however long another one has stalled since it looked, and whatever has
@@ -13,7 +13,7 @@
 //!
 //! [`Claim::Start`] and [`Claim::StartOver`] check the locks: no guest is started from nothing while
 //! a holder lives. A promotion does not, because the old primary may be frozen and still hold its
-//! lock.
+//! lock. Locks decide nothing else: what a frozen claimant has locked must not keep others waiting.
 //!
 //! The storage must give both hosts hard links, coherent locks and renames (a local file system for
 //! two processes of one host, NFSv4, OCFS2, GFS2 …). An NFS client may remember for half a minute
@@ -25,7 +25,6 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -34,11 +33,6 @@ use self::store::{Grant, HolderNote, Store};
 use super::{Arbiter, ArbiterError, ArbiterId, Claim, Mark, Note, Record, Verdict};
 use crate::ids::Generation;
 
-/// How often, and how long apart, a claimant looks again whether another one that is just claiming
-/// the same number got it.
-const LOOKS: u32 = 200;
-const LOOK_EVERY: Duration = Duration::from_millis(10);
-
 /// See the [module documentation](self).
 #[derive(Debug)]
 pub struct FileArbiter {
@@ -46,15 +40,10 @@ pub struct FileArbiter {
     /// Open for as long as this process may hold a generation, because closing it drops the locks.
     lock: File,
     lock_path: PathBuf,
-    /// Serialises calls through this arbiter: OFD locks of one open file do not exclude each other.
-    claiming: Mutex<()>,
-}
-
-/// What a try at a number led to.
-enum Try {
-    Got,
-    /// Another claimant has it.
-    Late,
+    /// The byte that is locked while this arbiter's claimant holds a generation: nobody else's.
+    life: u64,
+    /// Serialises claims and notes; whether this arbiter's claimant holds a generation.
+    holding: Mutex<bool>,
 }
 
 impl FileArbiter {
@@ -79,7 +68,9 @@ impl FileArbiter {
             store,
             lock,
             lock_path,
-            claiming: Mutex::new(()),
+            // Small enough for a signed offset.
+            life: (rand::random::<u64>() >> 2).max(1),
+            holding: Mutex::new(false),
         })
     }
 
@@ -95,13 +86,13 @@ impl FileArbiter {
         self.store.id()
     }
 
-    fn set_lock(&self, byte: u64, kind: i32) -> Result<bool, ArbiterError> {
-        let range = range(kind, byte, 1);
+    /// Shows others that a holder lives, or does not any more.
+    fn set_lock(&self, kind: i32) -> Result<(), ArbiterError> {
+        let range = range(kind, self.life, 1);
         loop {
             match fcntl(self.lock.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
-                Ok(_) => return Ok(true),
+                Ok(_) => return Ok(()),
                 Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(false),
                 Err(error) => {
                     let what = format!("cannot lock {}", self.lock_path.display());
                     return Err(self.store.failure(what, error));
@@ -156,74 +147,58 @@ impl FileArbiter {
         }
     }
 
-    fn grant(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
+    fn grant(
+        &self,
+        holding: &mut bool,
+        claim: Claim,
+        claimant: &str,
+    ) -> Result<Verdict, ArbiterError> {
         loop {
             let record = self.store.read()?;
             let current = record.generation;
             if record.holder == claimant && is_repeated(claim, current) {
-                self.hold_again(current)?;
+                // The first answer got lost.
+                self.set_lock(libc::F_WRLCK)?;
+                *holding = true;
+                self.store.sync()?;
                 return Ok(Verdict::Granted(current));
             }
             if let Some(holder) = self.objection(&record, claim)? {
                 return Ok(Verdict::Refused { current, holder });
             }
-            match self.take(current.next(), claimant)? {
-                Try::Got => return Ok(Verdict::Granted(current.next())),
-                // What that claimant has changes what this one may have.
-                Try::Late => {}
+            if self.take(holding, current.next(), claimant)? {
+                return Ok(Verdict::Granted(current.next()));
             }
+            // What the faster claimant has changes what this one may have.
         }
     }
 
-    /// Tries to become the holder of a generation. The lock comes first: a grant must never be in
-    /// force without its holder's lock.
-    fn take(&self, generation: Generation, claimant: &str) -> Result<Try, ArbiterError> {
-        let mut looks = 0;
-        while !self.set_lock(generation.0, libc::F_WRLCK)? {
-            if self.store.is_granted(generation)? {
-                return Ok(Try::Late);
-            }
-            looks += 1;
-            if looks > LOOKS {
-                let what = format!(
-                    "{generation} was never granted, yet {} shows a live holder",
-                    self.lock_path.display()
-                );
-                let why = "the record was removed or restored from a copy while a guest runs, or \
-                           another claimant hangs";
-                return Err(self.store.failure(what, why));
-            }
-            std::thread::sleep(LOOK_EVERY);
-        }
+    /// Tries to become the holder of a generation; returns whether it did, or another one was faster.
+    /// The lock comes first: a grant must never be in force without its holder's lock.
+    fn take(
+        &self,
+        holding: &mut bool,
+        generation: Generation,
+        claimant: &str,
+    ) -> Result<bool, ArbiterError> {
+        self.set_lock(libc::F_WRLCK)?;
         let holder = claimant.to_owned();
-        match self.store.link(&Grant { generation, holder }) {
-            Ok(true) => Ok(Try::Got),
-            Ok(false) => {
-                self.set_lock(generation.0, libc::F_UNLCK)?;
-                Ok(Try::Late)
-            }
-            // It may be linked all the same. Then the lock shows that its holder lives.
-            Err(error) => Err(error),
+        let grant = Grant { generation, holder };
+        let linked = self.store.link(&grant);
+        // After an error it may be linked all the same. Then the lock must stay.
+        *holding |= match &linked {
+            Ok(linked) => *linked,
+            Err(_) => self.store.may_be_linked(&grant),
+        };
+        if !*holding {
+            self.set_lock(libc::F_UNLCK)?;
         }
+        linked
     }
 
-    /// The holder repeats its claim, as the first answer got lost.
-    fn hold_again(&self, generation: Generation) -> Result<(), ArbiterError> {
-        if !self.set_lock(generation.0, libc::F_WRLCK)? {
-            let what = format!(
-                "{generation} is this side's, yet {} is locked by another one",
-                self.lock_path.display()
-            );
-            let why = "two processes use the same name, or the locks were lost for a while";
-            return Err(self.store.failure(what, why));
-        }
-        self.store.sync()
-    }
-
-    /// Does `what` while no other thread does anything through this arbiter.
-    fn exclusively<T>(&self, what: impl FnOnce() -> T) -> T {
-        let _claiming = self.claiming.lock().unwrap_or_else(PoisonError::into_inner);
-        what()
+    /// Does `what` while no other thread claims or notes anything through this arbiter.
+    fn exclusively<T>(&self, what: impl FnOnce(&mut bool) -> T) -> T {
+        what(&mut self.holding.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -237,11 +212,11 @@ fn is_repeated(claim: Claim, current: Generation) -> bool {
 
 impl Arbiter for FileArbiter {
     fn claim(&self, claim: Claim, claimant: &str) -> Result<Verdict, ArbiterError> {
-        self.exclusively(|| self.grant(claim, claimant))
+        self.exclusively(|holding| self.grant(holding, claim, claimant))
     }
 
     fn note(&self, generation: Generation, note: Note<'_>) -> Result<(), ArbiterError> {
-        self.exclusively(|| {
+        self.exclusively(|_| {
             let record = self.store.read()?;
             if record.generation != generation {
                 let what = format!("cannot note anything of {generation}");
@@ -274,6 +249,8 @@ impl Arbiter for FileArbiter {
 
     fn rehearse(&self) -> Result<Record, ArbiterError> {
         self.store.try_writing()?;
+        // A claim also needs locks; asking about them needs the same service.
+        self.holder_lives()?;
         self.store.read()
     }
 }

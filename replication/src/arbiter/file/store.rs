@@ -148,8 +148,10 @@ impl Store {
         }
     }
 
-    pub(super) fn is_granted(&self, generation: Generation) -> Result<bool, ArbiterError> {
-        Ok(self.latest()? >= generation)
+    /// Whether a grant that could not be made may be there all the same.
+    pub(super) fn may_be_linked(&self, grant: &Grant) -> bool {
+        let there: Result<Option<Grant>, _> = self.read_json(&grant.generation.0.to_string());
+        there.map_or(true, |there| there.as_ref() == Some(grant))
     }
 
     /// Makes a grant. Returns whether this holder has it; it does not if another one was faster.
@@ -228,15 +230,22 @@ impl Store {
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ArbiterError> {
-        let file = match File::open(self.path.join(name)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.failure(format!("cannot open {name}"), error)),
+        let read = || -> std::io::Result<String> {
+            let mut text = String::new();
+            File::open(self.path.join(name))?
+                .take(FILE_BYTES_MAX)
+                .read_to_string(&mut text)?;
+            Ok(text)
         };
-        let mut text = String::new();
-        file.take(FILE_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(|error| self.failure(format!("cannot read {name}"), error))?;
+        let text = match read().or_else(|error| match error.kind() {
+            // On NFS: the file was replaced between opening and reading it.
+            ErrorKind::StaleNetworkFileHandle => read(),
+            _ => Err(error),
+        }) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failure(format!("cannot read {name}"), error)),
+        };
         let value = serde_json::from_str(&text).map_err(|error| {
             let what = format!(
                 "{name} is not what an arbiter writes; if you know that no guest runs, remove \

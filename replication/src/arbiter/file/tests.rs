@@ -156,11 +156,8 @@ fn a_claimant_that_stalled_does_not_overwrite_a_grant_given_meanwhile() {
         c.claim(after(1), "c").unwrap(),
         Verdict::Granted(Generation(2))
     );
-    c.set_lock(2, libc::F_UNLCK).unwrap();
-    assert!(matches!(
-        b.take(seen.generation.next(), "b").unwrap(),
-        Try::Late
-    ));
+    let take = |generation| b.exclusively(|holding| b.take(holding, generation, "b"));
+    assert!(!take(seen.generation.next()).unwrap());
     assert_eq!(current(&a), (Generation(2), "c".into()));
     assert_eq!(
         b.claim(after(1), "b").unwrap(),
@@ -170,22 +167,59 @@ fn a_claimant_that_stalled_does_not_overwrite_a_grant_given_meanwhile() {
         }
     );
     // And a number from long ago stays taken.
-    assert!(matches!(b.take(Generation(1), "b"), Ok(Try::Late) | Err(_)));
+    assert!(!take(Generation(1)).unwrap());
     assert_eq!(current(&a), (Generation(2), "c".into()));
 }
 
 #[test]
-fn a_claim_whose_answer_got_lost_is_granted_again_unless_its_lock_is_gone() {
+fn a_claim_whose_answer_got_lost_is_granted_again() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
     for _ in 0..2 {
         let granted = a.claim(Claim::Start, "a").unwrap();
         assert_eq!(granted, Verdict::Granted(Generation(1)));
     }
-    a.set_lock(1, libc::F_UNLCK).unwrap();
-    assert!(b.set_lock(1, libc::F_WRLCK).unwrap());
-    let error = a.claim(Claim::Start, "a").unwrap_err();
-    assert!(error.what.contains("locked by another one"), "{error}");
+    assert!(b.holder_lives().unwrap());
+}
+
+#[test]
+fn a_claimant_that_stands_still_with_its_lock_keeps_nobody_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = arbiters(&directory);
+    a.claim(Claim::Start, "a").unwrap();
+    let (c, _) = arbiters(&directory);
+    c.set_lock(libc::F_WRLCK).unwrap();
+    let granted = b.claim(after(1), "b").unwrap();
+    assert_eq!(granted, Verdict::Granted(Generation(2)));
+}
+
+#[test]
+fn who_gets_nothing_does_not_look_like_a_holder() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = arbiters(&directory);
+    let take = |generation| b.exclusively(|holding| b.take(holding, generation, "b"));
+    a.claim(Claim::Start, "a").unwrap();
+    assert!(!take(Generation(1)).unwrap());
+    drop(a);
+    let (c, _) = arbiters(&directory);
+    assert!(!c.holder_lives().unwrap());
+    // Nor does one that cannot write.
+    std::fs::rename(
+        directory.path().join("arbiter"),
+        directory.path().join("away"),
+    )
+    .unwrap();
+    assert!(take(Generation(2)).is_err());
+    std::fs::rename(
+        directory.path().join("away"),
+        directory.path().join("arbiter"),
+    )
+    .unwrap();
+    assert!(!c.holder_lives().unwrap());
+    // One that got a generation keeps its lock when it gets no further one.
+    assert!(take(Generation(2)).unwrap());
+    assert!(!take(Generation(2)).unwrap_or(true) || c.holder_lives().unwrap());
+    assert!(c.holder_lives().unwrap());
 }
 
 #[test]

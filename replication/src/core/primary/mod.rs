@@ -184,7 +184,10 @@ pub enum PrimaryEffect {
     Confirm {
         /// The generation held.
         generation: Generation,
-        /// `None` if there is no session.
+        /// The record must show that this side has written so many marks in this generation, at
+        /// least. One that shows fewer is outdated: no answer.
+        beat: u64,
+        /// `None` if there is no session, or nothing may be written.
         mark: Option<Mark>,
     },
     /// Whether the backup's takeover would be granted now. Emitted when that has changed.

@@ -6,11 +6,17 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::arbiter::{Arbiter, ArbiterError, Note};
 use crate::ids::Generation;
+
+/// How long a note may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(5);
 
 pub(super) struct Notes {
     arbiter: Arc<dyn Arbiter>,
@@ -78,8 +84,19 @@ fn take(noting: &Mutex<Option<Noting>>) -> Option<Noting> {
     noting.lock().take()
 }
 
+/// Waits, but not for storage that hangs: then the thread is left behind.
 fn wait(noting: Option<Noting>) {
     if let Some((_, thread)) = noting {
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    "the arbiter does not take the note that there is no backup any more"
+                );
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
         // A panic there has already been printed. A note is no reason for another one.
         let _ = thread.join();
     }

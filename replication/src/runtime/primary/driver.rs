@@ -503,15 +503,22 @@ impl Driver {
             PrimaryEffect::Claim { known, mark } => {
                 self.arbitration.ask(Question::Claim { known, mark });
             }
-            PrimaryEffect::Confirm { generation, mark } => {
-                self.arbitration.ask(Question::Confirm { generation, mark });
-            }
+            PrimaryEffect::Confirm {
+                generation,
+                beat,
+                mark,
+            } => self.arbitration.ask(Question::Confirm {
+                generation,
+                beat,
+                mark,
+            }),
             PrimaryEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
             PrimaryEffect::Takeover(Err(why)) => {
                 let what = format!("a takeover would not be granted now: {why}");
                 self.metrics.alarm(Topic::Takeover, what);
             }
             PrimaryEffect::GoAlone { generation, cause } => {
+                self.metrics.over(Topic::Takeover);
                 if self.core.is_ending() {
                     tracing::info!("what the guest said last leaves under {generation}: {cause}");
                 } else if std::mem::replace(&mut self.setup.reign.generation, generation)

@@ -484,6 +484,7 @@ impl<M: Machine> Driver<M> {
                 });
             }
             BackupEffect::Reset { reason } => {
+                self.metrics.over(Topic::Takeover);
                 let what = format!("the copy is given up: {reason}; waiting for a primary");
                 self.metrics.alarm(Topic::Peer, what);
                 self.detected = None;

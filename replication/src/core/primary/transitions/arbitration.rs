@@ -34,22 +34,28 @@ impl PrimaryCore {
     }
 
     /// The next question, and when to ask it; `None` while one is open.
+    ///
+    /// A claim that was asked before may have been granted. So it comes before everything that
+    /// would find this side's own grant in the record; it also settles any doubt.
     pub(super) fn next_question(&mut self) -> Option<(&mut Option<Duration>, Question)> {
         if self.question.is_some() {
             return None;
         }
+        let is_session = matches!(self.phase, Phase::Protected(_) | Phase::Syncing { .. });
+        let ending_asks = self.ending.as_ref().is_some_and(|it| it.ask_at.is_some());
         let confirm = Question::Confirm { mark: None };
-        match (&mut self.phase, &mut self.doubt, &mut self.ending) {
+        if is_session && ending_asks {
+            let ending = self.ending.as_mut()?;
+            return Some((&mut ending.ask_at, Question::Claim));
+        }
+        if is_session && self.ending.is_none() && self.dismissal.is_some() {
+            let dismissal = self.dismissal.as_mut()?;
+            return Some((&mut dismissal.ask_at, Question::Claim));
+        }
+        match (&mut self.phase, &mut self.doubt, &self.ending) {
             (Phase::Fenced | Phase::Stopped, ..) => None,
-            (Phase::Claiming { ask_at, .. }, _, _) => Some((ask_at, Question::Claim)),
+            (Phase::Claiming { ask_at, .. }, ..) => Some((ask_at, Question::Claim)),
             (Phase::Protected(_), Some(doubt), _) => Some((&mut doubt.ask_at, confirm)),
-            (Phase::Protected(_) | Phase::Syncing { .. }, None, Some(ending)) => {
-                Some((&mut ending.ask_at, Question::Claim))
-            }
-            (Phase::Protected(_), None, None) if self.dismissal.is_some() => {
-                let dismissal = self.dismissal.as_mut()?;
-                Some((&mut dismissal.ask_at, Question::Claim))
-            }
             // Everything held has left or is about to; there is nothing to confirm.
             (_, _, Some(_)) => None,
             _ => Some((&mut self.confirm_at, confirm)),
@@ -59,8 +65,10 @@ impl PrimaryCore {
     /// Asks the next question.
     pub(super) fn ask_arbiter(&mut self, out: &mut Vec<Effect>) {
         let next = self.mark.next();
-        let marks = self.has_link() && self.backup_node.is_some();
-        let (generation, mark) = (self.generation, self.mark);
+        // A doubt holds output, so its question must not depend on storage that takes no writes.
+        let marks = self.doubt.is_none() && self.has_link() && self.backup_node.is_some();
+        let (generation, mark, beat) = (self.generation, self.mark, self.beat_written);
+        let now = self.now;
         let Some((ask_at, question)) = self.next_question() else {
             return;
         };
@@ -73,7 +81,12 @@ impl PrimaryCore {
             }
             Question::Confirm { .. } => {
                 let mark = marks.then_some(next);
-                out.push(Effect::Confirm { generation, mark });
+                self.confirm_asked_at = now;
+                out.push(Effect::Confirm {
+                    generation,
+                    beat,
+                    mark,
+                });
                 Question::Confirm { mark }
             }
         });
@@ -115,14 +128,16 @@ impl PrimaryCore {
     }
 
     fn granted(&mut self, granted: Generation, out: &mut Vec<Effect>) {
-        self.confirmed_at = self.now;
         if self.dismissal.is_some() && self.ending.is_none() {
             return self.dismiss_under_grant(granted, out);
+        }
+        if self.ending.is_none() && !matches!(self.phase, Phase::Claiming { .. }) {
+            return self.granted_late(granted, out);
         }
         if !matches!(self.phase, Phase::Claiming { .. }) || self.has_said_all() {
             return self.end_under_grant(granted, out);
         }
-        self.generation = granted;
+        self.hold(granted);
         if let Phase::Claiming { cause, .. } = std::mem::replace(&mut self.phase, Phase::Alone) {
             self.opening = true;
             out.push(Effect::GoAlone {
@@ -132,9 +147,28 @@ impl PrimaryCore {
         }
     }
 
+    /// From now on this side holds this generation.
+    pub(super) fn hold(&mut self, granted: Generation) {
+        self.generation = granted;
+        self.beat_written = 0;
+    }
+
+    /// What the claim was for has been settled otherwise. The grant is in force all the same.
+    fn granted_late(&mut self, granted: Generation, out: &mut Vec<Effect>) {
+        self.hold(granted);
+        let cause = String::from("the arbiter granted the next generation late");
+        if self.has_link() {
+            return self.lose_backup(cause, out);
+        }
+        out.push(Effect::GoAlone {
+            generation: granted,
+            cause,
+        });
+        self.opening = true;
+    }
+
     /// The generation is in force, and the mark, if there was one, is in the record.
     fn confirmed(&mut self, mark: Option<Mark>, out: &mut Vec<Effect>) {
-        self.confirmed_at = self.now;
         // If it is set, it was wanted again after this question was asked.
         let next = self.now + self.policy.arbiter_check;
         self.confirm_at.get_or_insert(next);
@@ -145,7 +179,9 @@ impl PrimaryCore {
         let Some(mark) = mark.filter(|mark| mark.session == self.mark.session) else {
             return;
         };
-        self.mark = mark;
+        self.mark_before = (self.mark, self.marked_at);
+        (self.mark, self.marked_at) = (mark, self.now);
+        self.beat_written = mark.beat;
         if self.has_link() {
             out.push(Effect::Send(Message::Marked(mark)));
         }
@@ -168,8 +204,11 @@ impl PrimaryCore {
         if mark > self.mark || mark.session != self.mark.session {
             return self.violated(&ProtocolViolation::Mark { mark }, out);
         }
-        if mark == self.mark {
-            self.promise.prove(self.now);
+        // A standby that is slow has seen the one before.
+        for (written, at) in [self.mark_before, (self.mark, self.marked_at)] {
+            if mark == written {
+                self.promise.prove(at);
+            }
         }
     }
 
@@ -209,10 +248,10 @@ impl PrimaryCore {
     }
 
     /// Somebody says that a later generation is in force. That is hearsay (R10): the arbiter is
-    /// asked, unless it has just answered. While a claim is open or about to be made, its answer
+    /// asked, unless it just was. While a claim is open or about to be made, its answer
     /// decides.
     pub(super) fn hear_of_later(&mut self) {
-        if self.now < self.confirmed_at + self.policy.heartbeat_timeout {
+        if self.now < self.confirm_asked_at + self.policy.heartbeat_timeout {
             return;
         }
         match self.phase {

@@ -37,7 +37,7 @@ impl PrimaryCore {
         };
         if !matches!(self.phase, Phase::Protected(_)) {
             // The copy is no longer whole, so nothing needs a grant.
-            self.generation = granted;
+            self.hold(granted);
         } else {
             let current = granted;
             out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));

@@ -74,10 +74,17 @@ pub struct PrimaryCore {
     doubt: Option<Doubt>,
     /// When the generation is confirmed next although nothing is wrong.
     confirm_at: Option<Duration>,
-    /// When the arbiter last confirmed it.
-    confirmed_at: Duration,
-    /// The last mark that is known to be in the record. Its session is the present or last one.
+    /// When the arbiter was last asked to confirm it.
+    confirm_asked_at: Duration,
+    /// The last mark that is known to be in the record. Its session is the present or last one, and
+    /// its beat goes on from session to session.
     mark: Mark,
+    /// When it was known.
+    marked_at: Duration,
+    /// The one before.
+    mark_before: (Mark, Duration),
+    /// The beat of the last mark that was written in this generation; 0 if none was.
+    beat_written: u64,
     promise: Promise,
     backup_node: Option<String>,
     /// When the link came up.
@@ -112,8 +119,11 @@ impl PrimaryCore {
             question: None,
             doubt: None,
             confirm_at: Some(now + policy_check),
-            confirmed_at: now,
+            confirm_asked_at: now,
             mark: Mark::default(),
+            marked_at: now,
+            mark_before: (Mark::default(), now),
+            beat_written: 0,
             promise: Promise::default(),
             backup_node: None,
             link_up_at: now,
@@ -189,7 +199,13 @@ impl PrimaryCore {
         match timer {
             Timer::AllSaid => self.await_last_answer(),
             Timer::LastAnswer => self.stop(out),
-            Timer::Handshake => self.lose_backup("no answer to the introduction".into(), out),
+            Timer::Handshake => {
+                let cause = match self.backup_node {
+                    None => "no answer to the introduction",
+                    Some(_) => "nobody could take over, the arbiter gives no answer",
+                };
+                self.lose_backup(cause.into(), out);
+            }
             Timer::Silence => {
                 let silence = self.policy.heartbeat_timeout;
                 self.lose_backup(format!("no sign of life for {silence:?}"), out);
@@ -253,7 +269,7 @@ impl PrimaryCore {
                 session,
                 generation,
             } => {
-                if session != self.mark.session {
+                if session != self.mark.session || session == 0 {
                     // A stranger's, or an old one.
                 } else if generation > self.generation {
                     self.hear_of_later();
@@ -297,7 +313,7 @@ impl PrimaryCore {
         match self.phase {
             Phase::Alone if !self.opening => {
                 self.phase = Phase::Handshaking { welcomed: None };
-                self.mark = Mark { session, beat: 0 };
+                self.mark.session = session;
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
                 self.message_at = self.now;
@@ -348,6 +364,8 @@ impl PrimaryCore {
             (Phase::Handshaking { welcomed }, Message::Welcome(welcome)) if welcomed.is_none() => {
                 self.backup_node = Some(welcome.node);
                 *welcomed = Some(welcome.disks);
+                // From here on it is the arbiter that is waited for.
+                self.link_up_at = self.now;
                 self.confirm_at = Some(self.now);
             }
             (_, Message::Heartbeat) if self.backup_node.is_some() => {}

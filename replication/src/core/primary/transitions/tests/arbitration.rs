@@ -8,7 +8,7 @@ fn a_stalled_primary_releases_nothing_before_its_generation_is_confirmed() {
     bench.ship(1);
     bench.now += 76 * MS;
     let effects = bench.ack(1);
-    assert!(effects.contains(&confirm(2)), "{effects:?}");
+    assert!(effects.contains(&doubt()), "{effects:?}");
     assert!(!effects.contains(&Effect::Release(EpochId(1))));
     assert!(bench.core.is_in_doubt());
     assert_eq!(
@@ -27,12 +27,12 @@ fn a_confirmation_older_than_the_last_stall_is_worth_nothing() {
     bench.give(Input::Tick);
     bench.now += 100 * MS;
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert!(effects.contains(&confirm(3)), "asked again: {effects:?}");
+    assert!(effects.contains(&doubt()), "asked again: {effects:?}");
     // The ack may be as old as the stall: this answer is too old for it, too.
     let effects = bench.ack(2);
     assert!(!effects.contains(&Effect::Release(EpochId(2))));
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert_eq!(effects, [confirm(4)]);
+    assert_eq!(effects, [doubt()]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert_eq!(effects[0], Effect::Release(EpochId(2)));
 }
@@ -42,11 +42,11 @@ fn a_confirmation_is_asked_for_again_while_the_arbiter_is_silent() {
     let mut bench = Bench::protected();
     bench.give(Input::CheckpointWanted);
     bench.now += 100 * MS;
-    assert!(bench.give(Input::Tick).contains(&confirm(2)));
+    assert!(bench.give(Input::Tick).contains(&doubt()));
     assert_eq!(bench.hear(Message::Heartbeat), []);
     assert_eq!(bench.give(unavailable()), []);
     assert_eq!(bench.pass(99 * MS, true, false), []);
-    assert_eq!(bench.pass(MS, true, false), [confirm(2)]);
+    assert_eq!(bench.pass(MS, true, false), [doubt()]);
     let effects = bench.give(Input::Verdict(Verdict::Refused {
         current: Generation(4),
         holder: "b".into(),
@@ -58,13 +58,13 @@ fn a_confirmation_is_asked_for_again_while_the_arbiter_is_silent() {
 fn a_claim_waits_for_the_answer_to_an_open_confirmation() {
     let mut bench = Bench::protected();
     bench.now += 100 * MS;
-    assert!(bench.give(Input::Tick).contains(&confirm(2)));
+    assert!(bench.give(Input::Tick).contains(&doubt()));
     let effects = bench.give(Input::LinkDown {
         cause: "gone".into(),
     });
     assert_eq!(effects, [Effect::CloseLink]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
-    assert_eq!(effects, [claim_after(2)]);
+    assert_eq!(effects, [claim()]);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn no_epoch_ends_in_doubt() {
     let mut bench = Bench::capturing();
     bench.ship(1);
     bench.now += 76 * MS;
-    assert!(bench.ack(1).contains(&confirm(2)));
+    assert!(bench.ack(1).contains(&doubt()));
     assert_eq!(bench.pass(50 * MS, true, true), []);
     assert_eq!(
         bench.give(Input::Verdict(Verdict::Granted(GENERATION))),
@@ -123,7 +123,7 @@ fn an_ack_after_long_silence_on_the_link_waits_for_confirmation() {
     let mut bench = Bench::capturing();
     bench.ship(1);
     assert_eq!(bench.pass(76 * MS, false, true), []);
-    assert_eq!(bench.ack(1), [confirm(2)]);
+    assert_eq!(bench.ack(1), [doubt()]);
     assert!(bench.core.is_in_doubt());
 }
 
@@ -136,7 +136,7 @@ fn a_stall_right_before_does_not_shorten_the_links_silence() {
     bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert!(!bench.core.is_in_doubt());
     assert_eq!(bench.pass(10 * MS, false, true), []);
-    assert_eq!(bench.ack(1), [confirm(3)]);
+    assert_eq!(bench.ack(1), [doubt()]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn who_says_so_over_and_over_does_not_keep_the_guest_silent() {
         session: SESSION,
         generation: Generation(9),
     };
-    assert_eq!(bench.give(heard()), [confirm(2)]);
+    assert_eq!(bench.give(heard()), [doubt()]);
     assert!(bench.core.is_in_doubt());
     bench.give(confirmed());
     for _ in 0..100 {
@@ -267,6 +267,7 @@ fn an_arbiter_that_names_an_earlier_generation_fences_nobody() {
             .pass(2000 * MS, false, false)
             .contains(&Effect::Confirm {
                 generation: GENERATION,
+                beat: 0,
                 mark: None
             }),
         "a lone primary makes sure from time to time"
@@ -356,4 +357,18 @@ fn an_older_generation_is_told_so_and_ignored() {
         }),
         []
     );
+}
+
+#[test]
+fn a_slow_backup_that_has_seen_the_mark_before_the_last_proves_its_time() {
+    let mut bench = Bench::protected();
+    let check = Policy::default().arbiter_check;
+    let effects = bench.pass(check, true, true);
+    assert!(effects.contains(&confirm(2)), "{effects:?}");
+    bench.give(confirmed());
+    bench.hear(Message::Seen(mark(1)));
+    assert!(bench.core.is_protected());
+    // The first mark was written with the handshake.
+    bench.pass(check, true, true);
+    assert!(!bench.core.is_protected());
 }

@@ -82,7 +82,7 @@ fn a_stall_while_shared_disks_are_written_holds_the_frames_until_the_arbiter_con
     bench.now += 100 * MS;
     let epoch = EpochId(2);
     let effects = bench.give(Input::DisksWritten { epoch });
-    assert!(effects.contains(&confirm(2)));
+    assert!(effects.contains(&doubt()));
     assert!(!effects.contains(&Effect::Release(epoch)), "{effects:?}");
     let effects = bench.give(Input::Verdict(Verdict::Granted(GENERATION)));
     assert!(effects.contains(&Effect::Release(epoch)), "{effects:?}");

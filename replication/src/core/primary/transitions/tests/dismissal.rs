@@ -75,3 +75,38 @@ fn without_a_whole_copy_no_grant_is_needed() {
     bench.give(Input::Opened);
     assert_eq!(dismiss(&mut bench), []);
 }
+
+#[test]
+fn a_claim_that_may_have_been_granted_is_repeated_before_the_record_is_looked_at() {
+    let mut bench = Bench::protected();
+    assert_eq!(dismiss(&mut bench), [claim()]);
+    // A stall while the answer gets lost: the record may name this side under the next generation.
+    bench.now += 100 * MS;
+    bench.give(Input::Tick);
+    bench.give(unavailable());
+    let retry = Policy::default().arbiter_retry;
+    let effects = bench.pass(retry, true, true);
+    assert_eq!(effects, [claim()], "and nothing is released meanwhile");
+}
+
+#[test]
+fn a_grant_that_comes_when_nobody_waits_for_it_any_more_is_held_all_the_same() {
+    let mut bench = Bench::capturing();
+    dismiss(&mut bench);
+    let (epoch, error) = (EpochId(1), String::from("so"));
+    bench.give(Input::CaptureFailed { epoch, error });
+    bench.give(Input::LinkDown {
+        cause: "gone".into(),
+    });
+    assert_eq!(bench.core.phase(), PrimaryPhase::Alone);
+    bench.give(Input::Opened);
+    let effects = granted(&mut bench);
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::GoAlone { generation, .. }] if generation.0 == 4
+        ),
+        "{effects:?}"
+    );
+    assert_eq!(bench.core.generation(), Generation(4));
+}

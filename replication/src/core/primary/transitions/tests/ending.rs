@@ -179,7 +179,7 @@ fn a_stall_in_the_last_release_takes_one_more_epoch() {
     bench.now += 100 * MS;
     assert_eq!(
         bench.hear(Message::Heartbeat),
-        [Effect::Send(Message::Heartbeat), confirm(2)]
+        [Effect::Send(Message::Heartbeat), doubt()]
     );
     assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
     let still_mine = Input::Verdict(Verdict::Granted(GENERATION));

@@ -36,13 +36,9 @@ fn mark(beat: u64) -> Mark {
 
 /// After the mark of the handshake.
 fn claim() -> Effect {
-    claim_after(1)
-}
-
-fn claim_after(beat: u64) -> Effect {
     Effect::Claim {
         known: GENERATION,
-        mark: mark(beat),
+        mark: mark(1),
     }
 }
 
@@ -50,7 +46,17 @@ fn claim_after(beat: u64) -> Effect {
 fn confirm(beat: u64) -> Effect {
     Effect::Confirm {
         generation: GENERATION,
+        beat: beat - 1,
         mark: Some(mark(beat)),
+    }
+}
+
+/// The question of a doubt, which must not write anything.
+fn doubt() -> Effect {
+    Effect::Confirm {
+        generation: GENERATION,
+        beat: 1,
+        mark: None,
     }
 }
 
