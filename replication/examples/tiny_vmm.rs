@@ -1,7 +1,7 @@
 //! A whole VMM that survives the loss of its host, to show what embedding takes.
 //!
 //! Start `tiny_vmm standby DIRECTORY`, then `tiny_vmm primary DIRECTORY`, and kill either of them. The guest counts in real mode, and the host writes what it says into `DIRECTORY/output`. Both hosts
-//! are processes here, so the arbiter's file, the link and the console are in the same directory.
+//! are processes here, so the arbiter, the link and the console are in the same directory.
 
 use std::error::Error;
 use std::fs::File;

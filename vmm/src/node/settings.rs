@@ -94,7 +94,7 @@ impl NodeSettings {
     /// elsewhere, or have a copy there.
     ///
     /// # Errors
-    /// If the configuration does not fit, or the arbiter's file cannot be used.
+    /// If the configuration does not fit, or the arbiter cannot be used.
     pub fn unprotected(config: &Config) -> Result<Self, SettingsError> {
         let machine = config.machine(Start::Unprotected)?;
         let has_arbiter = config.replication.arbiter.is_some();

@@ -4,7 +4,7 @@
 //!   network      bridge on this side   host A      host B
 //!   service      10.77.0.1             10.77.0.11  10.77.0.12   guest 10.77.0.100, clients, heartbeats
 //!   channel      10.78.0.1             10.78.0.11  10.78.0.12   epochs and acknowledgements
-//!   storage      10.79.0.1             10.79.0.11  10.79.0.12   NFS: arbiter's file, shared disks
+//!   storage      10.79.0.1             10.79.0.11  10.79.0.12   NFS: the arbiter, shared disks
 //!   management   10.80.0.1             10.80.0.11  10.80.0.12   the tester's commands; never cut
 //! ```
 

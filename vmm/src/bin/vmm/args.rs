@@ -139,8 +139,8 @@ pub(crate) struct RunArgs {
     /// Unix socket for `vmm status`, `stop` and `power-button`.
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
-    /// The arbiter's file of a guest that is protected at other times.
-    #[arg(long, value_name = "FILE")]
+    /// The arbiter's directory, for a guest that is protected at other times.
+    #[arg(long, value_name = "DIRECTORY")]
     arbiter: Option<PathBuf>,
 }
 
