@@ -4,6 +4,7 @@ mod check;
 mod debian;
 mod demos;
 mod guest_image;
+mod mutants;
 mod test;
 mod testbed;
 mod tidy;
@@ -36,6 +37,17 @@ enum Task {
         /// How often with each fault.
         times: usize,
     },
+    /// Break each rule on purpose, as xtask/mutants.toml says, and see the test fail that guards it.
+    ///
+    /// Fails if a test passes all the same. Works in a copy of the working tree in target/mutants.
+    Mutants {
+        /// Only those whose name, rule or file contains this.
+        #[arg(default_value = "")]
+        filter: String,
+        /// Only list them.
+        #[arg(long)]
+        list: bool,
+    },
     /// Build the Linux guest from Debian's packages: kernel, initramfs, root file system. Says where they are.
     GuestImage(guest_image::ImageArgs),
     /// Run Linux guests in emulated hosts.
@@ -49,6 +61,7 @@ fn main() -> Result<()> {
         Task::Check => check::check(),
         Task::Tidy => tidy::run(),
         Task::Demos { times } => demos::run(times),
+        Task::Mutants { filter, list } => mutants::run(&filter, list),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),
     }
