@@ -106,6 +106,12 @@ pub mod disk;
     allow(dead_code, reason = "some of it is for disks")
 )]
 mod epoch_queue;
+#[cfg(any(feature = "disks", feature = "file-arbiter"))]
+#[cfg_attr(
+    not(all(feature = "disks", feature = "file-arbiter")),
+    allow(dead_code, reason = "some of it is for disks, some for the arbiter")
+)]
+mod files;
 pub mod fingerprint;
 pub mod ids;
 mod log_thinning;

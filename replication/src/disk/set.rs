@@ -11,9 +11,10 @@ use parking_lot::Mutex;
 
 use super::backup::BackupImages;
 use super::image::map::DirtyMap;
-use super::image::{DiskMode, Drive, Drives, FileSystem, HostFiles, Storage, shared};
+use super::image::{DiskMode, Drive, Drives, Storage, shared};
 use super::primary::PrimaryImages;
 use super::{Disk, DiskError, DiskLimits, DiskSpec};
+use crate::files::{FileSystem, HostFiles};
 use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, PrimaryDisks};
 
 /// How long the counts may wait for maps.

@@ -21,16 +21,12 @@
 
 mod store;
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use self::store::{Grant, HolderNote, Store};
 use super::{Arbiter, ArbiterError, ArbiterId, Claim, Mark, Note, Record, Verdict};
+use crate::files::{FileSystem, HostFile, HostFiles, Open};
 use crate::ids::Generation;
 
 /// See the [module documentation](self).
@@ -38,7 +34,7 @@ use crate::ids::Generation;
 pub struct FileArbiter {
     store: Store,
     /// Open for as long as this process may hold a generation, because closing it drops the locks.
-    lock: File,
+    lock: Box<dyn HostFile>,
     lock_path: PathBuf,
     /// The byte that is locked while this arbiter's claimant holds a generation: nobody else's.
     life: u64,
@@ -53,17 +49,15 @@ impl FileArbiter {
     /// If it cannot be read or made. If there is a directory whose identity is missing although it
     /// has grants, or something that is not a directory: somebody removed or replaced the record.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
-        let store = Store::open(path.into())?;
+        Self::open_in(Arc::new(FileSystem), path.into())
+    }
+
+    fn open_in(files: Arc<dyn HostFiles>, path: PathBuf) -> Result<Self, ArbiterError> {
+        let store = Store::open(files.clone(), path)?;
         let lock_path = store.path().join("lock");
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|error| {
-                store.failure(format!("cannot open {}", lock_path.display()), error)
-            })?;
+        let lock = files.open(&lock_path, Open::Any).map_err(|error| {
+            store.failure(format!("cannot open {}", lock_path.display()), error)
+        })?;
         Ok(Self {
             store,
             lock,
@@ -87,28 +81,19 @@ impl FileArbiter {
     }
 
     /// Shows others that a holder lives, or does not any more.
-    fn set_lock(&self, kind: i32) -> Result<(), ArbiterError> {
-        let range = range(kind, self.life, 1);
-        loop {
-            match fcntl(self.lock.as_fd(), FcntlArg::F_OFD_SETLK(&range)) {
-                Ok(_) => return Ok(()),
-                Err(nix::Error::EINTR) => {}
-                Err(error) => {
-                    let what = format!("cannot lock {}", self.lock_path.display());
-                    return Err(self.store.failure(what, error));
-                }
-            }
-        }
+    fn show_life(&self, lives: bool) -> Result<(), ArbiterError> {
+        self.lock.lock(self.life, lives).map_err(|error| {
+            let what = format!("cannot lock {}", self.lock_path.display());
+            self.store.failure(what, error)
+        })
     }
 
     /// Whether another open file, in this or another process, holds a generation.
     fn holder_lives(&self) -> Result<bool, ArbiterError> {
-        let mut range = range(libc::F_WRLCK, 1, 0);
-        fcntl(self.lock.as_fd(), FcntlArg::F_OFD_GETLK(&mut range)).map_err(|error| {
+        self.lock.is_locked_by_other(1).map_err(|error| {
             let what = format!("cannot query locks of {}", self.lock_path.display());
             self.store.failure(what, error)
-        })?;
-        Ok(i32::from(range.l_type) != libc::F_UNLCK)
+        })
     }
 
     /// Why a claim is not granted in view of this record, if it is not.
@@ -158,7 +143,7 @@ impl FileArbiter {
             let current = record.generation;
             if record.holder == claimant && is_repeated(claim, current) {
                 // The first answer got lost.
-                self.set_lock(libc::F_WRLCK)?;
+                self.show_life(true)?;
                 *holding = true;
                 self.store.sync()?;
                 return Ok(Verdict::Granted(current));
@@ -181,7 +166,7 @@ impl FileArbiter {
         generation: Generation,
         claimant: &str,
     ) -> Result<bool, ArbiterError> {
-        self.set_lock(libc::F_WRLCK)?;
+        self.show_life(true)?;
         let holder = claimant.to_owned();
         let grant = Grant { generation, holder };
         let linked = self.store.link(&grant);
@@ -191,7 +176,7 @@ impl FileArbiter {
             Err(_) => self.store.may_be_linked(&grant),
         };
         if !*holding {
-            self.set_lock(libc::F_UNLCK)?;
+            self.show_life(false)?;
         }
         linked
     }
@@ -237,7 +222,8 @@ impl Arbiter for FileArbiter {
                 Note::Mark(mark) => new.mark = mark,
             }
             if new == old {
-                return Ok(());
+                // An earlier try may have failed, or been cut off, before it was durable.
+                return self.store.sync();
             }
             self.store.write_note(generation, &new)
         })
@@ -252,17 +238,6 @@ impl Arbiter for FileArbiter {
         // A claim also needs locks; asking about them needs the same service.
         self.holder_lives()?;
         self.store.read()
-    }
-}
-
-/// A lock request for `len` bytes from `start`. A `len` of 0 means all bytes from there on.
-fn range(kind: i32, start: u64, len: u64) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start as libc::off_t,
-        l_len: len as libc::off_t,
-        l_pid: 0,
     }
 }
 

@@ -3,17 +3,25 @@
 //!
 //! Must not be done here: deciding who gets a generation.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{ArbiterError, ArbiterId, Mark, Record};
+use crate::files::{HostFiles, Open, directory_of};
 use crate::ids::Generation;
 
+/// What files begin with that have no name of their own yet.
+const TEMPORARY: &str = ".new-";
+/// A claimant that was killed leaves such a file. One this old is nobody's, or its claimant has stood still for so
+/// long that it may try again: taking a file away before it is linked or renamed makes that fail, and nothing else.
+/// So neither a wrong clock nor a claimant that wakes up late can do harm.
+const TEMPORARY_KEPT: Duration = Duration::from_secs(3600);
 /// Longest file that is read.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
@@ -37,40 +45,73 @@ pub(super) struct HolderNote {
 
 #[derive(Debug)]
 pub(super) struct Store {
+    files: Arc<dyn HostFiles>,
     path: PathBuf,
     id: ArbiterId,
 }
 
 /// A file without a name of its own yet. It is removed when this is dropped.
-struct Temporary(PathBuf);
+struct Temporary<'a> {
+    files: &'a dyn HostFiles,
+    path: PathBuf,
+}
 
-impl Drop for Temporary {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         // If it was renamed, there is nothing to remove.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = self.files.remove(&self.path);
     }
 }
 
 impl Store {
-    pub(super) fn open(path: PathBuf) -> Result<Self, ArbiterError> {
+    pub(super) fn open(files: Arc<dyn HostFiles>, path: PathBuf) -> Result<Self, ArbiterError> {
         let mut store = Self {
+            files,
             path,
             id: ArbiterId::default(),
         };
-        match std::fs::create_dir(&store.path) {
-            Ok(()) => store.sync_parent()?,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && store.path.is_dir() => {}
+        match store.files.make_directory(&store.path) {
+            Ok(()) => {}
+            Err(error)
+                if error.kind() == ErrorKind::AlreadyExists
+                    && store.files.is_directory(&store.path) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 let why = "an arbiter is a directory; if no guest runs, remove this";
                 return Err(store.failure("this is not a directory", why));
             }
             Err(error) => return Err(store.failure("cannot make the directory", error)),
         }
+        let latest = store.latest()?;
+        // Read after the grants: whoever made one had made the identity before.
         store.id = match store.read_id()? {
-            Some(id) => id,
-            None => store.make_id()?,
+            // Whoever made it may have been killed before it was durable.
+            Some(id) => store.sync().map(|()| id)?,
+            None if latest.0 > 0 => return Err(store.vanished()),
+            None => {
+                store.sync_directory(directory_of(&store.path))?;
+                store.make_id()?
+            }
         };
+        store.remove_leftovers();
         Ok(store)
+    }
+
+    /// Removes what claimants have left that were killed. See [`TEMPORARY_KEPT`].
+    fn remove_leftovers(&self) {
+        let now_ns = self.files.now_ns();
+        let is_old = |path: &Path| {
+            let changed_ns = self.files.changed_ns(path).unwrap_or(u64::MAX);
+            now_ns.saturating_sub(changed_ns) > TEMPORARY_KEPT.as_nanos() as u64
+        };
+        // The arbiter works all the same if this fails.
+        let names = self.files.names(&self.path).unwrap_or_default();
+        let names = names.iter().filter_map(|name| name.to_str());
+        for name in names.filter(|name| name.starts_with(TEMPORARY)) {
+            let path = self.path.join(name);
+            if is_old(&path) && self.files.remove(&path).is_ok() {
+                tracing::info!("removed {}, which a claimant has left", path.display());
+            }
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -134,8 +175,7 @@ impl Store {
     fn latest(&self) -> Result<Generation, ArbiterError> {
         let list = || -> std::io::Result<u64> {
             let mut latest = 0;
-            for entry in std::fs::read_dir(&self.path)? {
-                let name = entry?.file_name();
+            for name in self.files.names(&self.path)? {
                 let number = name.to_str().and_then(|name| name.parse().ok());
                 latest = latest.max(number.unwrap_or(0));
             }
@@ -175,8 +215,8 @@ impl Store {
     ) -> Result<(), ArbiterError> {
         let name = note_name(generation);
         let temporary = self.write_temporary(note)?;
-        std::fs::rename(&temporary.0, self.path.join(&name))
-            .map_err(|error| self.failure(format!("cannot replace {name}"), error))?;
+        let renamed = self.files.rename(&temporary.path, &self.path.join(&name));
+        renamed.map_err(|error| self.failure(format!("cannot replace {name}"), error))?;
         self.sync()
     }
 
@@ -193,15 +233,8 @@ impl Store {
         self.sync_directory(&self.path)
     }
 
-    fn sync_parent(&self) -> Result<(), ArbiterError> {
-        match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => self.sync_directory(parent),
-            _ => self.sync_directory(Path::new(".")),
-        }
-    }
-
     fn sync_directory(&self, path: &Path) -> Result<(), ArbiterError> {
-        let synced = File::open(path).and_then(|directory| directory.sync_all());
+        let synced = self.files.sync_directory(path);
         synced.map_err(|error| self.failure(format!("cannot sync {}", path.display()), error))
     }
 
@@ -211,9 +244,6 @@ impl Store {
 
     /// A new identity, of this caller or of one that was faster.
     fn make_id(&self) -> Result<ArbiterId, ArbiterError> {
-        if self.latest()?.0 > 0 {
-            return Err(self.vanished());
-        }
         let id = ArbiterId(format!("{:032x}", rand::random::<u128>()));
         let made = self.link_new("id", &id)?;
         self.sync()?;
@@ -230,11 +260,10 @@ impl Store {
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ArbiterError> {
-        let read = || -> std::io::Result<String> {
-            let mut text = String::new();
-            File::open(self.path.join(name))?
-                .take(FILE_BYTES_MAX)
-                .read_to_string(&mut text)?;
+        let read = || -> std::io::Result<Vec<u8>> {
+            let file = self.files.open(&self.path.join(name), Open::Reading)?;
+            let mut text = vec![0; file.bytes()?.min(FILE_BYTES_MAX) as usize];
+            file.read_at(0, &mut text)?;
             Ok(text)
         };
         let text = match read().or_else(|error| match error.kind() {
@@ -246,7 +275,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failure(format!("cannot read {name}"), error)),
         };
-        let value = serde_json::from_str(&text).map_err(|error| {
+        let value = serde_json::from_slice(&text).map_err(|error| {
             let what = format!(
                 "{name} is not what an arbiter writes; if you know that no guest runs, remove \
                  the directory"
@@ -259,7 +288,8 @@ impl Store {
     /// Gives new content a name that nothing has yet. Returns whether it got it.
     fn link_new(&self, name: &str, content: &impl Serialize) -> Result<bool, ArbiterError> {
         let temporary = self.write_temporary(content)?;
-        match std::fs::hard_link(&temporary.0, self.path.join(name)) {
+        let linked = self.files.link(&temporary.path, &self.path.join(name));
+        match linked {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(self.failure(format!("cannot link {name}"), error)),
@@ -267,21 +297,24 @@ impl Store {
     }
 
     /// Writes content durably to a file that no reader looks at.
-    fn write_temporary(&self, content: &impl Serialize) -> Result<Temporary, ArbiterError> {
+    fn write_temporary(&self, content: &impl Serialize) -> Result<Temporary<'_>, ArbiterError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!(
-            ".new-{:08x}-{}-{number}",
+            "{TEMPORARY}{:08x}-{}-{number}",
             rand::random::<u32>(),
             std::process::id()
         );
-        let temporary = Temporary(self.path.join(name));
+        let temporary = Temporary {
+            files: &*self.files,
+            path: self.path.join(name),
+        };
         let write = || -> std::io::Result<()> {
-            let mut file = File::create_new(&temporary.0)?;
+            let file = self.files.open(&temporary.path, Open::New)?;
             let mut text = serde_json::to_string(content).map_err(std::io::Error::other)?;
             text.push('\n');
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
+            file.write_at(0, text.as_bytes())?;
+            file.sync()
         };
         match write() {
             Ok(()) => Ok(temporary),

@@ -18,8 +18,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
 use crate::core::disk::DISK_BATCH_BYTES_MAX;
 use crate::disk::DiskError;
-use crate::disk::image::{HostFile, HostFiles};
 use crate::disk::place::{JournalId, Place, RawPlace, START};
+use crate::files::{self, HostFile, HostFiles};
 
 pub(crate) const FILE_HEADER_BYTES: u64 = 512;
 const RECORD_HEADER_BYTES: u64 = 64;
@@ -233,7 +233,7 @@ impl JournalFile {
             id: None,
             applied: START,
         };
-        match files.create(&path, &Self::encode(disks, fresh)) {
+        match files::replace(files, &path, &Self::encode(disks, fresh)) {
             Ok(file) => Ok(Self {
                 path,
                 file: file.into(),
@@ -254,7 +254,7 @@ impl JournalFile {
         path: &Path,
         disks: u32,
     ) -> Result<Option<Self>, DiskError> {
-        let opened = files.open(path).map_err(|source| DiskError::File {
+        let opened = files::open_existing(files, path).map_err(|source| DiskError::File {
             path: path.into(),
             what: "open",
             source,
@@ -319,7 +319,8 @@ impl JournalFile {
         let header = Self::encode(self.disks, FileHeader { id, applied });
         let written = self.file.write_at(0, &header).and_then(|()| {
             self.file.sync()?;
-            self.file.set_bytes(FILE_HEADER_BYTES)
+            self.file.set_bytes(FILE_HEADER_BYTES)?;
+            self.file.sync()
         });
         written.map_err(self.failed("empty"))
     }

@@ -19,13 +19,14 @@ use bytes::Bytes;
 use journal::{FILE_HEADER_BYTES, JournalFile};
 use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
-use super::image::{Drive, Drives, HostFiles, shared};
+use super::image::{Drive, Drives, shared};
 use super::place::JournalId;
 use super::thread::Thread;
 use super::{DiskError, DiskLimits};
 use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
 use crate::epoch_queue::EpochQueue;
+use crate::files::HostFiles;
 use crate::ids::EpochId;
 use crate::ports::BackupDisks;
 use crate::ports::disks::{Completion, EpochToPersist};

@@ -15,10 +15,11 @@ use super::replay::{Replay, plan};
 use crate::core::disk::{DiskWrite, PairId, decode_batch};
 use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::image::map::DirtyMap;
-use crate::disk::image::{Drives, HostFiles, shared};
+use crate::disk::image::{Drives, shared};
 use crate::disk::place::{JournalId, Place, START};
 use crate::disk::{DiskError, DiskLimits};
 use crate::epoch_queue::EpochQueue;
+use crate::files::HostFiles;
 use crate::ids::EpochId;
 use crate::ports::disks::{Completion, EpochToPersist};
 

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bits::BitSet;
-use super::files::{HostFile, HostFiles};
 use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_identity};
 use super::sectors::{self, SECTOR_BLOCKS};
 use super::stamp::{LEASE, STAMP_AT, STAMP_BYTES, SYNC_EVERY, Stamp};
@@ -23,6 +22,7 @@ use super::storage::Storage;
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
 use crate::disk::place::{JournalId, Place, START};
+use crate::files::{self, HostFile, HostFiles};
 use crate::ids::EpochId;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
@@ -99,7 +99,7 @@ impl DirtyMap {
         let identity = image.identity();
         let identity = identity.map_err(|error| map.failed("identify the image of", error))?;
         map.identity = kept_identity(identity.unwrap_or_default());
-        let opened = map.files.open(&map.path);
+        let opened = files::open_existing(&*map.files, &map.path);
         if let Some(file) = opened.map_err(|error| map.failed("open", error))? {
             let loaded = map.load(file).and_then(|()| map.compare(image));
             loaded.map_err(|error| map.failed("read", error))?;
@@ -496,7 +496,7 @@ impl DirtyMap {
                     content[slot as usize..][..HEADER_BYTES].copy_from_slice(&header);
                 }
                 content.extend(sectors::encode_all(&self.bits));
-                let created = self.files.create(&self.path, &content);
+                let created = files::replace(&*self.files, &self.path, &content);
                 created.map(|file| self.file = Some(file))
             }
         };

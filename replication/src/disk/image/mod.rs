@@ -4,7 +4,6 @@
 
 mod bits;
 mod drive;
-mod files;
 pub(super) mod header;
 pub(super) mod map;
 mod sectors;
@@ -13,5 +12,4 @@ mod storage;
 
 pub(super) use bits::BitSet;
 pub(super) use drive::{Drive, Drives, shared};
-pub(super) use files::{FileSystem, HostFile, HostFiles};
 pub use storage::{Changed, DiskMode, Storage};

@@ -5,8 +5,8 @@ use std::io;
 use std::ops::Range;
 
 use super::bits::BitSet;
-use super::files::HostFile;
 use super::header::BITS_AT;
+use crate::files::HostFile;
 
 const SECTOR_BYTES: u64 = 512;
 /// Bytes of bits in a sector, before its CRC32.

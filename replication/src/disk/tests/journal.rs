@@ -37,7 +37,7 @@ fn record(epoch: u64, previous: u64) -> Record {
 }
 
 fn open(host: &Host, number: usize) -> JournalFile {
-    JournalFile::open(host, journal_files()[number].clone(), 77).unwrap()
+    JournalFile::open(host.files(), journal_files()[number].clone(), 77).unwrap()
 }
 
 /// Appends records of these epochs, each after the one before it, and returns where they end.
@@ -172,7 +172,7 @@ fn what_is_later_than_the_limit_is_dropped_for_good() {
 fn a_journal_of_other_disks_is_not_applied() {
     let host = Host::new("b");
     fill(&open(&host, 0), 1..4);
-    let refused = JournalFile::open(&host, journal_files()[0].clone(), 78).map(drop);
+    let refused = JournalFile::open(host.files(), journal_files()[0].clone(), 78).map(drop);
     assert!(matches!(refused, Err(DiskError::OtherDisks { .. })));
 }
 
@@ -259,7 +259,8 @@ fn a_replay_that_is_cut_off_is_done_again() {
         let mut host = b.after_power_loss(&mut random);
         for after in 0.. {
             host.fail("", after, std::io::ErrorKind::Other);
-            let owned = host.open(&[Replicated], limits()).claim_images();
+            let set = host.try_open(&[Replicated], limits());
+            let owned = set.and_then(|set| set.claim_images());
             host = host.after_power_loss(&mut random);
             if owned.is_ok() {
                 break;
@@ -327,13 +328,13 @@ fn the_journal_is_bounded_and_who_fills_it_waits() {
 #[test]
 fn real_files_do_as_well() {
     let folder = tempfile::tempdir().unwrap();
-    let files = crate::disk::image::FileSystem;
+    let files = crate::files::FileSystem;
     let path = folder.path().join("journal.0");
     let file = JournalFile::open(&files, path.clone(), 1).unwrap();
     fill(&file, 1..4);
     file.sync().unwrap();
     drop(file);
-    let files: Arc<dyn crate::disk::image::HostFiles> = Arc::new(files);
+    let files: Arc<dyn crate::files::HostFiles> = Arc::new(files);
     let file = JournalFile::open_existing(&*files, &path, 1)
         .unwrap()
         .unwrap();

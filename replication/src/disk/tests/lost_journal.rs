@@ -138,7 +138,7 @@ fn after_a_promotion_a_missing_or_other_journal_is_refused() {
             mode: Replicated,
             map_path: "disk0-map".into(),
         };
-        let files = Arc::new(left.clone());
+        let files = Arc::new(left.files().clone());
         let set = DiskSet::open_in(vec![spec], Some(other.into()), limits(), files).unwrap();
         let refused = refused(&set, &left);
         assert!(

@@ -21,7 +21,12 @@ const BLOCK: u64 = 64 << 10;
 const MAP: &str = "disk0-map";
 
 fn open(host: &Host) -> DirtyMap {
-    DirtyMap::open(MAP.into(), &*host.storage("disk0"), Arc::new(host.clone())).unwrap()
+    DirtyMap::open(
+        MAP.into(),
+        &*host.storage("disk0"),
+        Arc::new(host.files().clone()),
+    )
+    .unwrap()
 }
 
 /// A host with a map of an image that belongs to pair 1.

@@ -1,6 +1,8 @@
 //! Who gets which generation, and what an arbiter whose files were tampered with answers.
 
-use std::sync::Arc;
+mod crashes;
+mod facts;
+mod interleavings;
 
 use super::*;
 
@@ -188,7 +190,7 @@ fn a_claimant_that_stands_still_with_its_lock_keeps_nobody_waiting() {
     let (a, b) = arbiters(&directory);
     a.claim(Claim::Start, "a").unwrap();
     let (c, _) = arbiters(&directory);
-    c.set_lock(libc::F_WRLCK).unwrap();
+    c.show_life(true).unwrap();
     let granted = b.claim(after(1), "b").unwrap();
     assert_eq!(granted, Verdict::Granted(Generation(2)));
 }
