@@ -6,6 +6,7 @@ pub mod backup;
 pub mod codec;
 pub mod disk;
 pub mod epoch;
+pub mod heartbeats;
 pub mod message;
 pub mod policy;
 pub mod primary;

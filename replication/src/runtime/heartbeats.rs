@@ -1,11 +1,12 @@
 //! UDP heartbeats as the drivers use them. There may be no such path. A path that fails is no
 //! reason to stop; it is only one sign of life less.
 
-use understudy_transport::heartbeat::{Heartbeat, HeartbeatSocket, Sender};
+use understudy_transport::heartbeat::{HeartbeatSocket, Sender};
 
 use super::error::RuntimeError;
 use super::settings::Settings;
 use super::threads::tokio_runtime;
+use crate::core::heartbeats::{Heartbeat, HeartbeatFilter};
 use crate::ids::Generation;
 
 pub(super) struct Heartbeats {
@@ -13,17 +14,7 @@ pub(super) struct Heartbeats {
     sender: Sender,
     /// Whether the last attempt to send failed; repeated failures are not logged again.
     failing: bool,
-    /// The last heartbeat of each kind of sender, primary and backup.
-    last: [Option<Heartbeat>; 2],
-}
-
-/// A heartbeat that is newer than all before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Heard {
-    /// From a side that runs the guest.
-    pub(super) from_primary: bool,
-    pub(super) session: u64,
-    pub(super) generation: Generation,
+    filter: HeartbeatFilter,
 }
 
 impl Heartbeats {
@@ -43,7 +34,7 @@ impl Heartbeats {
             socket,
             sender,
             failing: false,
-            last: [None; 2],
+            filter: HeartbeatFilter::new(sender == Sender::Primary),
         })
     }
 
@@ -60,27 +51,30 @@ impl Heartbeats {
         self.failing = sent.is_err();
     }
 
-    /// Waits for the next heartbeat that matters, forever if there is no such path: a backup hears
-    /// primaries only, because another backup would keep a dead primary alive. A primary also hears
-    /// primaries: one may have been promoted. Cancel safe.
-    pub(super) async fn recv(&mut self) -> Heard {
+    /// Waits for the next heartbeat that counts in `session`, forever if there is no such path.
+    /// Cancel safe.
+    pub(super) async fn recv(&mut self, session: u64) -> Heartbeat {
+        loop {
+            let heartbeat = self.recv_any().await;
+            if self.filter.admits(&heartbeat, session) {
+                return heartbeat;
+            }
+        }
+    }
+
+    /// Waits for the next heartbeat, whoever sent it. Cancel safe.
+    async fn recv_any(&mut self) -> Heartbeat {
         loop {
             let Some(socket) = &mut self.socket else {
                 return std::future::pending().await;
             };
             match socket.recv().await {
-                Ok(heartbeat)
-                    if heartbeat.sender == Sender::Backup && self.sender == Sender::Backup => {}
                 Ok(heartbeat) => {
-                    let last = &mut self.last[usize::from(heartbeat.sender == Sender::Backup)];
-                    if last.is_some_and(|last| is_old(heartbeat, last)) {
-                        continue;
-                    }
-                    *last = Some(heartbeat);
-                    return Heard {
+                    return Heartbeat {
                         from_primary: heartbeat.sender == Sender::Primary,
                         session: heartbeat.session,
                         generation: Generation(heartbeat.generation),
+                        sequence: heartbeat.sequence,
                     };
                 }
                 Err(error) => {
@@ -101,16 +95,10 @@ pub(super) fn expect_silence(settings: &Settings) -> Result<(), RuntimeError> {
     };
     tokio_runtime()?.block_on(async {
         let mut heartbeats = Heartbeats::open(settings, Sender::Primary).await?;
-        let hear = async { while !heartbeats.recv().await.from_primary {} };
+        let hear = async { while !heartbeats.recv_any().await.from_primary {} };
         match tokio::time::timeout(settings.policy.heartbeat_timeout, hear).await {
             Ok(()) => Err(RuntimeError::RunsElsewhere { peer: path.peer }),
             Err(_) => Ok(()),
         }
     })
-}
-
-/// Whether a heartbeat was overtaken by `last`, or repeats it. Otherwise anyone who has seen one
-/// could keep a dead side alive with it.
-fn is_old(heartbeat: Heartbeat, last: Heartbeat) -> bool {
-    heartbeat.session == last.session && heartbeat.sequence <= last.sequence
 }

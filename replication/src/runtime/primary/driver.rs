@@ -17,6 +17,7 @@ use super::output_signal::OutputSignal;
 use super::retry::Retry;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
+use crate::core::heartbeats::Heartbeat;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::fingerprint::Fingerprint;
@@ -30,7 +31,7 @@ use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
 use crate::runtime::error::RuntimeError;
-use crate::runtime::heartbeats::{Heard, Heartbeats};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::reign::Reign;
 use crate::runtime::session::{Session, SessionError};
@@ -87,7 +88,7 @@ enum Happened {
     DisksWritten(DisksWritten),
     Requested(Option<Request>),
     Answered(Answer),
-    Heard(Heard),
+    Heard(Heartbeat),
     Output,
     Heartbeat,
     Timer,
@@ -228,7 +229,7 @@ impl Driver {
             }));
         }
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
-        let opening = self.core.is_opening();
+        let (opening, number) = (self.core.is_opening(), self.core.session());
         let happened = tokio::select! {
             biased;
             received = async { match &mut self.session {
@@ -242,7 +243,7 @@ impl Driver {
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
             () = until(timer) => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
-            heard = heartbeats.recv() => Happened::Heard(heard),
+            heard = heartbeats.recv(number) => Happened::Heard(heard),
             () = self.output.wait() => Happened::Output,
             link = async { match connecting {
                 Some(connecting) if !opening => connecting.await,
@@ -290,7 +291,7 @@ impl Driver {
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(request) => self.requested(request, inputs),
             Happened::Answered(answer) => inputs.extend(self.answered(answer)),
-            Happened::Heard(Heard {
+            Happened::Heard(Heartbeat {
                 session,
                 generation,
                 ..

@@ -14,6 +14,7 @@ use super::disks::{DiskEvent, DiskThread};
 use super::strangers::{Introduced, Strangers};
 use super::{Outcome, Request};
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
+use crate::core::heartbeats::Heartbeat;
 use crate::core::message::{Message, Refusal, Welcome};
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
@@ -23,7 +24,7 @@ use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Arbitration, Question};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
-use crate::runtime::heartbeats::{Heard, Heartbeats};
+use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::{Metrics, milliseconds};
 use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::session::{Session, SessionError};
@@ -74,7 +75,7 @@ enum Happened {
     Disks(DiskEvent),
     Requested(Option<Request>),
     Answered(Answer),
-    Heard(Heard),
+    Heard(Heartbeat),
     Heartbeat,
     Timer,
 }
@@ -238,7 +239,7 @@ impl<M: Machine> Driver<M> {
         }
         let is_full = self.disks.is_full();
         let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
-        let accept_at = self.accept_at;
+        let (accept_at, number) = (self.accept_at, self.core.session());
         Ok(tokio::select! {
             biased;
             // Rare events first: during a synchronisation there is always something to receive.
@@ -252,7 +253,7 @@ impl<M: Machine> Driver<M> {
                 Some(session) if !is_full => session.recv().await,
                 _ => std::future::pending().await,
             } } => Happened::Received(received),
-            heard = heartbeats.recv() => Happened::Heard(heard),
+            heard = heartbeats.recv(number) => Happened::Heard(heard),
             () = until(timer) => Happened::Timer,
             introduced = self.strangers.introduced() => Happened::Introduced(Box::new(introduced)),
             accepted = async {
@@ -312,7 +313,7 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(BackupInput::StopWanted);
             }
             Happened::Answered(answer) => inputs.push_back(self.answered(answer)),
-            Happened::Heard(Heard {
+            Happened::Heard(Heartbeat {
                 session,
                 generation,
                 ..
