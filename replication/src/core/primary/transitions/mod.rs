@@ -105,7 +105,7 @@ impl PrimaryCore {
     #[must_use]
     pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
         let policy_check = policy.arbiter_check;
-        Self {
+        let mut core = Self {
             policy,
             timers: Timers::new(),
             introduction,
@@ -131,7 +131,10 @@ impl PrimaryCore {
             message_at: now,
             beat_heard_at: now,
             beat_sent_at: now,
-        }
+        };
+        // It may be long until something happens to a primary that has no backup.
+        core.arm_timers();
+        core
     }
 
     /// Whether there are shared disks. Writes to them go before the other output of their epoch.

@@ -372,3 +372,20 @@ fn a_slow_backup_that_has_seen_the_mark_before_the_last_proves_its_time() {
     bench.pass(check, true, true);
     assert!(!bench.core.is_protected());
 }
+
+#[test]
+fn a_primary_to_which_nothing_happens_confirms_its_generation() {
+    let mut bench = Bench::new();
+    let mut effects = Vec::new();
+    while effects.is_empty() {
+        bench.now = bench.core.next_wakeup().expect("a timer");
+        effects = bench.give(Input::Tick);
+    }
+    let confirm = Effect::Confirm {
+        generation: GENERATION,
+        beat: 0,
+        mark: None,
+    };
+    assert_eq!(effects, [confirm]);
+    assert_eq!(bench.now, 1000 * MS + Policy::default().arbiter_check);
+}
