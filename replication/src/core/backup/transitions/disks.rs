@@ -152,15 +152,23 @@ impl BackupCore {
     }
 
     /// The copy cannot go on. The committed state stays valid until the arbiter has named another
-    /// side.
+    /// side, unless the copy of the disks is not whole yet: what came before the first epoch is
+    /// nowhere but on the images that failed. The guest cannot go on from that, so this side must
+    /// not take it from a primary that lives.
     pub(super) fn disks_failed(&mut self, error: String, out: &mut Vec<Effect>) {
+        let reason = format!("this side cannot keep its copy: {error}");
         if self.sends_beats() {
-            out.push(Effect::Send(Message::Bye(Bye::Unable(error.clone()))));
-            self.cut_off(
-                format!("this side cannot keep its copy: {error}"),
-                false,
-                out,
-            );
+            out.push(Effect::Send(Message::Bye(Bye::Unable(error))));
+            self.cut_off(reason.clone(), false, out);
+        }
+        let may_reset = match self.phase {
+            Phase::Standby { .. } => true,
+            // What was asked for may have been granted.
+            Phase::Claiming { asked, .. } => !asked,
+            Phase::Listening | Phase::Syncing | Phase::Promoted => false,
+        };
+        if may_reset && self.disks.durable == EpochId(0) {
+            self.reset(format!("{reason}, which was not whole yet"), out);
         }
     }
 }

@@ -80,12 +80,19 @@ impl Bench {
         self.give(Input::Persisted { ticket, outcome })
     }
 
-    /// Standby with one disk, epoch 1 committed.
-    fn standby_with_disk() -> Self {
+    /// Standby with one disk, epoch 1 committed, whose copy is not whole yet.
+    fn standby_with_part_of_disk() -> Self {
         let mut bench = Self::copying();
         let ticket = bench.persisting(1, 1);
         assert_eq!(bench.persisted(ticket), [ack(1, 0)]);
         assert_eq!(bench.give(Input::Tick), [Effect::Committed(EpochId(1))]);
+        bench
+    }
+
+    /// Standby with one disk, epoch 1 committed.
+    fn standby_with_disk() -> Self {
+        let mut bench = Self::standby_with_part_of_disk();
+        bench.give(Input::DisksDurable { epoch: EpochId(1) });
         bench
     }
 }
@@ -212,6 +219,45 @@ fn disks_that_fail_end_the_session_with_the_reason_and_keep_what_is_committed() 
         (bench.core.committed_epoch(), bench.fill()),
         (Some(EpochId(1)), 1)
     );
+}
+
+/// What was copied before the first epoch cannot be had again, so nobody must lose a living primary
+/// for it.
+#[test]
+fn a_side_whose_disks_fail_before_their_copy_is_whole_claims_nothing() {
+    let failed = || Input::DisksFailed {
+        error: "I/O error".into(),
+    };
+    let is_over = |bench: &mut Bench, effects: &[Effect]| {
+        let reset = |effect: &Effect| matches!(effect, Effect::Reset { .. });
+        assert!(effects.iter().any(reset), "{effects:?}");
+        assert_eq!(bench.pass(500 * MS, false, false), []);
+        assert_eq!(bench.core.committed_epoch(), None);
+    };
+    let mut bench = Bench::standby_with_part_of_disk();
+    let effects = bench.give(failed());
+    assert!(
+        matches!(&effects[0], Effect::Send(Message::Bye(Bye::Unable(why))) if why == "I/O error")
+    );
+    is_over(&mut bench, &effects);
+    // The link is cut already.
+    let mut bench = Bench::standby_with_part_of_disk();
+    bench.give(Input::LinkBroken { cause: "so".into() });
+    let effects = bench.give(failed());
+    is_over(&mut bench, &effects);
+    // A claim that waits for what is being persisted.
+    let mut bench = Bench::standby_with_part_of_disk();
+    let ticket = bench.persisting(2, 2);
+    bench.give(Input::LinkClosed);
+    let outcome = Err("I/O error".into());
+    let effects = bench.give(Input::Persisted { ticket, outcome });
+    is_over(&mut bench, &effects);
+    // A claim that was made may have been granted.
+    let mut bench = Bench::standby_with_part_of_disk();
+    bench.give(Input::LinkClosed);
+    assert_eq!(bench.give(failed()), []);
+    let granted = Input::Verdict(Verdict::Granted(Generation(4)));
+    assert!(matches!(bench.give(granted)[..], [Effect::Promote { .. }]));
 }
 
 #[test]
