@@ -1,8 +1,8 @@
 //! Thousands of seeded schedules of faults over whole clusters that run exactly the library's core.
 //!
-//! `UNDERSTUDY_SIM_SEED=n cargo test -p understudy-replication --test simulation` replays one seed with
-//! a trace; `UNDERSTUDY_SIM_SEEDS=n` sets how many the ordinary run takes;
-//! `UNDERSTUDY_SIM_DIGESTS=file` writes a digest of all decisions of each seed there. Two versions
+//! `UNDERSTUDY_SIM_SEED=n` replays one seed with a trace. `UNDERSTUDY_SIM_FROM` and
+//! `UNDERSTUDY_SIM_SEEDS` set where the ordinary run begins and how many seeds it takes.
+//! `cargo xtask simulate` sets them for long runs. `UNDERSTUDY_SIM_DIGESTS=file` writes a digest of all decisions of each seed there. Two versions
 //! of the core behave alike if their files are the same.
 #![forbid(unsafe_code)]
 // Modules of a test: what fails to unwrap here fails the test.
@@ -10,75 +10,60 @@
 
 mod sim;
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sim::faults::Fault;
+use sim::hangs::What;
+use sim::liar::Story;
+use sim::seeds::Seeds;
 use sim::world::{policy, settings};
 use sim::{Report, Settings, World, ms};
 
-const SEEDS: u64 = 3000;
+/// As many as fit into a minute of two processors.
+const SEEDS: u64 = 8000;
 
 fn from_environment(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().expect("a number of a seed, or of seeds"))
 }
 
-fn run_seed(seed: u64, trace: bool) -> Report {
-    match World::new(settings(seed, trace)).run() {
-        Ok(report) => report,
-        Err(violation) => panic!(
-            "{violation}\nreplay: UNDERSTUDY_SIM_SEED={seed} \
-             cargo test -p understudy-replication --test simulation any_schedule"
-        ),
-    }
-}
-
 #[test]
 fn any_schedule_of_faults_keeps_the_rules() {
     if let Some(seed) = from_environment("UNDERSTUDY_SIM_SEED") {
-        println!("{:#?}", run_seed(seed, true));
-        return;
+        let report = World::new(settings(seed, true)).run();
+        return println!("{:#?}", report.expect("the rules are kept"));
     }
+    let from = from_environment("UNDERSTUDY_SIM_FROM").unwrap_or(0);
     let seeds = from_environment("UNDERSTUDY_SIM_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let totals = Mutex::new(BTreeMap::<&'static str, u64>::new());
-    let digests = Mutex::new(BTreeMap::new());
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
-                        break;
-                    }
-                    let report = run_seed(seed, false);
-                    digests.lock().unwrap().insert(seed, report.digest);
-                    let mut totals = totals.lock().unwrap();
-                    for (what, count) in report.counts {
-                        *totals.entry(what).or_default() += count;
-                    }
-                    *totals.entry("outputs").or_default() += report.outputs;
-                    *totals.entry("outputs repeated").or_default() += report.repeated;
-                    *totals.entry("outputs repeated late").or_default() += report.late;
-                }
-            });
-        }
-    });
-    let totals = totals.into_inner().unwrap();
-    if let Ok(path) = std::env::var("UNDERSTUDY_SIM_DIGESTS") {
-        let lines = digests.into_inner().unwrap().into_iter();
+    let digests = std::env::var("UNDERSTUDY_SIM_DIGESTS").ok();
+    let outcome = Seeds {
+        from,
+        to: from + seeds,
+        digests: digests.is_some(),
+    }
+    .run();
+    let totals = outcome.totals;
+    if let Some(path) = digests {
+        let lines = outcome.digests.into_iter();
         let lines = lines.map(|(seed, digest)| format!("{seed} {digest:016x}\n"));
         std::fs::write(path, lines.collect::<String>()).unwrap();
     }
-    println!("{seeds} seeds: {totals:#?}");
+    println!("{seeds} seeds from {from}: {totals:#?}");
+    if let Some((seed, violation)) = outcome.failures.first() {
+        panic!("seed {seed}: {violation}\nreplay: cargo xtask simulate --replay {seed}");
+    }
     // The schedules must reach what they are to test.
+    for rare in [
+        "commits of strangers",
+        "starts beside a holder",
+        "starts from nothing",
+    ] {
+        assert!(totals.contains_key(rare), "{rare}: never");
+    }
     for what in [
         "arbiter silent",
         "backups dismissed",
+        "calls that hung",
         "broken links",
         "captures failed",
         "commits",
@@ -88,7 +73,13 @@ fn any_schedule_of_faults_keeps_the_rules() {
         "persisting failed",
         "waits for the lock",
         "doubts",
+        "heartbeats replayed",
         "lies told",
+        "losses of power checked",
+        "processes ended because they hung",
+        "starts refused",
+        "strangers",
+        "syncs failed",
         "takeovers in doubt",
         "epochs discarded",
         "fenced",
@@ -115,10 +106,13 @@ fn scenario(hosts: usize, faults: &[(u64, Fault)]) -> Report {
         policy: policy(),
         capture_failures_permille: 0,
         persist_failures_permille: 0,
+        sync_failures_permille: 0,
         answers_lost_permille: 0,
         beats_lost_permille: 0,
         byte_ns: 8,
         may_repeat_late: false,
+        strangers: faults.iter().any(|(_, fault)| fault.listens()),
+        digests: false,
         faults: faults.iter().map(|(at, fault)| (ms(*at), *fault)).collect(),
         trace: from_environment("UNDERSTUDY_SIM_TRACE").is_some(),
     };
@@ -139,7 +133,7 @@ impl Report {
 
 #[test]
 fn without_faults_epochs_advance_and_nobody_doubts_the_generation() {
-    let report = scenario(2, &[]);
+    let report = scenario(2, &[(700, Fault::Heal)]);
     report.assert(&[
         ("promotions", 0),
         ("went alone", 0),
@@ -296,4 +290,65 @@ fn pages_of_failed_captures_come_with_the_next_epoch() {
     let report = World::new(settings).run().unwrap();
     assert!(report.counts["captures failed"] > 10, "{report:#?}");
     assert!(report.counts["commits"] > 20, "{report:#?}");
+}
+
+#[test]
+fn what_hangs_for_a_while_loses_nothing_and_moves_nothing() {
+    for what in [What::Capture, What::Ship, What::SharedDisk, What::Journal] {
+        let host = usize::from(what == What::Journal);
+        let hang = Fault::Hang(host, what, Some(ms(200)));
+        let report = scenario(2, &[(60, hang), (270, Fault::Heal)]);
+        report.assert(&[("promotions", 0), ("fenced", 0), ("went alone", 0)]);
+        assert!(report.counts["calls that hung"] >= 1, "{report:#?}");
+    }
+}
+
+#[test]
+fn a_grant_whose_answer_hangs_is_used_when_it_comes() {
+    let hang = Fault::Hang(1, What::Answer, Some(ms(200)));
+    let report = scenario(
+        2,
+        &[(60, hang), (61, Fault::LoseHost(0)), (400, Fault::Heal)],
+    );
+    report.assert(&[("promotions", 1), ("fenced", 0)]);
+}
+
+#[test]
+fn flushed_epochs_survive_syncs_that_fail() {
+    let mut failed = 0;
+    for seed in 0..20 {
+        let mut settings = settings(seed, false);
+        let lost = [150, 300].map(|at| (ms(at), Fault::LoseHost(1)));
+        settings.faults = lost.into_iter().chain([(ms(400), Fault::Heal)]).collect();
+        settings.sync_failures_permille = 150;
+        let report = World::new(settings).run().unwrap();
+        failed += report.counts.get("syncs failed").copied().unwrap_or(0);
+    }
+    assert!(failed > 20, "{failed}");
+}
+
+#[test]
+fn a_dead_primary_is_not_kept_alive_by_heartbeats_of_the_past() {
+    let faults = [(50, Fault::ReplayBeats), (60, Fault::LoseHost(0))];
+    let report = scenario(2, &faults);
+    report.assert(&[("promotions", 1)]);
+    assert!(report.counts["heartbeats replayed"] > 10, "{report:#?}");
+}
+
+#[test]
+fn a_strangers_guest_is_copied_by_who_waits_and_never_run() {
+    let story = Fault::Stranger(1, Story::OtherGuest, ms(10));
+    let report = scenario(2, &[(0, story), (150, Fault::Heal)]);
+    report.assert(&[("strangers", 1), ("promotions", 0), ("fenced", 0)]);
+}
+
+#[test]
+fn a_lone_primary_whose_guest_was_started_elsewhere_finds_out_by_itself() {
+    let report = scenario(2, &[(0, Fault::StartGuest(1, true)), (50, Fault::Heal)]);
+    report.assert(&[("starts beside a holder", 1), ("fenced", 1)]);
+    // Unless the storage says that the holder is dead, or a standby may have a copy, it is refused.
+    for (at, lapsed) in [(0, false), (60, false), (60, true)] {
+        let report = scenario(2, &[(at, Fault::StartGuest(1, lapsed))]);
+        report.assert(&[("starts refused", 1), ("starts beside a holder", 0)]);
+    }
 }

@@ -5,6 +5,7 @@ mod debian;
 mod demos;
 mod guest_image;
 mod mutants;
+mod simulate;
 mod test;
 mod testbed;
 mod tidy;
@@ -48,6 +49,10 @@ enum Task {
         #[arg(long)]
         list: bool,
     },
+    /// Run many seeds of the simulator in a release build, with progress every 10 s.
+    ///
+    /// Prints each seed that fails with the rule it broke, and a line that replays it.
+    Simulate(simulate::Options),
     /// Build the Linux guest from Debian's packages: kernel, initramfs, root file system. Says where they are.
     GuestImage(guest_image::ImageArgs),
     /// Run Linux guests in emulated hosts.
@@ -62,6 +67,7 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Demos { times } => demos::run(times),
         Task::Mutants { filter, list } => mutants::run(&filter, list),
+        Task::Simulate(options) => simulate::run(&options),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),
     }

@@ -2,31 +2,36 @@
 
 use std::sync::Arc;
 
+use understudy_replication::arbiter::Mark;
 use understudy_replication::core::backup::{
     BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase,
 };
+use understudy_replication::core::heartbeats::HeartbeatFilter;
 use understudy_replication::core::message::{Message, Welcome};
 use understudy_replication::core::primary::PrimaryCore;
 use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::ports::PageMemory;
 
-use super::disk::{DISK_BYTES, REPLICATED, SHARED, Write, apply, decode};
+use super::disk::{DISK_BYTES, SHARED, Write, apply, decode};
+use super::events::Event;
 use super::guest::{Guest, SimMemory};
 use super::outside::Question;
 use super::primary_host::{PrimaryHost, hello};
-use super::world::{Event, Side, World};
+use super::world::{Side, World};
 
 pub struct BackupHost {
     pub core: BackupCore,
     pub memory: Arc<SimMemory>,
     /// The link of the last session: epochs committed are of this one.
-    session_link: usize,
+    pub session_link: usize,
     /// Number of the copy: what was begun for an earlier one means nothing.
     copy: u64,
     /// The last epoch whose disk writes are in the journal.
     persisted: EpochId,
     /// The journal is being written.
     persisting: bool,
+    /// The arbiter was asked for the guest.
+    claims: bool,
     /// Writes to the shared disk that the primary has not reported as written.
     shared: Vec<(EpochId, Vec<Write>)>,
 }
@@ -37,6 +42,7 @@ pub struct Persisting {
     copy: u64,
     epoch: EpochId,
     writes: Vec<Write>,
+    flush: bool,
     written_through: EpochId,
 }
 
@@ -45,6 +51,7 @@ impl BackupHost {
         self.copy += 1;
         self.persisted = EpochId(0);
         self.persisting = false;
+        self.claims = false;
         self.shared.clear();
     }
 }
@@ -60,7 +67,7 @@ impl World {
             disks: DISK_BYTES.to_vec(),
             arbiter: introduction.arbiter,
         };
-        self.hosts[host].disk.recover();
+        self.hosts[host].disk.recover(&mut self.rng);
         let policy = self.settings.policy.clone();
         let core = BackupCore::new(policy, identity, Generation(0), self.now);
         self.trace(host, || "starts as backup".into());
@@ -71,9 +78,10 @@ impl World {
             copy: 0,
             persisted: EpochId(0),
             persisting: false,
+            claims: false,
             shared: Vec::new(),
         }));
-        self.start_beats(host);
+        self.start_beats(host, false);
     }
 
     pub fn backup(&mut self, host: usize, input: BackupInput) {
@@ -110,20 +118,16 @@ impl World {
                 self.send(host, generation, &message);
             }
             BackupEffect::Welcome { node: name } => self.welcome(host, name, link),
-            BackupEffect::BeginCopy(_) => self.hosts[host].disk.recover(),
+            BackupEffect::BeginCopy(_) => self.hosts[host].disk.recover(&mut self.rng),
             BackupEffect::SyncDisk(batch) => {
-                apply(
-                    &decode(&batch),
-                    REPLICATED,
-                    &mut self.hosts[host].disk.image,
-                );
+                self.hosts[host].disk.write_all(&decode(&batch));
             }
             BackupEffect::Persist {
                 ticket,
                 epoch,
                 batches,
+                flush,
                 written_through,
-                ..
             } => {
                 node.persisting = true;
                 let persisting = Persisting {
@@ -131,6 +135,7 @@ impl World {
                     copy: node.copy,
                     epoch,
                     writes: batches.iter().flat_map(decode).collect(),
+                    flush,
                     written_through,
                 };
                 let process = self.process(host);
@@ -142,7 +147,7 @@ impl World {
                 self.trace(host, || format!("discards {epoch}: {why}"));
                 self.count("epochs discarded");
             }
-            BackupEffect::Claim { known, mark } => self.ask(host, Question::Claim(known, mark)),
+            BackupEffect::Claim { known, mark } => self.claim(host, known, mark),
             BackupEffect::Stop => self.kill_and_restart(host, false),
             BackupEffect::Rehearse => self.ask(host, Question::Rehearse),
             BackupEffect::Takeover(outcome) => self.takeover(host, outcome),
@@ -165,12 +170,26 @@ impl World {
             BackupEffect::Reset { reason } => {
                 let cleared = node.memory.clear();
                 node.next_copy();
-                self.hosts[host].disk.recover();
+                self.hosts[host].disk.recover(&mut self.rng);
                 self.trace(host, || format!("resets: {reason}"));
                 self.count("resets");
                 cleared.expect("memory clears");
             }
         }
+    }
+
+    fn claim(&mut self, host: usize, known: Generation, mark: Mark) {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let first = !std::mem::replace(&mut node.claims, true);
+        let disk = &self.hosts[host].disk;
+        if first && disk.failed && !disk.whole {
+            self.violate(format!(
+                "R2: host {host} claims, its disks failed before their copy was whole"
+            ));
+        }
+        self.ask(host, Question::Claim(known, mark));
     }
 
     /// A new copy begins.
@@ -181,7 +200,7 @@ impl World {
         let generation = node.core.generation();
         node.session_link = link.unwrap_or(usize::MAX);
         node.next_copy();
-        self.hosts[host].disk.recover();
+        self.hosts[host].disk.recover(&mut self.rng);
         let disks = Vec::new();
         let welcome = Message::Welcome(Welcome { node: name, disks });
         self.send(host, generation, &welcome);
@@ -189,11 +208,20 @@ impl World {
 
     /// R1: an epoch with disk writes is acknowledged only once they are safe.
     fn check_ack(&mut self, host: usize, epoch: EpochId, link: usize, persisted: EpochId) {
-        let wrote = self.snapshots.get(&(link, epoch)).is_some_and(|s| s.wrote);
-        if wrote && persisted != epoch {
+        let Some(snapshot) = self.snapshots.get(&(link, epoch)) else {
+            return;
+        };
+        if snapshot.wrote && persisted != epoch {
             self.violate(format!(
                 "R1: host {host} acks {epoch} before its disk writes are safe"
             ));
+        } else if snapshot.flushed && !self.hosts[host].disk.is_safe(epoch) {
+            self.violate(format!(
+                "R1: host {host} acks {epoch}, which was flushed and would not survive a loss of power"
+            ));
+        }
+        if self.snapshots[&(link, epoch)].flushed {
+            self.flushed.insert(link, epoch);
         }
         self.acked.insert(link, epoch);
     }
@@ -203,6 +231,9 @@ impl World {
         let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
+        if self.is_stranger(node.session_link) {
+            return self.count("commits of strangers");
+        }
         let key = (node.session_link, epoch);
         let memory = node.memory.checksum();
         let state = node.core.committed_state();
@@ -222,74 +253,118 @@ impl World {
         if let Some(problem) = problem {
             self.violate(format!("R2: {epoch}, committed by host {host}, {problem}"));
         }
-        if epoch.0 > 2 {
-            self.snapshots.remove(&(key.0, EpochId(epoch.0 - 2)));
-        }
         self.count("commits");
         // Now and then what the journal has goes to the image.
         if self.rng.chance(300) {
-            self.hosts[host].disk.destage(epoch);
-            self.durable.insert(key.0, epoch);
+            let process = self.process(host);
+            self.soon(0, 3_000, Event::Destage(process));
         }
+    }
+
+    /// Only what memory has committed goes to the image.
+    pub fn destage(&mut self, host: usize) {
+        let Side::Backup(node) = &self.hosts[host].side else {
+            return;
+        };
+        let (link, epoch) = (node.session_link, node.core.committed_epoch());
+        let Some(epoch) = epoch.filter(|_| !self.hosts[host].disk.failed) else {
+            return;
+        };
+        let fail = self.settings.sync_failures_permille;
+        let works = [(); 2].map(|()| !self.rng.chance(fail));
+        if self.hosts[host].disk.destage(epoch, works, &mut self.rng) {
+            self.durable.insert(link, epoch);
+            return self.backup(host, BackupInput::DisksDurable { epoch });
+        }
+        self.count("syncs failed");
+        let error = "simulated".into();
+        self.backup(host, BackupInput::DisksFailed { error });
     }
 
     /// The journal has taken an epoch, or cannot.
     pub fn persisted(&mut self, host: usize, persisting: Persisting) {
-        let failed = self.rng.chance(self.settings.persist_failures_permille);
         let Side::Backup(node) = &mut self.hosts[host].side else {
             return;
         };
         let Persisting {
             ticket,
+            copy,
             epoch,
             writes,
+            flush,
             written_through,
-            ..
         } = persisting;
-        let is_present = node.copy == persisting.copy;
+        let is_present = node.copy == copy;
         if is_present {
             node.persisting = false;
         }
         if node.core.phase() == BackupPhase::Claiming {
             self.count("persisting when promoted");
         }
-        if failed {
-            self.count("persisting failed");
+        if is_present && !self.put_down(host, epoch, &writes, flush) {
             let outcome = Err("simulated".into());
             return self.backup(host, BackupInput::Persisted { ticket, outcome });
         }
         if is_present && let Side::Backup(node) = &mut self.hosts[host].side {
             node.persisted = epoch;
             node.shared.retain(|(of, _)| *of > written_through);
-            node.shared.push((epoch, writes.clone()));
-            self.hosts[host].disk.persist(epoch, writes);
-        }
-        let epoch = self.hosts[host].disk.durable;
-        if epoch.0 > 0 {
-            self.backup(host, BackupInput::DisksDurable { epoch });
+            node.shared.push((epoch, writes));
         }
         let outcome = Ok(());
         self.backup(host, BackupInput::Persisted { ticket, outcome });
     }
 
-    /// A process ends: what a restart would make of the journal is one epoch's.
-    pub fn check_crash(&mut self, host: usize) {
+    /// The journal takes an epoch. After a failure it takes nothing more: what was written before a
+    /// sync that failed may be gone, though the next one succeeds.
+    fn put_down(&mut self, host: usize, epoch: EpochId, writes: &[Write], flush: bool) -> bool {
+        let cannot_write = self.rng.chance(self.settings.persist_failures_permille);
+        let cannot_sync = self.rng.chance(self.settings.sync_failures_permille);
+        let disk = &mut self.hosts[host].disk;
+        if cannot_write || disk.failed {
+            disk.failed = true;
+            self.count("persisting failed");
+            return false;
+        }
+        disk.append(epoch, writes.to_vec());
+        if flush && !disk.sync_journal(!cannot_sync) {
+            self.count("syncs failed");
+            return false;
+        }
+        true
+    }
+
+    /// A process ends: what a restart would make of the journal is one epoch's, and if power is
+    /// lost, not an earlier one than the last that was acked with a flush.
+    pub fn check_crash(&mut self, host: usize, power_lost: bool) {
+        if power_lost {
+            self.hosts[host].disk.lose_power(&mut self.rng);
+        }
         let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
-        let disk = &self.hosts[host].disk;
-        let Some(epoch) = disk.persisted() else {
+        let (disk, link) = (&self.hosts[host].disk, node.session_link);
+        // Before the copy is whole, the image is marked as of no use.
+        if !disk.whole && (power_lost || disk.failed) {
+            return;
+        }
+        let epoch = disk.persisted().unwrap_or(disk.durable);
+        let Some(snapshot) = self.snapshots.get(&(link, epoch)) else {
             return;
         };
-        let Some(snapshot) = self.snapshots.get(&(node.session_link, epoch)) else {
-            return;
-        };
+        let flushed = self.flushed.get(&link).copied().unwrap_or_default();
         if disk.at(EpochId(u64::MAX)) != snapshot.disks[0] {
             self.violate(format!(
                 "R2: host {host} crashes, its disk is not {epoch}'s"
             ));
+        } else if epoch < flushed {
+            self.violate(format!(
+                "R1: host {host} loses power and has {epoch}; {flushed} was flushed and acked"
+            ));
         }
         self.count("crashes of a backup checked");
+        if power_lost {
+            self.count("losses of power checked");
+        }
     }
 
     pub fn promote(&mut self, host: usize, generation: Generation) {
@@ -302,6 +377,14 @@ impl World {
             let process = self.process(host);
             return self.after(super::ms(1), Event::Lock(process, generation));
         }
+        if self.is_stranger(node.session_link) {
+            return self.violate(format!("R10: host {host} goes on with a stranger's guest"));
+        }
+        if self.hosts[host].disk.failed && !self.hosts[host].disk.whole {
+            // They did so after it had asked.
+            self.count("guests lost with their disks");
+            return self.kill_and_restart(host, false);
+        }
         let key = (
             node.session_link,
             node.core.committed_epoch().unwrap_or_default(),
@@ -311,7 +394,7 @@ impl World {
         self.lock = Some(self.process(host));
         let disk = &mut self.hosts[host].disk;
         disk.cut(key.1);
-        disk.recover();
+        disk.recover(&mut self.rng);
         let disks = [disk.image, self.shared];
         if self.snapshots.get(&key).is_none_or(|s| s.disks != disks) {
             let epoch = key.1;
@@ -332,6 +415,8 @@ impl World {
         let core = PrimaryCore::new(self.settings.policy.clone(), hello(), generation, self.now);
         let node = PrimaryHost::new(core, memory, guest, self.shared);
         self.hosts[host].side = Side::Primary(Box::new(node));
+        self.hosts[host].heartbeats = HeartbeatFilter::new(true);
+        self.schedule_wake(host);
         // Restoring and announcing take their time; the sealed output is repeated before the run.
         let process = self.process(host);
         let restoring = self.rng.micros(4_000, 8_000);

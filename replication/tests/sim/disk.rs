@@ -1,6 +1,6 @@
 //! Simulated disks: number 0 is replicated, number 1 is shared. A sector is a number. What the
-//! library does with files is done here with vectors: log, journal, images; and what it must never
-//! do is checked.
+//! library does with files is done with vectors, here for the side that runs the guest; and what it
+//! must never do is checked.
 
 use std::collections::VecDeque;
 
@@ -175,52 +175,5 @@ impl PrimaryDisks {
             .flat_map(|(_, writes)| writes)
             .chain(bucket)
             .collect()
-    }
-}
-
-/// What a host has of the replicated disk. Survives processes, and losses of power.
-#[derive(Default, Clone)]
-pub struct HostDisk {
-    pub image: Image,
-    journal: VecDeque<(EpochId, Vec<Write>)>,
-    /// The image has everything through this epoch of the present copy.
-    pub durable: EpochId,
-}
-
-impl HostDisk {
-    pub fn persist(&mut self, epoch: EpochId, writes: Vec<Write>) {
-        self.journal.push_back((epoch, writes));
-    }
-
-    /// The last epoch in the journal.
-    pub fn persisted(&self) -> Option<EpochId> {
-        self.journal.back().map(|(epoch, _)| *epoch)
-    }
-
-    /// Brings the image to `epoch`.
-    pub fn destage(&mut self, epoch: EpochId) {
-        while self.journal.front().is_some_and(|(of, _)| *of <= epoch) {
-            let (_, writes) = self.journal.pop_front().unwrap();
-            apply(&writes, REPLICATED, &mut self.image);
-        }
-        self.durable = epoch;
-    }
-
-    /// The image as it would be at `epoch`.
-    pub fn at(&self, epoch: EpochId) -> Image {
-        let mut copy = self.clone();
-        copy.destage(epoch);
-        copy.image
-    }
-
-    /// The copy is given up, or the host starts again: all of the journal goes to the image.
-    pub fn recover(&mut self) {
-        self.destage(EpochId(u64::MAX));
-        self.durable = EpochId(0);
-    }
-
-    /// Later epochs than this one never were.
-    pub fn cut(&mut self, epoch: EpochId) {
-        self.journal.retain(|(of, _)| *of <= epoch);
     }
 }

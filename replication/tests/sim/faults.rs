@@ -5,16 +5,14 @@ use std::time::Duration;
 use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 
+use super::events::Event;
+use super::hangs::What;
+use super::liar::Story;
 use super::link::Damage;
 use super::ms;
 use super::outside::Process;
 use super::rng::Rng;
-use super::world::{Event, Side, World};
-
-/// The time from the last fault until everything must be well again.
-pub(super) const CALM: Duration = ms(700);
-/// The last part of that time, in which epochs must advance.
-pub(super) const CALM_TAIL: Duration = ms(100);
+use super::world::{Side, World};
 
 /// One thing that goes wrong, or that an operator does. Links are named by the host that reads from
 /// them, as a host has at most one.
@@ -44,8 +42,19 @@ pub enum Fault {
     Checkpoint(usize),
     /// The operator wants this side's guest protected by another backup, or for a while by none.
     Dismiss(usize, Duration),
-    /// Somebody lies to this host about generations.
-    Lie(usize),
+    /// Somebody lies to this host, for a while.
+    Lie(usize, Duration),
+    /// A stranger tells this host a story, if it finds it free within this time.
+    Stranger(usize, Story, Duration),
+    /// Somebody starts the guest from nothing on this host; the storage may have taken away the locks
+    /// that show that its holder lives.
+    StartGuest(usize, bool),
+    /// Somebody sends recorded heartbeats, from now on.
+    ReplayBeats,
+    /// What this host does there hangs, for a while or for ever.
+    Hang(usize, What, Option<Duration>),
+    /// The end of that.
+    HangEnds(Process, What),
     /// The arbiter's record is as it was before the last grant, for a while.
     ArbiterWentBack(Duration),
     /// The end of that.
@@ -72,10 +81,19 @@ impl Fault {
             Self::ResetLink(_) | Self::Damage(_, Damage::Cut(_)) | Self::Promote(_)
         )
     }
+
+    /// Whether somebody must have listened before.
+    pub fn listens(self) -> bool {
+        matches!(
+            self,
+            Self::ReplayBeats | Self::Stranger(_, Story::EarlierSession, _)
+        )
+    }
 }
 
 /// The faults of one seed.
 pub struct Plan {
+    pub sync_failures_permille: u64,
     pub faults: Vec<(Duration, Fault)>,
     pub capture_failures_permille: u64,
     pub persist_failures_permille: u64,
@@ -108,6 +126,7 @@ impl Plan {
             faults,
             capture_failures_permille: sometimes(rng, 400),
             persist_failures_permille: sometimes(rng, 60),
+            sync_failures_permille: sometimes(rng, 100),
             beats_lost_permille: sometimes(rng, 900),
             byte_ns: sometimes(rng, 400),
         }
@@ -118,7 +137,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.below(hosts as u64) as usize;
     // Shorter and longer than the heartbeat timeout.
     let time = rng.micros(2_000, 140_000);
-    match rng.below(16) {
+    match rng.below(25) {
         0 => Fault::KillProcess(host),
         1 => Fault::LoseHost(host),
         2 | 3 => Fault::Freeze(host, time),
@@ -129,13 +148,26 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         9 => Fault::Damage(host, Damage::Cut(rng.next())),
         10 => Fault::ArbiterSilent(time),
         11 => Fault::CutBeats(host, rng.below(hosts as u64) as usize),
-        13 => Fault::Lie(host),
-        14 => Fault::ArbiterWentBack(time),
         12 => Fault::Dismiss(host, if rng.chance(500) { time } else { ms(0) }),
-        _ => match rng.below(3) {
-            0 => Fault::Promote(host),
-            _ => Fault::Checkpoint(host),
-        },
+        13 | 14 => Fault::Lie(host, if rng.chance(500) { time } else { ms(0) }),
+        15 => Fault::ArbiterWentBack(time),
+        16 => Fault::Promote(host),
+        17 => Fault::Checkpoint(host),
+        18 => Fault::ReplayBeats,
+        19 => Fault::Stranger(
+            host,
+            match rng.below(3) {
+                0 => Story::LastGeneration,
+                1 => Story::OtherGuest,
+                _ => Story::EarlierSession,
+            },
+            ms(150),
+        ),
+        20 => Fault::StartGuest(host, rng.chance(700)),
+        _ => {
+            let ever = rng.chance(200);
+            Fault::Hang(host, What::any(rng), (!ever).then_some(time))
+        }
     }
 }
 
@@ -176,7 +208,16 @@ impl World {
                 self.after(time, Event::Fault(Fault::ArbiterSpeaks));
             }
             Fault::ArbiterSpeaks => self.arbiter.available = true,
-            Fault::Lie(host) => self.lie(host),
+            Fault::Lie(host, time) => self.keep_lying(host, time),
+            Fault::Stranger(host, story, time) => self.stranger(host, story, time),
+            Fault::StartGuest(host, lapsed) => self.start_guest(host, lapsed),
+            Fault::ReplayBeats => self.replay_beats(),
+            Fault::Hang(host, what, time) => self.hang(host, what, time),
+            Fault::HangEnds((host, starts), what) => {
+                if self.hosts[host].starts == starts {
+                    self.end_hang(host, what);
+                }
+            }
             Fault::ArbiterWentBack(time) => {
                 self.arbiter.went_back = true;
                 self.after(time, Event::Fault(Fault::ArbiterRestored));

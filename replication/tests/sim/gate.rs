@@ -70,6 +70,7 @@ impl Gate {
 fn to_frame(output: Output) -> Bytes {
     let mut bytes = output.number.to_le_bytes().to_vec();
     bytes.extend(output.value.to_le_bytes());
+    bytes.extend(output.start.to_le_bytes());
     bytes.into()
 }
 
@@ -78,5 +79,6 @@ fn from_frame(frame: &[u8]) -> Output {
     Output {
         number: word(0),
         value: word(8),
+        start: u32::from_le_bytes(frame[16..20].try_into().unwrap()),
     }
 }

@@ -22,6 +22,8 @@ pub struct SimMemory {
 
 struct Inner {
     pages: Vec<Page>,
+    /// Checksums of the pages; `None` where one has been written since.
+    checksums: Vec<Option<u32>>,
     dirty: PageSet,
 }
 
@@ -30,9 +32,14 @@ impl SimMemory {
         let layout = layout();
         let dirty = PageSet::empty(&layout);
         let pages = vec![[0; PAGE_BYTES]; PAGES as usize];
+        let checksums = vec![None; PAGES as usize];
         Self {
             layout,
-            inner: Mutex::new(Inner { pages, dirty }),
+            inner: Mutex::new(Inner {
+                pages,
+                checksums,
+                dirty,
+            }),
         }
     }
 
@@ -54,6 +61,7 @@ impl SimMemory {
         let slot = self.slot(page).unwrap();
         let mut inner = self.inner.lock().unwrap();
         change(&mut inner.pages[slot]);
+        inner.checksums[slot] = None;
         inner.dirty.insert(page);
     }
 
@@ -80,10 +88,12 @@ impl SimMemory {
     }
 
     pub fn checksum(&self) -> u64 {
-        let inner = self.inner.lock().unwrap();
-        let mut hasher = crc32fast::Hasher::new();
-        inner.pages.iter().for_each(|page| hasher.update(page));
-        u64::from(hasher.finalize())
+        let inner = &mut *self.inner.lock().unwrap();
+        let pages = inner.pages.iter().zip(&mut inner.checksums);
+        pages.fold(0, |all, (page, checksum)| {
+            let page = checksum.get_or_insert_with(|| crc32fast::hash(page));
+            mix(all ^ u64::from(*page)).wrapping_add(1)
+        })
     }
 }
 
@@ -98,12 +108,17 @@ impl PageMemory for SimMemory {
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
-        self.inner.lock().unwrap().pages[self.slot(page)?] = *from;
+        let slot = self.slot(page)?;
+        let mut inner = self.inner.lock().unwrap();
+        inner.pages[slot] = *from;
+        inner.checksums[slot] = None;
         Ok(())
     }
 
     fn clear(&self) -> Result<(), MachineError> {
-        self.inner.lock().unwrap().pages.fill([0; PAGE_BYTES]);
+        let mut inner = self.inner.lock().unwrap();
+        inner.pages.fill([0; PAGE_BYTES]);
+        inner.checksums.fill(None);
         Ok(())
     }
 }
@@ -130,6 +145,8 @@ fn page_number(number: u64) -> PageIndex {
 pub struct Output {
     pub number: u64,
     pub value: u64,
+    /// Of which start of the guest it is.
+    pub start: u32,
 }
 
 /// What a step of the guest does to the outside.
@@ -148,14 +165,17 @@ pub struct Guest {
     pub number: u64,
     /// It has powered itself off.
     pub ended: bool,
+    /// How often it was started from nothing before.
+    pub start: u32,
 }
 
 impl Guest {
-    pub fn boot() -> Self {
+    pub fn boot(start: u32) -> Self {
         Self {
             state: 1,
             number: 0,
             ended: false,
+            start,
         }
     }
 
@@ -173,6 +193,7 @@ impl Guest {
         memory.modify(0, |page| {
             page[..8].copy_from_slice(&self.state.to_le_bytes());
             page[8..16].copy_from_slice(&self.number.to_le_bytes());
+            page[17..21].copy_from_slice(&self.start.to_le_bytes());
         });
         let mut chance = self.state;
         for _ in 0..chance % 3 {
@@ -197,6 +218,7 @@ impl Guest {
         let output = speaks.then_some(Output {
             number: self.number,
             value: self.state,
+            start: self.start,
         });
         let write = (self.state % 4 == 1).then_some(Write {
             disk: (self.state >> 20 & 1) as u16,
@@ -214,6 +236,7 @@ impl Guest {
         let mut bytes = self.state.to_le_bytes().to_vec();
         bytes.extend(self.number.to_le_bytes());
         bytes.push(u8::from(self.ended));
+        bytes.extend(self.start.to_le_bytes());
         bytes.into()
     }
 
@@ -221,7 +244,7 @@ impl Guest {
     pub fn restore(state: &[u8], memory: &SimMemory) -> Result<Self, String> {
         let mut page = [0; PAGE_BYTES];
         memory.read_page(PageIndex(0), &mut page).unwrap();
-        if state != &page[..17] {
+        if state != &page[..21] {
             return Err("machine state and memory are of different moments".into());
         }
         let word = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
@@ -229,6 +252,7 @@ impl Guest {
             state: word(0),
             number: word(8),
             ended: page[16] == 1,
+            start: u32::from_le_bytes(page[17..21].try_into().unwrap()),
         })
     }
 }

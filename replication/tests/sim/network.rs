@@ -4,22 +4,15 @@
 use std::time::Duration;
 
 use understudy_replication::core::backup::BackupInput;
-use understudy_replication::core::message::{Bye, Message, Refusal};
+use understudy_replication::core::heartbeats::{Heartbeat, HeartbeatFilter};
+use understudy_replication::core::message::Message;
 use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
 use understudy_replication::ids::Generation;
 
+use super::events::Event;
 use super::link::{Arrival, Link};
 use super::outside::Process;
-use super::primary_host::hello;
-use super::world::{Event, Side, World};
-
-/// A heartbeat on the separate path.
-#[derive(Debug, Clone, Copy)]
-pub struct Beat {
-    pub session: u64,
-    pub generation: Generation,
-    pub from_primary: bool,
-}
+use super::world::{Side, World};
 
 impl World {
     /// How long something is on its way.
@@ -39,6 +32,9 @@ impl World {
         let (now, latency, byte_ns) = (self.now, self.latency(), self.settings.byte_ns);
         let link = &mut self.links[number];
         let peer = link.peer(host).0;
+        if self.settings.strangers && host == link.primary.0 && host < self.settings.hosts {
+            self.recorded.message(number, generation, message);
+        }
         link.outgoing(host)
             .send(now, latency, byte_ns, generation, message);
         self.schedule_delivery(number, peer);
@@ -160,17 +156,25 @@ impl World {
         self.primary(host, PrimaryInput::LinkUp { session });
     }
 
+    pub fn start_beats(&mut self, host: usize, is_primary: bool) {
+        self.hosts[host].heartbeats = HeartbeatFilter::new(is_primary);
+        self.hosts[host].beats_sent = 0;
+        let process = self.process(host);
+        self.soon(0, 5_000, Event::BeatTimer(process));
+    }
+
     /// What this host's heartbeats say.
-    pub fn own_beat(&self, host: usize) -> Option<Beat> {
+    pub fn own_beat(&self, host: usize) -> Option<Heartbeat> {
         let (generation, session, from_primary) = match &self.hosts[host].side {
             Side::Primary(node) => (node.core.generation(), node.core.session(), true),
             Side::Backup(node) => (node.core.generation(), node.core.session(), false),
             Side::Down => return None,
         };
-        Some(Beat {
+        Some(Heartbeat {
+            from_primary,
             session,
             generation,
-            from_primary,
+            sequence: self.hosts[host].beats_sent,
         })
     }
 
@@ -178,7 +182,11 @@ impl World {
         let Some(beat) = self.own_beat(who.0) else {
             return;
         };
-        for to in 0..self.hosts.len() {
+        self.hosts[who.0].beats_sent += 1;
+        if self.settings.strangers {
+            self.recorded.heartbeat(beat);
+        }
+        for to in 0..self.settings.hosts {
             let cut = self.beats_cut.contains(&(who.0, to));
             if to == who.0 || cut || self.rng.chance(self.settings.beats_lost_permille) {
                 continue;
@@ -194,9 +202,16 @@ impl World {
         );
     }
 
-    /// As the runtimes filter them: a backup hears no backups.
-    pub fn beat(&mut self, host: usize, beat: Beat) {
+    pub fn beat(&mut self, host: usize, beat: Heartbeat) {
         let (session, generation) = (beat.session, beat.generation);
+        let own = match &self.hosts[host].side {
+            Side::Primary(node) => node.core.session(),
+            Side::Backup(node) => node.core.session(),
+            Side::Down => return,
+        };
+        if !self.hosts[host].heartbeats.admits(&beat, own) {
+            return;
+        }
         match self.hosts[host].side {
             Side::Primary(_) => self.primary(
                 host,
@@ -205,58 +220,14 @@ impl World {
                     generation,
                 },
             ),
-            Side::Backup(_) if beat.from_primary => self.backup(
+            Side::Backup(_) => self.backup(
                 host,
                 BackupInput::HeartbeatHeard {
                     session,
                     generation,
                 },
             ),
-            _ => {}
-        }
-    }
-
-    /// Somebody pretends that another side was granted the last generation there is.
-    pub fn lie(&mut self, host: usize) {
-        let generation = Generation(u64::MAX);
-        let Some(beat) = self.own_beat(host) else {
-            return;
-        };
-        self.count("lies told");
-        self.beat(
-            host,
-            Beat {
-                generation,
-                from_primary: true,
-                ..beat
-            },
-        );
-        let has_link = self.hosts[host].link.is_some();
-        match &self.hosts[host].side {
-            Side::Primary(_) if has_link => {
-                let message = match self.rng.below(3) {
-                    0 => Message::Heartbeat,
-                    1 => Message::Bye(Bye::Fenced {
-                        current: generation,
-                    }),
-                    _ => Message::Refuse(Refusal::Stale {
-                        current: generation,
-                    }),
-                };
-                self.received(host, generation, message);
-            }
-            Side::Backup(node) if has_link => {
-                let generation = node.core.generation();
-                let current = Generation(u64::MAX);
-                self.received(host, generation, Message::Bye(Bye::Fenced { current }));
-            }
-            Side::Backup(_) => {
-                self.backup(host, BackupInput::LinkUp);
-                let mut hello = hello();
-                hello.session = self.rng.next().max(1);
-                self.received(host, generation, Message::Hello(hello));
-            }
-            _ => {}
+            Side::Down => {}
         }
     }
 }

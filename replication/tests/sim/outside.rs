@@ -8,8 +8,9 @@ use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::primary::PrimaryInput;
 use understudy_replication::ids::Generation;
 
+use super::events::Event;
 use super::guest::Output;
-use super::world::{Event, Side, World};
+use super::world::{Side, World};
 
 /// A process: a host, and how often it was started.
 pub type Process = (usize, u64);
@@ -21,6 +22,8 @@ pub struct Arbiter {
     pub available: bool,
     /// Its record is read as it was before the last grant.
     pub went_back: bool,
+    /// A standby may have a copy of the holder's guest.
+    pub standby_noted: bool,
     mark: Mark,
 }
 
@@ -53,6 +56,7 @@ impl Arbiter {
             holders: HashMap::from([(current, first)]),
             available: true,
             went_back: false,
+            standby_noted: false,
             mark: Mark::default(),
         }
     }
@@ -87,13 +91,26 @@ impl Arbiter {
                 if !self.mark.shows(mark) {
                     return Answer::Nothing;
                 }
-                self.current = after.next();
-                self.mark = Mark::default();
-                self.holders.insert(self.current, who);
-                Verdict::Granted(self.current)
+                Verdict::Granted(self.start(who))
             }
             _ => self.refusal(self.current),
         })
+    }
+
+    /// Grants the next generation.
+    pub fn start(&mut self, who: Process) -> Generation {
+        self.current = self.current.next();
+        self.mark = Mark::default();
+        self.standby_noted = false;
+        self.holders.insert(self.current, who);
+        self.current
+    }
+
+    /// The holder says whether a standby may have a copy.
+    pub fn note(&mut self, generation: Generation, standby: bool) {
+        if generation == self.current {
+            self.standby_noted = standby;
+        }
     }
 
     /// What it knows of now is forgotten, for a while. It may say so, or pretend that nothing is
@@ -135,6 +152,9 @@ impl World {
 
     pub fn arbiter_asked(&mut self, who: Process, question: Question) {
         let mut answer = self.arbiter.ask(who, question);
+        if matches!(answer, Answer::Rehearsed(_)) && !self.arbiter.went_back {
+            self.rehearsed.insert(who.0, self.now);
+        }
         if self.rng.chance(self.settings.answers_lost_permille) {
             answer = Answer::Nothing;
         }
@@ -178,6 +198,8 @@ impl World {
 /// Everybody the guest talks to.
 #[derive(Default)]
 pub struct Client {
+    /// How often the guest was started from nothing, but for the first time.
+    pub starts: u32,
     /// Values of outputs 1, 2, 3 …
     heard: Vec<u64>,
     last_spoke: Generation,
@@ -189,6 +211,12 @@ pub struct Client {
 impl Client {
     pub fn heard(&self) -> u64 {
         self.heard.len() as u64
+    }
+
+    /// The guest begins anew: what the one before says is not listened to any more.
+    pub fn begin_anew(&mut self) {
+        self.starts += 1;
+        self.heard.clear();
     }
 
     /// Listens to one output of `who`, who believes to hold `generation`.
@@ -204,10 +232,13 @@ impl Client {
                 "R4: {who:?} speaks in {generation}, which it never got"
             ));
         }
+        if output.start != self.starts {
+            return Ok(());
+        }
         let late = generation < self.last_spoke;
         self.last_spoke = self.last_spoke.max(generation);
         self.late += u64::from(late);
-        let Output { number, value } = output;
+        let Output { number, value, .. } = output;
         match self.heard.get(number as usize - 1) {
             Some(before) if *before == value => self.repeated += 1,
             Some(before) => {

@@ -17,10 +17,11 @@ use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::page_set::PageSet;
 
 use super::disk::{Image, PrimaryDisks, REPLICATED, SHARED, Write, apply, encode};
+use super::events::Event;
 use super::gate::Gate;
 use super::guest::{Guest, SimMemory, layout};
 use super::outside::{Process, Question, arbiter_id};
-use super::world::{Event, Side, Snapshot, World};
+use super::world::{Side, Snapshot, World};
 
 pub struct PrimaryHost {
     pub core: PrimaryCore,
@@ -75,6 +76,31 @@ fn plan() -> Message {
     Message::SyncDisks(vec![plan; 2])
 }
 
+/// The messages that copy a guest whose memory and disks are empty, up to its first epoch.
+pub fn copy_of_guest(mut guest: Guest) -> Vec<Message> {
+    let (memory, mut encoder) = (SimMemory::new(), Encoder::new(CACHE_PAGES));
+    guest.step(1, &memory);
+    let mut messages = vec![plan()];
+    let mut assembler = SyncAssembler::new(BATCHES, &mut messages);
+    for page in PageSet::full(&layout()).iter() {
+        drop(
+            assembler
+                .page(&mut encoder, page, memory.frame(page))
+                .unwrap(),
+        );
+    }
+    assembler.end().unwrap();
+    let assembler = EpochAssembler::new(EpochId(1), BATCHES, &mut messages);
+    let disks = EpochDisks {
+        writes: &[],
+        flush: false,
+        written_through: EpochId(0),
+    };
+    let output = Gate::new().seal(EpochId(1));
+    assembler.end(disks, guest.save(), output).unwrap();
+    messages
+}
+
 impl PrimaryHost {
     pub fn new(core: PrimaryCore, memory: Arc<SimMemory>, guest: Guest, shared: Image) -> Self {
         Self {
@@ -89,18 +115,30 @@ impl PrimaryHost {
             encoder: Encoder::new(CACHE_PAGES),
         }
     }
+
+    /// A copy begins.
+    fn attach(&mut self) {
+        self.encoder.forget();
+        self.disks.attach();
+    }
 }
 
 impl World {
     /// Host `host` starts the guest from nothing.
-    pub fn boot_guest(&mut self, host: usize) {
+    pub fn boot_guest(&mut self, host: usize, generation: Generation) {
         let policy = self.settings.policy.clone();
-        let core = PrimaryCore::new(policy, hello(), Generation(1), self.now);
-        let node = PrimaryHost::new(core, Arc::new(SimMemory::new()), Guest::boot(), self.shared);
+        let core = PrimaryCore::new(policy, hello(), generation, self.now);
+        let node = PrimaryHost::new(
+            core,
+            Arc::new(SimMemory::new()),
+            Guest::boot(self.client.starts),
+            self.shared,
+        );
         self.lock = Some(self.process(host));
         self.hosts[host].side = Side::Primary(Box::new(node));
         self.run_promoted(self.process(host));
-        self.start_beats(host);
+        self.start_beats(host, true);
+        self.schedule_wake(host);
     }
 
     /// The guest runs, and the primary looks for a backup.
@@ -126,11 +164,17 @@ impl World {
         }
         let step = node.guest.step(input, &node.memory);
         node.disks.flush |= step.flush;
+        if step.flush {
+            self.hosts[who.0].disk.sync_image(true, &mut self.rng);
+        }
+        let Side::Primary(node) = &mut self.hosts[who.0].side else {
+            return;
+        };
         if let Some(write) = step.write
             && node.disks.write(write)
         {
             match write.disk {
-                REPLICATED => self.hosts[who.0].disk.image[write.sector] = write.value,
+                REPLICATED => self.hosts[who.0].disk.write(write.sector, write.value),
                 _ => self.write_shared(who.0, &[write]),
             }
         }
@@ -168,6 +212,7 @@ impl World {
         if after == PrimaryPhase::Stopped && before != after {
             self.check_end(host);
         }
+        self.check_protected(host);
         self.schedule_wake(host);
     }
 
@@ -189,8 +234,8 @@ impl World {
         match effect {
             PrimaryEffect::Send(message) => self.send(host, generation, &message),
             PrimaryEffect::StartSync { .. } => {
-                node.encoder.forget();
-                node.disks.attach();
+                node.attach();
+                self.arbiter.note(generation, true);
                 self.send(host, generation, &plan());
                 self.begin_work(host, Work::Sync);
             }
@@ -200,26 +245,7 @@ impl World {
                 self.begin_work(host, Work::WriteShared(through));
             }
             PrimaryEffect::Durable(epoch) => self.check_durable(host, epoch),
-            PrimaryEffect::Release(through) => {
-                let outputs = node.gate.release(through);
-                let early = node.disks.holds_through(through);
-                if early {
-                    self.violate(format!(
-                        "R1: host {host} releases frames of {through} before its disk writes"
-                    ));
-                }
-                let link = self.hosts[host].link;
-                if link.and_then(|link| self.acked.get(&link)) < Some(&through) {
-                    self.violate(format!(
-                        "R1: host {host} releases {through}, which is not acked"
-                    ));
-                }
-                self.trace(host, || {
-                    format!("releases {through}: {} outputs", outputs.len())
-                });
-                self.count("releases");
-                self.outputs(host, generation, outputs);
-            }
+            PrimaryEffect::Release(through) => self.release(host, generation, through),
             PrimaryEffect::CloseLink => {
                 node.disks.detach();
                 self.close_link(host);
@@ -244,6 +270,7 @@ impl World {
                 if std::mem::replace(&mut node.generation, generation) != generation {
                     self.count("solo grants");
                 }
+                self.arbiter.note(generation, false);
                 self.trace(host, || format!("goes alone under {generation}: {cause}"));
                 self.count("went alone");
                 self.write_shared(host, &writes);
@@ -260,6 +287,29 @@ impl World {
                 self.kill_and_restart(host, false);
             }
         }
+    }
+
+    fn release(&mut self, host: usize, generation: Generation, through: EpochId) {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let outputs = node.gate.release(through);
+        if node.disks.holds_through(through) {
+            self.violate(format!(
+                "R1: host {host} releases frames of {through} before its disk writes"
+            ));
+        }
+        let link = self.hosts[host].link;
+        if link.and_then(|link| self.acked.get(&link)) < Some(&through) {
+            self.violate(format!(
+                "R1: host {host} releases {through}, which is not acked"
+            ));
+        }
+        self.trace(host, || {
+            format!("releases {through}: {} outputs", outputs.len())
+        });
+        self.count("releases");
+        self.outputs(host, generation, outputs);
     }
 
     fn begin_work(&mut self, host: usize, work: Work) {
@@ -326,6 +376,14 @@ impl World {
     }
 
     fn write_shared(&mut self, host: usize, writes: &[Write]) {
+        let is_superseded = match &self.hosts[host].side {
+            Side::Primary(node) => node.guest.start != self.client.starts,
+            Side::Backup(_) | Side::Down => false,
+        };
+        if is_superseded {
+            // The storage has taken its lock away, and takes no writes.
+            return;
+        }
         if self.lock != Some(self.process(host)) && !writes.is_empty() {
             self.violate(format!(
                 "R4: host {host} writes to the shared disk without its lock"
@@ -399,6 +457,7 @@ impl World {
             state: state.clone(),
             disks: [image, node.disks.shared],
             wrote: !writes.is_empty(),
+            flushed: flush,
         };
         let mut messages = Vec::new();
         let mut assembler = EpochAssembler::new(epoch, BATCHES, &mut messages);

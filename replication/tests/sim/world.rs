@@ -1,27 +1,29 @@
-//! Hosts, time and events. Everything happens in the order of (time, number of the event).
+//! Hosts, time, and what happens when.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use bytes::Bytes;
 use understudy_replication::core::backup::BackupInput;
+use understudy_replication::core::heartbeats::HeartbeatFilter;
 use understudy_replication::core::policy::Policy;
-use understudy_replication::core::primary::{PrimaryInput, PrimaryPhase};
+use understudy_replication::core::primary::PrimaryInput;
 use understudy_replication::ids::{EpochId, Generation};
-use understudy_replication::output::SealedOutput;
 
-use super::backup_host::{BackupHost, Persisting};
-use super::disk::{HostDisk, Image};
-use super::faults::{CALM, CALM_TAIL, Fault, Plan};
-use super::guest::Output;
+use super::backup_host::BackupHost;
+use super::checks::{CALM, CHECKS};
+use super::disk::Image;
+use super::events::{Event, Queue};
+use super::faults::{Fault, Plan};
+use super::hangs::Hangs;
+use super::host_disk::HostDisk;
+use super::liar::Recorded;
 use super::link::Link;
 use super::ms;
-use super::network::Beat;
-use super::outside::{Answer, Arbiter, Client, Process, Question};
-use super::primary_host::{PrimaryHost, Work};
+use super::outside::{Arbiter, Client, Process};
+use super::primary_host::PrimaryHost;
 use super::rng::Rng;
 
 /// What a run is like.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub capture_failures_permille: u64,
     /// Epochs whose disk writes cannot be persisted, in a thousand.
     pub persist_failures_permille: u64,
+    /// Syncs of journal or image that fail, in a thousand.
+    pub sync_failures_permille: u64,
     /// Answers of the arbiter lost after it has made up its mind, in a thousand.
     pub answers_lost_permille: u64,
     /// Heartbeats lost on the separate path, in a thousand.
@@ -43,9 +47,13 @@ pub struct Settings {
     /// Whether an older side may repeat outputs after a newer one has spoken; see
     /// [`Fault::closes`].
     pub may_repeat_late: bool,
+    /// Strangers listen.
+    pub strangers: bool,
     /// Faults, in order of time.
     pub faults: Vec<(Duration, Fault)>,
     pub trace: bool,
+    /// Whether a digest of all decisions is wanted. It costs a quarter of the time.
+    pub digests: bool,
 }
 
 /// Policy of all simulated hosts: shorter times than the defaults, for more epochs and failovers.
@@ -78,32 +86,6 @@ pub struct Report {
     pub digest: u64,
 }
 
-pub enum Event {
-    GuestStep(Process),
-    Wake(Process, u64),
-    Deliver(usize, usize),
-    BeatTimer(Process),
-    /// A heartbeat reaches a host.
-    Beat(usize, Beat),
-    Connect(Process),
-    /// All that was held when a side went alone has left.
-    Opened(Process),
-    Work(Process, u64, Work),
-    Ask(Process, Question),
-    Answer(Process, Answer),
-    /// The output of the last committed epoch is sent once more.
-    Repeat(Process, SealedOutput),
-    Run(Process),
-    /// The journal has taken an epoch's disk writes, or cannot.
-    Persisted(Process, Persisting),
-    /// A promoted side tries to get the lock of the shared disk.
-    Lock(Process, Generation),
-    Restart(Process),
-    Thaw(Process),
-    Fault(Fault),
-    CalmTail,
-}
-
 pub enum Side {
     Down,
     Primary(Box<PrimaryHost>),
@@ -118,8 +100,12 @@ pub struct Host {
     pub session: u64,
     pub frozen: bool,
     pub disk: HostDisk,
+    pub hangs: Hangs,
+    pub heartbeats: HeartbeatFilter,
+    pub beats_sent: u64,
     deferred: Vec<Event>,
-    wake_number: u64,
+    /// When the core is woken.
+    wake_at: Option<Duration>,
 }
 
 /// The primary's machine at the end of an epoch.
@@ -128,8 +114,9 @@ pub struct Snapshot {
     pub state: Bytes,
     /// What the guest sees of its disks.
     pub disks: [Image; 2],
-    /// Whether it wrote to them in this epoch.
+    /// Whether it wrote to them in this epoch, and flushed them.
     pub wrote: bool,
+    pub flushed: bool,
 }
 
 pub struct World {
@@ -151,18 +138,24 @@ pub struct World {
     /// Last epoch of a link's session that was durable on the backup's image. It stays so when the
     /// copy is given up.
     pub durable: HashMap<usize, EpochId>,
+    /// Last epoch with a flush that was acked over a link.
+    pub flushed: HashMap<usize, EpochId>,
+    /// When a host last saw the arbiter's record as it is, and could have claimed.
+    pub rehearsed: HashMap<usize, Duration>,
+    /// What strangers have listened to.
+    pub recorded: Recorded,
     /// Pairs of hosts `(from, to)` whose separate path is cut.
     pub beats_cut: Vec<(usize, usize)>,
-    events: BinaryHeap<Reverse<(Duration, u64)>>,
-    event_store: HashMap<u64, Event>,
-    event_number: u64,
-    violation: Option<String>,
-    epochs_before_tail: Option<EpochId>,
+    queue: Queue,
+    pub violation: Option<String>,
+    /// Since when all has been well after the faults, and the last epoch acked then.
+    pub well_since: Option<(Duration, Option<EpochId>)>,
+    pub finished: bool,
     decisions: DefaultHasher,
 }
 
 impl World {
-    /// Host 0 runs the guest; the others wait.
+    /// Host 0 runs the guest; the others wait. The last one is a stranger's, which runs neither.
     pub fn new(settings: Settings) -> Self {
         let seed = settings.seed;
         let mut world = Self {
@@ -178,31 +171,23 @@ impl World {
             snapshots: HashMap::new(),
             acked: HashMap::new(),
             durable: HashMap::new(),
+            flushed: HashMap::new(),
+            rehearsed: HashMap::new(),
+            recorded: Recorded::default(),
             beats_cut: Vec::new(),
-            events: BinaryHeap::new(),
-            event_store: HashMap::new(),
-            event_number: 0,
+            queue: Queue::default(),
             violation: None,
-            epochs_before_tail: None,
+            well_since: None,
+            finished: false,
             decisions: DefaultHasher::new(),
             settings,
         };
-        for host in 0..world.settings.hosts {
-            world.hosts.push(Host {
-                starts: 0,
-                side: Side::Down,
-                link: None,
-                session: 0,
-                frozen: false,
-                disk: HostDisk::default(),
-                deferred: Vec::new(),
-                wake_number: 0,
-            });
-            if host == 0 {
-                world.boot_guest(host);
-            } else {
-                world.start_backup(host);
-            }
+        world
+            .hosts
+            .extend((0..=world.settings.hosts).map(|_| Host::new()));
+        world.boot_guest(0, Generation(1));
+        for host in 1..world.settings.hosts {
+            world.start_backup(host);
         }
         for (at, fault) in world.settings.faults.clone() {
             world.at(at, Event::Fault(fault));
@@ -210,22 +195,19 @@ impl World {
         world
     }
 
-    /// Runs to the end of the calm after the last fault.
+    /// Runs until all has been well for a while after the last fault.
     pub fn run(mut self) -> Result<Report, String> {
         let last = self.settings.faults.iter().map(|(at, _)| *at).max();
-        let end = last.unwrap_or(ms(100)) + CALM;
-        self.at(end - CALM_TAIL, Event::CalmTail);
-        while let Some(Reverse((at, number))) = self.events.pop() {
-            if at > end || self.violation.is_some() {
-                break;
-            }
-            self.now = at;
-            if let Some(event) = self.event_store.remove(&number) {
-                self.dispatch(event);
-            }
+        let calm = last.unwrap_or(ms(100));
+        let mut check = calm;
+        while check < calm + CALM {
+            check += CHECKS;
+            self.at(check, Event::Check);
         }
-        if self.violation.is_none() {
-            self.check_progress();
+        while self.violation.is_none() && !self.finished && self.now < check && self.step() {}
+        if self.violation.is_none() && !self.finished {
+            let trouble = self.trouble();
+            self.violate(trouble.unwrap_or_else(|| "no progress: epochs stand still".into()));
         }
         match self.violation {
             Some(violation) => Err(violation),
@@ -239,13 +221,37 @@ impl World {
         }
     }
 
+    /// The next thing happens. Returns false after the last one.
+    fn step(&mut self) -> bool {
+        let wakes = self
+            .hosts
+            .iter()
+            .enumerate()
+            .filter(|(_, host)| !host.frozen);
+        let wakes = wakes.filter_map(|(number, host)| Some((host.wake_at?, number)));
+        let wake = wakes.min();
+        match (self.queue.next_at(), wake) {
+            (None, _) => false,
+            (Some(at), Some((wake_at, host))) if wake_at < at => {
+                self.now = self.now.max(wake_at);
+                self.hosts[host].wake_at = None;
+                self.tick(host);
+                true
+            }
+            (Some(at), _) => {
+                self.now = at;
+                if let Some(event) = self.queue.pop() {
+                    self.dispatch(event);
+                }
+                true
+            }
+        }
+    }
+
     // --- events ---
 
     pub fn at(&mut self, at: Duration, event: Event) {
-        self.event_number += 1;
-        let number = self.event_number;
-        self.event_store.insert(number, event);
-        self.events.push(Reverse((at, number)));
+        self.queue.push(at, event);
     }
 
     pub fn after(&mut self, delay: Duration, event: Event) {
@@ -283,40 +289,26 @@ impl World {
         self.violation.get_or_insert(what);
     }
 
-    /// The host that an event is for; `None` if that process is gone.
-    fn addressee(&self, event: &Event) -> Option<usize> {
-        let (host, starts) = match event {
-            Event::GuestStep(who)
-            | Event::Wake(who, _)
-            | Event::BeatTimer(who)
-            | Event::Connect(who)
-            | Event::Opened(who)
-            | Event::Work(who, ..)
-            | Event::Answer(who, _)
-            | Event::Repeat(who, _)
-            | Event::Persisted(who, _)
-            | Event::Lock(who, _)
-            | Event::Run(who) => *who,
-            Event::Deliver(_, host) | Event::Beat(host, ..) => self.process(*host),
-            _ => return Some(usize::MAX),
-        };
-        (self.hosts[host].starts == starts).then_some(host)
-    }
-
     fn dispatch(&mut self, event: Event) {
-        let Some(host) = self.addressee(&event) else {
+        if let Some((host, starts)) = event.process()
+            && self.hosts[host].starts != starts
+        {
+            return;
+        }
+        let host = match &event {
+            Event::Deliver(_, host) | Event::Beat(host, _) => Some(*host),
+            _ => event.process().map(|(host, _)| host),
+        };
+        if let Some(host) = host.map(|host| &mut self.hosts[host])
+            && host.frozen
+        {
+            return host.deferred.push(event);
+        }
+        let Some(event) = self.hang_on(event) else {
             return;
         };
-        if self.hosts.get(host).is_some_and(|host| host.frozen) {
-            return self.hosts[host].deferred.push(event);
-        }
         match event {
             Event::GuestStep(who) => self.guest_step(who),
-            Event::Wake(who, number) => {
-                if self.hosts[who.0].wake_number == number {
-                    self.tick(who.0);
-                }
-            }
             Event::Deliver(link, host) => self.deliver(link, host),
             Event::BeatTimer(who) => self.send_beats(who),
             Event::Beat(host, beat) => self.beat(host, beat),
@@ -338,6 +330,9 @@ impl World {
             }
             Event::Run(who) => self.run_promoted(who),
             Event::Persisted((host, _), persisting) => self.persisted(host, persisting),
+            Event::Destage((host, _)) => self.destage(host),
+            Event::Stranger(link, messages) => self.stranger_says(link, messages),
+            Event::Replay => self.replay_beat(),
             Event::Lock((host, _), generation) => self.promote(host, generation),
             Event::Restart((host, starts)) => {
                 if self.hosts[host].starts == starts {
@@ -350,16 +345,17 @@ impl World {
                 }
             }
             Event::Fault(fault) => self.fault(fault),
-            Event::CalmTail => {
-                let (host, _) = self.arbiter.holder();
-                self.epochs_before_tail = self.acked_by(host);
-            }
+            Event::Check => self.check(),
         }
     }
 
-    fn thaw(&mut self, host: usize) {
+    pub fn thaw(&mut self, host: usize) {
         self.trace(host, || "thaws".into());
         self.hosts[host].frozen = false;
+        // The core may be woken before or after all that has arrived.
+        if self.hosts[host].wake_at.is_some() && self.rng.chance(500) {
+            self.hosts[host].wake_at = Some(self.now);
+        }
         for event in std::mem::take(&mut self.hosts[host].deferred) {
             self.at(self.now, event);
         }
@@ -367,7 +363,9 @@ impl World {
 
     /// Counts what the core of `host` has just decided into the digest.
     pub fn decided(&mut self, host: usize, effects: &impl Debug, wakeup: Option<Duration>) {
-        format!("{:?} {host} {effects:?} {wakeup:?}", self.now).hash(&mut self.decisions);
+        if self.settings.digests {
+            format!("{:?} {host} {effects:?} {wakeup:?}", self.now).hash(&mut self.decisions);
+        }
     }
 
     fn tick(&mut self, host: usize) {
@@ -385,12 +383,8 @@ impl World {
             Side::Backup(node) => node.core.next_wakeup(),
             Side::Down => None,
         };
-        self.hosts[host].wake_number += 1;
-        if let Some(at) = wakeup {
-            let event = Event::Wake(self.process(host), self.hosts[host].wake_number);
-            let late = self.rng.micros(0, 300);
-            self.at(at.max(self.now) + late, event);
-        }
+        let late = self.rng.micros(0, 300);
+        self.hosts[host].wake_at = wakeup.map(|at| at.max(self.now) + late);
     }
 
     // --- processes ---
@@ -413,7 +407,8 @@ impl World {
                 self.schedule_delivery(number, peer);
             }
         }
-        self.check_crash(host);
+        self.check_crash(host, silently);
+        self.drop_hangs(host);
         if self.lock == Some(self.process(host)) {
             self.lock = None;
         }
@@ -424,6 +419,7 @@ impl World {
         host.session += 1;
         host.frozen = false;
         host.deferred.clear();
+        host.wake_at = None;
     }
 
     /// A process ends and is started again as a backup, some time later.
@@ -432,112 +428,22 @@ impl World {
         let process = self.process(host);
         self.soon(5_000, 120_000, Event::Restart(process));
     }
+}
 
-    pub fn start_beats(&mut self, host: usize) {
-        let process = self.process(host);
-        self.soon(0, 5_000, Event::BeatTimer(process));
-    }
-
-    // --- checks ---
-
-    pub fn outputs(&mut self, host: usize, generation: Generation, outputs: Vec<Output>) {
-        let who = self.process(host);
-        for output in outputs {
-            let heard = self.client.hear(who, generation, output, &self.arbiter);
-            if let Err(violation) = heard {
-                self.violate(violation);
-            }
-            if self.client.late > 0 && !self.settings.may_repeat_late {
-                self.violate(format!(
-                    "R4: {who:?} speaks in {generation} after its successor"
-                ));
-            }
-        }
-    }
-
-    fn acked_by(&self, host: usize) -> Option<EpochId> {
-        match &self.hosts[host].side {
-            Side::Primary(node) => node.core.acked(),
-            _ => None,
-        }
-    }
-
-    /// When faults have been over for long: somebody runs, protected, and epochs advance.
-    fn check_progress(&mut self) {
-        if let Some(ended) = self.has_ended() {
-            return self.check_ended(ended);
-        }
-        let holder = self.arbiter.holder();
-        let generation = self.arbiter.current;
-        if self.process(holder.0) != holder || matches!(self.hosts[holder.0].side, Side::Down) {
-            // The holder died. Who could have taken over must have.
-            for host in 0..self.hosts.len() {
-                if let Side::Backup(node) = &self.hosts[host].side
-                    && node.core.generation() == generation
-                    && node.core.committed_epoch().is_some()
-                {
-                    return self.violate(format!("host {host} could run the guest and does not"));
-                }
-            }
-            return self.count("holder died without standby");
-        }
-        match &self.hosts[holder.0].side {
-            Side::Primary(node) if node.running => {
-                let phase = node.core.phase();
-                let acked = node.core.acked();
-                if phase != PrimaryPhase::Protected {
-                    self.violate(format!("no progress: holder {holder:?} is {phase:?}"));
-                } else if acked <= self.epochs_before_tail {
-                    self.violate(format!("no progress: epochs stand still at {acked:?}"));
-                }
-            }
-            _ => self.violate(format!(
-                "no progress: holder {holder:?} does not run the guest"
-            )),
-        }
-    }
-
-    /// The host whose guest has powered itself off, if nobody runs it any more.
-    fn has_ended(&self) -> Option<usize> {
-        let with = |wanted: fn(&PrimaryHost) -> bool| {
-            (0..self.hosts.len())
-                .find(|host| matches!(&self.hosts[*host].side, Side::Primary(node) if wanted(node)))
-        };
-        with(|node| node.guest.ended).filter(|_| with(|node| node.running).is_none())
-    }
-
-    /// When faults have been over for long, so is the guest's end, and all that it said was heard.
-    fn check_ended(&mut self, host: usize) {
-        if let Side::Primary(node) = &self.hosts[host].side {
-            let (phase, said) = (node.core.phase(), node.guest.number);
-            let heard = self.client.heard();
-            if phase != PrimaryPhase::Stopped {
-                self.violate(format!("no end: host {host} is {phase:?}"));
-            } else if heard != said {
-                self.violate(format!(
-                    "the guest said {said} things before its end, {heard} were heard"
-                ));
-            }
-        }
-    }
-
-    /// Everything is whole again: links and paths work, nobody sleeps, the arbiter answers.
-    pub fn heal(&mut self) {
-        self.arbiter.available = true;
-        self.arbiter.went_back = false;
-        self.beats_cut.clear();
-        self.settings.capture_failures_permille = 0;
-        self.settings.persist_failures_permille = 0;
-        for number in 0..self.links.len() {
-            for side in [self.links[number].primary.0, self.links[number].backup.0] {
-                self.links[number].incoming(side).stalled_until = Duration::ZERO;
-                self.schedule_delivery(number, side);
-            }
-        }
-        for host in 0..self.hosts.len() {
-            if self.hosts[host].frozen {
-                self.thaw(host);
-            }
+impl Host {
+    fn new() -> Self {
+        Self {
+            starts: 0,
+            side: Side::Down,
+            link: None,
+            session: 0,
+            frozen: false,
+            disk: HostDisk::default(),
+            hangs: Hangs::default(),
+            heartbeats: HeartbeatFilter::new(false),
+            beats_sent: 0,
+            deferred: Vec::new(),
+            wake_at: None,
         }
     }
 }
@@ -546,24 +452,22 @@ impl World {
 pub fn settings(seed: u64, trace: bool) -> Settings {
     let mut rng = Rng::new(seed ^ 0xfa_017);
     let hosts = 2 + rng.below(2) as usize;
-    let Plan {
-        faults,
-        capture_failures_permille,
-        persist_failures_permille,
-        beats_lost_permille,
-        byte_ns,
-    } = Plan::new(&mut rng, hosts);
+    let plan = Plan::new(&mut rng, hosts);
+    let may_repeat_late = plan.faults.iter().any(|(_, fault)| fault.closes());
     Settings {
         answers_lost_permille: 50,
         seed,
         hosts,
         policy: policy(),
-        capture_failures_permille,
-        persist_failures_permille,
-        beats_lost_permille,
-        byte_ns,
-        may_repeat_late: faults.iter().any(|(_, fault)| fault.closes()),
-        faults,
+        capture_failures_permille: plan.capture_failures_permille,
+        persist_failures_permille: plan.persist_failures_permille,
+        sync_failures_permille: plan.sync_failures_permille,
+        beats_lost_permille: plan.beats_lost_permille,
+        byte_ns: plan.byte_ns,
+        may_repeat_late,
+        strangers: plan.faults.iter().any(|(_, fault)| fault.listens()),
+        faults: plan.faults,
         trace,
+        digests: trace,
     }
 }
