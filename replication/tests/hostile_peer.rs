@@ -169,6 +169,7 @@ fn messages() -> impl Strategy<Value = Message> {
                     bytes,
                     ids: vec![PairId(0); 9],
                     unfinished: true,
+                    replace: false,
                     block_bytes: bytes,
                     dirty: Bytes::from_static(&[255; 64]),
                 }],
@@ -189,6 +190,7 @@ fn messages() -> impl Strategy<Value = Message> {
         (SESSION..SESSION + 2, 0u64..4)
             .prop_map(|(session, beat)| Message::Seen(Mark { session, beat })),
         Just(Message::NoArbiter("so".into())),
+        proptest::collection::vec(any::<bool>(), 0..9).prop_map(Message::Compared),
         Just(Message::Bye(Bye::GuestStopped)),
         Just(Message::Bye(Bye::BackupStopped)),
         Just(Message::Bye(Bye::Protocol("so".into()))),

@@ -13,6 +13,7 @@
 //! [`Disk`].
 
 mod backup;
+mod digest;
 mod epoch_writes;
 mod image;
 mod place;
@@ -21,10 +22,12 @@ mod set;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod verify;
 
 pub use image::{Changed, DiskMode, Storage};
 pub use primary::Disk;
 pub use set::DiskSet;
+pub use verify::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions};
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -13,7 +13,7 @@ use super::backup::BackupImages;
 use super::image::map::DirtyMap;
 use super::image::{DiskMode, Drive, Drives, Storage, shared};
 use super::primary::PrimaryImages;
-use super::{Disk, DiskError, DiskLimits, DiskSpec};
+use super::{Disk, DiskError, DiskLimits, DiskSpec, Verified, VerifyOptions};
 use crate::files::{FileSystem, HostFiles};
 use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, PrimaryDisks};
 
@@ -97,6 +97,7 @@ impl DiskSet {
                 map: map.map(Mutex::new),
                 turn: Mutex::new(()),
                 flush_failed: AtomicBool::new(false),
+                replace: AtomicBool::new(false),
             }));
         }
         let drives: Drives = drives.into();
@@ -118,13 +119,35 @@ impl DiskSet {
     }
 
     /// What is known of the images and the other host's is not believed any more: the next
-    /// synchronisation copies everything.
+    /// synchronisation copies everything, without comparing first.
     ///
     /// # Errors
     /// If a map cannot be written.
     pub fn copy_everything(&self) -> Result<(), DiskError> {
-        let mut maps = self.drives.iter().filter_map(|drive| drive.map.as_ref());
-        maps.try_for_each(|map| map.lock().forget_pair())
+        for drive in self.drives.iter() {
+            if let Some(map) = &drive.map {
+                map.lock().forget_pair()?;
+                drive.replace.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the images of replicated disks with the standby's, block by block, while the guest writes. Both sides
+    /// are compared at the same point of the stream of writes. `progress` is called several times a second with what
+    /// was found so far, and returns whether to go on.
+    ///
+    /// Returns what was found once all is compared. To be called on the primary, on a thread of the caller's.
+    ///
+    /// # Errors
+    /// If nobody has a whole copy or it is lost meanwhile, the standby does not answer, an image cannot be read,
+    /// `progress` ended it, no disk is replicated, or a comparison is under way.
+    pub fn verify(
+        &self,
+        options: VerifyOptions,
+        progress: &mut dyn FnMut(&Verified) -> bool,
+    ) -> Result<Verified, DiskError> {
+        self.primary.verify(options, progress)
     }
 
     /// Whether the set has no disks.

@@ -194,6 +194,12 @@ pub enum DiskError {
         /// The epoch they are at.
         have: EpochId,
     },
+    /// The images of the two sides cannot be compared, or not to the end.
+    #[error("the disks' images cannot be compared: {why}")]
+    NotCompared {
+        /// Why not.
+        why: String,
+    },
     /// An earlier failure; this is its text.
     #[error("{0}")]
     Failed(String),

@@ -14,10 +14,10 @@
 //! | [`hold`](PrimaryDisks::hold), then [`seal`](PrimaryDisks::seal) | capture, the guest paused | once an epoch |
 //! | [`shipped`](PrimaryDisks::shipped) | capture | after `seal` |
 //! | [`detach`](PrimaryDisks::detach), [`go_alone`](PrimaryDisks::go_alone) | capture | when the backup is lost; when the arbiter has granted this side to run alone |
-//! | [`release`](PrimaryDisks::release), [`durable`](PrimaryDisks::durable), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
+//! | [`release`](PrimaryDisks::release), [`durable`](PrimaryDisks::durable), [`compared`](PrimaryDisks::compared), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
 //! | [`describe`](BackupDisks::describe), [`begin_copy`](BackupDisks::begin_copy), [`apply_sync`](BackupDisks::apply_sync) | disks | for each primary |
 //! | [`persist`](BackupDisks::persist) | disks | for each epoch, the next one after `done` of this one |
-//! | [`committed`](BackupDisks::committed), [`durable_epoch`](BackupDisks::durable_epoch) | driver, in tokio: must not block | for each epoch |
+//! | [`committed`](BackupDisks::committed), [`durable_epoch`](BackupDisks::durable_epoch), [`take_compared`](BackupDisks::take_compared) | driver, in tokio: must not block | for each epoch |
 //! | [`promote`](BackupDisks::promote) or [`abandon`](BackupDisks::abandon) | driver, not in tokio; disks | last |
 
 use std::sync::Arc;
@@ -67,7 +67,10 @@ pub struct DiskCounts {
 pub struct SyncPlan {
     /// For each disk, in order.
     pub disks: Vec<DiskSyncPlan>,
-    /// How much will be copied, in bytes. What the guest writes meanwhile is not included.
+    /// For each disk: whether nothing is known of what is in the backup's image, so that it is compared, and only
+    /// what differs is sent.
+    pub compared: Vec<bool>,
+    /// How much will be copied or compared, in bytes. What the guest writes meanwhile is not included.
     pub bytes: u64,
 }
 
@@ -78,6 +81,8 @@ pub struct SyncStep {
     pub writes: Vec<DiskWrite>,
     /// How much is left after them, in bytes.
     pub bytes_left: u64,
+    /// How much was found equal on both sides so far, in bytes.
+    pub bytes_equal: u64,
 }
 
 /// The disk writes of an epoch.
@@ -135,8 +140,15 @@ pub trait PrimaryDisks: Send + Sync {
         self.names().is_empty()
     }
 
-    /// What the synchronisation still has to copy, in bytes.
+    /// What the synchronisation still has to copy or compare, in bytes.
     fn copy_bytes_left(&self) -> u64;
+
+    /// The backup has done the next checks among the writes of this session ([`What::Check`](crate::core::disk::What)),
+    /// in order: whether each found a difference.
+    ///
+    /// # Errors
+    /// If fewer checks are open. The backup is not to be trusted then.
+    fn compared(&self, differ: &[bool]) -> Result<(), DiskError>;
 
     /// Sets who is told, once per epoch, that the log is half full and the epoch should end soon.
     fn set_listener(&self, listener: Callback);
@@ -150,7 +162,8 @@ pub trait PrimaryDisks: Send + Sync {
     fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError>;
 
     /// The next step of the synchronisation: what the guest has written meanwhile, then some more
-    /// blocks. Once no blocks are left, it returns only what the guest has written.
+    /// blocks. Once no blocks are left, it returns only what the guest has written. While answers of the
+    /// backup must come first, it waits for them a moment.
     ///
     /// # Errors
     /// If an image cannot be read, or a shared image cannot be flushed.
@@ -226,11 +239,12 @@ pub trait BackupDisks: Send + Sync {
     /// If the plan is not for these disks, or a map or the journal cannot be written.
     fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError>;
 
-    /// Writes a batch of the synchronisation to the images at once.
+    /// Writes a batch of the synchronisation to the images at once, and does its checks. Returns whether there were
+    /// any.
     ///
     /// # Errors
     /// If the batch is malformed, or the host's storage fails.
-    fn apply_sync(&self, batch: &Bytes) -> Result<(), DiskError>;
+    fn apply_sync(&self, batch: &Bytes) -> Result<bool, DiskError>;
 
     /// Keeps the disk writes of a whole epoch, on another thread. `done` is called at the end. The
     /// epoch may be acknowledged only after that. Called for epochs that have batches or `flush`.
@@ -242,6 +256,10 @@ pub trait BackupDisks: Send + Sync {
 
     /// All epochs up to this one are durable on the images. Epoch 0 until the copy is whole.
     fn durable_epoch(&self) -> EpochId;
+
+    /// Takes what the next checks of this session have found, in order: whether each found a difference. At most
+    /// `most` of them.
+    fn take_compared(&self, most: usize) -> Vec<bool>;
 
     /// Brings the images to exactly `epoch`, which is committed in memory, and owns them from now
     /// on. Drops what has arrived of later epochs. Waits for the locks of shared images, and until
@@ -315,11 +333,16 @@ impl PrimaryDisks for NoDisks {
         0
     }
 
+    fn compared(&self, differ: &[bool]) -> Result<(), DiskError> {
+        Self::only_none(differ.len())
+    }
+
     fn set_listener(&self, _listener: Callback) {}
 
     fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         Self::only_none(peer.len()).map(|()| SyncPlan {
             disks: Vec::new(),
+            compared: Vec::new(),
             bytes: 0,
         })
     }
@@ -362,8 +385,8 @@ impl BackupDisks for NoDisks {
         Self::only_none(plan.len())
     }
 
-    fn apply_sync(&self, _batch: &Bytes) -> Result<(), DiskError> {
-        Self::only_none(1)
+    fn apply_sync(&self, _batch: &Bytes) -> Result<bool, DiskError> {
+        Self::only_none(1).map(|()| false)
     }
 
     fn persist(&self, epoch: EpochToPersist, done: Completion) {
@@ -374,6 +397,10 @@ impl BackupDisks for NoDisks {
 
     fn durable_epoch(&self) -> EpochId {
         EpochId(0)
+    }
+
+    fn take_compared(&self, _most: usize) -> Vec<bool> {
+        Vec::new()
     }
 
     fn promote(

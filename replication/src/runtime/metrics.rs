@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use understudy_transport::LinkCounters;
 
 use super::alarms::{Alarms, Topic};
+use super::disk_progress::DiskStep;
 use super::events::{EventKind, EventSource, Events};
 use super::status::{
     DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
@@ -275,15 +276,17 @@ impl Metrics {
         disks.durable_epoch = 0;
         disks.sync = Some(DiskSync {
             full: plan.disks.iter().map(|disk| disk.full).collect(),
+            compared: plan.compared.clone(),
             bytes: plan.bytes,
             bytes_left: plan.bytes,
             bytes_sent: 0,
+            bytes_equal: 0,
             elapsed_ms: 0,
         });
     }
 
     /// A piece of the disks was sent.
-    pub(super) fn disks_synchronised(&self, bytes_sent: u64, bytes_left: u64) {
+    pub(super) fn disks_synchronised(&self, step: DiskStep) {
         let mut inner = self.lock();
         let since = inner.copying_since;
         if let Some(sync) = &mut inner.status.disks.sync {
@@ -291,8 +294,9 @@ impl Metrics {
             if let Some(since) = since.filter(|_| sync.bytes_left > 0) {
                 sync.elapsed_ms = since.elapsed().as_millis() as u64;
             }
-            sync.bytes_sent += bytes_sent;
-            sync.bytes_left = bytes_left;
+            sync.bytes_sent += step.bytes_sent;
+            sync.bytes_left = step.bytes_left;
+            sync.bytes_equal = step.bytes_equal;
         }
     }
 

@@ -175,14 +175,19 @@ pub struct DisksStatus {
 /// A synchronisation of disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSync {
-    /// For each disk, in configuration order: whether all of it is sent, not only what differs.
+    /// For each disk, in configuration order: whether nothing was known of the standby's image, so that all of it is
+    /// compared or sent, not only what has changed.
     pub full: Vec<bool>,
-    /// Bytes to be copied when it began.
+    /// For each disk: whether it is compared, and only what differs is sent.
+    pub compared: Vec<bool>,
+    /// Bytes to be compared or copied when it began.
     pub bytes: u64,
-    /// Bytes still to be copied.
+    /// Bytes still to be compared or copied.
     pub bytes_left: u64,
     /// Bytes sent so far, including what the guest wrote meanwhile.
     pub bytes_sent: u64,
+    /// Bytes found equal so far, which were not sent.
+    pub bytes_equal: u64,
     /// How long the copying has taken, in milliseconds.
     pub elapsed_ms: u64,
 }

@@ -8,6 +8,7 @@ mod fake;
 mod floods;
 mod images;
 mod unprotect;
+mod verify;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -245,6 +245,8 @@ impl World {
                 self.begin_work(host, Work::WriteShared(through));
             }
             PrimaryEffect::Durable(epoch) => self.check_durable(host, epoch),
+            // No images are compared here.
+            PrimaryEffect::Compared(_) => {}
             PrimaryEffect::Release(through) => self.release(host, generation, through),
             PrimaryEffect::CloseLink => {
                 node.disks.detach();

@@ -95,6 +95,8 @@ pub enum BackupInput {
         /// The epoch.
         epoch: EpochId,
     },
+    /// The next checks of this session are done: whether each found a difference.
+    Compared(Vec<bool>),
     /// A disk cannot be written, so this side cannot keep a copy any more.
     DisksFailed {
         /// Why.
@@ -134,10 +136,12 @@ pub enum BackupEffect {
     },
     /// The disks will be copied as planned, one plan for each. Mark them as unfinished.
     BeginCopy(Vec<DiskSyncPlan>),
-    /// Write this valid batch, a part of the copy, to the images.
+    /// Write this valid batch, a part of the copy, to the images. Report the checks in it by
+    /// `Compared`.
     SyncDisk(Bytes),
     /// Write an epoch's disk writes to the journal, durably if `flush`, and report `Persisted`.
-    /// They must not reach the images before that report.
+    /// They must not reach the images before that report. Report the checks among them by
+    /// `Compared`, once everything before them is on the images.
     Persist {
         /// The ticket for the report.
         ticket: u64,

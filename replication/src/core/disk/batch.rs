@@ -12,30 +12,38 @@
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 1 | what: 0 data as they are, 1 zeros, 2 discard |
+//! | 0 | 1 | what: 0 data as they are, 1 zeros, 2 discard, 3 check |
 //! | 1 | 1 | 0 |
 //! | 2 | 2 | number of the disk |
 //! | 4 | 8 | offset on the disk, a multiple of 512 |
 //! | 12 | 8 | length, a multiple of 512, not 0 |
-//! | 20 | … | the data, if what is 0 |
+//! | 20 | … | the data, if what is 0; a digest of 16 bytes, if what is 3 |
+//!
+//! A check has at most [`CHECK_BYTES_MAX`], and all checks of a batch together at most
+//! [`CHECKED_BYTES_MAX`]: they are the only records that are dearer to obey than to send.
 //!
 //! Must not be done here: allocating as much as a number in a batch says. Decoded data share the
 //! batch's memory.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::{DiskWrite, SECTOR_BYTES, What};
+use super::{DIGEST_BYTES, Digest, DiskWrite, SECTOR_BYTES, What};
 
 /// Default limit on the body of a batch, in bytes.
 pub const DISK_BATCH_BYTES_DEFAULT: usize = 256 << 10;
 /// Largest body of a batch, in bytes.
 pub const DISK_BATCH_BYTES_MAX: usize = 1 << 20;
+/// Largest range that a check covers, in bytes.
+pub const CHECK_BYTES_MAX: u64 = 1 << 20;
+/// Most that the checks of one batch cover together, in bytes.
+pub const CHECKED_BYTES_MAX: u64 = 64 << 20;
 
 const BATCH_HEADER_BYTES: usize = 4;
 const RECORD_HEADER_BYTES: usize = 20;
 const KIND_DATA: u8 = 0;
 const KIND_ZERO: u8 = 1;
 const KIND_DISCARD: u8 = 2;
+const KIND_CHECK: u8 = 3;
 
 /// Why a batch cannot be decoded. Offsets are bytes from the batch's beginning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +98,19 @@ pub enum DiskBatchError {
         /// How many there are.
         disks: usize,
     },
+    /// A check covers too much, or the checks of the batch do.
+    #[error(
+        "disk check at offset {offset}: {length} bytes, after {before} in the same batch; the limits are \
+         {CHECK_BYTES_MAX} and {CHECKED_BYTES_MAX}"
+    )]
+    CheckTooLong {
+        /// Where the record begins.
+        offset: usize,
+        /// Length of the range.
+        length: u64,
+        /// Bytes of earlier checks.
+        before: u64,
+    },
     /// The range is empty, not of whole sectors, or not on the disk.
     #[error(
         "disk write at offset {offset}: {length} bytes from byte {start} of disk {disk}, which has {disk_bytes}"
@@ -122,6 +143,8 @@ pub struct DiskBatch {
 pub struct DiskBatchWriter {
     body: BytesMut,
     writes: u32,
+    /// How much the checks in it cover.
+    checked_bytes: u64,
     bytes_max: usize,
 }
 
@@ -134,6 +157,7 @@ impl DiskBatchWriter {
         Self {
             body: BytesMut::new(),
             writes: 0,
+            checked_bytes: 0,
             bytes_max: bytes_max.clamp(least, DISK_BATCH_BYTES_MAX),
         }
     }
@@ -154,6 +178,21 @@ impl DiskBatchWriter {
                     &[],
                     &mut full,
                 );
+            }
+            What::Check { bytes, digest } => {
+                if self.checked_bytes + bytes > CHECKED_BYTES_MAX {
+                    self.finish().into_iter().for_each(&mut full);
+                }
+                self.record(
+                    KIND_CHECK,
+                    write.disk,
+                    write.offset,
+                    *bytes,
+                    digest,
+                    &mut full,
+                );
+                self.checked_bytes += bytes;
+                return;
             }
         };
         let (mut rest, mut offset) = (&data[..], write.offset);
@@ -177,6 +216,7 @@ impl DiskBatchWriter {
     /// Ends the batch and begins the next one; `None` if nothing was appended.
     pub fn finish(&mut self) -> Option<DiskBatch> {
         let writes = std::mem::take(&mut self.writes);
+        self.checked_bytes = 0;
         if writes == 0 {
             return None;
         }
@@ -235,6 +275,46 @@ pub fn decode_batch(
     Ok(writes)
 }
 
+/// Checks that this is a range of whole sectors of a disk. `offset` is where its record begins.
+fn check_range(
+    offset: usize,
+    disk: u16,
+    start: u64,
+    length: u64,
+    disk_bytes: &[u64],
+) -> Result<(), DiskBatchError> {
+    let Some(&disk_bytes) = disk_bytes.get(usize::from(disk)) else {
+        return Err(DiskBatchError::NoDisk {
+            offset,
+            disk,
+            disks: disk_bytes.len(),
+        });
+    };
+    let sectors = start.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
+    let inside = start
+        .checked_add(length)
+        .is_some_and(|end| end <= disk_bytes);
+    if sectors && inside && length > 0 {
+        return Ok(());
+    }
+    Err(DiskBatchError::Range {
+        offset,
+        disk,
+        start,
+        length,
+        disk_bytes,
+    })
+}
+
+/// Takes a digest off the beginning. The error is how many bytes are missing.
+fn split_digest(rest: &mut Bytes) -> Result<Digest, u64> {
+    let Some(digest) = rest.first_chunk().copied() else {
+        return Err((DIGEST_BYTES - rest.len()) as u64);
+    };
+    rest.advance(DIGEST_BYTES);
+    Ok(digest)
+}
+
 fn walk(
     batch: &Bytes,
     disk_bytes: &[u64],
@@ -249,6 +329,7 @@ fn walk(
     }
     let mut rest = batch.clone();
     let records = rest.get_u32_le();
+    let mut checked = 0;
     if records == 0 {
         return Err(DiskBatchError::Empty { bytes });
     }
@@ -265,24 +346,7 @@ fn walk(
         // The byte after the kind must be 0; otherwise this is no known kind.
         let kind = rest.get_u16_le();
         let (disk, start, length) = (rest.get_u16_le(), rest.get_u64_le(), rest.get_u64_le());
-        let Some(&size) = disk_bytes.get(usize::from(disk)) else {
-            return Err(DiskBatchError::NoDisk {
-                offset,
-                disk,
-                disks: disk_bytes.len(),
-            });
-        };
-        let sectors = start.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
-        let inside = start.checked_add(length).is_some_and(|end| end <= size);
-        if !sectors || !inside || length == 0 {
-            return Err(DiskBatchError::Range {
-                offset,
-                disk,
-                start,
-                length,
-                disk_bytes: size,
-            });
-        }
+        check_range(offset, disk, start, length, disk_bytes)?;
         let what = match u8::try_from(kind) {
             Ok(KIND_DATA) => {
                 if (rest.len() as u64) < length {
@@ -292,6 +356,22 @@ fn walk(
             }
             Ok(KIND_ZERO) => What::Zero { bytes: length },
             Ok(KIND_DISCARD) => What::Discard { bytes: length },
+            Ok(KIND_CHECK) => {
+                let before = checked;
+                checked += length;
+                if length > CHECK_BYTES_MAX || checked > CHECKED_BYTES_MAX {
+                    return Err(DiskBatchError::CheckTooLong {
+                        offset,
+                        length,
+                        before,
+                    });
+                }
+                let digest = split_digest(&mut rest).map_err(truncated)?;
+                What::Check {
+                    bytes: length,
+                    digest,
+                }
+            }
             _ => return Err(DiskBatchError::UnknownKind { offset, kind }),
         };
         each(DiskWrite {

@@ -43,6 +43,8 @@ pub struct PeerDisk {
     pub ids: Vec<PairId>,
     /// Whether it is an unfinished copy.
     pub unfinished: bool,
+    /// Whether its operator wants all of it to be replaced, whatever is in it.
+    pub replace: bool,
     /// Size of a block of its map.
     pub block_bytes: u64,
     /// The blocks that its own guest has written since it was part of the pair, lowest bit first.
@@ -55,9 +57,10 @@ pub struct PeerDisk {
 pub struct DiskSyncPlan {
     /// The pair that both images become once the copy is whole.
     pub candidate: PairId,
-    /// Whether everything is sent, not only what the maps mark.
+    /// Whether nothing is known of what is in the backup's image. If not, only what the maps mark is
+    /// sent; if so, everything, except what a check finds equal.
     pub full: bool,
-    /// The pair they are now, unless everything is sent.
+    /// The pair they are now, if anything is known.
     pub from: Option<PairId>,
 }
 

@@ -8,11 +8,15 @@ use super::*;
 const DISKS: [u64; 2] = [1 << 20, 64 << 10];
 
 fn write() -> impl Strategy<Value = DiskWrite> {
-    (0..2u16, 0..100u64, 1..28u64, 0..4u8, any::<u8>()).prop_map(|(disk, at, count, kind, fill)| {
+    (0..2u16, 0..100u64, 1..28u64, 0..5u8, any::<u8>()).prop_map(|(disk, at, count, kind, fill)| {
         let bytes = count * SECTOR_BYTES;
         let what = match kind {
             0 => What::Zero { bytes },
             1 => What::Discard { bytes },
+            2 => What::Check {
+                bytes,
+                digest: [fill; DIGEST_BYTES],
+            },
             _ => What::Data(vec![fill; bytes as usize].into()),
         };
         DiskWrite {
@@ -49,6 +53,7 @@ fn applied(writes: &[DiskWrite]) -> Vec<Vec<u8>> {
         match &write.what {
             What::Data(data) => place.copy_from_slice(data),
             What::Zero { .. } | What::Discard { .. } => place.fill(0),
+            What::Check { .. } => {}
         }
     }
     disks
@@ -67,13 +72,23 @@ fn a_batch_has_these_bytes() {
             offset: 0,
             what: What::Data(vec![7; 512].into()),
         },
+        DiskWrite {
+            disk: 0,
+            offset: 0x200,
+            what: What::Check {
+                bytes: 0x400,
+                digest: [9; DIGEST_BYTES],
+            },
+        },
     ];
     let batch = encode(&writes, DISK_BATCH_BYTES_DEFAULT).remove(0);
-    let mut expected = vec![2, 0, 0, 0];
+    let mut expected = vec![3, 0, 0, 0];
     expected.extend([2, 0, 1, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
     expected.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0]);
     expected.extend([7; 512]);
-    assert_eq!((&batch.body[..], batch.writes), (&expected[..], 2));
+    expected.extend([3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0]);
+    expected.extend([9; 16]);
+    assert_eq!((&batch.body[..], batch.writes), (&expected[..], 3));
 }
 
 proptest! {
@@ -133,6 +148,7 @@ proptest! {
         let (from, to) = (from * SECTOR_BYTES, (from + count) * SECTOR_BYTES);
         let end = write.offset + write.bytes();
         match write.part(from, to) {
+            None if write.is_check() => prop_assert!(from > write.offset || to < end),
             None => prop_assert!(to <= write.offset || from >= end || from == to),
             Some(part) => {
                 prop_assert_eq!(part.offset, from.max(write.offset));
@@ -168,7 +184,11 @@ fn what_is_wrong_is_named() {
     ));
     assert!(matches!(
         batch(1, 3, 0, 0, 512),
-        Err(DiskBatchError::UnknownKind { kind: 3, .. })
+        Err(DiskBatchError::Truncated { missing: 16, .. })
+    ));
+    assert!(matches!(
+        batch(1, 4, 0, 0, 512),
+        Err(DiskBatchError::UnknownKind { kind: 4, .. })
     ));
     assert!(matches!(
         batch(1, 0x100, 0, 0, 512),
@@ -244,6 +264,65 @@ fn nothing_of_a_bad_batch_is_given_away() {
     ));
 }
 
+/// What a batch of these checks is refused for, for a disk of 4 GiB.
+fn refused_checks(checks: &[(u64, u64)]) -> DiskBatchError {
+    let mut body = (checks.len() as u32).to_le_bytes().to_vec();
+    for (offset, bytes) in checks {
+        body.extend([3, 0, 0, 0]);
+        body.extend(offset.to_le_bytes());
+        body.extend(bytes.to_le_bytes());
+        body.extend([0; DIGEST_BYTES]);
+    }
+    decode_batch(&body.into(), &[4 << 30], |_| panic!("given")).unwrap_err()
+}
+
+#[test]
+fn a_peer_cannot_have_more_checked_than_it_may() {
+    let range = |refused| matches!(refused, DiskBatchError::Range { .. });
+    assert!(range(refused_checks(&[(4 << 30, 512)])), "not on the disk");
+    assert!(range(refused_checks(&[(u64::MAX - 511, 512)])));
+    assert!(range(refused_checks(&[(0, 0)])));
+    assert!(range(refused_checks(&[(7, 512)])));
+    assert_eq!(
+        refused_checks(&[(0, CHECK_BYTES_MAX + 512)]),
+        DiskBatchError::CheckTooLong {
+            offset: 4,
+            length: CHECK_BYTES_MAX + 512,
+            before: 0
+        }
+    );
+    // Each is allowed, but not all of them in one message.
+    let count = CHECKED_BYTES_MAX / CHECK_BYTES_MAX;
+    let mut many = vec![(0, CHECK_BYTES_MAX); count as usize];
+    many.push((0, 512));
+    assert_eq!(
+        refused_checks(&many),
+        DiskBatchError::CheckTooLong {
+            offset: 4 + 36 * count as usize,
+            length: 512,
+            before: CHECKED_BYTES_MAX
+        }
+    );
+}
+
+#[test]
+fn a_writer_ends_a_batch_that_has_enough_to_check() {
+    let check = DiskWrite {
+        disk: 0,
+        offset: 0,
+        what: What::Check {
+            bytes: CHECK_BYTES_MAX,
+            digest: [1; DIGEST_BYTES],
+        },
+    };
+    let count = CHECKED_BYTES_MAX / CHECK_BYTES_MAX;
+    let batches = encode(&vec![check; 2 * count as usize + 1], DISK_BATCH_BYTES_MAX);
+    assert_eq!(batches.len(), 3);
+    for batch in batches {
+        decode(&batch.body).unwrap();
+    }
+}
+
 #[test]
 fn a_backup_cannot_describe_what_is_no_disk() {
     let good = PeerDisk {
@@ -251,6 +330,7 @@ fn a_backup_cannot_describe_what_is_no_disk() {
         bytes: 1 << 20,
         ids: vec![PairId(1), PairId(2)],
         unfinished: false,
+        replace: false,
         block_bytes: block_bytes_for(1 << 20),
         dirty: vec![0xff; 2].into(),
     };

@@ -22,12 +22,14 @@ pub use wire::MessageError;
 
 /// Most disks that a `Welcome` or a `SyncDisks` may name.
 pub const DISKS_MAX: usize = 1024;
+/// Most checks that a `Compared` answers.
+pub const ANSWERS_MAX: usize = 4096;
 
 /// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
-/// `Heartbeat`, `Marked`, answered by `Seen`, and `NoArbiter` come at any time after `Welcome`,
-/// `Bye` last.
+/// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
+/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Bye` last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// The primary introduces itself and its machine.
@@ -86,6 +88,9 @@ pub enum Message {
         /// The last epoch of this session whose disk writes are durable on the backup's images.
         durable: EpochId,
     },
+    /// The backup has done the next checks, in the order in which they came: whether each found
+    /// other content than the primary's. At most [`ANSWERS_MAX`].
+    Compared(Vec<bool>),
     /// A sign of life.
     Heartbeat,
     /// The primary has written this mark to the arbiter's record.
@@ -211,6 +216,7 @@ impl Message {
             Self::EpochOutput { .. } => "EpochOutput",
             Self::EpochEnd { .. } => "EpochEnd",
             Self::Ack { .. } => "Ack",
+            Self::Compared(_) => "Compared",
             Self::Heartbeat => "Heartbeat",
             Self::Marked(_) => "Marked",
             Self::Seen(_) => "Seen",

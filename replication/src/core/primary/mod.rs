@@ -123,6 +123,11 @@ pub enum PrimaryInput {
         /// The epoch.
         epoch: EpochId,
     },
+    /// What the backup said about its disks, in a message that was passed on to them, cannot be so.
+    DisksMisreported {
+        /// Why not.
+        what: String,
+    },
     /// The gate holds new output.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
@@ -168,6 +173,9 @@ pub enum PrimaryEffect {
     WriteDisks(EpochId),
     /// Everything through this epoch is durable on the backup's images.
     Durable(EpochId),
+    /// The backup has done the next checks of its disks: whether each found a difference. If there
+    /// are not so many, report `DisksMisreported`.
+    Compared(Vec<bool>),
     /// Let output through this epoch leave. Emitted only for acked epochs (R1).
     Release(EpochId),
     /// Close the link to the backup. Drop what is still queued for it, except a `Bye` just before.

@@ -19,12 +19,13 @@ use bytes::Bytes;
 use journal::{FILE_HEADER_BYTES, JournalFile};
 use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
+use super::digest::DigestKey;
 use super::image::{Drive, Drives, shared};
 use super::place::JournalId;
 use super::thread::Thread;
 use super::{DiskError, DiskLimits};
 use crate::causes::causes;
-use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
+use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, PeerDisk};
 use crate::epoch_queue::EpochQueue;
 use crate::files::HostFiles;
 use crate::ids::EpochId;
@@ -142,6 +143,7 @@ impl BackupDisks for BackupImages {
                 bytes: drive.storage.bytes(),
                 ids: Vec::new(),
                 unfinished: false,
+                replace: drive.replace.load(Ordering::Relaxed),
                 block_bytes: 0,
                 dirty: Bytes::new(),
             };
@@ -196,16 +198,21 @@ impl BackupDisks for BackupImages {
         *state = State {
             session: true,
             candidates: plan.iter().map(|disk| disk.candidate).collect(),
+            keys: plan
+                .iter()
+                .map(|disk| DigestKey::of(disk.candidate))
+                .collect(),
             slots: Default::default(),
             journal,
             ..State::default()
         };
+        replica.hurry.store(false, Ordering::Relaxed);
         drop(state);
         self.start_threads();
         Ok(())
     }
 
-    fn apply_sync(&self, batch: &Bytes) -> Result<(), DiskError> {
+    fn apply_sync(&self, batch: &Bytes) -> Result<bool, DiskError> {
         let replica = &self.replica;
         if replica.state.lock().candidates.is_empty() {
             return Err(DiskError::Failed(
@@ -215,11 +222,8 @@ impl BackupDisks for BackupImages {
         let writes = replica.decode(EpochId(0), batch)?;
         let mut bytes = 0;
         for write in &writes {
-            let drive = &replica.drives[usize::from(write.disk)];
-            if !drive.is_shared() {
-                drive.apply(write)?;
-                bytes += write.memory_bytes();
-            }
+            replica.apply(write)?;
+            bytes += write.memory_bytes();
         }
         let mut state = replica.state.lock();
         if let Some(failed) = &state.failed {
@@ -229,7 +233,7 @@ impl BackupDisks for BackupImages {
         if state.unflushed_bytes >= SYNC_FLUSH_BYTES {
             replica.bell.notify_all();
         }
-        Ok(())
+        Ok(writes.iter().any(DiskWrite::is_check))
     }
 
     fn persist(&self, epoch: EpochToPersist, done: Completion) {
@@ -266,6 +270,12 @@ impl BackupDisks for BackupImages {
         let waiting = state.slots.iter().filter_map(|slot| slot.first).min();
         let before = waiting.map_or(u64::MAX, |first| first.0.saturating_sub(1));
         EpochId(state.committed.0.min(before))
+    }
+
+    fn take_compared(&self, most: usize) -> Vec<bool> {
+        let mut state = self.replica.state.lock();
+        let most = most.min(state.compared.len());
+        state.compared.drain(..most).collect()
     }
 
     fn promote(

@@ -44,7 +44,7 @@ impl Replica {
         let (mut held, mut journal) = (EpochWrites::default(), false);
         for batch in &epoch.batches {
             for write in self.decode(epoch.epoch, batch)? {
-                if self.drives[usize::from(write.disk)].is_shared() {
+                if self.drives[usize::from(write.disk)].is_shared() && !write.is_check() {
                     held.push(write);
                 } else {
                     journal = true;

@@ -7,15 +7,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::journal::{JournalFile, Record};
 use super::replay::{Replay, plan};
-use crate::core::disk::{DiskWrite, PairId, decode_batch};
+use crate::core::disk::{Digest, DiskWrite, PairId, What, decode_batch};
+use crate::disk::digest::DigestKey;
 use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::image::map::DirtyMap;
-use crate::disk::image::{Drives, shared};
+use crate::disk::image::{Drive, Drives, shared};
 use crate::disk::place::{JournalId, Place, START};
 use crate::disk::{DiskError, DiskLimits};
 use crate::epoch_queue::EpochQueue;
@@ -65,6 +69,10 @@ pub(super) struct State {
     pub(super) held: EpochQueue<EpochWrites>,
     pub(super) failed: Option<String>,
     pub(super) unflushed_bytes: u64,
+    /// For each disk, in this session.
+    pub(super) keys: Vec<DigestKey>,
+    /// What checks have found, in order, and nobody has taken: whether each found a difference.
+    pub(super) compared: VecDeque<bool>,
 }
 
 pub(super) struct Replica {
@@ -77,6 +85,8 @@ pub(super) struct Replica {
     pub(super) files: Arc<dyn HostFiles>,
     pub(super) state: Mutex<State>,
     pub(super) bell: Condvar,
+    /// Checks are skipped: somebody waits for the images.
+    pub(super) hurry: AtomicBool,
 }
 
 impl Replica {
@@ -101,12 +111,14 @@ impl Replica {
             files,
             state: Mutex::default(),
             bell: Condvar::new(),
+            hurry: AtomicBool::new(false),
         }
     }
 
     /// Waits until both threads are idle and returns the state. They stay idle while the guard is
-    /// held.
+    /// held. Checks that they still have to do are not done.
     pub(super) fn idle(&self) -> MutexGuard<'_, State> {
+        self.hurry.store(true, Ordering::Relaxed);
         let mut state = self.state.lock();
         while state.job.is_some() || state.persisting || state.destaging {
             self.bell.wait(&mut state);
@@ -226,12 +238,48 @@ impl Replica {
     pub(super) fn apply_record(&self, record: &Record) -> Result<(), DiskError> {
         for batch in &record.batches {
             for write in self.decode(record.place.1, batch)? {
-                let drive = &self.drives[usize::from(write.disk)];
-                if !drive.is_shared() {
-                    drive.apply(&write)?;
-                }
+                self.apply(&write)?;
             }
         }
+        Ok(())
+    }
+
+    /// Applies a write to its image, unless that is shared.
+    pub(super) fn apply(&self, write: &DiskWrite) -> Result<(), DiskError> {
+        let drive = &self.drives[usize::from(write.disk)];
+        match &write.what {
+            What::Check { bytes, digest } => self.compare(drive, write.offset, *bytes, digest),
+            _ if drive.is_shared() => Ok(()),
+            _ => drive.apply(write),
+        }
+    }
+
+    /// Does a check. All earlier writes are on the image.
+    fn compare(
+        &self,
+        drive: &Drive,
+        offset: u64,
+        bytes: u64,
+        digest: &Digest,
+    ) -> Result<(), DiskError> {
+        if drive.is_shared() {
+            return Err(DiskError::PeerDiffers {
+                what: format!("a check of disk {}, which is shared", drive.name),
+            });
+        }
+        if self.hurry.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let key = self
+            .state
+            .lock()
+            .keys
+            .get(usize::from(drive.number))
+            .cloned();
+        // In a replay there is nobody to tell.
+        let Some(key) = key else { return Ok(()) };
+        let differs = key.differs(&*drive.storage, offset, bytes, digest);
+        self.state.lock().compared.push_back(differs);
         Ok(())
     }
 
@@ -265,6 +313,7 @@ impl Replica {
         for (drive, pair) in self.drives.iter().zip(pairs) {
             if let Some(map) = &drive.map {
                 map.lock().finish_copy(*pair)?;
+                drive.replace.store(false, Ordering::Relaxed);
             }
         }
         Ok(())

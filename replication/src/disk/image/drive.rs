@@ -28,6 +28,8 @@ pub(crate) struct Drive {
     /// A flush failed that the guest did not ask for. The host reports a loss only once, so the
     /// guest must be told, too.
     pub(crate) flush_failed: AtomicBool,
+    /// The operator wants the next copy to replace all of the backup's image, whatever is in it.
+    pub(crate) replace: AtomicBool,
 }
 
 impl Drive {
@@ -48,11 +50,12 @@ impl Drive {
     /// Applies a write from a log to the image.
     pub(crate) fn apply(&self, write: &DiskWrite) -> Result<(), DiskError> {
         let (storage, at) = (&self.storage, write.offset);
-        if let Some(map) = &self.map {
+        if let Some(map) = self.map.as_ref().filter(|_| !write.is_check()) {
             map.lock().about_to_write(&**storage);
         }
         let done = match &write.what {
             What::Data(data) => storage.write_at(at, data),
+            What::Check { .. } => Ok(()),
             What::Zero { bytes } => storage.write_zeroes(at, *bytes, true),
             What::Discard { bytes } => match storage.discard(at, *bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {

@@ -85,6 +85,12 @@ pub trait Storage: Send + Sync {
     /// Any error of the host's disk. A part may have been written.
     fn write_zeroes(&self, offset: u64, bytes: u64, may_unmap: bool) -> io::Result<()>;
 
+    /// What the host keeps of this range in its memory may be dropped, so that the next read shows what the storage
+    /// has. A hint: it may do nothing, and it loses nothing that was written.
+    fn forget_cached(&self, offset: u64, bytes: u64) {
+        let _ = (offset, bytes);
+    }
+
     /// Takes the lock that excludes every other user of the image, unless it is held already.
     /// Returns whether it is held now. Does not wait.
     ///

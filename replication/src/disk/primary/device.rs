@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::log::Log;
 use super::write_log::WriteLog;
@@ -108,6 +109,22 @@ impl Disk {
                 Err(error)
             }
         }
+    }
+
+    /// Has the other side write once more what is on the image there. Its blocks are marked until that is durable.
+    pub(super) fn send_again(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let data = Mutex::new(Bytes::new());
+        self.change(
+            offset,
+            || What::Data(data.lock().clone()),
+            || {
+                let mut found = vec![0; bytes as usize];
+                self.drive.storage.read_at(offset, &mut found)?;
+                *data.lock() = found.into();
+                Ok(())
+            },
+            bytes,
+        )
     }
 
     /// After a failed write, any part of it may be on the image. The other side gets what is on the

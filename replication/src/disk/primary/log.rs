@@ -2,8 +2,10 @@
 //!
 //! Bounded: [`Log::has_room`] says when devices must wait. What must not be done here: I/O.
 
+use super::checks::{Check, Checks, Pace};
 use super::overlay::Held;
-use crate::core::disk::DiskWrite;
+use crate::core::disk::{Digest, DiskWrite, What};
+use crate::disk::digest::DigestKey;
 use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::image::BitSet;
 use crate::epoch_queue::{Bucket, EpochQueue};
@@ -11,14 +13,28 @@ use crate::ids::EpochId;
 
 /// The blocks of a disk that are still to be copied.
 pub(crate) struct ToCopy {
+    /// They are sent.
     pub(crate) blocks: BitSet,
+    /// Nothing is known of these; they may be compared first. None of them is in `blocks`.
+    pub(crate) unknown: BitSet,
     pub(crate) block_bytes: u64,
     pub(crate) disk_bytes: u64,
 }
 
 impl ToCopy {
     pub(crate) fn bytes_left(&self) -> u64 {
-        self.blocks.count() * self.block_bytes
+        (self.blocks.count() + self.unknown.count()) * self.block_bytes
+    }
+
+    /// Whether the copier still has to read the block.
+    fn contains(&self, block: u64) -> bool {
+        self.blocks.contains(block) || self.unknown.contains(block)
+    }
+
+    fn copy_again(&mut self, check: &Check) {
+        let end = check.offset + check.bytes;
+        self.blocks
+            .insert(check.offset / self.block_bytes..end.div_ceil(self.block_bytes));
     }
 }
 
@@ -32,6 +48,18 @@ pub(crate) struct Log {
     epochs: EpochQueue<EpochWrites>,
     /// For each disk of the set.
     pub(crate) to_copy: Vec<Option<ToCopy>>,
+    /// What the backup was asked to compare in this session: during the copy by the copier, later by whoever
+    /// verifies the copy.
+    pub(crate) checks: Checks,
+    pub(super) pace: Pace,
+    /// For each disk of the set, in this session.
+    keys: Vec<DigestKey>,
+    /// An epoch of this session has ended, so that the copy is whole once the backup has it.
+    whole: bool,
+    /// Counts sessions, also those that have ended.
+    session: u64,
+    /// A range that is being read. Whether it was written since.
+    watched: Option<(Check, bool)>,
     /// Writes of shared disks that are not on the image.
     pub(crate) held: Held,
     pub(crate) shut: bool,
@@ -48,6 +76,12 @@ impl Log {
             logging: false,
             epochs: EpochQueue::default(),
             to_copy: (0..disks).map(|_| None).collect(),
+            checks: Checks::default(),
+            pace: Pace::default(),
+            keys: Vec::new(),
+            whole: false,
+            session: 0,
+            watched: None,
             held: Held::new(disks),
             shut: false,
             told: false,
@@ -70,6 +104,11 @@ impl Log {
         room
     }
 
+    /// Whether others than devices may add to the log: devices need not end their epoch early because of it.
+    pub(crate) fn bytes_are_few(&self) -> bool {
+        self.bytes() < self.bytes_max / 4
+    }
+
     /// Whether the waiting devices must be told that there is room now.
     pub(crate) fn take_wakeup(&mut self) -> bool {
         let room = self.shut || self.bytes() < self.bytes_max;
@@ -87,9 +126,10 @@ impl Log {
         news
     }
 
-    pub(crate) fn begin(&mut self, to_copy: Vec<Option<ToCopy>>) {
+    pub(crate) fn begin(&mut self, to_copy: Vec<Option<ToCopy>>, keys: Vec<DigestKey>) {
         self.end();
         self.to_copy = to_copy;
+        self.keys = keys;
         self.logging = true;
         // Writes may be held from an earlier synchronisation. This backup has none of them.
         self.held.unseal(EpochId(0));
@@ -101,13 +141,75 @@ impl Log {
     /// Nothing is logged from now on.
     pub(crate) fn end(&mut self) {
         self.logging = false;
+        self.whole = false;
+        self.session += 1;
         self.epochs = EpochQueue::default();
         self.to_copy.fill_with(|| None);
+        (self.checks, self.pace) = (Checks::default(), Pace::default());
+        self.keys.clear();
+    }
+
+    /// The present session, if the backup's copy is whole in it.
+    pub(crate) fn whole_session(&self) -> Option<u64> {
+        (self.whole && !self.shut).then_some(self.session)
+    }
+
+    pub(crate) fn key(&self, disk: u16) -> Option<DigestKey> {
+        self.keys.get(usize::from(disk)).cloned()
+    }
+
+    /// From now on, it is noted whether this range is written.
+    pub(crate) fn watch(&mut self, range: Check) {
+        self.watched = Some((range, false));
+    }
+
+    /// Whether the watched range was written.
+    pub(crate) fn was_written(&mut self) -> bool {
+        self.watched.take().is_none_or(|(_, written)| written)
+    }
+
+    /// Asks the backup to compare this range at this point of the stream of writes.
+    pub(crate) fn ask(&mut self, check: Check, digest: Digest) {
+        self.checks.ask(check);
+        self.push(DiskWrite {
+            disk: check.disk,
+            offset: check.offset,
+            what: What::Check {
+                bytes: check.bytes,
+                digest,
+            },
+        });
+    }
+
+    /// The backup's answers to the oldest checks. Returns whether there are so many.
+    pub(crate) fn answered(&mut self, differ: &[bool]) -> bool {
+        let Some(found) = self.checks.answer(differ) else {
+            return false;
+        };
+        self.pace.answered(found);
+        true
+    }
+
+    /// A step of the synchronisation begins: what the backup found to differ is to be sent. A write to it is not
+    /// logged any more from here on, so what is logged must be drained before the copier reads it.
+    pub(crate) fn begin_step(&mut self) -> Vec<DiskWrite> {
+        if !self.whole {
+            for check in self.checks.take_differing() {
+                if let Some(to_copy) = &mut self.to_copy[usize::from(check.disk)] {
+                    to_copy.copy_again(&check);
+                }
+            }
+        }
+        self.drain()
     }
 
     /// A replicated disk has been written. Parts that the copier still has to read are not logged:
     /// the copier will see them. (It takes a block off the set first and then reads it.)
     pub(crate) fn wrote(&mut self, write: DiskWrite) {
+        if let Some((range, written)) = &mut self.watched {
+            let (from, to) = (range.offset, range.offset + range.bytes);
+            *written |= range.disk == write.disk && write.part(from, to).is_some();
+        }
         if !self.logging {
             return;
         }
@@ -119,7 +221,7 @@ impl Log {
         let (mut parts, mut from) = (Vec::new(), write.offset);
         // Block by block: a logged part must never follow a newer copy of the same block.
         for at in write.offset / block..end.div_ceil(block) {
-            if to_copy.blocks.contains(at) {
+            if to_copy.contains(at) {
                 parts.extend(write.part(from, at * block));
                 from = (at + 1) * block;
             }
@@ -147,7 +249,7 @@ impl Log {
 
     /// During synchronisation, takes what was written to replicated disks since the last call. Held
     /// writes of shared disks are left for the epoch that ends the synchronisation.
-    pub(crate) fn drain(&mut self) -> Vec<DiskWrite> {
+    fn drain(&mut self) -> Vec<DiskWrite> {
         self.told = false;
         let to_copy = &self.to_copy;
         let is_replicated = |disk: u16| to_copy[usize::from(disk)].is_some();
@@ -161,7 +263,14 @@ impl Log {
 
     /// What the synchronisation still has to copy, in bytes.
     pub(crate) fn copy_left(&self) -> u64 {
-        self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum()
+        let blocks: u64 = self.to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
+        // After the copy, checks are another matter.
+        let open = if self.whole {
+            0
+        } else {
+            self.checks.open_bytes()
+        };
+        blocks + open
     }
 
     /// Ends the epoch. Returns its writes, and whether the guest flushed.
@@ -171,6 +280,7 @@ impl Log {
         self.held.seal(epoch);
         if self.logging {
             self.epochs.seal(epoch);
+            self.whole = true;
         }
         self.told = false;
         sealed

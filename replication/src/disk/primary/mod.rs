@@ -5,11 +5,13 @@
 //!                └─ shared ──► overlay ── seal, release ──► image     (releaser's thread)
 //! ```
 
+mod checks;
 mod device;
 pub(super) mod log;
 pub(super) mod overlay;
 mod release;
 mod sync;
+mod verify;
 mod write_log;
 
 pub use device::Disk;
@@ -17,6 +19,7 @@ pub use device::Disk;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use parking_lot::Mutex;
 use release::Releaser;
 use write_log::WriteLog;
 
@@ -35,6 +38,8 @@ pub(super) struct PrimaryImages {
     releaser: Releaser,
     /// Number of synchronisations begun.
     sessions: AtomicU64,
+    /// Held while the images are compared with the backup's.
+    verifying: Mutex<()>,
 }
 
 impl PrimaryImages {
@@ -46,6 +51,7 @@ impl PrimaryImages {
             log,
             limits,
             sessions: AtomicU64::new(0),
+            verifying: Mutex::new(()),
         }
     }
 
@@ -74,6 +80,18 @@ impl PrimaryDisks for PrimaryImages {
 
     fn copy_bytes_left(&self) -> u64 {
         self.log.lock().copy_left()
+    }
+
+    fn compared(&self, differ: &[bool]) -> Result<(), DiskError> {
+        if self.log.answered(differ) {
+            return Ok(());
+        }
+        Err(DiskError::PeerDiffers {
+            what: format!(
+                "{} checks are said to be done, fewer are open",
+                differ.len()
+            ),
+        })
     }
 
     fn set_listener(&self, listener: Callback) {
@@ -120,7 +138,7 @@ impl PrimaryDisks for PrimaryImages {
     }
 
     fn detach(&self) {
-        self.log.with_log(|log| log.end());
+        self.log.end();
     }
 
     fn go_alone(&self, done: Completion) {
@@ -136,7 +154,7 @@ impl PrimaryDisks for PrimaryImages {
         self.log.with_log(|log| {
             log.shut = true;
             log.held.let_go();
-            log.end();
         });
+        self.log.end();
     }
 }

@@ -134,7 +134,7 @@ impl Held {
         self.number += 1;
         let data = match &write.what {
             What::Data(data) => Some(data.clone()),
-            What::Zero { .. } | What::Discard { .. } => None,
+            What::Zero { .. } | What::Discard { .. } | What::Check { .. } => None,
         };
         let extent = Extent {
             end: write.offset + write.bytes(),

@@ -1,22 +1,32 @@
 //! The primary's work on its disks: it brings a backup up to date while the guest runs, and ends epochs.
 //!
-//! What must not be done here: reading a block before it is off the set of blocks to copy.
+//! An image of which nothing is known is compared: the backup gets a check of each block, says which differ, and
+//! gets those. A check is a part of the stream of writes like any other, so a block that is found equal was equal at
+//! that point of it.
+//!
+//! What must not be done here: reading a block before it is off the sets of blocks to copy.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::PrimaryImages;
-use super::log::ToCopy;
-use crate::core::disk::{DiskSyncPlan, DiskWrite, PairId, PeerDisk, What};
+use super::checks::{Check, Next};
+use super::log::{Log, ToCopy};
+use crate::core::disk::{
+    BLOCK_BYTES_MIN, CHECK_BYTES_MAX, DiskSyncPlan, DiskWrite, PairId, PeerDisk, What,
+};
 use crate::disk::DiskError;
+use crate::disk::digest::DigestKey;
 use crate::disk::image::{BitSet, Drive, shared};
 use crate::ids::EpochId;
 use crate::ports::disks::{SealedDisks, SyncPlan, SyncStep};
 
 /// At most this much is read from an image at once, or one block if that is larger.
 const READ_BYTES: u64 = 1 << 20;
+/// A step of the synchronisation waits at most so long for answers.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(20);
 
 impl PrimaryImages {
     fn check_peer(&self, peer: &[PeerDisk]) -> Result<(), DiskError> {
@@ -51,10 +61,10 @@ impl PrimaryImages {
 
     pub(super) fn begin(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.check_peer(peer)?;
-        self.log.with_log(|log| log.end());
+        self.log.end();
         let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
         self.releaser.begin_session(session);
-        let mut plan = Vec::new();
+        let (mut plan, mut compared) = (Vec::new(), Vec::new());
         for (drive, peer) in self.drives.iter().zip(peer) {
             let candidate = new_id();
             let from = match &drive.map {
@@ -67,16 +77,19 @@ impl PrimaryImages {
                     from.filter(|_| comparable)
                 }
             };
+            let full = drive.map.is_some() && from.is_none();
+            compared.push(full && !peer.replace && !drive.replace.load(Ordering::Relaxed));
             plan.push(DiskSyncPlan {
                 candidate,
-                full: drive.map.is_some() && from.is_none(),
+                full,
                 from,
             });
         }
         // Writes under way must finish before the set of blocks is made and logging begins.
         let turns: Vec<_> = self.drives.iter().map(|drive| drive.turn.lock()).collect();
         let mut to_copy = Vec::new();
-        for ((drive, peer), plan) in self.drives.iter().zip(peer).zip(&plan) {
+        let plans = plan.iter().zip(&compared);
+        for ((drive, peer), (plan, compare)) in self.drives.iter().zip(peer).zip(plans) {
             to_copy.push(drive.map.as_ref().map(|map| {
                 let map = map.lock();
                 let blocks = if plan.full {
@@ -86,97 +99,144 @@ impl PrimaryImages {
                     blocks.unite(map.bits());
                     blocks
                 };
+                let none = BitSet::new(blocks.len());
+                let (blocks, unknown) = if *compare {
+                    (none, blocks)
+                } else {
+                    (blocks, none)
+                };
                 ToCopy {
                     blocks,
+                    unknown,
                     block_bytes: map.block_bytes(),
                     disk_bytes: drive.storage.bytes(),
                 }
             }));
         }
         let bytes = to_copy.iter().flatten().map(ToCopy::bytes_left).sum();
-        self.log.with_log(|log| log.begin(to_copy));
+        let keys = plan.iter().map(|disk| DigestKey::of(disk.candidate));
+        self.log.with_log(|log| log.begin(to_copy, keys.collect()));
         drop(turns);
         // Writes made before marking began must not be lost any more: no mark would record the
         // loss.
         for drive in self.drives.iter().filter(|drive| !drive.is_shared()) {
             drive.flush()?;
         }
-        Ok(SyncPlan { disks: plan, bytes })
+        Ok(SyncPlan {
+            disks: plan,
+            compared,
+            bytes,
+        })
     }
 
     pub(super) fn next_step(&self) -> Result<SyncStep, DiskError> {
-        let mut writes = self.log.with_log(|log| log.drain());
+        let mut writes = self.log.with_log(Log::begin_step);
         let mut left = self.limits.sync_slice_bytes;
         while left > 0 {
-            let Some((drive, offset, bytes)) = self.next_blocks(left.min(READ_BYTES)) else {
+            let Some(next) = self.next_blocks(left.min(READ_BYTES)) else {
                 break;
             };
-            self.copy(drive, offset, bytes, &mut writes)?;
-            left = left.saturating_sub(bytes);
+            self.copy(&next, &mut writes)?;
+            left = left.saturating_sub(next.bytes);
         }
-        let bytes_left = self.log.lock().bytes_left();
+        let mut log = self.log.lock();
+        if writes.is_empty() && log.checks.asked_bytes() > 0 {
+            self.log.await_answers(&mut log, ANSWER_PATIENCE);
+        }
+        let (bytes_left, bytes_equal) = (log.bytes_left(), log.checks.equal_bytes());
+        drop(log);
         if bytes_left == 0 && !self.is_holding() {
             // This leaves little to flush while the guest is paused.
             self.flush_shared()?;
         }
-        Ok(SyncStep { writes, bytes_left })
+        Ok(SyncStep {
+            writes,
+            bytes_left,
+            bytes_equal,
+        })
     }
 
-    /// Takes some blocks off the set. The caller must read them now.
-    fn next_blocks(&self, most: u64) -> Option<(&Drive, u64, u64)> {
+    /// Takes some blocks off the sets. The caller must read them now.
+    fn next_blocks(&self, most: u64) -> Option<Blocks<'_>> {
         let mut log = self.log.lock();
-        for (drive, to_copy) in self.drives.iter().zip(&mut log.to_copy) {
-            let Some(to_copy) = to_copy else { continue };
+        let Log {
+            to_copy,
+            checks,
+            pace,
+            ..
+        } = &mut *log;
+        let mut all = self.drives.iter().zip(to_copy);
+        all.find_map(|(drive, to_copy)| {
+            let to_copy = to_copy.as_mut()?;
             let block = to_copy.block_bytes;
-            let Some(run) = to_copy.blocks.next_run(0, (most / block).max(1)) else {
-                continue;
+            let run_max = (most / block).max(1);
+            let known = to_copy.blocks.next_run(0, run_max);
+            let (run, ask) = match known {
+                Some(run) => {
+                    to_copy.blocks.remove(run.clone());
+                    (run, false)
+                }
+                None => {
+                    let run = to_copy.unknown.next_run(0, run_max)?;
+                    let next = pace.next(checks.asked_bytes());
+                    if next == Next::Wait {
+                        return None;
+                    }
+                    pace.done((run.end - run.start) * block);
+                    to_copy.unknown.remove(run.clone());
+                    (run, next == Next::Ask)
+                }
             };
-            to_copy.blocks.remove(run.clone());
             let (start, end) = (run.start * block, run.end * block);
-            return Some((drive, start, end.min(to_copy.disk_bytes) - start));
-        }
-        None
+            Some(Blocks {
+                drive,
+                offset: start,
+                bytes: end.min(to_copy.disk_bytes) - start,
+                ask_by: ask.then_some(block.min(CHECK_BYTES_MAX)),
+            })
+        })
     }
 
-    fn copy(
-        &self,
-        drive: &Drive,
-        offset: u64,
-        bytes: u64,
-        writes: &mut Vec<DiskWrite>,
-    ) -> Result<(), DiskError> {
-        let mut data = BytesMut::zeroed(bytes as usize);
+    /// Reads the blocks, and adds what is to be sent of them to `writes`.
+    fn copy(&self, blocks: &Blocks<'_>, writes: &mut Vec<DiskWrite>) -> Result<(), DiskError> {
+        let Blocks { drive, offset, .. } = *blocks;
+        let mut data = BytesMut::zeroed(blocks.bytes as usize);
         let read = drive.storage.read_at(offset, &mut data);
         read.map_err(|error| drive.failed("read", offset, error))?;
         let (mut rest, mut at) = (data.freeze(), offset);
-        let piece = crate::core::disk::BLOCK_BYTES_MIN as usize;
+        let piece = blocks.ask_by.unwrap_or(BLOCK_BYTES_MIN) as usize;
         while !rest.is_empty() {
             let data = rest.split_to(piece.min(rest.len()));
             let length = data.len() as u64;
-            let what = if data.iter().all(|byte| *byte == 0) {
-                What::Zero { bytes: length }
-            } else {
-                What::Data(data)
+            let write = |what| DiskWrite {
+                disk: drive.number,
+                offset: at,
+                what,
             };
-            match (&what, writes.last_mut()) {
-                // Merge adjacent zeros: a hole of gigabytes becomes one write.
-                (
-                    What::Zero { .. },
-                    Some(DiskWrite {
-                        disk,
-                        offset: before,
-                        what: What::Zero { bytes },
-                    }),
-                ) if *disk == drive.number && *before + *bytes == at => *bytes += length,
-                _ => writes.push(DiskWrite {
-                    disk: drive.number,
-                    offset: at,
-                    what,
-                }),
+            if data.iter().all(|byte| *byte == 0) {
+                push_zeros(write(What::Zero { bytes: length }), writes);
+            } else if blocks.ask_by.is_some() {
+                writes.extend(self.check(drive, at, &data).map(write));
+            } else {
+                writes.push(write(What::Data(data)));
             }
             at += length;
         }
         Ok(())
+    }
+
+    /// The check of these data; `None` if the session has ended meanwhile.
+    fn check(&self, drive: &Drive, offset: u64, data: &Bytes) -> Option<What> {
+        let bytes = data.len() as u64;
+        let key = self.log.lock().key(drive.number)?;
+        let digest = key.digest(data);
+        let disk = drive.number;
+        self.log.lock().checks.ask(Check {
+            disk,
+            offset,
+            bytes,
+        });
+        Some(What::Check { bytes, digest })
     }
 
     pub(super) fn end_epoch(&self, epoch: EpochId) -> Result<SealedDisks, DiskError> {
@@ -192,6 +252,9 @@ impl PrimaryImages {
             }
         }
         let (writes, flush) = self.log.with_log(|log| log.seal(epoch));
+        for drive in self.drives.iter() {
+            drive.replace.store(false, Ordering::Relaxed);
+        }
         Ok(SealedDisks {
             writes,
             flush,
@@ -202,6 +265,30 @@ impl PrimaryImages {
     pub(super) fn flush_shared(&self) -> Result<(), DiskError> {
         shared(&self.drives).try_for_each(|drive| drive.flush())
     }
+}
+
+/// Blocks of a disk that are to be read now.
+struct Blocks<'a> {
+    drive: &'a Drive,
+    offset: u64,
+    bytes: u64,
+    /// The backup is asked to compare them, in pieces of so many bytes.
+    ask_by: Option<u64>,
+}
+
+/// Merges adjacent zeros: a hole of gigabytes becomes one write.
+fn push_zeros(zeros: DiskWrite, writes: &mut Vec<DiskWrite>) {
+    if let Some(DiskWrite {
+        disk,
+        offset,
+        what: What::Zero { bytes },
+    }) = writes.last_mut()
+        && (*disk, *offset + *bytes) == (zeros.disk, zeros.offset)
+    {
+        *bytes += zeros.bytes();
+        return;
+    }
+    writes.push(zeros);
 }
 
 /// A random id. It is unique for practical purposes, and not 0.

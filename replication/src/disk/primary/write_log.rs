@@ -2,7 +2,9 @@
 //!
 //! What must not be done here: calling a listener with the lock held.
 
-use parking_lot::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::log::Log;
 use crate::ports::disks::Callback;
@@ -13,6 +15,8 @@ pub(crate) struct WriteLog {
     log: Mutex<Log>,
     listener: Mutex<Option<Callback>>,
     rooms: Mutex<Vec<Option<Callback>>>,
+    /// Rings when the backup has answered checks, and when a session ends.
+    answers: Condvar,
 }
 
 impl WriteLog {
@@ -21,6 +25,7 @@ impl WriteLog {
             log: Mutex::new(Log::new(disks, log_bytes_max)),
             listener: Mutex::new(None),
             rooms: Mutex::new((0..disks).map(|_| None).collect()),
+            answers: Condvar::new(),
         }
     }
 
@@ -43,6 +48,24 @@ impl WriteLog {
             rooms.iter().flatten().for_each(|tell| tell());
         }
         result
+    }
+
+    /// The backup's answers. Returns whether so many checks are open.
+    pub(crate) fn answered(&self, differ: &[bool]) -> bool {
+        let known = self.log.lock().answered(differ);
+        self.answers.notify_all();
+        known
+    }
+
+    /// Waits so long for answers, or for the session's end.
+    pub(crate) fn await_answers(&self, log: &mut MutexGuard<'_, Log>, time: Duration) {
+        self.answers.wait_for(log, time);
+    }
+
+    /// Nothing is logged from now on.
+    pub(crate) fn end(&self) {
+        self.with_log(Log::end);
+        self.answers.notify_all();
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Log> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -56,6 +57,8 @@ pub(super) struct Host {
     files: SimulatedFiles,
     /// Who holds the lock of an image.
     locks: Arc<Mutex<BTreeMap<String, String>>>,
+    /// An image, and which of its bytes cannot be read.
+    unreadable: Arc<Mutex<(String, Range<u64>)>>,
 }
 
 impl Host {
@@ -68,6 +71,7 @@ impl Host {
             name: name.into(),
             files,
             locks: Arc::default(),
+            unreadable: Arc::new(Mutex::new((String::new(), 0..0))),
         }
     }
 
@@ -77,6 +81,7 @@ impl Host {
             name: name.into(),
             files: self.files.another_process(),
             locks: self.locks.clone(),
+            unreadable: self.unreadable.clone(),
         }
     }
 
@@ -133,6 +138,11 @@ impl Host {
     /// From the `after`th change on, everything of names that contain `name` fails.
     pub(super) fn fail(&self, name: &str, after: u64, kind: io::ErrorKind) {
         self.files.fail_from(name, after, kind);
+    }
+
+    /// These bytes of an image cannot be read any more, and no others.
+    pub(super) fn make_unreadable(&self, name: &str, bytes: Range<u64>) {
+        *self.unreadable.lock().unwrap() = (name.into(), bytes);
     }
 
     /// Does something in the middle of the next write, before anything of it is there.
@@ -212,6 +222,10 @@ impl Storage for MemoryImage {
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let (name, bad) = &*self.host.unreadable.lock().unwrap();
+        if *name == self.name && offset < bad.end && bad.start < offset + data.len() as u64 {
+            return Err(io::Error::other("bad sector"));
+        }
         self.host.files.read(self.path(), offset, data)
     }
 

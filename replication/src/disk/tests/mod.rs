@@ -1,5 +1,6 @@
 //! The disks of both sides, in memory and in files.
 
+mod comparison;
 mod faults;
 mod host;
 mod identity;
@@ -11,3 +12,4 @@ mod pair;
 mod replicated;
 mod session;
 mod shared;
+mod verify;

@@ -260,7 +260,7 @@ fn what_is_marked_always_suffices() {
 }
 
 #[test]
-fn strangers_get_everything() {
+fn strangers_are_compared() {
     let mut random = seeded(3);
     let (a, b, c) = (
         host("a", &mut random),
@@ -290,8 +290,14 @@ fn strangers_get_everything() {
     sets[1].backup().abandon();
     let third = Session::protect(&sets[0], &sets[1], 3);
     for session in [&first, &second, &third] {
-        assert!(session.sent_bytes > BYTES);
+        assert_eq!(
+            (&session.full[..], &session.compared[..]),
+            (&[true][..], &[true][..])
+        );
     }
+    assert!(first.sent_bytes > BYTES && second.sent_bytes > BYTES);
+    // It was the pair once, so most of it is equal.
+    assert!(third.sent_bytes < 2 * BLOCK, "{} bytes", third.sent_bytes);
     assert_eq!(image(&a), image(&b));
 }
 

@@ -65,6 +65,10 @@ pub(super) struct Session {
     pub(super) generation: u64,
     pub(super) epoch: u64,
     pub(super) sent_bytes: u64,
+    /// For each disk: whether nothing was known of the backup's image.
+    pub(super) full: Vec<bool>,
+    /// For each disk: whether it was compared.
+    pub(super) compared: Vec<bool>,
     /// As the last epoch says.
     pub(super) written_through: EpochId,
 }
@@ -83,6 +87,8 @@ impl Session {
             generation,
             epoch: 0,
             sent_bytes: 0,
+            full: plan.disks.iter().map(|disk| disk.full).collect(),
+            compared: plan.compared,
             written_through: EpochId(0),
         }
     }
@@ -94,7 +100,14 @@ impl Session {
             self.sent_bytes += batch.len() as u64;
             self.backup.backup().apply_sync(&batch).unwrap();
         }
+        self.answer();
         step.bytes_left
+    }
+
+    /// Brings the backup's answers to the primary.
+    pub(super) fn answer(&self) {
+        let differ = self.backup.backup().take_compared(usize::MAX);
+        self.primary.primary().compared(&differ).unwrap();
     }
 
     pub(super) fn sync(&mut self) {
@@ -108,6 +121,7 @@ impl Session {
         self.primary
             .primary()
             .durable(self.backup.backup().durable_epoch());
+        self.answer();
         epoch
     }
 

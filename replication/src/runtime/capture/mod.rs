@@ -19,7 +19,7 @@ use understudy_transport::LinkError;
 
 use self::notes::Notes;
 pub(super) use self::target::Target;
-use super::disk_progress::DiskProgress;
+use super::disk_progress::{DiskProgress, DiskStep};
 use super::metrics::Metrics;
 use super::reign::Reign;
 use super::settings::Limits;
@@ -254,10 +254,10 @@ impl<M: Machine> Capturer<M> {
         self.sync_round()
     }
 
-    /// Ships the next piece of the disks. Returns how much is left to copy.
-    fn sync_disks(&self, target: Target) -> Result<u64, ShipError> {
+    /// Ships the next piece of the disks. Returns how far the copy is.
+    fn sync_disks(&self, target: Target) -> Result<DiskStep, ShipError> {
         if self.disks.is_empty() {
-            return Ok(0);
+            return Ok(DiskStep::default());
         }
         let step = self.disks.sync_some()?;
         let mut assembler = SyncAssembler::new(BatchBytes::default(), target);
@@ -265,8 +265,13 @@ impl<M: Machine> Capturer<M> {
         let bytes = assembler.end()?.disk_bytes;
         // Without what the guest has written meanwhile: that may never stop.
         let bytes_left = self.disks.copy_bytes_left();
-        self.metrics.disks_synchronised(bytes, bytes_left);
-        Ok(bytes_left)
+        let step = DiskStep {
+            bytes_sent: bytes,
+            bytes_left,
+            bytes_equal: step.bytes_equal,
+        };
+        self.metrics.disks_synchronised(step);
+        Ok(step)
     }
 
     /// One round of the synchronisation. Disks come first because they take longest: memory need
@@ -275,11 +280,12 @@ impl<M: Machine> Capturer<M> {
         let Some(target) = self.target.clone() else {
             return Ok(());
         };
-        let disk_bytes_left = self.sync_disks(target.clone())?;
+        let step = self.sync_disks(target.clone())?;
         if !self.copying {
             return self.memory_round(target, false);
         }
-        self.progress.left(disk_bytes_left);
+        self.progress.step(step);
+        let disk_bytes_left = step.bytes_left;
         if disk_bytes_left > 0 {
             self.report(PrimaryInput::SyncRoundShipped {
                 pages_left: self.dirty.len(),

@@ -6,6 +6,7 @@ use super::driver::Driver;
 use crate::arbiter::ArbiterError;
 use crate::causes::causes;
 use crate::core::primary::PrimaryInput;
+use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Answered};
 
 impl Driver {
@@ -20,6 +21,17 @@ impl Driver {
             Err(error) => {
                 let why = self.no_answer(&error);
                 Some(PrimaryInput::ArbiterUnavailable { why })
+            }
+        }
+    }
+
+    /// Whether the standby's takeover would be granted now.
+    pub(super) fn takeover(&self, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => self.metrics.over(Topic::Takeover),
+            Err(why) => {
+                let what = format!("a takeover would not be granted now: {why}");
+                self.metrics.alarm(Topic::Takeover, what);
             }
         }
     }

@@ -179,11 +179,11 @@ impl Driver {
             if self.broken {
                 return Err(RuntimeError::Panicked("capture"));
             }
-            for input in inputs {
+            while let Some(input) = inputs.pop_front() {
                 let link_down = matches!(input, PrimaryInput::LinkDown { .. });
                 let now = self.clock.now();
                 for effect in self.core.handle(now, input) {
-                    self.perform(effect, now).await;
+                    inputs.extend(self.perform(effect, now).await);
                 }
                 if link_down {
                     self.close_session().await;
@@ -461,7 +461,8 @@ impl Driver {
         self.order(CaptureJob::Detach);
     }
 
-    async fn perform(&mut self, effect: PrimaryEffect, decided: Duration) {
+    /// Does what the core says. Returns what comes of it at once.
+    async fn perform(&mut self, effect: PrimaryEffect, decided: Duration) -> Option<PrimaryInput> {
         match effect {
             PrimaryEffect::Send(message) => {
                 if let Some(session) = &mut self.session {
@@ -469,7 +470,7 @@ impl Driver {
                 }
             }
             PrimaryEffect::StartSync { disks } => {
-                let Some(session) = &self.session else { return };
+                let session = self.session.as_ref()?;
                 let target = Target {
                     session: self.session_number,
                     queue: session.queue(),
@@ -486,6 +487,10 @@ impl Driver {
             PrimaryEffect::Durable(epoch) => {
                 self.setup.disks.durable(epoch);
                 self.metrics.durable(epoch);
+            }
+            PrimaryEffect::Compared(differ) => {
+                let what = self.setup.disks.compared(&differ).err()?.to_string();
+                return Some(PrimaryInput::DisksMisreported { what });
             }
             PrimaryEffect::Release(epoch) => {
                 // If this side stalled for longer than this during the release, the core would have
@@ -513,11 +518,7 @@ impl Driver {
                 beat,
                 mark,
             }),
-            PrimaryEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
-            PrimaryEffect::Takeover(Err(why)) => {
-                let what = format!("a takeover would not be granted now: {why}");
-                self.metrics.alarm(Topic::Takeover, what);
-            }
+            PrimaryEffect::Takeover(outcome) => self.takeover(outcome),
             PrimaryEffect::GoAlone { generation, cause } => {
                 self.metrics.over(Topic::Takeover);
                 if self.core.is_ending() {
@@ -538,6 +539,7 @@ impl Driver {
                 self.ended = Some(Finish::Ended(Ended::Fenced { reason }));
             }
         }
+        None
     }
 
     fn order(&self, job: CaptureJob) {

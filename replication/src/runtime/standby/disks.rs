@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PeerDisk};
+use crate::core::message::ANSWERS_MAX;
 use crate::ids::EpochId;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{BackupDisks, DiskError};
@@ -48,6 +49,8 @@ pub(super) enum DiskEvent {
     },
     /// All queued batches of the copy are written.
     Idle,
+    /// Checks of the copy are done.
+    Compared,
     Failed(String),
 }
 
@@ -153,6 +156,15 @@ impl DiskThread {
         }
     }
 
+    /// What the next checks of this session have found, if any are done.
+    pub(super) fn compared(&self) -> Option<Vec<bool>> {
+        if !self.copying {
+            return None;
+        }
+        let differ = self.disks.take_compared(ANSWERS_MAX);
+        (!differ.is_empty()).then_some(differ)
+    }
+
     /// Waits for the next event of the present copy. Cancel safe.
     pub(super) async fn event(&mut self) -> Result<DiskEvent, RuntimeError> {
         loop {
@@ -217,10 +229,13 @@ impl Worker {
                 self.tell(copy, DiskEvent::Copying);
             }
             DiskJob::Sync(batch) => {
-                self.disks.apply_sync(&batch)?;
+                let compared = self.disks.apply_sync(&batch)?;
                 // The driver may be waiting for room.
                 if self.backlog.queued_bytes.load(Ordering::Acquire) == 0 {
                     self.tell(copy, DiskEvent::Idle);
+                }
+                if compared {
+                    self.tell(copy, DiskEvent::Compared);
                 }
             }
             DiskJob::Persist(ticket, epoch) => self.persist(copy, ticket, epoch),

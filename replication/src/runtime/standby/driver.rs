@@ -342,6 +342,9 @@ impl<M: Machine> Driver<M> {
             self.metrics.durable(epoch);
             inputs.push_back(BackupInput::DisksDurable { epoch });
         }
+        while let Some(differ) = self.disks.compared() {
+            inputs.push_back(BackupInput::Compared(differ));
+        }
     }
 
     fn disks_happened(&mut self, event: DiskEvent, inputs: &mut VecDeque<BackupInput>) {
@@ -353,7 +356,7 @@ impl<M: Machine> Driver<M> {
                 }
             }
             DiskEvent::Copying => self.metrics.disks_unfinished(),
-            DiskEvent::Idle => {}
+            DiskEvent::Idle | DiskEvent::Compared => {}
             DiskEvent::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
                     let what = format!("the copy cannot be kept: {error}");

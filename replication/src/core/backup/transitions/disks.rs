@@ -151,6 +151,13 @@ impl BackupCore {
         self.disks.durable = self.disks.durable.max(epoch);
     }
 
+    /// From the claim on, nothing is said any more, as with acknowledgements.
+    pub(super) fn compared(&mut self, differ: Vec<bool>, out: &mut Vec<Effect>) {
+        if self.disks.planned && self.sends_beats() {
+            out.push(Effect::Send(Message::Compared(differ)));
+        }
+    }
+
     /// The copy cannot go on. The committed state stays valid until the arbiter has named another
     /// side, unless the copy of the disks is not whole yet: what came before the first epoch is
     /// nowhere but on the images that failed. The guest cannot go on from that, so this side must

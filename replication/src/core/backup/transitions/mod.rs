@@ -294,6 +294,7 @@ impl BackupCore {
             }
             Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),
             Input::DisksDurable { epoch } => self.disks_durable(epoch),
+            Input::Compared(differ) => self.compared(differ, out),
             Input::DisksFailed { error } => self.disks_failed(error, out),
             Input::NotReading => self.heard_at = self.now,
             Input::PromotionWanted => {

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{DISKS_MAX, Hello, Message, Welcome};
+use super::{ANSWERS_MAX, DISKS_MAX, Hello, Message, Welcome};
 use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
-/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen` and
-/// `NoArbiter`, in bytes.
+/// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen`,
+/// `NoArbiter` and `Compared`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -45,6 +45,7 @@ const EPOCH_DISK: u16 = 14;
 const MARKED: u16 = 15;
 const SEEN: u16 = 16;
 const NO_ARBITER: u16 = 17;
+const COMPARED: u16 = 18;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +117,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         MARKED => ("Marked", false, SMALL_BODY_BYTES_MAX),
         SEEN => ("Seen", false, SMALL_BODY_BYTES_MAX),
         NO_ARBITER => ("NoArbiter", false, SMALL_BODY_BYTES_MAX),
+        COMPARED => ("Compared", false, SMALL_BODY_BYTES_MAX),
         _ => return None,
     })
 }
@@ -123,6 +125,10 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
 /// The body of `SyncDisks`.
 #[derive(Deserialize)]
 struct Plans(#[serde(deserialize_with = "at_most::<DISKS_MAX, _, _>")] Vec<DiskSyncPlan>);
+
+/// The body of `Compared`.
+#[derive(Deserialize)]
+struct Answers(#[serde(deserialize_with = "at_most::<ANSWERS_MAX, _, _>")] Vec<bool>);
 
 /// Serialises a small body. Our own types cannot fail: they have no maps of unknown length and no
 /// floats.
@@ -172,6 +178,7 @@ impl Message {
             Self::Marked(mark) => (MARKED, 0, small(mark)),
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
+            Self::Compared(differ) => (COMPARED, 0, small(differ)),
         }
     }
 
@@ -239,6 +246,7 @@ impl Message {
                 let why: String = parse(name, &body)?;
                 Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
             }
+            COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
             _ => return Err(MessageError::UnknownKind(kind)),
         })
     }

@@ -86,13 +86,14 @@ fn golden_session() -> Vec<Golden> {
                     bytes: 65536,
                     ids: vec![PairId(300)],
                     unfinished: true,
+                    replace: false,
                     block_bytes: 65536,
                     dirty: Bytes::from_static(&[1]),
                 }],
             }),
             2,
             0,
-            "01620104726f6f7480800401ac02018080040101",
+            "01620104726f6f7480800401ac0201008080040101",
         ),
         (
             Message::Refuse(Refusal::OtherVm { vm: "x".into() }),
@@ -119,6 +120,7 @@ fn golden_session() -> Vec<Golden> {
         (Message::Marked(mark()), 15, 0, "ac0209"),
         (Message::Seen(mark()), 16, 0, "ac0209"),
         (Message::NoArbiter("x".into()), 17, 0, "0178"),
+        (Message::Compared(vec![false, true]), 18, 0, "020001"),
         (
             Message::Bye(Bye::Fenced {
                 current: Generation(5),
@@ -286,13 +288,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 18, 0xffff] {
+    for kind in [0, 19, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=17 {
+    for kind in 1..=18 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(

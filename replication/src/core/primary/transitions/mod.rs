@@ -287,6 +287,10 @@ impl PrimaryCore {
             Input::DisksWritten { epoch } => {
                 self.report(|epochs| epochs.disks_written(epoch), out);
             }
+            Input::DisksMisreported { what } if self.has_link() => {
+                self.violated(&ProtocolViolation::Disks(what), out);
+            }
+            Input::DisksMisreported { .. } => {}
             Input::Captured { epoch } => {
                 let now = self.now;
                 self.report(|epochs| epochs.captured(epoch, now), out);
@@ -384,6 +388,9 @@ impl PrimaryCore {
                     Ok(false) => {}
                     Err(violation) => self.violated(&violation, out),
                 }
+            }
+            (Phase::Syncing { .. } | Phase::Protected(_), Message::Compared(differ)) => {
+                out.push(Effect::Compared(differ));
             }
             (_, Message::Bye(bye @ Bye::Fenced { .. })) => {
                 self.hear_of_later();

@@ -91,12 +91,14 @@ fn replicated(status: &Status, number: usize) -> String {
             ),
         },
         (Side::Primary, true, Some(sync)) => {
-            let how = match sync.full.get(number) {
-                Some(false) => "what had changed",
-                _ => "all of it",
-            };
             let (copied, sent) = (mib(sync.bytes), mib(sync.bytes_sent));
-            format!("in sync (last time {how} was copied: {copied}, {sent} sent){durable}")
+            let full = sync.full.get(number) != Some(&false);
+            let how = match (full, sync.compared.get(number)) {
+                (_, Some(true)) => "all of it was compared",
+                (true, _) => "all of it was copied",
+                (false, _) => "what had changed was copied",
+            };
+            format!("in sync (last time {how}: {copied}, {sent} sent){durable}")
         }
         (_, true, _) => format!("in sync{durable}"),
         (Side::Standby, false, _) if status.phase == "syncing" => {
@@ -118,8 +120,13 @@ pub(super) fn progress(sync: &DiskSync) -> String {
         0 => String::new(),
         _ => format!(", {:.1} MiB/s", sync.bytes_sent as f64 / seconds / MIB),
     };
+    let equal = if sync.compared.contains(&true) {
+        format!(", {} found equal", mib(sync.bytes_equal))
+    } else {
+        String::new()
+    };
     format!(
-        "synchronising: {percent:.0} % ({} of {}{rate})",
+        "synchronising: {percent:.0} % ({} of {}{equal}{rate})",
         mib(done),
         mib(sync.bytes)
     )
@@ -162,8 +169,10 @@ mod tests {
 
     #[test]
     fn a_synchronisation_tells_how_far_it_is() {
-        let sync = DiskSync {
+        let mut sync = DiskSync {
             full: vec![true],
+            compared: vec![false],
+            bytes_equal: 8 << 20,
             bytes: 40 << 20,
             bytes_left: 30 << 20,
             bytes_sent: 12 << 20,
@@ -173,6 +182,11 @@ mod tests {
         assert_eq!(
             text,
             "synchronising: 25 % (10.0 MiB of 40.0 MiB, 24.0 MiB/s)"
+        );
+        sync.compared = vec![true];
+        assert_eq!(
+            progress(&sync),
+            "synchronising: 25 % (10.0 MiB of 40.0 MiB, 8.0 MiB found equal, 24.0 MiB/s)"
         );
         let nothing = DiskSync::default();
         assert_eq!(

@@ -266,6 +266,15 @@ impl Storage for Image {
         Ok(true)
     }
 
+    fn forget_cached(&self, offset: u64, bytes: u64) {
+        let (Ok(offset), Ok(bytes)) = (offset.try_into(), bytes.try_into()) else {
+            return;
+        };
+        // The host keeps it where it must, and where it will.
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let _ = posix_fadvise(&self.file, offset, bytes, advice);
+    }
+
     fn is_locked_by_other(&self) -> io::Result<bool> {
         // What a reader's lock would meet: that of somebody who writes. It is not this image's own.
         let mut found = whole_file(libc::F_RDLCK);

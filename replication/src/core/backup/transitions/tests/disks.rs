@@ -328,3 +328,53 @@ fn a_side_that_does_not_read_does_not_judge_silence() {
     bench.pass(151 * MS, false, false);
     assert_eq!(bench.core.phase(), BackupPhase::Listening);
 }
+
+#[test]
+fn what_checks_found_is_told_only_in_a_session_that_copies() {
+    let found = || Input::Compared(vec![true, false]);
+    let told = Effect::Send(Message::Compared(vec![true, false]));
+    let mut bench = Bench::copying();
+    assert_eq!(bench.give(found()), [told]);
+    // Nobody has said what is copied, so nothing can have been checked.
+    assert_eq!(Bench::syncing().give(found()), []);
+    assert_eq!(Bench::new().give(found()), []);
+    let mut claiming = Bench::copying();
+    let ticket = claiming.persisting(1, 1);
+    claiming.give(Input::Persisted {
+        ticket,
+        outcome: Ok(()),
+    });
+    claiming.give(Input::PromotionWanted);
+    assert_eq!(
+        claiming.give(found()),
+        [],
+        "from the claim on, nothing is said"
+    );
+}
+
+#[test]
+fn checks_beyond_a_disk_end_the_session() {
+    for (offset, bytes) in [(DISK_BYTES, 512), (0, DISK_BYTES + 512), (512, DISK_BYTES)] {
+        let mut bench = Bench::copying();
+        let check = DiskWrite {
+            disk: 0,
+            offset,
+            what: What::Check {
+                bytes,
+                digest: [0; 16],
+            },
+        };
+        let effects = bench.hear(Message::SyncDisk(disk_batch(&check)));
+        assert!(
+            matches!(
+                &effects[..],
+                [
+                    Effect::Send(Message::Bye(Bye::Protocol(_))),
+                    Effect::CloseLink,
+                    ..
+                ]
+            ),
+            "{effects:?}"
+        );
+    }
+}

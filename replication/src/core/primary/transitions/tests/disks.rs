@@ -127,3 +127,33 @@ fn a_backup_that_cannot_keep_its_copy_is_lost_and_says_why() {
     let effects = bench.hear(Message::Bye(Bye::Unable("disk full".into())));
     assert!(claims(&effects), "{effects:?}");
 }
+
+#[test]
+fn what_the_backup_found_goes_to_the_disks_and_must_be_possible() {
+    let found = || Message::Compared(vec![true]);
+    for mut bench in [Bench::welcomed(), Bench::protected()] {
+        assert_eq!(bench.hear(found()), [Effect::Compared(vec![true])]);
+        let misreported = || Input::DisksMisreported {
+            what: "not asked".into(),
+        };
+        let effects = bench.give(misreported());
+        assert!(
+            matches!(&effects[..], [Effect::Send(Message::Bye(Bye::Protocol(what))), Effect::CloseLink, ..]
+                if what.contains("not asked")),
+            "{effects:?}"
+        );
+        assert_eq!(bench.give(misreported()), [], "of a session that has ended");
+    }
+    // Before the copy there is nothing to compare.
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    let effects = bench.hear(found());
+    assert!(matches!(
+        &effects[..],
+        [
+            Effect::Send(Message::Bye(Bye::Protocol(_))),
+            Effect::CloseLink,
+            ..
+        ]
+    ));
+}

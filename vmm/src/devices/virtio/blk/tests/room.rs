@@ -31,6 +31,7 @@ fn small_set(directory: &Path) -> DiskSet {
         bytes,
         ids: Vec::new(),
         unfinished: false,
+        replace: true,
         block_bytes: block_bytes_for(bytes),
         dirty: Frame::new(),
     };

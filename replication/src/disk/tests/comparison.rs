@@ -1,0 +1,279 @@
+//! Images of which nothing is known are compared, and only what differs is sent.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand::Rng;
+
+use super::host::*;
+use super::session::*;
+use crate::core::disk::{DiskWrite, What};
+use crate::disk::DiskMode::Replicated;
+use crate::disk::{DiskError, DiskLimits, DiskSet, Storage};
+
+const BLOCK: u64 = 64 << 10;
+/// The last block is a short one.
+const BYTES: u64 = 4 << 20 | 1536;
+
+/// Two hosts of which nothing is known, with nearly the same image: the standby's differs at these bytes.
+fn nearly_equal(differs_at: &[u64], seed: u64) -> (Host, Host, DiskSet, DiskSet) {
+    let (a, b, primary, backup) = Setup::new(&[Replicated], BYTES, seed).sets();
+    drop(backup);
+    let mut content = a.content("disk0").0;
+    for at in differs_at {
+        content[*at as usize] ^= 1;
+    }
+    b.replace("disk0", content);
+    let backup = b.open(&[Replicated], limits());
+    (a, b, primary, backup)
+}
+
+fn assert_equal(a: &Host, b: &Host, what: &str) {
+    assert_eq!(a.content("disk0"), b.content("disk0"), "{what}");
+}
+
+#[test]
+fn only_what_differs_is_sent() {
+    for differs_at in [
+        &[][..],
+        &[0],
+        &[BYTES - 1],
+        &[BLOCK - 1, BLOCK],
+        &[7 * BLOCK + 5, 7 * BLOCK + 600, 40 * BLOCK, BYTES - 1024],
+    ] {
+        let (a, b, primary, backup) = nearly_equal(differs_at, 1);
+        let session = Session::protect(&primary, &backup, 1);
+        assert_eq!(
+            (&session.full[..], &session.compared[..]),
+            (&[true][..], &[true][..])
+        );
+        assert_equal(&a, &b, "in the end");
+        let mut blocks: Vec<u64> = differs_at.iter().map(|at| at / BLOCK).collect();
+        blocks.dedup();
+        let checks = BYTES.div_ceil(BLOCK) * 36;
+        let most = blocks.len() as u64 * (BLOCK + 20) + checks + 1024;
+        assert!(
+            session.sent_bytes <= most,
+            "{differs_at:?}: {}",
+            session.sent_bytes
+        );
+    }
+}
+
+#[test]
+fn what_differs_is_sent_once_and_zeros_are_not_asked_for() {
+    // Nothing is equal.
+    let (a, b, primary, backup) = Setup::new(&[Replicated], BYTES, 2).sets();
+    let session = Session::protect(&primary, &backup, 1);
+    assert_equal(&a, &b, "other content");
+    assert!((BYTES..BYTES + BYTES / 50).contains(&session.sent_bytes));
+    // Mostly zeros on the primary, nothing but zeros on the backup.
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    let mut content = vec![0; BYTES as usize];
+    content[3 * BLOCK as usize] = 1;
+    a.replace("disk0", content);
+    b.replace("disk0", vec![0; BYTES as usize]);
+    let (primary, backup) = (
+        a.open(&[Replicated], limits()),
+        b.open(&[Replicated], limits()),
+    );
+    primary.claim_images().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    let step = primary.primary().sync_some().unwrap();
+    let checks = step.writes.iter().filter(|write| write.is_check());
+    assert_eq!(
+        checks.map(|write| write.offset).collect::<Vec<_>>(),
+        [3 * BLOCK]
+    );
+    for batch in batches(&step.writes) {
+        assert!(backup.backup().apply_sync(&batch).unwrap());
+    }
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_equal(&a, &b, "zeros");
+}
+
+#[test]
+fn a_copy_that_was_interrupted_goes_on_with_what_is_missing() {
+    let (a, b, primary, backup) = Setup::new(&[Replicated], BYTES, 3).sets();
+    let mut session = Session::begin(&primary, &backup, 1);
+    while session.sync_step() > BYTES / 4 {}
+    primary.primary().detach();
+    drop(backup);
+    let b = b.after_kill();
+    let backup = b.open(&[Replicated], limits());
+    let session = Session::protect(&primary, &backup, 2);
+    assert!(session.sent_bytes < BYTES / 2, "{}", session.sent_bytes);
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
+fn the_guest_may_write_while_images_are_compared() {
+    for seed in 0..6 {
+        let differs: Vec<u64> = (0..BYTES / BLOCK)
+            .map(|block| block * BLOCK + seed)
+            .collect();
+        let (a, b, primary, backup) = nearly_equal(&differs[seed as usize * 10..], seed);
+        let mut session = Session::begin(&primary, &backup, 1);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let (primary, stop) = (&primary, &stop);
+                scope.spawn(move || {
+                    let mut random = seeded(seed * 10 + writer);
+                    while !stop.load(Ordering::Relaxed) {
+                        if primary.disks()[0].has_room() {
+                            scribble(&primary.disks()[0], BYTES, &mut random);
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            // Answers come at any time, also in the middle of a step.
+            let (ahead, behind, over) = (primary.primary(), backup.backup(), &stop);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    ahead.compared(&behind.take_compared(3)).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            let mut steps = 0;
+            while steps < 2000 && primary.primary().copy_bytes_left() > 0 {
+                for batch in batches(&primary.primary().sync_some().unwrap().writes) {
+                    backup.backup().apply_sync(&batch).unwrap();
+                }
+                steps += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        session.sync();
+        session.epoch();
+        session.settle();
+        assert_equal(&a, &b, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_write_between_a_check_and_its_answer_is_not_lost() {
+    let (a, b, primary, backup) = nearly_equal(&[100], 5);
+    let mut session = Session::begin(&primary, &backup, 1);
+    let disk = &primary.disks()[0];
+    let step = primary.primary().sync_some().unwrap();
+    assert!(step.writes.iter().all(DiskWrite::is_check));
+    // Not known to differ yet: logged.
+    disk.write_at(0, &[1; 1024]).unwrap();
+    for batch in batches(&step.writes) {
+        backup.backup().apply_sync(&batch).unwrap();
+    }
+    session.answer();
+    // Known to differ, but not read yet: must not be overtaken by what was logged before.
+    disk.write_at(512, &[2; 1024]).unwrap();
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
+fn what_the_backup_cannot_read_is_sent() {
+    let (a, b, primary, backup) = nearly_equal(&[], 6);
+    b.make_unreadable("disk0", 9 * BLOCK..9 * BLOCK + 512);
+    let mut session = Session::begin(&primary, &backup, 1);
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert!(session.sent_bytes > BLOCK && session.sent_bytes < 2 * BLOCK);
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
+fn a_session_has_a_key_of_its_own() {
+    let digest = |primary: &DiskSet, backup: &DiskSet| {
+        Session::begin(primary, backup, 1);
+        let step = primary.primary().sync_some().unwrap();
+        let digest = step.writes.into_iter().find_map(|write| match write.what {
+            What::Check { digest, .. } => Some(digest),
+            _ => None,
+        });
+        digest.unwrap()
+    };
+    let (_a, _b, primary, backup) = nearly_equal(&[], 7);
+    let first = digest(&primary, &backup);
+    assert_ne!(first, digest(&primary, &backup), "of the same content");
+}
+
+#[test]
+fn answers_to_what_was_not_asked_are_refused() {
+    let (_a, _b, primary, backup) = nearly_equal(&[], 8);
+    let session = Session::begin(&primary, &backup, 1);
+    let refused = primary.primary().compared(&[false]).unwrap_err();
+    assert!(
+        matches!(refused, DiskError::PeerDiffers { .. }),
+        "{refused}"
+    );
+    let step = primary.primary().sync_some().unwrap();
+    let answers = vec![false; step.writes.len() + 1];
+    primary.primary().compared(&answers).unwrap_err();
+    // And to a session that has ended.
+    primary.primary().detach();
+    primary.primary().compared(&[false]).unwrap_err();
+    drop(session);
+}
+
+#[test]
+fn a_large_image_that_differs_is_not_asked_for_as_a_whole() {
+    let bytes = 48 << 20;
+    let setup = Setup {
+        limits: [
+            DiskLimits {
+                sync_slice_bytes: 4 << 20,
+                ..limits()
+            },
+            limits(),
+        ],
+        ..Setup::new(&[Replicated], bytes, 9)
+    };
+    let (a, b, primary, backup) = setup.sets();
+    let mut session = Session::begin(&primary, &backup, 1);
+    let mut checked = 0;
+    while primary.primary().copy_bytes_left() > 0 {
+        let step = primary.primary().sync_some().unwrap();
+        checked += step
+            .writes
+            .iter()
+            .filter(|write| write.is_check())
+            .map(DiskWrite::bytes)
+            .sum::<u64>();
+        for batch in batches(&step.writes) {
+            backup.backup().apply_sync(&batch).unwrap();
+        }
+        session.answer();
+    }
+    assert!((8 << 20..=12 << 20).contains(&checked), "{checked}");
+    session.epoch();
+    session.settle();
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
+fn a_check_of_a_shared_disk_is_refused() {
+    use crate::disk::DiskMode::Shared;
+    let (_a, _b, primary, backup) = Setup::new(&[Replicated, Shared], BYTES, 10).sets();
+    let _session = Session::begin(&primary, &backup, 1);
+    let check = DiskWrite {
+        disk: 1,
+        offset: 0,
+        what: What::Check {
+            bytes: BLOCK,
+            digest: seeded(1).random(),
+        },
+    };
+    let refused = backup
+        .backup()
+        .apply_sync(&batches(&[check])[0])
+        .unwrap_err();
+    assert!(
+        matches!(refused, DiskError::PeerDiffers { .. }),
+        "{refused}"
+    );
+}
