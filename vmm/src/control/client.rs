@@ -9,9 +9,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    Answer, AnswerKind, ControlError, LINE_BYTES_MAX, Line, PATIENCE, Question, VERSION, system,
+    Answer, AnswerKind, ControlError, LINE_BYTES_MAX, Line, PATIENCE, Question, VERSION, Verifying,
+    system,
 };
-use crate::node::{NodeEvent, NodeStatus, Request};
+use crate::node::{NodeEvent, NodeStatus, Request, Verified, VerifyOptions};
+
+/// Silence of a comparison of disks that is too long: a standby that does not answer has so long.
+const VERIFY_PATIENCE: Duration = Duration::from_secs(90);
 
 /// How the node behind `path` is doing.
 ///
@@ -37,6 +41,31 @@ pub fn events(path: &Path, after: u64, patience: Duration) -> Result<Vec<NodeEve
 /// If nobody answers there, the answer makes no sense, or the request was denied.
 pub fn request(path: &Path, request: Request) -> Result<(), ControlError> {
     ask(path, Question::Node(request), Duration::ZERO)
+}
+
+/// Has the primary behind `path` compare its disks' images with the standby's. `progress` is told about once a second
+/// how far it is. If this program ends before, the comparison does.
+///
+/// # Errors
+/// If nobody answers there, the answer makes no sense, or the images are not compared to the end.
+pub fn verify_disks(
+    path: &Path,
+    options: VerifyOptions,
+    mut progress: impl FnMut(&Verifying),
+) -> Result<Verified, ControlError> {
+    let question = Question::VerifyDisks {
+        bytes_per_second: options.bytes_per_second,
+        repair: options.repair,
+    };
+    let stream = send(path, question, VERIFY_PATIENCE)?;
+    let mut lines = BufReader::new(stream);
+    loop {
+        let now: Verifying = parse(&next_line(&mut lines, path)?, path)?;
+        progress(&now);
+        if now.done {
+            return Ok(now.found);
+        }
+    }
 }
 
 /// A wait for an end that has begun. Whoever is about to bring that end about begins to wait first: afterwards there
@@ -113,8 +142,12 @@ fn send(path: &Path, question: Question, patience: Duration) -> Result<UnixStrea
 }
 
 fn read_line(stream: &mut UnixStream, path: &Path) -> Result<String, ControlError> {
+    next_line(&mut BufReader::new(stream), path)
+}
+
+fn next_line(reader: &mut impl BufRead, path: &Path) -> Result<String, ControlError> {
     let mut line = String::new();
-    let read = BufReader::new(stream.take(LINE_BYTES_MAX)).read_line(&mut line);
+    let read = reader.take(LINE_BYTES_MAX).read_line(&mut line);
     match read {
         Err(error) if error.kind() != ErrorKind::ConnectionReset => {
             Err(system("read", path)(error))

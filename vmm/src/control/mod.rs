@@ -1,7 +1,8 @@
 //! The control socket: how `vmm status`, `vmm stop` and their like reach a running [`node`](crate::node). A Unix
 //! stream socket; one JSON object a line each way. A question is `{"request": "status"}`; an answer says by which
-//! version of this protocol, and is `{"version": 2, "ok": …}`, `{"version": 2, "denied": {…}}` with a
-//! [`Denial`], or `{"version": 2, "error": "…"}` if the question made no sense.
+//! version of this protocol, and is `{"version": 3, "ok": …}`, `{"version": 3, "denied": {…}}` with a
+//! [`Denial`], or `{"version": 3, "error": "…"}` if the question made no sense. `verify-disks` is answered by a line
+//! a second that says how far it is, and one with the result.
 //!
 //! What must not be done here: decide anything. The node does.
 
@@ -17,13 +18,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::node::{Denial, Request};
+use crate::node::{Denial, Request, Verified};
 
-pub use client::{EndWatch, events, request, status, watch_end};
+pub use client::{EndWatch, events, request, status, verify_disks, watch_end};
 pub use server::{ControlServer, ControlSocket};
 
 /// Version of questions, answers, and what is in them.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest line either side accepts.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 /// How long a client or the server waits for the other's line.
@@ -49,8 +50,23 @@ enum Question {
     AwaitEnd {
         patience_ms: u64,
     },
+    /// Compares the disks' images with the standby's.
+    VerifyDisks {
+        bytes_per_second: u64,
+        repair: bool,
+    },
     #[serde(untagged)]
     Node(Request),
+}
+
+/// How far a comparison of the disks' images is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verifying {
+    /// It has come to its end.
+    pub done: bool,
+    /// What was found so far.
+    #[serde(flatten)]
+    pub found: Verified,
 }
 
 impl Question {
@@ -58,6 +74,7 @@ impl Question {
     fn waits(self) -> bool {
         match self {
             Self::Events { patience_ms, .. } | Self::AwaitEnd { patience_ms } => patience_ms > 0,
+            Self::VerifyDisks { .. } => true,
             Self::Status | Self::Node(_) => false,
         }
     }

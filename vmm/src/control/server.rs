@@ -19,8 +19,10 @@ use serde_json::Value;
 use understudy_replication::LogThinning;
 
 use super::clients::{Client, Clients};
-use super::{Answer, AnswerKind, ControlError, Line, PATIENCE, Question, VERSION, system};
-use crate::node::{Denial, NodeHandle};
+use super::{
+    Answer, AnswerKind, ControlError, Line, PATIENCE, Question, VERSION, Verifying, system,
+};
+use crate::node::{Denial, NodeHandle, VerifyOptions};
 
 /// Longest line taken from a client.
 const QUESTION_BYTES_MAX: u64 = 4 << 10;
@@ -30,6 +32,8 @@ const MODE: u32 = 0o600;
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Longest wait, at the end, for answers under way.
 const ANSWERS_PATIENCE: Duration = Duration::from_millis(500);
+/// How often somebody who has disks compared is told how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A control socket that nobody serves yet, but that is this process' already.
 #[derive(Debug)]
@@ -215,6 +219,17 @@ fn answer(
     let question = serde_json::from_str::<Line>(&line).map(|line| line.request);
     let what = match &question {
         Ok(question) if question.waits() && !client.may_wait() => AnswerKind::Denied(Denial::Busy),
+        Ok(Question::VerifyDisks {
+            bytes_per_second,
+            repair,
+        }) => verify(
+            &stream,
+            node,
+            VerifyOptions {
+                bytes_per_second: *bytes_per_second,
+                repair: *repair,
+            },
+        )?,
         Ok(question) => match ask(node, *question) {
             Ok(value) => AnswerKind::Ok(value?),
             Err(denial) => AnswerKind::Denied(denial),
@@ -242,6 +257,27 @@ fn tell(mut stream: &UnixStream, what: AnswerKind) -> std::io::Result<()> {
     stream.write_all(text.as_bytes())
 }
 
+/// Has the disks compared, and tells how far it is. It is given up when nobody listens any more.
+fn verify(
+    stream: &UnixStream,
+    node: &NodeHandle,
+    options: VerifyOptions,
+) -> std::io::Result<AnswerKind> {
+    let value = |done, found| serde_json::to_value(Verifying { done, found });
+    let mut told_at = Instant::now();
+    let found = node.verify_disks(options, &mut |found| {
+        if told_at.elapsed() < PROGRESS_INTERVAL {
+            return true;
+        }
+        told_at = Instant::now();
+        value(false, found.clone()).is_ok_and(|now| tell(stream, AnswerKind::Ok(now)).is_ok())
+    });
+    Ok(match found {
+        Ok(found) => AnswerKind::Ok(value(true, found)?),
+        Err(denial) => AnswerKind::Denied(denial),
+    })
+}
+
 fn deadline(patience_ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(patience_ms).min(WAIT_MAX)
 }
@@ -266,6 +302,7 @@ fn ask(node: &NodeHandle, question: Question) -> Result<Made, Denial> {
             let ended = node.watch().wait_until(deadline, |now| now.ended.is_some());
             Ok(made(ended.is_some()))
         }
+        Question::VerifyDisks { .. } => Err(Denial::Busy),
         Question::Node(request) => node.request(request).map(made),
     }
 }

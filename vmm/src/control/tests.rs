@@ -129,7 +129,7 @@ fn garbage_gets_an_error_and_the_server_lives_on() {
         stream.write_all(garbage.as_bytes()).unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
-        let expected = "{\"version\":2,\"error\":\"not a request";
+        let expected = "{\"version\":3,\"error\":\"not a request";
         assert!(line.starts_with(expected), "{line}");
     }
     assert_alive(&path);

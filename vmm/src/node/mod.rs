@@ -57,7 +57,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use understudy_replication::disk::DiskError;
+use understudy_replication::disk::{DiskError, DiskSet};
 use understudy_replication::runtime::RuntimeError;
 
 use crate::machine::MachineFault;
@@ -75,6 +75,7 @@ pub use settings::{
 pub use status::{
     GuestStatus, NodeStatus, RoleStatus, Standing, StatusWatch, UnprotectedRole, UnprotectedStatus,
 };
+pub use understudy_replication::disk::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions};
 pub use understudy_replication::output::OutputCounts;
 pub use understudy_replication::runtime::{
     DiskStatus, DiskSync, DisksStatus, Percentiles, Side, Status,
@@ -83,7 +84,7 @@ pub use understudy_replication::runtime::{
 use events::EventLog;
 use inbox::{Inbox, inbox};
 use roles::Sources;
-use shell::Shell;
+use shell::{Shell, with_causes};
 
 /// How long a request may take. What is behind it (a pause, a full queue) normally takes milliseconds.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(4);
@@ -206,6 +207,8 @@ pub struct NodeHandle {
     log: EventLog,
     watch: StatusWatch,
     sources: Arc<Mutex<Option<Sources>>>,
+    /// The machine's, as long as there is one.
+    disks: Arc<Mutex<Option<DiskSet>>>,
     since: Instant,
 }
 
@@ -234,6 +237,7 @@ impl Node {
             log: EventLog::new(&settings.vm, &settings.node),
             watch: StatusWatch::default(),
             sources: Arc::default(),
+            disks: Arc::default(),
             since: Instant::now(),
         };
         let shell = Shell::new(handle.clone(), incoming, settings.rules);
@@ -308,6 +312,45 @@ impl NodeHandle {
             metrics,
             events: self.log.last(STATUS_EVENTS_MAX),
         })
+    }
+
+    /// Compares the images of this primary's replicated disks with the standby's while the guest runs. `progress` is
+    /// told several times a second what was found so far, and says whether to go on. Takes as long as the rate wants;
+    /// no other request waits for it.
+    ///
+    /// # Errors
+    /// Why they are not compared, or not to the end.
+    pub fn verify_disks(
+        &self,
+        options: VerifyOptions,
+        progress: &mut dyn FnMut(&Verified) -> bool,
+    ) -> Result<Verified, Denial> {
+        match self.watch.now().role {
+            Role::Primary => {}
+            Role::Starting => return Err(Denial::Starting),
+            Role::Unprotected => return Err(Denial::Unprotected),
+            Role::Standby => return Err(Denial::GuestElsewhere),
+            Role::Ended => return Err(Denial::Ended),
+        }
+        let disks = self.disks.lock().clone().ok_or(Denial::Ended)?;
+        let has_ended = || self.watch.now().role != Role::Primary;
+        let found = disks.verify(options, &mut |found| !has_ended() && progress(found));
+        let found = found.map_err(|error| match error {
+            _ if has_ended() => Denial::Ended,
+            error => Denial::NotCompared {
+                why: with_causes(&error),
+            },
+        })?;
+        let (differing, repaired) = (found.differing_blocks, found.repaired_blocks);
+        if differing > 0 {
+            tracing::warn!(
+                differing,
+                repaired,
+                first = ?found.first.first(),
+                "the disks' images are not equal on both hosts"
+            );
+        }
+        Ok(found)
     }
 
     /// What changes about it only when something happens, as a value that can be waited for.

@@ -56,6 +56,12 @@ pub enum Denial {
         /// What it does instead.
         phase: String,
     },
+    /// The disks' images cannot be compared with the standby's, or not to the end.
+    #[error("{why}")]
+    NotCompared {
+        /// Why not.
+        why: String,
+    },
     /// The standby takes nothing, as it is about to be the primary.
     #[error("the standby is becoming the primary; try again")]
     Promoting,

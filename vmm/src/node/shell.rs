@@ -94,6 +94,7 @@ impl Shell {
         if settings.full_resync {
             machine.disk_set().copy_everything()?;
         }
+        *self.handle.disks.lock() = Some(machine.disk_set().clone());
         let inbox = self.handle.inbox.clone();
         machine.on_event(move |event| inbox.machine_event(event.clone()));
         let panel = self.panel.insert(Panel::of(&machine));
@@ -236,6 +237,7 @@ impl Shell {
         // The machine goes before anybody is told that it has: its images are free then.
         let sources = self.handle.sources.lock().as_ref().map(Sources::freeze);
         *self.handle.sources.lock() = sources;
+        *self.handle.disks.lock() = None;
         self.room = None;
         self.work = Work::None;
         if let Some(panel) = self.panel.take() {
@@ -362,7 +364,7 @@ fn finish_consoles(gate: &OutputGate) {
 }
 
 /// An error in one line, with its causes.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -30,6 +30,7 @@ pub(crate) fn unprotected() -> NodeHandle {
         log: EventLog::new("web", "host-a"),
         watch: StatusWatch::default(),
         sources: Arc::new(Mutex::new(Some(sources))),
+        disks: Arc::default(),
         since: Instant::now(),
     };
     handle.log.tell(EventKind::RoleBegan {

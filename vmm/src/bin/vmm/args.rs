@@ -28,7 +28,8 @@ Look at it:
   vmm events --control /run/understudy.sock --follow
 
 Logs go to standard error; UNDERSTUDY_LOG sets the level (error, warn, info, debug, trace).
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced (another host owns the guest now).";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 fenced (another host owns the guest now),
+4 disks differ (disk verify).";
 
 /// Runs virtual machines that survive the loss of their host.
 #[derive(Debug, Parser)]
@@ -70,6 +71,9 @@ pub(crate) enum Command {
     /// lost; a standby has taken over; the guest rebooted, crashed or panicked; a disk failed; the end, with its
     /// reason. `vmm status` shows the last few.
     Events(EventsArgs),
+    /// Look after the disks of a running primary.
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Promote a standby now. The old primary is fenced.
     Failover(ControlArgs),
     /// Stop a running primary or unprotected guest, or a standby, cleanly.
@@ -162,7 +166,8 @@ pub(crate) struct ReplicatedArgs {
     /// Start the guest from nothing even if a standby may have a copy of it (primary only).
     #[arg(long)]
     pub(crate) start_over: bool,
-    /// Do not believe what is known of replicated drives: the next synchronisation copies all of them.
+    /// Do not believe what is known of replicated drives: the next synchronisation copies all of them, without
+    /// comparing first.
     #[arg(long)]
     pub(crate) full_resync: bool,
     /// A separate path for heartbeats, as LOCAL_ADDRESS:PORT=PEER_ADDRESS:PORT (UDP).
@@ -187,6 +192,33 @@ pub(crate) struct ControlArgs {
     /// The control socket of the running vmm (its --control).
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
+}
+
+/// What can be done about disks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DiskCommand {
+    /// Compare the images of replicated disks on both hosts, block by block, while the guest runs.
+    ///
+    /// Ask the primary. Both sides are compared at the same point of the stream of writes, so what the guest writes
+    /// meanwhile is no difference. Exit code 0 means that they are equal, 4 that they differ: the output names how many
+    /// blocks of 64 KiB, and the first of them. Which side is right, nobody can tell but you: the guest uses the
+    /// primary's image. If that is the good one, --repair sends the blocks once more.
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) control: ControlArgs,
+    /// How fast each host reads its images for it, in MiB a second.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub(crate) rate_mib: u64,
+    /// Send the blocks that differ to the standby once more, as the primary has them.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Print JSON objects, one a line: how far it is about once a second, and last the result, with `done`.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

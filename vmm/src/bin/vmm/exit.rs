@@ -16,11 +16,21 @@ pub(crate) const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 /// Another host owns the guest now.
 pub(crate) const FENCED: u8 = 3;
+/// The disks' images are not equal on both hosts.
+const DIFFERS: u8 = 4;
 
 /// This side was fenced: no failure of the program, but the guest does not run here any more.
 #[derive(Debug, thiserror::Error)]
 #[error("fenced: {0}")]
 pub(crate) struct Fenced(pub(crate) String);
+
+/// The images were compared and are not equal: no failure of the program.
+#[derive(Debug, thiserror::Error)]
+#[error("{blocks} blocks of 64 KiB differ{}", if *.repaired { "; they were sent to the standby once more" } else { "" })]
+pub(crate) struct Differs {
+    pub(crate) blocks: u64,
+    pub(crate) repaired: bool,
+}
 
 /// Shows help or the version, or what is wrong with the command line.
 pub(crate) fn usage(found: &clap::Error) -> ExitCode {
@@ -53,6 +63,8 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     if error.downcast_ref::<Fenced>().is_some() {
         ExitCode::from(FENCED)
+    } else if error.downcast_ref::<Differs>().is_some() {
+        ExitCode::from(DIFFERS)
     } else {
         ExitCode::from(FAILED)
     }
@@ -81,6 +93,15 @@ fn config_error(error: &anyhow::Error) -> Option<&ConfigError> {
 fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     if let Some(ControlError::InUse { .. } | ControlError::NoSocket { .. }) = error.downcast_ref() {
         return Some("another socket is chosen with --control PATH");
+    }
+    if let Some(Differs {
+        repaired: false, ..
+    }) = error.downcast_ref()
+    {
+        return Some(
+            "the guest uses the primary's image: if that is the good one, --repair sends these blocks to the standby; if \
+             not, `vmm failover` before the damage spreads",
+        );
     }
     let node: &NodeError = error.downcast_ref()?;
     (node.can_be_started_over()).then_some(

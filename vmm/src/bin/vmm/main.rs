@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, DiskCommand};
 
 /// Environment variable with the log level, or `tracing` directives.
 const LOG_VARIABLE: &str = "UNDERSTUDY_LOG";
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Standby(arguments) => commands::node::standby(arguments),
         Command::Status(arguments) => commands::status::status(&arguments),
         Command::Events(arguments) => commands::status::events(&arguments),
+        Command::Disk(DiskCommand::Verify(arguments)) => commands::verify::verify(&arguments),
         Command::Failover(arguments) => commands::status::failover(&arguments),
         Command::Stop(arguments) => commands::status::stop(&arguments),
         Command::PowerButton(arguments) => commands::status::power_button(&arguments),

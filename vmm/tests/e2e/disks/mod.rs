@@ -9,3 +9,4 @@ mod refusals;
 mod replaced;
 mod replicated;
 mod shared;
+mod verify;

@@ -6,6 +6,7 @@ mod disk_status;
 pub(crate) mod node;
 mod signals;
 pub(crate) mod status;
+pub(crate) mod verify;
 
 use understudy_vmm::node::{Side, Status};
 
