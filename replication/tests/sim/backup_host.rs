@@ -90,6 +90,7 @@ impl World {
             return;
         };
         let before = node.core.phase();
+        let copy = node.core.committed_epoch().map(|_| node.core.generation());
         let effects = node.core.handle(now, input, &*node.memory);
         let after = node.core.phase();
         let wakeup = node.core.next_wakeup();
@@ -100,6 +101,9 @@ impl World {
             });
         }
         for effect in effects {
+            if let (BackupEffect::Reset { .. }, Some(generation)) = (&effect, copy) {
+                self.check_given_up(host, generation);
+            }
             self.backup_effect(host, effect, link);
         }
         self.schedule_wake(host);
@@ -245,6 +249,8 @@ impl World {
             Some(snapshot) if is_kept && snapshot.state != *state => {
                 Some("has other machine state")
             }
+            // The copy is being given up, for disks that failed before it was whole.
+            Some(_) if self.hosts[host].disk.failed && !self.hosts[host].disk.whole => None,
             Some(snapshot) if snapshot.disks[0] != self.hosts[host].disk.at(epoch) => {
                 Some("has other disks")
             }

@@ -59,6 +59,27 @@ impl World {
         }
     }
 
+    /// R10: nobody is fenced, and no copy is given up, unless another one was granted the guest.
+    pub fn check_fenced(&mut self, host: usize, generation: Generation) {
+        if self.arbiter.current <= generation {
+            self.violate(format!(
+                "R10: host {host} is fenced in {generation}, the last that was granted"
+            ));
+        }
+    }
+
+    /// The same for a copy of `generation`. Two things cost it without the arbiter: the guest's end,
+    /// and disks that fail before their copy is whole.
+    pub fn check_given_up(&mut self, host: usize, generation: Generation) {
+        let disk = &self.hosts[host].disk;
+        let may = self.has_ended().is_some() || (disk.failed && !disk.whole);
+        if !may && self.arbiter.current <= generation {
+            self.violate(format!(
+                "R10: host {host} gives its copy of {generation} up, the last that was granted"
+            ));
+        }
+    }
+
     /// All is well once it has been for a while, and epochs have advanced meanwhile.
     pub fn check(&mut self) {
         if self.trouble().is_some() || !self.all_are_up() {
@@ -142,12 +163,15 @@ impl World {
         }
     }
 
-    /// The host whose guest has powered itself off, if nobody runs it any more.
+    /// The host whose guest has powered itself off, if nobody runs it any more. One that was started
+    /// before the present guest does not count.
     fn has_ended(&self) -> Option<usize> {
+        let starts = self.client.starts;
         let with = |wanted: fn(&PrimaryHost) -> bool| {
-            self.hosts
-                .iter()
-                .position(|host| matches!(&host.side, Side::Primary(node) if wanted(node)))
+            self.hosts.iter().position(|host| {
+                matches!(&host.side, Side::Primary(node)
+                    if node.guest.start == starts && wanted(node))
+            })
         };
         with(|node| node.guest.ended).filter(|_| with(|node| node.running).is_none())
     }
@@ -177,6 +201,7 @@ impl World {
         self.settings.capture_failures_permille = 0;
         self.settings.persist_failures_permille = 0;
         self.settings.sync_failures_permille = 0;
+        self.settings.answers_lost_permille = 0;
         for number in 0..self.links.len() {
             for side in [self.links[number].primary.0, self.links[number].backup.0] {
                 self.links[number].incoming(side).stalled_until = Duration::ZERO;

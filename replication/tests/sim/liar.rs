@@ -29,7 +29,7 @@ const REMEMBERED: usize = 300;
 /// What strangers have listened to.
 #[derive(Default)]
 pub struct Recorded {
-    heartbeats: Vec<Heartbeat>,
+    heartbeats: VecDeque<Heartbeat>,
     /// Of the last session, and of the one before.
     session: (usize, Vec<(Generation, Message)>),
     earlier: Vec<(Generation, Message)>,
@@ -41,9 +41,10 @@ pub struct Recorded {
 
 impl Recorded {
     pub fn heartbeat(&mut self, heartbeat: Heartbeat) {
-        if self.heartbeats.len() < REMEMBERED {
-            self.heartbeats.push(heartbeat);
+        if self.heartbeats.len() >= REMEMBERED {
+            self.heartbeats.pop_front();
         }
+        self.heartbeats.push_back(heartbeat);
     }
 
     pub fn message(&mut self, link: usize, generation: Generation, message: &Message) {
@@ -78,10 +79,11 @@ impl World {
     }
 
     pub fn replay_beat(&mut self) {
-        let heard = self.recorded.heartbeats.len() as u64;
-        if heard > 0 {
-            let beat = self.recorded.heartbeats[self.rng.below(heard) as usize];
-            let to = self.rng.below(self.settings.hosts as u64) as usize;
+        let to = self.rng.below(self.settings.hosts as u64) as usize;
+        let session = self.own_beat(to).map_or(0, |beat| beat.session);
+        let heard = self.recorded.heartbeats.iter();
+        let of_primary = heard.filter(|beat| beat.from_primary && beat.session == session);
+        if let Some(beat) = of_primary.last().copied() {
             self.count("heartbeats replayed");
             // One of nobody's session in between.
             let session = self.rng.next().max(1);

@@ -285,6 +285,7 @@ impl World {
                 node.gate.shut();
                 node.running = false;
                 self.trace(host, || format!("is fenced: {reason}"));
+                self.check_fenced(host, generation);
                 self.count("fenced");
                 self.kill_and_restart(host, false);
             }
