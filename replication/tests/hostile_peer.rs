@@ -351,6 +351,9 @@ proptest! {
         let identity = BackupIdentity {
             vm: "vm".into(),
             node: "b".into(),
+            host: None,
+            starts: Default::default(),
+            has_replicated: false,
             fingerprint: Default::default(),
             layout: memory.layout().clone(),
             disks: vec![DISK_BYTES],

@@ -3,6 +3,7 @@
 mod check;
 mod debian;
 mod demos;
+mod fuzz;
 mod guest_image;
 mod mutants;
 mod simulate;
@@ -53,6 +54,10 @@ enum Task {
     ///
     /// Prints each seed that fails with the rule it broke, and a line that replays it.
     Simulate(simulate::Options),
+    /// Fuzz everything that a peer, a state file or a guest can say, for a while each.
+    ///
+    /// What reaches something new is kept in fuzz/corpus, what crashes in fuzz/artifacts.
+    Fuzz(fuzz::FuzzArgs),
     /// Build the Linux guest from Debian's packages: kernel, initramfs, root file system. Says where they are.
     GuestImage(guest_image::ImageArgs),
     /// Run Linux guests in emulated hosts.
@@ -68,6 +73,7 @@ fn main() -> Result<()> {
         Task::Demos { times } => demos::run(times),
         Task::Mutants { filter, list } => mutants::run(&filter, list),
         Task::Simulate(options) => simulate::run(&options),
+        Task::Fuzz(arguments) => fuzz::command(&arguments),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),
     }

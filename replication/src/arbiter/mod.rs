@@ -72,10 +72,19 @@ pub struct Record {
 /// What a claimant asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
-    /// To start the guest from nothing. Granted only if no holder is alive and no backup may have a
-    /// copy that should take over instead.
-    Start,
-    /// The same, but gives up a copy that a backup may have.
+    /// To start the guest from nothing. Granted only if no holder is alive, no backup may have a
+    /// copy that should take over instead, and no generation later than `known` was granted.
+    Start {
+        /// The generation in force when it was decided that this side may start the guest.
+        known: Generation,
+    },
+    /// The same, but the noted backup was asked, and has no copy.
+    Restart {
+        /// The generation in force when it was asked.
+        known: Generation,
+    },
+    /// The same as `Start`, but gives up a copy that a backup may have, and whatever was granted
+    /// meanwhile.
     StartOver,
     /// To own the guest after the generation that the claimant knows. Made by a primary that goes
     /// on alone, or by a backup to be promoted. Granted only if no later one has been granted.
@@ -156,7 +165,13 @@ pub trait Arbiter: Send + Sync + 'static {
     /// If the arbiter cannot be asked.
     fn record(&self) -> Result<Record, ArbiterError>;
 
-    /// The same, and makes sure that a claim could be granted now: that the arbiter can also be
+    /// Whether a process that may hold a generation is known to live.
+    ///
+    /// # Errors
+    /// If the arbiter cannot be asked.
+    fn holder_lives(&self) -> Result<bool, ArbiterError>;
+
+    /// The record, and makes sure that a claim could be granted now: that the arbiter can also be
     /// written.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub mod message;
 pub mod policy;
 pub mod primary;
 mod promise;
+pub mod start;
 mod timers;
 pub mod violation;
 

@@ -26,7 +26,7 @@ mod verify;
 
 pub use image::{Changed, DiskMode, Storage};
 pub use primary::Disk;
-pub use set::DiskSet;
+pub use set::{DiskSet, history};
 pub use verify::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions};
 
 use std::path::PathBuf;

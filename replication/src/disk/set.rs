@@ -2,7 +2,8 @@
 //!
 //! What must not be done here: what only one of the two roles does.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::backup::BackupImages;
+use super::image::header::Header;
 use super::image::map::DirtyMap;
 use super::image::{DiskMode, Drive, Drives, Storage, shared};
 use super::primary::PrimaryImages;
 use super::{Disk, DiskError, DiskLimits, DiskSpec, Verified, VerifyOptions};
-use crate::files::{FileSystem, HostFiles};
-use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, PrimaryDisks};
+use crate::files::{FileSystem, HostFiles, Open};
+use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, History, PrimaryDisks};
 
 /// How long the counts may wait for maps.
 const MAP_PATIENCE: Duration = Duration::from_millis(20);
@@ -163,6 +165,12 @@ impl DiskSet {
     }
 }
 
+/// The drives with maps.
+fn maps(drives: &Drives) -> impl Iterator<Item = (&Drive, &Mutex<DirtyMap>)> {
+    let drives = drives.iter();
+    drives.filter_map(|drive| Some((&**drive, drive.map.as_ref()?)))
+}
+
 impl Disks for DiskSet {
     fn list(&self) -> Vec<DiskStatus> {
         let status = |disk: &Disk| DiskStatus {
@@ -192,10 +200,18 @@ impl Disks for DiskSet {
         self.backup.check_recovery()
     }
 
+    fn histories(&self) -> Vec<(String, History)> {
+        let known = self.drives.iter().filter_map(|drive| {
+            let history = drive.map.as_ref()?.lock().history().cloned()?;
+            Some((drive.name.clone(), history))
+        });
+        known.collect()
+    }
+
     fn claim_images(&self) -> Result<(), DiskError> {
         self.check_whole()?;
         self.backup.recover()?;
-        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+        for (_, map) in maps(&self.drives) {
             map.lock().adopt()?;
         }
         for drive in shared(&self.drives) {
@@ -204,6 +220,15 @@ impl Disks for DiskSet {
                     disk: drive.name.clone(),
                 });
             }
+        }
+        Ok(())
+    }
+
+    fn note(&self, history: &History) -> Result<(), DiskError> {
+        for (drive, map) in maps(&self.drives) {
+            let mut map = map.lock();
+            map.note(history)?;
+            map.in_use(&*drive.storage)?;
         }
         Ok(())
     }
@@ -237,5 +262,18 @@ impl Disks for DiskSet {
 
     fn backup(&self) -> Arc<dyn BackupDisks> {
         self.backup.clone()
+    }
+}
+
+/// What is known of the guest that an image belongs to, whose map is at `map_path`; `None` if the
+/// image belongs to no guest, or there is no readable map.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn history(map_path: &Path) -> io::Result<Option<History>> {
+    match FileSystem.open(map_path, Open::Reading) {
+        Ok(file) => Ok(Header::read(&*file)?.and_then(|header| header.history)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

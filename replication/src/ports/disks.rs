@@ -9,13 +9,13 @@
 //!
 //! | method | thread | order |
 //! | --- | --- | --- |
-//! | [`check_whole`](Disks::check_whole), [`claim_images`](Disks::claim_images) | primary: caller | before and after the arbiter's grant, before the guest runs |
+//! | [`check_whole`](Disks::check_whole), [`histories`](Disks::histories), then [`claim_images`](Disks::claim_images), [`note`](Disks::note) | caller | before and after the arbiter's grant, before the guest runs |
 //! | [`begin_sync`](PrimaryDisks::begin_sync), [`sync_some`](PrimaryDisks::sync_some) | capture | for each backup, until nothing is left |
 //! | [`hold`](PrimaryDisks::hold), then [`seal`](PrimaryDisks::seal) | capture, the guest paused | once an epoch |
 //! | [`shipped`](PrimaryDisks::shipped) | capture | after `seal` |
 //! | [`detach`](PrimaryDisks::detach), [`go_alone`](PrimaryDisks::go_alone) | capture | when the backup is lost; when the arbiter has granted this side to run alone |
 //! | [`release`](PrimaryDisks::release), [`durable`](PrimaryDisks::durable), [`compared`](PrimaryDisks::compared), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
-//! | [`describe`](BackupDisks::describe), [`begin_copy`](BackupDisks::begin_copy), [`apply_sync`](BackupDisks::apply_sync) | disks | for each primary |
+//! | [`describe`](BackupDisks::describe), [`learn`](BackupDisks::learn), [`begin_copy`](BackupDisks::begin_copy), [`apply_sync`](BackupDisks::apply_sync) | disks | for each primary |
 //! | [`persist`](BackupDisks::persist) | disks | for each epoch, the next one after `done` of this one |
 //! | [`committed`](BackupDisks::committed), [`durable_epoch`](BackupDisks::durable_epoch), [`take_compared`](BackupDisks::take_compared) | driver, in tokio: must not block | for each epoch |
 //! | [`promote`](BackupDisks::promote) or [`abandon`](BackupDisks::abandon) | driver, not in tokio; disks | last |
@@ -26,6 +26,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::DiskError;
+use crate::arbiter::ArbiterId;
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PeerDisk};
 use crate::ids::{EpochId, Generation};
 
@@ -98,6 +99,32 @@ pub struct SealedDisks {
     pub written_through: EpochId,
 }
 
+/// Who decides about the guest that disks belong to, as of its last start, copy or promotion on this
+/// host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// The arbiter.
+    pub arbiter: ArbiterId,
+    /// The generation that was in force.
+    pub generation: Generation,
+}
+
+impl History {
+    /// Longest identity of an arbiter that is kept, in bytes. Longer ones count by their beginning.
+    pub const ARBITER_BYTES: usize = 64;
+
+    /// Whether this arbiter decided about the guest.
+    #[must_use]
+    pub fn is_of(&self, arbiter: &ArbiterId) -> bool {
+        // The last character may have been cut off as a whole.
+        let kept = |id: &ArbiterId| {
+            let bytes = id.0.as_bytes();
+            bytes[..bytes.len().min(Self::ARBITER_BYTES - 3)].to_vec()
+        };
+        kept(&self.arbiter) == kept(arbiter)
+    }
+}
+
 /// The writable disks of a machine, in either role.
 pub trait Disks: Send + Sync {
     /// The disks, in configuration order: a disk's number is its place here. Never changes.
@@ -112,6 +139,12 @@ pub trait Disks: Send + Sync {
     /// If an image is an unfinished copy, or its map is too damaged to tell.
     fn check_whole(&self) -> Result<(), DiskError>;
 
+    /// What is kept beside the images of the guest's history, with the name of a disk for each.
+    /// Nothing by default.
+    fn histories(&self) -> Vec<(String, History)> {
+        Vec::new()
+    }
+
     /// This host runs the guest from now on. Applies to the images what was left over from an
     /// earlier copy, and locks shared images. May wait for the host's storage.
     ///
@@ -119,6 +152,15 @@ pub trait Disks: Send + Sync {
     /// If [`check_whole`](Self::check_whole) fails, a shared image is in use, or the host's storage
     /// fails.
     fn claim_images(&self) -> Result<(), DiskError>;
+
+    /// Notes the guest's history beside the images, durably. Comes after
+    /// [`claim_images`](Self::claim_images). Does nothing by default.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn note(&self, _history: &History) -> Result<(), DiskError> {
+        Ok(())
+    }
 
     /// What the disks keep for the other side now.
     fn counts(&self) -> DiskCounts;
@@ -231,6 +273,10 @@ pub trait BackupDisks: Send + Sync {
     /// If the journal cannot be applied to the images, or a shared image is not locked. In that
     /// case the image is not the primary's, or its lock would not exclude the other host.
     fn describe(&self) -> Result<Vec<PeerDisk>, DiskError>;
+
+    /// From now on the guest's history is this one. It is noted beside the images with whatever is
+    /// noted there next: when the copy begins, or in a promotion. Does nothing by default.
+    fn learn(&self, _history: &History) {}
 
     /// The primary begins to bring these images up to date. They are durably marked as unfinished
     /// copies from now on.

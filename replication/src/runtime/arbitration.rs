@@ -2,12 +2,20 @@
 //! storage that hangs must not stop the heartbeats.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+use understudy_transport::Endpoint;
 
-use super::clock::monotonic_ns;
+use super::clock::{monotonic_ns, until};
+use super::inquiry::{PATIENCE, ask};
 use crate::arbiter::{Arbiter, ArbiterError, Claim, Mark, Note, Record, Verdict};
+use crate::causes::causes;
+use crate::core::message::{Holdings, Inquiry};
+use crate::core::start;
 use crate::ids::Generation;
+use crate::ports::Disks;
 
 /// A question to the arbiter.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +40,15 @@ pub(super) type Answer = Result<Answered, ArbiterError>;
 pub(super) enum Answered {
     Verdict(Verdict),
     Rehearsed(Record),
+    Looked {
+        record: Record,
+        holder_lives: bool,
+    },
+    /// What the other side has, and whether this side's disks could be run.
+    Inquired {
+        theirs: Result<Holdings, String>,
+        disks: Result<(), String>,
+    },
 }
 
 /// One side's questions to the arbiter. The core asks one at a time, so at most one answer is
@@ -41,26 +58,80 @@ pub(super) struct Arbitration {
     claimant: String,
     answers: UnboundedSender<Answer>,
     answered: UnboundedReceiver<Answer>,
+    /// How long an answer may take before people are told.
+    patience: Duration,
+    /// When they are to be told; `None` if no question is open, or they have been.
+    overdue_at: Option<Instant>,
+}
+
+/// What comes of a question.
+pub(super) enum Reply {
+    Answer(Answer),
+    /// Nothing for this long. The answer may still come.
+    Overdue(Duration),
 }
 
 impl Arbitration {
-    pub(super) fn new(arbiter: Arc<dyn Arbiter>, claimant: String) -> Self {
+    pub(super) fn new(arbiter: Arc<dyn Arbiter>, claimant: String, patience: Duration) -> Self {
         let (answers, answered) = unbounded_channel();
         Self {
             arbiter,
             claimant,
             answers,
             answered,
+            patience,
+            overdue_at: None,
         }
     }
 
-    /// Asks a question; [`Arbitration::answer`] returns the answer.
-    pub(super) fn ask(&self, question: Question) {
+    /// Asks a question; [`Arbitration::reply`] returns the answer.
+    pub(super) fn ask(&mut self, question: Question) {
         let (arbiter, claimant) = (Arc::clone(&self.arbiter), self.claimant.clone());
+        self.send(move || answer(arbiter.as_ref(), &claimant, question));
+    }
+
+    /// What does the record say, and does a holder live?
+    pub(super) fn look(&mut self) {
+        let arbiter = Arc::clone(&self.arbiter);
+        self.send(move || {
+            let record = arbiter.record()?;
+            let holder_lives = arbiter.holder_lives()?;
+            Ok(Answered::Looked {
+                record,
+                holder_lives,
+            })
+        });
+    }
+
+    /// What does the other side have of the guest, and could these disks be run? This is no
+    /// question to the arbiter, and may be open beside one.
+    pub(super) fn inquire(
+        &self,
+        endpoint: Option<Endpoint>,
+        inquiry: Inquiry,
+        disks: Arc<dyn Disks>,
+    ) {
+        self.spawn(move || {
+            let asked = match endpoint {
+                Some(endpoint) => ask(&endpoint, inquiry, PATIENCE).map_err(|error| causes(&error)),
+                None => Err("it is not said where to reach the other host".into()),
+            };
+            let theirs = asked.and_then(|theirs| theirs.map_err(|why| why.to_string()));
+            let disks = disks.check_whole().map_err(|error| causes(&error));
+            Ok(Answered::Inquired { theirs, disks })
+        });
+    }
+
+    fn send(&mut self, ask: impl FnOnce() -> Answer + Send + 'static) {
+        self.overdue_at = Some(Instant::now() + self.patience);
+        self.spawn(ask);
+    }
+
+    fn spawn(&self, ask: impl FnOnce() -> Answer + Send + 'static) {
         let answers = self.answers.clone();
         let asking = move || {
             // A driver that has ended needs no answer.
-            let _ = answers.send(answer(arbiter.as_ref(), &claimant, question));
+            let _ = answers.send(ask());
         };
         if let Err(error) = std::thread::Builder::new()
             .name("arbiter".into())
@@ -75,14 +146,29 @@ impl Arbitration {
         }
     }
 
-    /// Waits for the answer to the last question, forever if there was none. Cancel safe.
-    pub(super) async fn answer(&mut self) -> Answer {
-        match self.answered.recv().await {
-            Some(answer) => answer,
-            // Cannot happen: `self` holds a sender.
-            None => std::future::pending().await,
+    /// Waits for the answer to the last question, forever if there was none. Says once if it takes
+    /// too long. Cancel safe.
+    pub(super) async fn reply(&mut self) -> Reply {
+        tokio::select! {
+            biased;
+            // There is always an answer or none yet: `self` holds a sender.
+            Some(answer) = self.answered.recv() => {
+                if !matches!(answer, Ok(Answered::Inquired { .. })) {
+                    self.overdue_at = None;
+                }
+                Reply::Answer(answer)
+            }
+            () = until(self.overdue_at) => {
+                self.overdue_at = None;
+                Reply::Overdue(self.patience)
+            }
         }
     }
+}
+
+/// What to tell people of an answer that takes so long.
+pub(super) fn overdue(time: Duration) -> String {
+    format!("the arbiter has not answered for {time:?}; it may hang")
 }
 
 /// A random number for a session, not 0.
@@ -90,25 +176,11 @@ pub(super) fn session_number() -> u64 {
     rand::random::<u64>().max(1)
 }
 
-/// A claimant's name for the arbiter: `NODE (host HOST, pid …)`. It is unique to this process, so
-/// that a restarted process is not taken for the one before.
+/// A claimant's name for the arbiter. It is unique to this process, so that a restarted process is
+/// not taken for the one before.
 pub(super) fn claimant(node: &str, host: Option<&str>) -> String {
-    let host = host.map_or_else(String::new, |host| format!("host {host}, "));
     let (process, now) = (std::process::id(), monotonic_ns());
-    format!("{node} ({host}pid {process}, {now:x})")
-}
-
-/// Whether `claimant` was a process of the host that is called `node` and has the identity `host`.
-/// The identity counts, unless one of them has none: hosts that are clones have one name.
-pub(super) fn was_here(claimant: &str, node: &str, host: Option<&str>) -> bool {
-    let (its_node, rest) = claimant.rsplit_once(" (").unwrap_or((claimant, ""));
-    let its_host = rest
-        .strip_prefix("host ")
-        .and_then(|rest| rest.split(',').next());
-    match (its_host, host) {
-        (Some(its_host), Some(host)) => its_host == host,
-        _ => its_node == node,
-    }
+    start::claimant(node, host, &format!("pid {process}, {now:x}"))
 }
 
 fn answer(
@@ -162,32 +234,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_told_apart_by_what_they_are_and_not_by_what_they_are_called() {
-        let of_clone = claimant("web", Some("1f"));
-        assert!(was_here(&of_clone, "web", Some("1f")));
-        assert!(was_here(&of_clone, "renamed", Some("1f")));
-        assert!(
-            !was_here(&of_clone, "web", Some("2e")),
-            "a clone with the same name"
-        );
-        // Whoever has no identity goes by the name.
-        assert!(was_here(&of_clone, "web", None));
-        let nameless = claimant("a (b", None);
-        assert!(was_here(&nameless, "a (b", Some("1f")));
-        assert!(!was_here(&nameless, "a", None));
-        assert!(was_here(
-            "some other arbiter's",
-            "some other arbiter's",
-            None
-        ));
-    }
-
-    #[test]
     fn an_outdated_record_confirms_nothing_and_one_that_names_the_asker_later_refuses_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("arbiter");
         let arbiter = crate::arbiter::FileArbiter::open(&path).unwrap();
-        arbiter.claim(Claim::Start, "a").unwrap();
+        let known = Generation(0);
+        arbiter.claim(Claim::Start { known }, "a").unwrap();
         let confirm = |generation, beat, mark: Option<u64>| {
             let mark = mark.map(|beat| Mark { session: 7, beat });
             let generation = Generation(generation);

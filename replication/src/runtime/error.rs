@@ -50,6 +50,62 @@ pub enum RuntimeError {
         /// Where the heartbeats come from.
         peer: SocketAddr,
     },
+    /// The other side goes on with the guest, so this one is to be its standby.
+    #[error("{node} has a copy of the guest, and takes over: start this side as its standby")]
+    Follows {
+        /// The other side's name.
+        node: String,
+    },
+    /// The other side may have something newer of the guest, and cannot be asked. Try again.
+    #[error(
+        "the guest is not started before the other host has said what it has: {peer}: {why}. Start its standby there; \
+         if that host is gone for good, start over here and give up {lost}"
+    )]
+    NotAsked {
+        /// Where the other side should be.
+        peer: String,
+        /// Why it cannot be asked.
+        why: String,
+        /// What may exist only there.
+        lost: String,
+    },
+    /// The arbiter knows of no guest yet, but the other side does.
+    #[error(
+        "the arbiter here has never granted anything, yet {peer} knows of the guest ({what}): mount the directory \
+         that the other host uses as its arbiter, or stop that side first"
+    )]
+    KnownElsewhere {
+        /// The other side.
+        peer: String,
+        /// What it knows.
+        what: String,
+    },
+    /// The arbiter is another one than the disks' maps know.
+    #[error(
+        "the disk {disk} belongs to a guest of another arbiter: its map knows {known}, here is {found}. Mount the \
+         directory that decided about this guest, or give up what these disks hold"
+    )]
+    OtherArbiter {
+        /// A disk.
+        disk: String,
+        /// The arbiter that its map knows.
+        known: String,
+        /// The arbiter that is asked.
+        found: String,
+    },
+    /// The arbiter's record is older than the disks' maps.
+    #[error(
+        "the arbiter's record went back: {found} is in force there, the map of the disk {disk} knows of {known}. \
+         Restore the arbiter's directory, or give up what these disks hold"
+    )]
+    ArbiterWentBack {
+        /// A disk.
+        disk: String,
+        /// The generation that its map knows.
+        known: Generation,
+        /// The generation in force at the arbiter.
+        found: Generation,
+    },
     /// The logging channel could not be set up.
     #[error(transparent)]
     Connect(#[from] ConnectError),

@@ -15,6 +15,7 @@ mod ended;
 mod error;
 mod events;
 mod heartbeats;
+mod inquiry;
 mod metrics;
 mod primary;
 mod reign;

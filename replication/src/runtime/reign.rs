@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::arbitration::{Arbitration, claimant};
+use super::error::RuntimeError;
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::status::Side;
 use crate::arbiter::{Arbiter, ArbiterId, Record};
 use crate::ids::{EpochId, Generation};
-use crate::ports::Machine;
+use crate::ports::disks::History;
+use crate::ports::{Disks, Machine};
 
 /// What a machine runs under, or is to run under.
 #[derive(Clone)]
@@ -40,9 +42,41 @@ impl Reign {
         }
     }
 
-    pub(super) fn arbitration(&self) -> Arbitration {
-        Arbitration::new(Arc::clone(&self.arbiter), self.claimant.clone())
+    /// What the disks are to know of the guest in this generation.
+    pub(super) fn history(&self, generation: Generation) -> History {
+        History {
+            arbiter: self.arbiter_id.clone(),
+            generation,
+        }
     }
+
+    pub(super) fn arbitration(&self) -> Arbitration {
+        // A look at the arbiter every so often is what both sides rely on.
+        let patience = self.settings.policy.arbiter_check * 2;
+        Arbitration::new(Arc::clone(&self.arbiter), self.claimant.clone(), patience)
+    }
+}
+
+/// Makes sure that the record is of the arbiter that the disks' maps know, and not older than they
+/// are (R9).
+pub(super) fn check_history(disks: &dyn Disks, record: &Record) -> Result<(), RuntimeError> {
+    for (disk, known) in disks.histories() {
+        if !known.is_of(&record.arbiter) {
+            return Err(RuntimeError::OtherArbiter {
+                disk,
+                known: known.arbiter.0,
+                found: record.arbiter.0.clone(),
+            });
+        }
+        if known.generation > record.generation {
+            return Err(RuntimeError::ArbiterWentBack {
+                disk,
+                known: known.generation,
+                found: record.generation,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A machine that has taken over and runs. Hand it to [`Primary::attach`](super::Primary::attach)

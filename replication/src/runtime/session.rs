@@ -43,7 +43,7 @@ pub(super) struct Session {
     pub(super) peer: String,
     /// The begin of the present second of [`Session::drain`], and the bytes received until then.
     drained: (Instant, u64),
-    /// A `Bye` or `Refuse` is on its way: it is worth a short wait at the end.
+    /// A `Bye`, `Refuse` or `Holdings` is on its way: it is worth a short wait at the end.
     farewell: bool,
 }
 
@@ -126,7 +126,10 @@ impl Session {
             Poll::Pending if matches!(message, Message::Heartbeat) => {}
             Poll::Pending => self.queue.fail(LinkError::Closed),
         }
-        self.farewell |= matches!(message, Message::Bye(_) | Message::Refuse(_));
+        self.farewell |= matches!(
+            message,
+            Message::Bye(_) | Message::Refuse(_) | Message::Holdings(_)
+        );
     }
 
     /// Closes the link: at once, or after a queued farewell has left.

@@ -221,3 +221,25 @@ fn a_guest_that_is_heard_elsewhere_is_not_started_by_an_arbiter_that_knows_nothi
     running.handle().stop();
     running.wait().unwrap();
 }
+
+#[test]
+fn an_arbiter_that_hangs_is_an_alarm_also_for_a_primary_that_runs_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiter = Arc::new(Hesitant {
+        arbiter: arbiter(directory.path()),
+        decided: AtomicBool::new(true),
+        hangs: AtomicBool::new(false),
+    });
+    let primary = primary(directory.path(), Fake::new())
+        .policy(watchful())
+        .arbiter(Arc::clone(&arbiter) as Arc<dyn Arbiter>);
+    let primary = primary.protect().unwrap();
+    let handle = primary.handle();
+    arbiter.hangs.store(true, Ordering::Release);
+    let hangs = |status: &Status| has_alarm(status, "the arbiter has not answered");
+    wait_for("told", || handle.status(), hangs);
+    arbiter.hangs.store(false, Ordering::Release);
+    wait_for("over", || handle.status(), |status| !hangs(status));
+    assert!(handle.stop());
+    primary.wait().unwrap();
+}

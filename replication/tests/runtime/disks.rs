@@ -24,7 +24,7 @@ fn open(directory: &Path, host: &str, shared: bool) -> Images {
 }
 
 /// So long that a busy machine is no lost host: these tests end links, or say that they do.
-fn patient() -> Policy {
+fn very_patient() -> Policy {
     Policy {
         heartbeat_timeout: Duration::from_secs(20),
         ..Policy::default()
@@ -32,11 +32,11 @@ fn patient() -> Policy {
 }
 
 fn standby(directory: &Path, machine: Fake) -> StandbyBuilder<Fake> {
-    crate::standby(directory, machine).policy(patient())
+    crate::standby(directory, machine).policy(very_patient())
 }
 
 fn primary(directory: &Path, machine: Fake) -> PrimaryBuilder<Fake> {
-    crate::primary(directory, machine).policy(patient())
+    crate::primary(directory, machine).policy(very_patient())
 }
 
 fn protected(status: &Status) -> bool {
@@ -122,7 +122,7 @@ fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
     let primary_b = Primary::attach(Origin::Promoted(promoted))
         .arbiter(crate::arbiter(directory))
         .backup(endpoint(directory))
-        .policy(patient())
+        .policy(very_patient())
         .protect()
         .unwrap();
     let handle = primary_b.handle();
@@ -167,7 +167,18 @@ fn a_guest_is_not_started_from_disks_that_are_older_than_those_elsewhere() {
         let images = open(directory, host, false);
         primary(directory, Fake::new().with_disks(&images)).node(host)
     };
+    // Also not while the other host cannot be asked; it may be about to come back.
     let refused = start("a").protect().map(drop).unwrap_err();
+    assert!(
+        matches!(refused, RuntimeError::NotAsked { .. }),
+        "{refused}"
+    );
+    let asked = open(directory, "b", false);
+    let asked = standby(directory, Fake::new().with_disks(&asked));
+    let asked = asked.start().unwrap();
+    let refused = start("a").protect().map(drop).unwrap_err();
+    assert!(asked.handle().stop());
+    drop(asked.await_promotion().unwrap());
     assert!(
         matches!(&refused, RuntimeError::OlderDisks { holder, .. } if holder.starts_with("b (pid")),
         "{refused}"
@@ -474,4 +485,50 @@ fn a_guest_that_writes_faster_than_the_link_is_slowed_and_memory_is_bounded() {
     promoted.machine.stop();
     promoted.machine.assert_consistent();
     assert!(images::file_matches(directory, "b", &b.set));
+}
+
+#[test]
+fn disks_are_not_run_nor_overwritten_by_the_word_of_an_arbiter_that_they_do_not_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let set = || open(directory, "a", false);
+    let claimed = primary(directory, Fake::new().with_disks(&set()));
+    let claimed = claimed.protect().unwrap();
+    claimed.handle().stop();
+    claimed.wait().unwrap();
+    // Nothing is mounted where the arbiter was.
+    std::fs::rename(directory.join("arbiter"), directory.join("away")).unwrap();
+    let refused = primary(directory, Fake::new().with_disks(&set())).protect();
+    let error = refused.err().expect("it was started");
+    assert!(
+        matches!(error, RuntimeError::OtherArbiter { .. }),
+        "{error}"
+    );
+    let refused = standby(directory, Fake::new().with_disks(&set())).start();
+    let error = refused
+        .err()
+        .expect("its disks would have been overwritten");
+    assert!(
+        matches!(error, RuntimeError::OtherArbiter { .. }),
+        "{error}"
+    );
+    // The directory is a copy from before the guest was started.
+    std::fs::remove_dir_all(directory.join("arbiter")).unwrap();
+    std::fs::rename(directory.join("away"), directory.join("arbiter")).unwrap();
+    std::fs::remove_file(directory.join("arbiter/1")).unwrap();
+    let refused = primary(directory, Fake::new().with_disks(&set())).protect();
+    let error = refused.err().expect("it was started");
+    assert!(
+        matches!(error, RuntimeError::ArbiterWentBack { .. }),
+        "{error}"
+    );
+    // A person says that this arbiter is right.
+    let over = primary(directory, Fake::new().with_disks(&set())).start_over();
+    let over = over.protect().unwrap();
+    over.handle().stop();
+    over.wait().unwrap();
+    let again = primary(directory, Fake::new().with_disks(&set()));
+    let again = again.protect().unwrap();
+    again.handle().stop();
+    again.wait().unwrap();
 }

@@ -165,6 +165,8 @@ fn flood_a_primary(message: &Message) {
     let listener = UnixListener::bind(directory.path().join("channel")).unwrap();
     let primary = primary(directory.path(), Fake::new()).protect().unwrap();
     let handle = primary.handle();
+    // Before it started the guest, the primary asked what is known of it.
+    drop(listener.accept().unwrap());
     let (stream, _) = listener.accept().unwrap();
     let mut standby = Talker::new(stream, handle.status().generation);
     let welcome = Message::Welcome(Welcome {
@@ -228,7 +230,7 @@ fn whoever_talks_to_a_standby_costs_it_little() {
         let standby = standby(directory.path(), machine).start().unwrap();
         let handle = standby.handle();
         let arbiter = arbiter(directory.path());
-        arbiter.claim(Claim::Start, "a").unwrap();
+        arbiter.claim(START, "a").unwrap();
         let hello = Message::Hello(Hello {
             vm: "vm".into(),
             node: "a".into(),

@@ -3,14 +3,16 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
-use understudy_replication::arbiter::{Claim, Verdict};
+use understudy_replication::arbiter::Verdict;
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
     Ended, Event, EventKind, Events, NotProtected, Origin, Primary, RuntimeError, Unprotected,
 };
 use understudy_transport::Endpoint;
 
-use super::{PATIENCE, arbiter, assert_counts_up, endpoint, pair, promoted, standby, wait_for};
+use super::{
+    PATIENCE, START, arbiter, assert_counts_up, endpoint, pair, promoted, standby, wait_for,
+};
 use crate::fake::Fake;
 
 /// Waits for an event.
@@ -71,7 +73,7 @@ fn a_guest_that_was_given_back_keeps_its_names_and_its_generation_and_is_protect
     let pair = pair(directory.path());
     let unprotected = pair.primary.unprotect().unwrap();
     // It is still held.
-    let other = arbiter(directory.path()).claim(Claim::Start, "somebody");
+    let other = arbiter(directory.path()).claim(START, "somebody");
     assert!(matches!(other.unwrap(), Verdict::Refused { .. }));
     let again = Primary::attach(Origin::Unprotected(unprotected))
         .backup(endpoint(directory.path()))
@@ -130,7 +132,7 @@ fn a_protected_guest_gets_another_backup_and_the_first_one_cannot_take_over() {
 fn a_running_guest_that_cannot_be_protected_is_given_back() {
     let directory = tempfile::tempdir().unwrap();
     let holder = arbiter(directory.path());
-    holder.claim(Claim::Start, "somebody").unwrap();
+    holder.claim(START, "somebody").unwrap();
     let mut machine = Fake::new();
     let stops = Arc::clone(&machine.stops);
     machine.run().unwrap();

@@ -62,6 +62,9 @@ impl World {
         let identity = BackupIdentity {
             vm: introduction.vm,
             node: format!("host {host}"),
+            host: None,
+            starts: Default::default(),
+            has_replicated: false,
             fingerprint: introduction.fingerprint,
             layout: introduction.layout,
             disks: DISK_BYTES.to_vec(),
@@ -170,6 +173,13 @@ impl World {
                     self.violate(format!("R2: host {host} is promoted while it persists"));
                 }
                 self.promote(host, generation);
+            }
+            // These backups start no guest.
+            BackupEffect::Look
+            | BackupEffect::Inquire
+            | BackupEffect::CannotStart { .. }
+            | BackupEffect::StartGuest { .. } => {
+                self.violate(format!("host {host} is to start a guest"));
             }
             BackupEffect::Reset { reason } => {
                 let cleared = node.memory.clear();

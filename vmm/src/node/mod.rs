@@ -14,6 +14,9 @@
 //! | --- | --- | --- |
 //! | starting | the guest runs, or the standby listens | the role that was configured |
 //! | starting | that fails | ended: failed |
+//! | starting | the guest is not started here now: the other host may have something newer | standby, if it is said where both listen |
+//! | standby | nobody runs the guest, and nobody has a copy of it | starting: as the primary, if the guest ran here last, or this side was to be it and may |
+//! | starting | a role that follows another one cannot be taken up | tried again, until *stop* |
 //! | standby | promoted | primary; ended if it had been told to stop |
 //! | standby | *stop* | ended: stopped |
 //! | standby | *failover*, in sync | the arbiter is asked |
@@ -34,6 +37,7 @@
 //! A further role is a variant of [`Role`], rows of the table above, and a variant of `roles::Work`. What must not be
 //! done here: read configurations or command lines, print, pick exit codes.
 
+mod arbiter;
 mod core;
 mod events;
 mod identity;
@@ -65,6 +69,7 @@ use crate::machine::MachineFault;
 pub use crate::devices::virtio::blk::BlkCounters;
 
 pub use self::core::Rules;
+pub use arbiter::{ArbiterStatus, look_at_arbiter, make_arbiter};
 pub use events::{EventKind, KEPT_MAX, NodeEvent, Subscription};
 pub use identity::IdentityError;
 pub use metrics::{EpochMetrics, Named, NodeMetrics};
@@ -164,6 +169,17 @@ pub enum NodeError {
     /// The disks cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A guest that an arbiter decides about is to be run without one.
+    #[error(
+        "the disk {disk} belongs to a guest that an arbiter decides about ({known}): name that arbiter, so that the \
+         guest is not run twice. To take the disk out of its pair for good, remove its map"
+    )]
+    ArbiterNotNamed {
+        /// The disk.
+        disk: String,
+        /// The arbiter's identity.
+        known: String,
+    },
     /// Replication failed.
     #[error(transparent)]
     Replication(#[from] RuntimeError),
@@ -182,13 +198,31 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Whether the disks are of a guest of another arbiter, or of one whose record went back: `full_resync` of
+    /// [`NodeSettings`] lets a standby give up what they hold.
+    #[must_use]
+    pub fn is_about_disks_of_another_arbiter(&self) -> bool {
+        matches!(
+            self,
+            Self::Replication(
+                RuntimeError::OtherArbiter { .. } | RuntimeError::ArbiterWentBack { .. }
+            )
+        )
+    }
+
     /// Whether the guest could be started from nothing here, giving up what others have of it: `start_over` of
     /// [`StartAs::Primary`].
     #[must_use]
     pub fn can_be_started_over(&self) -> bool {
         matches!(
             self,
-            Self::Replication(RuntimeError::Owned { .. } | RuntimeError::OlderDisks { .. })
+            Self::Replication(
+                RuntimeError::Owned { .. }
+                    | RuntimeError::OlderDisks { .. }
+                    | RuntimeError::NotAsked { .. }
+                    | RuntimeError::OtherArbiter { .. }
+                    | RuntimeError::ArbiterWentBack { .. }
+            )
         )
     }
 }
@@ -271,7 +305,9 @@ impl NodeHandle {
     /// # Errors
     /// Why it is not done.
     pub fn request(&self, request: Request) -> Result<(), Denial> {
-        if self.watch.now().role == Role::Starting {
+        let standing = self.watch.now();
+        // One that waits for the other host can be told to stop.
+        if standing.role == Role::Starting && standing.alarm.is_none() {
             return Err(Denial::Starting);
         }
         let (answer, answered) = sync_channel(1);
@@ -296,14 +332,17 @@ impl NodeHandle {
     /// How the node is doing. Once it has ended: how it was doing then.
     ///
     /// # Errors
-    /// [`Denial::Starting`] if it does not do anything yet.
+    /// [`Denial::Starting`] if it does not do anything yet, [`Denial::Waiting`] if it waits for the
+    /// other host.
     pub fn status(&self) -> Result<NodeStatus, Denial> {
         let standing = self.watch.now();
         // Not under the lock: reading the figures takes other locks.
         let sources = self.sources.lock().clone();
-        let sources = sources
-            .filter(|_| standing.role != Role::Starting)
-            .ok_or(Denial::Starting)?;
+        let sources = sources.filter(|_| standing.role != Role::Starting);
+        let sources = sources.ok_or(match standing.alarm {
+            Some(why) => Denial::Waiting { why },
+            None => Denial::Starting,
+        })?;
         let (role, metrics) = sources.read();
         Ok(NodeStatus {
             role,

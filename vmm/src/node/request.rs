@@ -29,6 +29,12 @@ pub enum Denial {
     /// There is no guest and no standby yet.
     #[error("it is just starting; try again")]
     Starting,
+    /// The guest is not started before the other host has said what it has.
+    #[error("{why}")]
+    Waiting {
+        /// Why it has not, and what to do.
+        why: String,
+    },
     /// Its role is over.
     #[error("the guest has ended, and this vmm is about to")]
     Ended,

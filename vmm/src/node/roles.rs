@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
+use understudy_replication::Generation;
+use understudy_replication::core::start::Starts;
 use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
 use understudy_replication::ports::Disks;
@@ -38,6 +40,10 @@ pub(super) enum Work {
 /// How a role came to its end.
 pub(super) enum RoleOver {
     Promoted(Box<Promoted<Machine>>),
+    /// The standby is to start the guest.
+    IsToStart {
+        known: Generation,
+    },
     Ended(RoleEnd),
     Failed(NodeError),
 }
@@ -124,6 +130,7 @@ impl Work {
         match self {
             Self::Standby(run) => match run.await_promotion() {
                 Ok(Outcome::Promoted(promoted)) => RoleOver::Promoted(Box::new(promoted)),
+                Ok(Outcome::Starts { known }) => RoleOver::IsToStart { known },
                 Ok(_) => RoleOver::Ended(RoleEnd::Done),
                 Err(error) => RoleOver::Failed(error.into()),
             },
@@ -188,14 +195,23 @@ impl Replicated {
     pub(super) fn start_standby(
         &self,
         machine: Machine,
-        listen: understudy_transport::Endpoint,
+        starts: Starts,
+        gives_up_disks: bool,
     ) -> Result<StandbyRun<Machine>, RuntimeError> {
         let mut builder = Standby::builder(machine)
             .vm(&self.vm)
             .node(&self.node)
             .arbiter(Arc::clone(&self.settings.arbiter))
-            .policy(self.settings.policy.clone())
-            .listen(listen);
+            .policy(self.settings.policy.clone());
+        if let Some(listen) = self.settings.listen.clone() {
+            builder = builder.listen(listen);
+        }
+        if self.settings.can_start && self.settings.backup.is_some() {
+            builder = builder.starts(starts, self.settings.backup.clone());
+        }
+        if gives_up_disks {
+            builder = builder.gives_up_disks();
+        }
         if let Some(host) = &self.settings.host {
             builder = builder.host(host);
         }
@@ -217,8 +233,15 @@ impl Replicated {
     }
 
     /// Runs a guest that nobody protects, if the arbiter lets it.
-    pub(super) fn run_alone(&self, machine: Machine) -> Result<Machine, RuntimeError> {
-        let builder = self.named(Primary::attach(Origin::Fresh(machine)));
+    pub(super) fn run_alone(
+        &self,
+        machine: Machine,
+        start_over: bool,
+    ) -> Result<Machine, RuntimeError> {
+        let mut builder = self.named(Primary::attach(Origin::Fresh(machine)));
+        if start_over {
+            builder = builder.start_over();
+        }
         Ok(builder.run_alone()?.machine)
     }
 

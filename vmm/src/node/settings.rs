@@ -1,9 +1,11 @@
 //! What a node is to be.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use understudy_replication::arbiter::{Arbiter, ArbiterError, FileArbiter};
 use understudy_replication::core::policy::Policy;
+use understudy_replication::disk;
 use understudy_replication::runtime::HeartbeatPath;
 use understudy_transport::Endpoint;
 
@@ -14,8 +16,9 @@ use crate::machine::{DriveConfig, Machine, Start, beside};
 
 /// Why a machine cannot be built.
 pub type BuildError = Box<dyn std::error::Error + Send + Sync>;
-/// Builds the node's machine, on the node's thread.
-pub type BuildMachine = Box<dyn FnOnce() -> Result<Machine, BuildError> + Send>;
+/// Builds the node's machine for the way in which the guest comes to run here, on the node's thread: once for each role
+/// that is taken up.
+pub type BuildMachine = Box<dyn Fn(Start) -> Result<Machine, BuildError> + Send>;
 
 /// What a node is to be.
 pub struct NodeSettings {
@@ -42,20 +45,20 @@ pub enum StartAs {
         drives: Vec<DriveConfig>,
         /// Who decides who may run alone, if there may be other hosts with this guest.
         claims: Option<ReplicationSettings>,
+        /// Start it from nothing even if a standby may have a copy of it, which is given up.
+        start_over: bool,
     },
     /// A guest that boots here, and is protected.
     Primary {
-        /// By which means.
+        /// By which means; with `listen`, it becomes a standby if the other host goes on with the guest.
         replication: ReplicationSettings,
         /// Start it from nothing even if a standby may have a copy of it, which is given up.
         start_over: bool,
     },
     /// A second copy.
     Standby {
-        /// By which means; `backup` is for the time after a promotion.
+        /// By which means, `listen` among them; `backup` is for the time after a promotion.
         replication: ReplicationSettings,
-        /// Where to wait for the primary.
-        listen: Endpoint,
     },
 }
 
@@ -72,6 +75,10 @@ pub struct ReplicationSettings {
     pub heartbeat: Option<HeartbeatPath>,
     /// Where the standby of a primary listens.
     pub backup: Option<Endpoint>,
+    /// Where this host listens as a standby.
+    pub listen: Option<Endpoint>,
+    /// It may start the guest from its disks although it was started as a standby: it knows the kernel.
+    pub can_start: bool,
 }
 
 /// Why there are no means of protection.
@@ -87,15 +94,37 @@ pub enum SettingsError {
     /// It cannot be told which host this is.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A disk's map knows of an arbiter, and there is none.
+    #[error(
+        "there is no arbiter at {path}, yet the disk {disk} belongs to a guest that an arbiter decides about ({known}): \
+         is that storage mounted?"
+    )]
+    NoArbiter {
+        /// Where it should be.
+        path: PathBuf,
+        /// The disk.
+        disk: String,
+        /// The arbiter's identity.
+        known: String,
+    },
+    /// A disk's map cannot be read.
+    #[error("cannot read the map {path}")]
+    Map {
+        /// The map.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl NodeSettings {
     /// A guest without a second copy. If an arbiter is named, it is asked whether the guest may run here: it may run
-    /// elsewhere, or have a copy there.
+    /// elsewhere, or have a copy there. `start_over`: such a copy is given up.
     ///
     /// # Errors
     /// If the configuration does not fit, or the arbiter cannot be used.
-    pub fn unprotected(config: &Config) -> Result<Self, SettingsError> {
+    pub fn unprotected(config: &Config, start_over: bool) -> Result<Self, SettingsError> {
         let machine = config.machine(Start::Unprotected)?;
         let has_arbiter = config.replication.arbiter.is_some();
         let start_as = StartAs::Unprotected {
@@ -103,6 +132,7 @@ impl NodeSettings {
             claims: has_arbiter
                 .then(|| ReplicationSettings::new(config, Start::Unprotected))
                 .transpose()?,
+            start_over,
         };
         Self::new(config, Start::Unprotected, start_as)
     }
@@ -127,13 +157,14 @@ impl NodeSettings {
     pub fn standby(config: &Config) -> Result<Self, SettingsError> {
         let start_as = StartAs::Standby {
             replication: ReplicationSettings::new(config, Start::Standby)?,
-            listen: config.replication.needed_listen()?.clone(),
         };
+        config.replication.needed_listen()?;
         Self::new(config, Start::Standby, start_as)
     }
 
     fn new(config: &Config, start: Start, start_as: StartAs) -> Result<Self, SettingsError> {
         let machine = config.machine(start)?;
+        let built = config.clone();
         Ok(Self {
             vm: config.vm.clone(),
             node: config.node.clone(),
@@ -142,7 +173,7 @@ impl NodeSettings {
                 on_panic: machine.on_panic,
                 on_watchdog: machine.watchdog.unwrap_or_default(),
             },
-            machine: Box::new(move || Ok(Machine::build(machine)?)),
+            machine: Box::new(move |start| Ok(Machine::build(built.machine(start)?)?)),
             start_as,
             full_resync: false,
         })
@@ -150,6 +181,11 @@ impl NodeSettings {
 }
 
 impl ReplicationSettings {
+    /// Whether a side that may not start the guest now can wait as a standby until it may.
+    pub(super) fn can_wait(&self) -> bool {
+        self.listen.is_some() && self.backup.is_some()
+    }
+
     fn new(config: &Config, start: Start) -> Result<Self, SettingsError> {
         let mut drives = config.machine.drives.iter();
         let host = drives.find(|drive| drive.is_replicated());
@@ -167,13 +203,39 @@ impl ReplicationSettings {
                 host => host,
             },
         );
+        let can_start = config.machine.kernel.is_some();
+        let drives = &config.machine.drives;
         let config = &config.replication;
+        let arbiter = config.needed_arbiter()?;
+        if !FileArbiter::exists(arbiter)? {
+            expect_no_history(arbiter, drives)?;
+        }
         Ok(Self {
-            arbiter: Arc::new(FileArbiter::open(config.needed_arbiter()?)?),
+            arbiter: Arc::new(FileArbiter::open(arbiter)?),
             host: host.transpose()?,
             policy: config.policy.clone(),
             heartbeat: config.heartbeat,
             backup: config.backup.clone(),
+            listen: config.listen.clone(),
+            can_start,
         })
     }
+}
+
+/// No arbiter is made where a disk's map knows of one.
+fn expect_no_history(arbiter: &Path, drives: &[DriveConfig]) -> Result<(), SettingsError> {
+    for drive in drives.iter().filter(|drive| drive.is_replicated()) {
+        let history = disk::history(&drive.map_path).map_err(|source| SettingsError::Map {
+            path: drive.map_path.clone(),
+            source,
+        })?;
+        if let Some(history) = history {
+            return Err(SettingsError::NoArbiter {
+                path: arbiter.into(),
+                disk: drive.id.clone(),
+                known: history.arbiter.0,
+            });
+        }
+    }
+    Ok(())
 }

@@ -6,22 +6,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use understudy_replication::core::start::Starts;
 use understudy_replication::output::OutputGate;
 use understudy_replication::ports::Disks;
 use understudy_replication::runtime::{
-    EventKind as ReplicationEvent, Origin, Primary, Protection, Status,
+    EventKind as ReplicationEvent, Origin, Primary, Protection, RuntimeError, Status,
 };
 
-use super::core::{Effect, Input, NodeCore, RoleEnd, Rules};
+use super::core::{Effect, Input, NextRole, NodeCore, RoleEnd, Rules};
 use super::events::EventKind;
 use super::inbox::{Answer, Incoming, Item};
 use super::metrics::MetricsRoom;
 use super::request::{Denial, Request};
 use super::roles::{Figures, Panel, Replicated, RoleOver, Sources, UnprotectedFigures, Work};
-use super::settings::{NodeSettings, StartAs};
+use super::settings::{BuildMachine, NodeSettings, StartAs};
 use super::status::Standing;
 use super::{Ended, NodeError, NodeHandle, Role};
-use crate::machine::Machine;
+use crate::machine::{Machine, Start};
 
 /// Longest wait for a console that takes no more, when all else is over.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +37,9 @@ pub(super) struct Shell {
     panel: Option<Panel>,
     room: Option<MetricsRoom>,
     replicated: Option<Replicated>,
+    build: Option<BuildMachine>,
+    /// What is known of the disks is not to be believed, and no machine has been told so yet.
+    forget_disks: bool,
     /// The role is over, and nobody has been told yet.
     over: Option<RoleOver>,
     ended: Option<Ended>,
@@ -53,6 +57,8 @@ impl Shell {
             panel: None,
             room: None,
             replicated: None,
+            build: None,
+            forget_disks: false,
             over: None,
             ended: None,
             error: None,
@@ -88,67 +94,142 @@ impl Shell {
         self.handle.since.elapsed()
     }
 
-    /// Builds the machine and takes up the first role.
+    /// Takes up the first role.
     fn begin(&mut self, settings: NodeSettings) -> Result<(), NodeError> {
-        let machine = (settings.machine)().map_err(NodeError::Build)?;
-        if settings.full_resync {
+        let (vm, node) = (settings.vm, settings.node);
+        self.build = Some(settings.machine);
+        self.forget_disks = settings.full_resync;
+        let (next, settings) = match settings.start_as {
+            StartAs::Unprotected {
+                drives,
+                claims,
+                start_over,
+            } => {
+                let machine = self.machine(Start::Unprotected)?;
+                let figures = UnprotectedFigures::of(&machine, &vm, &node, &drives);
+                // Kept: to others the arbiter's lock shows that the guest runs here.
+                self.replicated = claims.map(|settings| Replicated { vm, node, settings });
+                self.run_unprotected(machine, start_over)?;
+                self.began(Figures::Unprotected(Arc::new(figures)));
+                return Ok(());
+            }
+            StartAs::Primary {
+                replication,
+                start_over: true,
+            } => (NextRole::PrimaryOver, replication),
+            StartAs::Primary { replication, .. } => (NextRole::Primary, replication),
+            StartAs::Standby { replication } => (NextRole::Standby, replication),
+        };
+        self.replicated = Some(Replicated { vm, node, settings });
+        self.take_up(next);
+        Ok(())
+    }
+
+    /// A new machine for the next role.
+    fn machine(&mut self, start: Start) -> Result<Machine, NodeError> {
+        self.forget_machine();
+        let build = self.build.as_ref().expect("it is set at the beginning");
+        let machine = build(start).map_err(NodeError::Build)?;
+        if std::mem::take(&mut self.forget_disks) {
             machine.disk_set().copy_everything()?;
         }
         *self.handle.disks.lock() = Some(machine.disk_set().clone());
         let inbox = self.handle.inbox.clone();
         machine.on_event(move |event| inbox.machine_event(event.clone()));
-        let panel = self.panel.insert(Panel::of(&machine));
-        let can_restart = panel.can_restart;
+        self.panel = Some(Panel::of(&machine));
         self.room = Some(MetricsRoom::of(&machine));
-        let (vm, node) = (settings.vm, settings.node);
-        let figures = match settings.start_as {
-            StartAs::Unprotected { drives, claims } => {
-                let figures = UnprotectedFigures::of(&machine, &vm, &node, &drives);
-                // Kept: to others the arbiter's lock shows that the guest runs here.
-                self.replicated = claims.map(|settings| Replicated { vm, node, settings });
-                self.run_unprotected(machine)?;
-                Figures::Unprotected(Arc::new(figures))
-            }
-            StartAs::Primary {
-                replication: settings,
-                start_over,
-            } => {
-                let replicated = Replicated { vm, node, settings };
-                let mut builder = Primary::attach(Origin::Fresh(machine));
-                if start_over {
-                    builder = builder.start_over();
-                }
-                let protection = replicated.protect(builder)?;
-                self.replicated = Some(replicated);
-                self.incoming.listen(protection.handle().subscribe());
-                self.run_primary(protection)
-            }
-            StartAs::Standby {
-                replication: settings,
-                listen,
-            } => {
-                let replicated = Replicated { vm, node, settings };
-                let run = replicated.start_standby(machine, listen)?;
-                self.replicated = Some(replicated);
-                let endpoint = run.endpoint().to_string();
-                let standby = run.handle();
-                self.incoming.listen(standby.subscribe());
-                self.work = Work::Standby(run);
-                self.handle.log.tell(EventKind::Listening { endpoint });
-                Figures::Standby(standby)
+        Ok(machine)
+    }
+
+    /// Nothing is left of the last role's machine: its images and taps are free then.
+    fn forget_machine(&mut self) {
+        *self.handle.sources.lock() = None;
+        (self.panel, self.room) = (None, None);
+    }
+
+    fn take_up(&mut self, next: NextRole) {
+        let taken_up = match next {
+            NextRole::Standby | NextRole::StandbyThatMayStart => self.start_standby(next),
+            NextRole::Primary | NextRole::PrimaryOver | NextRole::PrimaryAsTold(_) => {
+                self.start_primary(next)
             }
         };
+        match taken_up {
+            Ok(figures) => self.began(figures),
+            Err(error) => self.not_taken_up(next, error),
+        }
+    }
+
+    fn began(&mut self, figures: Figures) {
         let role = figures.role();
+        let can_restart = self.panel.as_ref().is_some_and(|panel| panel.can_restart);
         self.show(figures);
         self.feed(Input::Began { role, can_restart });
         self.catch_up();
-        Ok(())
     }
 
-    fn run_unprotected(&mut self, mut machine: Machine) -> Result<(), NodeError> {
+    fn not_taken_up(&mut self, next: NextRole, error: NodeError) {
+        let what = with_causes(&error);
+        match (next, &error) {
+            (
+                NextRole::Primary,
+                NodeError::Replication(
+                    RuntimeError::NotAsked { .. }
+                    | RuntimeError::Follows { .. }
+                    | RuntimeError::OlderDisks { .. },
+                ),
+            ) if self.replicated().settings.can_wait() => {
+                self.feed(Input::StartWaits { why: what });
+            }
+            (NextRole::PrimaryAsTold(_) | NextRole::StandbyThatMayStart, _) => {
+                self.feed(Input::NotTakenUp { what });
+            }
+            _ => self.over = Some(RoleOver::Failed(error)),
+        }
+    }
+
+    fn start_primary(&mut self, next: NextRole) -> Result<Figures, NodeError> {
+        let machine = self.machine(Start::Primary)?;
+        let mut builder = Primary::attach(Origin::Fresh(machine));
+        match next {
+            NextRole::PrimaryOver => builder = builder.start_over(),
+            NextRole::PrimaryAsTold(known) => builder = builder.restart(known),
+            NextRole::Primary | NextRole::Standby | NextRole::StandbyThatMayStart => {}
+        }
+        let protection = self.replicated().protect(builder)?;
+        self.incoming.listen(protection.handle().subscribe());
+        Ok(self.run_primary(protection))
+    }
+
+    fn replicated(&self) -> &Replicated {
+        let replicated = self.replicated.as_ref();
+        replicated.expect("it is set before such a role is taken up")
+    }
+
+    fn start_standby(&mut self, next: NextRole) -> Result<Figures, NodeError> {
+        let gives_up_disks = self.forget_disks;
+        let machine = self.machine(Start::Standby)?;
+        let starts = match next {
+            NextRole::StandbyThatMayStart => Starts::IfItMay,
+            _ => Starts::IfItRanHere,
+        };
+        let run = (self.replicated()).start_standby(machine, starts, gives_up_disks)?;
+        let endpoint = run.endpoint().to_string();
+        let standby = run.handle();
+        self.incoming.listen(standby.subscribe());
+        self.work = Work::Standby(run);
+        self.handle.log.tell(EventKind::Listening { endpoint });
+        Ok(Figures::Standby(standby))
+    }
+
+    fn run_unprotected(&mut self, mut machine: Machine, start_over: bool) -> Result<(), NodeError> {
         let machine = match &self.replicated {
-            Some(replicated) => replicated.run_alone(machine)?,
+            Some(replicated) => replicated.run_alone(machine, start_over)?,
             None => {
+                if let Some((disk, known)) = machine.disk_set().histories().into_iter().next() {
+                    let known = known.arbiter.0;
+                    return Err(NodeError::ArbiterNotNamed { disk, known });
+                }
                 // Images that are one of a pair note what changes, and one that is no whole copy is not run.
                 machine.disk_set().claim_images()?;
                 machine.start()?;
@@ -176,6 +257,8 @@ impl Shell {
         let sync = self.work.sync_state();
         let decided = self.core.request(request, &sync);
         let done = decided.and_then(|effects| self.obey(effects));
+        // The node may have ended by that.
+        self.publish();
         if let Err(denial) = &done {
             if *denial == Denial::Promoting && answer.is_some() {
                 // Whoever asked for a standby's end may not want that of a guest.
@@ -224,6 +307,10 @@ impl Shell {
             RoleOver::Promoted(promoted) => {
                 self.work = Work::Promoted(promoted);
                 return;
+            }
+            RoleOver::IsToStart { known } => {
+                self.forget_machine();
+                return self.feed(Input::IsToStart { known });
             }
             RoleOver::Ended(end) => end,
             RoleOver::Failed(error) => {
@@ -295,6 +382,10 @@ impl Shell {
                 }
                 Effect::Checkpoint => {
                     self.work.checkpoint();
+                    Ok(())
+                }
+                Effect::TakeUp(next) => {
+                    self.take_up(next);
                     Ok(())
                 }
                 Effect::Protect => {

@@ -18,6 +18,7 @@ fn settings(machine: BuildMachine) -> NodeSettings {
         start_as: StartAs::Unprotected {
             drives: Vec::new(),
             claims: None,
+            start_over: false,
         },
         full_resync: false,
     }
@@ -34,7 +35,7 @@ fn await_end(node: &NodeHandle) -> Ended {
 #[test]
 fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
     let (release, released) = sync_channel::<()>(1);
-    let node = Node::start(settings(Box::new(move || {
+    let node = Node::start(settings(Box::new(move |_| {
         released.recv().unwrap();
         Err("no machine, as ordered".into())
     })))
@@ -59,7 +60,7 @@ fn a_node_denies_all_while_it_starts_and_tells_by_all_ways_that_it_could_not() {
 
 #[test]
 fn a_panic_of_the_nodes_thread_is_an_end_that_nobody_misses() {
-    let node = Node::start(settings(Box::new(|| panic!("as ordered")))).unwrap();
+    let node = Node::start(settings(Box::new(|_| panic!("as ordered")))).unwrap();
     let ended = await_end(&node.handle());
     assert!(matches!(ended, Ended::Failed { .. }), "{ended:?}");
     assert_eq!(node.handle().post(Request::Stop), Err(Denial::Ended));

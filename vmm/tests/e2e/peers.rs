@@ -31,6 +31,9 @@ fn a_standby_of_another_version_leaves_the_guest_unprotected_and_running() {
     let hosts = Quiet::new();
     let listener = UnixListener::bind(hosts.channel()).unwrap();
     let mut primary = hosts.start_primary("primary", &[]);
+    // Before it starts the guest for the first time, it asks what is known of it.
+    let (mut asks, _) = listener.accept().unwrap();
+    asks.write_all(&frame_of_the_next_version()).unwrap();
     let (mut stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut hello = [0; HEADER_BYTES];

@@ -11,7 +11,7 @@
 //! for one claimant only, however long another one has stalled since it looked, and whatever has
 //! become of its locks. So a number's file is never removed.
 //!
-//! [`Claim::Start`] and [`Claim::StartOver`] check the locks: no guest is started from nothing while
+//! [`Claim::Start`], [`Claim::Restart`] and [`Claim::StartOver`] check the locks: no guest is started from nothing while
 //! a holder lives. A promotion does not, because the old primary may be frozen and still hold its
 //! lock. Locks decide nothing else: what a frozen claimant has locked must not keep others waiting.
 //!
@@ -52,8 +52,44 @@ impl FileArbiter {
         Self::open_in(Arc::new(FileSystem), path.into())
     }
 
+    /// Whether there is an arbiter at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be looked at, or has lost its identity.
+    pub fn exists(path: impl Into<PathBuf>) -> Result<bool, ArbiterError> {
+        Ok(Store::find(Arc::new(FileSystem), path.into())?.is_some())
+    }
+
+    /// Makes a new arbiter in the directory at `path`.
+    ///
+    /// # Errors
+    /// If there is one already, or anything else of that name, or it cannot be made.
+    pub fn make(path: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
+        let path = path.into();
+        if let Some(store) = Store::find(Arc::new(FileSystem), path.clone())? {
+            let why = format!("it is {}", store.id().0);
+            return Err(store.failure("there is an arbiter already", why));
+        }
+        Self::open(path)
+    }
+
+    /// Opens the arbiter in the directory at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or as [`FileArbiter::open`].
+    pub fn find(path: impl Into<PathBuf>) -> Result<Self, ArbiterError> {
+        let (files, path) = (Arc::new(FileSystem), path.into());
+        let store = Store::find(files.clone(), path.clone())?;
+        let store = store.ok_or_else(|| store::missing(files.clone(), path))?;
+        Self::at(files, store)
+    }
+
     fn open_in(files: Arc<dyn HostFiles>, path: PathBuf) -> Result<Self, ArbiterError> {
         let store = Store::open(files.clone(), path)?;
+        Self::at(files, store)
+    }
+
+    fn at(files: Arc<dyn HostFiles>, store: Store) -> Result<Self, ArbiterError> {
         let lock_path = store.path().join("lock");
         let lock = files.open(&lock_path, Open::Any).map_err(|error| {
             store.failure(format!("cannot open {}", lock_path.display()), error)
@@ -88,30 +124,25 @@ impl FileArbiter {
         })
     }
 
-    /// Whether another open file, in this or another process, holds a generation.
-    fn holder_lives(&self) -> Result<bool, ArbiterError> {
-        self.lock.is_locked_by_other(1).map_err(|error| {
-            let what = format!("cannot query locks of {}", self.lock_path.display());
-            self.store.failure(what, error)
-        })
-    }
-
     /// Why a claim is not granted in view of this record, if it is not.
     fn objection(&self, record: &Record, claim: Claim) -> Result<Option<String>, ArbiterError> {
         let holder = &record.holder;
         match claim {
-            Claim::Start | Claim::StartOver if self.holder_lives()? => Ok(Some(format!(
-                "{holder}, which is alive: stop it first, or start this side as its standby"
-            ))),
-            Claim::Start => Ok(record.backup.as_ref().map(|backup| {
-                format!(
-                    "{holder}, which is gone, and its standby {backup} has a copy: let that take \
-                     over, or start over from nothing and give the copy up"
-                )
-            })),
-            Claim::StartOver => Ok(None),
-            Claim::After { known, .. } if record.generation > known => Ok(Some(holder.clone())),
-            Claim::After { known, .. } if record.generation < known => {
+            Claim::Start { .. } | Claim::Restart { .. } | Claim::StartOver
+                if self.holder_lives()? =>
+            {
+                Ok(Some(format!(
+                    "{holder}, which is alive: stop it first, or start this side as its standby"
+                )))
+            }
+            Claim::Start { known } | Claim::Restart { known } | Claim::After { known, .. }
+                if record.generation > known =>
+            {
+                Ok(Some(holder.clone()))
+            }
+            Claim::Start { known } | Claim::Restart { known } | Claim::After { known, .. }
+                if record.generation < known =>
+            {
                 let what = format!("its record went back to {}", record.generation);
                 let why = format!(
                     "{known} was in force: restore {}, or point this host at the right arbiter",
@@ -119,6 +150,13 @@ impl FileArbiter {
                 );
                 Err(self.store.failure(what, why))
             }
+            Claim::Start { .. } => Ok(record.backup.as_ref().map(|backup| {
+                format!(
+                    "{holder}, which is gone, and its standby {backup} has a copy: let that take \
+                     over, or start over from nothing and give the copy up"
+                )
+            })),
+            Claim::StartOver => Ok(None),
             Claim::After { mark, .. } if !record.mark.shows(mark) => {
                 let what = String::from("this is not the record that the holder writes to");
                 let why = format!(
@@ -128,7 +166,7 @@ impl FileArbiter {
                 );
                 Err(self.store.failure(what, why))
             }
-            Claim::After { .. } => Ok(None),
+            Claim::After { .. } | Claim::Restart { .. } => Ok(None),
         }
     }
 
@@ -190,8 +228,10 @@ impl FileArbiter {
 /// Whether a claim asks for the generation that its claimant already holds.
 fn is_repeated(claim: Claim, current: Generation) -> bool {
     match claim {
-        Claim::Start | Claim::StartOver => current.0 > 0,
-        Claim::After { known, .. } => current == known.next(),
+        Claim::StartOver => current.0 > 0,
+        Claim::Start { known } | Claim::Restart { known } | Claim::After { known, .. } => {
+            current == known.next()
+        }
     }
 }
 
@@ -231,6 +271,14 @@ impl Arbiter for FileArbiter {
 
     fn record(&self) -> Result<Record, ArbiterError> {
         self.store.read()
+    }
+
+    /// Whether another open file, in this or another process, shows that.
+    fn holder_lives(&self) -> Result<bool, ArbiterError> {
+        self.lock.is_locked_by_other(1).map_err(|error| {
+            let what = format!("cannot query locks of {}", self.lock_path.display());
+            self.store.failure(what, error)
+        })
     }
 
     fn rehearse(&self) -> Result<Record, ArbiterError> {

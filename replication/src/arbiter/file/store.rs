@@ -65,11 +65,7 @@ impl Drop for Temporary<'_> {
 
 impl Store {
     pub(super) fn open(files: Arc<dyn HostFiles>, path: PathBuf) -> Result<Self, ArbiterError> {
-        let mut store = Self {
-            files,
-            path,
-            id: ArbiterId::default(),
-        };
+        let mut store = Self::unidentified(files, path);
         match store.files.make_directory(&store.path) {
             Ok(()) => {}
             Err(error)
@@ -94,6 +90,28 @@ impl Store {
         };
         store.remove_leftovers();
         Ok(store)
+    }
+
+    /// The arbiter at `path`, if there is one. Makes nothing.
+    pub(super) fn find(
+        files: Arc<dyn HostFiles>,
+        path: PathBuf,
+    ) -> Result<Option<Self>, ArbiterError> {
+        let store = Self::unidentified(files, path);
+        if !store.files.is_directory(&store.path) {
+            return Ok(None);
+        }
+        let latest = store.latest()?;
+        match store.read_id()? {
+            Some(id) => Ok(Some(Self { id, ..store })),
+            None if latest.0 > 0 => Err(store.vanished()),
+            None => Ok(None),
+        }
+    }
+
+    fn unidentified(files: Arc<dyn HostFiles>, path: PathBuf) -> Self {
+        let id = ArbiterId::default();
+        Self { files, path, id }
     }
 
     /// Removes what claimants have left that were killed. See [`TEMPORARY_KEPT`].
@@ -321,6 +339,12 @@ impl Store {
             Err(error) => Err(self.failure("cannot be written", error)),
         }
     }
+}
+
+/// There is no arbiter at `path`.
+pub(super) fn missing(files: Arc<dyn HostFiles>, path: PathBuf) -> ArbiterError {
+    let why = "nobody has made an arbiter here, or its storage is not mounted";
+    Store::unidentified(files, path).failure("there is none", why)
 }
 
 fn note_name(generation: Generation) -> String {

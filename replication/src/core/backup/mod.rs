@@ -25,6 +25,10 @@
 //! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
 //! | a primary of a later generation introduces itself | ask the arbiter first: the copy is given up only if that is the generation in force |
 //!
+//! A side that is to start the guest may ask what this one has of it, and is told. While this side
+//! has no copy and serves nobody, it looks now and then whether it is to start the guest itself, and
+//! asks the other side: see [`start`](super::start).
+//!
 //! Nobody is welcomed, and no copy is given up, because of what a peer says about generations (R10).
 //! Before a welcome, and for each mark that the primary says it has written, this side looks into
 //! its own arbiter's record. So both sides know within seconds whether they see the same record and
@@ -48,7 +52,7 @@ pub use transitions::{BackupCore, BackupIdentity, BackupPhase};
 use bytes::Bytes;
 
 use super::disk::DiskSyncPlan;
-use super::message::Message;
+use super::message::{Holdings, Message};
 use crate::arbiter::{Mark, Record, Verdict};
 use crate::ids::{EpochId, Generation};
 
@@ -115,6 +119,20 @@ pub enum BackupInput {
     Verdict(Verdict),
     /// The arbiter's record, as [`BackupEffect::Rehearse`] found it. It could also be written.
     Rehearsed(Record),
+    /// The arbiter's record, as [`BackupEffect::Look`] found it.
+    Looked {
+        /// The record.
+        record: Record,
+        /// Whether a process that may hold a generation is known to live.
+        holder_lives: bool,
+    },
+    /// What came of [`BackupEffect::Inquire`].
+    Inquired {
+        /// What the other side has of the guest, or why it cannot be asked.
+        theirs: Result<Holdings, String>,
+        /// Whether this side's disks could be run, or why not.
+        disks: Result<(), String>,
+    },
     /// The arbiter could not be asked, or its record is older than what this side knows.
     ArbiterUnavailable {
         /// Why.
@@ -155,7 +173,7 @@ pub enum BackupEffect {
         /// be kept.
         written_through: EpochId,
     },
-    /// Close the link. A `Bye` or `Refuse` just before it still goes out.
+    /// Close the link. A `Bye`, `Refuse` or `Holdings` just before it still goes out.
     CloseLink,
     /// A staged epoch was committed to memory. The core has its state and output.
     Committed(EpochId),
@@ -175,6 +193,23 @@ pub enum BackupEffect {
     },
     /// Read the arbiter's record, and make sure that a claim could be granted.
     Rehearse,
+    /// Read the arbiter's record, and look whether a holder lives.
+    Look,
+    /// Ask the other side what it has of the guest, which nobody runs, and look whether this side's
+    /// disks could be run.
+    Inquire,
+    /// This side cannot start the guest, which nobody runs. It tries again.
+    CannotStart {
+        /// Why.
+        why: String,
+    },
+    /// This side is to start the guest, of which nobody has a copy: [`Claim::Restart`].
+    ///
+    /// [`Claim::Restart`]: crate::arbiter::Claim::Restart
+    StartGuest {
+        /// The generation in force.
+        known: Generation,
+    },
     /// Whether this side's takeover would be granted now. Emitted when that has changed.
     Takeover(Result<(), String>),
     /// This side now owns the guest: restore the committed state, announce, run.

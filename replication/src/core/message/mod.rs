@@ -29,7 +29,8 @@ pub const ANSWERS_MAX: usize = 4096;
 /// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
 /// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
-/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Bye` last.
+/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Bye` last. An
+/// `Inquiry` and its answer are a session of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// The primary introduces itself and its machine.
@@ -103,6 +104,31 @@ pub enum Message {
     NoArbiter(String),
     /// The sender leaves on purpose.
     Bye(Bye),
+    /// A side that is about to start the guest asks what the receiver has of it. Comes in place of
+    /// `Hello`, and is answered by `Holdings` or `Refuse`.
+    Inquiry(Inquiry),
+    /// What the sender has of the guest.
+    Holdings(Holdings),
+}
+
+/// Who asks what there is of a guest that it is to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inquiry {
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// The asking side's name. It has no copy of the guest in memory.
+    pub node: String,
+    /// The asking side's arbiter.
+    pub arbiter: ArbiterId,
+}
+
+/// What a side has of a guest that runs nowhere, as far as the one who asks knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// This side's name.
+    pub node: String,
+    /// The generation and the epoch of its copy, if it has one that can take over.
+    pub copy: Option<(Generation, EpochId)>,
 }
 
 /// The primary's introduction.
@@ -222,6 +248,8 @@ impl Message {
             Self::Seen(_) => "Seen",
             Self::NoArbiter(_) => "NoArbiter",
             Self::Bye(_) => "Bye",
+            Self::Inquiry(_) => "Inquiry",
+            Self::Holdings(_) => "Holdings",
         }
     }
 }

@@ -151,6 +151,17 @@ pub enum PrimaryInput {
     Tick,
 }
 
+impl PrimaryInput {
+    /// Whether this says that the backup has an epoch.
+    #[must_use]
+    pub fn is_ack(&self) -> bool {
+        let Self::Received { message, .. } = self else {
+            return false;
+        };
+        matches!(message, Message::Ack { .. })
+    }
+}
+
 /// What the primary's runtime must do, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PrimaryEffect {

@@ -30,7 +30,7 @@ use crate::epoch_queue::EpochQueue;
 use crate::files::HostFiles;
 use crate::ids::EpochId;
 use crate::ports::BackupDisks;
-use crate::ports::disks::{Completion, EpochToPersist};
+use crate::ports::disks::{Completion, EpochToPersist, History};
 
 /// Pause between attempts to write to shared storage that refuses writes.
 const SHARED_RETRY: Duration = Duration::from_millis(200);
@@ -157,6 +157,12 @@ impl BackupDisks for BackupImages {
             disk
         };
         Ok(self.replica.drives.iter().map(describe).collect())
+    }
+
+    fn learn(&self, history: &History) {
+        let maps = self.replica.drives.iter();
+        maps.filter_map(|drive| drive.map.as_ref())
+            .for_each(|map| map.lock().learn(history));
     }
 
     fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError> {

@@ -4,13 +4,18 @@
 //! and then written to the other, too. So if one is torn, the previous one is left, and if one is damaged
 //! later, the same one is.
 
+use std::io;
 use std::mem::offset_of;
 
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, Unaligned};
 
+use crate::arbiter::ArbiterId;
 use crate::core::disk::{PairId, block_bytes_for};
 use crate::disk::place::{JournalId, Place, RawPlace, START};
+use crate::files::HostFile;
+use crate::ids::Generation;
+use crate::ports::disks::History;
 
 pub(crate) const HEADER_BYTES: usize = 512;
 /// Where the two headers begin.
@@ -22,6 +27,7 @@ const MAGIC: &[u8; 8] = b"USTUDYMP";
 const VERSION: u32 = 2;
 /// Longest identity of an image that is kept.
 const IDENTITY_BYTES: usize = 128;
+const ARBITER_BYTES: usize = History::ARBITER_BYTES;
 const UNFINISHED: u32 = 1;
 
 /// The header's bytes. Numbers are little-endian.
@@ -46,7 +52,12 @@ struct Raw {
     must_reach: RawPlace,
     /// Which image this is the map of. Text, with zeros to its end.
     identity: [u8; IDENTITY_BYTES],
-    zeros: [u8; 276],
+    /// The arbiter of the guest the image belongs to. Text, with zeros to its end; nothing if the image
+    /// belongs to no guest.
+    arbiter: [u8; ARBITER_BYTES],
+    /// The generation in force when that was noted.
+    generation: U64,
+    zeros: [u8; 204],
     /// CRC32 of the preceding bytes.
     crc: U32,
 }
@@ -70,6 +81,8 @@ pub(crate) struct Header {
     pub(crate) must_reach: Place,
     /// What tells the image from others. Empty if nothing does.
     pub(crate) identity: String,
+    /// The guest it belongs to.
+    pub(crate) history: Option<History>,
 }
 
 impl Header {
@@ -85,14 +98,38 @@ impl Header {
             journal: None,
             must_reach: START,
             identity: String::new(),
+            history: None,
         }
+    }
+
+    /// The header in each of the two places, if it is valid.
+    pub(crate) fn read_slots(file: &dyn HostFile) -> io::Result<[Option<Self>; 2]> {
+        let bytes = file.bytes()?;
+        let mut found = [None, None];
+        for (slot, found) in SLOTS.into_iter().zip(&mut found) {
+            let mut raw = [0; HEADER_BYTES];
+            if bytes >= slot + HEADER_BYTES as u64 {
+                file.read_at(slot, &mut raw)?;
+                *found = Self::decode(&raw);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The one that counts.
+    pub(crate) fn newest(found: [Option<Self>; 2]) -> Option<Self> {
+        let valid = found.into_iter().flatten();
+        valid.max_by_key(|header| header.number)
+    }
+
+    pub(crate) fn read(file: &dyn HostFile) -> io::Result<Option<Self>> {
+        Self::read_slots(file).map(Self::newest)
     }
 
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let id = |id: Option<PairId>| id.map_or(0, |id| id.0).into();
-        let mut identity = [0; IDENTITY_BYTES];
-        let kept = self.identity.len().min(IDENTITY_BYTES);
-        identity[..kept].copy_from_slice(&self.identity.as_bytes()[..kept]);
+        let arbiter = self.history.as_ref().map_or("", |it| &it.arbiter.0);
+        let generation = self.history.as_ref().map_or(0, |it| it.generation.0);
         let mut raw = Raw {
             magic: *MAGIC,
             version: VERSION.into(),
@@ -104,8 +141,10 @@ impl Header {
             candidate: id(self.candidate),
             journal: self.journal.map_or(0, |id| id.0).into(),
             must_reach: self.must_reach.into(),
-            identity,
-            zeros: [0; 276],
+            identity: padded(&self.identity),
+            arbiter: padded(arbiter),
+            generation: generation.into(),
+            zeros: [0; 204],
             crc: U32::ZERO,
         };
         raw.crc = raw.sum().into();
@@ -116,6 +155,11 @@ impl Header {
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let raw: Raw = zerocopy::transmute!(*bytes);
         let id = |id: U128| (id != 0).then_some(PairId(id.get()));
+        let arbiter = text(&raw.arbiter)?;
+        let history = (!arbiter.is_empty()).then(|| History {
+            arbiter: ArbiterId(arbiter),
+            generation: Generation(raw.generation.get()),
+        });
         let header = Self {
             number: raw.number.get(),
             disk_bytes: raw.disk_bytes.get(),
@@ -126,11 +170,20 @@ impl Header {
             journal: JournalId::stored(raw.journal.get()),
             must_reach: raw.must_reach.into(),
             identity: text(&raw.identity)?,
+            history,
         };
         let sane = header.disk_bytes > 0 && header.block_bytes.is_power_of_two();
         // Only what this version writes is accepted: no other flags, no left-over bytes.
         (sane && header.encode() == *bytes).then_some(header)
     }
+}
+
+/// Text, cut if it is too long, with zeros to its end.
+fn padded<const BYTES: usize>(text: &str) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    let kept = text.len().min(BYTES);
+    bytes[..kept].copy_from_slice(&text.as_bytes()[..kept]);
+    bytes
 }
 
 /// The text up to the first zero.
@@ -140,11 +193,23 @@ fn text(bytes: &[u8]) -> Option<String> {
 }
 
 /// As much of an image's identity as a header keeps.
-pub(crate) fn kept_identity(mut identity: String) -> String {
-    let mut kept = identity.len().min(IDENTITY_BYTES);
-    while !identity.is_char_boundary(kept) {
+pub(crate) fn kept_identity(identity: String) -> String {
+    cut(identity, IDENTITY_BYTES)
+}
+
+/// As much of a history as a header keeps. A longer identity of an arbiter counts by its beginning.
+pub(crate) fn kept_history(history: &History) -> History {
+    History {
+        arbiter: ArbiterId(cut(history.arbiter.0.clone(), ARBITER_BYTES)),
+        ..*history
+    }
+}
+
+fn cut(mut text: String, bytes: usize) -> String {
+    let mut kept = text.len().min(bytes);
+    while !text.is_char_boundary(kept) {
         kept -= 1;
     }
-    identity.truncate(kept);
-    identity
+    text.truncate(kept);
+    text
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::bits::BitSet;
-use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_identity};
+use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_history, kept_identity};
 use super::sectors::{self, SECTOR_BLOCKS};
 use super::stamp::{LEASE, STAMP_AT, STAMP_BYTES, SYNC_EVERY, Stamp};
 use super::storage::Storage;
@@ -24,6 +24,7 @@ use crate::disk::DiskError;
 use crate::disk::place::{JournalId, Place, START};
 use crate::files::{self, HostFile, HostFiles};
 use crate::ids::EpochId;
+use crate::ports::disks::History;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
 const AHEAD_BLOCKS: u64 = 16;
@@ -155,6 +156,29 @@ impl DirtyMap {
         self.store()
     }
 
+    // ---- the guest's history ----
+
+    /// What is known of the guest that the image belongs to.
+    pub(crate) fn history(&self) -> Option<&History> {
+        self.header.history.as_ref()
+    }
+
+    /// The image belongs to a guest of this history. Becomes durable with the next change of the
+    /// header.
+    pub(crate) fn learn(&mut self, history: &History) {
+        self.header.history = Some(kept_history(history));
+    }
+
+    /// The same, durably.
+    pub(crate) fn note(&mut self, history: &History) -> Result<(), DiskError> {
+        let before = self.header.history.clone();
+        self.learn(history);
+        if self.header.history == before && self.file.is_some() {
+            return Ok(());
+        }
+        self.store()
+    }
+
     // ---- who changes the image ----
 
     /// This process begins to use the image as one of a pair.
@@ -217,15 +241,7 @@ impl DirtyMap {
     }
 
     fn load(&mut self, file: Box<dyn HostFile>) -> io::Result<()> {
-        let bytes = file.bytes()?;
-        let mut found = [None, None];
-        for (slot, found) in SLOTS.into_iter().zip(&mut found) {
-            let mut raw = [0; HEADER_BYTES];
-            if bytes >= slot + HEADER_BYTES as u64 {
-                file.read_at(slot, &mut raw)?;
-                *found = Header::decode(&raw);
-            }
-        }
+        let found = Header::read_slots(&*file)?;
         let path = self.path.display();
         if let Some(bad) = found.iter().position(Option::is_none)
             && found.iter().any(Option::is_some)
@@ -233,11 +249,7 @@ impl DirtyMap {
             let at = SLOTS[bad];
             tracing::warn!("the map {path} has no valid header at byte {at}: the other one counts");
         }
-        let best = found
-            .into_iter()
-            .flatten()
-            .max_by_key(|header| header.number);
-        let Some(header) = best else {
+        let Some(header) = Header::newest(found) else {
             tracing::warn!("the map {path} is damaged: none of its headers is valid");
             self.damaged = true;
             return Ok(());
@@ -254,6 +266,7 @@ impl DirtyMap {
             self.header.unfinished = header.unfinished;
             self.header.journal = header.journal;
             self.header.must_reach = header.must_reach;
+            self.header.history = header.history;
             return Ok(());
         }
         let damaged = sectors::read(&*file, &mut self.bits)?;

@@ -7,6 +7,7 @@ use rand::Rng;
 
 use super::host::*;
 use super::session::*;
+use crate::arbiter::ArbiterId;
 use crate::core::disk::{BLOCKS_MAX, PairId, block_bytes_for, blocks_of};
 use crate::disk::DiskMode::Replicated;
 use crate::disk::Storage;
@@ -15,6 +16,8 @@ use crate::disk::image::map::DirtyMap;
 use crate::disk::place::JournalId;
 use crate::disk::{DiskError, DiskSet};
 use crate::ids::{EpochId, Generation};
+use crate::ports::Disks;
+use crate::ports::disks::History;
 
 const BYTES: u64 = 8 << 20;
 const BLOCK: u64 = 64 << 10;
@@ -207,6 +210,41 @@ fn a_damaged_header_takes_nothing_back() {
     }
 }
 
+fn history(arbiter: &str, generation: u64) -> History {
+    History {
+        arbiter: ArbiterId(arbiter.into()),
+        generation: Generation(generation),
+    }
+}
+
+#[test]
+fn a_map_remembers_who_decides_about_the_guest() {
+    let host = Host::new("a");
+    host.make_image("disk0", BYTES, &mut seeded(1));
+    let (first, second) = (history("one", 3), history("two", 9));
+    let known = |of: &DiskSet| -> Vec<History> {
+        let all = of.histories().into_iter();
+        all.map(|(_, history)| history).collect()
+    };
+    let set = host.open(&[Replicated], limits());
+    assert_eq!(known(&set), [], "it belongs to no guest");
+    set.claim_images().unwrap();
+    set.note(&first).unwrap();
+    drop(set);
+    let set = host.open(&[Replicated], limits());
+    assert_eq!(known(&set), std::slice::from_ref(&first));
+    // A copy is about to begin: that alone need not be durable.
+    set.backup().learn(&second);
+    assert_eq!(known(&set), std::slice::from_ref(&second));
+    drop(set);
+    let set = host.open(&[Replicated], limits());
+    assert_eq!(known(&set), std::slice::from_ref(&first));
+    // That nothing is believed of the other host's image is another matter.
+    set.copy_everything().unwrap();
+    drop(set);
+    assert_eq!(known(&host.open(&[Replicated], limits())), [first]);
+}
+
 #[test]
 fn any_changed_byte_of_a_header_is_seen() {
     let header = Header {
@@ -244,6 +282,7 @@ fn a_header_has_the_bytes_of_its_table() {
         journal: Some(JournalId(0x3132_3334_3536_3738_393a_3b3c_3d3e_3f40)),
         must_reach: (Generation(0x41), EpochId(0x42)),
         identity: "inode 7".into(),
+        history: Some(history("arbiter 8", 0x43)),
         ..Header::new(BYTES)
     };
     let mut golden = b"USTUDYMP\x02\0\0\0\x01\0\0\0".to_vec();
@@ -254,6 +293,10 @@ fn a_header_has_the_bytes_of_its_table() {
     golden.extend((0x31..=0x40).rev());
     golden.extend(b"\x41\0\0\0\0\0\0\0\x42\0\0\0\0\0\0\0");
     golden.extend(b"inode 7");
+    golden.resize(232, 0);
+    golden.extend(b"arbiter 8");
+    golden.resize(296, 0);
+    golden.extend(b"\x43\0\0\0\0\0\0\0");
     golden.resize(508, 0);
     golden.extend(crc32fast::hash(&golden).to_le_bytes());
     assert_eq!(header.encode()[..], golden[..]);

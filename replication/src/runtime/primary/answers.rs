@@ -3,23 +3,29 @@
 //! Must not be done here: deciding what follows; the core does that.
 
 use super::driver::Driver;
-use crate::arbiter::ArbiterError;
 use crate::causes::causes;
-use crate::core::primary::PrimaryInput;
+use crate::core::primary::{PrimaryInput, PrimaryPhase};
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Answered};
 
 impl Driver {
-    pub(super) fn answered(&self, answer: Answer) -> Option<PrimaryInput> {
+    pub(super) fn answered(&mut self, answer: Answer) -> Option<PrimaryInput> {
         match answer {
             Ok(Answered::Verdict(verdict)) => {
                 self.metrics.answered();
                 Some(PrimaryInput::Verdict(verdict))
             }
             // Only a standby asks for that.
-            Ok(Answered::Rehearsed(_)) => None,
+            Ok(Answered::Rehearsed(_) | Answered::Looked { .. } | Answered::Inquired { .. }) => {
+                None
+            }
             Err(error) => {
-                let why = self.no_answer(&error);
+                let why = causes(&error);
+                self.no_answer(&why);
+                if self.core.phase() == PrimaryPhase::Handshaking {
+                    // It costs the standby something, too.
+                    self.retry.refused();
+                }
                 Some(PrimaryInput::ArbiterUnavailable { why })
             }
         }
@@ -36,8 +42,8 @@ impl Driver {
         }
     }
 
-    /// Returns why there was no answer.
-    fn no_answer(&self, error: &ArbiterError) -> String {
+    /// Tells people that there is no answer.
+    pub(super) fn no_answer(&self, why: &str) {
         let what = if self.core.has_said_all() {
             "no answer, so the standby may take over a guest that has ended"
         } else if self.core.is_ending() {
@@ -45,8 +51,6 @@ impl Driver {
         } else {
             "no answer, so nothing is decided"
         };
-        let why = causes(error);
         self.metrics.no_answer(format!("{what}: {why}"));
-        why
     }
 }

@@ -26,7 +26,7 @@ use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::ports::PrimaryDisks;
 use crate::runtime::alarms::Topic;
-use crate::runtime::arbitration::{Answer, Arbitration, Question, session_number};
+use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, session_number};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
@@ -66,7 +66,7 @@ pub(super) struct Driver {
     /// Number of the current session, or of the last one.
     session_number: u64,
     output: Arc<OutputSignal>,
-    retry: Retry,
+    pub(super) retry: Retry,
     /// A stop of the guest was requested.
     stop_asked: bool,
     /// This side is to end at once: the stop was requested twice, or no handle is left.
@@ -87,7 +87,7 @@ enum Happened {
     Worked(Option<SessionEvent>),
     DisksWritten(DisksWritten),
     Requested(Option<Request>),
-    Answered(Answer),
+    Replied(Reply),
     Heard(Heartbeat),
     Output,
     Heartbeat,
@@ -238,7 +238,7 @@ impl Driver {
             } } => Happened::Received(received),
             event = self.events.recv() => Happened::Worked(event),
             written = self.shared_disks.written() => Happened::DisksWritten(written),
-            answer = self.arbitration.answer() => Happened::Answered(answer),
+            reply = self.arbitration.reply() => Happened::Replied(reply),
             // A side that ends at once takes no more requests.
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
             () = until(timer) => Happened::Timer,
@@ -290,7 +290,8 @@ impl Driver {
             // This is not the guest's end. The standby must take over, so it is told nothing.
             Happened::Worked(None) => self.broken = true,
             Happened::Requested(request) => self.requested(request, inputs),
-            Happened::Answered(answer) => inputs.extend(self.answered(answer)),
+            Happened::Replied(Reply::Answer(answer)) => inputs.extend(self.answered(answer)),
+            Happened::Replied(Reply::Overdue(time)) => self.no_answer(&overdue(time)),
             Happened::Heard(Heartbeat {
                 session,
                 generation,
@@ -421,7 +422,7 @@ impl Driver {
                         self.not_connected(&error.to_string());
                         self.retry.refused();
                     }
-                    inputs.retain(|input| !is_ack(input));
+                    inputs.retain(|input| !PrimaryInput::is_ack(input));
                     inputs.push_back(PrimaryInput::LinkDown {
                         cause: error.to_string(),
                     });
@@ -574,16 +575,6 @@ impl Driver {
         let awaits = core.ending_awaits();
         self.metrics.set_ending(awaits.map(EndingAwaits::name));
     }
-}
-
-fn is_ack(input: &PrimaryInput) -> bool {
-    matches!(
-        input,
-        PrimaryInput::Received {
-            message: Message::Ack { .. },
-            ..
-        }
-    )
 }
 
 impl Setup {

@@ -1,6 +1,7 @@
 //! Runs and protects a guest: the public interface of the primary side. [`driver`] has the loop.
 
 mod answers;
+mod claim;
 mod driver;
 mod output_signal;
 mod retry;
@@ -13,12 +14,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use understudy_transport::Endpoint;
 
+use self::claim::{Start, claim_guest};
 use self::driver::Driver;
-use super::arbitration::was_here;
 use super::capture::{CaptureJob, Capturer};
 use super::ended::Ended;
 use super::error::RuntimeError;
-use super::heartbeats::expect_silence;
 use super::metrics::EndTold;
 use super::reign::{Promoted, Reign, Unprotected};
 use super::settings::Settings;
@@ -26,7 +26,7 @@ use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
-use crate::arbiter::{Arbiter, Claim, Record, Verdict};
+use crate::arbiter::Arbiter;
 use crate::ids::Generation;
 use crate::ports::Machine;
 
@@ -53,7 +53,7 @@ pub struct PrimaryPart<M: Machine> {
     /// What it runs under, if it already has a generation.
     reign: Option<Reign>,
     runs: bool,
-    start_over: bool,
+    start: Start,
 }
 
 /// Where the machine to be protected comes from.
@@ -132,7 +132,7 @@ impl Primary {
                 backup: None,
                 reign,
                 runs,
-                start_over: false,
+                start: Start::Normal,
             },
         );
         if let Some((settings, arbiter)) = kept {
@@ -155,12 +155,23 @@ impl<M: Machine> PrimaryBuilder<M> {
     /// up.
     #[must_use]
     pub fn start_over(mut self) -> Self {
-        self.part.start_over = true;
+        self.part.start = Start::Over;
+        self
+    }
+
+    /// Starts the guest although the arbiter notes that a standby may have a copy of it: that one
+    /// was asked while the generation `known` was in force, and has none. See
+    /// [`Outcome::Starts`](super::Outcome::Starts).
+    #[must_use]
+    pub fn restart(mut self, known: Generation) -> Self {
+        self.part.start = Start::Restart { known };
         self
     }
 
     /// Claims the guest unless this side already holds it, runs it unless it is running, and
-    /// protects it: initial synchronisation, then epochs. Returns as soon as the guest runs.
+    /// protects it: initial synchronisation, then epochs. Returns as soon as the guest runs. If the
+    /// arbiter's record says that others may have something newer of a guest that runs nowhere, the
+    /// backup is asked first; see [`start`](crate::core::start).
     ///
     /// # Errors
     /// If the arbiter refuses or cannot be asked, or the guest cannot be run. The machine is then
@@ -228,12 +239,8 @@ impl<M: Machine> PrimaryPart<M> {
                 ..reign
             });
         }
-        let claim = if self.start_over {
-            Claim::StartOver
-        } else {
-            Claim::Start
-        };
-        let reign = claim_guest(&*self.machine, arbiter, claim, settings)?;
+        let backup = self.backup.as_ref();
+        let reign = claim_guest(&*self.machine, arbiter, self.start, backup, settings)?;
         if !self.runs {
             self.machine.run()?;
         }
@@ -277,55 +284,6 @@ fn start<M: Machine>(
         capturer,
         jobs,
         reign,
-    })
-}
-
-/// Asks the arbiter for the guest.
-fn claim_guest(
-    machine: &impl Machine,
-    arbiter: Arc<dyn Arbiter>,
-    claim: Claim,
-    settings: Settings,
-) -> Result<Reign, RuntimeError> {
-    let disks = machine.disks();
-    // Checked before anything is claimed: a side that fails here must not become the last holder of
-    // the guest.
-    disks.check_whole()?;
-    let record = arbiter.record()?;
-    if disks.has_replicated() && claim == Claim::Start {
-        check_newest(&record, &settings)?;
-    }
-    if record.generation.0 == 0 && claim == Claim::Start {
-        expect_silence(&settings)?;
-    }
-    let reign = Reign::new(Side::Primary, settings, arbiter, record);
-    match reign.arbiter.claim(claim, &reign.claimant)? {
-        Verdict::Granted(generation) => {
-            disks.claim_images()?;
-            Ok(Reign {
-                generation,
-                ..reign
-            })
-        }
-        Verdict::Refused { current, holder } => Err(RuntimeError::Owned {
-            holder,
-            generation: current,
-        }),
-    }
-}
-
-/// Whether this host's own images can be the newest, that is, no other host ran the guest last.
-fn check_newest(record: &Record, settings: &Settings) -> Result<(), RuntimeError> {
-    let Record {
-        generation, holder, ..
-    } = record;
-    let host = settings.host.as_deref();
-    if generation.0 == 0 || was_here(holder, &settings.node, host) {
-        return Ok(());
-    }
-    Err(RuntimeError::OlderDisks {
-        holder: holder.clone(),
-        generation: *generation,
     })
 }
 

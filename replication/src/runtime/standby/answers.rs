@@ -16,14 +16,27 @@ impl<M: Machine> Driver<M> {
                 match answered {
                     Answered::Verdict(verdict) => BackupInput::Verdict(verdict),
                     Answered::Rehearsed(record) => BackupInput::Rehearsed(record),
+                    Answered::Looked {
+                        record,
+                        holder_lives,
+                    } => BackupInput::Looked {
+                        record,
+                        holder_lives,
+                    },
+                    Answered::Inquired { theirs, disks } => BackupInput::Inquired { theirs, disks },
                 }
             }
             Err(error) => {
                 let why = causes(&error);
-                self.metrics
-                    .no_answer(format!("no answer, so no promotion: {why}"));
+                self.no_answer(&why);
                 BackupInput::ArbiterUnavailable { why }
             }
         }
+    }
+
+    /// Tells people that there is no answer.
+    pub(super) fn no_answer(&self, why: &str) {
+        self.metrics
+            .no_answer(format!("no answer, so no promotion: {why}"));
     }
 }

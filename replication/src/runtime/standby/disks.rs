@@ -14,7 +14,7 @@ use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PeerDisk};
 use crate::core::message::ANSWERS_MAX;
 use crate::ids::EpochId;
-use crate::ports::disks::EpochToPersist;
+use crate::ports::disks::{EpochToPersist, History};
 use crate::ports::{BackupDisks, DiskError};
 use crate::runtime::RuntimeError;
 
@@ -32,7 +32,7 @@ const QUEUED_JOBS_MAX: u64 = 32;
 enum DiskJob {
     Abandon,
     Describe,
-    BeginCopy(Vec<DiskSyncPlan>),
+    BeginCopy(Vec<DiskSyncPlan>, History),
     Sync(Bytes),
     Persist(u64, EpochToPersist),
 }
@@ -123,8 +123,8 @@ impl DiskThread {
         self.copying = false;
     }
 
-    pub(super) fn begin_copy(&self, plan: Vec<DiskSyncPlan>) {
-        self.queue(DiskJob::BeginCopy(plan));
+    pub(super) fn begin_copy(&self, plan: Vec<DiskSyncPlan>, history: History) {
+        self.queue(DiskJob::BeginCopy(plan, history));
     }
 
     pub(super) fn sync(&self, batch: Bytes) {
@@ -224,7 +224,8 @@ impl Worker {
                 let disks = self.disks.describe()?;
                 self.tell(copy, DiskEvent::Described(disks));
             }
-            DiskJob::BeginCopy(plan) => {
+            DiskJob::BeginCopy(plan, history) => {
+                self.disks.learn(&history);
                 self.disks.begin_copy(&plan)?;
                 self.tell(copy, DiskEvent::Copying);
             }

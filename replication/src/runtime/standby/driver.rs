@@ -15,20 +15,20 @@ use super::strangers::{Introduced, Strangers};
 use super::{Outcome, Request};
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::heartbeats::Heartbeat;
-use crate::core::message::{Message, Refusal, Welcome};
+use crate::core::message::{Inquiry, Message, Refusal, Welcome};
+use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
-use crate::ports::{DiskError, Machine, PageMemory};
+use crate::ports::{Machine, PageMemory};
 use crate::runtime::alarms::Topic;
-use crate::runtime::arbitration::{Answer, Arbitration, Question};
+use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
-use crate::runtime::metrics::{Metrics, milliseconds};
-use crate::runtime::reign::{Promoted, Reign};
+use crate::runtime::metrics::Metrics;
+use crate::runtime::reign::Reign;
 use crate::runtime::session::{Session, SessionError};
-use crate::runtime::status::FailoverFigures;
 use crate::runtime::stopped_on_drop::StoppedOnDrop;
 use crate::runtime::threads::tokio_runtime;
 
@@ -38,30 +38,34 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Setup {
     pub(super) reign: Reign,
     pub(super) listen: Endpoint,
+    /// Whether it starts the guest when it has no copy and nobody else runs it.
+    pub(super) starts: Starts,
+    /// Whom it asks before.
+    pub(super) other: Option<Endpoint>,
 }
 
 pub(super) struct Driver<M: Machine> {
-    setup: Setup,
-    machine: StoppedOnDrop<M>,
+    pub(super) setup: Setup,
+    pub(super) machine: StoppedOnDrop<M>,
     memory: Arc<dyn PageMemory>,
-    disks: DiskThread,
+    pub(super) disks: DiskThread,
     /// This side's name, while its disks are being described for the welcome. Nothing else is sent
     /// before it.
     welcome: Option<String>,
     /// The last epoch that the core knows to be durable.
     durable: EpochId,
-    requests: Receiver<Request>,
+    pub(super) requests: Receiver<Request>,
     arbitration: Arbitration,
     pub(super) metrics: Metrics,
     clock: Clock,
-    core: BackupCore,
+    pub(super) core: BackupCore,
     strangers: Strangers,
     session: Option<Session>,
     log: LogThinning,
     /// Last sign of life of the primary, on any path.
-    last_contact: Instant,
+    pub(super) last_contact: Instant,
     /// When this side first claimed the guest.
-    detected: Option<Detected>,
+    pub(super) detected: Option<Detected>,
     ended: Option<Ended>,
     /// No connection is accepted before this.
     accept_at: tokio::time::Instant,
@@ -74,7 +78,7 @@ enum Happened {
     Received(Result<(Generation, Message), SessionError>),
     Disks(DiskEvent),
     Requested(Option<Request>),
-    Answered(Answer),
+    Replied(Reply),
     Heard(Heartbeat),
     Heartbeat,
     Timer,
@@ -82,12 +86,12 @@ enum Happened {
 
 /// The moment at which the primary counted as lost.
 #[derive(Debug, Clone, Copy)]
-struct Detected {
-    at: Instant,
-    monotonic_ns: u64,
+pub(super) struct Detected {
+    pub(super) at: Instant,
+    pub(super) monotonic_ns: u64,
     /// The primary's last sign of life before. One that comes later, as with a promotion that was
     /// asked for, belongs to no outage.
-    last_contact: Instant,
+    pub(super) last_contact: Instant,
 }
 
 impl Detected {
@@ -107,6 +111,9 @@ enum Ended {
         cause: String,
     },
     Stopped,
+    Starts {
+        known: Generation,
+    },
 }
 
 impl<M: Machine> Driver<M> {
@@ -122,6 +129,9 @@ impl<M: Machine> Driver<M> {
             BackupIdentity {
                 vm: setup.reign.settings.vm.clone(),
                 node: setup.reign.settings.node.clone(),
+                host: setup.reign.settings.host.clone(),
+                starts: setup.starts,
+                has_replicated: disks.has_replicated(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
                 disks: disks.list().iter().map(|disk| disk.bytes).collect(),
@@ -160,6 +170,7 @@ impl<M: Machine> Driver<M> {
         let ended = runtime.block_on(self.drive(ready))?;
         match ended {
             Ended::Stopped => Ok(Outcome::Stopped),
+            Ended::Starts { known } => Ok(Outcome::Starts { known }),
             Ended::Promoted {
                 generation,
                 epoch,
@@ -243,7 +254,7 @@ impl<M: Machine> Driver<M> {
         Ok(tokio::select! {
             biased;
             // Rare events first: during a synchronisation there is always something to receive.
-            answer = self.arbitration.answer() => Happened::Answered(answer),
+            reply = self.arbitration.reply() => Happened::Replied(reply),
             request = self.requests.recv() => Happened::Requested(request),
             event = self.disks.event() => Happened::Disks(event?),
             _ = beat.tick() => Happened::Heartbeat,
@@ -312,7 +323,8 @@ impl<M: Machine> Driver<M> {
                 }
                 inputs.push_back(BackupInput::StopWanted);
             }
-            Happened::Answered(answer) => inputs.push_back(self.answered(answer)),
+            Happened::Replied(Reply::Answer(answer)) => inputs.push_back(self.answered(answer)),
+            Happened::Replied(Reply::Overdue(time)) => self.no_answer(&overdue(time)),
             Happened::Heard(Heartbeat {
                 session,
                 generation,
@@ -380,6 +392,9 @@ impl<M: Machine> Driver<M> {
                 Some(format!("it serves {primary}"))
             }
             None if self.disks.is_behind() => Some("its storage is slow".into()),
+            None if self.core.phase() == BackupPhase::Claiming => {
+                Some("it asks the arbiter for the guest".into())
+            }
             None => None,
         };
         if let Some(why) = busy {
@@ -425,6 +440,27 @@ impl<M: Machine> Driver<M> {
         self.disks.describe();
     }
 
+    fn reset(&mut self, reason: &str) -> Result<(), RuntimeError> {
+        self.metrics.over(Topic::Takeover);
+        let what = format!("the copy is given up: {reason}; waiting for a primary");
+        self.metrics.alarm(Topic::Peer, what);
+        self.detected = None;
+        self.disks.abandon();
+        Ok(self.memory.clear()?)
+    }
+
+    /// Asks the other side what it has of the guest.
+    fn inquire(&self) {
+        let reign = &self.setup.reign;
+        let inquiry = Inquiry {
+            vm: reign.settings.vm.clone(),
+            node: reign.settings.node.clone(),
+            arbiter: reign.arbiter_id.clone(),
+        };
+        let other = self.setup.other.clone();
+        (self.arbitration).inquire(other, inquiry, self.machine.disks());
+    }
+
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
             // No heartbeat is sent before the welcome.
@@ -442,7 +478,10 @@ impl<M: Machine> Driver<M> {
                 self.metrics.committed();
             }
             BackupEffect::Welcome { node } => self.welcome(node),
-            BackupEffect::BeginCopy(plan) => self.disks.begin_copy(plan),
+            BackupEffect::BeginCopy(plan) => {
+                let history = self.setup.reign.history(self.core.generation());
+                self.disks.begin_copy(plan, history);
+            }
             BackupEffect::SyncDisk(batch) => self.disks.sync(batch),
             BackupEffect::Persist {
                 ticket,
@@ -471,6 +510,13 @@ impl<M: Machine> Driver<M> {
             }
             BackupEffect::Stop => self.ended = Some(Ended::Stopped),
             BackupEffect::Rehearse => self.arbitration.ask(Question::Rehearse),
+            BackupEffect::Look => self.arbitration.look(),
+            BackupEffect::Inquire => self.inquire(),
+            BackupEffect::CannotStart { why } => {
+                let what = format!("nobody runs the guest, and it cannot be started here: {why}");
+                self.metrics.alarm(Topic::Peer, what);
+            }
+            BackupEffect::StartGuest { known } => self.ended = Some(Ended::Starts { known }),
             BackupEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
             BackupEffect::Takeover(Err(why)) => {
                 let what = format!("a takeover would not be granted now: {why}");
@@ -487,90 +533,9 @@ impl<M: Machine> Driver<M> {
                     cause,
                 });
             }
-            BackupEffect::Reset { reason } => {
-                self.metrics.over(Topic::Takeover);
-                let what = format!("the copy is given up: {reason}; waiting for a primary");
-                self.metrics.alarm(Topic::Peer, what);
-                self.detected = None;
-                self.disks.abandon();
-                self.memory.clear()?;
-            }
+            BackupEffect::Reset { reason } => self.reset(&reason)?,
         }
         Ok(())
-    }
-
-    /// This side owns the guest: it finishes what is committed, announces where the guest is, and
-    /// runs it. The frames of the last epoch follow the announcement, so that switches already know
-    /// the new port.
-    fn promote(
-        mut self,
-        generation: Generation,
-        epoch: EpochId,
-        cause: String,
-    ) -> Result<Outcome<M>, RuntimeError> {
-        let metrics = self.metrics.clone();
-        let mut waits_for = String::new();
-        let promoted = self.disks.disks.promote(epoch, &mut |what| {
-            // The wait may be long; the log needs it only once.
-            if waits_for != what {
-                what.clone_into(&mut waits_for);
-                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
-            }
-            !is_stop_asked(&mut self.requests)
-        });
-        if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
-            tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
-            return Ok(Outcome::Stopped);
-        }
-        promoted?;
-        // The request may have come while something else was waited for.
-        if is_stop_asked(&mut self.requests) {
-            tracing::warn!("stopped right before the promotion, the guest runs nowhere");
-            return Ok(Outcome::Stopped);
-        }
-        self.machine.restore(self.core.committed_state())?;
-        self.machine.announce();
-        self.machine.gate().repeat(&self.core.output_to_repeat());
-        self.machine.run()?;
-        let (running, running_ns) = (Instant::now(), monotonic_ns());
-        let detected = self.detected.unwrap_or(Detected {
-            at: running,
-            monotonic_ns: running_ns,
-            last_contact: self.last_contact,
-        });
-        let reaction = detected.at.duration_since(detected.last_contact);
-        let recovery = running.duration_since(detected.at);
-        let figures = FailoverFigures {
-            cause,
-            generation: generation.0,
-            epoch: epoch.0,
-            reaction_ms: milliseconds(reaction),
-            recovery_ms: milliseconds(recovery),
-            outage_ms: milliseconds(reaction + recovery),
-            repair_ms: None,
-            detected_monotonic_ns: detected.monotonic_ns,
-            running_monotonic_ns: running_ns,
-        };
-        tracing::warn!(
-            cause = figures.cause,
-            generation = figures.generation,
-            epoch = figures.epoch,
-            reaction_ms = figures.reaction_ms,
-            recovery_ms = figures.recovery_ms,
-            outage_ms = figures.outage_ms,
-            "failover: this side runs the guest now"
-        );
-        self.metrics.promoted(figures, Some(detected.last_contact));
-        self.metrics.set_phase("promoted", generation, epoch, false);
-        Ok(Outcome::Promoted(Promoted {
-            machine: self.machine.hand_on(),
-            generation,
-            epoch,
-            reign: Box::new(Reign {
-                generation,
-                ..self.setup.reign
-            }),
-        }))
     }
 
     fn publish(&self) {
@@ -584,9 +549,4 @@ impl<M: Machine> Driver<M> {
         self.metrics
             .set_peer(core.primary_node().map(str::to_owned));
     }
-}
-
-/// Whether this side was asked to stop. Other requests come too late.
-fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {
-    std::iter::from_fn(|| requests.try_recv().ok()).any(|request| matches!(request, Request::Stop))
 }

@@ -4,6 +4,7 @@
 mod answers;
 mod disks;
 mod driver;
+mod promotion;
 mod strangers;
 
 use std::thread::JoinHandle;
@@ -13,11 +14,13 @@ use understudy_transport::Endpoint;
 use self::driver::Driver;
 use super::error::RuntimeError;
 use super::metrics::EndTold;
-use super::reign::{Promoted, Reign};
+use super::reign::{Promoted, Reign, check_history};
 use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
+use crate::core::start::Starts;
+use crate::ids::Generation;
 use crate::ports::Machine;
 
 /// Entry to the standby side; see [`Standby::builder`].
@@ -31,6 +34,9 @@ pub type StandbyBuilder<M> = SideBuilder<StandbyPart<M>>;
 pub struct StandbyPart<M: Machine> {
     machine: StoppedOnDrop<M>,
     listen: Option<Endpoint>,
+    starts: Starts,
+    other: Option<Endpoint>,
+    gives_up_disks: bool,
 }
 
 /// A standby at work.
@@ -52,6 +58,13 @@ pub enum Outcome<M: Machine> {
     Promoted(Promoted<M>),
     /// It was asked to stop. A connected primary was told so.
     Stopped,
+    /// It has no copy, and is to start the guest, which nobody runs and nobody has a copy of. Hand
+    /// the generation to [`PrimaryBuilder::restart`](super::PrimaryBuilder::restart). Only if
+    /// [`StandbyBuilder::starts`] says so.
+    Starts {
+        /// The generation in force when the other side was asked.
+        known: Generation,
+    },
 }
 
 /// What a [`StandbyHandle`] asks for.
@@ -69,6 +82,9 @@ impl Standby {
         let part = StandbyPart {
             machine: StoppedOnDrop::new(machine),
             listen: None,
+            starts: Starts::Never,
+            other: None,
+            gives_up_disks: false,
         };
         SideBuilder::new("standby", part)
     }
@@ -82,21 +98,44 @@ impl<M: Machine> StandbyBuilder<M> {
         self
     }
 
+    /// Whether this side starts the guest from its disks when it has no copy and nobody else runs
+    /// it, after it has asked the side that listens at `other`.
+    #[must_use]
+    pub fn starts(mut self, starts: Starts, other: Option<Endpoint>) -> Self {
+        (self.part.starts, self.part.other) = (starts, other);
+        self
+    }
+
+    /// What the disks hold is given up, also if it is of a guest of another arbiter.
+    #[must_use]
+    pub fn gives_up_disks(mut self) -> Self {
+        self.part.gives_up_disks = true;
+        self
+    }
+
     /// Listens and starts to work. Returns as soon as a primary can connect.
     ///
     /// # Errors
-    /// If the endpoint or the heartbeat address cannot be bound, the arbiter cannot be asked, or a
-    /// setting is missing.
+    /// If the endpoint or the heartbeat address cannot be bound, the arbiter cannot be asked or is not
+    /// the one that the disks know, or a setting is missing.
     pub fn start(self) -> Result<StandbyRun<M>, RuntimeError> {
         let arbiter = required(Side::Standby, "an arbiter", self.arbiter)?;
         let what = "an endpoint to listen on";
         let listen = required(Side::Standby, what, self.part.listen)?;
         let known = arbiter.record()?;
+        if !self.part.gives_up_disks {
+            check_history(&*self.part.machine.disks(), &known)?;
+        }
         let reign = Reign::new(Side::Standby, self.settings, arbiter, known);
         let (handle, requested) = SideHandle::new(&*self.part.machine, reign.metrics.clone());
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
         let end = EndTold::new(reign.metrics.clone());
-        let setup = driver::Setup { reign, listen };
+        let setup = driver::Setup {
+            reign,
+            listen,
+            starts: self.part.starts,
+            other: self.part.other,
+        };
         let driver = Driver::new(setup, self.part.machine, requested)?;
         let driver = spawn("driver", move || {
             let outcome = driver.run(&ready);

@@ -104,6 +104,12 @@ fn hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
         );
     }
     let node: &NodeError = error.downcast_ref()?;
+    if node.is_about_disks_of_another_arbiter() {
+        return Some(
+            "`vmm primary` with --start-over runs the guest from these disks all the same; `vmm standby` with \
+             --full-resync lets the other host's guest overwrite them",
+        );
+    }
     (node.can_be_started_over()).then_some(
         "if no other side is alive: `vmm primary` with --start-over starts the guest from nothing and gives up what \
          others have of it",

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Failover(arguments) => commands::status::failover(&arguments),
         Command::Stop(arguments) => commands::status::stop(&arguments),
         Command::PowerButton(arguments) => commands::status::power_button(&arguments),
+        Command::Arbiter(command) => commands::arbiter::arbiter(&command),
         Command::Check(arguments) => commands::check::check(&arguments),
         Command::Demo(arguments) => commands::demo::demo(&arguments),
     };

@@ -97,6 +97,54 @@ fn damaged_states_never_panic() {
     }
 }
 
+/// What a real VM makes of a damaged state that is well-formed: an error, or a guest that runs astray. Never a
+/// panic of this program, and never a machine that cannot be stopped.
+#[test]
+fn damaged_states_that_can_be_loaded_run_and_end_without_a_panic() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    let mut source = rig(COUNTING);
+    source.machine.start().unwrap();
+    source.await_number(3);
+    let mut state = Vec::new();
+    let mut paused = source.machine.pause_guest().unwrap();
+    paused.save_state(&mut state).unwrap();
+    drop(paused);
+    let mut random = StdRng::seed_from_u64(43);
+    let mut ran = 0;
+    for round in 0..200 {
+        let mut damaged = state.clone();
+        // The first one is not damaged.
+        for _ in 0..round.min(4) {
+            let at = random.random_range(0..damaged.len());
+            damaged[at] ^= 1 << random.random_range(0..8);
+        }
+        let mut target = standby();
+        copy_memory(&source.machine.memory, &target.machine.memory);
+        let events = events_of(&target.machine);
+        if target.machine.load(&damaged).is_err() || target.machine.start().is_err() {
+            continue;
+        }
+        let spoke = target.numbers.recv_timeout(Duration::from_millis(20));
+        assert!(round > 0 || spoke.is_ok(), "a good state does not run");
+        ran += 1;
+        // Whatever has become of it, it can be looked at, saved and stopped.
+        if let Ok(mut paused) = target.machine.pause_guest() {
+            let _ = paused.save_state(&mut Vec::new());
+        }
+        target.machine.shut_down();
+        for event in events.try_iter() {
+            let text = format!("{event:?}");
+            assert!(
+                !text.contains("its thread panicked"),
+                "round {round}: {text}"
+            );
+        }
+    }
+    assert!(ran > 50, "only {ran} of the damaged states were run");
+}
+
 #[test]
 fn fingerprints_name_what_differs() {
     let one = rig(COUNTING).machine.fingerprint();

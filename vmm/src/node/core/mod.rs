@@ -9,6 +9,7 @@ mod tests;
 
 use std::time::Duration;
 
+use understudy_replication::Generation;
 use understudy_replication::runtime::EventKind as ReplicationEvent;
 
 use self::pace::Pace;
@@ -29,11 +30,35 @@ pub struct Rules {
     pub on_watchdog: OnWatchdog,
 }
 
+/// How soon a role is tried again that could not be taken up.
+const START_RETRY: Duration = Duration::from_secs(1);
+
+/// A role to be taken up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextRole {
+    /// The guest is started here, if nobody else has anything newer.
+    Primary,
+    /// The same, whatever others have.
+    PrimaryOver,
+    /// The guest is started here, as the other host was told when this generation was in force.
+    PrimaryAsTold(Generation),
+    /// A second copy.
+    Standby,
+    /// The same, until it turns out that the guest may be started here.
+    StandbyThatMayStart,
+}
+
 /// What the core hears.
 #[derive(Debug, Clone)]
 pub(super) enum Input {
     /// The first role is taken up. `can_restart`: whether there is a kernel to begin anew with.
     Began { role: Role, can_restart: bool },
+    /// The guest is not started here now: the other host may have something newer.
+    StartWaits { why: String },
+    /// The standby has no copy, nobody else has one, and the guest may be started here.
+    IsToStart { known: Generation },
+    /// A role that follows another one could not be taken up.
+    NotTakenUp { what: String },
     /// What replication tells; that the role has ended comes as [`Input::RoleOver`].
     Replication(ReplicationEvent),
     /// Something became of the machine.
@@ -80,6 +105,8 @@ pub(super) enum Effect {
     Checkpoint,
     /// Protect the guest that was taken over.
     Protect,
+    /// Take up a role.
+    TakeUp(NextRole),
     /// The node is over.
     Finish(Ended),
 }
@@ -102,6 +129,8 @@ pub(super) struct NodeCore {
     alarm: Option<String>,
     guest: GuestStatus,
     pace: Pace,
+    /// When to try again to take up a role.
+    start_at: Option<Duration>,
     /// When the guest that stands still is to be started over.
     restart_at: Option<Duration>,
     /// When a guest that was started over will have run for so long that what was wrong before is over.
@@ -124,6 +153,7 @@ impl NodeCore {
             alarm: None,
             guest: GuestStatus::default(),
             pace: Pace::default(),
+            start_at: None,
             restart_at: None,
             steady_at: None,
             ending: None,
@@ -145,7 +175,7 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is due, in time since the node's start.
     pub(super) fn next_timer(&self) -> Option<Duration> {
-        self.restart_at.or(self.steady_at)
+        self.start_at.or(self.restart_at).or(self.steady_at)
     }
 
     /// What follows from something that happened.
@@ -155,9 +185,26 @@ impl NodeCore {
             Input::Began { role, can_restart } => {
                 self.role = role;
                 self.can_restart = can_restart;
+                if role == Role::Primary {
+                    // Whatever kept it from being started.
+                    self.alarm = None;
+                }
                 self.pace.started(now);
                 self.tell(EventKind::RoleBegan { role }, &mut effects);
             }
+            Input::StartWaits { why } => {
+                self.alarm(EventKind::StartWaits { why }, &mut effects);
+                effects.push(Effect::TakeUp(NextRole::StandbyThatMayStart));
+            }
+            Input::IsToStart { .. } if self.is_stopping_standby => {
+                self.role_over(RoleEnd::Done, &mut effects);
+            }
+            Input::IsToStart { known } => {
+                self.role = Role::Starting;
+                self.tell(EventKind::IsToStart, &mut effects);
+                effects.push(Effect::TakeUp(NextRole::PrimaryAsTold(known)));
+            }
+            Input::NotTakenUp { what } => self.not_taken_up(now, what, &mut effects),
             Input::Replication(event) => self.replication(now, event, &mut effects),
             Input::Guest(event) => self.guest_event(now, event, &mut effects),
             Input::StopMissed => self.is_stopping_standby = false,
@@ -177,7 +224,15 @@ impl NodeCore {
         sync: &SyncState,
     ) -> Result<Vec<Effect>, Denial> {
         match (self.role, request) {
-            (Role::Starting, _) => Err(Denial::Starting),
+            (Role::Starting, Request::Stop) if self.start_at.is_some() => {
+                let mut effects = Vec::new();
+                self.role_over(RoleEnd::Done, &mut effects);
+                Ok(effects)
+            }
+            (Role::Starting, _) => Err(match &self.alarm {
+                Some(why) if self.start_at.is_some() => Denial::Waiting { why: why.clone() },
+                _ => Denial::Starting,
+            }),
             (Role::Ended, _) => Err(Denial::Ended),
             (Role::Standby, Request::Stop) => {
                 self.is_stopping_standby = true;
@@ -230,6 +285,15 @@ impl NodeCore {
         }
     }
 
+    /// It is tried again. The reason is told once.
+    fn not_taken_up(&mut self, now: Duration, what: String, effects: &mut Vec<Effect>) {
+        self.role = Role::Starting;
+        self.start_at = Some(now + START_RETRY);
+        if self.alarm.as_ref() != Some(&what) {
+            self.alarm(EventKind::Alarm { what }, effects);
+        }
+    }
+
     /// Each change is told once, however often replication says it.
     fn replication(&mut self, now: Duration, event: ReplicationEvent, effects: &mut Vec<Effect>) {
         match event {
@@ -264,6 +328,13 @@ impl NodeCore {
     }
 
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if let Some(at) = self.start_at {
+            if at <= now {
+                self.start_at = None;
+                effects.push(Effect::TakeUp(NextRole::StandbyThatMayStart));
+            }
+            return;
+        }
         if self.restart_at.is_none() && self.steady_at.is_some_and(|at| at <= now) {
             self.steady_at = None;
             self.guest.alarm = None;
@@ -291,6 +362,7 @@ impl NodeCore {
         };
         self.role = Role::Ended;
         self.protected = false;
+        self.start_at = None;
         self.restart_at = None;
         self.tell(EventKind::Ended(ended.clone()), effects);
         effects.push(Effect::Finish(ended));

@@ -380,3 +380,58 @@ fn how_a_side_ended_is_told_by_its_role_and_not_by_replication_as_well() {
     };
     assert_eq!(told(&mut core, promoted), [], "it is over");
 }
+
+#[test]
+fn who_may_not_start_the_guest_waits_as_a_standby_until_it_may() {
+    let mut core = NodeCore::new(RULES);
+    let why = "b may have a copy".to_owned();
+    let waits = Input::StartWaits { why: why.clone() };
+    let effects = core.input(Duration::ZERO, waits);
+    let next = NextRole::StandbyThatMayStart;
+    assert_eq!(deeds(effects), [Effect::TakeUp(next)]);
+    let alarm = core.standing().alarm.expect("an alarm");
+    assert!(alarm.contains(&why), "{alarm}");
+    let (role, can_restart) = (Role::Standby, true);
+    core.input(Duration::ZERO, Input::Began { role, can_restart });
+    assert_eq!(core.standing().alarm, Some(alarm), "it waits");
+    let known = understudy_replication::Generation(3);
+    let effects = core.input(Duration::ZERO, Input::IsToStart { known });
+    let next = NextRole::PrimaryAsTold(known);
+    assert_eq!(deeds(effects), [Effect::TakeUp(next)]);
+    assert_eq!(core.role, Role::Starting);
+    let role = Role::Primary;
+    core.input(Duration::ZERO, Input::Began { role, can_restart });
+    assert_eq!(core.standing().alarm, None);
+}
+
+#[test]
+fn a_role_that_cannot_be_taken_up_is_tried_again_and_can_be_stopped() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    let known = understudy_replication::Generation(3);
+    core.input(Duration::ZERO, Input::IsToStart { known });
+    let at = Duration::from_secs(1);
+    let what = "the tap is in use".to_owned();
+    let failed = Input::NotTakenUp { what: what.clone() };
+    let effects = core.input(at, failed.clone());
+    assert_eq!(deeds(effects), []);
+    assert_eq!(core.standing().alarm.as_ref(), Some(&what));
+    let due = core.next_timer().expect("it is tried again");
+    assert_eq!(core.input(at, Input::Timer), [], "not yet");
+    let again = [Effect::TakeUp(NextRole::StandbyThatMayStart)];
+    assert_eq!(core.input(due, Input::Timer), again);
+    assert_eq!(core.input(due, failed), [], "that is known");
+    let denied = request(&mut core, Request::Failover);
+    assert_eq!(denied, Err(Denial::Waiting { why: what }));
+    let effects = request(&mut core, Request::Stop).unwrap();
+    assert_eq!(effects, [Effect::Finish(Ended::Stopped)]);
+    assert_eq!(core.next_timer(), None);
+}
+
+#[test]
+fn a_standby_that_was_told_to_stop_starts_no_guest() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    request(&mut core, Request::Stop).unwrap();
+    let known = understudy_replication::Generation(3);
+    let effects = core.input(Duration::ZERO, Input::IsToStart { known });
+    assert_eq!(deeds(effects), [Effect::Finish(Ended::Stopped)]);
+}

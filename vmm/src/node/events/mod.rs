@@ -46,6 +46,14 @@ pub enum EventKind {
         /// Which.
         role: Role,
     },
+    /// The guest is not started here now, because the other host may have something newer: this side waits as a
+    /// standby.
+    StartWaits {
+        /// What the other host may have, and what to do.
+        why: String,
+    },
+    /// This standby has no copy, nobody else has one, and it starts the guest.
+    IsToStart,
     /// A standby waits for a primary.
     Listening {
         /// Where.
@@ -142,7 +150,7 @@ impl EventKind {
     fn log(&self) {
         match self {
             Self::DiskFailed { .. } | Self::RestartImpossible => tracing::error!("{self}"),
-            Self::ConnectionLost { .. } => tracing::warn!("{self}"),
+            Self::ConnectionLost { .. } | Self::StartWaits { .. } => tracing::warn!("{self}"),
             _ if self.is_about_guests_health() => tracing::warn!("{self}"),
             // Replication has said so already.
             Self::Promoted { .. }
@@ -166,6 +174,8 @@ impl fmt::Display for EventKind {
                 Role::Starting => "the node starts",
                 Role::Ended => "the node has ended",
             }),
+            Self::StartWaits { why } => write!(f, "waiting as a standby: {why}"),
+            Self::IsToStart => f.write_str("nobody runs the guest, and nobody has a copy of it: it is started here"),
             Self::Listening { endpoint } => write!(f, "waiting for a primary on {endpoint}"),
             Self::Protected => f.write_str("the guest is protected"),
             Self::Unprotected => f.write_str("the guest is not protected any more"),

@@ -8,5 +8,6 @@ mod moments;
 mod refusals;
 mod replaced;
 mod replicated;
+mod restarts;
 mod shared;
 mod verify;

@@ -113,7 +113,8 @@ fn a_guest_that_ran_unprotected_is_protected_again_with_little_to_copy() {
     // The first host's image goes on by itself, unprotected: what changes is noted.
     let drive = format!("path={}", disks.image_path(A).display());
     let command = format!("{} exit_after_ms=300", cmdline());
-    let arguments = [
+    let arbiter = disks.path("arbiter").display().to_string();
+    let mut arguments = vec![
         "run",
         "--memory-mib",
         "64",
@@ -122,10 +123,15 @@ fn a_guest_that_ran_unprotected_is_protected_again_with_little_to_copy() {
         "--cmdline",
         &command,
     ];
+    // Its map knows that somebody decides about this guest.
+    let output = vmm(&arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("name that arbiter"), "{errors}");
+    arguments.extend(["--arbiter", &arbiter, "--start-over"]);
     let output = vmm(&arguments);
     assert!(output.status.success(), "{output:?}");
     disks.start_standby(B);
-    disks.start_primary(A, &["--start-over"]);
+    disks.start_primary(A, &[]);
     let status = disks.await_protected(A);
     let bytes = synchronised_bytes(&status);
     assert!(bytes < RESYNC_BYTES_MAX, "{bytes} bytes");

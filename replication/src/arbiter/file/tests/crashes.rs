@@ -4,6 +4,7 @@ use nix::libc;
 
 use super::super::*;
 use super::facts::{Facts, PATH, all_that_may_be_left};
+use super::start_after;
 use crate::files::simulated::{Call, Content, Failure, SimulatedFiles};
 
 const B_KNOWS: Mark = Mark {
@@ -49,7 +50,7 @@ fn life(files: &SimulatedFiles, facts: &Facts, tries: usize) -> Result<(), Arbit
         mark,
     };
     let a = open()?;
-    granted(&a, Claim::Start, "a", 1)?;
+    granted(&a, start_after(0), "a", 1)?;
     note(&a, 1, Note::Backup("b"))?;
     note(&a, 1, Note::Mark(B_KNOWS))?;
     let b = open()?;
@@ -62,7 +63,7 @@ fn life(files: &SimulatedFiles, facts: &Facts, tries: usize) -> Result<(), Arbit
     note(&b, 2, Note::NoBackup)?;
     drop((a, b));
     let c = open()?;
-    granted(&c, Claim::Start, "c", 3)?;
+    granted(&c, start_after(2), "c", 3)?;
     note(&c, 3, Note::Backup("d"))?;
     drop(c);
     let d = open()?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::super::*;
 use super::facts::{Facts, PATH};
+use super::start_after;
 use crate::files::simulated::{Content, Orders, SimulatedFiles, Turns};
 
 type Verdicts = BTreeMap<&'static str, Verdict>;
@@ -99,7 +100,7 @@ fn after(known: u64) -> Claim {
 /// A holder of generation 1 that lives, with a backup.
 fn protected(files: &SimulatedFiles, facts: &Facts) -> Vec<FileArbiter> {
     let a = open(files, facts);
-    facts.claim(&a, Claim::Start, "a").unwrap();
+    facts.claim(&a, start_after(0), "a").unwrap();
     facts.note(&a, 1, Note::Backup("b")).unwrap();
     vec![a]
 }
@@ -107,7 +108,7 @@ fn protected(files: &SimulatedFiles, facts: &Facts) -> Vec<FileArbiter> {
 /// A holder of generation 1 that has died without a backup.
 fn ended(files: &SimulatedFiles, facts: &Facts) -> Vec<FileArbiter> {
     let a = open(files, facts);
-    facts.claim(&a, Claim::Start, "a").unwrap();
+    facts.claim(&a, start_after(0), "a").unwrap();
     Vec::new()
 }
 
@@ -172,7 +173,8 @@ fn of_two_that_make_an_arbiter_in_any_order_both_get_the_same() {
 fn of_two_that_start_from_nothing_one_is_granted() {
     const STARTS: [(&str, Doing); 2] = [
         ("b", |files, facts, opened| {
-            claims(files, facts, opened, Claim::Start, "b")
+            let known = u64::from(opened.is_some());
+            claims(files, facts, opened, start_after(known), "b")
         }),
         ("c", |files, facts, opened| {
             claims(files, facts, opened, Claim::StartOver, "c")

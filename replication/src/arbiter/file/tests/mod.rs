@@ -7,6 +7,11 @@ mod interleavings;
 use super::*;
 
 /// A claim after a generation whose holder wrote no mark.
+fn start_after(known: u64) -> Claim {
+    let known = Generation(known);
+    Claim::Start { known }
+}
+
 fn after(known: u64) -> Claim {
     Claim::After {
         known: Generation(known),
@@ -32,7 +37,7 @@ fn each_generation_is_granted_once() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
     assert_eq!(
-        a.claim(Claim::Start, "a").unwrap(),
+        a.claim(start_after(0), "a").unwrap(),
         Verdict::Granted(Generation(1))
     );
     assert_eq!(
@@ -53,7 +58,7 @@ fn each_generation_is_granted_once() {
 fn a_repeated_claim_of_the_holder_gets_the_same_generation() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     for _ in 0..2 {
         assert_eq!(
             b.claim(after(1), "b").unwrap(),
@@ -66,8 +71,9 @@ fn a_repeated_claim_of_the_holder_gets_the_same_generation() {
 fn a_guest_is_not_started_while_a_holder_lives() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
-    for claim in [Claim::Start, Claim::StartOver] {
+    a.claim(start_after(0), "a").unwrap();
+    let known = Generation(1);
+    for claim in [start_after(1), Claim::Restart { known }, Claim::StartOver] {
         let Verdict::Refused { current, holder } = b.claim(claim, "b").unwrap() else {
             panic!("{claim:?} was granted");
         };
@@ -76,7 +82,7 @@ fn a_guest_is_not_started_while_a_holder_lives() {
     }
     drop(a);
     assert_eq!(
-        b.claim(Claim::Start, "b").unwrap(),
+        b.claim(start_after(1), "b").unwrap(),
         Verdict::Granted(Generation(2))
     );
 }
@@ -85,10 +91,10 @@ fn a_guest_is_not_started_while_a_holder_lives() {
 fn a_guest_whose_standby_has_a_copy_is_not_started_from_nothing_by_mistake() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     a.note(Generation(1), Note::Backup("standby-b")).unwrap();
     drop(a);
-    let Verdict::Refused { holder, .. } = b.claim(Claim::Start, "b").unwrap() else {
+    let Verdict::Refused { holder, .. } = b.claim(start_after(1), "b").unwrap() else {
         panic!("started although a copy may go on");
     };
     assert!(holder.contains("standby-b has a copy"), "{holder}");
@@ -103,8 +109,34 @@ fn a_guest_whose_standby_has_a_copy_is_not_started_from_nothing_by_mistake() {
     drop(b);
     let (c, _) = arbiters(&directory);
     assert_eq!(
-        c.claim(Claim::Start, "c").unwrap(),
+        c.claim(start_after(2), "c").unwrap(),
         Verdict::Granted(Generation(3))
+    );
+}
+
+#[test]
+fn a_guest_is_restarted_once_its_backup_has_been_asked_unless_somebody_was_faster() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = arbiters(&directory);
+    a.claim(start_after(0), "a").unwrap();
+    a.note(Generation(1), Note::Backup("standby-b")).unwrap();
+    drop(a);
+    let (c, d) = arbiters(&directory);
+    let known = Generation(1);
+    let restart = Claim::Restart { known };
+    let granted = Verdict::Granted(Generation(2));
+    assert_eq!(c.claim(restart, "c").unwrap(), granted);
+    assert_eq!(c.claim(restart, "c").unwrap(), granted, "repeated");
+    drop(c);
+    // What the second one was told is not true any more.
+    let Verdict::Refused { current, .. } = d.claim(restart, "d").unwrap() else {
+        panic!("granted on the word of a backup of an earlier generation");
+    };
+    assert_eq!(current, Generation(2));
+    let known = Generation(3);
+    assert!(
+        b.claim(Claim::Restart { known }, "b").is_err(),
+        "it went back"
     );
 }
 
@@ -112,7 +144,7 @@ fn a_guest_whose_standby_has_a_copy_is_not_started_from_nothing_by_mistake() {
 fn of_many_claims_at_once_one_wins() {
     let directory = tempfile::tempdir().unwrap();
     let (first, _) = arbiters(&directory);
-    first.claim(Claim::Start, "first").unwrap();
+    first.claim(start_after(0), "first").unwrap();
     let path = directory.path().join("arbiter");
     let barrier = Arc::new(std::sync::Barrier::new(16));
     let threads: Vec<_> = (0..16)
@@ -135,6 +167,20 @@ fn of_many_claims_at_once_one_wins() {
 }
 
 #[test]
+fn an_arbiter_is_made_once_and_found_only_where_one_was_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("arbiter");
+    let error = FileArbiter::find(&path).unwrap_err();
+    assert_eq!(error.what, "there is none");
+    assert!(!path.exists(), "looking makes nothing");
+    let made = FileArbiter::make(&path).unwrap();
+    assert_eq!(FileArbiter::find(&path).unwrap().id(), made.id());
+    assert_eq!(FileArbiter::open(&path).unwrap().id(), made.id());
+    let error = FileArbiter::make(&path).unwrap_err();
+    assert_eq!(error.what, "there is an arbiter already");
+}
+
+#[test]
 fn nothing_is_granted_at_first() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
@@ -149,7 +195,7 @@ fn nothing_is_granted_at_first() {
 fn a_claimant_that_stalled_does_not_overwrite_a_grant_given_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     let seen = b.store.read().unwrap();
     assert!(b.objection(&seen, after(1)).unwrap().is_none());
     // B has looked, and now stands still. Its lock, if it has one, does not matter.
@@ -178,7 +224,7 @@ fn a_claim_whose_answer_got_lost_is_granted_again() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
     for _ in 0..2 {
-        let granted = a.claim(Claim::Start, "a").unwrap();
+        let granted = a.claim(start_after(0), "a").unwrap();
         assert_eq!(granted, Verdict::Granted(Generation(1)));
     }
     assert!(b.holder_lives().unwrap());
@@ -188,7 +234,7 @@ fn a_claim_whose_answer_got_lost_is_granted_again() {
 fn a_claimant_that_stands_still_with_its_lock_keeps_nobody_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     let (c, _) = arbiters(&directory);
     c.show_life(true).unwrap();
     let granted = b.claim(after(1), "b").unwrap();
@@ -200,7 +246,7 @@ fn who_gets_nothing_does_not_look_like_a_holder() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
     let take = |generation| b.exclusively(|holding| b.take(holding, generation, "b"));
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     assert!(!take(Generation(1)).unwrap());
     drop(a);
     let (c, _) = arbiters(&directory);
@@ -228,7 +274,7 @@ fn who_gets_nothing_does_not_look_like_a_holder() {
 fn a_claim_names_what_the_holder_wrote_last() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     let mark = |session, beat| Mark { session, beat };
     a.note(Generation(1), Note::Backup("b")).unwrap();
     a.note(Generation(1), Note::Mark(mark(7, 3))).unwrap();
@@ -255,7 +301,7 @@ fn a_claim_names_what_the_holder_wrote_last() {
 fn a_record_that_went_back_refuses_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let (a, b) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     b.claim(after(1), "b").unwrap();
     std::fs::remove_file(directory.path().join("arbiter/2")).unwrap();
     let error = b.claim(after(2), "b").unwrap_err();
@@ -268,7 +314,7 @@ fn a_record_that_went_back_refuses_nobody() {
 fn a_record_that_vanished_is_not_made_anew() {
     let directory = tempfile::tempdir().unwrap();
     let (a, _) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     let path = directory.path().join("arbiter");
     let id = std::fs::read(path.join("id")).unwrap();
     std::fs::remove_file(path.join("id")).unwrap();
@@ -296,14 +342,14 @@ fn a_record_that_vanished_is_not_made_anew() {
 fn a_garbled_record_is_an_error_and_grants_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let (a, _) = arbiters(&directory);
-    a.claim(Claim::Start, "a").unwrap();
+    a.claim(start_after(0), "a").unwrap();
     for garbage in [
         "",
         "{\"generation\":7}",
         "{\"generation\":9,\"holder\":\"a\"}",
     ] {
         std::fs::write(directory.path().join("arbiter/1"), garbage).unwrap();
-        let error = a.claim(Claim::Start, "a").unwrap_err().to_string();
+        let error = a.claim(start_after(0), "a").unwrap_err().to_string();
         let is_named = error.contains("not what an arbiter writes") || error.contains("garbled");
         assert!(is_named, "{error}");
     }

@@ -16,8 +16,10 @@ use crate::core::violation::ProtocolViolation;
 pub(super) enum Question {
     /// May this side have the generation after this one?
     Claim(Generation),
-    /// What does the record say?
+    /// What does the record say, and could a claim be granted?
     Rehearsal,
+    /// What does the record say?
+    Look,
 }
 
 impl BackupCore {
@@ -30,7 +32,8 @@ impl BackupCore {
             // Only once it is settled which epoch this side would continue from.
             Phase::Claiming { ask_at, .. } => ask_at.filter(|_| !self.staging.is_whole()),
             Phase::Promoted => None,
-            _ => self.rehearsal_wanted.then_some(self.now),
+            _ if self.rehearsal_wanted => Some(self.now),
+            _ => self.looks_at(),
         }
     }
 
@@ -41,10 +44,14 @@ impl BackupCore {
             let (known, mark) = (self.generation, self.told);
             self.question = Some(Question::Claim(known));
             out.push(Effect::Claim { known, mark });
-        } else {
+        } else if self.rehearsal_wanted {
             self.rehearsal_wanted = false;
             self.question = Some(Question::Rehearsal);
             out.push(Effect::Rehearse);
+        } else {
+            self.to_start.look_at = Some(self.now + self.policy.arbiter_check);
+            self.question = Some(Question::Look);
+            out.push(Effect::Look);
         }
     }
 
@@ -170,7 +177,7 @@ impl BackupCore {
                     _ => {}
                 }
             }
-            None => {}
+            Some(Question::Look) | None => {}
         }
     }
 }

@@ -76,7 +76,7 @@ impl BackupCore {
         self.refuse(Refusal::NoArbiter(why), out);
     }
 
-    fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Effect>) {
+    pub(super) fn refuse(&mut self, refusal: Refusal, out: &mut Vec<Effect>) {
         out.push(Effect::Send(Message::Refuse(refusal)));
         self.close_link(out);
     }

@@ -6,6 +6,7 @@
 mod arbitration;
 mod deadlines;
 mod disks;
+mod inquiry;
 mod introduction;
 mod status;
 
@@ -15,6 +16,7 @@ use arbitration::Question;
 use bytes::Bytes;
 use deadlines::Timer;
 use disks::Disks;
+use inquiry::ToStart;
 pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
@@ -23,6 +25,7 @@ use crate::core::epoch::staging::{Committed, Staging, StagingError};
 use crate::core::message::{Bye, Hello, Message};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
+use crate::core::start::Starts;
 use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
@@ -42,6 +45,12 @@ pub struct BackupIdentity {
     pub vm: String,
     /// Its name, for messages to people.
     pub node: String,
+    /// What tells its host from others of that name.
+    pub host: Option<String>,
+    /// Whether it starts the guest when it has no copy and nobody else runs it.
+    pub starts: Starts,
+    /// Whether each host has images of its own.
+    pub has_replicated: bool,
     /// Its machine.
     pub fingerprint: Fingerprint,
     /// Its guest memory.
@@ -114,6 +123,7 @@ pub struct BackupCore {
     /// What the primary of the present or last session said that it wrote to the record last.
     told: Mark,
     promise: Promise,
+    to_start: ToStart,
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
     beat_sent_at: Duration,
@@ -129,7 +139,7 @@ impl BackupCore {
         now: Duration,
     ) -> Self {
         let staging = Staging::new(&identity.layout);
-        Self {
+        let mut core = Self {
             policy,
             timers: Timers::new(),
             identity,
@@ -148,9 +158,13 @@ impl BackupCore {
             rehearsal_wanted: false,
             told: Mark::default(),
             promise: Promise::default(),
+            to_start: ToStart::default(),
             heard_at: now,
             beat_sent_at: now,
-        }
+        };
+        // It may be long until something happens to a backup that nobody connects to.
+        core.arm_timers();
+        core
     }
 
     /// Takes what happened at time `now` and returns what is to be done, in order. Writes to
@@ -305,6 +319,11 @@ impl BackupCore {
             Input::Verdict(verdict) => self.verdict(verdict, out),
             Input::StopWanted => self.stop(out),
             Input::Rehearsed(record) => self.rehearsed(record, out),
+            Input::Looked {
+                record,
+                holder_lives,
+            } => self.looked(record, holder_lives, out),
+            Input::Inquired { theirs, disks } => self.inquired(theirs, disks, out),
             Input::ArbiterUnavailable { why } => self.arbiter_unavailable(why, out),
             Input::Tick => {}
         }
@@ -345,6 +364,7 @@ impl BackupCore {
             (Link::Stranger { .. }, Message::Hello(hello)) => {
                 self.introduced(generation, hello, out);
             }
+            (Link::Stranger { .. }, Message::Inquiry(inquiry)) => self.asked(&inquiry, out),
             (Link::Welcomed, _) if generation < self.generation => {
                 let current = self.generation;
                 out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));

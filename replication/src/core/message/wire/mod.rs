@@ -10,14 +10,14 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWERS_MAX, DISKS_MAX, Hello, Message, Welcome};
+use super::{ANSWERS_MAX, DISKS_MAX, Hello, Holdings, Inquiry, Message, Welcome};
 use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen`,
-/// `NoArbiter` and `Compared`, in bytes.
+/// `NoArbiter`, `Compared`, `Inquiry` and `Holdings`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -46,6 +46,8 @@ const MARKED: u16 = 15;
 const SEEN: u16 = 16;
 const NO_ARBITER: u16 = 17;
 const COMPARED: u16 = 18;
+const INQUIRY: u16 = 19;
+const HOLDINGS: u16 = 20;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +120,8 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         SEEN => ("Seen", false, SMALL_BODY_BYTES_MAX),
         NO_ARBITER => ("NoArbiter", false, SMALL_BODY_BYTES_MAX),
         COMPARED => ("Compared", false, SMALL_BODY_BYTES_MAX),
+        INQUIRY => ("Inquiry", false, SMALL_BODY_BYTES_MAX),
+        HOLDINGS => ("Holdings", false, SMALL_BODY_BYTES_MAX),
         _ => return None,
     })
 }
@@ -179,6 +183,8 @@ impl Message {
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
+            Self::Inquiry(inquiry) => (INQUIRY, 0, small(inquiry)),
+            Self::Holdings(holdings) => (HOLDINGS, 0, small(holdings)),
         }
     }
 
@@ -247,6 +253,10 @@ impl Message {
                 Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
             }
             COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
+            // Names that are compared stay as they are; whoever shows them makes them fit to be
+            // shown.
+            INQUIRY => Self::Inquiry(parse::<Inquiry>(name, &body)?),
+            HOLDINGS => Self::Holdings(parse::<Holdings>(name, &body)?),
             _ => return Err(MessageError::UnknownKind(kind)),
         })
     }

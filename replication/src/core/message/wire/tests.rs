@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arbiter::{ArbiterId, Mark};
 use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
-use crate::core::message::{Bye, EpochSummary, Hello, Refusal, Welcome};
+use crate::core::message::{Bye, EpochSummary, Hello, Holdings, Inquiry, Refusal, Welcome};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Generation, PageIndex};
 use crate::output::{ConsoleOutput, ConsoleProgress, NetworkFrame, SealedOutput};
@@ -65,6 +65,7 @@ type Golden = (Message, u16, u64, &'static str);
 /// Every kind of message. A change here is a change of the protocol version.
 fn golden() -> Vec<Golden> {
     let mut all = golden_session();
+    all.extend(golden_inquiry());
     all.extend(golden_synchronisation());
     all.extend(golden_epoch(EpochId(9)));
     all
@@ -130,6 +131,30 @@ fn golden_session() -> Vec<Golden> {
             "0205",
         ),
         (Message::Bye(Bye::Unable("x".into())), 11, 0, "040178"),
+    ]
+}
+
+fn golden_inquiry() -> Vec<Golden> {
+    vec![
+        (
+            Message::Inquiry(Inquiry {
+                vm: "v".into(),
+                node: "a".into(),
+                arbiter: ArbiterId("x".into()),
+            }),
+            19,
+            0,
+            "017601610178",
+        ),
+        (
+            Message::Holdings(Holdings {
+                node: "b".into(),
+                copy: Some((Generation(5), EpochId(300))),
+            }),
+            20,
+            0,
+            "01620105ac02",
+        ),
     ]
 }
 
@@ -288,13 +313,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 19, 0xffff] {
+    for kind in [0, 21, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=18 {
+    for kind in 1..=20 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(

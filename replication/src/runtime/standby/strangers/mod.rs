@@ -1,5 +1,6 @@
 //! Connections whose peer has not introduced itself yet. Several are listened to at once, so that
-//! one that says nothing keeps nobody out. The core is only given a link together with a `Hello`.
+//! one that says nothing keeps nobody out. The core is only given a link together with a `Hello` or
+//! an `Inquiry`.
 //!
 //! Must not be done here: deciding who is accepted. The core does that.
 
@@ -28,6 +29,7 @@ const BODY_BYTES_MAX: u32 = 64 << 10;
 pub(super) struct Introduced {
     pub(super) session: Session,
     pub(super) generation: Generation,
+    /// How it has introduced itself.
     pub(super) hello: Message,
 }
 
@@ -179,7 +181,7 @@ async fn introduction(
     let peer = session.peer.clone();
     let received = tokio::time::timeout(PATIENCE, session.recv()).await;
     let cause = match received {
-        Ok(Ok((generation, hello @ Message::Hello(_)))) => {
+        Ok(Ok((generation, hello @ (Message::Hello(_) | Message::Inquiry(_))))) => {
             session.set_limits(Limits::default());
             return Ok(Introduced {
                 session,

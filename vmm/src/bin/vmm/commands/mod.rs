@@ -1,5 +1,6 @@
 //! One file for each subcommand, or for those that are alike, and what several of them share.
 
+pub(crate) mod arbiter;
 pub(crate) mod check;
 pub(crate) mod demo;
 mod disk_status;

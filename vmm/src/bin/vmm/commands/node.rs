@@ -15,8 +15,9 @@ const STOPS_UNPROTECTED: usize = 1;
 const STOPS_REPLICATED: usize = 2;
 
 pub(crate) fn run(arguments: RunArgs) -> Result<()> {
+    let start_over = arguments.start_over;
     let config = arguments.load()?;
-    let settings = NodeSettings::unprotected(&config)?;
+    let settings = NodeSettings::unprotected(&config, start_over)?;
     keep(&config, settings, STOPS_UNPROTECTED)
 }
 

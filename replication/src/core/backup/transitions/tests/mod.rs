@@ -3,6 +3,7 @@
 
 mod disks;
 mod epochs;
+mod inquiry;
 mod introduction;
 mod losing;
 mod promotion;
@@ -101,6 +102,9 @@ impl Bench {
         let identity = BackupIdentity {
             vm: "vm0".into(),
             node: "b".into(),
+            host: None,
+            starts: Default::default(),
+            has_replicated: false,
             fingerprint: Fingerprint::new(),
             layout: memory.layout().clone(),
             disks: Vec::new(),

@@ -1,0 +1,100 @@
+//! The end of a standby that is promoted: from the arbiter's grant to the running guest.
+//!
+//! Must not be done here: asking whether it may be.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc::Receiver;
+
+use super::driver::{Detected, Driver};
+use super::{Outcome, Request};
+use crate::ids::{EpochId, Generation};
+use crate::ports::{DiskError, Machine};
+use crate::runtime::alarms::Topic;
+use crate::runtime::clock::monotonic_ns;
+use crate::runtime::error::RuntimeError;
+use crate::runtime::metrics::milliseconds;
+use crate::runtime::reign::{Promoted, Reign};
+use crate::runtime::status::FailoverFigures;
+
+impl<M: Machine> Driver<M> {
+    /// This side owns the guest: it finishes what is committed, announces where the guest is, and
+    /// runs it. The frames of the last epoch follow the announcement, so that switches already know
+    /// the new port.
+    pub(super) fn promote(
+        mut self,
+        generation: Generation,
+        epoch: EpochId,
+        cause: String,
+    ) -> Result<Outcome<M>, RuntimeError> {
+        let metrics = self.metrics.clone();
+        let mut waits_for = String::new();
+        (self.disks.disks).learn(&self.setup.reign.history(generation));
+        let promoted = self.disks.disks.promote(epoch, &mut |what| {
+            // The wait may be long; the log needs it only once.
+            if waits_for != what {
+                what.clone_into(&mut waits_for);
+                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
+            }
+            !is_stop_asked(&mut self.requests)
+        });
+        if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
+            tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
+            return Ok(Outcome::Stopped);
+        }
+        promoted?;
+        // The request may have come while something else was waited for.
+        if is_stop_asked(&mut self.requests) {
+            tracing::warn!("stopped right before the promotion, the guest runs nowhere");
+            return Ok(Outcome::Stopped);
+        }
+        self.machine.restore(self.core.committed_state())?;
+        self.machine.announce();
+        self.machine.gate().repeat(&self.core.output_to_repeat());
+        self.machine.run()?;
+        let (running, running_ns) = (Instant::now(), monotonic_ns());
+        let detected = self.detected.unwrap_or(Detected {
+            at: running,
+            monotonic_ns: running_ns,
+            last_contact: self.last_contact,
+        });
+        let reaction = detected.at.duration_since(detected.last_contact);
+        let recovery = running.duration_since(detected.at);
+        let figures = FailoverFigures {
+            cause,
+            generation: generation.0,
+            epoch: epoch.0,
+            reaction_ms: milliseconds(reaction),
+            recovery_ms: milliseconds(recovery),
+            outage_ms: milliseconds(reaction + recovery),
+            repair_ms: None,
+            detected_monotonic_ns: detected.monotonic_ns,
+            running_monotonic_ns: running_ns,
+        };
+        tracing::warn!(
+            cause = figures.cause,
+            generation = figures.generation,
+            epoch = figures.epoch,
+            reaction_ms = figures.reaction_ms,
+            recovery_ms = figures.recovery_ms,
+            outage_ms = figures.outage_ms,
+            "failover: this side runs the guest now"
+        );
+        self.metrics.promoted(figures, Some(detected.last_contact));
+        self.metrics.set_phase("promoted", generation, epoch, false);
+        Ok(Outcome::Promoted(Promoted {
+            machine: self.machine.hand_on(),
+            generation,
+            epoch,
+            reign: Box::new(Reign {
+                generation,
+                ..self.setup.reign
+            }),
+        }))
+    }
+}
+
+/// Whether this side was asked to stop. Other requests come too late.
+fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {
+    std::iter::from_fn(|| requests.try_recv().ok()).any(|request| matches!(request, Request::Stop))
+}
