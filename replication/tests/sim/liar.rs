@@ -78,19 +78,21 @@ impl World {
         }
     }
 
+    /// So often that no gap is as long as the heartbeat timeout.
     pub fn replay_beat(&mut self) {
-        let to = self.rng.below(self.settings.hosts as u64) as usize;
-        let session = self.own_beat(to).map_or(0, |beat| beat.session);
-        let heard = self.recorded.heartbeats.iter();
-        let of_primary = heard.filter(|beat| beat.from_primary && beat.session == session);
-        if let Some(beat) = of_primary.last().copied() {
-            self.count("heartbeats replayed");
-            // One of nobody's session in between.
-            let session = self.rng.next().max(1);
-            self.after(ms(0), Event::Beat(to, Heartbeat { session, ..beat }));
-            self.after(ms(0), Event::Beat(to, beat));
+        for to in 0..self.settings.hosts {
+            let session = self.own_beat(to).map_or(0, |beat| beat.session);
+            let heard = self.recorded.heartbeats.iter();
+            let of_primary = heard.filter(|beat| beat.from_primary && beat.session == session);
+            if let Some(beat) = of_primary.last().copied() {
+                self.count("heartbeats replayed");
+                // One of nobody's session in between.
+                let session = self.rng.next().max(1);
+                self.after(ms(0), Event::Beat(to, Heartbeat { session, ..beat }));
+                self.after(ms(0), Event::Beat(to, beat));
+            }
         }
-        self.soon(1_000, 8_000, Event::Replay);
+        self.soon(2_000, 12_000, Event::Replay);
     }
 
     /// A stranger tries for a while to connect to a standby. One that serves a primary has no time
