@@ -152,6 +152,12 @@ impl DiskSet {
         self.primary.verify(options, progress)
     }
 
+    /// Whether the copy that is kept here has failed.
+    #[cfg(test)]
+    pub(super) fn copy_has_failed(&self) -> bool {
+        self.backup.has_failed()
+    }
+
     /// Whether the set has no disks.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -111,6 +111,11 @@ impl BackupImages {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn has_failed(&self) -> bool {
+        self.replica.state.lock().failed.is_some()
+    }
+
     /// What has not reached the images, in bytes: in the journal, and in memory.
     pub(super) fn waiting_bytes(&self) -> (u64, u64) {
         let state = self.replica.state.lock();

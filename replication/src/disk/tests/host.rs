@@ -165,6 +165,15 @@ impl Host {
         Self::with(&self.name, left)
     }
 
+    /// The same, with this left of content that was not synced. Names that were not are kept if it is.
+    pub(super) fn without_power(&self, survives: simulated::Content) -> Self {
+        let names = survives != simulated::Content::Nothing;
+        Self::with(
+            &self.name,
+            self.files.after_power_loss(|_| names, |_| survives),
+        )
+    }
+
     /// As it is after the process was killed: nothing that was written is lost.
     pub(super) fn after_kill(&self) -> Self {
         Self::with(&self.name, self.files.after_kill())

@@ -1,6 +1,7 @@
 //! The disks of both sides, in memory and in files.
 
 mod comparison;
+mod crashes;
 mod faults;
 mod host;
 mod identity;
