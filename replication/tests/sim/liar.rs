@@ -83,8 +83,8 @@ impl World {
         for to in 0..self.settings.hosts {
             let session = self.own_beat(to).map_or(0, |beat| beat.session);
             let heard = self.recorded.heartbeats.iter();
-            let of_primary = heard.filter(|beat| beat.from_primary && beat.session == session);
-            if let Some(beat) = of_primary.last().copied() {
+            let mut of_primary = heard.filter(|beat| beat.from_primary && beat.session == session);
+            if let Some(beat) = of_primary.next_back().copied() {
                 self.count("heartbeats replayed");
                 // One of nobody's session in between.
                 let session = self.rng.next().max(1);

@@ -175,6 +175,38 @@ fn a_write_between_a_check_and_its_answer_is_not_lost() {
 }
 
 #[test]
+fn an_answer_in_the_middle_of_a_step_does_not_let_an_old_write_overtake_a_copy() {
+    let (a, b, primary, backup) = nearly_equal(&[100], 11);
+    drop(primary);
+    // All but the last block in one step, in several reads.
+    let large = DiskLimits {
+        sync_slice_bytes: 4 << 20,
+        ..limits()
+    };
+    let primary = a.open(&[Replicated], large);
+    primary.claim_images().unwrap();
+    let mut session = Session::begin(&primary, &backup, 1);
+    let step = primary.primary().sync_some().unwrap();
+    for batch in batches(&step.writes) {
+        backup.backup().apply_sync(&batch).unwrap();
+    }
+    // The log was drained, and the next step has read its first block. It goes on with what it knows to differ.
+    let (guest, answered, answering) =
+        (primary.disks()[0].clone(), primary.clone(), backup.clone());
+    a.after_read(move || {
+        guest.write_at(0, &[1; 1024]).unwrap();
+        let differ = answering.backup().take_compared(usize::MAX);
+        assert!(differ[0]);
+        answered.primary().compared(&differ).unwrap();
+        guest.write_at(0, &[2; 1024]).unwrap();
+    });
+    session.sync();
+    session.epoch();
+    session.settle();
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
 fn what_the_backup_cannot_read_is_sent() {
     let (a, b, primary, backup) = nearly_equal(&[], 6);
     b.make_unreadable("disk0", 9 * BLOCK..9 * BLOCK + 512);

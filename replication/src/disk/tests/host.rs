@@ -59,7 +59,11 @@ pub(super) struct Host {
     locks: Arc<Mutex<BTreeMap<String, String>>>,
     /// An image, and which of its bytes cannot be read.
     unreadable: Arc<Mutex<(String, Range<u64>)>>,
+    /// Is done once, after the next read of an image.
+    after_read: Arc<Mutex<Option<Hook>>>,
 }
+
+type Hook = Box<dyn FnOnce() + Send>;
 
 impl Host {
     pub(super) fn new(name: &str) -> Self {
@@ -72,6 +76,7 @@ impl Host {
             files,
             locks: Arc::default(),
             unreadable: Arc::new(Mutex::new((String::new(), 0..0))),
+            after_read: Arc::default(),
         }
     }
 
@@ -82,6 +87,7 @@ impl Host {
             files: self.files.another_process(),
             locks: self.locks.clone(),
             unreadable: self.unreadable.clone(),
+            after_read: self.after_read.clone(),
         }
     }
 
@@ -143,6 +149,11 @@ impl Host {
     /// These bytes of an image cannot be read any more, and no others.
     pub(super) fn make_unreadable(&self, name: &str, bytes: Range<u64>) {
         *self.unreadable.lock().unwrap() = (name.into(), bytes);
+    }
+
+    /// Does something after the next read of an image, before its reader goes on.
+    pub(super) fn after_read(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.after_read.lock().unwrap() = Some(Box::new(hook));
     }
 
     /// Does something in the middle of the next write, before anything of it is there.
@@ -231,11 +242,14 @@ impl Storage for MemoryImage {
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let (name, bad) = &*self.host.unreadable.lock().unwrap();
-        if *name == self.name && offset < bad.end && bad.start < offset + data.len() as u64 {
+        let (name, bad) = self.host.unreadable.lock().unwrap().clone();
+        if name == self.name && offset < bad.end && bad.start < offset + data.len() as u64 {
             return Err(io::Error::other("bad sector"));
         }
-        self.host.files.read(self.path(), offset, data)
+        self.host.files.read(self.path(), offset, data)?;
+        let hook = self.host.after_read.lock().unwrap().take();
+        hook.into_iter().for_each(|hook| hook());
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
