@@ -5,6 +5,7 @@ mod debian;
 mod demos;
 mod fuzz;
 mod guest_image;
+mod model;
 mod mutants;
 mod simulate;
 mod test;
@@ -39,6 +40,15 @@ enum Task {
         /// How often with each fault.
         times: usize,
     },
+    /// Explore the models of the cores within large bounds: every order of everything that can go wrong.
+    ///
+    /// Prints states, unique states, depth, time and bounds of each. Takes a while and gigabytes of memory; the
+    /// tests explore smaller bounds.
+    Model {
+        /// Only tests whose name begins with this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Break each rule on purpose, as xtask/mutants.toml says, and see the test fail that guards it.
     ///
     /// Fails if a test passes all the same. Works in a copy of the working tree in target/mutants.
@@ -71,6 +81,7 @@ fn main() -> Result<()> {
         Task::Check => check::check(),
         Task::Tidy => tidy::run(),
         Task::Demos { times } => demos::run(times),
+        Task::Model { filter } => model::explore(&filter),
         Task::Mutants { filter, list } => mutants::run(&filter, list),
         Task::Simulate(options) => simulate::run(&options),
         Task::Fuzz(arguments) => fuzz::command(&arguments),

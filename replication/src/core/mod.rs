@@ -16,4 +16,6 @@ mod timers;
 pub mod violation;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod testing;

@@ -12,6 +12,7 @@ const CHECKS_MISSED: u32 = 2;
 
 /// What one side knows about a takeover in its present session.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Promise {
     /// The last proof, or the beginning of the session.
     proven_at: Option<Duration>,
@@ -75,5 +76,36 @@ impl Promise {
             self.reported = Some(now.clone());
             now
         })
+    }
+
+    /// For the model. Without `keeps`, what was promised is forgotten too; it is only reported.
+    #[cfg(test)]
+    pub(crate) fn forget_time(&mut self, now: Duration, keeps: bool) {
+        let Self {
+            proven_at,
+            is_proven,
+            trouble,
+            reported,
+        } = self;
+        if let Some(at) = proven_at {
+            *at = now;
+        }
+        if let Some(why) = trouble {
+            why.clear();
+        }
+        if let Some(Err(why)) = reported {
+            why.clear();
+        }
+        if !keeps {
+            (*is_proven, *trouble, *reported) = (false, None, None);
+        }
+    }
+
+    /// For the model: the last proof becomes as old as that.
+    #[cfg(test)]
+    pub(crate) fn age(&mut self, by: Duration) {
+        if let Some(at) = &mut self.proven_at {
+            *at -= by;
+        }
     }
 }

@@ -1,11 +1,24 @@
-//! Memory for the unit tests of the core.
+//! Memory for the unit tests of the core, and time for its model.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::page_set::{MemoryLayout, Region};
 use crate::ports::{MachineError, PageMemory};
+
+/// The time in the model, always.
+pub(crate) const NOW: Duration = Duration::from_secs(1 << 20);
+/// Longer than any time-out.
+pub(crate) const AGE: Duration = Duration::from_secs(1 << 16);
+
+/// Of a time in the future, all that the model remembers is that it has not come.
+pub(crate) fn forget_when(at: &mut Option<Duration>, now: Duration) {
+    if let Some(at) = at {
+        *at = if *at <= now { NOW } else { NOW + AGE };
+    }
+}
 
 /// A few pages of guest memory, from page 100 on.
 #[derive(Debug)]

@@ -42,6 +42,12 @@ impl<Timer: Ord + Copy> Timers<Timer> {
         self.armed.get(&timer).is_some_and(|at| *at <= now)
     }
 
+    /// All that are set.
+    #[cfg(test)]
+    pub(crate) fn armed(&self) -> impl Iterator<Item = Timer> {
+        self.armed.keys().copied()
+    }
+
     /// The first expired timer after `last`, in the order of the enum. Calling this again with each
     /// answer yields every timer at most once, even if one is set to an expired time meanwhile.
     pub(crate) fn expired_after(&self, last: Timer, now: Duration) -> Option<Timer> {

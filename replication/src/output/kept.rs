@@ -21,6 +21,7 @@ pub const KEPT_CONSOLE_BYTES_MAX: usize = 4 << 20;
 
 /// The output of committed epochs that may have to be repeated.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub struct KeptOutput {
     frames: VecDeque<(EpochId, NetworkFrame)>,
     frame_bytes: usize,
@@ -28,6 +29,7 @@ pub struct KeptOutput {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct KeptConsole {
     device: u16,
     /// Of the first byte.

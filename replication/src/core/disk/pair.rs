@@ -33,6 +33,7 @@ impl fmt::Display for PairId {
 
 /// A disk as the backup describes it in its `Welcome`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Hash))]
 pub struct PeerDisk {
     /// Its name.
     pub name: String,

@@ -10,6 +10,7 @@ use crate::ids::EpochId;
 /// The epochs of one session with one backup. One is running; at most one is being captured or in
 /// flight.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Epochs {
     /// The last one acked; 0 until epoch 1 is acked.
     acked: EpochId,
@@ -35,6 +36,7 @@ pub(super) struct Epochs {
 
 /// Where the last epoch that ended is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Boundary {
     /// Acked, or no epoch has ended yet.
     Passed,
@@ -292,5 +294,14 @@ impl Epochs {
 
     pub(super) fn want_checkpoint(&mut self) {
         self.wanted = true;
+    }
+
+    /// For the model: everything happened at this time.
+    #[cfg(test)]
+    pub(super) fn forget_time(&mut self, now: Duration) {
+        (self.began, self.beat) = (now, now);
+        if let Boundary::InFlight { since, .. } = &mut self.boundary {
+            *since = now;
+        }
     }
 }

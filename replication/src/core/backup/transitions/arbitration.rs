@@ -13,6 +13,7 @@ use crate::core::violation::ProtocolViolation;
 /// The open question to the arbiter. There is one at a time, because answers do not say which
 /// question they belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Question {
     /// May this side have the generation after this one?
     Claim(Generation),

@@ -12,7 +12,7 @@ const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// The backup's timers, in the order in which they are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
+pub(in crate::core) enum Timer {
     /// A whole epoch is to be committed. Looked at before the next input.
     Commit,
     /// A peer has not introduced itself.

@@ -12,6 +12,7 @@ use crate::ids::EpochId;
 
 /// The state of the disks in one session.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Disks {
     /// The primary has said what it will copy.
     planned: bool,
@@ -19,6 +20,14 @@ pub(super) struct Disks {
     persisting: Option<u64>,
     /// The last epoch that is durable on the images.
     durable: EpochId,
+}
+
+#[cfg(test)]
+impl Disks {
+    /// For the model.
+    pub(super) fn has_durable(&self) -> bool {
+        self.durable > EpochId(0)
+    }
 }
 
 impl BackupCore {

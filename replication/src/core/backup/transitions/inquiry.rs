@@ -16,6 +16,7 @@ const ENDED_LOOKS: u32 = 10;
 
 /// How this side, which has no copy, comes to start the guest.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct ToStart {
     /// When it next looks whether somebody runs the guest.
     pub(super) look_at: Option<Duration>,

@@ -6,6 +6,8 @@
 mod arbitration;
 mod deadlines;
 mod disks;
+#[cfg(test)]
+pub(in crate::core) mod for_model;
 mod inquiry;
 mod introduction;
 mod status;
@@ -62,6 +64,7 @@ pub struct BackupIdentity {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum Phase {
     Listening,
     Syncing,
@@ -100,6 +103,7 @@ enum Link {
 
 /// The backup of one virtual machine. It lives through any number of primaries and generations.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct BackupCore {
     policy: Policy,
     timers: Timers<Timer>,

@@ -107,6 +107,7 @@ pub struct Committed {
 
 /// The frames of an epoch, and spare ones.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Frames {
     seen: PageSet,
     staged: Vec<(PageIndex, Box<Page>)>,
@@ -152,6 +153,7 @@ impl Frames {
 /// the guest has; there is one state and one output, each bounded by its message; disk batches have
 /// [`DISK_BYTES_MAX`].
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Staging {
     epoch: EpochId,
     frames: Frames,

@@ -10,6 +10,7 @@ use crate::ids::Generation;
 /// The open question to the arbiter. There is one at a time, because answers do not say which
 /// question they belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) enum Question {
     Claim,
     Confirm { mark: Option<Mark> },
@@ -17,6 +18,7 @@ pub(super) enum Question {
 
 /// This process or its link was stalled: is the generation still in force?
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Doubt {
     /// When to ask (again). If it is set while an answer is awaited, that answer is older than the
     /// doubt.

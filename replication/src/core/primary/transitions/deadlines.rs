@@ -13,7 +13,7 @@ const HANDSHAKE_TIMEOUTS: u32 = 10;
 
 /// The primary's timers, in the order in which they are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Timer {
+pub(in crate::core) enum Timer {
     /// Everything of a guest that has ended has been released. Looked at before the next input.
     AllSaid,
     /// The arbiter's last answer is not awaited any longer.

@@ -9,10 +9,19 @@ use crate::ids::Generation;
 
 /// The backup is to go, but may still take over.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Dismissal {
     cause: String,
     /// When to ask for the next generation; `None` while waiting for an answer.
     pub(super) ask_at: Option<Duration>,
+}
+
+#[cfg(test)]
+impl Dismissal {
+    /// For the model.
+    pub(super) fn forget_cause(&mut self) {
+        self.cause.clear();
+    }
 }
 
 impl PrimaryCore {

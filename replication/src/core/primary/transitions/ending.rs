@@ -15,6 +15,7 @@ const LAST_ANSWER_TIMEOUTS: u32 = 4;
 
 /// The guest has ended, or this side is to end at once.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Ending {
     stage: Stage,
     /// When to ask for the next generation while there is a link. `None` if it is too early or an
@@ -23,6 +24,7 @@ pub(super) struct Ending {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Stage {
     /// Everything has left once this epoch is released. Meaningless while there are no epochs.
     Until(EpochId),
@@ -38,6 +40,14 @@ impl Ending {
         Self {
             stage,
             ask_at: None,
+        }
+    }
+
+    /// For the model: the wait for the last answer began at this time.
+    #[cfg(test)]
+    pub(super) fn set_since(&mut self, at: Duration) {
+        if let Stage::Last { since } = &mut self.stage {
+            *since = at;
         }
     }
 

@@ -6,6 +6,8 @@ mod arbitration;
 mod deadlines;
 mod dismissal;
 mod ending;
+#[cfg(test)]
+pub(in crate::core) mod for_model;
 mod status;
 
 use std::time::Duration;
@@ -32,6 +34,7 @@ use crate::ids::{EpochId, Generation};
 const CAPTURE_FAILURES_MAX: u32 = 5;
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum Phase {
     Alone,
     Handshaking {
@@ -56,6 +59,7 @@ enum Phase {
 
 /// The primary of one virtual machine. It lives through any number of backups and generations.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct PrimaryCore {
     policy: Policy,
     timers: Timers<Timer>,
