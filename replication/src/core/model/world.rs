@@ -309,7 +309,8 @@ impl World {
     pub(super) fn say(&mut self, host: usize, generation: u64, until: Moment) {
         let me = self.process(host);
         let lacks_it = |reign: &Reign| match reign.base {
-            _ if reign.generation <= generation => false,
+            // A process that goes alone is not another speaker.
+            _ if reign.generation <= generation || reign.process == me => false,
             Base::Copy(of, base) => (of, base) < (generation, until),
             Base::Nothing | Base::Own => true,
         };
