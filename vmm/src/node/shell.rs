@@ -144,6 +144,7 @@ impl Shell {
     /// Nothing is left of the last role's machine: its images and taps are free then.
     fn forget_machine(&mut self) {
         *self.handle.sources.lock() = None;
+        *self.handle.disks.lock() = None;
         (self.panel, self.room) = (None, None);
     }
 
@@ -226,6 +227,8 @@ impl Shell {
         let machine = match &self.replicated {
             Some(replicated) => replicated.run_alone(machine, start_over)?,
             None => {
+                // What is wrong with the images themselves is said first.
+                machine.disk_set().check_whole()?;
                 if let Some((disk, known)) = machine.disk_set().histories().into_iter().next() {
                     let known = known.arbiter.0;
                     return Err(NodeError::ArbiterNotNamed { disk, known });

@@ -289,8 +289,9 @@ impl NodeCore {
     fn not_taken_up(&mut self, now: Duration, what: String, effects: &mut Vec<Effect>) {
         self.role = Role::Starting;
         self.start_at = Some(now + START_RETRY);
-        if self.alarm.as_ref() != Some(&what) {
-            self.alarm(EventKind::Alarm { what }, effects);
+        let event = EventKind::RoleWaits { what };
+        if self.alarm != Some(event.to_string()) {
+            self.alarm(event, effects);
         }
     }
 

@@ -414,14 +414,15 @@ fn a_role_that_cannot_be_taken_up_is_tried_again_and_can_be_stopped() {
     let failed = Input::NotTakenUp { what: what.clone() };
     let effects = core.input(at, failed.clone());
     assert_eq!(deeds(effects), []);
-    assert_eq!(core.standing().alarm.as_ref(), Some(&what));
+    let why = core.standing().alarm.expect("an alarm");
+    assert!(why.contains(&what), "{why}");
     let due = core.next_timer().expect("it is tried again");
     assert_eq!(core.input(at, Input::Timer), [], "not yet");
     let again = [Effect::TakeUp(NextRole::StandbyThatMayStart)];
     assert_eq!(core.input(due, Input::Timer), again);
     assert_eq!(core.input(due, failed), [], "that is known");
     let denied = request(&mut core, Request::Failover);
-    assert_eq!(denied, Err(Denial::Waiting { why: what }));
+    assert_eq!(denied, Err(Denial::Waiting { why }));
     let effects = request(&mut core, Request::Stop).unwrap();
     assert_eq!(effects, [Effect::Finish(Ended::Stopped)]);
     assert_eq!(core.next_timer(), None);

@@ -52,6 +52,11 @@ pub enum EventKind {
         /// What the other host may have, and what to do.
         why: String,
     },
+    /// A role could not be taken up. It is tried again.
+    RoleWaits {
+        /// Why.
+        what: String,
+    },
     /// This standby has no copy, nobody else has one, and it starts the guest.
     IsToStart,
     /// A standby waits for a primary.
@@ -150,7 +155,9 @@ impl EventKind {
     fn log(&self) {
         match self {
             Self::DiskFailed { .. } | Self::RestartImpossible => tracing::error!("{self}"),
-            Self::ConnectionLost { .. } | Self::StartWaits { .. } => tracing::warn!("{self}"),
+            Self::ConnectionLost { .. } | Self::StartWaits { .. } | Self::RoleWaits { .. } => {
+                tracing::warn!("{self}");
+            }
             _ if self.is_about_guests_health() => tracing::warn!("{self}"),
             // Replication has said so already.
             Self::Promoted { .. }
@@ -174,6 +181,7 @@ impl fmt::Display for EventKind {
                 Role::Starting => "the node starts",
                 Role::Ended => "the node has ended",
             }),
+            Self::RoleWaits { what } => write!(f, "waiting to try again: {what}"),
             Self::StartWaits { why } => write!(f, "waiting as a standby: {why}"),
             Self::IsToStart => f.write_str("nobody runs the guest, and nobody has a copy of it: it is started here"),
             Self::Listening { endpoint } => write!(f, "waiting for a primary on {endpoint}"),

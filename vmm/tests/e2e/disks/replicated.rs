@@ -26,7 +26,7 @@ fn the_disk_fails_over_with_the_guest_and_back_with_little_to_copy() {
     says(
         &mut disks,
         A,
-        "replicated, 32.0 MiB, in sync (last time all of it was copied: 32.0 MiB",
+        "replicated, 32.0 MiB, in sync (last time all of it was compared: 32.0 MiB",
     );
     says(&mut disks, B, "replicated, 32.0 MiB, in sync");
 
