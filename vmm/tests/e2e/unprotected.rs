@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 
 use serde_json::Value;
+use understudy_vmm::control::VERSION;
 use understudy_vmm::local_cluster::VmmProcess;
 
 use crate::support::{self, DEADLINE, Quiet, binary, turn, wait_for};
@@ -119,8 +120,8 @@ fn a_graceful_stop_of_a_guest_that_ends_at_once_is_no_failure() {
             stream.read_line(&mut question).unwrap();
             if question.contains("power-button") {
                 std::fs::remove_file(&path).unwrap();
-                let answer = b"{\"version\":2,\"ok\":null}\n";
-                return stream.get_mut().write_all(answer).unwrap();
+                let answer = format!("{{\"version\":{VERSION},\"ok\":null}}\n");
+                return stream.get_mut().write_all(answer.as_bytes()).unwrap();
             }
             waiting.push(stream);
         }
