@@ -11,9 +11,9 @@
 //! for one claimant only, however long another one has stalled since it looked, and whatever has
 //! become of its locks. So a number's file is never removed.
 //!
-//! [`Claim::Start`], [`Claim::Restart`] and [`Claim::StartOver`] check the locks: no guest is started from nothing while
-//! a holder lives. A promotion does not, because the old primary may be frozen and still hold its
-//! lock. Locks decide nothing else: what a frozen claimant has locked must not keep others waiting.
+//! [`Claim::Start`], [`Claim::Restart`] and [`Claim::StartOver`] check the locks: no guest is
+//! started from nothing while a holder lives. A promotion does not, because the old primary may be
+//! frozen and still hold its lock. Locks decide nothing else: what a frozen claimant has locked must not keep others waiting.
 //!
 //! The storage must give both hosts hard links, coherent locks and renames (a local file system for
 //! two processes of one host, NFSv4, OCFS2, GFS2 …). An NFS client may remember for half a minute

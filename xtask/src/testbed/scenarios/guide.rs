@@ -138,6 +138,8 @@ pub(super) fn follow(testbed: &mut Testbed) -> Result<()> {
         let fit = done(testbed, side, &command("host-a#", "vmm check")?)?;
         ensure!(fit.contains("can run and protect guests"), "{fit}");
     }
+    let init = command("host-a#", "vmm arbiter init")?.replace("/shared/", "/shared/guide/");
+    done(testbed, Side::A, &init)?;
     alone(testbed)?;
     protect(testbed, bytes)?;
     there_and_back(testbed)?;

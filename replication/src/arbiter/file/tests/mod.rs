@@ -141,6 +141,20 @@ fn a_guest_is_restarted_once_its_backup_has_been_asked_unless_somebody_was_faste
 }
 
 #[test]
+fn a_start_that_was_decided_by_an_older_record_comes_too_late() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = arbiters(&directory);
+    a.claim(start_after(0), "a").unwrap();
+    drop(a);
+    // Nobody lives and no backup is noted, but somebody has run the guest meanwhile.
+    let Verdict::Refused { current, .. } = b.claim(start_after(0), "b").unwrap() else {
+        panic!("started from what may be older disks");
+    };
+    assert_eq!(current, Generation(1));
+    assert!(b.claim(start_after(2), "b").is_err(), "it went back");
+}
+
+#[test]
 fn of_many_claims_at_once_one_wins() {
     let directory = tempfile::tempdir().unwrap();
     let (first, _) = arbiters(&directory);

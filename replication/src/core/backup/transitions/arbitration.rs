@@ -178,7 +178,7 @@ impl BackupCore {
                     _ => {}
                 }
             }
-            Some(Question::Look) | None => {}
+            Some(Question::Look) | None => self.to_start.not_asked(),
         }
     }
 }

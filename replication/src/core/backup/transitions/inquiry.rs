@@ -26,6 +26,15 @@ pub(super) struct ToStart {
     asked_for_at: Option<Duration>,
     /// Looks in a row that found that the guest ran here last, and nobody runs it.
     found_ended: u32,
+    /// Why it could not start the guest, as people were told.
+    told: Option<String>,
+}
+
+impl ToStart {
+    /// The question could not even be asked.
+    pub(super) fn not_asked(&mut self) {
+        self.asking = None;
+    }
 }
 
 impl BackupCore {
@@ -100,10 +109,16 @@ impl BackupCore {
             false => 0,
         };
         if self.to_start.found_ended == ENDED_LOOKS {
-            let why = String::from(
-                "it ran here last, and may have ended on purpose; if not, start this side as the \
-                 primary",
-            );
+            let why = "it ran here last, and may have ended on purpose; if not, start this side as \
+                       the primary";
+            self.cannot_start(why.into(), out);
+        }
+    }
+
+    /// Tells people, once for each reason.
+    fn cannot_start(&mut self, why: String, out: &mut Vec<Effect>) {
+        if self.to_start.told.as_ref() != Some(&why) {
+            self.to_start.told = Some(why.clone());
             out.push(Effect::CannotStart { why });
         }
     }
@@ -134,7 +149,7 @@ impl BackupCore {
         match started {
             Ok(Some(known)) => out.push(Effect::StartGuest { known }),
             Ok(None) => {}
-            Err(why) => out.push(Effect::CannotStart { why }),
+            Err(why) => self.cannot_start(why, out),
         }
     }
 }

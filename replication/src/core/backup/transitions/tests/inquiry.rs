@@ -116,6 +116,14 @@ fn without_a_copy_anywhere_the_host_that_ran_the_guest_last_starts_it() {
     assert!(matches!(&effects[..], [Effect::CannotStart { why }] if why == "nobody there"));
     looks_again(&mut bench);
     assert_eq!(bench.give(ran_on("b", Some("a"))), [Effect::Inquire]);
+    let still = bench.give(inquired(Err("nobody there".into())));
+    assert_eq!(still, [], "that is known");
+    // Nor could it be asked at all.
+    looks_again(&mut bench);
+    assert_eq!(bench.give(ran_on("b", Some("a"))), [Effect::Inquire]);
+    assert_eq!(bench.give(unavailable()), []);
+    looks_again(&mut bench);
+    assert_eq!(bench.give(ran_on("b", Some("a"))), [Effect::Inquire]);
     let effects = bench.give(inquired(Ok(holdings("a", None))));
     assert_eq!(effects, [Effect::StartGuest { known }]);
 }
