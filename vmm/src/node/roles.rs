@@ -206,7 +206,9 @@ impl Replicated {
         if let Some(listen) = self.settings.listen.clone() {
             builder = builder.listen(listen);
         }
-        if self.settings.can_start && self.settings.backup.is_some() {
+        // Who was to be the primary knows what to boot.
+        let can_start = self.settings.can_start || starts == Starts::IfItMay;
+        if can_start && self.settings.backup.is_some() {
             builder = builder.starts(starts, self.settings.backup.clone());
         }
         if gives_up_disks {

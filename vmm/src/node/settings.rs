@@ -50,7 +50,7 @@ pub enum StartAs {
     },
     /// A guest that boots here, and is protected.
     Primary {
-        /// By which means; with `listen`, it becomes a standby if the other host goes on with the guest.
+        /// By which means; with `listen`, it waits as a standby while it may not start the guest.
         replication: ReplicationSettings,
         /// Start it from nothing even if a standby may have a copy of it, which is given up.
         start_over: bool,

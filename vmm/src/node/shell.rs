@@ -151,7 +151,7 @@ impl Shell {
     fn take_up(&mut self, next: NextRole) {
         let taken_up = match next {
             NextRole::Standby | NextRole::StandbyThatMayStart => self.start_standby(next),
-            NextRole::Primary | NextRole::PrimaryOver | NextRole::PrimaryAsTold(_) => {
+            NextRole::Primary | NextRole::PrimaryOver | NextRole::PrimaryRestarting(_) => {
                 self.start_primary(next)
             }
         };
@@ -182,7 +182,7 @@ impl Shell {
             ) if self.replicated().settings.can_wait() => {
                 self.feed(Input::StartWaits { why: what });
             }
-            (NextRole::PrimaryAsTold(_) | NextRole::StandbyThatMayStart, _) => {
+            (NextRole::PrimaryRestarting(_) | NextRole::StandbyThatMayStart, _) => {
                 self.feed(Input::NotTakenUp { what });
             }
             _ => self.over = Some(RoleOver::Failed(error)),
@@ -194,7 +194,7 @@ impl Shell {
         let mut builder = Primary::attach(Origin::Fresh(machine));
         match next {
             NextRole::PrimaryOver => builder = builder.start_over(),
-            NextRole::PrimaryAsTold(known) => builder = builder.restart(known),
+            NextRole::PrimaryRestarting(known) => builder = builder.restart(known),
             NextRole::Primary | NextRole::Standby | NextRole::StandbyThatMayStart => {}
         }
         let protection = self.replicated().protect(builder)?;

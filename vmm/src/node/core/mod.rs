@@ -40,8 +40,8 @@ pub(super) enum NextRole {
     Primary,
     /// The same, whatever others have.
     PrimaryOver,
-    /// The guest is started here, as the other host was told when this generation was in force.
-    PrimaryAsTold(Generation),
+    /// The guest is started here: the other host was asked when this generation was in force, and has no copy.
+    PrimaryRestarting(Generation),
     /// A second copy.
     Standby,
     /// The same, until it turns out that the guest may be started here.
@@ -202,7 +202,7 @@ impl NodeCore {
             Input::IsToStart { known } => {
                 self.role = Role::Starting;
                 self.tell(EventKind::IsToStart, &mut effects);
-                effects.push(Effect::TakeUp(NextRole::PrimaryAsTold(known)));
+                effects.push(Effect::TakeUp(NextRole::PrimaryRestarting(known)));
             }
             Input::NotTakenUp { what } => self.not_taken_up(now, what, &mut effects),
             Input::Replication(event) => self.replication(now, event, &mut effects),

@@ -396,7 +396,7 @@ fn who_may_not_start_the_guest_waits_as_a_standby_until_it_may() {
     assert_eq!(core.standing().alarm, Some(alarm), "it waits");
     let known = understudy_replication::Generation(3);
     let effects = core.input(Duration::ZERO, Input::IsToStart { known });
-    let next = NextRole::PrimaryAsTold(known);
+    let next = NextRole::PrimaryRestarting(known);
     assert_eq!(deeds(effects), [Effect::TakeUp(next)]);
     assert_eq!(core.role, Role::Starting);
     let role = Role::Primary;

@@ -24,7 +24,7 @@ fn a_pair_that_lost_its_power_is_protected_again_without_a_person() {
     kill_both(&mut disks);
     let flushed = disks.flushed();
     // Its standby is back later.
-    disks.start_primary(A, &KERNEL);
+    disks.start_primary(A, &[]);
     await_log(
         disks.host(A),
         "the guest is not started before the other host has said",
@@ -81,9 +81,9 @@ fn two_that_were_both_started_as_the_primary_find_out_which_one_is() {
     let _turn = turn();
     let mut disks = Disks::start(DiskMode::Replicated);
     kill_both(&mut disks);
-    disks.start_primary(B, &KERNEL);
+    disks.start_primary(B, &[]);
     disks.await_status(B, "waiting", |status| status.side == Side::Standby);
-    disks.start_primary(A, &KERNEL);
+    disks.start_primary(A, &[]);
     disks.await_protected(A);
     disks.await_progress(A);
     assert_eq!(disks.await_protected(B).side, Side::Standby);
