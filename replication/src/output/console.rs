@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::limits::nearly_full;
 use super::signals::{Full, OutputEvent};
 use super::state::{Console, GateInner, GateMode};
-use super::writer::ConsoleWriter;
 
 /// A console's side of the gate. Clones are the same port. The bytes of one port stay in the order
 /// of the calls, so a device writes while it holds its own lock.
@@ -14,16 +13,11 @@ use super::writer::ConsoleWriter;
 pub struct ConsolePort {
     gate: Arc<GateInner>,
     device: u16,
-    writer: Arc<ConsoleWriter>,
 }
 
 impl ConsolePort {
-    pub(super) fn new(gate: Arc<GateInner>, device: u16, writer: Arc<ConsoleWriter>) -> Self {
-        Self {
-            gate,
-            device,
-            writer,
-        }
+    pub(super) fn new(gate: Arc<GateInner>, device: u16) -> Self {
+        Self { gate, device }
     }
 
     /// Writes all bytes or none.
@@ -34,11 +28,10 @@ impl ConsolePort {
     pub fn write(&self, bytes: &[u8]) -> Result<(), Full> {
         let listener = {
             let mut state = self.gate.state.lock();
-            let waiting = self.console(&state.consoles).waiting_bytes();
             let bytes_max = self.gate.limits.console_bytes(state.consoles.len());
-            let is_full = waiting + bytes.len() > bytes_max;
-            if is_full && state.mode != GateMode::Shut {
-                self.writer.wake_device_later();
+            let console = self.console(&state.consoles);
+            let is_full = |waiting| waiting + bytes.len() > bytes_max;
+            if state.mode != GateMode::Shut && console.refuses(is_full) {
                 return Err(Full);
             }
             state.place_console(self.device, bytes);
@@ -62,14 +55,7 @@ impl ConsolePort {
         let state = self.gate.state.lock();
         let console = self.console(&state.consoles);
         let bytes_max = self.gate.limits.console_bytes(state.consoles.len());
-        let bytes_max = nearly_full(bytes_max);
-        let has_room = || console.waiting_bytes() < bytes_max;
-        if has_room() {
-            return true;
-        }
-        self.writer.wake_device_later();
-        // The last write may have ended in between, before it could see that the device waits.
-        has_room()
+        !console.refuses(|waiting| waiting >= nearly_full(bytes_max))
     }
 
     /// How many bytes the guest has written so far. This is part of the console's state.

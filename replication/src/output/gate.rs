@@ -94,8 +94,8 @@ impl OutputGate {
         let device = u16::try_from(state.consoles.len()).expect("a machine has few devices");
         let bytes_max = self.inner.limits.console_bytes_max;
         let writer = ConsoleWriter::spawn(device, sink, Arc::new(wake), bytes_max)?;
-        state.consoles.push(Console::new(Arc::clone(&writer)));
-        Ok(ConsolePort::new(Arc::clone(&self.inner), device, writer))
+        state.consoles.push(Console::new(writer));
+        Ok(ConsolePort::new(Arc::clone(&self.inner), device))
     }
 
     /// Waits until every console has written what may leave, at most `timeout` for each. False if a

@@ -113,9 +113,11 @@ impl Console {
         }
     }
 
-    /// Bytes held or not yet written.
-    pub(super) fn waiting_bytes(&self) -> usize {
-        self.held_bytes + self.writer.queued_bytes()
+    /// Whether its device is refused that finds so many bytes held or not yet written. It is woken once there is
+    /// less.
+    pub(super) fn refuses(&self, is_full: impl FnOnce(usize) -> bool) -> bool {
+        self.writer
+            .refuses(|queued| is_full(self.held_bytes + queued))
     }
 }
 

@@ -99,8 +99,13 @@ impl ConsoleWriter {
         self.lost_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.queue.lock().bytes
+    /// Whether a device is refused that finds so many bytes waiting here. It is woken after the next write then,
+    /// which cannot end in between.
+    pub(super) fn refuses(&self, is_full: impl FnOnce(usize) -> bool) -> bool {
+        let mut queue = self.queue.lock();
+        let is_full = is_full(queue.bytes);
+        queue.device_waits |= is_full;
+        is_full
     }
 
     /// The position before which the sink has everything, once it has something. If `pending` is
@@ -114,11 +119,6 @@ impl ConsoleWriter {
             runs.extend(queued.map(|(at, run)| (*at, Bytes::copy_from_slice(run))));
         }
         (queue.written, runs)
-    }
-
-    /// Wakes the device after the next write.
-    pub(super) fn wake_device_later(&self) {
-        self.queue.lock().device_waits = true;
     }
 
     /// Waits until nothing is left to write. False if that takes longer than `timeout`.

@@ -64,6 +64,26 @@ fn a_slow_console_slows_its_guest_and_loses_nothing() {
     assert!(tty.has_room());
 }
 
+#[test]
+fn who_was_refused_is_woken_whenever_the_last_write_ends() {
+    let gate = OutputGate::new(GateLimits {
+        console_bytes_max: 1,
+        ..GateLimits::default()
+    });
+    let (wake, wakes) = mpsc::channel();
+    let screen = MemoryConsole::default();
+    let waker = move || wake.send(()).unwrap_or_default();
+    let tty = gate.add_console(Box::new(screen.clone()), waker).unwrap();
+    for number in 0..30_000 {
+        wakes.try_iter().for_each(drop);
+        while tty.write(b"x").is_err() {
+            let woken = wakes.recv_timeout(DEADLINE);
+            woken.unwrap_or_else(|_| panic!("nobody woke the device after byte {number}"));
+        }
+    }
+    assert_eq!(shown(&gate, &screen).len(), 30_000);
+}
+
 /// A console in a file system with room for so many bytes.
 #[derive(Clone)]
 struct SmallDisk {
