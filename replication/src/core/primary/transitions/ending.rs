@@ -157,22 +157,25 @@ impl PrimaryCore {
 
     /// Whether another epoch is to be captured.
     pub(super) fn has_more_to_say(&self, epochs: &Epochs) -> bool {
-        self.ending
-            .as_ref()
-            .is_none_or(|ending| match ending.stage {
-                Stage::Until(through) => epochs.next_captured() <= through,
-                Stage::NeedsGrant | Stage::Last { .. } => false,
-            })
+        let last = self.last_epoch();
+        self.ending.is_none() || last.is_some_and(|last| epochs.next_captured() <= last)
+    }
+
+    /// The epoch that has the last of what the guest said, if it is to be acknowledged by the backup.
+    pub(super) fn last_epoch(&self) -> Option<EpochId> {
+        match self.ending.as_ref()?.stage {
+            Stage::Until(through) => Some(through),
+            Stage::NeedsGrant | Stage::Last { .. } => None,
+        }
     }
 
     /// Whether everything has been released, but this side has not reacted yet. This is checked
     /// before any other input: by then everything released has left, or the doubt that stopped it
     /// has begun.
     pub(super) fn has_just_said_all(&self) -> bool {
-        let stage = self.ending.as_ref().map(|ending| ending.stage);
-        match (stage, &self.phase) {
-            (Some(Stage::Until(through)), Phase::Protected(epochs)) => {
-                self.doubt.is_none() && epochs.released() >= through
+        match (self.last_epoch(), &self.phase) {
+            (Some(last), Phase::Protected(epochs)) => {
+                self.doubt.is_none() && epochs.released() >= last
             }
             _ => false,
         }

@@ -91,8 +91,10 @@ impl PrimaryCore {
         match &self.phase {
             Phase::Fenced | Phase::Stopped => None,
             Phase::Claiming { .. } => Some(EndingAwaits::Arbiter),
-            Phase::Protected(epochs) if self.has_more_to_say(epochs) => Some(EndingAwaits::Backup),
-            Phase::Protected(epochs) if epochs.in_flight().is_some() => Some(EndingAwaits::Backup),
+            Phase::Protected(_) if self.doubt.is_some() => Some(EndingAwaits::Arbiter),
+            Phase::Protected(epochs) if self.last_epoch() > Some(epochs.acked()) => {
+                Some(EndingAwaits::Backup)
+            }
             Phase::Protected(epochs) if epochs.is_releasing() => Some(EndingAwaits::Disks),
             Phase::Protected(_) | Phase::Syncing { .. } => Some(EndingAwaits::Arbiter),
             Phase::Alone | Phase::Handshaking { .. } => Some(EndingAwaits::Disks),

@@ -7,6 +7,7 @@ mod dismissal;
 mod ending;
 mod epochs;
 mod losing;
+mod status;
 
 use super::*;
 use crate::arbiter::{ArbiterId, Verdict};
