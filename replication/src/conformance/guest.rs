@@ -13,10 +13,10 @@ use crate::ports::{Machine, MachineError, PageMemory, STATE_BYTES_MAX};
 const RUNS: Duration = Duration::from_millis(5);
 /// It is watched for so long when it must stand still.
 const STANDS: Duration = Duration::from_millis(5);
-/// Only a guest that does not go on takes longer.
+/// Only a guest that does not go on takes longer, however busy the host is.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Epochs in a row.
-const ROUNDS: u32 = 6;
+/// So many epochs of each kind in which the guest has gone on.
+const ADVANCES: u32 = 3;
 /// A guest may write all its pages again between two pauses, but not each time.
 const TRIES: u32 = 200;
 /// What stands in front of the state must stay there.
@@ -147,13 +147,13 @@ impl<'a, M: Machine, P: Fn(&dyn PageMemory) -> u64> Guest<'a, M, P> {
         }
     }
 
-    /// Several epochs. The guest goes on after each, and some pages are harvested while it runs.
+    /// Several epochs in which the guest goes on. In every other one, some pages are harvested while it runs.
     pub(super) fn runs_tracked_and_paused(&mut self) -> Result<(), Breach> {
-        let deadline = Instant::now() + PATIENCE;
-        let (mut last, mut advances) = (self.epoch()?.progress, 0);
-        for round in 0.. {
+        let (mut last, mut since) = (self.epoch()?.progress, Instant::now());
+        let mut advances = [0, 0];
+        for harvests in [0, 1].into_iter().cycle() {
             sleep(RUNS);
-            if round % 2 == 1 {
+            if harvests == 1 {
                 let before = self.dirty.clone();
                 let harvested = self.machine.harvest_running(&mut self.dirty);
                 works("harvest_running", harvested)?;
@@ -163,12 +163,14 @@ impl<'a, M: Machine, P: Fn(&dyn PageMemory) -> u64> Guest<'a, M, P> {
             if now < last {
                 return breach("pause", format!("the guest goes back from {last} to {now}"));
             }
-            advances += u32::from(now > last);
-            last = now;
-            if advances >= 2 && round >= ROUNDS {
+            if now > last {
+                (last, since) = (now, Instant::now());
+                advances[harvests] += 1;
+            }
+            if advances.iter().all(|epochs| *epochs >= ADVANCES) {
                 break;
             }
-            if Instant::now() > deadline {
+            if since.elapsed() > PATIENCE {
                 let what = format!("the guest does not go on after it was paused at {now}");
                 return breach("pause", what);
             }
@@ -176,14 +178,33 @@ impl<'a, M: Machine, P: Fn(&dyn PageMemory) -> u64> Guest<'a, M, P> {
         Ok(())
     }
 
+    /// What was in a set before is still there after a harvest.
+    pub(super) fn adds_to_sets(&mut self) -> Result<(), Breach> {
+        let all = PageSet::full(self.memory.layout());
+        self.dirty = all.clone();
+        let harvested = self.machine.harvest_running(&mut self.dirty);
+        works("harvest_running", harvested)?;
+        only_adds("harvest_running", &all, &self.dirty)?;
+        self.epoch().map(drop)
+    }
+
     /// A page that was reported and not written since is not reported again.
     pub(super) fn reports_pages_once(&mut self) -> Result<(), Breach> {
-        for _ in 0..TRIES {
+        let (mut tries, mut since) = (0, Instant::now());
+        while tries < TRIES && since.elapsed() < PATIENCE {
             sleep(Duration::from_millis(1));
             let (first, second) = (self.harvested()?, self.harvested()?);
+            if first.is_empty() {
+                // The guest has not run in between.
+                continue;
+            }
             if first.iter().any(|page| !second.contains(page)) {
                 return Ok(());
             }
+            (tries, since) = (tries + 1, Instant::now());
+        }
+        if tries == 0 {
+            return breach("harvest", "nothing is reported of a guest that runs");
         }
         let what = "a page that was reported is reported again, although nobody has written to it";
         breach("harvest", what)

@@ -76,6 +76,7 @@ pub fn check<M: Machine>(
     let saved = elsewhere(|| {
         let mut guest = Guest::new(primary, &progress)?;
         guest.runs_tracked_and_paused()?;
+        guest.adds_to_sets()?;
         guest.reports_pages_once()?;
         guest.is_tracked_anew()?;
         let saved = guest.saved()?;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use understudy_replication::conformance::{Breach, check};
 use understudy_replication::ids::Page;
@@ -64,9 +63,11 @@ struct BrokenMemory {
 
 impl Broken {
     fn new(defect: Defect) -> Self {
-        // A guest that has not run yet leaves memory as it was loaded, whatever was restored.
-        let waits = Duration::from_millis(if defect == RestoresNothing { 30 } else { 0 });
-        let fake = Fake::new().that_waits(waits);
+        // A guest must not get far before somebody looks where it has begun, however late that is.
+        let fake = match defect {
+            RestoresNothing => Fake::new().with_a_step_per_pause(),
+            _ => Fake::new(),
+        };
         let memory = fake.memory();
         Self {
             ever_dirty: PageSet::empty(memory.layout()),

@@ -149,8 +149,9 @@ pub(crate) struct Fake {
     pub(crate) disk_use: Arc<DiskUse>,
     /// Between two steps of the guest.
     pace: Duration,
-    /// How long the guest waits before its first step on this machine.
-    waits: Duration,
+    /// The guest does at most one step after each pause, if `turn` is set.
+    a_step_per_pause: bool,
+    turn: Arc<AtomicBool>,
 }
 
 impl Fake {
@@ -181,7 +182,8 @@ impl Fake {
             disks: DiskSet::empty(),
             disk_use: Arc::default(),
             pace: Duration::from_micros(300),
-            waits: Duration::ZERO,
+            a_step_per_pause: false,
+            turn: Arc::default(),
         }
     }
 
@@ -190,8 +192,8 @@ impl Fake {
         self
     }
 
-    pub(crate) fn that_waits(mut self, before_its_first_step: Duration) -> Self {
-        self.waits = before_its_first_step;
+    pub(crate) fn with_a_step_per_pause(mut self) -> Self {
+        self.a_step_per_pause = true;
         self
     }
 
@@ -308,6 +310,7 @@ impl Machine for Fake {
             guest: self.guest.lock().unwrap(),
             memory: &self.memory,
             save_failures: &self.save_failures,
+            turn: &self.turn,
         }))
     }
 
@@ -328,11 +331,12 @@ impl Machine for Fake {
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
         let (disks, used, pace) = (self.disks.clone(), self.disk_use.clone(), self.pace);
-        let waits = self.waits;
+        let (turn, waits) = (Arc::clone(&self.turn), self.a_step_per_pause);
         self.thread = Some(std::thread::spawn(move || {
-            std::thread::sleep(waits);
             while !stop.load(Ordering::Acquire) {
-                if disks.disks().iter().all(Disk::has_room) {
+                if waits && !turn.swap(false, Ordering::AcqRel) {
+                    // Its turn comes with the end of the next pause.
+                } else if disks.disks().iter().all(Disk::has_room) {
                     step(&guest, &memory, &gate, &disks, &used);
                 } else {
                     used.refused.fetch_add(1, Ordering::AcqRel);
@@ -368,6 +372,13 @@ struct Paused<'a> {
     guest: MutexGuard<'a, Guest>,
     memory: &'a Memory,
     save_failures: &'a AtomicU64,
+    turn: &'a AtomicBool,
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.turn.store(true, Ordering::Release);
+    }
 }
 
 impl PausedMachine for Paused<'_> {
