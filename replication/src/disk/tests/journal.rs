@@ -7,6 +7,7 @@ use rand::Rng;
 
 use super::host::*;
 use super::session::*;
+use crate::core::disk::DISK_BATCH_BYTES_MAX;
 use crate::disk::DiskMode::Replicated;
 use crate::disk::backup::journal::{FILE_HEADER_BYTES, JournalFile, Record};
 use crate::disk::backup::replay::plan;
@@ -186,6 +187,73 @@ fn a_length_in_a_record_is_not_believed() {
     content[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     host.set_content("journal.0", content.0);
     assert_eq!(replayed(&host, ANY), [0; 0]);
+}
+
+/// Writes a record with these batches behind the others, and says whether a replay would bring the images there.
+fn is_readable(batches: Vec<Bytes>) -> bool {
+    let host = Host::new("b");
+    let files = [open(&host, 0)];
+    let record = Record {
+        batches,
+        ..record(1, 0)
+    };
+    files[0].append(&record, FILE_HEADER_BYTES).unwrap();
+    let mut found = 0;
+    let plan = plan(&files, ANY, START).unwrap();
+    let count = |_: &Record| {
+        found += 1;
+        Ok(())
+    };
+    plan.run(count, || Ok(())).unwrap();
+    found == 1
+}
+
+#[test]
+fn a_record_may_be_small_and_its_batches_are_bounded() {
+    let batch = |bytes: usize| Bytes::from(vec![1; bytes]);
+    assert!(is_readable(Vec::new()), "nothing but its header");
+    assert!(is_readable(vec![batch(DISK_BATCH_BYTES_MAX), batch(1)]));
+    // No backup takes such a batch, so none has written it.
+    assert!(!is_readable(vec![batch(DISK_BATCH_BYTES_MAX + 1)]));
+}
+
+/// What was flushed is known from records behind a damaged one, however far behind it and wherever they lie.
+#[test]
+fn a_record_far_behind_a_damaged_one_still_says_what_must_be_there() {
+    // The file is looked through in pieces of 1 MiB from the damaged record on. This one's first bytes lie in two.
+    for (lies, before) in [("across", 2), ("ahead of", 64), ("behind", 0)] {
+        let host = Host::new("b");
+        let files = [open(&host, 0)];
+        let length = (1 << 20)
+            - before
+            - Record {
+                batches: Vec::new(),
+                ..record(1, 0)
+            }
+            .bytes() as usize;
+        let batches =
+            [length / 2, length - length / 2].map(|bytes| Bytes::from(vec![0; bytes - 4]));
+        let first = Record {
+            batches: batches.to_vec(),
+            ..record(1, 0)
+        };
+        let second = Record {
+            synced: place(1),
+            ..record(2, 1)
+        };
+        files[0].append(&first, FILE_HEADER_BYTES).unwrap();
+        files[0]
+            .append(&second, FILE_HEADER_BYTES + first.bytes())
+            .unwrap();
+        let mut content = host.content("journal.0");
+        content[FILE_HEADER_BYTES as usize + 100] ^= 1;
+        host.set_content("journal.0", content.0);
+        let refused = plan(&files, ANY, START).map(drop);
+        assert!(
+            matches!(&refused, Err(DiskError::JournalDamaged { wanted, .. }) if *wanted == place(1)),
+            "{lies} a boundary: {refused:?}"
+        );
+    }
 }
 
 const BYTES: u64 = 1 << 20;

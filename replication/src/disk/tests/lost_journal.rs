@@ -230,3 +230,55 @@ fn a_loss_of_power_in_a_promotion_is_no_damage() {
     }
     assert!(cut_off > 10);
 }
+
+/// A promotion dies at any moment, and then the end of the journal is damaged, which nobody had flushed. From the first
+/// change of the image on, that is not a loss of power: the image has parts of what is lost.
+#[test]
+fn after_the_first_change_of_an_image_a_promotion_needs_all_of_the_journal() {
+    let (mut kept, mut refused) = (0, 0);
+    for after in 0.. {
+        let (a, b, primary, backup, mut session) = behind();
+        let disk = &primary.disks()[0];
+        let mut epochs = Vec::new();
+        for fill in 1..4 {
+            disk.write_at(0, &[fill; 4096]).unwrap();
+            disk.flush().unwrap();
+            session.epoch();
+            epochs = vec![a.content("disk0")];
+        }
+        // Not flushed, and in two pieces of which the image may have one.
+        disk.write_at(512, &[9; 512]).unwrap();
+        disk.write_at(8192, &[9; 512]).unwrap();
+        session.epoch();
+        epochs.push(a.content("disk0"));
+        b.fail("", after, Other);
+        let promoted = backup
+            .backup()
+            .promote(EpochId(session.epoch), &mut |_| true);
+        let left = b.after_kill();
+        let name = active(&left);
+        let end = left.content(&name).len();
+        if end > 600 {
+            flip(&left, &name, end - 1);
+        }
+        match open(&left).claim_images() {
+            Ok(()) => {
+                let found = left.content("disk0");
+                assert!(epochs.contains(&found), "after {after}: not an epoch");
+                kept += 1;
+            }
+            Err(error) => {
+                assert!(
+                    matches!(&error, DiskError::JournalDamaged { wanted, .. }
+                        if wanted.1 == EpochId(session.epoch)),
+                    "after {after}: {error}"
+                );
+                refused += 1;
+            }
+        }
+        if promoted.is_ok() {
+            break;
+        }
+    }
+    assert!(kept > 1 && refused > 3, "{kept}, {refused}");
+}

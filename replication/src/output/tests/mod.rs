@@ -1,5 +1,6 @@
 //! The gate's rules, each by a test that fails when the rule is broken.
 
+mod accounts;
 mod console;
 mod kept;
 mod model;
@@ -7,6 +8,7 @@ mod races;
 mod release;
 mod repeat;
 mod room;
+mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,7 @@
 //! Who gets which generation, and what an arbiter whose files were tampered with answers.
 
 mod crashes;
+mod edges;
 mod facts;
 mod interleavings;
 

@@ -7,9 +7,11 @@ use crate::core::disk::What;
 use crate::core::epoch::staging::{Committed, Staging};
 use crate::core::testing::TestMemory;
 use crate::ids::PAGE_BYTES;
+use crate::output::NetworkFrame;
 use crate::ports::PageMemory;
 
 const STATE: Bytes = Bytes::from_static(b"state");
+const FRAME: Bytes = Bytes::from_static(b"an answer");
 const DISK_BYTES: u64 = 1 << 20;
 const SMALL: BatchBytes = BatchBytes {
     pages: 9000,
@@ -35,6 +37,14 @@ fn write(sector: u64, fill: u8) -> DiskWrite {
     }
 }
 
+fn output() -> SealedOutput {
+    let (device, bytes) = (0, FRAME);
+    SealedOutput {
+        frames: vec![NetworkFrame { device, bytes }],
+        ..SealedOutput::default()
+    }
+}
+
 fn assemble(epoch: EpochId, pages: &[u64], disks: EpochDisks<'_>) -> (Vec<Message>, Assembled) {
     let mut messages = Vec::new();
     let mut encoder = Encoder::new(0);
@@ -42,7 +52,7 @@ fn assemble(epoch: EpochId, pages: &[u64], disks: EpochDisks<'_>) -> (Vec<Messag
     for page in pages {
         let Ok(_) = assembler.page(&mut encoder, PageIndex(100 + page), noise(*page));
     }
-    let Ok(assembled) = assembler.end(disks, STATE, SealedOutput::default());
+    let Ok(assembled) = assembler.end(disks, STATE, output());
     (messages, assembled)
 }
 
@@ -92,7 +102,7 @@ fn the_messages_come_in_the_order_of_the_protocol() {
         of_kind.map(|message| message.encode().2.len() as u64).sum()
     };
     assert_eq!(assembled.disk_bytes, bytes("EpochDisk"));
-    let state = STATE.len() as u64;
+    let state = (STATE.len() + FRAME.len()) as u64;
     assert_eq!(assembled.machine_bytes, bytes("EpochPages") + state);
 }
 
@@ -180,7 +190,7 @@ proptest! {
         let bytes: usize = staging.take_disk_batches().iter().map(Bytes::len).sum();
         prop_assert_eq!(bytes > 0, !writes.is_empty());
         let committed = staging.commit(usize::MAX, &memory).expect("commits");
-        let output = SealedOutput::default();
+        let output = output();
         let (epoch, count) = (EpochId(1), pages.len() as u64);
         prop_assert_eq!(committed, Some(Committed { epoch, state: STATE, output, pages: count }));
         for page in 0..16 {

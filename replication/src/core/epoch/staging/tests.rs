@@ -255,6 +255,25 @@ fn disk_writes_are_part_of_the_digest_and_given_out_once() {
 }
 
 #[test]
+fn disk_writes_of_an_epoch_are_bounded_and_each_counts_more_than_its_bytes() {
+    let memory = TestMemory::new(4);
+    let mut staging = Staging::new(memory.layout());
+    let (epoch, batch) = (EpochId(1), disk_batch(0));
+    staging.disk_bytes = DISK_BYTES_MAX - 2 * (batch.len() + BATCH_OVERHEAD_BYTES);
+    let mut stage = || staging.disk(epoch, batch.clone(), &[DISK_BYTES]);
+    stage().expect("room for two");
+    stage().expect("room for one");
+    let full = stage();
+    assert!(
+        matches!(full, Err(StagingError::DiskBytes { .. })),
+        "{full:?}"
+    );
+    staging.restart(epoch);
+    let again = staging.disk(epoch, batch, &[DISK_BYTES]);
+    again.expect("another epoch has room of its own");
+}
+
+#[test]
 fn disk_writes_out_of_order_of_other_epochs_or_other_disks_are_refused() {
     let memory = TestMemory::new(4);
     let one = EpochId(1);

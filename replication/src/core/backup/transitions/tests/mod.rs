@@ -7,6 +7,8 @@ mod inquiry;
 mod introduction;
 mod losing;
 mod promotion;
+mod status;
+mod strays;
 mod takeover;
 
 use super::*;

@@ -8,6 +8,7 @@ mod ending;
 mod epochs;
 mod losing;
 mod status;
+mod strays;
 
 use super::*;
 use crate::arbiter::{ArbiterId, Verdict};
