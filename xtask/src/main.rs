@@ -59,6 +59,10 @@ enum Task {
         /// Only list them.
         #[arg(long)]
         list: bool,
+        /// Have cargo-mutants change everything in the rooms of the library whose name begins with the filter, instead.
+        /// Takes hours for all of them.
+        #[arg(long, conflicts_with = "list")]
+        generated: bool,
     },
     /// Run many seeds of the simulator in a release build, with progress every 10 s.
     ///
@@ -82,7 +86,11 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Demos { times } => demos::run(times),
         Task::Model { filter } => model::explore(&filter),
-        Task::Mutants { filter, list } => mutants::run(&filter, list),
+        Task::Mutants {
+            filter,
+            list,
+            generated,
+        } => mutants::run(&filter, list, generated),
         Task::Simulate(options) => simulate::run(&options),
         Task::Fuzz(arguments) => fuzz::command(&arguments),
         Task::GuestImage(arguments) => guest_image::command(&arguments),

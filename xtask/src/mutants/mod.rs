@@ -2,7 +2,9 @@
 //!
 //! The list is `xtask/mutants.toml`: a file, a text that occurs in it exactly once, what to put in its
 //! place, and the test that must fail then. Everything happens in a copy of the working tree in
-//! `target/mutants`; builds share the target directory.
+//! `target/mutants`; builds share the target directory. With `--generated`, cargo-mutants makes the mutants.
+
+mod generated;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -53,8 +55,11 @@ enum Outcome {
     DoesNotBuild,
 }
 
-/// Runs all mutants whose name, rule or file contains `filter`.
-pub(crate) fn run(filter: &str, only_list: bool) -> Result<()> {
+/// Runs all mutants whose name, rule or file contains `filter`, or the generated ones of the rooms it begins.
+pub(crate) fn run(filter: &str, only_list: bool, generated: bool) -> Result<()> {
+    if generated {
+        return generated::run(filter);
+    }
     let all = read()?;
     let mutants: Vec<_> = all.iter().filter(|it| it.matches(filter)).collect();
     ensure!(!mutants.is_empty(), "no mutant matches {filter:?}");
