@@ -14,3 +14,4 @@ mod replicated;
 mod session;
 mod shared;
 mod verify;
+mod waits;
