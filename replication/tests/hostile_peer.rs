@@ -60,6 +60,8 @@ impl PageMemory for Memory {
 fn welcome_of_b() -> Welcome {
     Welcome {
         node: "b".into(),
+        host: None,
+        session: 0,
         disks: Vec::new(),
     }
 }
@@ -74,6 +76,11 @@ fn hello(pages: u64) -> Hello {
         arbiter: ArbiterId("arbiter".into()),
         session: SESSION,
     }
+}
+
+fn first_mark() -> Message {
+    let session = SESSION;
+    Message::Marked(Mark { session, beat: 1 })
 }
 
 /// The backup's only disk.
@@ -253,6 +260,7 @@ proptest! {
         let mut todo: Vec<PrimaryInput> = Vec::new();
         let mut granted = GENERATION;
         let mut confirms = false;
+        let mut marked = None;
         for step in steps {
             let generation = core.generation();
             let input = match step {
@@ -277,7 +285,10 @@ proptest! {
                     None => PrimaryInput::Received {
                         generation,
                         message: match core.phase() {
-                            PrimaryPhase::Handshaking => Message::Welcome(welcome_of_b()),
+                            PrimaryPhase::Handshaking => match marked.take() {
+                                Some(mark) => Message::Seen(mark),
+                                None => Message::Welcome(welcome_of_b()),
+                            },
                             _ => Message::Heartbeat,
                         },
                     },
@@ -369,7 +380,7 @@ proptest! {
             let is_good = matches!(step, Step::Good);
             let mut inputs = VecDeque::new();
             match step {
-                Step::LinkUp => inputs.push_back(BackupInput::LinkUp),
+                Step::LinkUp => inputs.push_back(BackupInput::LinkUp { session: 0 }),
                 Step::LinkEnds(true) => inputs.push_back(BackupInput::LinkClosed),
                 Step::LinkEnds(false) => inputs.push_back(BackupInput::LinkBroken { cause: "so".into() }),
                 Step::Hear(from, message) => {
@@ -379,15 +390,17 @@ proptest! {
                 Step::Introduce => {
                     let generation = Generation(GENERATION).max(core.generation());
                     let message = Message::Hello(hello(2));
-                    inputs.push_back(BackupInput::LinkUp);
-                    inputs.push_back(BackupInput::Received {
-                        generation,
-                        message,
-                    });
+                    inputs.push_back(BackupInput::LinkUp { session: 0 });
+                    for message in [message, first_mark()] {
+                        inputs.push_back(BackupInput::Received {
+                            generation,
+                            message,
+                        });
+                    }
                 }
                 Step::Good => {
                     let next = core.committed_epoch().map_or(1, |epoch| epoch.0 + 1);
-                    let good = [Message::Hello(hello(2))].into_iter().filter(|_| core.primary_node().is_none());
+                    let good = [Message::Hello(hello(2)), first_mark()].into_iter().filter(|_| core.primary_node().is_none());
                     let plan = [plan(1)].into_iter().filter(|_| next == 1);
                     for message in good.chain(plan).chain(good_epoch(next)) {
                         let generation = Generation(GENERATION).max(core.generation());

@@ -60,6 +60,11 @@ impl Promise {
         self.fail("the arbiter does not answer".into());
     }
 
+    /// Whether there was a proof in this session.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.is_proven
+    }
+
     /// Whether a takeover would be granted now.
     pub(crate) fn is_kept(&self) -> bool {
         self.is_proven && self.trouble.is_none()
@@ -78,12 +83,12 @@ impl Promise {
         })
     }
 
-    /// For the model. Without `keeps`, what was promised is forgotten too; it is only reported.
+    /// For the model. Without `keeps`, trouble is forgotten too; it is only reported.
     #[cfg(test)]
     pub(crate) fn forget_time(&mut self, now: Duration, keeps: bool) {
         let Self {
             proven_at,
-            is_proven,
+            is_proven: _,
             trouble,
             reported,
         } = self;
@@ -97,7 +102,7 @@ impl Promise {
             why.clear();
         }
         if !keeps {
-            (*is_proven, *trouble, *reported) = (false, None, None);
+            (*trouble, *reported) = (None, None);
         }
     }
 

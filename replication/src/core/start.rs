@@ -78,7 +78,10 @@ impl Own<'_> {
         if theirs.copy.is_some_and(|(copied, _)| copied >= known) {
             return Step::Follow;
         }
-        let is_one_of_us = |backup: &str| backup == self.node || backup == theirs.node;
+        let is_one_of_us = |backup: &str| {
+            is_of(backup, self.node, self.host)
+                || is_of(backup, &theirs.node, theirs.host.as_deref())
+        };
         if !record.backup.as_deref().is_none_or(is_one_of_us) {
             return Step::CopyElsewhere;
         }
@@ -120,7 +123,7 @@ impl Own<'_> {
     /// Whether the guest ran here last.
     #[must_use]
     pub fn ran_here(&self, record: &Record) -> bool {
-        ran_here(&record.holder, self.node, self.host)
+        is_of(&record.holder, self.node, self.host)
     }
 }
 
@@ -131,14 +134,20 @@ pub fn claimant(node: &str, host: Option<&str>, process: &str) -> String {
     format!("{node} ({host}{process})")
 }
 
-/// Whether `claimant` was a process of the host that is called `node` and has the identity `host`.
-/// The identity counts, unless one of them has none: hosts that are clones have one name.
+/// A backup's name for the arbiter: `NODE (host HOST)`.
 #[must_use]
-pub fn ran_here(claimant: &str, node: &str, host: Option<&str>) -> bool {
-    let (its_node, rest) = claimant.rsplit_once(" (").unwrap_or((claimant, ""));
+pub fn backup(node: &str, host: Option<&str>) -> String {
+    host.map_or_else(|| node.to_owned(), |host| format!("{node} (host {host})"))
+}
+
+/// Whether `named`, a claimant or a backup, is of the host that is called `node` and has the identity
+/// `host`. The identity counts, unless one of them has none: hosts that are clones have one name.
+#[must_use]
+pub fn is_of(named: &str, node: &str, host: Option<&str>) -> bool {
+    let (its_node, rest) = named.rsplit_once(" (").unwrap_or((named, ""));
     let its_host = rest
         .strip_prefix("host ")
-        .and_then(|rest| rest.split(',').next());
+        .and_then(|rest| rest.split([',', ')']).next());
     match (its_host, host) {
         (Some(its_host), Some(host)) => its_host == host,
         _ => its_node == node,
@@ -181,7 +190,8 @@ mod tests {
     fn holdings(node: &str, copy: Option<u64>) -> Holdings {
         let copy = copy.map(|generation| (Generation(generation), EpochId(9)));
         let node = node.into();
-        Holdings { node, copy }
+        let host = None;
+        Holdings { node, host, copy }
     }
 
     #[test]
@@ -213,6 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn a_third_host_of_the_same_name_is_not_the_one_that_may_have_a_copy() {
+        let noted = backup("b", Some("2e"));
+        let ran_on_a = record(A, Some(&noted));
+        let answer = |host: Option<&str>| Holdings {
+            host: host.map(Into::into),
+            ..holdings("b", None)
+        };
+        assert_eq!(A.next_step(&ran_on_a, &answer(Some("2e"))), RESTART);
+        let of_third = answer(Some("3d"));
+        assert_eq!(A.next_step(&ran_on_a, &of_third), Step::CopyElsewhere);
+        // The host is the same, whatever it is called now.
+        let renamed = Holdings {
+            node: "renamed".into(),
+            ..answer(Some("2e"))
+        };
+        assert_eq!(A.next_step(&ran_on_a, &renamed), RESTART);
+        // Without an identity, the name counts.
+        assert_eq!(A.next_step(&ran_on_a, &answer(None)), RESTART);
+    }
+
+    #[test]
     fn a_backup_without_a_copy_is_to_start_the_guest_if_it_ran_there_or_was_to_be_primary() {
         let ends = |own: Own<'_>, starts, record: &Record| {
             assert!(!own.is_to_start(starts, record, true, true), "it lives");
@@ -235,17 +266,17 @@ mod tests {
     #[test]
     fn hosts_are_told_apart_by_what_they_are_and_not_by_what_they_are_called() {
         let of_clone = claimant("web", Some("1f"), "pid 7");
-        assert!(ran_here(&of_clone, "web", Some("1f")));
-        assert!(ran_here(&of_clone, "renamed", Some("1f")));
+        assert!(is_of(&of_clone, "web", Some("1f")));
+        assert!(is_of(&of_clone, "renamed", Some("1f")));
         assert!(
-            !ran_here(&of_clone, "web", Some("2e")),
+            !is_of(&of_clone, "web", Some("2e")),
             "a clone with the same name"
         );
         // Whoever has no identity goes by the name.
-        assert!(ran_here(&of_clone, "web", None));
+        assert!(is_of(&of_clone, "web", None));
         let nameless = claimant("a (b", None, "pid 7");
-        assert!(ran_here(&nameless, "a (b", Some("1f")));
-        assert!(!ran_here(&nameless, "a", None));
-        assert!(ran_here("another arbiter's", "another arbiter's", None));
+        assert!(is_of(&nameless, "a (b", Some("1f")));
+        assert!(!is_of(&nameless, "a", None));
+        assert!(is_of("another arbiter's", "another arbiter's", None));
     }
 }

@@ -171,8 +171,8 @@ pub(super) fn overdue(time: Duration) -> String {
     format!("the arbiter has not answered for {time:?}; it may hang")
 }
 
-/// A random number for a session, not 0.
-pub(super) fn session_number() -> u64 {
+/// One side's part of a session's number, not 0.
+pub(super) fn part_of_session() -> u64 {
     rand::random::<u64>().max(1)
 }
 

@@ -77,9 +77,7 @@ fn a_copy_of_the_arbiter_protects_nothing_and_grants_nothing() {
         .unwrap();
     // The same identity and the same generation.
     let copy = copied(&arbiter);
-    let b = Fake::new();
-    let gate = b.gate_handle();
-    let standby = standby(directory.path(), b)
+    let standby = standby(directory.path(), Fake::new())
         .policy(watchful())
         .arbiter(opened(&copy))
         .start()
@@ -91,11 +89,42 @@ fn a_copy_of_the_arbiter_protects_nothing_and_grants_nothing() {
             has_alarm(status, "not copies of it")
         });
     }
-    wait_for(
-        "a copy",
-        || of_b.status(),
-        |status| status.phase == "standby",
-    );
+    let status = of_a.status();
+    assert_eq!((status.sync_bytes, status.epochs), (0, 0), "copied");
+    of_b.stop();
+    of_a.stop();
+    primary.wait().unwrap();
+}
+
+#[test]
+fn who_gets_to_see_a_copy_of_the_arbiter_is_granted_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let arbiter = directory.path().join("arbiter");
+    let seen_by_b = directory.path().join("seen-by-b");
+    drop(opened(&arbiter));
+    std::os::unix::fs::symlink(&arbiter, &seen_by_b).unwrap();
+    let primary = primary(directory.path(), Fake::new())
+        .policy(watchful())
+        .protect()
+        .unwrap();
+    let b = Fake::new();
+    let gate = b.gate_handle();
+    let standby = standby(directory.path(), b)
+        .policy(watchful())
+        .arbiter(opened(&seen_by_b))
+        .start()
+        .unwrap();
+    let (of_a, of_b) = (primary.handle(), standby.handle());
+    wait_for("protected", || of_a.status(), |status| status.protected);
+    // From now on, the standby sees a copy.
+    let copy = copied(&arbiter);
+    std::fs::remove_file(&seen_by_b).unwrap();
+    std::os::unix::fs::symlink(&copy, &seen_by_b).unwrap();
+    for handle in [&|| of_a.status(), &|| of_b.status()] as [&dyn Fn() -> Status; 2] {
+        wait_for("an alarm", handle, |status| {
+            !status.protected && has_alarm(status, "not copies of it")
+        });
+    }
     // Each side would be granted the guest by its own arbiter.
     assert!(of_b.promote());
     wait_for("alone", || of_a.status(), |status| status.generation == 2);

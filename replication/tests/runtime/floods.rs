@@ -171,6 +171,8 @@ fn flood_a_primary(message: &Message) {
     let mut standby = Talker::new(stream, handle.status().generation);
     let welcome = Message::Welcome(Welcome {
         node: "b".into(),
+        host: None,
+        session: 0,
         disks: Vec::new(),
     });
     standby.add(welcome.encode());

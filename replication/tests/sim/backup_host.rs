@@ -124,8 +124,8 @@ impl World {
                 }
                 self.send(host, generation, &message);
             }
-            BackupEffect::Welcome { node: name } => self.welcome(host, name, link),
-            BackupEffect::BeginCopy(_) => self.hosts[host].disk.recover(&mut self.rng),
+            BackupEffect::Welcome { session } => self.welcome(host, session, link),
+            BackupEffect::BeginCopy(_) => self.begin_copy(host, link),
             BackupEffect::SyncDisk(batch) => {
                 self.hosts[host].disk.write_all(&decode(&batch));
             }
@@ -206,8 +206,17 @@ impl World {
         self.ask(host, Question::Claim(known, mark));
     }
 
+    fn begin_copy(&mut self, host: usize, link: Option<usize>) {
+        if link.is_some_and(|link| self.is_stranger(link)) {
+            self.violate(format!(
+                "R10: host {host} lets a stranger write to its disks"
+            ));
+        }
+        self.hosts[host].disk.recover(&mut self.rng);
+    }
+
     /// A new copy begins.
-    fn welcome(&mut self, host: usize, name: String, link: Option<usize>) {
+    fn welcome(&mut self, host: usize, session: u64, link: Option<usize>) {
         let Side::Backup(node) = &mut self.hosts[host].side else {
             return;
         };
@@ -215,8 +224,12 @@ impl World {
         node.session_link = link.unwrap_or(usize::MAX);
         node.next_copy();
         self.hosts[host].disk.recover(&mut self.rng);
-        let disks = Vec::new();
-        let welcome = Message::Welcome(Welcome { node: name, disks });
+        let welcome = Message::Welcome(Welcome {
+            node: format!("host {host}"),
+            host: None,
+            session,
+            disks: Vec::new(),
+        });
         self.send(host, generation, &welcome);
     }
 
@@ -245,9 +258,6 @@ impl World {
         let Side::Backup(node) = &self.hosts[host].side else {
             return;
         };
-        if self.is_stranger(node.session_link) {
-            return self.count("commits of strangers");
-        }
         let key = (node.session_link, epoch);
         let memory = node.memory.checksum();
         let state = node.core.committed_state();

@@ -127,27 +127,15 @@ impl World {
         }
     }
 
-    /// The end of all hangs. No deadline ends one that lasts for ever, and no standby gives up what
-    /// a stranger made it copy (docs/SAFETY.md has both among what is not promised): somebody ends
-    /// the process.
+    /// The end of all hangs. No deadline ends one that lasts for ever (docs/SAFETY.md has that among
+    /// what is not promised): somebody ends the process.
     pub fn heal_hangs(&mut self) {
         for host in 0..self.settings.hosts {
             for what in ALL {
                 self.end_hang(host, what);
             }
-            let hangs = !self.hosts[host].hangs.stuck.is_empty();
-            if hangs {
+            if !self.hosts[host].hangs.stuck.is_empty() {
                 self.count("processes ended because they hung");
-            }
-            let links = match &self.hosts[host].side {
-                Side::Backup(node) => [Some(node.session_link), self.hosts[host].link],
-                Side::Primary(_) | Side::Down => [None; 2],
-            };
-            let copies_a_stranger = links.into_iter().flatten().any(|it| self.is_stranger(it));
-            if copies_a_stranger {
-                self.count("processes ended because of strangers");
-            }
-            if hangs || copies_a_stranger {
                 self.soon(0, 50_000, Event::Fault(Fault::KillProcess(host)));
             }
             self.hosts[host].hangs.now.clear();

@@ -1,6 +1,6 @@
 //! Strangers and peers that lie. A stranger knows what the machine and its arbiter are called, and
-//! has listened to earlier sessions and to heartbeats; it does not know the number of a session
-//! before that begins. A lying peer says what no honest one would.
+//! has listened to earlier sessions and to heartbeats. It knows the number of a session of its own,
+//! but cannot write to the arbiter's record, nor choose the number. A lying peer says what no honest one would.
 //!
 //! Left out is what nobody can find out: a backup that acknowledges what it has thrown away, and a
 //! primary that says that its guest has ended.
@@ -120,7 +120,8 @@ impl World {
         self.links.push(link);
         self.hosts[host].link = Some(number);
         self.hosts[host].session += 1;
-        self.backup(host, BackupInput::LinkUp);
+        let session = self.rng.next();
+        self.backup(host, BackupInput::LinkUp { session });
         self.stranger_says(number, messages);
     }
 
@@ -134,11 +135,11 @@ impl World {
     fn other_guest(&mut self) -> VecDeque<(Generation, Message)> {
         let generation = self.arbiter.current;
         let hello = self.introduction(generation);
-        let session = match &hello[0].1 {
-            Message::Hello(hello) => hello.session,
-            _ => 0,
-        };
-        let mark = Message::Marked(Mark { session, beat: 1 });
+        // Its session is known once it is welcomed.
+        let mark = Message::Marked(Mark {
+            session: 0,
+            beat: 1,
+        });
         let copy = copy_of_guest(Guest::boot(0));
         let rest = std::iter::once(mark).chain(copy);
         hello
@@ -153,14 +154,19 @@ impl World {
         if self.hosts[host].link != Some(link) {
             return;
         }
-        let Some((generation, message)) = messages.pop_front() else {
+        let Some((generation, mut message)) = messages.pop_front() else {
             if self.rng.chance(700) {
                 self.hosts[stranger].link = Some(link);
                 self.close_link(stranger);
             }
             return;
         };
-        let waits = matches!(message, Message::Hello(_));
+        if let (Message::Marked(mark), Side::Backup(node)) = (&mut message, &self.hosts[host].side)
+            && mark.session == 0
+        {
+            mark.session = node.core.session();
+        }
+        let waits = matches!(message, Message::Hello(_) | Message::Marked(_));
         self.hosts[stranger].link = Some(link);
         self.send(stranger, generation, &message);
         self.hosts[stranger].link = None;
@@ -239,8 +245,13 @@ impl World {
             7 => (own, Message::Seen(Mark { session, beat: 1 })),
             _ => {
                 let node = String::from("stranger");
-                let disks = Vec::new();
-                (own, Message::Welcome(Welcome { node, disks }))
+                let welcome = Welcome {
+                    node,
+                    host: None,
+                    session,
+                    disks: Vec::new(),
+                };
+                (own, Message::Welcome(welcome))
             }
         }
     }

@@ -16,7 +16,7 @@
 //!   has spoken; nor does it repeat anything, but where a link was closed between living hosts; in the end
 //!   only the holder runs the guest;
 //! - R9: who calls its guest protected has a backup that has just looked at the arbiter;
-//! - R10: nobody goes on with a stranger's guest; nobody is fenced and no copy is given up unless the arbiter
+//! - R10: nobody copies a stranger's guest or disks; nobody is fenced and no copy is given up unless the arbiter
 //!   has granted the guest to another one;
 //! - the client hears outputs 1, 2, 3 …, none missing, none with two values;
 //! - progress: when the faults are over, the guest runs, protected if there is a second host. Of what has

@@ -151,7 +151,8 @@ impl World {
             self.hosts[side].link = Some(number);
             self.hosts[side].session += 1;
         }
-        self.backup(backup, BackupInput::LinkUp);
+        let session = self.rng.next();
+        self.backup(backup, BackupInput::LinkUp { session });
         let session = self.rng.next().max(1);
         self.primary(host, PrimaryInput::LinkUp { session });
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::clients::{CLIENTS_MAX, WAITING_MAX};
 use super::*;
-use crate::node::{Ended, EventKind, Role, testing};
+use crate::node::{Ended, EventKind, NodeEvent, Role, testing};
 
 /// A served socket in a directory of its own.
 fn served() -> (tempfile::TempDir, PathBuf, ControlServer) {
@@ -75,11 +75,18 @@ fn events_are_waited_for_and_the_last_one_is_heard_although_the_program_ends() {
     let (_directory, path, server) = served();
     let soon = Duration::from_millis(20);
     assert_eq!(events(&path, 1, soon).unwrap(), [], "nothing has happened");
-    let (waiting, at) = (path.clone(), Instant::now());
-    let waiting = std::thread::spawn(move || events(&waiting, 1, Duration::from_secs(60)));
+    let (mut waiting, at) = (UnixStream::connect(&path).unwrap(), Instant::now());
+    let question = b"{\"request\":{\"events\":{\"after\":1,\"patience_ms\":60000}}}\n";
+    waiting.write_all(question).unwrap();
+    // Comes after it, so that it is being served when the program ends.
     request(&path, Request::Stop).unwrap();
     drop(server);
-    let heard = waiting.join().unwrap().unwrap();
+    let mut line = String::new();
+    BufReader::new(waiting).read_line(&mut line).unwrap();
+    let AnswerKind::Ok(heard) = serde_json::from_str::<Answer>(&line).unwrap().what else {
+        panic!("no events: {line}");
+    };
+    let heard: Vec<NodeEvent> = serde_json::from_value(heard).unwrap();
     assert_eq!(heard[0].what, EventKind::Ended(Ended::Stopped));
     assert!(at.elapsed() < Duration::from_secs(30), "it was polled for");
 }

@@ -9,7 +9,8 @@
 //!
 //! The generation in force is the highest number. A grant is a hard link: the file system makes it
 //! for one claimant only, however long another one has stalled since it looked, and whatever has
-//! become of its locks. So a number's file is never removed.
+//! become of its locks. So a number's file is never removed. If somebody removes it all the same,
+//! by restoring an earlier directory, a claimant that looked before is told after its link.
 //!
 //! [`Claim::Start`], [`Claim::Restart`] and [`Claim::StartOver`] check the locks: no guest is
 //! started from nothing while a holder lives. A promotion does not, because the old primary may be
@@ -184,16 +185,36 @@ impl FileArbiter {
                 self.show_life(true)?;
                 *holding = true;
                 self.store.sync()?;
+                self.check_base(current, mark_of(claim))?;
                 return Ok(Verdict::Granted(current));
             }
             if let Some(holder) = self.objection(&record, claim)? {
                 return Ok(Verdict::Refused { current, holder });
             }
             if self.take(holding, current.next(), claimant)? {
+                self.check_base(current.next(), record.mark)?;
                 return Ok(Verdict::Granted(current.next()));
             }
             // What the faster claimant has changes what this one may have.
         }
+    }
+
+    /// Whether what a grant was decided by is still in the record. It is not if the directory was restored to an
+    /// earlier state between the look and the link. Then the number may have been granted before.
+    fn check_base(&self, granted: Generation, seen: Mark) -> Result<(), ArbiterError> {
+        let Some(base) = granted.0.checked_sub(1).filter(|base| *base > 0) else {
+            return Ok(());
+        };
+        let mark = self.store.mark_of(Generation(base))?;
+        if mark.is_some_and(|mark| seen == Mark::default() || mark.shows(seen)) {
+            return Ok(());
+        }
+        let what = format!("its record went back while {granted} was claimed");
+        let why = format!(
+            "somebody restored {} meanwhile: only one that has all that was granted is of use",
+            self.path().display()
+        );
+        Err(self.store.failure(what, why))
     }
 
     /// Tries to become the holder of a generation; returns whether it did, or another one was faster.
@@ -222,6 +243,14 @@ impl FileArbiter {
     /// Does `what` while no other thread claims or notes anything through this arbiter.
     fn exclusively<T>(&self, what: impl FnOnce(&mut bool) -> T) -> T {
         what(&mut self.holding.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What the claimant knows that the holder before has written.
+fn mark_of(claim: Claim) -> Mark {
+    match claim {
+        Claim::After { mark, .. } => mark,
+        Claim::Start { .. } | Claim::Restart { .. } | Claim::StartOver => Mark::default(),
     }
 }
 

@@ -189,6 +189,15 @@ impl Store {
         })
     }
 
+    /// The last mark of a generation's holder; `None` if there is no such generation.
+    pub(super) fn mark_of(&self, generation: Generation) -> Result<Option<Mark>, ArbiterError> {
+        // An NFS client looks anew.
+        self.latest()?;
+        let grant: Option<Grant> = self.read_json(&generation.0.to_string())?;
+        let note: Option<HolderNote> = self.read_json(&note_name(generation))?;
+        Ok(grant.map(|_| note.unwrap_or_default().mark))
+    }
+
     /// The highest number granted; 0 if there is none.
     fn latest(&self) -> Result<Generation, ArbiterError> {
         let list = || -> std::io::Result<u64> {

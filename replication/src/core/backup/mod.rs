@@ -25,6 +25,11 @@
 //! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
 //! | a primary of a later generation introduces itself | ask the arbiter first: the copy is given up only if that is the generation in force |
 //!
+//! Whoever is welcomed shows first that it is the primary of this arbiter: it writes a mark with the
+//! session's number, and this side must find it in the record. Before that, nothing of it is taken,
+//! and it has little time. So a stranger that speaks the whole protocol overwrites neither memory
+//! nor images, and one that has recorded a session cannot play it again (R10).
+//!
 //! A side that is to start the guest may ask what this one has of it, and is told. While this side
 //! has no copy and serves nobody, it looks now and then whether it is to start the guest itself, and
 //! asks the other side: see [`start`](super::start).
@@ -63,7 +68,10 @@ use crate::ids::{EpochId, Generation};
 #[derive(Debug, Clone, PartialEq)]
 pub enum BackupInput {
     /// A primary connected.
-    LinkUp,
+    LinkUp {
+        /// This side's part of the number of the session that may follow: random.
+        session: u64,
+    },
     /// A message came over the link.
     Received {
         /// The sender's generation, from the frame header.
@@ -147,10 +155,10 @@ pub enum BackupInput {
 pub enum BackupEffect {
     /// Send a message over the link.
     Send(Message),
-    /// Welcome the primary, with this side's disks as they are now.
+    /// Welcome the primary: say who this side is, and what its disks have now.
     Welcome {
-        /// This side's name.
-        node: String,
+        /// This side's part of the session's number.
+        session: u64,
     },
     /// The disks will be copied as planned, one plan for each. Mark them as unfinished.
     BeginCopy(Vec<DiskSyncPlan>),

@@ -25,8 +25,9 @@ pub const DISKS_MAX: usize = 1024;
 /// Most checks that a `Compared` answers.
 pub const ANSWERS_MAX: usize = 4096;
 
-/// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; then `SyncDisks` if
-/// there are disks, `SyncDisk` and `SyncPages` while the guest runs; then for each epoch
+/// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; the first `Marked` and
+/// its `Seen`; then `SyncDisks` if there are disks, `SyncDisk` and `SyncPages` while the guest runs;
+/// then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
 /// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
 /// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Bye` last. An
@@ -127,6 +128,8 @@ pub struct Inquiry {
 pub struct Holdings {
     /// This side's name.
     pub node: String,
+    /// What tells its host from others of that name.
+    pub host: Option<String>,
     /// The generation and the epoch of its copy, if it has one that can take over.
     pub copy: Option<(Generation, EpochId)>,
 }
@@ -144,9 +147,16 @@ pub struct Hello {
     pub layout: MemoryLayout,
     /// The primary's arbiter. Both sides must ask the same one.
     pub arbiter: ArbiterId,
-    /// A random number for this session, not 0. Heartbeats and [marks](Mark) carry it, so that
-    /// those of other sessions, and those of strangers, count for nothing.
+    /// The primary's part of the [session's number](session_number): random, not 0.
     pub session: u64,
+}
+
+/// The number of a session, not 0, from the parts of the `Hello` and the `Welcome`. Heartbeats and
+/// [marks](Mark) carry it, so that those of other sessions, and those of strangers, count for
+/// nothing. Neither side can choose it, so what was recorded of one session fits no other one.
+#[must_use]
+pub fn session_number(primary: u64, backup: u64) -> u64 {
+    (primary ^ backup).max(1)
 }
 
 /// The backup's acceptance.
@@ -154,6 +164,10 @@ pub struct Hello {
 pub struct Welcome {
     /// The backup's name, for people.
     pub node: String,
+    /// What tells its host from others of that name.
+    pub host: Option<String>,
+    /// The backup's part of the [session's number](session_number): random.
+    pub session: u64,
     /// Its disks, in configuration order, with the blocks that need not be sent.
     #[serde(deserialize_with = "at_most::<DISKS_MAX, _, _>")]
     pub disks: Vec<PeerDisk>,
@@ -183,7 +197,8 @@ pub enum Refusal {
         /// The generation in force there, as far as the backup knows.
         current: Generation,
     },
-    /// The backup's arbiter cannot be asked, so nobody could take over.
+    /// The backup's arbiter cannot be asked, or its record is not the one that the primary writes to, so
+    /// nobody could take over.
     NoArbiter(String),
 }
 
@@ -281,7 +296,7 @@ impl std::fmt::Display for Refusal {
             }
             Self::NoArbiter(why) => {
                 let why = for_people(why, REASON_CHARS_MAX);
-                write!(f, "the backup cannot ask its arbiter: {why}")
+                write!(f, "nobody could take over: {why}")
             }
         }
     }

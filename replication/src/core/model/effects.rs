@@ -224,6 +224,15 @@ impl World {
         before: u64,
         had_copy: bool,
     ) {
+        let copies = matches!(
+            effect,
+            BackupEffect::BeginCopy(_) | BackupEffect::SyncDisk(_) | BackupEffect::Persist { .. }
+        );
+        if self.hosts[host].stranger
+            && (copies || matches!(effect, BackupEffect::Send(Message::Ack { .. })))
+        {
+            self.breaks(Rule::OnlyTheArbiter);
+        }
         match effect {
             BackupEffect::Send(message) => {
                 if let Message::Ack { epoch, .. } = message {

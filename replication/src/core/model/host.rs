@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::arbiter::{Answer, Ask, Call, Stage};
-use super::link::{Frame, Link, Wire, hello};
+use super::link::{Frame, Link, STRANGERS_SESSION, Wire, hello};
 use super::world::{Action, Base, Node, Side, Work, World};
 use crate::arbiter::{ArbiterId, Record, Verdict};
 use crate::core::backup::{BackupCore, BackupIdentity, BackupInput};
@@ -15,9 +15,6 @@ use crate::core::primary::{PrimaryCore, PrimaryInput};
 use crate::core::start::Starts;
 use crate::core::testing::NOW;
 use crate::ids::{EpochId, Generation};
-
-/// A session's number that no primary has.
-const STRANGERS_SESSION: u64 = 77;
 
 pub(super) fn policy() -> Policy {
     Policy {
@@ -97,7 +94,9 @@ impl World {
             | Action::EndGuest(_) => self.order(action),
             Action::ForgedHello(host, generation) => self.forged_hello(host, generation),
             Action::ForgedBeat(host) => self.forged_beat(host),
-            Action::ForgedFrame(host, frame) => self.receive(host, frame),
+            Action::ForgedFrame(host, frame) | Action::StrangerSays(host, frame) => {
+                self.receive(host, frame);
+            }
             Action::StrangerGoes(host) => {
                 self.hosts[host].stranger = false;
                 self.backup(host, BackupInput::LinkClosed);
@@ -229,7 +228,7 @@ impl World {
         self.link = Some(Link::new());
         let session = self.session;
         self.primary(host, PrimaryInput::LinkUp { session });
-        self.backup(1 - host, BackupInput::LinkUp);
+        self.backup(1 - host, BackupInput::LinkUp { session: 0 });
     }
 
     pub(super) fn close(&mut self, host: usize) {
@@ -311,7 +310,7 @@ impl World {
 
     fn forged_hello(&mut self, host: usize, generation: u64) {
         self.hosts[host].stranger = true;
-        self.backup(host, BackupInput::LinkUp);
+        self.backup(host, BackupInput::LinkUp { session: 0 });
         let message = Message::Hello(hello(STRANGERS_SESSION));
         let generation = Generation(generation);
         self.backup(

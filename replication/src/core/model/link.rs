@@ -19,6 +19,9 @@ use crate::ports::{MachineError, PageMemory};
 /// The page that the guest has.
 const PAGE: PageIndex = PageIndex(0);
 
+/// A session's number that no primary has.
+pub(super) const STRANGERS_SESSION: u64 = 77;
+
 /// What a message says, without words for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Wire {
@@ -128,6 +131,8 @@ impl Wire {
             Self::Hello => Message::Hello(hello(session)),
             Self::Welcome => Message::Welcome(Welcome {
                 node: none(),
+                host: None,
+                session: 0,
                 disks: Vec::new(),
             }),
             Self::Stale(current) => Message::Refuse(Refusal::Stale {

@@ -40,8 +40,8 @@ enum Rule {
     WholeEpochs,
     /// A number is granted to one process.
     GrantedOnce,
-    /// Nobody is fenced or promoted, adopts a generation or gives up a copy for any other reason
-    /// than an arbiter's answer that says so.
+    /// Nobody is fenced or promoted, adopts a generation, gives up a copy or begins one for any other
+    /// reason than an arbiter's answer that says so.
     OnlyTheArbiter,
     /// Nobody promises a takeover that would not be granted.
     TruePromise,

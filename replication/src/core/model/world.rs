@@ -9,8 +9,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::arbiter::{Answer, Arbiter, Ask, Call, Kind, Process, Stage};
-use super::link::{Frame, Link, Wire};
+use super::link::{Frame, Link, STRANGERS_SESSION, Wire};
 use super::{Bounds, Rule};
+use crate::arbiter::Mark;
 use crate::core::backup::transitions::for_model::Timer as BackupTimer;
 use crate::core::backup::{BackupCore, BackupPhase};
 use crate::core::primary::transitions::for_model::Timer as PrimaryTimer;
@@ -143,6 +144,8 @@ pub(super) enum Action {
     ForgedHello(usize, u64),
     ForgedBeat(usize),
     ForgedFrame(usize, Frame),
+    /// It goes on in a session of its own.
+    StrangerSays(usize, Frame),
     StrangerGoes(usize),
 }
 
@@ -206,6 +209,16 @@ impl fmt::Debug for World {
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }
+}
+
+/// What a stranger may say that speaks the whole protocol.
+fn whole_session(generation: u64) -> [Frame; 4] {
+    let mark = Mark {
+        session: STRANGERS_SESSION,
+        beat: 1,
+    };
+    let all = [Wire::Marked(mark), Wire::Plan, Wire::Head(1), Wire::End(1)];
+    all.map(|wire| Frame { generation, wire })
 }
 
 /// For the checker's reports only.
@@ -383,8 +396,10 @@ impl World {
                 out.push(Action::LinkMalformed(host));
             }
         }
-        if it.stranger {
+        if let (true, Some(core)) = (it.stranger, it.backup()) {
             out.push(Action::StrangerGoes(host));
+            let session = whole_session(core.generation().0);
+            out.extend(session.map(|frame| Action::StrangerSays(host, frame)));
         }
         let other_has_room = self.hosts[1 - host]
             .backup()

@@ -2,7 +2,7 @@
 //! rhythm of epochs.
 //!
 //! ```text
-//!            LinkUp          Welcome, marked          synced: Capture(1)         ack 1, 2, 3 …
+//!            LinkUp       Welcome, marked, seen       synced: Capture(1)         ack 1, 2, 3 …
 //!   Alone ───────────► Handshaking ──────► Syncing ─────────────────► Protected ◄────┐
 //!     ▲                     │                 │  ▲                      │  │  └──────┘
 //!     │◄────────────────────┴─────────────────┘  └──────────────────────┘  │ backup lost: hold, ask
@@ -42,7 +42,7 @@
 //!
 //! This side confirms its generation every few seconds in any case. In a session it writes a mark
 //! to the arbiter's record each time, and tells the backup, which looks for it in its own arbiter's
-//! record (R9). The first mark is written before anything is copied.
+//! record (R9). The first mark is written, and the backup has found it, before anything is copied.
 
 pub mod epochs;
 pub mod transitions;
@@ -62,7 +62,7 @@ pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
 pub enum PrimaryInput {
     /// A new link to a backup is up.
     LinkUp {
-        /// A random number for the session, not 0.
+        /// This side's part of the session's number: random, not 0.
         session: u64,
     },
     /// A message came over the link.

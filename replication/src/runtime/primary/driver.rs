@@ -17,16 +17,18 @@ use super::output_signal::OutputSignal;
 use super::retry::Retry;
 use super::shared_disks::{DisksWritten, SharedDisks, still_held};
 use super::{Finish, Request};
+use crate::core::disk::PeerDisk;
 use crate::core::heartbeats::Heartbeat;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
+use crate::core::start;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::ports::PrimaryDisks;
 use crate::runtime::alarms::Topic;
-use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, session_number};
+use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
 use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::ended::Ended;
@@ -267,7 +269,7 @@ impl Driver {
                 self.session = Some(session);
                 self.session_number += 1;
                 inputs.push_back(PrimaryInput::LinkUp {
-                    session: session_number(),
+                    session: part_of_session(),
                 });
             }
             Happened::Connected(Err(error)) => self.not_connected(&error),
@@ -470,18 +472,7 @@ impl Driver {
                     session.send(self.core.generation(), &message);
                 }
             }
-            PrimaryEffect::StartSync { disks } => {
-                let session = self.session.as_ref()?;
-                let target = Target {
-                    session: self.session_number,
-                    queue: session.queue(),
-                    generation: self.core.generation(),
-                    backup: self.core.backup_node().unwrap_or("unnamed").to_owned(),
-                };
-                self.retry.synchronisation_begins();
-                self.order(CaptureJob::Attach(target));
-                self.order(CaptureJob::StartSync(disks));
-            }
+            PrimaryEffect::StartSync { disks } => self.start_sync(disks),
             PrimaryEffect::SyncRound => self.order(CaptureJob::SyncRound),
             PrimaryEffect::Capture(epoch) => self.order(CaptureJob::Capture(epoch)),
             PrimaryEffect::WriteDisks(epoch) => self.shared_disks.write(self.session_number, epoch),
@@ -541,6 +532,22 @@ impl Driver {
             }
         }
         None
+    }
+
+    fn start_sync(&mut self, disks: Vec<PeerDisk>) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        let node = self.core.backup_node().unwrap_or("unnamed");
+        let target = Target {
+            session: self.session_number,
+            queue: session.queue(),
+            generation: self.core.generation(),
+            backup: start::backup(node, self.core.backup_host()),
+        };
+        self.retry.synchronisation_begins();
+        self.order(CaptureJob::Attach(target));
+        self.order(CaptureJob::StartSync(disks));
     }
 
     fn order(&self, job: CaptureJob) {

@@ -22,7 +22,7 @@ use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{Machine, PageMemory};
 use crate::runtime::alarms::Topic;
-use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue};
+use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
@@ -49,9 +49,9 @@ pub(super) struct Driver<M: Machine> {
     pub(super) machine: StoppedOnDrop<M>,
     memory: Arc<dyn PageMemory>,
     pub(super) disks: DiskThread,
-    /// This side's name, while its disks are being described for the welcome. Nothing else is sent
-    /// before it.
-    welcome: Option<String>,
+    /// The welcome, while this side's disks are being described for it. Nothing else is sent before
+    /// it.
+    welcome: Option<Welcome>,
     /// The last epoch that the core knows to be durable.
     durable: EpochId,
     pub(super) requests: Receiver<Request>,
@@ -362,8 +362,8 @@ impl<M: Machine> Driver<M> {
     fn disks_happened(&mut self, event: DiskEvent, inputs: &mut VecDeque<BackupInput>) {
         match event {
             DiskEvent::Described(disks) => {
-                if let (Some(node), Some(session)) = (self.welcome.take(), &mut self.session) {
-                    let welcome = Message::Welcome(Welcome { node, disks });
+                if let (Some(welcome), Some(session)) = (self.welcome.take(), &mut self.session) {
+                    let welcome = Message::Welcome(Welcome { disks, ..welcome });
                     session.send(self.core.generation(), &welcome);
                 }
             }
@@ -408,7 +408,9 @@ impl<M: Machine> Driver<M> {
         } = introduced;
         self.metrics.linked(session.counters());
         self.session = Some(session);
-        inputs.push_back(BackupInput::LinkUp);
+        inputs.push_back(BackupInput::LinkUp {
+            session: part_of_session(),
+        });
         inputs.push_back(BackupInput::Received {
             generation,
             message: hello,
@@ -431,12 +433,18 @@ impl<M: Machine> Driver<M> {
         }
     }
 
-    fn welcome(&mut self, node: String) {
+    fn welcome(&mut self, session: u64) {
         if let (Some(session), Some(left_out)) = (&self.session, self.log.line("connected")) {
             tracing::info!(peer = session.peer, left_out, "a primary connected");
         }
         self.last_contact = Instant::now();
-        self.welcome = Some(node);
+        let settings = &self.setup.reign.settings;
+        self.welcome = Some(Welcome {
+            node: settings.node.clone(),
+            host: settings.host.clone(),
+            session,
+            disks: Vec::new(),
+        });
         self.disks.describe();
     }
 
@@ -477,7 +485,7 @@ impl<M: Machine> Driver<M> {
                 self.disks.disks.committed(epoch);
                 self.metrics.committed();
             }
-            BackupEffect::Welcome { node } => self.welcome(node),
+            BackupEffect::Welcome { session } => self.welcome(session),
             BackupEffect::BeginCopy(plan) => {
                 let history = self.setup.reign.history(self.core.generation());
                 self.disks.begin_copy(plan, history);

@@ -98,7 +98,7 @@ fn what_is_given_up_for_a_host_that_is_gone_for_good_is_said() {
     disks.await_progress(B);
     let log = disks.host(B).log();
     assert!(
-        log.contains("starting over gives up the copy of the guest's memory that b may have"),
+        log.contains("starting over gives up the copy of the guest's memory that b (host "),
         "{log}"
     );
     assert!(

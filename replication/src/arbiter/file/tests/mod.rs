@@ -4,6 +4,7 @@ mod crashes;
 mod edges;
 mod facts;
 mod interleavings;
+mod restored;
 
 use super::*;
 

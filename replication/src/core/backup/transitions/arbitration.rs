@@ -80,8 +80,12 @@ impl BackupCore {
             return;
         }
         match std::mem::replace(&mut self.link, Link::Down) {
-            Link::Introduced { generation, hello } => {
-                self.welcome(generation, *hello, &record, out);
+            Link::Introduced {
+                generation,
+                hello,
+                session,
+            } => {
+                self.welcome(generation, *hello, session, &record, out);
             }
             link => {
                 self.link = link;
@@ -104,6 +108,9 @@ impl BackupCore {
              one directory, not copies of it",
             record.generation, record.mark, self.told, self.generation
         );
+        if !self.is_proven() {
+            return self.give_up_unproven(why, out);
+        }
         self.promise.fail(why.clone());
         out.push(Effect::Send(Message::NoArbiter(why)));
     }
@@ -172,6 +179,9 @@ impl BackupCore {
                 self.promise.fail(why.clone());
                 match self.link {
                     Link::Introduced { .. } => self.refuse_for_lack_of_arbiter(why, out),
+                    Link::Welcomed if matches!(self.phase, Phase::Syncing) && !self.is_proven() => {
+                        self.give_up_unproven(why, out);
+                    }
                     Link::Welcomed if !matches!(self.phase, Phase::Claiming { .. }) => {
                         out.push(Effect::Send(Message::NoArbiter(why)));
                     }

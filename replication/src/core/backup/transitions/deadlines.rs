@@ -15,7 +15,7 @@ const HANDSHAKE_TIMEOUTS: u32 = 10;
 pub(in crate::core) enum Timer {
     /// A whole epoch is to be committed. Looked at before the next input.
     Commit,
-    /// A peer has not introduced itself.
+    /// A peer has not introduced itself, or has not shown that it is the primary.
     Handshake,
     /// No sign of life of the primary on any path.
     Silence,
@@ -32,11 +32,12 @@ impl BackupCore {
     pub(super) fn arm_timers(&mut self) {
         let commit = self.commit_is_due().then_some(self.now);
         let handshake = match self.link {
-            Link::Stranger { since } => {
+            Link::Stranger { since, .. } => {
                 Some(since + self.policy.heartbeat_timeout * HANDSHAKE_TIMEOUTS)
             }
+            Link::Welcomed => self.proof_ends_at(),
             // The primary gives up an arbiter that is too slow.
-            Link::Down | Link::Introduced { .. } | Link::Welcomed => None,
+            Link::Down | Link::Introduced { .. } => None,
         };
         let silent_at = self.heard_at + self.policy.heartbeat_timeout;
         let silence = match &self.phase {

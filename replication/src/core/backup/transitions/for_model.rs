@@ -22,9 +22,10 @@ impl BackupCore {
             Phase::Standby { cut: Some(cut) } => cut.clear(),
             _ => {}
         }
-        if let Link::Stranger { since } = &mut self.link {
+        if let Link::Stranger { since, .. } = &mut self.link {
             *since = NOW;
         }
+        self.welcomed_at = NOW;
         self.promise.forget_time(NOW, keeps_promise);
         self.heard_at = NOW;
         self.beat_sent_at = NOW;
@@ -42,9 +43,10 @@ impl BackupCore {
         match timer {
             Timer::Commit | Timer::Beat => {}
             Timer::Handshake => {
-                if let Link::Stranger { since } = &mut self.link {
+                if let Link::Stranger { since, .. } = &mut self.link {
                     *since -= AGE;
                 }
+                self.welcomed_at -= AGE;
             }
             Timer::Silence => self.heard_at -= AGE,
             Timer::Ask => match &mut self.phase {
@@ -90,6 +92,7 @@ impl Hash for BackupCore {
             rehearsal_wanted,
             told,
             promise,
+            welcomed_at: _,
             heard_at,
             beat_sent_at,
         } = self;
@@ -97,9 +100,13 @@ impl Hash for BackupCore {
         (rehearsal_wanted, told, promise, heard_at, beat_sent_at).hash(state);
         match link {
             Link::Down => 0_u64.hash(state),
-            Link::Stranger { since } => (1_u64, since).hash(state),
-            Link::Introduced { generation, hello } => {
-                (2_u64, generation, hello.session).hash(state);
+            Link::Stranger { since, session } => (1_u64, since, session).hash(state),
+            Link::Introduced {
+                generation,
+                hello,
+                session,
+            } => {
+                (2_u64, generation, hello.session, session).hash(state);
             }
             Link::Welcomed => 3_u64.hash(state),
         }

@@ -54,6 +54,7 @@ impl BackupCore {
         let copy = self.committed_epoch();
         out.push(Effect::Send(Message::Holdings(Holdings {
             node: self.identity.node.clone(),
+            host: self.identity.host.clone(),
             copy: copy.map(|epoch| (self.generation, epoch)),
         })));
         self.close_link(out);

@@ -1,12 +1,17 @@
 //! The handshake from the backup's side: which primaries it accepts.
 
+use std::time::Duration;
+
 use super::disks::Disks;
 use super::{BackupCore, Effect, Link, Phase};
 use crate::arbiter::{Mark, Record};
-use crate::core::message::{Hello, Message, Refusal};
+use crate::core::message::{Hello, Message, Refusal, session_number};
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Difference;
 use crate::ids::{EpochId, Generation};
+
+/// In so many checks' time, a primary has written its first mark, and this side has found it.
+const PROOF_CHECKS: u32 = 2;
 
 impl BackupCore {
     /// The arbiter is asked before anything else is done: anyone can say anything (R10).
@@ -14,6 +19,7 @@ impl BackupCore {
         &mut self,
         generation: Generation,
         hello: Hello,
+        session: u64,
         out: &mut Vec<Effect>,
     ) {
         if generation.0 == 0 || hello.session == 0 {
@@ -23,7 +29,11 @@ impl BackupCore {
             return self.refuse(refusal, out);
         }
         let hello = Box::new(hello);
-        self.link = Link::Introduced { generation, hello };
+        self.link = Link::Introduced {
+            generation,
+            hello,
+            session,
+        };
         self.rehearsal_wanted = true;
     }
 
@@ -32,6 +42,7 @@ impl BackupCore {
         &mut self,
         generation: Generation,
         hello: Hello,
+        session: u64,
         record: &Record,
         out: &mut Vec<Effect>,
     ) {
@@ -60,16 +71,35 @@ impl BackupCore {
         self.staging.restart(EpochId(1));
         self.primary_node = Some(hello.node);
         self.told = Mark {
-            session: hello.session,
+            session: session_number(hello.session, session),
             beat: 0,
         };
         self.promise.begin(self.now);
+        self.welcomed_at = self.now;
         self.heard_at = self.now;
         self.beat_sent_at = self.now;
         self.disks = Disks::default();
-        out.push(Effect::Welcome {
-            node: self.identity.node.clone(),
-        });
+        out.push(Effect::Welcome { session });
+    }
+
+    /// Whether the primary has written a mark of this session to the record of this side's arbiter.
+    pub(super) fn is_proven(&self) -> bool {
+        self.promise.is_proven()
+    }
+
+    /// Until when the primary must have shown that.
+    pub(super) fn proof_ends_at(&self) -> Option<Duration> {
+        let waits = self.link == Link::Welcomed
+            && matches!(self.phase, Phase::Syncing)
+            && !self.is_proven();
+        waits.then(|| self.welcomed_at + self.policy.arbiter_check * PROOF_CHECKS)
+    }
+
+    /// Whoever was welcomed is perhaps not the primary. Nothing of it was taken.
+    pub(super) fn give_up_unproven(&mut self, why: String, out: &mut Vec<Effect>) {
+        let refusal = Refusal::NoArbiter(why.clone());
+        out.push(Effect::Send(Message::Refuse(refusal)));
+        self.cut_off(why, false, out);
     }
 
     pub(super) fn refuse_for_lack_of_arbiter(&mut self, why: String, out: &mut Vec<Effect>) {

@@ -91,13 +91,17 @@ enum Link {
     /// Up, but the peer has not introduced itself yet.
     Stranger {
         since: Duration,
+        /// This side's part of the session's number.
+        session: u64,
     },
     /// The peer has introduced itself, with its generation; the arbiter is asked about it.
     Introduced {
         generation: Generation,
         hello: Box<Hello>,
+        /// This side's part of the session's number.
+        session: u64,
     },
-    /// Up, with the primary at the other end.
+    /// Up, with the primary at the other end. Until [`BackupCore::is_proven`], it may be a stranger.
     Welcomed,
 }
 
@@ -128,6 +132,8 @@ pub struct BackupCore {
     told: Mark,
     promise: Promise,
     to_start: ToStart,
+    /// When the primary was welcomed, or this side last did not read.
+    welcomed_at: Duration,
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
     beat_sent_at: Duration,
@@ -163,6 +169,7 @@ impl BackupCore {
             told: Mark::default(),
             promise: Promise::default(),
             to_start: ToStart::default(),
+            welcomed_at: now,
             heard_at: now,
             beat_sent_at: now,
         };
@@ -226,6 +233,9 @@ impl BackupCore {
         match timer {
             // `handle` begins with the commit.
             Timer::Commit => {}
+            Timer::Handshake if self.link == Link::Welcomed => {
+                self.give_up_unproven(String::from("it has not written a mark in time"), out);
+            }
             Timer::Handshake => self.close_link(out),
             Timer::Silence => self.primary_is_silent(out),
             Timer::Beat => {
@@ -293,7 +303,7 @@ impl BackupCore {
 
     fn apply(&mut self, input: Input, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
         match input {
-            Input::LinkUp => self.link_up(out),
+            Input::LinkUp { session } => self.link_up(session, out),
             Input::Received {
                 generation,
                 message,
@@ -314,7 +324,10 @@ impl BackupCore {
             Input::DisksDurable { epoch } => self.disks_durable(epoch),
             Input::Compared(differ) => self.compared(differ, out),
             Input::DisksFailed { error } => self.disks_failed(error, out),
-            Input::NotReading => self.heard_at = self.now,
+            Input::NotReading => {
+                self.heard_at = self.now;
+                self.welcomed_at = self.now;
+            }
             Input::PromotionWanted => {
                 if matches!(self.phase, Phase::Standby { .. }) {
                     self.claim_from_living("promotion was asked for".into(), out);
@@ -333,10 +346,11 @@ impl BackupCore {
         }
     }
 
-    fn link_up(&mut self, out: &mut Vec<Effect>) {
+    fn link_up(&mut self, session: u64, out: &mut Vec<Effect>) {
         match (&self.phase, &self.link) {
             (Phase::Listening | Phase::Standby { .. }, Link::Down) => {
-                self.link = Link::Stranger { since: self.now };
+                let since = self.now;
+                self.link = Link::Stranger { since, session };
             }
             (Phase::Claiming { .. } | Phase::Promoted, _) => out.push(Effect::CloseLink),
             _ => self.violated(&ProtocolViolation::SecondLink, out),
@@ -365,8 +379,9 @@ impl BackupCore {
     ) {
         match (&self.link, message) {
             (Link::Down, _) => {}
-            (Link::Stranger { .. }, Message::Hello(hello)) => {
-                self.introduced(generation, hello, out);
+            (Link::Stranger { session, .. }, Message::Hello(hello)) => {
+                let session = *session;
+                self.introduced(generation, hello, session, out);
             }
             (Link::Stranger { .. }, Message::Inquiry(inquiry)) => self.asked(&inquiry, out),
             (Link::Welcomed, _) if generation < self.generation => {
@@ -405,6 +420,12 @@ impl BackupCore {
         memory: &dyn PageMemory,
         out: &mut Vec<Effect>,
     ) -> Result<(), ProtocolViolation> {
+        if !self.is_proven() && !may_come_unproven(&message) {
+            return Err(ProtocolViolation::Unexpected {
+                message: message.name(),
+                phase: "waiting for the first mark",
+            });
+        }
         match message {
             Message::SyncPages(batch) => self.staging.sync(&batch, memory)?,
             Message::EpochPages { epoch, batch } => self.staging.pages(epoch, &batch, memory)?,
@@ -550,6 +571,14 @@ impl BackupCore {
             out.push(Effect::Stop);
         }
     }
+}
+
+/// What a peer may say that has not shown yet that it is the primary.
+fn may_come_unproven(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Marked(_) | Message::NoArbiter(_) | Message::Heartbeat | Message::Bye(_)
+    )
 }
 
 #[cfg(test)]

@@ -82,6 +82,8 @@ fn golden_session() -> Vec<Golden> {
         (
             Message::Welcome(Welcome {
                 node: "b".into(),
+                host: Some("2e".into()),
+                session: 300,
                 disks: vec![PeerDisk {
                     name: "root".into(),
                     bytes: 65536,
@@ -94,7 +96,7 @@ fn golden_session() -> Vec<Golden> {
             }),
             2,
             0,
-            "01620104726f6f7480800401ac0201008080040101",
+            "016201023265ac020104726f6f7480800401ac0201008080040101",
         ),
         (
             Message::Refuse(Refusal::OtherVm { vm: "x".into() }),
@@ -149,11 +151,12 @@ fn golden_inquiry() -> Vec<Golden> {
         (
             Message::Holdings(Holdings {
                 node: "b".into(),
+                host: None,
                 copy: Some((Generation(5), EpochId(300))),
             }),
             20,
             0,
-            "01620105ac02",
+            "0162000105ac02",
         ),
     ]
 }

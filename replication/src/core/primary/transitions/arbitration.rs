@@ -187,17 +187,14 @@ impl PrimaryCore {
         if self.has_link() {
             out.push(Effect::Send(Message::Marked(mark)));
         }
-        // R9, R10: nothing is copied before the record shows that there may be a copy elsewhere.
-        if let Phase::Handshaking { welcomed } = &mut self.phase
-            && let Some(disks) = welcomed.take()
+        if let Phase::Handshaking {
+            marked: marked @ false,
+            ..
+        } = &mut self.phase
         {
-            self.phase = Phase::Syncing {
-                rounds: 0,
-                capture_at: None,
-                failures: 0,
-            };
-            self.promise.begin(self.now);
-            out.push(Effect::StartSync { disks });
+            *marked = true;
+            // From here on it is the backup's look at the record that is waited for.
+            self.link_up_at = self.now;
         }
     }
 
@@ -205,6 +202,18 @@ impl PrimaryCore {
     pub(super) fn seen(&mut self, mark: Mark, out: &mut Vec<Effect>) {
         if mark > self.mark || mark.session != self.mark.session {
             return self.violated(&ProtocolViolation::Mark { mark }, out);
+        }
+        // R9: nothing is copied to a backup that sees another record.
+        if let Phase::Handshaking { welcomed, .. } = &mut self.phase
+            && let Some(disks) = welcomed.take()
+        {
+            self.phase = Phase::Syncing {
+                rounds: 0,
+                capture_at: None,
+                failures: 0,
+            };
+            self.promise.begin(self.marked_at);
+            out.push(Effect::StartSync { disks });
         }
         // A standby that is slow has seen the one before.
         for (written, at) in [self.mark_before, (self.mark, self.marked_at)] {

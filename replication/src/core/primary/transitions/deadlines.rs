@@ -38,7 +38,7 @@ impl PrimaryCore {
     /// Sets every timer again. To be called whenever something has happened.
     pub(super) fn arm_timers(&mut self) {
         let (handshake, silence, beat, unacked, capture) = match &self.phase {
-            Phase::Handshaking { welcomed } => {
+            Phase::Handshaking { welcomed, .. } => {
                 let beat = welcomed.is_some().then(|| self.beat_at());
                 (Some(self.handshake_ends_at()), None, beat, None, None)
             }

@@ -126,6 +126,7 @@ impl Hash for PrimaryCore {
             beat_written,
             promise,
             backup_node,
+            backup_host: _,
             link_up_at,
             link_heard_at,
             message_at,

@@ -22,7 +22,7 @@ use super::epochs::Epochs;
 use super::{PrimaryEffect as Effect, PrimaryInput as Input};
 use crate::arbiter::Mark;
 use crate::core::disk::PeerDisk;
-use crate::core::message::{Bye, Hello, Message, Refusal};
+use crate::core::message::{Bye, Hello, Message, Refusal, session_number};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
 use crate::core::timers::Timers;
@@ -38,8 +38,10 @@ const CAPTURE_FAILURES_MAX: u32 = 5;
 enum Phase {
     Alone,
     Handshaking {
-        /// The backup's disks, once it has welcomed this side and while the first mark is written.
+        /// The backup's disks, once it has welcomed this side, until it has found the first mark.
         welcomed: Option<Vec<PeerDisk>>,
+        /// The first mark is in the record.
+        marked: bool,
     },
     Syncing {
         rounds: u32,
@@ -91,6 +93,8 @@ pub struct PrimaryCore {
     beat_written: u64,
     promise: Promise,
     backup_node: Option<String>,
+    /// What tells the backup's host from others of that name.
+    backup_host: Option<String>,
     /// When the link came up.
     link_up_at: Duration,
     /// When something last came over the link; time that this side slept is not counted.
@@ -130,6 +134,7 @@ impl PrimaryCore {
             beat_written: 0,
             promise: Promise::default(),
             backup_node: None,
+            backup_host: None,
             link_up_at: now,
             link_heard_at: now,
             message_at: now,
@@ -323,7 +328,10 @@ impl PrimaryCore {
     fn link_up(&mut self, session: u64, out: &mut Vec<Effect>) {
         match self.phase {
             Phase::Alone if !self.opening => {
-                self.phase = Phase::Handshaking { welcomed: None };
+                self.phase = Phase::Handshaking {
+                    welcomed: None,
+                    marked: false,
+                };
                 self.mark.session = session;
                 self.link_up_at = self.now;
                 self.link_heard_at = self.now;
@@ -372,17 +380,24 @@ impl PrimaryCore {
         self.message_at = self.now;
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {
-            (Phase::Handshaking { welcomed }, Message::Welcome(welcome)) if welcomed.is_none() => {
+            (Phase::Handshaking { welcomed, .. }, Message::Welcome(welcome))
+                if welcomed.is_none() =>
+            {
                 self.backup_node = Some(welcome.node);
+                self.backup_host = welcome.host;
+                self.mark.session = session_number(self.mark.session, welcome.session);
                 *welcomed = Some(welcome.disks);
                 // From here on it is the arbiter that is waited for.
                 self.link_up_at = self.now;
                 self.confirm_at = Some(self.now);
             }
             (_, Message::Heartbeat) if self.backup_node.is_some() => {}
-            (Phase::Syncing { .. } | Phase::Protected(_), Message::Seen(mark)) => {
-                self.seen(mark, out);
-            }
+            (
+                Phase::Handshaking { marked: true, .. }
+                | Phase::Syncing { .. }
+                | Phase::Protected(_),
+                Message::Seen(mark),
+            ) => self.seen(mark, out),
             (Phase::Syncing { .. } | Phase::Protected(_), Message::NoArbiter(why)) => {
                 self.promise.fail(format!("the standby says: {why}"));
             }
@@ -494,6 +509,7 @@ impl PrimaryCore {
         self.doubt = None;
         self.dismissal = None;
         self.backup_node = None;
+        self.backup_host = None;
         self.promise.end();
     }
 

@@ -137,6 +137,12 @@ impl PrimaryCore {
         self.backup_node.as_deref()
     }
 
+    /// What tells the backup's host from others of its name, from its welcome until it is lost.
+    #[must_use]
+    pub fn backup_host(&self) -> Option<&str> {
+        self.backup_host.as_deref()
+    }
+
     /// Whether releases wait for the arbiter to confirm the generation.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {

@@ -46,6 +46,7 @@ impl Bench {
         let mut bench = Self::new();
         bench.core.identity.disks = vec![DISK_BYTES];
         bench.introduce(GENERATION);
+        bench.prove();
         let effects = bench.hear(plan(1));
         assert!(matches!(&effects[..], [Effect::BeginCopy(plan)] if plan.len() == 1));
         bench
@@ -191,6 +192,7 @@ fn what_was_being_persisted_for_a_copy_given_up_acks_nothing_of_the_next() {
         ]
     ));
     bench.introduce(GENERATION);
+    bench.prove();
     bench.hear(plan(1));
     let new = bench.persisting(1, 5);
     assert_eq!(bench.persisted(old), []);
@@ -309,6 +311,7 @@ fn plans_and_disk_writes_that_do_not_fit_are_violations() {
     let mut bench = Bench::new();
     bench.core.identity.disks = vec![DISK_BYTES];
     bench.introduce(GENERATION);
+    bench.prove();
     let mut messages = epoch_messages(1, 1);
     let end = messages.pop().expect("an end");
     messages

@@ -146,6 +146,7 @@ fn a_huge_epoch_is_committed_in_slices_and_signs_of_life_go_on() {
         bench.now,
     );
     bench.introduce(GENERATION);
+    bench.prove();
     let epoch = EpochId(1);
     let mut messages = epoch_with(1, pages, 7, EpochDisks::default());
     let end = messages.pop().expect("an end");

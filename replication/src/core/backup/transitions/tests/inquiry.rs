@@ -15,7 +15,8 @@ fn inquiry() -> Message {
 fn holdings(node: &str, copy: Option<u64>) -> Holdings {
     let copy = copy.map(|epoch| (GENERATION, EpochId(epoch)));
     let node = node.into();
-    Holdings { node, copy }
+    let host = None;
+    Holdings { node, host, copy }
 }
 
 /// The guest ran last on `holder`, and `backup` may have a copy. Nobody runs it.
@@ -36,7 +37,7 @@ fn inquired(theirs: Result<Holdings, String>) -> Input {
 }
 
 fn asks(bench: &mut Bench) -> Vec<Effect> {
-    assert_eq!(bench.give(Input::LinkUp), []);
+    assert_eq!(bench.give(link_up()), []);
     bench.hear_from(Generation(0), inquiry())
 }
 
@@ -75,7 +76,7 @@ fn who_asks_is_told_of_a_copy_or_that_there_is_none() {
 fn who_asks_about_another_guest_or_arbiter_is_refused() {
     for (vm, id) in [("vm1", arbiter()), ("vm0", ArbiterId("another".into()))] {
         let mut bench = Bench::new();
-        bench.give(Input::LinkUp);
+        bench.give(link_up());
         let wrong = Message::Inquiry(Inquiry {
             vm: vm.into(),
             node: "a".into(),
@@ -176,8 +177,7 @@ fn a_guest_that_may_have_ended_on_purpose_is_started_only_if_somebody_asks_for_i
 fn a_primary_that_comes_meanwhile_is_served_and_nothing_is_started() {
     let mut bench = looking(Starts::IfItMay);
     assert_eq!(bench.give(ran_on("b", Some("a"))), [Effect::Inquire]);
-    let node = "b".into();
-    assert_eq!(bench.introduce(GENERATION), [Effect::Welcome { node }]);
+    assert_eq!(bench.introduce(GENERATION), [welcomed()]);
     assert_eq!(bench.give(inquired(Ok(holdings("a", None)))), []);
     assert_eq!(bench.core.phase(), BackupPhase::Syncing);
 }

@@ -60,7 +60,7 @@ fn the_introduction_must_fit() {
         }),
     ];
     for (hello, generation, expected) in cases {
-        bench.give(Input::LinkUp);
+        bench.give(link_up());
         let effects = bench.hear_from(Generation(generation), Message::Hello(hello));
         assert!(expected(refused(&effects)), "{effects:?}");
         assert_eq!(bench.core.phase(), BackupPhase::Listening);
@@ -76,7 +76,7 @@ fn the_introduction_must_fit() {
 #[test]
 fn only_an_introduction_may_come_first() {
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let effects = bench.hear(Message::Heartbeat);
     assert!(matches!(
         &effects[..],
@@ -86,7 +86,7 @@ fn only_an_introduction_may_come_first() {
         ]
     ));
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     assert_eq!(bench.pass(1499 * MS, false, false), []);
     assert_eq!(bench.pass(MS, false, false), [Effect::CloseLink]);
 }
@@ -97,7 +97,7 @@ fn the_next_generation_starts_afresh_after_a_cut() {
     bench.give(Input::LinkBroken {
         cause: "bad frame".into(),
     });
-    assert_eq!(bench.give(Input::LinkUp), []);
+    assert_eq!(bench.give(link_up()), []);
     let hello = bench.hello();
     let effects = bench.hear(Message::Hello(hello.clone()));
     assert!(
@@ -119,6 +119,7 @@ fn a_session_of_the_same_generation_starts_afresh_too() {
     bench.hear(epoch_messages(1, 5).remove(0));
     bench.give(Input::LinkClosed);
     bench.introduce(GENERATION);
+    bench.prove();
     bench.receive(1, 1);
     assert_eq!(bench.fill(), 1);
 }
@@ -129,14 +130,14 @@ fn a_strangers_link_does_not_keep_the_old_primary_alive() {
     bench.give(Input::LinkBroken {
         cause: "bad frame".into(),
     });
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let effects = bench.pass(150 * MS, false, false);
     assert_eq!(effects, [Effect::CloseLink, claim()]);
 }
 
 /// What is said of an introduction whose arbiter's answer is this.
 fn answered(bench: &mut Bench, generation: u64, answer: Input) -> Vec<Effect> {
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let hello = bench.hello();
     let asked = bench.hear_from(Generation(generation), Message::Hello(hello));
     assert_eq!(asked, [Effect::Rehearse], "R10: nothing before the answer");
@@ -188,11 +189,11 @@ fn a_forged_introduction_does_not_cost_the_copy() {
 #[test]
 fn an_answer_from_before_the_introduction_says_nothing_about_it() {
     let mut bench = Bench::new();
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let hello = bench.hello();
     bench.hear(Message::Hello(hello));
     bench.give(Input::LinkClosed);
-    bench.give(Input::LinkUp);
+    bench.give(link_up());
     let hello = bench.hello();
     assert_eq!(
         bench.hear(Message::Hello(hello)),
@@ -206,4 +207,95 @@ fn an_answer_from_before_the_introduction_says_nothing_about_it() {
     );
     let effects = bench.give(Input::Rehearsed(record(3, 0)));
     assert!(matches!(effects[..], [Effect::Welcome { .. }]));
+}
+
+#[test]
+fn nothing_is_taken_from_a_primary_before_its_mark_was_found() {
+    let plan = Message::SyncDisks(Vec::new());
+    let of_epoch = epoch_messages(1, 5);
+    let pages = Message::SyncPages(batch(100, 5));
+    for message in [plan, pages].into_iter().chain(of_epoch) {
+        let mut bench = Bench::new();
+        bench.introduce(GENERATION);
+        // Announced, but not found yet.
+        bench.hear(Message::Marked(mark(1)));
+        let effects = bench.hear(message);
+        assert!(
+            matches!(
+                &effects[..],
+                [
+                    Effect::Send(Message::Bye(Bye::Protocol(why))),
+                    Effect::CloseLink,
+                    Effect::Reset { .. }
+                ] if why.contains("first mark")
+            ),
+            "{effects:?}"
+        );
+        assert_eq!(bench.fill(), 0);
+        assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    }
+}
+
+/// That a stranger's time is up, or its mark is not there.
+#[track_caller]
+fn assert_is_sent_away(effects: &[Effect], why: &str) {
+    assert!(
+        matches!(
+            effects,
+            [
+                Effect::Send(Message::Refuse(Refusal::NoArbiter(told))),
+                Effect::CloseLink,
+                Effect::Reset { .. }
+            ] if told.contains(why)
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn who_cannot_write_to_the_record_is_sent_away() {
+    let welcomed = || {
+        let mut bench = Bench::new();
+        bench.introduce(GENERATION);
+        bench
+    };
+    // It never says that it has written anything, although it says a lot.
+    let mut bench = welcomed();
+    let time = 2 * Policy::default().arbiter_check;
+    assert_eq!(bench.pass(time - MS, true, true), []);
+    assert_is_sent_away(&bench.pass(MS, true, true), "in time");
+    // It says so, and has not.
+    let mut bench = welcomed();
+    bench.hear(Message::Marked(mark(1)));
+    let effects = bench.give(Input::Rehearsed(record(3, 0)));
+    assert_is_sent_away(&effects, "not copies of it");
+    // Nobody can tell.
+    let mut bench = welcomed();
+    bench.hear(Message::Marked(mark(1)));
+    assert_is_sent_away(&bench.give(unavailable()), "no answer");
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    bench.introduce(GENERATION);
+}
+
+#[test]
+fn a_recorded_session_cannot_be_played_again() {
+    // The same introduction, but this side's part of the number is another one now.
+    let mut bench = Bench::new();
+    bench.give(Input::LinkUp { session: 1 });
+    let hello = bench.hello();
+    bench.hear(Message::Hello(hello));
+    let effects = bench.give(Input::Rehearsed(record(3, 1)));
+    assert!(
+        matches!(&effects[..], [Effect::Welcome { session: 1 }]),
+        "{effects:?}"
+    );
+    assert_ne!(bench.core.session(), SESSION);
+    let effects = bench.hear(Message::Marked(mark(1)));
+    assert!(
+        matches!(
+            effects.first(),
+            Some(Effect::Send(Message::Bye(Bye::Protocol(_))))
+        ),
+        "{effects:?}"
+    );
 }

@@ -50,7 +50,7 @@ fn a_closed_link_is_acted_on_at_once_and_the_torn_epoch_named() {
     );
     assert_eq!(bench.fill(), 1, "nothing of epoch 2");
     assert_eq!(bench.core.generation(), Generation(4));
-    assert_eq!(bench.give(Input::LinkUp), [Effect::CloseLink]);
+    assert_eq!(bench.give(link_up()), [Effect::CloseLink]);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn heartbeats_are_sent_once_welcomed() {
 #[test]
 fn deadlines_are_met_by_wakeups_alone() {
     let mut stranger = Bench::new();
-    stranger.give(Input::LinkUp);
+    stranger.give(link_up());
     let mut cut = Bench::standby();
     cut.give(Input::LinkBroken {
         cause: "bad frame".into(),

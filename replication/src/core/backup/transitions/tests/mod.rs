@@ -56,8 +56,17 @@ fn mark(beat: u64) -> Mark {
 fn claim() -> Effect {
     Effect::Claim {
         known: GENERATION,
-        mark: mark(0),
+        mark: mark(1),
     }
+}
+
+/// This side's part of the session's number is 0, so the number is the primary's part.
+fn link_up() -> Input {
+    Input::LinkUp { session: 0 }
+}
+
+fn welcomed() -> Effect {
+    Effect::Welcome { session: 0 }
 }
 
 fn unavailable() -> Input {
@@ -143,7 +152,7 @@ impl Bench {
 
     /// A primary of this generation introduces itself, and the arbiter says that it is in force.
     fn introduce(&mut self, generation: Generation) -> Vec<Effect> {
-        assert_eq!(self.give(Input::LinkUp), []);
+        assert_eq!(self.give(link_up()), []);
         let hello = self.hello();
         assert_eq!(
             self.hear_from(generation, Message::Hello(hello)),
@@ -190,10 +199,17 @@ impl Bench {
 
     fn syncing() -> Self {
         let mut bench = Self::new();
-        let node = "b".into();
-        assert_eq!(bench.introduce(GENERATION), [Effect::Welcome { node }]);
+        assert_eq!(bench.introduce(GENERATION), [welcomed()]);
         assert_eq!(bench.core.generation(), GENERATION);
+        bench.prove();
         bench
+    }
+
+    /// The primary has written its first mark, and this side finds it.
+    fn prove(&mut self) {
+        assert_eq!(self.hear(Message::Marked(mark(1))), [Effect::Rehearse]);
+        let seen = Effect::Send(Message::Seen(mark(1)));
+        assert_eq!(self.give(Input::Rehearsed(record(GENERATION.0, 1))), [seen]);
     }
 
     fn receive(&mut self, epoch: u64, fill: u8) {

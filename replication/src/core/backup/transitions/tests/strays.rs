@@ -29,13 +29,13 @@ fn a_stall_of_this_side_is_no_silence_of_the_primary() {
 #[test]
 fn once_it_is_promoted_it_asks_nothing_more_and_does_not_stop_as_a_backup() {
     let mut bench = Bench::standby();
-    assert_eq!(bench.hear(Message::Marked(mark(1))), [Effect::Rehearse]);
+    assert_eq!(bench.hear(Message::Marked(mark(2))), [Effect::Rehearse]);
     // Another mark is to be looked for after this one.
-    assert_eq!(bench.hear(Message::Marked(mark(2))), []);
+    assert_eq!(bench.hear(Message::Marked(mark(3))), []);
     bench.give(Input::PromotionWanted);
     let known = GENERATION;
-    let asked = bench.give(Input::Rehearsed(record(3, 1)));
-    let mark = mark(2);
+    let asked = bench.give(Input::Rehearsed(record(3, 2)));
+    let mark = mark(3);
     assert_eq!(asked, [Effect::Claim { known, mark }]);
     let effects = promoted(&mut bench);
     assert!(
@@ -62,13 +62,13 @@ fn a_grant_that_is_not_later_than_what_it_knows_promotes_nobody() {
 #[test]
 fn a_primary_that_is_being_replaced_is_told_nothing_about_the_arbiter() {
     let mut bench = Bench::standby();
-    bench.hear(Message::Marked(mark(1)));
+    bench.hear(Message::Marked(mark(2)));
     assert_eq!(bench.give(Input::PromotionWanted), []);
     assert_eq!(
         bench.give(unavailable()),
         [Effect::Claim {
             known: GENERATION,
-            mark: mark(1)
+            mark: mark(2)
         }]
     );
 }
@@ -100,7 +100,7 @@ fn disks_are_planned_before_anything_else_of_the_copy() {
 fn who_names_no_generation_or_no_session_breaks_the_protocol() {
     for (generation, session) in [(0, SESSION), (3, 0)] {
         let mut bench = Bench::new();
-        bench.give(Input::LinkUp);
+        bench.give(link_up());
         let hello = Hello {
             session,
             ..bench.hello()
@@ -133,7 +133,7 @@ fn looking() -> Bench {
 fn nobody_looks_whether_to_start_the_guest_while_somebody_is_served() {
     let mut bench = Bench::new();
     bench.core.identity.starts = Starts::IfItRanHere;
-    assert_eq!(bench.give(Input::LinkUp), [], "it may be the primary");
+    assert_eq!(bench.give(link_up()), [], "it may be the primary");
     assert_eq!(bench.give(Input::Tick), []);
     assert_eq!(bench.give(Input::LinkClosed).last(), Some(&Effect::Look));
 }

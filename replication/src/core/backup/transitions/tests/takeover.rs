@@ -9,16 +9,14 @@ fn told(beat: u64) -> Message {
 #[test]
 fn each_mark_is_looked_for_and_the_next_claim_names_it() {
     let mut bench = Bench::standby();
-    assert!(!bench.core.is_protecting(), "nothing is proven yet");
-    assert_eq!(bench.hear(told(1)), [Effect::Rehearse]);
-    let seen = Effect::Send(Message::Seen(mark(1)));
-    let effects = bench.give_all(Input::Rehearsed(record(3, 1)));
-    assert_eq!(effects, [seen, Effect::Takeover(Ok(()))]);
+    assert_eq!(bench.hear(told(2)), [Effect::Rehearse]);
+    let seen = Effect::Send(Message::Seen(mark(2)));
+    assert_eq!(bench.give(Input::Rehearsed(record(3, 2))), [seen]);
     assert!(bench.core.is_protecting());
-    bench.hear(told(2));
+    bench.hear(told(3));
     bench.give(unavailable());
     let effects = bench.give(Input::LinkClosed);
-    let (known, mark) = (GENERATION, mark(2));
+    let (known, mark) = (GENERATION, mark(3));
     assert_eq!(effects, [Effect::CloseLink, Effect::Claim { known, mark }]);
 }
 
@@ -33,8 +31,6 @@ fn a_record_without_the_mark_is_a_copy_of_the_arbiter() {
     };
     for found in [record(3, 1), record(4, 2), other_session] {
         let mut bench = Bench::standby();
-        bench.hear(told(1));
-        bench.give(Input::Rehearsed(record(3, 1)));
         bench.hear(told(2));
         let effects = bench.give_all(Input::Rehearsed(found));
         assert!(
@@ -54,7 +50,7 @@ fn a_record_without_the_mark_is_a_copy_of_the_arbiter() {
 #[test]
 fn an_arbiter_that_fails_on_either_side_is_told_and_so_is_its_return() {
     let mut bench = Bench::standby();
-    bench.hear(told(1));
+    bench.hear(told(2));
     let effects = bench.give_all(unavailable());
     assert!(
         matches!(
@@ -66,8 +62,8 @@ fn an_arbiter_that_fails_on_either_side_is_told_and_so_is_its_return() {
         ),
         "{effects:?}"
     );
-    bench.hear(told(2));
-    let effects = bench.give_all(Input::Rehearsed(record(3, 2)));
+    bench.hear(told(3));
+    let effects = bench.give_all(Input::Rehearsed(record(3, 3)));
     assert!(effects.contains(&Effect::Takeover(Ok(()))), "{effects:?}");
     let why = "the file system is read-only".into();
     let message = Message::NoArbiter(why);
@@ -84,8 +80,6 @@ fn an_arbiter_that_fails_on_either_side_is_told_and_so_is_its_return() {
 #[test]
 fn a_proof_that_is_too_old_proves_nothing() {
     let mut bench = Bench::standby();
-    bench.hear(told(1));
-    bench.give(Input::Rehearsed(record(3, 1)));
     let patience = 2 * Policy::default().arbiter_check;
     bench.pass(patience - MS, true, false);
     assert!(bench.core.is_protecting());
@@ -101,7 +95,6 @@ fn marks_of_other_sessions_and_old_ones_break_the_protocol() {
     };
     for wrong in [another, mark(1), mark(0)] {
         let mut bench = Bench::standby();
-        bench.hear(told(1));
         let effects = bench.hear(Message::Marked(wrong));
         assert!(
             matches!(

@@ -295,14 +295,11 @@ fn nothing_is_copied_before_the_first_mark_is_in_the_record() {
 #[test]
 fn protected_means_that_the_backup_has_seen_the_last_mark() {
     let mut bench = Bench::protected();
-    assert!(!bench.core.is_protected(), "nothing is proven yet");
     let generation = GENERATION;
     let says = |message| Input::Received {
         generation,
         message,
     };
-    let effects = bench.give_all(says(Message::Seen(mark(1))));
-    assert_eq!(effects, [Effect::Takeover(Ok(()))]);
     assert!(bench.core.is_protected());
     let why = String::from("the directory is read-only");
     let effects = bench.give_all(says(Message::NoArbiter(why)));
@@ -388,4 +385,75 @@ fn a_primary_to_which_nothing_happens_confirms_its_generation() {
     };
     assert_eq!(effects, [confirm]);
     assert_eq!(bench.now, 1000 * MS + Policy::default().arbiter_check);
+}
+
+#[test]
+fn nothing_is_copied_before_the_backup_has_found_the_first_mark() {
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    bench.hear(Message::Welcome(welcome_of_b()));
+    // It cannot have seen what is not written.
+    let effects = bench.hear(Message::Seen(mark(0)));
+    assert!(
+        matches!(
+            effects.first(),
+            Some(Effect::Send(Message::Bye(Bye::Protocol(_))))
+        ),
+        "{effects:?}"
+    );
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    bench.hear(Message::Welcome(welcome_of_b()));
+    assert_eq!(bench.give(confirmed()), []);
+    let refusal = Refusal::NoArbiter("it is a copy".into());
+    let effects = bench.hear(Message::Refuse(refusal));
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::CloseLink, Effect::GoAlone { cause, .. }] if cause.contains("it is a copy")
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn the_number_of_a_session_is_chosen_by_both_sides() {
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    let session = 1;
+    let welcome = Welcome {
+        session,
+        ..welcome_of_b()
+    };
+    let effects = bench.hear(Message::Welcome(welcome));
+    let session = SESSION ^ session;
+    assert_eq!(bench.core.session(), session);
+    let mark = Some(Mark { session, beat: 1 });
+    assert!(
+        matches!(&effects[..], [Effect::Confirm { mark: written, .. }] if *written == mark),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_backup_that_never_looks_for_the_mark_is_given_up() {
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    bench.hear(Message::Welcome(welcome_of_b()));
+    bench.give(confirmed());
+    // Marks go on being written, and it lives.
+    let patience = 10 * Policy::default().heartbeat_timeout;
+    let mut effects = Vec::new();
+    for _ in 0..patience.as_millis() / 50 {
+        effects.extend(bench.pass(50 * MS, true, true));
+        bench.core.confirm_at = Some(bench.now);
+        bench.give(Input::Tick);
+        bench.give(confirmed());
+    }
+    assert!(
+        effects
+            .iter()
+            .any(|it| matches!(it, Effect::GoAlone { .. })),
+        "{effects:?}"
+    );
 }

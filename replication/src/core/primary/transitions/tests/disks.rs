@@ -34,6 +34,7 @@ impl Bench {
         bench.give(link_up());
         bench.hear(Message::Welcome(welcome_of_b()));
         bench.give(confirmed());
+        bench.hear(Message::Seen(mark(1)));
         bench.give(Input::SyncRoundShipped {
             pages_left: 0,
             disk_bytes_left: 0,

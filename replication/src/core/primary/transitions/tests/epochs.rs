@@ -201,6 +201,8 @@ fn a_new_session_starts_over_at_epoch_1() {
     welcome.node = "c".into();
     bench.hear(Message::Welcome(welcome));
     bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    // Marks are counted on.
+    bench.hear(Message::Seen(mark(2)));
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 0,
         disk_bytes_left: 0,

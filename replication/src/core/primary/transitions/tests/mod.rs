@@ -78,6 +78,8 @@ fn confirmed() -> Input {
 fn welcome_of_b() -> Welcome {
     Welcome {
         node: "b".into(),
+        host: None,
+        session: 0,
         disks: Vec::new(),
     }
 }
@@ -158,7 +160,11 @@ impl Bench {
         let welcome = Message::Welcome(welcome_of_b());
         let disks = Vec::new();
         assert_eq!(bench.hear(welcome), [confirm(1)]);
-        assert_eq!(bench.give(confirmed()), [Effect::StartSync { disks }]);
+        assert_eq!(bench.give(confirmed()), []);
+        assert_eq!(
+            bench.hear(Message::Seen(mark(1))),
+            [Effect::StartSync { disks }]
+        );
         bench
     }
 
