@@ -65,6 +65,50 @@ fn what_cannot_be_read_has_not_vanished() {
     assert_eq!(arbiter.record().unwrap().backup.as_deref(), Some("b"));
 }
 
+/// On NFS, a file that was replaced between opening and reading it is opened again.
+#[test]
+fn a_file_that_was_replaced_while_it_was_read_is_read_again() {
+    let files = SimulatedFiles::default();
+    let arbiter = open(&files).unwrap();
+    arbiter.claim(start_after(0), "a").unwrap();
+    files.take_calls();
+    let record = arbiter.record().unwrap();
+    let mut read_again = 0;
+    for (at, _) in (0..).zip(files.take_calls()) {
+        files.fail_at(at, Failure::NotDone(libc::ESTALE));
+        if let Ok(found) = arbiter.record() {
+            assert_eq!(found, record);
+            read_again += 1;
+        }
+        files.heal();
+    }
+    // The identity and the grant, at least.
+    assert!(read_again > 1, "{read_again}");
+}
+
+/// Whoever could be the holder is shown to live, or another one could be started.
+#[test]
+fn a_claim_without_an_answer_that_was_granted_all_the_same_has_a_living_holder() {
+    let mut granted = 0;
+    for at in 0.. {
+        let files = SimulatedFiles::default();
+        let arbiter = open(&files).unwrap();
+        let other = FileArbiter::open_in(Arc::new(files.another_process()), PATH.into()).unwrap();
+        files.fail_at(at, Failure::Unanswered(libc::EIO));
+        let claimed = arbiter.claim(start_after(0), "a");
+        if other.record().unwrap().generation == Generation(1) {
+            assert!(other.holder_lives().unwrap(), "call {at}: {claimed:?}");
+            granted += u32::from(claimed.is_err());
+        }
+        files.heal();
+        files.take_calls();
+        if claimed.is_ok() {
+            break;
+        }
+    }
+    assert!(granted > 0);
+}
+
 #[test]
 fn storage_that_takes_nothing_grants_nothing_and_says_so_beforehand() {
     let files = SimulatedFiles::default();
