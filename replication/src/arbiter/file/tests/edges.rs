@@ -7,7 +7,7 @@ use nix::libc;
 use super::super::*;
 use super::facts::PATH;
 use super::{after, start_after};
-use crate::files::simulated::{Failure, SimulatedFiles};
+use crate::files::simulated::{Call, Failure, SimulatedFiles};
 
 fn open(files: &SimulatedFiles) -> Result<FileArbiter, ArbiterError> {
     FileArbiter::open_in(Arc::new(files.clone()), PATH.into())
@@ -63,6 +63,26 @@ fn what_cannot_be_read_has_not_vanished() {
         files.heal();
     }
     assert_eq!(arbiter.record().unwrap().backup.as_deref(), Some("b"));
+}
+
+/// Only who was slower tries the next generation; what failed is an error, or a full disk would be tried for ever.
+#[test]
+fn a_link_that_fails_is_not_taken_for_somebody_elses_grant() {
+    let claimed = |fails: Option<u64>| {
+        let files = SimulatedFiles::default();
+        let arbiter = open(&files).unwrap();
+        files.take_calls();
+        if let Some(at) = fails {
+            files.fail_at(at, Failure::NotDone(libc::EIO));
+        }
+        let verdict = arbiter.claim(start_after(0), "a");
+        (verdict, files.take_calls())
+    };
+    let (granted, calls) = claimed(None);
+    granted.unwrap();
+    let link = calls.iter().position(|it| matches!(it, Call::Link { .. }));
+    let (failed, _) = claimed(link.map(|at| at as u64));
+    failed.expect_err("the grant cannot be linked");
 }
 
 /// On NFS, a file that was replaced between opening and reading it is opened again.

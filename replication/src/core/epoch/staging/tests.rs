@@ -258,7 +258,7 @@ fn disk_writes_are_part_of_the_digest_and_given_out_once() {
 fn disk_writes_of_an_epoch_are_bounded_and_each_counts_more_than_its_bytes() {
     let memory = TestMemory::new(4);
     let mut staging = Staging::new(memory.layout());
-    let (epoch, batch) = (EpochId(1), disk_batch(0));
+    let (epoch, pages, batch) = (EpochId(1), batch(&[(100, 1)]), disk_batch(0));
     staging.disk_bytes = DISK_BYTES_MAX - 2 * (batch.len() + BATCH_OVERHEAD_BYTES);
     let mut stage = || staging.disk(epoch, batch.clone(), &[DISK_BYTES]);
     stage().expect("room for two");
@@ -269,6 +269,8 @@ fn disk_writes_of_an_epoch_are_bounded_and_each_counts_more_than_its_bytes() {
         "{full:?}"
     );
     staging.restart(epoch);
+    staging.pages(epoch, &pages.0, &memory).expect("pages");
+    assert!(staging.has_begun(), "pages are something of an epoch");
     let again = staging.disk(epoch, batch, &[DISK_BYTES]);
     again.expect("another epoch has room of its own");
 }
