@@ -95,6 +95,8 @@ impl Hash for BackupCore {
             welcomed_at: _,
             heard_at,
             beat_sent_at,
+            // A process that has stopped is gone.
+            stopped: _,
         } = self;
         (generation, phase, disks, primary_node, question).hash(state);
         (rehearsal_wanted, told, promise, heard_at, beat_sent_at).hash(state);

@@ -137,6 +137,8 @@ pub struct BackupCore {
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
     beat_sent_at: Duration,
+    /// This side ends: nothing follows any more, above all no claim, which could be granted to nobody.
+    stopped: bool,
 }
 
 impl BackupCore {
@@ -172,6 +174,7 @@ impl BackupCore {
             welcomed_at: now,
             heard_at: now,
             beat_sent_at: now,
+            stopped: false,
         };
         // It may be long until something happens to a backup that nobody connects to.
         core.arm_timers();
@@ -185,6 +188,9 @@ impl BackupCore {
     #[must_use = "effects are to be carried out"]
     pub fn handle(&mut self, now: Duration, input: Input, memory: &dyn PageMemory) -> Vec<Effect> {
         let mut out = Vec::new();
+        if self.stopped {
+            return out;
+        }
         self.advance(now);
         // Any other input waits until the whole epoch is copied.
         let pages_max = match input {
@@ -193,6 +199,9 @@ impl BackupCore {
         };
         self.commit(pages_max, memory, &mut out);
         self.apply(input, memory, &mut out);
+        if self.stopped {
+            return out;
+        }
         self.look_at_timers(&mut out);
         out.extend(self.promise.news().map(Effect::Takeover));
         out
@@ -550,9 +559,14 @@ impl BackupCore {
                     out.push(Effect::Send(Message::Bye(Bye::BackupStopped)));
                 }
                 self.close_link(out);
-                out.push(Effect::Stop);
+                self.end(out);
             }
         }
+    }
+
+    fn end(&mut self, out: &mut Vec<Effect>) {
+        self.stopped = true;
+        out.push(Effect::Stop);
     }
 
     fn reset(&mut self, reason: String, out: &mut Vec<Effect>) {
@@ -568,7 +582,7 @@ impl BackupCore {
         self.phase = Phase::Listening;
         out.push(Effect::Reset { reason });
         if stops {
-            out.push(Effect::Stop);
+            self.end(out);
         }
     }
 }

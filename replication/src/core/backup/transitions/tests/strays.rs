@@ -48,6 +48,20 @@ fn once_it_is_promoted_it_asks_nothing_more_and_does_not_stop_as_a_backup() {
 }
 
 #[test]
+fn a_side_that_ends_claims_nothing_any_more() {
+    let mut bench = Bench::standby();
+    let timeout = bench.core.policy.heartbeat_timeout;
+    assert_eq!(bench.pass(timeout - MS, false, false), []);
+    // In the moment in which the primary counts as lost, too.
+    bench.now += MS;
+    let farewell = Effect::Send(Message::Bye(Bye::BackupStopped));
+    let effects = bench.give(Input::StopWanted);
+    assert_eq!(effects, [farewell, Effect::CloseLink, Effect::Stop]);
+    assert_eq!(bench.pass(timeout, false, false), []);
+    assert_eq!(bench.give(Input::PromotionWanted), []);
+}
+
+#[test]
 fn a_grant_that_is_not_later_than_what_it_knows_promotes_nobody() {
     for granted in [2, 3] {
         let mut bench = Bench::standby();
