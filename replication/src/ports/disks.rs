@@ -11,7 +11,8 @@
 //! | --- | --- | --- |
 //! | [`check_whole`](Disks::check_whole), [`histories`](Disks::histories), then [`claim_images`](Disks::claim_images), [`note`](Disks::note) | caller | before and after the arbiter's grant, before the guest runs |
 //! | [`begin_sync`](PrimaryDisks::begin_sync), [`sync_some`](PrimaryDisks::sync_some) | capture | for each backup, until nothing is left |
-//! | [`hold`](PrimaryDisks::hold), then [`seal`](PrimaryDisks::seal) | capture, the guest paused | once an epoch |
+//! | [`hold`](PrimaryDisks::hold) | capture, the guest running | once an epoch, before it is captured |
+//! | [`seal`](PrimaryDisks::seal) | capture, the guest paused: must not wait for storage | once an epoch |
 //! | [`shipped`](PrimaryDisks::shipped) | capture | after `seal` |
 //! | [`detach`](PrimaryDisks::detach), [`go_alone`](PrimaryDisks::go_alone) | capture | when the backup is lost; when the arbiter has granted this side to run alone |
 //! | [`release`](PrimaryDisks::release), [`durable`](PrimaryDisks::durable), [`compared`](PrimaryDisks::compared), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
@@ -212,7 +213,7 @@ pub trait PrimaryDisks: Send + Sync {
     fn sync_some(&self) -> Result<SyncStep, DiskError>;
 
     /// Makes earlier writes of shared disks durable and holds later ones. Calling it again does
-    /// nothing.
+    /// nothing. May wait for the host's storage.
     ///
     /// # Errors
     /// If a shared image cannot be flushed. Nothing is held then.

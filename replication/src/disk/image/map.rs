@@ -383,8 +383,15 @@ impl DirtyMap {
         Ok(self.header.current.filter(|id| peer.contains(id)))
     }
 
-    /// `epoch` ends, and nothing is being written. Rotations are at least `kept` apart.
-    pub(crate) fn rotate(&mut self, epoch: EpochId, now: Instant, kept: Duration) {
+    /// `epoch` ends. A write that is `under_way`, at an offset and of so many bytes, belongs to a later one.
+    /// Rotations are at least `kept` apart.
+    pub(crate) fn rotate(
+        &mut self,
+        epoch: EpochId,
+        under_way: Option<(u64, u64)>,
+        now: Instant,
+        kept: Duration,
+    ) {
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at
@@ -394,6 +401,9 @@ impl DirtyMap {
         }
         std::mem::swap(&mut self.old, &mut self.fresh);
         self.fresh.clear();
+        if let Some((offset, bytes)) = under_way {
+            self.fresh.insert(self.blocks(offset, bytes));
+        }
         self.old_epoch = Some(epoch);
         self.rotated_at = Some(now);
     }

@@ -11,9 +11,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::log::Log;
+use super::overlay::Patch;
 use super::write_log::WriteLog;
 use crate::core::disk::{DiskWrite, SECTOR_BYTES, What};
 use crate::disk::DiskError;
+use crate::disk::image::map::DirtyMap;
 use crate::disk::image::{Changed, DiskMode, Drive, Storage};
 use crate::ports::disks::Callback;
 
@@ -87,28 +89,40 @@ impl Disk {
             })?;
             return if holding { Ok(()) } else { write() };
         };
-        not_shut(&mut self.log.lock())?;
-        {
-            let mut map = map.lock();
-            map.mark(offset, bytes).map_err(DiskError::into_io)?;
-            map.about_to_write(&*self.drive.storage);
-        }
-        match write() {
-            Ok(()) => {
-                self.log.with_log(|log| {
-                    if log.is_logging() {
-                        log.wrote(entry());
-                    }
-                });
-                Ok(())
-            }
-            // Nothing was written: this kind of storage does not support the request.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
-            Err(error) => {
+        let number = self.drive.number;
+        // Logging begins only with the turn.
+        let is_logging = {
+            let mut log = self.log.lock();
+            not_shut(&mut log)?.begin_write(number, offset, bytes);
+            log.is_logging()
+        };
+        let changed = self.mark(map, offset, bytes).and_then(|()| {
+            let written = write();
+            // Unsupported: nothing was written, this kind of storage does not know the request.
+            if let Err(error) = &written
+                && error.kind() != io::ErrorKind::Unsupported
+            {
                 self.log_what_is_there(offset, bytes);
-                Err(error)
             }
-        }
+            written
+        });
+        // Copied before the log is locked: a pause wants the log, too.
+        let entry = (is_logging && changed.is_ok()).then(entry);
+        self.log.with_log(|log| {
+            if let Some(entry) = entry {
+                log.wrote(entry);
+            }
+            log.end_write(number);
+        });
+        changed
+    }
+
+    /// Marks what is about to be written.
+    fn mark(&self, map: &Mutex<DirtyMap>, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut map = map.lock();
+        map.mark(offset, bytes).map_err(DiskError::into_io)?;
+        map.about_to_write(&*self.drive.storage);
+        Ok(())
     }
 
     /// Has the other side write once more what is on the image there. Its blocks are marked until that is durable.
@@ -149,6 +163,18 @@ impl Disk {
         }
     }
 
+    /// What is to be laid over a range of the image. Comes before reading it.
+    fn patch(&self, offset: u64, bytes: u64) -> io::Result<Patch> {
+        self.check(offset, bytes)?;
+        let mut log = self.log.lock();
+        let held = &not_shut(&mut log)?.held;
+        Ok(if self.drive.is_shared() {
+            held.patch(self.drive.number, offset, bytes)
+        } else {
+            Patch::default()
+        })
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -181,20 +207,21 @@ impl Storage for Disk {
     }
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        let drive = &self.drive;
-        self.check(offset, data.len() as u64)?;
-        let patch = {
-            let mut log = self.log.lock();
-            let held = &not_shut(&mut log)?.held;
-            drive
-                .is_shared()
-                .then(|| held.patch(drive.number, offset, data.len() as u64))
+        let patch = self.patch(offset, data.len() as u64)?;
+        self.drive.storage.read_at(offset, data)?;
+        patch.lay_over(offset, data);
+        Ok(())
+    }
+
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        let Ok(patch) = self.patch(offset, data.len() as u64) else {
+            return false;
         };
-        drive.storage.read_at(offset, data)?;
-        if let Some(patch) = patch {
+        let found = self.drive.storage.read_cached(offset, data);
+        if found {
             patch.lay_over(offset, data);
         }
-        Ok(())
+        found
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

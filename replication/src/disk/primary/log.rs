@@ -46,6 +46,8 @@ pub(crate) struct Log {
     /// Writes that are not shipped. Only writes to replicated disks count here; the others count as
     /// held.
     epochs: EpochQueue<EpochWrites>,
+    /// For each disk of the set: a write that is under way, from before its blocks are marked until it is logged.
+    under_way: Vec<Option<(u64, u64)>>,
     /// For each disk of the set.
     pub(crate) to_copy: Vec<Option<ToCopy>>,
     /// What the backup was asked to compare in this session: during the copy by the copier, later by whoever
@@ -75,6 +77,7 @@ impl Log {
             bytes_max,
             logging: false,
             epochs: EpochQueue::default(),
+            under_way: vec![None; disks],
             to_copy: (0..disks).map(|_| None).collect(),
             checks: Checks::default(),
             pace: Pace::default(),
@@ -201,6 +204,21 @@ impl Log {
             }
         }
         self.drain()
+    }
+
+    /// A write of so many bytes at `offset` begins. A disk has one at a time.
+    pub(crate) fn begin_write(&mut self, disk: u16, offset: u64, bytes: u64) {
+        self.under_way[usize::from(disk)] = Some((offset, bytes));
+    }
+
+    /// The write is over: if there is anything to log of it, that was done under the same lock.
+    pub(crate) fn end_write(&mut self, disk: u16) {
+        self.under_way[usize::from(disk)] = None;
+    }
+
+    /// Where a write is under way, whose epoch is not known yet, and of how many bytes.
+    pub(crate) fn under_way(&self, disk: u16) -> Option<(u64, u64)> {
+        self.under_way[usize::from(disk)]
     }
 
     /// A replicated disk has been written. Parts that the copier still has to read are not logged:

@@ -8,6 +8,7 @@
 mod checks;
 mod device;
 pub(super) mod log;
+mod marks;
 pub(super) mod overlay;
 mod release;
 mod sync;
@@ -19,11 +20,12 @@ pub use device::Disk;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use marks::Marks;
 use parking_lot::Mutex;
 use release::Releaser;
 use write_log::WriteLog;
 
-use super::image::Drives;
+use super::image::{Drives, shared};
 use super::{DiskError, DiskLimits};
 use crate::core::disk::PeerDisk;
 use crate::ids::EpochId;
@@ -36,6 +38,7 @@ pub(super) struct PrimaryImages {
     log: Arc<WriteLog>,
     limits: DiskLimits,
     releaser: Releaser,
+    marks: Marks,
     /// Number of synchronisations begun.
     sessions: AtomicU64,
     /// Held while the images are compared with the backup's.
@@ -47,6 +50,7 @@ impl PrimaryImages {
         let log = Arc::new(WriteLog::new(drives.len(), limits.log_bytes_max));
         Self {
             releaser: Releaser::new(drives.clone(), log.clone(), limits.log_bytes_max / 4),
+            marks: Marks::new(drives.clone()),
             drives,
             log,
             limits,
@@ -110,6 +114,12 @@ impl PrimaryDisks for PrimaryImages {
         if self.is_holding() {
             return Ok(());
         }
+        // Most of it while the guest writes on, the rest while its writes must wait: what passed is on the image
+        // durably, and everything else is held.
+        self.flush_shared()?;
+        let _turns: Vec<_> = shared(&self.drives)
+            .map(|drive| drive.turn.lock())
+            .collect();
         self.flush_shared()?;
         self.log.lock().held.hold();
         Ok(())
@@ -133,7 +143,7 @@ impl PrimaryDisks for PrimaryImages {
 
     fn durable(&self, epoch: EpochId) {
         if epoch.0 > 0 && self.drives.iter().any(|drive| drive.map.is_some()) {
-            self.releaser.durable(epoch);
+            self.marks.durable(epoch);
         }
     }
 

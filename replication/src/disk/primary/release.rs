@@ -1,7 +1,7 @@
-//! The primary's disk thread: it does work that must not delay capture or driver.
+//! The primary's thread for shared images: it writes released epochs to them, in order.
 //!
-//! It writes released epochs to shared images, in order, and clears marks in the maps. What must not be
-//! done here: writing what was not released, or writing anything once the set is shut.
+//! What must not be done here: writing what was not released, writing anything once the set is shut, or calling other
+//! storage, which may hang: output waits for this thread.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,8 +22,7 @@ struct Jobs {
     release: Option<EpochId>,
     on_released: Vec<Completion>,
     on_alone: Vec<Completion>,
-    durable: Option<EpochId>,
-    /// The session to which `durable` and `release` belong.
+    /// The session to which `release` belongs.
     session: u64,
     stop: bool,
 }
@@ -86,15 +85,9 @@ impl Releaser {
         self.tell(|jobs| jobs.on_alone.push(done));
     }
 
-    pub(crate) fn durable(&self, epoch: EpochId) {
-        self.tell(|jobs| jobs.durable = jobs.durable.max(Some(epoch)));
-    }
-
-    /// A new session begins. Epochs start over, and reports on the last session's epochs do not
-    /// count.
+    /// A new session begins. Epochs start over.
     pub(crate) fn begin_session(&self, session: u64) {
         let mut jobs = self.queue.jobs.lock();
-        jobs.durable = None;
         jobs.session = session;
         *self.queue.written_through.lock() = (session, EpochId(0));
     }
@@ -127,9 +120,6 @@ impl Worker {
 
     fn work(mut self) {
         while let Some(mut jobs) = self.next() {
-            if let Some(epoch) = jobs.durable.take() {
-                self.clear_marks(jobs.session, epoch);
-            }
             if let Some(epoch) = jobs.release.take() {
                 answer(jobs.on_released, self.release(jobs.session, epoch));
             }
@@ -142,8 +132,7 @@ impl Worker {
     fn next(&self) -> Option<Jobs> {
         let mut jobs = self.queue.jobs.lock();
         loop {
-            let work =
-                jobs.release.is_some() || !jobs.on_alone.is_empty() || jobs.durable.is_some();
+            let work = jobs.release.is_some() || !jobs.on_alone.is_empty();
             if jobs.stop {
                 return None;
             }
@@ -158,23 +147,6 @@ impl Worker {
                 ));
             }
             self.queue.bell.wait(&mut jobs);
-        }
-    }
-
-    fn clear_marks(&self, session: u64, epoch: EpochId) {
-        for drive in self.queue.drives.iter() {
-            let Some(map) = &drive.map else { continue };
-            if !map.lock().may_clear(session, epoch) {
-                continue;
-            }
-            // The block must be durable here, too: otherwise a loss of power could take it back.
-            let cleared = drive
-                .flush()
-                .and_then(|()| map.lock().durable(session, epoch));
-            if let Err(error) = cleared {
-                // The marks stay. That only costs bytes at the next synchronisation.
-                tracing::warn!(disk = drive.name, %error, "marks of written blocks stay");
-            }
         }
     }
 

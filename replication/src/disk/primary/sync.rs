@@ -64,6 +64,7 @@ impl PrimaryImages {
         self.log.end();
         let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
         self.releaser.begin_session(session);
+        self.marks.begin_session(session);
         let (mut plan, mut compared) = (Vec::new(), Vec::new());
         for (drive, peer) in self.drives.iter().zip(peer) {
             let candidate = new_id();
@@ -245,10 +246,12 @@ impl PrimaryImages {
             return Err(DiskError::NotSynced { bytes_left });
         }
         let now = Instant::now();
-        for map in self.drives.iter().filter_map(|drive| drive.map.as_ref()) {
+        for drive in self.drives.iter() {
             // A pause must not wait. If the map is in use, a later epoch rotates it.
-            if let Some(mut map) = map.try_lock() {
-                map.rotate(epoch, now, self.limits.marks_kept);
+            if let Some(mut map) = drive.map.as_ref().and_then(|map| map.try_lock()) {
+                // With the map locked: whoever begins to write now marks it after this.
+                let under_way = self.log.lock().under_way(drive.number);
+                map.rotate(epoch, under_way, now, self.limits.marks_kept);
             }
         }
         let (writes, flush) = self.log.with_log(|log| log.seal(epoch));

@@ -137,7 +137,7 @@ fn only_what_is_durable_is_cleared() {
     let kept = Duration::from_secs(1);
     map.begin_session(7, &[PairId(1)], PairId(2)).unwrap();
     map.mark(0, 512).unwrap();
-    map.rotate(EpochId(1), now, kept);
+    map.rotate(EpochId(1), None, now, kept);
     map.mark(20 * BLOCK, 512).unwrap();
     // Another session's word does not count, nor does epoch 0.
     map.durable(6, EpochId(9)).unwrap();
@@ -149,10 +149,10 @@ fn only_what_is_durable_is_cleared() {
     map.durable(7, EpochId(1)).unwrap();
     assert_eq!((marked(&map), map.ids()), (vec![20], vec![PairId(2)]));
     // Too early to be collected again; block 20 is of epoch 2.
-    map.rotate(EpochId(2), now + kept / 2, kept);
+    map.rotate(EpochId(2), None, now + kept / 2, kept);
     map.durable(7, EpochId(2)).unwrap();
     assert_eq!(marked(&map), [20]);
-    map.rotate(EpochId(3), now + kept, kept);
+    map.rotate(EpochId(3), None, now + kept, kept);
     map.mark(20 * BLOCK, 512).unwrap();
     map.mark(40 * BLOCK, 512).unwrap();
     map.durable(7, EpochId(2)).unwrap();
@@ -160,7 +160,7 @@ fn only_what_is_durable_is_cleared() {
     // Written again since then: it stays.
     map.durable(7, EpochId(3)).unwrap();
     assert_eq!(marked(&map), [20, 40]);
-    map.rotate(EpochId(4), now + 2 * kept, kept);
+    map.rotate(EpochId(4), None, now + 2 * kept, kept);
     map.unsure(40 * BLOCK, 512);
     map.durable(7, EpochId(4)).unwrap();
     assert_eq!(marked(&map), [40]);

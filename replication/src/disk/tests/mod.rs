@@ -13,5 +13,6 @@ mod pair;
 mod replicated;
 mod session;
 mod shared;
+mod under_way;
 mod verify;
 mod waits;

@@ -404,6 +404,8 @@ impl<M: Machine> Capturer<M> {
         assembler: &mut EpochAssembler<Target>,
     ) -> Result<(SealedDisks, Vec<u8>, SealedOutput), ShipError> {
         let mut state = Vec::with_capacity(64 * 1024);
+        // It waits for storage the first time. The guest must not stand still meanwhile.
+        self.disks.hold()?;
         let began = Instant::now();
         let mut paused = self.machine.pause()?;
         {
@@ -435,7 +437,6 @@ impl<M: Machine> Capturer<M> {
             check_size(&state)?;
         }
         let step = trace_span!(target: "understudy::pause", "seal").entered();
-        self.disks.hold()?;
         let disks = self.disks.seal(epoch)?;
         // Nothing fails from here on, so output is sealed under this epoch if and only if the epoch
         // ships.
