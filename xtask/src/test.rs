@@ -7,13 +7,15 @@ use anyhow::{Result, bail};
 use crate::debian::{install, is_root, search_path, text_of};
 
 /// Programs the tests call, and the Debian package each is in.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("tc", "iproute2"),
     ("curl", "curl"),
     ("unshare", "util-linux"),
     ("setpriv", "util-linux"),
+    ("fsfreeze", "util-linux"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("cc", "gcc"),
 ];
 

@@ -7,8 +7,8 @@
 //!
 //! Devices are shared as `Arc<Mutex<T>>`. A paused machine is one whose vCPUs stand still and whose
 //! device mutexes are all held by the pauser. So a device touches guest memory, raises interrupts and
-//! sends output *only while its own mutex is locked*, by a vCPU thread or by the event thread; and
-//! nobody holds two device mutexes at once except the pauser.
+//! sends output *only while its own mutex is locked*, by a vCPU thread, by the event thread, or by a thread of a
+//! disk that does not wait for it; and nobody holds two device mutexes at once except the pauser.
 
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};

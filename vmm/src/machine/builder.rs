@@ -275,6 +275,8 @@ impl MachineBuilder {
     /// What must be equal on both hosts, except memory and the CPU.
     fn fingerprint(&self) -> Fingerprint {
         let mut print = Fingerprint::new();
+        // A standby must find out before it is needed that it cannot read the state.
+        print.set("state_version", super::state::VERSION);
         print.set("vcpus", self.vcpus);
         for (number, device) in self.devices.iter().enumerate() {
             let name = &device.name;

@@ -20,7 +20,9 @@ use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
 use crate::devices::virtio::VirtioDevice;
-use crate::devices::virtio::blk::{Alarm, BlkDevice, ID_BYTES_MAX, Image, ImageError, Medium};
+use crate::devices::virtio::blk::{
+    ANSWER_EVENT, Alarm, BlkDevice, DiskNews, ID_BYTES_MAX, Image, ImageError, Medium,
+};
 use crate::devices::virtio::mmio::{MMIO_BYTES, MmioTransport};
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::virtio::net::backend::{Backend, Framing, socket, tap};
@@ -211,13 +213,28 @@ impl MachineBuilder {
             OpenMedium::Numbered(number) => Medium::Copied(set.disks()[number].clone()),
         };
         let (events, device) = (Arc::clone(&self.events), id.clone());
-        let alarm: Alarm = Box::new(move |what| {
+        let alarm: Alarm = Box::new(move |news| {
             let device = device.clone();
-            events.tell(&MachineEvent::DiskFailed { device, what });
+            events.tell(&match news {
+                DiskNews::Failed(what) => MachineEvent::DiskFailed { device, what },
+                DiskNews::Hangs(what) => MachineEvent::DiskHangs { device, what },
+                DiskNews::Answers(what) => MachineEvent::DiskAnswers { device, what },
+            });
         });
         let device = BlkDevice::new(id.as_str(), medium, capacity_sectors, read_only, alarm);
         let device = device.map_err(create(&id))?;
         let device = self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
+        let answering = Arc::downgrade(&device);
+        lock(&device).device().answer_by(move || {
+            let Some(device) = answering.upgrade() else {
+                return true;
+            };
+            // Whoever has the device is busy with it, or has paused the machine.
+            let mut free = device.try_lock();
+            free.as_mut()
+                .map(|device| device.handle_event(ANSWER_EVENT))
+                .is_ok()
+        });
         self.blocks.push(device);
         Ok(())
     }

@@ -46,6 +46,20 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// The host's disk does not answer a request of the guest.
+    DiskHangs {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
+    /// The host's disk answers again.
+    DiskAnswers {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
     /// A device lost what it is connected to on this host.
     BackendLost {
         /// The device's name.

@@ -26,6 +26,7 @@ mod pause;
 mod port;
 mod reset;
 mod state;
+mod storage_watch;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -57,6 +58,7 @@ pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
 pub use pause::Paused;
 pub use state::{MachineState, StateError};
+pub use storage_watch::StorageWatch;
 
 use attach::Attached;
 use event_loop::EventLoop;
@@ -214,6 +216,12 @@ impl Machine {
     #[must_use]
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
+    }
+
+    /// Says how long storage keeps the guest waiting.
+    #[must_use]
+    pub fn storage_watch(&self) -> StorageWatch {
+        StorageWatch::of(&self.blocks)
     }
 
     /// The disks that have, or may get, a second copy.

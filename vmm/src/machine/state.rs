@@ -19,8 +19,8 @@ use crate::devices::{DeviceError, DeviceState, lock};
 use crate::kvm::{KvmError, VcpuHandle};
 use crate::vcpu::{CpuError, CpuModel, GuestClock, MsrList, VcpuError, VcpuState, exact};
 
-/// Version of the blob's layout.
-const VERSION: u16 = 3;
+/// Version of the blob's layout and of what devices put into it. Equal on both hosts of a pair.
+pub(super) const VERSION: u16 = 4;
 
 /// The interrupt controllers of a PC, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [

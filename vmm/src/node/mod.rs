@@ -66,7 +66,7 @@ use understudy_replication::runtime::RuntimeError;
 
 use crate::machine::MachineFault;
 
-pub use crate::devices::virtio::blk::BlkCounters;
+pub use crate::devices::virtio::blk::{BlkCounters, STALLED_AFTER};
 
 pub use self::core::Rules;
 pub use arbiter::{ArbiterStatus, look_at_arbiter, make_arbiter};

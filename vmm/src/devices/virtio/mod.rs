@@ -7,6 +7,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 
 use super::{DeviceError, DeviceState, EventSource, Irq};
@@ -147,6 +148,32 @@ impl<'a> Rings<'a> {
         }
     }
 
+    /// Whether the driver has the queue in use.
+    #[must_use]
+    pub fn is_ready(&self, queue: usize) -> bool {
+        self.queues[queue].ready()
+    }
+
+    /// The descriptors of the chain that begins at `head`, however long ago it was taken.
+    #[must_use]
+    pub fn descriptors(&self, queue: usize, head: u16) -> Descriptors<'a> {
+        let ring = &self.queues[queue];
+        Descriptors {
+            memory: self.memory,
+            table: ring.desc_table(),
+            size: ring.size(),
+            next: Some(head),
+            left: ring.size(),
+        }
+    }
+
+    /// The driver has broken a queue by offering `head`, which it may not.
+    #[must_use]
+    pub fn bad_head(&self, queue: usize) -> RingFault {
+        let source = virtio_queue::Error::InvalidDescriptorIndex;
+        RingFault { queue, source }
+    }
+
     /// Puts back the chain taken last.
     pub fn undo_pop(&mut self, queue: usize) {
         use virtio_queue::QueueOwnedT;
@@ -194,6 +221,34 @@ impl<'a> Rings<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The descriptors of a chain, of which only the head is known. [`Chain`] is only for one that was just taken.
+/// Ends after as many as the queue has, even in a circle, and where the chain leads out of the table or, since that
+/// is not offered, to a further table.
+pub struct Descriptors<'a> {
+    memory: &'a GuestRam,
+    table: u64,
+    size: u16,
+    next: Option<u16>,
+    left: u16,
+}
+
+impl Iterator for Descriptors<'_> {
+    type Item = Descriptor;
+
+    fn next(&mut self) -> Option<Descriptor> {
+        let index = self.next.take().filter(|index| *index < self.size)?;
+        self.left = self.left.checked_sub(1)?;
+        let at = u64::from(index) * size_of::<Descriptor>() as u64;
+        let at = GuestAddress(self.table.checked_add(at)?);
+        let descriptor: Descriptor = self.memory.read_obj(at).ok()?;
+        if descriptor.refers_to_indirect_table() {
+            return None;
+        }
+        self.next = descriptor.has_next().then(|| descriptor.next());
+        Some(descriptor)
     }
 }
 

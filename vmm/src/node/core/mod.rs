@@ -377,6 +377,12 @@ impl NodeCore {
             MachineEvent::DiskFailed { device, what } => {
                 self.tell(EventKind::DiskFailed { device, what }, effects);
             }
+            MachineEvent::DiskHangs { device, what } => {
+                self.tell(EventKind::DiskHangs { device, what }, effects);
+            }
+            MachineEvent::DiskAnswers { device, what } => {
+                self.tell(EventKind::DiskAnswers { device, what }, effects);
+            }
             event if self.role == Role::Standby => self.before_promotion.push(event),
             _ if self.ending.is_some() => {}
             MachineEvent::GuestReset => {

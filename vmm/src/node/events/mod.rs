@@ -128,6 +128,20 @@ pub enum EventKind {
         /// In plain words.
         what: String,
     },
+    /// This host's disk does not answer a request of the guest.
+    DiskHangs {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
+    /// This host's disk answers again.
+    DiskAnswers {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
     /// A device lost what it is connected to on this host.
     ConnectionLost {
         /// The device's name.
@@ -154,7 +168,9 @@ impl EventKind {
     /// The line in the log. Whoever started the node says itself how it ended.
     fn log(&self) {
         match self {
-            Self::DiskFailed { .. } | Self::RestartImpossible => tracing::error!("{self}"),
+            Self::DiskFailed { .. } | Self::DiskHangs { .. } | Self::RestartImpossible => {
+                tracing::error!("{self}");
+            }
             Self::ConnectionLost { .. } | Self::StartWaits { .. } | Self::RoleWaits { .. } => {
                 tracing::warn!("{self}");
             }
@@ -227,6 +243,12 @@ impl fmt::Display for EventKind {
             Self::StopRequested => f.write_str("stopping the guest on request"),
             Self::DiskFailed { device, what } => {
                 write!(f, "{device}: this host's disk fails: {what}")
+            }
+            Self::DiskHangs { device, what } => {
+                write!(f, "{device}: this host's storage hangs: {what}")
+            }
+            Self::DiskAnswers { device, what } => {
+                write!(f, "{device}: this host's storage answers again: {what}")
             }
             Self::ConnectionLost { device, what } => {
                 write!(f, "{device} lost its connection on this host: {what}")

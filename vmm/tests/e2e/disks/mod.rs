@@ -3,6 +3,7 @@
 
 mod ends;
 mod failures;
+mod hangs;
 pub(crate) mod hosts;
 mod moments;
 mod refusals;

@@ -1,6 +1,8 @@
 //! What `vmm status` says of disks, for a person: a line for each.
 
-use understudy_vmm::node::{BlkCounters, DiskStatus, DiskSync, DisksStatus, Named, Side, Status};
+use understudy_vmm::node::{
+    BlkCounters, DiskStatus, DiskSync, DisksStatus, Named, STALLED_AFTER, Side, Status,
+};
 
 /// A line for each disk, behind its name.
 pub(super) fn lines(status: &Status, counted: &[Named<BlkCounters>]) -> Vec<(String, String)> {
@@ -16,13 +18,19 @@ pub(super) fn lines(status: &Status, counted: &[Named<BlkCounters>]) -> Vec<(Str
 /// What the disk on this host has done to the guest; nothing if it works.
 fn failing(disk: &DiskStatus, counted: &[Named<BlkCounters>]) -> String {
     let counted = counted.iter().find(|blk| blk.device == disk.name);
-    match counted.map_or(0, |blk| blk.counters.failures) {
+    let failing = match counted.map_or(0, |blk| blk.counters.failures) {
         0 => String::new(),
         1 => "; FAILING: it has failed a request of the guest on this host".into(),
         failures => {
             format!("; FAILING: it has failed {failures} requests of the guest on this host")
         }
+    };
+    let waited = counted.map_or(0, |blk| blk.counters.oldest_wait_ms);
+    if waited < STALLED_AFTER.as_millis() as u64 {
+        return failing;
     }
+    let seconds = waited / 1000;
+    format!("{failing}; HANGS: a request of the guest has waited for {seconds} s on this host")
 }
 
 /// The same for a guest that runs unprotected.
@@ -164,6 +172,9 @@ mod tests {
         assert_eq!(line(&counted), "replicated, 1.0 MiB, in sync");
         counted.counters.failures = 3;
         let expected = "replicated, 1.0 MiB, in sync; FAILING: it has failed 3 requests of the guest on this host";
+        assert_eq!(line(&counted), expected);
+        (counted.counters.failures, counted.counters.oldest_wait_ms) = (0, 7900);
+        let expected = "replicated, 1.0 MiB, in sync; HANGS: a request of the guest has waited for 7 s on this host";
         assert_eq!(line(&counted), expected);
     }
 

@@ -1,9 +1,8 @@
-//! The disk itself: does what requests ask for, and answers.
+//! The disk itself: takes requests from the ring, has them done, and answers.
 //!
 //! A failing disk of the host is the guest's I/O error and this host's alarm, nothing more: the guest lives
-//! on. What must not be done here: more than one request a call; the room's top comment says why.
+//! on. What must not be done here: call the storage, or wait for it; the room's top comment says why.
 
-use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -15,29 +14,46 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::SECTOR_BYTES;
+use super::counters::BlkCounters;
+use super::flight::{Answer, Asked, Flight, Waiting};
 use super::request::{
-    Bounds, DATA_BYTES_MAX, ID_BYTES, RANGE_SECTORS_MAX, Request, RequestKind, SEGMENT_BYTES_MAX,
-    SEGMENTS_MAX, Segments, Status,
+    Bounds, DATA_BYTES_MAX, ID_BYTES, QUEUE_SIZE, RANGE_SECTORS_MAX, Request, RequestKind,
+    SEGMENT_BYTES_MAX, SEGMENTS_MAX, Segments, Status,
 };
+use super::stall::StallTimer;
 use super::state::{BlkState, VERSION};
-use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
+use super::work::{Failure, Outcome, Work};
+use super::workers::Workers;
+use crate::devices::virtio::{Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::memory::GuestRam;
 
 const QUEUE: usize = 0;
-/// Descriptors in the queue: header, status and twice the segments of a request fit.
-const QUEUE_SIZE: u16 = 128;
+/// A call takes and answers no more requests than this, and not many more bytes than one request may have. A pause
+/// waits for one call.
+const REQUESTS_PER_CALL: usize = 16;
 /// Longest name of a disk: what the guest can be told of it.
 pub const ID_BYTES_MAX: usize = ID_BYTES;
 /// Sectors to which discards should be aligned: the usual block of file systems.
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 
-/// Called with a plain description when the host's disk fails; not at every one of many failures.
-pub type Alarm = Box<dyn Fn(String) + Send>;
+/// What a person should know of a disk of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskNews {
+    /// It failed a request of the guest.
+    Failed(String),
+    /// It does not answer.
+    Hangs(String),
+    /// It answers again.
+    Answers(String),
+}
+
+/// Called with news of the host's disk; not at every one of many failures.
+pub type Alarm = Box<dyn Fn(DiskNews) + Send>;
 
 /// What requests go to.
 pub enum Medium {
@@ -50,61 +66,32 @@ pub enum Medium {
 /// A disk.
 pub struct BlkDevice {
     name: String,
-    medium: Medium,
+    /// If it has a second copy: asked whether there is room for another request.
+    copied: Option<Disk>,
+    workers: Workers,
     bounds: Bounds,
     alarm: Alarm,
     /// Signalled by the medium's threads when it has room again.
     room: Arc<EventFd>,
+    /// Signalled when the storage has answered.
+    done: Arc<EventFd>,
+    stall: StallTimer,
+    flight: Flight,
     /// The driver does not know of flushes, so every write must be safe when it is answered.
     write_through: bool,
-    /// Holds data between guest and host, within one call.
-    buffer: Box<[u8]>,
     counters: BlkCounters,
 }
 
-/// What a disk has done since it was built. Not part of its state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BlkCounters {
-    /// Reads done.
-    pub reads: u64,
-    /// Their bytes.
-    pub read_bytes: u64,
-    /// Writes done.
-    pub writes: u64,
-    /// Their bytes.
-    pub written_bytes: u64,
-    /// Flushes done.
-    pub flushes: u64,
-    /// Ranges discarded or made zero.
-    pub ranges: u64,
-    /// Requests refused: out of bounds, of a wrong length, or of an unknown kind.
-    pub refused: u64,
-    /// Requests that the host's disk failed.
-    pub failures: u64,
-    /// Chains of the guest that were no request.
-    pub malformed_chains: u64,
-    /// Times the guest had to wait because the standby does not have its earlier writes yet.
-    pub waits: u64,
-}
+/// The event sources, by number.
+const ROOM: usize = 0;
+const DONE: usize = 1;
+/// The number, behind the one queue, of the event that the storage has answered.
+pub const ANSWER_EVENT: usize = 1 + DONE;
 
 impl Medium {
     /// A plain disk of `storage`.
     pub fn plain(storage: impl Storage + 'static) -> Self {
         Self::Plain(Box::new(storage))
-    }
-
-    fn has_room(&self) -> bool {
-        match self {
-            Self::Plain(_) => true,
-            Self::Copied(disk) => disk.has_room(),
-        }
-    }
-
-    fn storage(&self) -> &dyn Storage {
-        match self {
-            Self::Plain(storage) => &**storage,
-            Self::Copied(disk) => disk,
-        }
     }
 }
 
@@ -120,23 +107,32 @@ impl BlkDevice {
         read_only: bool,
         alarm: Alarm,
     ) -> io::Result<Self> {
-        let room = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        if let Medium::Copied(disk) = &medium {
+        let name = name.into();
+        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
+        let (room, done) = (event()?, event()?);
+        let (storage, copied): (Arc<dyn Storage>, _) = match medium {
+            Medium::Plain(storage) => (storage.into(), None),
+            Medium::Copied(disk) => (Arc::new(disk.clone()), Some(disk)),
+        };
+        if let Some(disk) = &copied {
             let room = Arc::clone(&room);
             // Fails only if the counter is full; the device is going to look then anyway.
             disk.set_room_listener(Arc::new(move || drop(room.write(1))));
         }
         Ok(Self {
-            name: name.into(),
-            medium,
+            workers: Workers::new(&name, storage, Arc::clone(&done)),
+            name,
+            copied,
             bounds: Bounds {
                 capacity_sectors,
                 read_only,
             },
             alarm,
             room,
+            done,
+            stall: StallTimer::new()?,
+            flight: Flight::default(),
             write_through: true,
-            buffer: vec![0; DATA_BYTES_MAX].into_boxed_slice(),
             counters: BlkCounters::default(),
         })
     }
@@ -144,91 +140,152 @@ impl BlkDevice {
     /// What has been done so far.
     #[must_use]
     pub fn counters(&self) -> BlkCounters {
-        self.counters
-    }
-
-    /// Does one request and returns how many bytes of the chain were filled.
-    fn serve(&mut self, chain: Chain<'_>, memory: &GuestRam) -> u32 {
-        let Ok(request) = Request::parse(chain, memory, self.bounds) else {
-            self.counters.malformed_chains += 1;
-            return 0;
-        };
-        let done = match request.kind {
-            Ok(kind) => self.perform(kind, memory),
-            Err(status) => {
-                self.counters.refused += 1;
-                Err(status)
-            }
-        };
-        let (status, filled) = match done {
-            Ok(filled) => (Status::Ok, filled),
-            Err(status) => (status, 0),
-        };
-        match memory.write_obj(status as u8, request.status_at) {
-            Ok(()) => filled + 1,
-            // Cannot happen: the address was in memory when the request was parsed.
-            Err(_) => 0,
+        let waited = self.waiting().longest().unwrap_or_default();
+        BlkCounters {
+            in_flight: self.flight.len() as u64,
+            oldest_wait_ms: waited.as_millis() as u64,
+            ..self.counters
         }
     }
 
-    /// Does what is asked and returns how many bytes were filled before the status.
-    fn perform(&mut self, kind: RequestKind, memory: &GuestRam) -> Result<u32, Status> {
-        match kind {
-            RequestKind::Read { offset, into } => self.read(offset, &into, memory),
-            RequestKind::Write { offset, from } => self.write(offset, &from, memory),
-            RequestKind::Flush => self.flush(),
-            RequestKind::Identify { into } => self.identify(&into, memory),
-            RequestKind::Discard { offset, bytes } => {
-                match self.medium.storage().discard(offset, bytes) {
-                    Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                        Err(Status::Unsupported)
-                    }
-                    done => self.finish_range("discard", offset, done),
-                }
+    /// For how long the storage has not answered.
+    #[must_use]
+    pub fn waiting(&self) -> &Waiting {
+        self.flight.waiting()
+    }
+
+    /// From now on, whoever has done something calls `answer`, which hands event [`ANSWER_EVENT`] to the device and returns
+    /// true, or returns false if the device is busy. It saves the way over the event thread.
+    pub fn answer_by(&self, answer: impl Fn() -> bool + Send + Sync + 'static) {
+        self.workers.answer_by(Arc::new(answer));
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_patience(&mut self, patience: std::time::Duration) {
+        self.stall.set_patience(patience);
+    }
+
+    /// Takes requests as long as there is room for them.
+    fn take(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
+        let mut bytes = 0;
+        for _ in 0..REQUESTS_PER_CALL {
+            if bytes >= DATA_BYTES_MAX {
+                break;
             }
+            // Checked before a request is taken: one that has to wait stays in the ring, and the guest waits (R5).
+            if !self.flight.has_room() {
+                return Ok(Progress::Done);
+            }
+            if self.copied.as_ref().is_some_and(|disk| !disk.has_room()) {
+                self.counters.waits += 1;
+                return Ok(Progress::Done);
+            }
+            let head = match self.flight.take_again() {
+                Some(head) => head,
+                None => match rings.pop(QUEUE)? {
+                    Some(chain) if self.flight.contains(chain.head_index()) => {
+                        return Err(rings.bad_head(QUEUE));
+                    }
+                    Some(chain) => chain.head_index(),
+                    None if rings.await_kick(QUEUE)? => continue,
+                    None => return Ok(Progress::Done),
+                },
+            };
+            bytes += self.begin(head, rings)?;
+        }
+        Ok(Progress::More(QUEUE))
+    }
+
+    /// Begins one request, or answers it if the storage has nothing to do with it. Returns how many bytes were copied.
+    fn begin(&mut self, head: u16, rings: &mut Rings<'_>) -> Result<usize, RingFault> {
+        let chain = rings.descriptors(QUEUE, head);
+        let Ok(request) = Request::parse(chain, rings.memory, self.bounds) else {
+            self.counters.malformed_chains += 1;
+            rings.push_used(QUEUE, head, 0)?;
+            return Ok(0);
+        };
+        let status_at = request.status_at;
+        let prepared = request
+            .kind
+            .inspect_err(|_| self.counters.refused += 1)
+            .and_then(|kind| self.prepare(kind, rings.memory));
+        let (to, work) = match prepared {
+            Ok(Prepared::Work(to, work)) => (to, work),
+            Ok(Prepared::Answer(filled)) => {
+                answer(head, status_at, Ok(filled), rings)?;
+                return Ok(filled as usize);
+            }
+            Err(status) => {
+                answer(head, status_at, Err(status), rings)?;
+                return Ok(0);
+            }
+        };
+        let copied = match &work {
+            Work::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        let place = Answer {
+            head,
+            status_at,
+            to,
+        };
+        let ticket = self.flight.begin(place, work.bytes());
+        self.stall.began();
+        let is_safe = self.write_through || work.is_flush();
+        if let Err(error) = self.workers.submit(ticket, work, is_safe) {
+            let what = "start a thread to serve the disk, for a request";
+            let failure = Failure {
+                what,
+                offset: 0,
+                error,
+            };
+            self.end(ticket, Err(failure), Some(rings))?;
+        }
+        Ok(copied)
+    }
+
+    /// What the storage has to do for a request. The data of a write are copied now: all of them are read before any
+    /// are written, and nothing reads guest memory later.
+    fn prepare(&mut self, kind: RequestKind, memory: &GuestRam) -> Result<Prepared, Status> {
+        Ok(match kind {
+            RequestKind::Read { offset, into } => {
+                let mut data = vec![0; into.bytes() as usize];
+                let asked = Asked::Read { into };
+                if self.workers.read_cached(offset, &mut data) {
+                    return self.judge(&asked, Ok(data), memory).map(Prepared::Answer);
+                }
+                Prepared::Work(asked, Work::Read { offset, data })
+            }
+            RequestKind::Write { offset, from } => {
+                let mut data = vec![0; from.bytes() as usize];
+                from.gather(memory, &mut data).ok_or(Status::IoError)?;
+                let bytes = data.len() as u64;
+                Prepared::Work(Asked::Write { bytes }, Work::Write { offset, data })
+            }
+            // A disk that is only read has nothing to make safe.
+            RequestKind::Flush if self.bounds.read_only => {
+                self.counters.flushes += 1;
+                Prepared::Answer(0)
+            }
+            RequestKind::Flush => Prepared::Work(Asked::Flush, Work::Flush),
+            RequestKind::Identify { into } => Prepared::Answer(self.identify(&into, memory)?),
+            RequestKind::Discard { offset, bytes } => Prepared::Work(
+                Asked::Range { is_discard: true },
+                Work::Discard { offset, bytes },
+            ),
             RequestKind::WriteZeroes {
                 offset,
                 bytes,
                 may_unmap,
-            } => {
-                let done = self.medium.storage().write_zeroes(offset, bytes, may_unmap);
-                self.finish_range("write zeros", offset, done)
-            }
-        }
-    }
-
-    fn read(&mut self, offset: u64, into: &Segments, memory: &GuestRam) -> Result<u32, Status> {
-        let data = &mut self.buffer[..into.bytes() as usize];
-        let (bytes, read) = (data.len(), self.medium.storage().read_at(offset, data));
-        self.check("read", offset, read)?;
-        into.scatter(memory, &self.buffer[..bytes])
-            .ok_or(Status::IoError)?;
-        self.counters.reads += 1;
-        self.counters.read_bytes += bytes as u64;
-        Ok(bytes as u32)
-    }
-
-    fn write(&mut self, offset: u64, from: &Segments, memory: &GuestRam) -> Result<u32, Status> {
-        let data = &mut self.buffer[..from.bytes() as usize];
-        // All of it is read before any of it is written.
-        from.gather(memory, data).ok_or(Status::IoError)?;
-        let bytes = data.len() as u64;
-        let written = self.medium.storage().write_at(offset, data);
-        self.check("write", offset, written)?;
-        self.flush_if_write_through()?;
-        self.counters.writes += 1;
-        self.counters.written_bytes += bytes;
-        Ok(0)
-    }
-
-    fn flush(&mut self) -> Result<u32, Status> {
-        // A disk that is only read has nothing to make safe.
-        if !self.bounds.read_only {
-            let flushed = self.medium.storage().flush();
-            self.check("flush", 0, flushed)?;
-        }
-        self.counters.flushes += 1;
-        Ok(0)
+            } => Prepared::Work(
+                Asked::Range { is_discard: false },
+                Work::WriteZeroes {
+                    offset,
+                    bytes,
+                    may_unmap,
+                },
+            ),
+        })
     }
 
     fn identify(&self, into: &Segments, memory: &GuestRam) -> Result<u32, Status> {
@@ -239,30 +296,88 @@ impl BlkDevice {
         Ok(ID_BYTES as u32)
     }
 
-    fn finish_range(
-        &mut self,
-        what: &str,
-        offset: u64,
-        done: io::Result<()>,
-    ) -> Result<u32, Status> {
-        self.check(what, offset, done)?;
-        self.flush_if_write_through()?;
-        self.counters.ranges += 1;
-        Ok(0)
+    /// Answers what the storage has done, if the guest can be reached.
+    fn answer_done(&mut self, mut rings: Option<&mut Rings<'_>>) -> Result<(), RingFault> {
+        let (mut bytes, mut result) = (0, Ok(()));
+        for _ in 0..REQUESTS_PER_CALL {
+            if bytes >= DATA_BYTES_MAX || result.is_err() {
+                break;
+            }
+            let Some((ticket, outcome)) = self.workers.take_done() else {
+                return Ok(());
+            };
+            bytes += outcome.as_ref().map_or(0, Vec::len);
+            result = self.end(ticket, outcome, rings.as_deref_mut());
+        }
+        // More may be done. Fails only if the counter is full: then another call is pending anyhow.
+        let _ = self.done.write(1);
+        result
     }
 
-    /// Makes a write safe for a driver that cannot ask for it.
-    fn flush_if_write_through(&mut self) -> Result<(), Status> {
-        if !self.write_through {
+    fn end(
+        &mut self,
+        ticket: u64,
+        outcome: Outcome,
+        rings: Option<&mut Rings<'_>>,
+    ) -> Result<(), RingFault> {
+        let Some((took, place)) = self.flight.end(ticket) else {
             return Ok(());
+        };
+        if self.stall.answered(self.flight.oldest()) {
+            let seconds = took.as_secs_f64();
+            let what = format!("it has answered a request that waited for {seconds:.1} s");
+            (self.alarm)(DiskNews::Answers(what));
         }
-        let flushed = self.medium.storage().flush();
-        self.check("flush", 0, flushed)
+        // After a reset, or when the driver has taken the queue back, its memory is something else.
+        let (Some(place), Some(rings)) = (place, rings.filter(|rings| rings.is_ready(QUEUE)))
+        else {
+            return Ok(());
+        };
+        let done = self.judge(&place.to, outcome, rings.memory);
+        answer(place.head, place.status_at, done, rings)
+    }
+
+    /// The status for a request that the storage is done with, or how many bytes were filled before it.
+    fn judge(&mut self, asked: &Asked, outcome: Outcome, memory: &GuestRam) -> Result<u32, Status> {
+        let data = match outcome {
+            Ok(data) => data,
+            Err(failure)
+                if matches!(asked, Asked::Range { is_discard: true })
+                    && failure.error.kind() == io::ErrorKind::Unsupported =>
+            {
+                return Err(Status::Unsupported);
+            }
+            Err(failure) => return Err(self.failed(failure)),
+        };
+        match asked {
+            Asked::Read { into } => {
+                into.scatter(memory, &data).ok_or(Status::IoError)?;
+                self.counters.reads += 1;
+                self.counters.read_bytes += data.len() as u64;
+            }
+            Asked::Write { bytes } => {
+                self.counters.writes += 1;
+                self.counters.written_bytes += bytes;
+            }
+            Asked::Flush => self.counters.flushes += 1,
+            Asked::Range { .. } => self.counters.ranges += 1,
+        }
+        Ok(data.len() as u32)
+    }
+
+    /// No request is waited for any more: the driver has gone, or the state of another host replaces this one's.
+    fn disown(&mut self) {
+        let cancelled = self.workers.cancel();
+        self.flight.disown(&cancelled);
     }
 
     /// Turns a failure of the host's disk into the guest's error and an alarm.
-    fn check(&mut self, what: &str, offset: u64, done: io::Result<()>) -> Result<(), Status> {
-        let Err(error) = done else { return Ok(()) };
+    fn failed(&mut self, failure: Failure) -> Status {
+        let Failure {
+            what,
+            offset,
+            error,
+        } = failure;
         self.counters.failures += 1;
         let failures = self.counters.failures;
         // A guest that keeps trying must not fill the host's log.
@@ -275,12 +390,38 @@ impl BlkDevice {
             };
             let cause = std::error::Error::source(&error)
                 .map_or_else(String::new, |cause| format!(": {cause}"));
-            (self.alarm)(format!(
+            (self.alarm)(DiskNews::Failed(format!(
                 "cannot {what} at byte {offset}: {error}{cause} (failure {failures}){hint}"
-            ));
+            )));
         }
-        Err(Status::IoError)
+        Status::IoError
     }
+}
+
+/// What follows from a request.
+enum Prepared {
+    Work(Asked, Work),
+    /// It is done; so many bytes were filled.
+    Answer(u32),
+}
+
+/// Writes the status of a request, and gives its chain back.
+fn answer(
+    head: u16,
+    status_at: GuestAddress,
+    done: Result<u32, Status>,
+    rings: &mut Rings<'_>,
+) -> Result<(), RingFault> {
+    let (status, filled) = match done {
+        Ok(filled) => (Status::Ok, filled),
+        Err(status) => (status, 0),
+    };
+    let filled = match rings.memory.write_obj(status as u8, status_at) {
+        Ok(()) => filled + 1,
+        // Cannot happen: the address was in memory when the request was parsed.
+        Err(_) => 0,
+    };
+    rings.push_used(QUEUE, head, filled)
 }
 
 impl VirtioDevice for BlkDevice {
@@ -337,49 +478,63 @@ impl VirtioDevice for BlkDevice {
 
     fn reset(&mut self) {
         self.write_through = true;
+        self.disown();
     }
 
-    fn start(&mut self, _rings: Option<&mut Rings<'_>>) {}
+    fn start(&mut self, rings: Option<&mut Rings<'_>>) {
+        // Without a driver, or a queue in use, nobody waits for what was in flight on the other host.
+        if !rings.is_some_and(|rings| rings.is_ready(QUEUE)) {
+            self.disown();
+        }
+    }
 
     fn process_queue(
         &mut self,
         _queue: usize,
         rings: &mut Rings<'_>,
     ) -> Result<Progress, RingFault> {
-        // Checked before a request is taken: one that has to wait stays in the ring, and the guest waits (R5).
-        if !self.medium.has_room() {
-            self.counters.waits += 1;
-            return Ok(Progress::Done);
-        }
-        let chain = match rings.pop(QUEUE)? {
-            Some(chain) => chain,
-            None if rings.await_kick(QUEUE)? => return Ok(Progress::More(QUEUE)),
-            None => return Ok(Progress::Done),
-        };
-        let head = chain.head_index();
-        let filled = self.serve(chain, rings.memory);
-        rings.push_used(QUEUE, head, filled)?;
-        Ok(Progress::More(QUEUE))
+        self.take(rings)
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        vec![EventSource::Counter(self.room.as_raw_fd())]
+        let fds = [
+            self.room.as_raw_fd(),
+            self.done.as_raw_fd(),
+            self.stall.as_raw_fd(),
+        ];
+        fds.map(EventSource::Counter).into()
     }
 
     fn process_event(
         &mut self,
-        _source: usize,
-        rings: Option<&mut Rings<'_>>,
+        source: usize,
+        mut rings: Option<&mut Rings<'_>>,
     ) -> Result<Progress, RingFault> {
-        // Fails only if there is nothing to read; an earlier call has seen the room then.
-        let _ = self.room.read();
-        rings.map_or(Ok(Progress::Done), |rings| self.process_queue(QUEUE, rings))
+        // Reading an event fails only if there is nothing to read; an earlier call has seen it then.
+        match source {
+            ROOM => drop(self.room.read()),
+            DONE => {
+                let _ = self.done.read();
+                self.answer_done(rings.as_deref_mut())?;
+            }
+            _ => {
+                if let Some(age) = self.stall.look(self.flight.oldest()) {
+                    let (seconds, requests) = (age.as_secs_f64(), self.flight.len());
+                    (self.alarm)(DiskNews::Hangs(format!(
+                        "it has not answered for {seconds:.1} s; {requests} requests of the guest wait for it"
+                    )));
+                }
+                return Ok(Progress::Done);
+            }
+        }
+        rings.map_or(Ok(Progress::Done), |rings| self.take(rings))
     }
 
     fn save(&self) -> Result<DeviceState, DeviceError> {
         let state = BlkState {
             capacity_sectors: self.bounds.capacity_sectors,
             read_only: self.bounds.read_only,
+            in_flight: self.flight.heads().collect(),
         };
         DeviceState::encode(&self.name, VERSION, &state)
     }
@@ -403,6 +558,15 @@ impl VirtioDevice for BlkDevice {
                 state.read_only, here.read_only
             )));
         }
+        if !state.has_possible_heads() {
+            return Err(invalid(format!(
+                "{} requests in flight; they must be different ones of {QUEUE_SIZE}",
+                state.in_flight.len()
+            )));
+        }
+        // The last step: from here on the old state is gone.
+        self.disown();
+        self.flight.set_again(state.in_flight);
         Ok(())
     }
 }

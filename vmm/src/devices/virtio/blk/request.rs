@@ -12,9 +12,11 @@ use virtio_bindings::virtio_blk::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::SECTOR_BYTES;
-use crate::devices::virtio::Chain;
+use crate::devices::virtio::Descriptors;
 use crate::memory::GuestRam;
 
+/// Descriptors in the queue: header, status and twice the segments of a request fit.
+pub(super) const QUEUE_SIZE: u16 = 128;
 /// Most data of one request. A driver that keeps to [`SEGMENTS_MAX`] and [`SEGMENT_BYTES_MAX`] stays below.
 pub(super) const DATA_BYTES_MAX: usize = SEGMENTS_MAX as usize * SEGMENT_BYTES_MAX as usize;
 /// Most pieces of the data of one request.
@@ -163,12 +165,11 @@ impl Segments {
 impl Request {
     /// Takes a chain apart.
     pub(super) fn parse(
-        chain: Chain<'_>,
+        chain: Descriptors<'_>,
         memory: &GuestRam,
         bounds: Bounds,
     ) -> Result<Self, Malformed> {
         let (mut readable, mut writable) = (Segments::default(), Segments::default());
-        // The iterator ends after as many descriptors as the queue has, even in a circle.
         for descriptor in chain {
             if descriptor.is_write_only() {
                 writable.0.push((descriptor.addr(), descriptor.len()));
