@@ -80,6 +80,7 @@ fn any_schedule_of_faults_keeps_the_rules() {
         "epochs discarded",
         "fenced",
         "guests ended",
+        "guests handed over",
         "outputs repeated",
         "promotions",
         "resets",
@@ -329,6 +330,21 @@ fn a_dead_primary_is_not_kept_alive_by_heartbeats_of_the_past() {
     let report = scenario(2, &faults);
     report.assert(&[("promotions", 1)]);
     assert!(report.counts["heartbeats replayed"] > 10, "{report:#?}");
+}
+
+#[test]
+fn a_guest_that_is_handed_over_goes_on_at_the_other_host() {
+    let report = scenario(2, &[(60, Fault::HandOver(0)), (150, Fault::Heal)]);
+    let counts = [("guests handed over", 1), ("promotions", 1), ("fenced", 1)];
+    report.assert(&counts);
+    // What the backup cannot be granted stays here.
+    let faults = [
+        (59, Fault::CutOff(1, ms(100))),
+        (60, Fault::HandOver(0)),
+        (250, Fault::Heal),
+    ];
+    let report = scenario(2, &faults);
+    report.assert(&[("guests not handed over", 1), ("promotions", 0)]);
 }
 
 #[test]

@@ -9,6 +9,12 @@ pub enum Ended {
     /// Protection was told to end at once. Output that was still held is lost, and a thread that
     /// waits for storage may be left behind.
     Abandoned,
+    /// The backup took the guest over, as it was asked to. Held output was dropped: the guest says
+    /// it there.
+    HandedOver {
+        /// The arbiter's answer, for people.
+        reason: String,
+    },
     /// Another side owns the guest (R4). Held output was dropped.
     Fenced {
         /// The reason, for people.
@@ -22,7 +28,7 @@ impl Ended {
         match self {
             Self::GuestStopped => "the guest has ended",
             Self::Abandoned => "it was to end at once",
-            Self::Fenced { reason } => reason,
+            Self::HandedOver { reason } | Self::Fenced { reason } => reason,
         }
     }
 }

@@ -51,6 +51,11 @@ pub enum EventKind {
         /// Why the primary counted as lost.
         cause: String,
     },
+    /// The guest was to be handed over to the backup, and stays here.
+    NotHandedOver {
+        /// Why, for people.
+        why: String,
+    },
     /// Another side owns the guest, which is stopped here.
     Fenced {
         /// The reason, for people.

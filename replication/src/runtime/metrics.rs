@@ -11,6 +11,7 @@ use understudy_transport::LinkCounters;
 
 use super::alarms::{Alarms, Topic};
 use super::disk_progress::DiskStep;
+use super::ended::Ended;
 use super::events::{EventKind, EventSource, Events};
 use super::status::{
     DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
@@ -98,9 +99,21 @@ impl Metrics {
         self.raise(Topic::Peer, text, EventKind::GoingAlone { cause });
     }
 
-    /// Another side owns the guest.
-    pub(super) fn fenced(&self, reason: String) {
+    /// Another side owns the guest. Returns how this side ends.
+    pub(super) fn lost_guest(&self, reason: String, handed_over: bool) -> Ended {
+        if handed_over {
+            tracing::info!("the guest was handed over: {reason}");
+            return Ended::HandedOver { reason };
+        }
+        let fenced = reason.clone();
         self.raise(Topic::Peer, reason.clone(), EventKind::Fenced { reason });
+        Ended::Fenced { reason: fenced }
+    }
+
+    /// The guest was to be handed over, and stays here.
+    pub(super) fn not_handed_over(&self, why: String) {
+        let text = format!("the guest could not be handed over: {why}");
+        self.raise(Topic::Peer, text, EventKind::NotHandedOver { why });
     }
 
     /// Also counts what goes over a new link.

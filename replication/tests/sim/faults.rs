@@ -42,6 +42,8 @@ pub enum Fault {
     Checkpoint(usize),
     /// The operator wants this side's guest protected by another backup, or for a while by none.
     Dismiss(usize, Duration),
+    /// This host's guest is to go on at its backup.
+    HandOver(usize),
     /// Somebody lies to this host, for a while.
     Lie(usize, Duration),
     /// A stranger tells this host a story, if it finds it free within this time.
@@ -137,7 +139,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.below(hosts as u64) as usize;
     // Shorter and longer than the heartbeat timeout.
     let time = rng.micros(2_000, 140_000);
-    match rng.below(25) {
+    match rng.below(26) {
         0 => Fault::KillProcess(host),
         1 => Fault::LoseHost(host),
         2 | 3 => Fault::Freeze(host, time),
@@ -152,6 +154,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         13 | 14 => Fault::Lie(host, if rng.chance(500) { time } else { ms(0) }),
         15 => Fault::ArbiterWentBack(time),
         16 => Fault::Promote(host),
+        25 => Fault::HandOver(host),
         17 => Fault::Checkpoint(host),
         18 => Fault::ReplayBeats,
         19 => Fault::Stranger(
@@ -225,6 +228,10 @@ impl World {
             Fault::ArbiterRestored => self.arbiter.went_back = false,
             Fault::CutBeats(from, to) => self.beats_cut.push((from, to)),
             Fault::Promote(host) => self.backup(host, BackupInput::PromotionWanted),
+            Fault::HandOver(host) => {
+                let why = "this host is to stop".into();
+                self.primary(host, PrimaryInput::HandOver { why });
+            }
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
             Fault::Dismiss(host, time) => self.dismiss(host, time),
             Fault::StopGuest(host) => {

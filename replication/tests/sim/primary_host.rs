@@ -281,12 +281,19 @@ impl World {
                 self.soon(0, 3_000, Event::Opened(process));
                 self.soon(1_000, 20_000, Event::Connect(process));
             }
-            PrimaryEffect::Fenced { reason } => {
+            PrimaryEffect::NotHandedOver { .. } => self.count("guests not handed over"),
+            PrimaryEffect::Fenced {
+                reason,
+                handed_over,
+            } => {
                 node.gate.shut();
                 node.running = false;
                 self.trace(host, || format!("is fenced: {reason}"));
                 self.check_fenced(host, generation);
                 self.count("fenced");
+                if handed_over {
+                    self.count("guests handed over");
+                }
                 self.kill_and_restart(host, false);
             }
         }

@@ -14,6 +14,7 @@ use understudy_replication::disk::DiskMode;
 
 use super::ConfigError;
 use super::keys::{self, KEYS, Key, Values};
+use super::on_sigterm::OnSigterm;
 use crate::boot::BootProtocol;
 use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 
@@ -154,6 +155,7 @@ pub struct Replication {
     pub epoch_min_ms: Option<u64>,
     pub heartbeat_ms: Option<u64>,
     pub timeout_ms: Option<u64>,
+    pub on_sigterm: Option<OnSigterm>,
     pub control_socket: Option<PathBuf>,
     pub disk_journal: Option<PathBuf>,
     pub disk_journal_mib: Option<u64>,
@@ -279,7 +281,7 @@ impl ConfigFile {
         lay_over!(self.serial, serial, Serial: output);
         lay_over!(self.replication, replication, Replication:
             vm, node, backup, listen, arbiter, heartbeat, epoch_ms, epoch_min_ms, heartbeat_ms, timeout_ms,
-            control_socket, disk_journal, disk_journal_mib, disk_log_mib);
+            on_sigterm, control_socket, disk_journal, disk_journal_mib, disk_log_mib);
         self.drives = drives.or(self.drives);
         self.network_interfaces = network_interfaces.or(self.network_interfaces);
         self.entropy = entropy.or(self.entropy);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::DiskLimits;
 
+use super::on_sigterm::OnSigterm;
 use crate::machine::{MachineConfig, OnPanic, OnReboot, OnWatchdog, VCPUS_MAX};
 use crate::memory::{MIB_MAX, MIB_MIN};
 use crate::vcpu::CpuTemplate;
@@ -286,6 +287,10 @@ keys! {
     TIMEOUT: "replication.timeout_ms", Some("--timeout-ms"), Values::number(10, 600_000, "ms"),
         Unset::Value(|| ms(Policy::default().heartbeat_timeout)),
         "Silence after which the other side counts as lost, in milliseconds; at least three heartbeats";
+    ON_SIGTERM: "replication.on_sigterm", Some("--on-sigterm"), Values::Words(&["handover", "stop"]),
+        Unset::Value(|| word(OnSigterm::default())),
+        "What SIGTERM, SIGINT and SIGHUP mean to a primary whose standby could take the guest over: the guest goes on \
+         there (`handover`), or is stopped (`stop`). Without such a standby it is stopped";
     CONTROL: "replication.control_socket", Some("--control"), PATH, Unset::Nothing,
         "Unix socket for `vmm status`, `failover`, `stop` and `power-button`";
     JOURNAL: "replication.disk_journal", Some("--disk-journal"), PATH,

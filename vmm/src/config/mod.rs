@@ -17,6 +17,7 @@ mod devices;
 mod error;
 mod file;
 pub mod keys;
+mod on_sigterm;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ pub use understudy_replication::disk::DiskMode;
 pub use crate::boot::BootProtocol;
 pub use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 pub use crate::vcpu::CpuTemplate;
+pub use on_sigterm::OnSigterm;
 
 /// The kernel image that stands for the guest inside this program.
 const BUILTIN: &str = "builtin";
@@ -76,6 +78,8 @@ pub struct ReplicationConfig {
     pub heartbeat: Option<HeartbeatPath>,
     /// Epochs and time-outs.
     pub policy: Policy,
+    /// What a signal to end means to a primary.
+    pub on_sigterm: OnSigterm,
 }
 
 impl Config {
@@ -156,6 +160,7 @@ impl ReplicationConfig {
                 peer: section.peer,
             }),
             policy: policy(section)?,
+            on_sigterm: section.on_sigterm.unwrap_or_default(),
         })
     }
 

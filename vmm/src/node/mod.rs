@@ -25,6 +25,9 @@
 //! | unprotected, primary | the guest powers itself off, or cannot go on | ended, once all it said has left |
 //! | unprotected, primary | *stop* | its power is cut; ended, once all it said has left |
 //! | primary | *stop* again | ended at once: abandoned |
+//! | primary | *failover*, or *leave* by the rules, protected | the guest is handed over; ended: handed over |
+//! | primary | that fails | primary; after *leave*, the same as after *stop* |
+//! | any other | *leave* | the same as *stop* |
 //! | primary | another side owns the guest | ended: fenced |
 //! | any | its work fails | ended: failed |
 //!
@@ -130,6 +133,11 @@ pub enum Ended {
     },
     /// At once, on request: what the guest had said and was still held is lost.
     Abandoned,
+    /// The guest goes on at the standby, as was asked for.
+    HandedOver {
+        /// The arbiter's answer, in plain words.
+        reason: String,
+    },
     /// Another host owns the guest (R4). Held output was dropped.
     Fenced {
         /// In plain words.
@@ -151,6 +159,7 @@ impl fmt::Display for Ended {
             Self::Abandoned => f.write_str(
                 "ended at once, as was asked for: what the guest had said and was still held is lost",
             ),
+            Self::HandedOver { reason } => write!(f, "the guest goes on at the standby: {reason}"),
             Self::Fenced { reason } => write!(f, "fenced: {reason}"),
         }
     }

@@ -10,8 +10,13 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Request {
-    /// Promote this standby.
+    /// Have the guest go on at the standby: asked of a standby, it is promoted; asked of a primary, the guest is
+    /// handed over.
     Failover,
+    /// End the node as a signal to end does. A guest that a standby could take over goes on there, if that is what
+    /// is configured; otherwise, or if that fails, the same as [`Request::Stop`]. Asked again, nothing new happens
+    /// until it is known what comes of it.
+    Leave,
     /// End the node. A guest that runs here stops as if its power were cut; what it has said before still leaves
     /// by the rules. Asked of a primary again, it waits for nothing.
     Stop,
@@ -50,9 +55,9 @@ pub enum Denial {
     /// The guest has no second copy.
     #[error("this guest runs unprotected (`vmm run`): it has no standby")]
     Unprotected,
-    /// Only a standby can do that.
-    #[error("this is the primary; ask the standby's control socket")]
-    IsPrimary,
+    /// No standby could take the guest over.
+    #[error("the guest is not protected now: no standby could take it over")]
+    NotProtected,
     /// The guest runs on another host.
     #[error("the guest does not run here; ask the primary's control socket")]
     GuestElsewhere,

@@ -137,6 +137,7 @@ impl Work {
             Self::Primary(protection) => match protection.wait() {
                 Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
                 Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
+                Ok(Ended::HandedOver { reason }) => RoleOver::Ended(RoleEnd::HandedOver { reason }),
                 Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
                 Ok(other) => RoleOver::Ended(RoleEnd::Failed {
                     what: format!("protection ended: {other:?}"),
@@ -157,6 +158,13 @@ impl Work {
     pub(super) fn promote(&self) -> Result<(), Denial> {
         match self {
             Self::Standby(run) if !run.handle().promote() => Err(Denial::Busy),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn hand_over(&self, why: &str) -> Result<(), Denial> {
+        match self {
+            Self::Primary(protection) if !protection.handle().hand_over(why) => Err(Denial::Ended),
             _ => Ok(()),
         }
     }

@@ -172,6 +172,7 @@ impl NodeSettings {
                 on_reboot: config.on_reboot,
                 on_panic: machine.on_panic,
                 on_watchdog: machine.watchdog.unwrap_or_default(),
+                on_sigterm: config.replication.on_sigterm,
             },
             machine: Box::new(move |start| Ok(Machine::build(built.machine(start)?)?)),
             start_as,

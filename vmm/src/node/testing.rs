@@ -44,7 +44,7 @@ pub(crate) fn unprotected() -> NodeHandle {
     std::thread::spawn(move || {
         while let Some(Item::Request(request, answer)) = incoming.next(None) {
             let done = match request {
-                Request::Stop => Ok(()),
+                Request::Stop | Request::Leave => Ok(()),
                 _ => Err(Denial::Unprotected),
             };
             if let Some(answer) = answer {

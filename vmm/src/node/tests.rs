@@ -3,6 +3,7 @@
 use std::sync::mpsc::sync_channel;
 
 use super::*;
+use crate::config::OnSigterm;
 use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 
 fn settings(machine: BuildMachine) -> NodeSettings {
@@ -10,6 +11,7 @@ fn settings(machine: BuildMachine) -> NodeSettings {
         vm: "web".into(),
         node: "host-a".into(),
         rules: Rules {
+            on_sigterm: OnSigterm::Handover,
             on_reboot: OnReboot::Restart,
             on_panic: OnPanic::Report,
             on_watchdog: OnWatchdog::Reset,

@@ -34,7 +34,6 @@ fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     let (primary, standby) = (&cluster.local.primary, &cluster.local.standby);
     assert_status(primary, "primary", "primary, protected by standby");
     assert_status(standby, "standby", "standby, in sync with primary");
-    is_denied(primary, "failover", "ask the standby's control socket");
     let text = says(primary, "power-button", &[]);
     assert!(text.contains("power button pressed"), "{text}");
     is_denied(standby, "power-button", "ask the primary's control socket");
@@ -107,10 +106,10 @@ fn events_tell_what_happened_and_are_followed_to_the_end() {
 }
 
 /// Ends a primary and then its standby by `end`.
-fn stops_cleanly(end: impl Fn(&VmmProcess)) {
+fn stops_cleanly(further: &[&str], end: impl Fn(&VmmProcess)) {
     let _turn = turn();
     let hosts = Quiet::new();
-    let (mut primary, mut standby) = hosts.start_protected();
+    let (mut primary, mut standby) = hosts.start_protected_with(further);
     end(&primary);
     await_code(&mut primary, 0);
     let status = standby
@@ -129,15 +128,15 @@ fn stops_cleanly(end: impl Fn(&VmmProcess)) {
 
 #[test]
 fn stop_ends_a_primary_and_its_standby_promotes_nothing() {
-    stops_cleanly(|host| {
+    stops_cleanly(&[], |host| {
         let text = says(host, "stop", &[]);
         assert!(text.contains("stop requested"), "{text}");
     });
 }
 
 #[test]
-fn sigterm_ends_a_primary_and_its_standby_promotes_nothing() {
-    stops_cleanly(|host| host.terminate().unwrap());
+fn sigterm_ends_a_primary_that_is_not_to_hand_over_and_its_standby_promotes_nothing() {
+    stops_cleanly(&["--on-sigterm", "stop"], |host| host.terminate().unwrap());
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod commands;
 mod console;
 mod demo;
 mod disks;
+mod handover;
 mod host;
 mod owners;
 mod peers;

@@ -230,8 +230,13 @@ impl Quiet {
     }
 
     pub(crate) fn start_protected(&self) -> (VmmProcess, VmmProcess) {
+        self.start_protected_with(&[])
+    }
+
+    /// With further flags of the primary.
+    pub(crate) fn start_protected_with(&self, further: &[&str]) -> (VmmProcess, VmmProcess) {
         let standby = self.start_standby("standby", &[]);
-        let mut primary = self.start_primary("primary", &[]);
+        let mut primary = self.start_primary("primary", further);
         primary
             .await_status("protected", DEADLINE, |status| status.protected)
             .unwrap();

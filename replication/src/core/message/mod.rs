@@ -30,7 +30,7 @@ pub const ANSWERS_MAX: usize = 4096;
 /// then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
 /// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
-/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Bye` last. An
+/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `TakeOver` and `Bye` last. An
 /// `Inquiry` and its answer are a session of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -103,6 +103,9 @@ pub enum Message {
     /// The sender's arbiter does not do its part, for the given reason: a takeover would not be
     /// granted now.
     NoArbiter(String),
+    /// The primary hands the guest over, for the given reason: the backup is to claim it. From here
+    /// on the primary lets nothing leave.
+    TakeOver(String),
     /// The sender leaves on purpose.
     Bye(Bye),
     /// A side that is about to start the guest asks what the receiver has of it. Comes in place of
@@ -262,6 +265,7 @@ impl Message {
             Self::Marked(_) => "Marked",
             Self::Seen(_) => "Seen",
             Self::NoArbiter(_) => "NoArbiter",
+            Self::TakeOver(_) => "TakeOver",
             Self::Bye(_) => "Bye",
             Self::Inquiry(_) => "Inquiry",
             Self::Holdings(_) => "Holdings",

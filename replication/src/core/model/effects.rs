@@ -94,7 +94,9 @@ impl World {
                 self.check_acked(session, epoch);
                 self.hosts[host].work = Some(Work::WriteShared(epoch.0));
             }
-            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
+            PrimaryEffect::Durable(_)
+            | PrimaryEffect::Compared(_)
+            | PrimaryEffect::NotHandedOver { .. } => {}
             PrimaryEffect::Release(epoch) => {
                 self.check_acked(session, epoch);
                 self.say(host, generation, (session, epoch.0));

@@ -89,6 +89,7 @@ impl World {
             Action::Restart(host) => self.start_standby(host),
             Action::Start(host) => self.start_guest(host),
             Action::Dismiss(_)
+            | Action::HandOver(_)
             | Action::WantPromotion(_)
             | Action::StopBackup(_)
             | Action::EndGuest(_) => self.order(action),
@@ -119,6 +120,10 @@ impl World {
                 let cause = String::new();
                 self.primary(host, PrimaryInput::BackupDismissed { cause });
             }
+            Action::HandOver(host) => {
+                let why = String::new();
+                self.primary(host, PrimaryInput::HandOver { why });
+            }
             Action::WantPromotion(host) => self.backup(host, BackupInput::PromotionWanted),
             Action::StopBackup(host) => self.backup(host, BackupInput::StopWanted),
             Action::EndGuest(host) => {
@@ -142,6 +147,7 @@ impl World {
             Action::Restart(_) => &mut left.restarts,
             Action::Start(_) => &mut left.starts,
             Action::Dismiss(_)
+            | Action::HandOver(_)
             | Action::WantPromotion(_)
             | Action::StopBackup(_)
             | Action::EndGuest(_) => &mut left.orders,

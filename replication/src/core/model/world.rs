@@ -103,7 +103,7 @@ pub(super) struct Left {
     pub(super) lies: u8,
     /// Times that the arbiter's record goes back for one host or both.
     pub(super) past: u8,
-    /// A person dismisses the backup, or wants it promoted or stopped.
+    /// A person dismisses the backup, hands the guest over to it, or wants it promoted or stopped.
     pub(super) orders: u8,
 }
 
@@ -138,6 +138,7 @@ pub(super) enum Action {
     Restart(usize),
     Start(usize),
     Dismiss(usize),
+    HandOver(usize),
     WantPromotion(usize),
     StopBackup(usize),
     EndGuest(usize),
@@ -497,6 +498,7 @@ impl World {
                     out.push(Action::EndGuest(host));
                     if phase == PrimaryPhase::Protected {
                         out.push(Action::Dismiss(host));
+                        out.push(Action::HandOver(host));
                     }
                 }
             }

@@ -30,6 +30,10 @@
 //! Then it is told that it is fenced. This side goes to Alone through Claiming, where the same
 //! claim is granted again.
 //!
+//! A guest that is to be handed over stays Protected for one more epoch. Then the backup is told to
+//! claim it, and nothing ends or leaves here any more. This side is Fenced, or goes on by the way of
+//! Claiming.
+//!
 //! After the guest's end, Protected goes on until its last epoch is released, and Claiming until
 //! the arbiter has answered and everything held has left. If told to end at once, this side drops
 //! what is held.
@@ -128,6 +132,11 @@ pub enum PrimaryInput {
         /// Why not.
         what: String,
     },
+    /// The guest is to go on at the backup, which lives. See [`PrimaryEffect::NotHandedOver`].
+    HandOver {
+        /// Why, for people.
+        why: String,
+    },
     /// The gate holds new output.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
@@ -220,9 +229,16 @@ pub enum PrimaryEffect {
         /// Why this side runs alone.
         cause: String,
     },
+    /// The guest could not be handed over, and stays here.
+    NotHandedOver {
+        /// Why, for people.
+        why: String,
+    },
     /// Another side owns the guest: shut the gate, stop the guest, end with this reason.
     Fenced {
         /// For people: the generation in force, this side's generation, and how it was learnt.
         reason: String,
+        /// This side had let the other one have it.
+        handed_over: bool,
     },
 }

@@ -336,6 +336,7 @@ impl Driver {
                 self.unprotecting = true;
                 self.set_backup(None, inputs);
             }
+            Some(Request::HandOver(why)) => inputs.push_back(PrimaryInput::HandOver { why }),
             Some(Request::GuestStopped) => inputs.push_back(PrimaryInput::GuestStopped),
             Some(Request::Stop) if !self.stop_asked => {
                 self.stop_asked = true;
@@ -525,19 +526,20 @@ impl Driver {
                 }
                 self.order(CaptureJob::OpenGate(generation));
             }
-            PrimaryEffect::Fenced { reason } => {
+            PrimaryEffect::NotHandedOver { why } => self.metrics.not_handed_over(why),
+            PrimaryEffect::Fenced {
+                reason,
+                handed_over,
+            } => {
                 self.shut();
-                self.metrics.fenced(reason.clone());
-                self.ended = Some(Finish::Ended(Ended::Fenced { reason }));
+                self.ended = Some(Finish::Ended(self.metrics.lost_guest(reason, handed_over)));
             }
         }
         None
     }
 
     fn start_sync(&mut self, disks: Vec<PeerDisk>) {
-        let Some(session) = &self.session else {
-            return;
-        };
+        let Some(session) = &self.session else { return };
         let node = self.core.backup_node().unwrap_or("unnamed");
         let target = Target {
             session: self.session_number,

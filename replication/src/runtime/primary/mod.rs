@@ -107,6 +107,8 @@ pub enum Request {
     SetBackup(Option<Endpoint>),
     /// See [`Protection::unprotect`].
     Unprotect,
+    /// See [`ProtectionHandle::hand_over`].
+    HandOver(String),
     /// See [`ProtectionHandle::guest_stopped`].
     GuestStopped,
     /// See [`ProtectionHandle::stop`].
@@ -371,6 +373,18 @@ impl ProtectionHandle {
     /// Returns whether the request was taken; it is not once protection has ended.
     pub fn set_backup(&self, backup: Option<Endpoint>) -> bool {
         self.ask(Request::SetBackup(backup))
+    }
+
+    /// Hands the guest over to the backup, for this reason. The epoch ends, then the backup asks the
+    /// arbiter for the guest. Once that is granted, protection ends as
+    /// [`Ended::HandedOver`]. If it cannot be, [`EventKind::NotHandedOver`] says why, and the guest
+    /// goes on here. Waits while the queue of requests is full. Must not be called from within an
+    /// asynchronous runtime. Returns whether the request was taken; it is not once protection has
+    /// ended.
+    ///
+    /// [`EventKind::NotHandedOver`]: super::EventKind::NotHandedOver
+    pub fn hand_over(&self, why: impl Into<String>) -> bool {
+        self.ask(Request::HandOver(why.into()))
     }
 
     /// Asks for a reset of the guest in place ([`Machine::reset`]); protection goes on. Waits while

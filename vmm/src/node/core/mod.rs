@@ -17,9 +17,10 @@ use super::events::EventKind;
 use super::request::{Denial, Request};
 use super::status::{GuestStatus, Standing};
 use super::{Ended, Role};
+use crate::config::OnSigterm;
 use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
 
-/// What is to follow from what becomes of the guest.
+/// What is to follow from what becomes of the guest, and of the node.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     /// When it wants a reset, or crashes in the way that resets a PC.
@@ -28,6 +29,8 @@ pub struct Rules {
     pub on_panic: OnPanic,
     /// When it has not fed its watchdog in time.
     pub on_watchdog: OnWatchdog,
+    /// When the node is to end and a standby could take the guest over.
+    pub on_sigterm: OnSigterm,
 }
 
 /// How soon a role is tried again that could not be taken up.
@@ -78,6 +81,8 @@ pub(super) enum RoleEnd {
     Done,
     /// At once, without what the guest had still to say.
     Abandoned,
+    /// The standby has taken the guest over, as it was asked to.
+    HandedOver { reason: String },
     /// Another side owns the guest.
     Fenced { reason: String },
     /// It could not go on, or not be taken up.
@@ -99,6 +104,8 @@ pub(super) enum Effect {
     StopStandby,
     /// Ask the arbiter for the guest.
     Promote,
+    /// Have the standby take the guest over.
+    HandOver(&'static str),
     /// Press the guest's power button.
     PressPowerButton,
     /// End the epoch.
@@ -137,6 +144,8 @@ pub(super) struct NodeCore {
     steady_at: Option<Duration>,
     /// Why the guest ends: from then on nothing that becomes of it leads to anything else.
     ending: Option<Ended>,
+    /// The guest is being handed over because the node is to end.
+    is_leaving: bool,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -157,6 +166,7 @@ impl NodeCore {
             restart_at: None,
             steady_at: None,
             ending: None,
+            is_leaving: false,
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -246,7 +256,14 @@ impl NodeCore {
                 Err(Denial::NotInSync { phase })
             }
             (Role::Standby, Request::Failover) => Ok(vec![Effect::Promote]),
-            (Role::Primary, Request::Failover) => Err(Denial::IsPrimary),
+            (Role::Primary, Request::Failover) if !sync.in_sync => Err(Denial::NotProtected),
+            (Role::Primary, Request::Failover) => Ok(self.hand_over("somebody has asked for it")),
+            (Role::Primary, Request::Leave) if self.is_leaving => Ok(Vec::new()),
+            (Role::Primary, Request::Leave) if self.may_hand_over(sync) => {
+                self.is_leaving = true;
+                Ok(self.hand_over("this host is to stop"))
+            }
+            (_, Request::Leave) => self.request(Request::Stop, sync),
             (Role::Unprotected, Request::Failover | Request::Checkpoint) => {
                 Err(Denial::Unprotected)
             }
@@ -259,6 +276,15 @@ impl NodeCore {
             ]),
             (Role::Primary, Request::Checkpoint) => Ok(vec![Effect::Checkpoint]),
         }
+    }
+
+    fn may_hand_over(&self, sync: &SyncState) -> bool {
+        self.rules.on_sigterm == OnSigterm::Handover && sync.in_sync && self.ending.is_none()
+    }
+
+    fn hand_over(&self, why: &'static str) -> Vec<Effect> {
+        let told = EventKind::HandingOver { why: why.into() };
+        vec![Effect::Tell(told), Effect::HandOver(why)]
     }
 
     fn stop_guest(&mut self) -> Vec<Effect> {
@@ -313,6 +339,12 @@ impl NodeCore {
                 self.protected = false;
                 self.tell(EventKind::Unprotected, effects);
             }
+            ReplicationEvent::NotHandedOver { why } => {
+                self.tell(EventKind::NotHandedOver { why }, effects);
+                if std::mem::take(&mut self.is_leaving) {
+                    effects.extend(self.stop_guest());
+                }
+            }
             ReplicationEvent::GoingAlone { cause } => {
                 self.alarm(EventKind::BackupLost { cause }, effects);
             }
@@ -358,6 +390,7 @@ impl NodeCore {
         let ended = match end {
             RoleEnd::Done => self.ending.take().unwrap_or(Ended::Stopped),
             RoleEnd::Abandoned => Ended::Abandoned,
+            RoleEnd::HandedOver { reason } => Ended::HandedOver { reason },
             RoleEnd::Fenced { reason } => Ended::Fenced { reason },
             RoleEnd::Failed { what } => Ended::Failed { what },
         };

@@ -6,6 +6,7 @@ const RULES: Rules = Rules {
     on_reboot: OnReboot::Restart,
     on_panic: OnPanic::Report,
     on_watchdog: OnWatchdog::Reset,
+    on_sigterm: OnSigterm::Handover,
 };
 
 fn in_role(role: Role, rules: Rules, can_restart: bool) -> NodeCore {
@@ -264,11 +265,11 @@ fn what_cannot_be_done_in_a_role_is_denied() {
     for what in [PowerButton, Checkpoint] {
         assert_eq!(denied(Role::Standby, what), Some(Denial::GuestElsewhere));
     }
-    assert_eq!(denied(Role::Primary, Failover), Some(Denial::IsPrimary));
     for (role, what) in [
         (Role::Unprotected, PowerButton),
         (Role::Primary, PowerButton),
         (Role::Primary, Checkpoint),
+        (Role::Primary, Failover),
         (Role::Standby, Failover),
     ] {
         assert_eq!(denied(role, what), None, "{role:?} {what:?}");
@@ -435,4 +436,58 @@ fn a_standby_that_was_told_to_stop_starts_no_guest() {
     let known = understudy_replication::Generation(3);
     let effects = core.input(Duration::ZERO, Input::IsToStart { known });
     assert_eq!(deeds(effects), [Effect::Finish(Ended::Stopped)]);
+}
+
+fn leaves(core: &mut NodeCore, in_sync: bool) -> Vec<Effect> {
+    let phase = String::new();
+    let sync = SyncState { in_sync, phase };
+    let effects = core.request(Request::Leave, &sync).unwrap();
+    deeds(effects)
+}
+
+fn not_handed_over(core: &mut NodeCore) -> Vec<Effect> {
+    let why = "it does not answer".into();
+    let event = ReplicationEvent::NotHandedOver { why };
+    deeds(core.input(Duration::from_secs(1), Input::Replication(event)))
+}
+
+#[test]
+fn a_primary_that_leaves_hands_its_guest_over_if_a_standby_can_take_it() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert!(matches!(leaves(&mut core, true)[..], [Effect::HandOver(_)]));
+    assert_eq!(leaves(&mut core, true), [], "it is under way");
+    let reason = String::from("the arbiter names b");
+    let ended = over(
+        &mut core,
+        RoleEnd::HandedOver {
+            reason: reason.clone(),
+        },
+    );
+    assert_eq!(ended, Ended::HandedOver { reason });
+    // Without a standby that could take it, or if that is not wanted, it is stopped.
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(leaves(&mut core, false), [Effect::StopGuest]);
+    assert_eq!(leaves(&mut core, true), [Effect::StopGuest], "it is ending");
+    let on_sigterm = OnSigterm::Stop;
+    let rules = Rules {
+        on_sigterm,
+        ..RULES
+    };
+    let mut core = in_role(Role::Primary, rules, true);
+    assert_eq!(leaves(&mut core, true), [Effect::StopGuest]);
+    let mut core = in_role(Role::Standby, RULES, true);
+    assert_eq!(leaves(&mut core, true), [Effect::StopStandby]);
+}
+
+#[test]
+fn a_guest_that_cannot_be_handed_over_is_stopped_if_its_host_is_to_stop() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    leaves(&mut core, true);
+    assert_eq!(not_handed_over(&mut core), [Effect::StopGuest]);
+    // If somebody only wanted it elsewhere, it goes on.
+    let mut core = in_role(Role::Primary, RULES, true);
+    let effects = request(&mut core, Request::Failover).unwrap();
+    assert!(matches!(effects[..], [Effect::HandOver(_)]));
+    assert_eq!(not_handed_over(&mut core), []);
+    assert_eq!(core.role, Role::Primary);
 }

@@ -78,6 +78,16 @@ pub enum EventKind {
         /// In plain words.
         what: String,
     },
+    /// The guest is to go on at the standby.
+    HandingOver {
+        /// Why.
+        why: String,
+    },
+    /// It could not be handed over, and stays here.
+    NotHandedOver {
+        /// Why not.
+        why: String,
+    },
     /// The standby has taken over the guest.
     Promoted {
         /// The epoch from which the guest goes on.
@@ -178,6 +188,7 @@ impl EventKind {
             // Replication has said so already.
             Self::Promoted { .. }
             | Self::BackupLost { .. }
+            | Self::NotHandedOver { .. }
             | Self::Alarm { .. }
             | Self::Ended(_) => {
                 tracing::debug!("{self}");
@@ -210,6 +221,8 @@ impl fmt::Display for EventKind {
             Self::Promoted { epoch, cause } => {
                 write!(f, "this standby has taken over the guest at epoch {epoch}: {cause}")
             }
+            Self::HandingOver { why } => write!(f, "handing the guest over to the standby: {why}"),
+            Self::NotHandedOver { why } => write!(f, "the guest could not be handed over: {why}"),
             Self::GuestRebooted => f.write_str("the guest asked for a reboot"),
             Self::GuestRestarted => f.write_str("the guest is started over in place"),
             Self::RestartDelayed {

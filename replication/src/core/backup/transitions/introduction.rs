@@ -144,3 +144,11 @@ impl BackupCore {
         })
     }
 }
+
+/// What a peer may say that has not shown yet that it is the primary.
+pub(super) fn may_come_unproven(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Marked(_) | Message::NoArbiter(_) | Message::Heartbeat | Message::Bye(_)
+    )
+}

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use deadlines::Timer;
 use disks::Disks;
 use inquiry::ToStart;
+use introduction::may_come_unproven;
 pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
@@ -447,6 +448,9 @@ impl BackupCore {
             Message::Heartbeat => {}
             Message::Marked(mark) => self.told(mark)?,
             Message::NoArbiter(why) => self.promise.fail(format!("the primary says: {why}")),
+            Message::TakeOver(why) if matches!(self.phase, Phase::Standby { .. }) => {
+                self.claim_from_living(format!("the primary hands the guest over: {why}"), out);
+            }
             Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
             Message::Bye(Bye::Fenced { current }) => {
                 let cause = format!("{current} is in force, says the primary");
@@ -585,14 +589,6 @@ impl BackupCore {
             self.end(out);
         }
     }
-}
-
-/// What a peer may say that has not shown yet that it is the primary.
-fn may_come_unproven(message: &Message) -> bool {
-    matches!(
-        message,
-        Message::Marked(_) | Message::NoArbiter(_) | Message::Heartbeat | Message::Bye(_)
-    )
 }
 
 #[cfg(test)]

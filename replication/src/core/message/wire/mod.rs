@@ -17,7 +17,7 @@ use crate::ids::EpochId;
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen`,
-/// `NoArbiter`, `Compared`, `Inquiry` and `Holdings`, in bytes.
+/// `NoArbiter`, `TakeOver`, `Compared`, `Inquiry` and `Holdings`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -45,6 +45,7 @@ const EPOCH_DISK: u16 = 14;
 const MARKED: u16 = 15;
 const SEEN: u16 = 16;
 const NO_ARBITER: u16 = 17;
+const TAKE_OVER: u16 = 21;
 const COMPARED: u16 = 18;
 const INQUIRY: u16 = 19;
 const HOLDINGS: u16 = 20;
@@ -119,6 +120,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         MARKED => ("Marked", false, SMALL_BODY_BYTES_MAX),
         SEEN => ("Seen", false, SMALL_BODY_BYTES_MAX),
         NO_ARBITER => ("NoArbiter", false, SMALL_BODY_BYTES_MAX),
+        TAKE_OVER => ("TakeOver", false, SMALL_BODY_BYTES_MAX),
         COMPARED => ("Compared", false, SMALL_BODY_BYTES_MAX),
         INQUIRY => ("Inquiry", false, SMALL_BODY_BYTES_MAX),
         HOLDINGS => ("Holdings", false, SMALL_BODY_BYTES_MAX),
@@ -182,6 +184,7 @@ impl Message {
             Self::Marked(mark) => (MARKED, 0, small(mark)),
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
+            Self::TakeOver(why) => (TAKE_OVER, 0, small(why)),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
             Self::Inquiry(inquiry) => (INQUIRY, 0, small(inquiry)),
             Self::Holdings(holdings) => (HOLDINGS, 0, small(holdings)),
@@ -251,6 +254,10 @@ impl Message {
             NO_ARBITER => {
                 let why: String = parse(name, &body)?;
                 Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
+            }
+            TAKE_OVER => {
+                let why: String = parse(name, &body)?;
+                Self::TakeOver(for_people(&why, REASON_CHARS_MAX))
             }
             COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
             // Names that are compared stay as they are; whoever shows them makes them fit to be

@@ -123,6 +123,7 @@ fn golden_session() -> Vec<Golden> {
         (Message::Marked(mark()), 15, 0, "ac0209"),
         (Message::Seen(mark()), 16, 0, "ac0209"),
         (Message::NoArbiter("x".into()), 17, 0, "0178"),
+        (Message::TakeOver("x".into()), 21, 0, "0178"),
         (Message::Compared(vec![false, true]), 18, 0, "020001"),
         (
             Message::Bye(Bye::Fenced {
@@ -316,7 +317,7 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 21, 0xffff] {
+    for kind in [0, 22, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))

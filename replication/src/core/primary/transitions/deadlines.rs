@@ -24,6 +24,8 @@ pub(in crate::core) enum Timer {
     Silence,
     /// An epoch is not acknowledged, and the link is silent.
     Unacked,
+    /// The next step of a handover is due, or has taken too long.
+    HandOver,
     /// A heartbeat is to be sent.
     Beat,
     /// The running epoch ends, or the capture of epoch 1 is tried again.
@@ -62,6 +64,7 @@ impl PrimaryCore {
         let all_said = self.has_just_said_all().then_some(self.now);
         let last_answer = self.last_answer_at();
         let ask = self.next_question().and_then(|(ask_at, _)| *ask_at);
+        let handover = self.handover_at();
         let promise = self.promise.expires_at(&self.policy);
         let timers = &mut self.timers;
         timers.set(Timer::AllSaid, all_said);
@@ -69,6 +72,7 @@ impl PrimaryCore {
         timers.set(Timer::Handshake, handshake);
         timers.set(Timer::Silence, silence);
         timers.set(Timer::Unacked, unacked);
+        timers.set(Timer::HandOver, handover);
         timers.set(Timer::Beat, beat);
         timers.set(Timer::Capture, capture);
         timers.set(Timer::Ask, ask);

@@ -30,6 +30,9 @@ impl PrimaryCore {
         if let Some(ending) = &mut self.ending {
             ending.set_since(NOW);
         }
+        if let Some(handover) = &mut self.handover {
+            handover.forget(NOW);
+        }
         match &mut self.phase {
             Phase::Claiming { cause, ask_at } => {
                 cause.clear();
@@ -65,6 +68,11 @@ impl PrimaryCore {
     pub(in crate::core) fn let_expire(&mut self, timer: Timer) {
         match timer {
             Timer::AllSaid | Timer::Beat | Timer::Unacked => {}
+            Timer::HandOver => {
+                if let Some(handover) = &mut self.handover {
+                    handover.forget(NOW - AGE);
+                }
+            }
             Timer::LastAnswer => {
                 if let Some(ending) = &mut self.ending {
                     ending.set_since(NOW - AGE);
@@ -116,6 +124,7 @@ impl Hash for PrimaryCore {
             opening,
             ending,
             dismissal,
+            handover,
             question,
             doubt,
             confirm_at,
@@ -134,7 +143,15 @@ impl Hash for PrimaryCore {
             beat_sent_at,
         } = self;
         (disks_first, generation, phase, opening, ending).hash(state);
-        (dismissal, question, doubt, confirm_at, confirm_asked_at).hash(state);
+        (
+            dismissal,
+            handover,
+            question,
+            doubt,
+            confirm_at,
+            confirm_asked_at,
+        )
+            .hash(state);
         (mark, marked_at, mark_before, beat_written, promise).hash(state);
         (backup_node, link_up_at, link_heard_at, message_at).hash(state);
         (beat_heard_at, beat_sent_at).hash(state);

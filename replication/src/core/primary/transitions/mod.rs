@@ -8,6 +8,7 @@ mod dismissal;
 mod ending;
 #[cfg(test)]
 pub(in crate::core) mod for_model;
+mod handover;
 mod status;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use arbitration::{Doubt, Question};
 use deadlines::Timer;
 use dismissal::Dismissal;
 use ending::Ending;
+use handover::Handover;
 pub use status::{EndingAwaits, PrimaryPhase};
 
 use super::epochs::Epochs;
@@ -76,6 +78,7 @@ pub struct PrimaryCore {
     opening: bool,
     ending: Option<Ending>,
     dismissal: Option<Dismissal>,
+    handover: Option<Handover>,
     question: Option<Question>,
     doubt: Option<Doubt>,
     /// When the generation is confirmed next although nothing is wrong.
@@ -124,6 +127,7 @@ impl PrimaryCore {
             opening: false,
             ending: None,
             dismissal: None,
+            handover: None,
             question: None,
             doubt: None,
             confirm_at: Some(now + policy_check),
@@ -167,6 +171,7 @@ impl PrimaryCore {
         self.apply(input, &mut out);
         self.release(&mut out);
         self.look_at_timers(&mut out);
+        self.settle_handover(&mut out);
         out.extend(self.promise.news().map(Effect::Takeover));
         out
     }
@@ -227,6 +232,7 @@ impl PrimaryCore {
                     self.lose_backup(format!("{epoch} not acknowledged, link silent"), out);
                 }
             }
+            Timer::HandOver => self.handover_expired(out),
             Timer::Beat => {
                 self.beat_sent_at = self.now;
                 out.push(Effect::Send(Message::Heartbeat));
@@ -249,7 +255,8 @@ impl PrimaryCore {
     /// A promoted backup repeats the output of its last epoch only. So at most one epoch may ever
     /// be acked but not released.
     fn may_end(&self, epochs: &Epochs) -> bool {
-        self.doubt.is_none() && !epochs.is_releasing() && self.has_more_to_say(epochs)
+        let may_leave = self.doubt.is_none() && !self.has_let_go();
+        may_leave && !epochs.is_releasing() && self.has_more_to_say(epochs)
     }
 
     /// R1: the only place where output of an epoch is released.
@@ -306,6 +313,7 @@ impl PrimaryCore {
             }
             Input::Shipped { epoch } => self.report(|epochs| epochs.shipped(epoch), out),
             Input::CaptureFailed { epoch, error } => self.capture_failed(epoch, &error, out),
+            Input::HandOver { why } => self.hand_over(why, out),
             Input::OutputWaiting => {
                 if let Phase::Protected(epochs) = &mut self.phase {
                     epochs.output_waiting(self.now);
@@ -548,7 +556,10 @@ impl PrimaryCore {
             out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
             out.push(Effect::CloseLink);
         }
+        let handed_over = self.has_let_go();
+        self.handover = None;
         out.push(Effect::Fenced {
+            handed_over,
             reason: format!(
                 "{current} is in force, this side holds {}: {how}",
                 self.generation

@@ -8,8 +8,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::config::{
     BootProtocol, BootSource, Config, ConfigFile, CpuTemplate, DiskMode, Drive, Entropy,
-    HeartbeatSection, MachineSection, NetworkInterface, OnPanic, OnReboot, OnWatchdog, Replication,
-    Serial, WatchdogSection, keys,
+    HeartbeatSection, MachineSection, NetworkInterface, OnPanic, OnReboot, OnSigterm, OnWatchdog,
+    Replication, Serial, WatchdogSection, keys,
 };
 
 const AFTER_HELP: &str = "\
@@ -199,6 +199,8 @@ pub(crate) struct ReplicatedArgs {
     heartbeat_ms: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::TIMEOUT.help())]
     timeout_ms: Option<u64>,
+    #[arg(long, value_name = "WORD", help = keys::ON_SIGTERM.help())]
+    on_sigterm: Option<OnSigterm>,
 }
 
 #[derive(Debug, Args)]
@@ -394,6 +396,7 @@ impl ReplicatedArgs {
             epoch_min_ms: self.epoch_min_ms,
             heartbeat_ms: self.heartbeat_ms,
             timeout_ms: self.timeout_ms,
+            on_sigterm: self.on_sigterm,
             control_socket: self.control,
             disk_journal: self.disk_journal,
             ..Replication::default()

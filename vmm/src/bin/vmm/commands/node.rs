@@ -60,6 +60,10 @@ fn keep(config: &Config, settings: NodeSettings, stops: usize) -> Result<()> {
             Ok(())
         }
         Ended::Guest => Ok(()),
+        ended @ Ended::HandedOver { .. } => {
+            tracing::info!("{ended}");
+            Ok(())
+        }
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         failed => bail!("{failed}"),
     }

@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and SIGHUP as requests to stop: the last one ends the process as usual.
+//! SIGTERM, SIGINT and SIGHUP as requests to leave: the last one ends the process as usual.
 
 use std::future::pending;
 
@@ -59,7 +59,7 @@ impl Signals {
         Ok(Self { runtime, caught })
     }
 
-    /// Requests a stop of `node` for each signal, so many times; one more ends the process at once.
+    /// Has `node` leave for each signal, so many times; one more ends the process at once.
     pub(crate) fn stop(self, node: NodeHandle, times: usize) -> Result<()> {
         let mut heard = 0;
         self.each(move |_| {
@@ -68,7 +68,7 @@ impl Signals {
                 std::process::exit(i32::from(crate::exit::FAILED));
             }
             heard += 1;
-            if let Err(denial) = node.post(Request::Stop) {
+            if let Err(denial) = node.post(Request::Leave) {
                 tracing::warn!("a signal to stop is not heard: {denial}");
             }
         })

@@ -142,3 +142,29 @@ fn a_stop_waits_for_a_claim_that_may_have_been_granted() {
     let effects = Bench::standby().give(Input::StopWanted);
     assert_eq!(effects, [farewell, Effect::CloseLink, Effect::Stop]);
 }
+
+#[test]
+fn a_guest_that_is_handed_over_is_claimed_with_the_link_open() {
+    let mut bench = Bench::standby();
+    let effects = bench.hear(Message::TakeOver("it is to stop".into()));
+    assert_eq!(effects, [claim()]);
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                Effect::Send(Message::Bye(Bye::Fenced { .. })),
+                Effect::CloseLink,
+                Effect::Promote { cause, .. }
+            ] if cause.contains("it is to stop")
+        ),
+        "{effects:?}"
+    );
+    // Without a whole copy there is nothing to take over.
+    let mut bench = Bench::syncing();
+    let effects = bench.hear(Message::TakeOver("it is to stop".into()));
+    assert!(
+        matches!(effects.last(), Some(Effect::Reset { .. })),
+        "{effects:?}"
+    );
+}

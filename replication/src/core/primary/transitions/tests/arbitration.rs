@@ -51,7 +51,7 @@ fn a_confirmation_is_asked_for_again_while_the_arbiter_is_silent() {
         current: Generation(4),
         holder: "b".into(),
     }));
-    assert!(matches!(effects.last(), Some(Effect::Fenced { reason }) if reason.contains("b")));
+    assert!(matches!(effects.last(), Some(Effect::Fenced { reason, .. }) if reason.contains("b")));
 }
 
 #[test]

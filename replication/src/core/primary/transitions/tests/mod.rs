@@ -6,6 +6,7 @@ mod disks;
 mod dismissal;
 mod ending;
 mod epochs;
+mod handover;
 mod losing;
 mod status;
 mod strays;

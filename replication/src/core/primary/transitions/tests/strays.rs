@@ -103,7 +103,7 @@ fn an_arbiter_that_confirms_another_generation_confirms_nothing() {
         bench.now += 100 * MS;
         bench.give(Input::Tick);
         let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(other))));
-        let fenced = matches!(effects.last(), Some(Effect::Fenced { reason }) if reason.contains("cannot be"));
+        let fenced = matches!(effects.last(), Some(Effect::Fenced { reason, .. }) if reason.contains("cannot be"));
         assert!(fenced, "{other}: {effects:?}");
     }
 }
