@@ -112,8 +112,8 @@ impl Metrics {
 
     /// The guest was to be handed over, and stays here.
     pub(super) fn not_handed_over(&self, why: String) {
-        let text = format!("the guest could not be handed over: {why}");
-        self.raise(Topic::Peer, text, EventKind::NotHandedOver { why });
+        tracing::warn!("the guest could not be handed over: {why}");
+        self.lock().tell(EventKind::NotHandedOver { why });
     }
 
     /// Also counts what goes over a new link.

@@ -159,7 +159,7 @@ impl fmt::Display for Ended {
             Self::Abandoned => f.write_str(
                 "ended at once, as was asked for: what the guest had said and was still held is lost",
             ),
-            Self::HandedOver { reason } => write!(f, "the guest goes on at the standby: {reason}"),
+            Self::HandedOver { reason } => write!(f, "the arbiter has given the guest to the standby: {reason}"),
             Self::Fenced { reason } => write!(f, "fenced: {reason}"),
         }
     }

@@ -13,7 +13,10 @@ fn is_handed_over(ask: impl Fn(&TestCluster)) {
         "{log}"
     );
     let last = log.lines().last().unwrap();
-    assert!(last.contains("the guest goes on at the standby"), "{log}");
+    assert!(
+        last.contains("the arbiter has given the guest to the standby"),
+        "{log}"
+    );
     let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 2);
     cluster.await_progress("clients of the guest that was handed over");

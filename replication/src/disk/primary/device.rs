@@ -117,6 +117,12 @@ impl Disk {
         changed
     }
 
+    /// Whether a write there is under way: it may be on the image, and in no epoch yet.
+    fn is_being_written(&self, offset: u64, bytes: u64) -> bool {
+        let written = self.log.lock().under_way(self.drive.number);
+        written.is_some_and(|(from, length)| offset < from + length && from < offset + bytes)
+    }
+
     /// Marks what is about to be written.
     fn mark(&self, map: &Mutex<DirtyMap>, offset: u64, bytes: u64) -> io::Result<()> {
         let mut map = map.lock();
@@ -209,6 +215,10 @@ impl Storage for Disk {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let patch = self.patch(offset, data.len() as u64)?;
         self.drive.storage.read_at(offset, data)?;
+        if self.is_being_written(offset, data.len() as u64) {
+            // What the guest was shown must be there after a failover, too: it waits until that is logged.
+            drop(self.drive.turn.lock());
+        }
         patch.lay_over(offset, data);
         Ok(())
     }
@@ -217,7 +227,8 @@ impl Storage for Disk {
         let Ok(patch) = self.patch(offset, data.len() as u64) else {
             return false;
         };
-        let found = self.drive.storage.read_cached(offset, data);
+        let found = self.drive.storage.read_cached(offset, data)
+            && !self.is_being_written(offset, data.len() as u64);
         if found {
             patch.lay_over(offset, data);
         }

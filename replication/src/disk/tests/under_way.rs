@@ -50,6 +50,33 @@ fn an_epoch_ends_in_the_middle_of_a_write_and_the_mark_of_its_block_stays() {
     assert_eq!(a.content("disk0"), b.content("disk0"));
 }
 
+/// Otherwise the guest has seen, and perhaps told others, what is in no epoch: after a failover it would read
+/// something older.
+#[test]
+fn a_read_of_what_is_being_written_is_answered_once_that_is_logged() {
+    let (a, _b, primary, _backup, _session) = Setup::new(&[Replicated], BYTES, 1).protected();
+    let disk = primary.disks()[0].clone();
+    disk.write_at(0, &[1; 512]).unwrap();
+    let (told, answered) = channel();
+    let answered = Arc::new(Mutex::new(answered));
+    let (reader, early) = (disk.clone(), answered.clone());
+    a.before_write(move || {
+        let mut data = [0; 512];
+        assert!(!reader.read_cached(0, &mut data), "read without a wait");
+        // Elsewhere on the disk nothing is waited for.
+        reader.read_at(BLOCK_BYTES, &mut data).unwrap();
+        std::thread::spawn(move || told.send(reader.read_at(0, &mut [0; 512])).unwrap());
+        let early = early
+            .lock()
+            .unwrap()
+            .recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "answered in the middle of a write");
+    });
+    disk.write_at(0, &[2; 512]).unwrap();
+    let read = answered.lock().unwrap().recv_timeout(DEADLINE);
+    read.unwrap().unwrap();
+}
+
 /// Otherwise it would be on the image, answered, and in no epoch, but perhaps lost with this host.
 #[test]
 fn a_write_that_passes_when_holding_begins_is_durable_when_it_has_begun() {

@@ -234,6 +234,7 @@ impl NodeCore {
         sync: &SyncState,
     ) -> Result<Vec<Effect>, Denial> {
         match (self.role, request) {
+            (role, Request::Leave) if role != Role::Primary => self.request(Request::Stop, sync),
             (Role::Starting, Request::Stop) if self.start_at.is_some() => {
                 let mut effects = Vec::new();
                 self.role_over(RoleEnd::Done, &mut effects);
@@ -258,10 +259,11 @@ impl NodeCore {
             (Role::Standby, Request::Failover) => Ok(vec![Effect::Promote]),
             (Role::Primary, Request::Failover) if !sync.in_sync => Err(Denial::NotProtected),
             (Role::Primary, Request::Failover) => Ok(self.hand_over("somebody has asked for it")),
-            (Role::Primary, Request::Leave) if self.is_leaving => Ok(Vec::new()),
+            // Not if the arbiter has to decide which side goes on.
+            (Role::Primary, Request::Leave) if self.is_leaving && sync.in_sync => Ok(Vec::new()),
             (Role::Primary, Request::Leave) if self.may_hand_over(sync) => {
                 self.is_leaving = true;
-                Ok(self.hand_over("this host is to stop"))
+                Ok(self.hand_over("the primary's host is to stop"))
             }
             (_, Request::Leave) => self.request(Request::Stop, sync),
             (Role::Unprotected, Request::Failover | Request::Checkpoint) => {
@@ -288,6 +290,7 @@ impl NodeCore {
     }
 
     fn stop_guest(&mut self) -> Vec<Effect> {
+        self.is_leaving = false;
         self.end(Ended::Stopped);
         vec![Effect::Tell(EventKind::StopRequested), Effect::StopGuest]
     }
@@ -341,7 +344,7 @@ impl NodeCore {
             }
             ReplicationEvent::NotHandedOver { why } => {
                 self.tell(EventKind::NotHandedOver { why }, effects);
-                if std::mem::take(&mut self.is_leaving) {
+                if std::mem::take(&mut self.is_leaving) && self.ending.is_none() {
                     effects.extend(self.stop_guest());
                 }
             }

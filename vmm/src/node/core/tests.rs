@@ -407,6 +407,12 @@ fn who_may_not_start_the_guest_waits_as_a_standby_until_it_may() {
 
 #[test]
 fn a_role_that_cannot_be_taken_up_is_tried_again_and_can_be_stopped() {
+    for end in [Request::Stop, Request::Leave] {
+        is_tried_again_until(end);
+    }
+}
+
+fn is_tried_again_until(end: Request) {
     let mut core = in_role(Role::Standby, RULES, true);
     let known = understudy_replication::Generation(3);
     core.input(Duration::ZERO, Input::IsToStart { known });
@@ -424,7 +430,7 @@ fn a_role_that_cannot_be_taken_up_is_tried_again_and_can_be_stopped() {
     assert_eq!(core.input(due, failed), [], "that is known");
     let denied = request(&mut core, Request::Failover);
     assert_eq!(denied, Err(Denial::Waiting { why }));
-    let effects = request(&mut core, Request::Stop).unwrap();
+    let effects = request(&mut core, end).unwrap();
     assert_eq!(effects, [Effect::Finish(Ended::Stopped)]);
     assert_eq!(core.next_timer(), None);
 }

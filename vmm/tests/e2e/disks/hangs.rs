@@ -158,11 +158,11 @@ fn a_request_that_hung_on_the_primary_is_done_by_the_host_that_takes_over() {
     disks.host(A).freeze().unwrap();
     disks.await_promoted(B);
     disks.await_progress(B);
-    let counted = counters(&mut disks, B);
-    assert!(
-        counted.writes > 0 && counted.malformed_chains == 0,
-        "{counted:?}"
-    );
+    let counted = wait_for("a write of the guest", || {
+        let counted = counters(&mut disks, B);
+        (counted.writes > 0).then_some(counted)
+    });
+    assert_eq!(counted.malformed_chains, 0, "{counted:?}");
     storage.set_frozen(false);
     disks.kill(A);
     disks.kill(B);

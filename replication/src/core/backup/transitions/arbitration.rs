@@ -61,6 +61,10 @@ impl BackupCore {
         if mark.session != self.told.session || mark.beat <= self.told.beat {
             return Err(ProtocolViolation::Mark { mark });
         }
+        if self.told.beat == 0 {
+            // From here on it is this side's arbiter that is waited for.
+            self.welcomed_at = self.now;
+        }
         self.told = mark;
         self.rehearsal_wanted = true;
         Ok(())

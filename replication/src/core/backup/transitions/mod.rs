@@ -217,6 +217,7 @@ impl BackupCore {
             // This side slept, so the other side's silence says nothing: what it sent meanwhile is
             // not read yet.
             self.heard_at += jump;
+            self.welcomed_at += jump;
         }
     }
 
@@ -244,7 +245,11 @@ impl BackupCore {
             // `handle` begins with the commit.
             Timer::Commit => {}
             Timer::Handshake if self.link == Link::Welcomed => {
-                self.give_up_unproven(String::from("it has not written a mark in time"), out);
+                let why = match self.told.beat {
+                    0 => "the primary has not written a mark in time",
+                    _ => "this standby's arbiter has not answered in time",
+                };
+                self.give_up_unproven(why.into(), out);
             }
             Timer::Handshake => self.close_link(out),
             Timer::Silence => self.primary_is_silent(out),

@@ -224,6 +224,8 @@ impl Message {
             WELCOME => {
                 let welcome: Welcome = parse(name, &body)?;
                 Self::Welcome(Welcome {
+                    // It goes into the arbiter's record.
+                    host: welcome.host.map(|host| for_people(&host, NAME_CHARS_MAX)),
                     node: for_people(&welcome.node, NAME_CHARS_MAX),
                     ..welcome
                 })

@@ -64,6 +64,8 @@ impl PrimaryCore {
         let all_said = self.has_just_said_all().then_some(self.now);
         let last_answer = self.last_answer_at();
         let ask = self.next_question().and_then(|(ask_at, _)| *ask_at);
+        // A backup that claims the guest says nothing on the link.
+        let silence = silence.filter(|_| !self.has_let_go());
         let handover = self.handover_at();
         let promise = self.promise.expires_at(&self.policy);
         let timers = &mut self.timers;

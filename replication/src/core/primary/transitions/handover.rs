@@ -14,7 +14,8 @@ use std::time::Duration;
 use super::{Effect, Epochs, Message, Phase, PrimaryCore};
 use crate::ids::EpochId;
 
-/// How many heartbeat timeouts each of the two steps may take.
+/// How many heartbeat timeouts each of the two steps may take, beside the time between two questions
+/// to the arbiter.
 const HANDOVER_TIMEOUTS: u32 = 10;
 
 /// The guest is being handed over.
@@ -26,8 +27,14 @@ pub(super) struct Handover {
     through: EpochId,
     /// The backup was told.
     told: bool,
-    /// When this step began.
+    /// When this step began; time that this side slept is not counted.
     since: Duration,
+}
+
+impl Handover {
+    pub(super) fn slept(&mut self, time: Duration) {
+        self.since += time;
+    }
 }
 
 #[cfg(test)]
@@ -40,12 +47,6 @@ impl Handover {
 }
 
 impl PrimaryCore {
-    /// Whether the guest is being handed over.
-    #[must_use]
-    pub fn is_handing_over(&self) -> bool {
-        self.handover.is_some()
-    }
-
     pub(super) fn hand_over(&mut self, why: String, out: &mut Vec<Effect>) {
         if self.handover.is_some() {
             return;
@@ -73,9 +74,12 @@ impl PrimaryCore {
         self.handover.as_ref().is_some_and(|it| it.told)
     }
 
-    /// Whether the backup is to be told now.
+    /// Whether the backup is to be told now. It is not if it would not be granted the guest, or the
+    /// guest is ending.
     fn may_tell(&self, handover: &Handover, epochs: &Epochs) -> bool {
-        !handover.told && self.doubt.is_none() && epochs.released() >= handover.through
+        let stays = self.doubt.is_some() || self.ending.is_some() || self.dismissal.is_some();
+        let has_left = epochs.released() >= handover.through;
+        !handover.told && !stays && has_left && self.promise.is_kept()
     }
 
     /// When the next step is due, or takes too long.
@@ -86,7 +90,8 @@ impl PrimaryCore {
         if self.may_tell(handover, epochs) {
             return Some(self.now);
         }
-        Some(handover.since + self.policy.heartbeat_timeout * HANDOVER_TIMEOUTS)
+        let patience = self.policy.heartbeat_timeout * HANDOVER_TIMEOUTS;
+        Some(handover.since + self.policy.arbiter_check + patience)
     }
 
     /// The next step of a handover is due, or has taken too long.
@@ -104,19 +109,28 @@ impl PrimaryCore {
             // It may still be granted the guest. The arbiter is asked which side goes on.
             self.lose_backup("it has not taken the guest over in time".into(), out);
         } else {
-            self.handover = None;
-            let why = "the standby has not acknowledged the last epoch in time".into();
-            out.push(Effect::NotHandedOver { why });
+            let why = match self.promise.is_kept() {
+                true => "the standby has not acknowledged the last epoch in time",
+                false => "the standby would not be granted it now",
+            };
+            self.call_off(why, out);
         }
     }
 
     /// The guest stays here, or has ended.
     pub(super) fn settle_handover(&mut self, out: &mut Vec<Effect>) {
-        if matches!(self.phase, Phase::Protected(_) | Phase::Claiming { .. }) {
-            return;
+        let is_ending = self.ending.is_some() || self.dismissal.is_some();
+        let is_open = matches!(self.phase, Phase::Protected(_) | Phase::Claiming { .. });
+        if is_ending && !self.has_let_go() {
+            self.call_off("the guest ends, or is to have another standby", out);
+        } else if !is_open {
+            self.call_off("the standby was not granted it", out);
         }
+    }
+
+    fn call_off(&mut self, why: &str, out: &mut Vec<Effect>) {
         if self.handover.take().is_some() {
-            let why = "the standby was lost before it was granted it".into();
+            let why = why.to_owned();
             out.push(Effect::NotHandedOver { why });
         }
     }

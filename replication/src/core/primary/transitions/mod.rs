@@ -196,6 +196,9 @@ impl PrimaryCore {
         self.link_heard_at += jump;
         self.beat_heard_at += jump;
         self.link_up_at += jump;
+        if let Some(handover) = &mut self.handover {
+            handover.slept(jump);
+        }
         self.begin_to_doubt();
     }
 

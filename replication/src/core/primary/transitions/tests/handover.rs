@@ -28,6 +28,32 @@ fn refused() -> Input {
     Input::Verdict(Verdict::Refused { current, holder })
 }
 
+fn patience() -> Duration {
+    let policy = Policy::default();
+    policy.arbiter_check + 10 * policy.heartbeat_timeout
+}
+
+/// A millisecond in which nothing is heard, but that the arbiter confirms what it is asked about.
+fn silence(bench: &mut Bench) -> Vec<Effect> {
+    let mut effects = bench.pass(MS, false, false);
+    if effects
+        .iter()
+        .any(|it| matches!(it, Effect::Confirm { .. }))
+    {
+        bench.give(confirmed());
+    }
+    effects.retain(|it| !matches!(it, Effect::Confirm { .. }));
+    effects
+}
+
+/// After so many marks.
+fn claim_with(beat: u64) -> Effect {
+    Effect::Claim {
+        known: GENERATION,
+        mark: mark(beat),
+    }
+}
+
 fn is_not_handed_over(effects: &[Effect]) -> bool {
     matches!(effects.last(), Some(Effect::NotHandedOver { .. }))
 }
@@ -68,16 +94,21 @@ fn the_arbiter_decides_and_not_what_the_backup_says() {
         ),
         "{effects:?}"
     );
-    assert!(!bench.core.is_handing_over());
+    assert!(bench.core.handover.is_none());
 }
 
 #[test]
 fn a_backup_that_does_not_take_the_guest_over_in_time_does_not_keep_it_silent() {
     let mut bench = let_go();
-    let patience = 10 * Policy::default().heartbeat_timeout;
-    assert_eq!(bench.pass(patience - MS, true, true), []);
-    let effects = bench.pass(MS, true, true);
-    assert!(claims(&effects), "{effects:?}");
+    // It says nothing at all while it claims.
+    let mut effects = Vec::new();
+    for _ in 0..patience().as_millis() - 1 {
+        effects.extend(silence(&mut bench));
+    }
+    assert_eq!(effects, []);
+    let effects = silence(&mut bench);
+    let asks = [Effect::CloseLink, claim_with(2)];
+    assert_eq!(effects, asks);
     let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     assert!(is_not_handed_over(&effects), "{effects:?}");
 }
@@ -86,8 +117,7 @@ fn a_backup_that_does_not_take_the_guest_over_in_time_does_not_keep_it_silent() 
 fn a_last_epoch_that_is_not_acknowledged_in_time_calls_it_off() {
     let mut bench = handing_over();
     bench.ship(2);
-    let patience = 10 * Policy::default().heartbeat_timeout;
-    let effects = bench.pass(patience, true, true);
+    let effects = bench.pass(patience(), true, true);
     assert!(is_not_handed_over(&effects), "{effects:?}");
     assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
     let goes_on = [Effect::Release(EpochId(2)), Effect::Capture(EpochId(3))];
@@ -157,4 +187,39 @@ fn a_stall_before_the_backup_is_told_has_the_arbiter_asked_first() {
         ),
         "{effects:?}"
     );
+}
+
+#[test]
+fn a_guest_that_ends_meanwhile_is_not_handed_over() {
+    // It is stopped while its last epoch is on its way.
+    let mut bench = handing_over();
+    let effects = bench.give(Input::GuestStopped);
+    assert!(is_not_handed_over(&effects), "{effects:?}");
+    bench.ship(2);
+    let told = |effects: &[Effect]| {
+        let is_told = |it: &Effect| matches!(it, Effect::Send(Message::TakeOver(_)));
+        effects.iter().any(is_told)
+    };
+    let effects = bench.ack(2);
+    assert!(!told(&effects), "{effects:?}");
+    // It is to have another standby.
+    let mut bench = handing_over();
+    let cause = "another one is wanted".into();
+    let effects = bench.give(Input::BackupDismissed { cause });
+    assert!(is_not_handed_over(&effects), "{effects:?}");
+}
+
+#[test]
+fn a_backup_that_would_not_be_granted_the_guest_any_more_is_not_told() {
+    let mut bench = handing_over();
+    bench.hear(Message::NoArbiter("it is away".into()));
+    bench.ship(2);
+    assert_eq!(bench.ack(2)[0], Effect::Release(EpochId(2)));
+    let effects = bench.pass(patience(), true, true);
+    let is_told = |it: &Effect| matches!(it, Effect::Send(Message::TakeOver(_)));
+    assert!(!effects.iter().any(is_told), "{effects:?}");
+    let is_off =
+        |it: &Effect| matches!(it, Effect::NotHandedOver { why } if why.contains("granted"));
+    assert!(effects.iter().any(is_off), "{effects:?}");
+    assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
 }
