@@ -203,6 +203,10 @@ impl PrimaryCore {
         if mark > self.mark || mark.session != self.mark.session {
             return self.violated(&ProtocolViolation::Mark { mark }, out);
         }
+        // A standby that is slow has seen the one before. Which it is tells when that was.
+        let known = [(self.mark, self.marked_at), self.mark_before];
+        let written_at = known.into_iter().find(|(written, _)| mark == *written);
+        let written_at = written_at.map(|(_, at)| at);
         // R9: nothing is copied to a backup that sees another record.
         if let Phase::Handshaking { welcomed, .. } = &mut self.phase
             && let Some(disks) = welcomed.take()
@@ -212,14 +216,11 @@ impl PrimaryCore {
                 capture_at: None,
                 failures: 0,
             };
-            self.promise.begin(self.marked_at);
+            self.promise.begin(written_at.unwrap_or(self.now));
             out.push(Effect::StartSync { disks });
         }
-        // A standby that is slow has seen the one before.
-        for (written, at) in [self.mark_before, (self.mark, self.marked_at)] {
-            if mark == written {
-                self.promise.prove(at);
-            }
+        if let Some(at) = written_at {
+            self.promise.prove(at);
         }
     }
 

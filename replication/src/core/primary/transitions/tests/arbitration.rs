@@ -457,3 +457,31 @@ fn a_backup_that_never_looks_for_the_mark_is_given_up() {
         "{effects:?}"
     );
 }
+
+#[test]
+fn a_first_mark_that_was_seen_long_ago_promises_nothing_for_longer() {
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    bench.hear(Message::Welcome(welcome_of_b()));
+    bench.give(confirmed());
+    let (written, check) = (bench.now, Policy::default().arbiter_check);
+    // The next one is written before the backup's answer to the first one arrives.
+    bench.core.confirm_at = Some(written + check / 2);
+    bench.pass(check / 2, true, true);
+    bench.give(confirmed());
+    bench.hear(Message::Seen(mark(1)));
+    bench.give(Input::SyncRoundShipped {
+        pages_left: 0,
+        disk_bytes_left: 0,
+    });
+    bench.ship(1);
+    bench.ack(1);
+    assert!(bench.core.is_protected());
+    let mut lasted = 0;
+    while bench.core.is_protected() {
+        bench.pass(MS, true, true);
+        lasted += 1;
+        assert!(lasted < 10_000, "for ever");
+    }
+    assert_eq!(bench.now - written, 2 * check, "since the first mark");
+}
