@@ -38,7 +38,12 @@ impl Promise {
     /// It was true at this time.
     pub(crate) fn prove(&mut self, at: Duration) {
         if let Some(proven_at) = &mut self.proven_at {
-            *proven_at = at.max(*proven_at);
+            // The beginning of the session was no proof.
+            *proven_at = if self.is_proven {
+                at.max(*proven_at)
+            } else {
+                at
+            };
             self.is_proven = true;
             self.trouble = None;
         }
@@ -112,5 +117,27 @@ impl Promise {
         if let Some(at) = &mut self.proven_at {
             *at -= by;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_counts_from_the_last_proof_and_not_from_the_beginning_of_the_session() {
+        let (policy, ms) = (Policy::default(), Duration::from_millis);
+        let expires = |promise: &Promise| promise.expires_at(&policy);
+        let after = |at| Some(at + policy.arbiter_check * CHECKS_MISSED);
+        let mut promise = Promise::default();
+        promise.begin(ms(100));
+        assert_eq!(expires(&promise), after(ms(100)));
+        // What was seen before the session's first answer arrived.
+        promise.prove(ms(60));
+        assert_eq!(expires(&promise), after(ms(60)));
+        promise.prove(ms(50));
+        assert_eq!(expires(&promise), after(ms(60)), "an answer that is late");
+        promise.prove(ms(120));
+        assert_eq!(expires(&promise), after(ms(120)));
     }
 }
