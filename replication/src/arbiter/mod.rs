@@ -25,7 +25,7 @@ pub struct ArbiterId(pub String);
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Mark {
-    /// The session between the two sides: a random number of the holder.
+    /// The session between the two sides: a random number that both of them have chosen.
     pub session: u64,
     /// Counts up within a session.
     pub beat: u64,
@@ -101,7 +101,8 @@ pub enum Claim {
 /// What a holder tells the arbiter about its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note<'a> {
-    /// From now on, the backup with this name may have a copy that can take over.
+    /// From now on, the backup that is [called so](crate::core::start::backup) may have a copy that
+    /// can take over.
     Backup(&'a str),
     /// No backup has a copy, or the guest has ended and its copies are of no use.
     NoBackup,

@@ -38,7 +38,7 @@ fn help_lists_every_command_and_shows_the_first_steps() {
         "primary Run a guest and protect it",
         "standby Keep a second copy",
         "status Show how",
-        "failover Promote a standby now",
+        "failover Have the guest go on at the standby now",
         "stop Stop a running",
         "check Say what this host can",
         "demo Show a failover",

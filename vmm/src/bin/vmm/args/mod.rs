@@ -74,7 +74,10 @@ pub(crate) enum Command {
     /// Look after the disks of a running primary.
     #[command(subcommand)]
     Disk(DiskCommand),
-    /// Promote a standby now. The old primary is fenced.
+    /// Have the guest go on at the standby now.
+    ///
+    /// Asked of the standby, it takes over, and the old primary is fenced (exit code 3). Asked of the primary, it hands
+    /// the guest over, and ends (exit code 0).
     Failover(ControlArgs),
     /// Stop a running primary or unprotected guest, or a standby, cleanly.
     ///
