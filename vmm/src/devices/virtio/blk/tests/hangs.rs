@@ -179,7 +179,8 @@ fn a_reset_waits_for_nothing_and_nothing_of_before_it_comes_after_it() {
     bench.ring = ring;
     write_of(&mut bench, 0, 0, 0xbb);
     serve(&mut bench.device);
-    assert_eq!(platter.calls(), ["write"; 4], "the new one waits");
+    assert_eq!(platter.calls(), ["write"; 4]);
+    assert_eq!(bench.counters().in_flight, 4, "the new one is not taken");
     let state = bench.device.save().unwrap();
 
     platter.hang(&[]);
