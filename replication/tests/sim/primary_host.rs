@@ -9,7 +9,7 @@ use understudy_replication::core::disk::{DiskSyncPlan, PairId};
 use understudy_replication::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, SyncAssembler,
 };
-use understudy_replication::core::message::{Hello, Message};
+use understudy_replication::core::message::{Bye, Hello, Message};
 use understudy_replication::core::primary::{
     PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
@@ -232,7 +232,12 @@ impl World {
         };
         let generation = node.core.generation();
         match effect {
-            PrimaryEffect::Send(message) => self.send(host, generation, &message),
+            PrimaryEffect::Send(message) => {
+                if matches!(message, Message::Bye(Bye::GuestStopped)) {
+                    self.farewells.insert(generation);
+                }
+                self.send(host, generation, &message);
+            }
             PrimaryEffect::StartSync { .. } => {
                 node.attach();
                 self.arbiter.note(generation, true);

@@ -1,6 +1,6 @@
 //! Hosts, time, and what happens when.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -142,6 +142,8 @@ pub struct World {
     pub flushed: HashMap<usize, EpochId>,
     /// When a host last saw the arbiter's record as it is, and could have claimed.
     pub rehearsed: HashMap<usize, Duration>,
+    /// Generations whose primary has said that its guest has ended.
+    pub farewells: HashSet<Generation>,
     /// What strangers have listened to.
     pub recorded: Recorded,
     /// Pairs of hosts `(from, to)` whose separate path is cut.
@@ -173,6 +175,7 @@ impl World {
             durable: HashMap::new(),
             flushed: HashMap::new(),
             rehearsed: HashMap::new(),
+            farewells: HashSet::new(),
             recorded: Recorded::default(),
             beats_cut: Vec::new(),
             queue: Queue::default(),

@@ -29,13 +29,14 @@ fn a_promotion_waits_for_the_epoch_that_is_being_written_down() {
     std::thread::scope(|scope| {
         let shipping = scope.spawn(|| session.ship());
         has_begun.recv_timeout(DEADLINE).unwrap();
-        let promoting = scope.spawn(|| backup.backup().promote(EpochId(1), &mut |_| true));
-        // Only for one that does not wait.
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!promoting.is_finished(), "the journal is being written");
+        let (told, promoted) = channel();
+        let backup = backup.backup();
+        scope.spawn(move || told.send(backup.promote(EpochId(1), &mut |_| true)));
+        let early = promoted.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "the journal is being written");
         go_on.send(()).unwrap();
         shipping.join().unwrap();
-        promoting.join().unwrap().unwrap();
+        promoted.recv_timeout(DEADLINE).unwrap().unwrap();
     });
     // The epoch was not committed.
     assert_eq!(b.content("disk0"), before);
