@@ -39,7 +39,7 @@ fn a_promotion_that_is_asked_for_fences_the_old_primary_and_breaks_no_client() {
     is_denied(standby, "power-button", "ask the primary's control socket");
 
     let text = says(standby, "failover", &[]);
-    assert!(text.contains("promotion requested"), "{text}");
+    assert!(text.contains("failover requested"), "{text}");
     let status = cluster.local.await_promotion(DEADLINE).unwrap();
     assert_eq!(status.generation, 2);
     let failover = status.failover.unwrap();

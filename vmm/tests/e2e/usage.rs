@@ -81,7 +81,7 @@ fn the_help_of_each_command_says_what_a_newcomer_needs() {
             ],
         ),
         ("status", &["--json", "--watch", "control socket"]),
-        ("failover", &["The old primary is fenced", "--control"]),
+        ("failover", &["the old primary is fenced", "--control"]),
         (
             "stop",
             &[

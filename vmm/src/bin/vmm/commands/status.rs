@@ -57,7 +57,7 @@ pub(crate) fn events(arguments: &EventsArgs) -> Result<()> {
 
 pub(crate) fn failover(arguments: &ControlArgs) -> Result<()> {
     control::request(&arguments.control, Request::Failover)?;
-    say::line("promotion requested; `vmm status` shows when it has happened")?;
+    say::line("failover requested; `vmm status` on the standby's host shows when it has happened")?;
     Ok(())
 }
 
