@@ -61,13 +61,6 @@ pub trait Storage: Send + Sync {
     /// Any error of the host's disk.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
 
-    /// Fills `data` from `offset` if that needs no waiting, because the host has it in its memory. Returns whether it did;
-    /// if not, `data` may have anything in it, and [`read_at`](Self::read_at) is to be called. By default it never does.
-    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
-        let _ = (offset, data);
-        false
-    }
-
     /// Writes `data` at `offset`.
     ///
     /// # Errors

@@ -223,18 +223,6 @@ impl Storage for Disk {
         Ok(())
     }
 
-    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
-        let Ok(patch) = self.patch(offset, data.len() as u64) else {
-            return false;
-        };
-        let found = self.drive.storage.read_cached(offset, data)
-            && !self.is_being_written(offset, data.len() as u64);
-        if found {
-            patch.lay_over(offset, data);
-        }
-        found
-    }
-
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let drive = &self.drive;
         self.change(

@@ -118,10 +118,9 @@ impl Flight {
         self.again.pop_front()
     }
 
-    /// The one that has been in flight longest, and for how long.
-    pub(super) fn oldest(&self) -> Option<(Ticket, Duration)> {
-        let oldest = self.requests.first()?;
-        Some((oldest.ticket, oldest.since.elapsed()))
+    /// For how long the oldest one has been in flight.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        self.requests.first().map(|oldest| oldest.since.elapsed())
     }
 
     pub(super) fn len(&self) -> usize {

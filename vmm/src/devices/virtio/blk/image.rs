@@ -6,15 +6,14 @@
 //! of virtio or guest memory.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
-use rustix::io::{ReadWriteFlags, preadv2};
 use understudy_replication::disk::{Changed, Storage};
 
 use super::SECTOR_BYTES;
@@ -42,8 +41,6 @@ pub struct Image {
     file: File,
     capacity_sectors: u64,
     read_only: bool,
-    /// Reading it changes nothing, not even a time, so that what is in memory can be read without waiting.
-    leaves_no_trace: bool,
     locked: AtomicBool,
 }
 
@@ -178,16 +175,8 @@ impl Image {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(ImageError::Kind { path });
         }
-        let open = |flags| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(!read_only).custom_flags(flags);
-            options.open(&path)
-        };
-        // Only the owner may read without a trace.
-        let (mut file, leaves_no_trace) = match open(libc::O_NOATIME) {
-            Ok(file) => (file, true),
-            Err(_) => (open(0).map_err(refused)?, false),
-        };
+        let opened = OpenOptions::new().read(true).write(!read_only).open(&path);
+        let mut file = opened.map_err(refused)?;
         // Seeking tells the size of block devices too.
         let bytes = match file.seek(SeekFrom::End(0)) {
             Ok(bytes) => bytes,
@@ -209,7 +198,6 @@ impl Image {
             file,
             capacity_sectors: bytes / SECTOR_BYTES,
             read_only,
-            leaves_no_trace,
             locked: AtomicBool::new(false),
         })
     }
@@ -323,14 +311,6 @@ impl Storage for Image {
 
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(data, offset)
-    }
-
-    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
-        let bytes = data.len();
-        let mut buffers = [IoSliceMut::new(data)];
-        // Not every file system can; then it says so.
-        self.leaves_no_trace
-            && preadv2(&self.file, &mut buffers, offset, ReadWriteFlags::NOWAIT) == Ok(bytes)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -2,9 +2,9 @@
 //!
 //! [`image`] is the host's side, `request` what the guest asks for. The device takes requests from the ring
 //! and answers them, `workers` are the threads that call the storage in between, and `flight` knows what is
-//! there meanwhile. Two short cuts save a guest that does one request after the other the ways between threads: what the
-//! host has in memory is read at once, and a thread that has done something has the device answer, if it is free. Of replication the room knows one thing: that a request is left in the ring while the
-//! medium has no room.
+//! there meanwhile. A thread that has done something has the device answer, if that is free: this saves a guest that does
+//! one request after the other a way between threads. Of replication the room knows one thing: that a request is left in
+//! the ring while the medium has no room.
 //!
 //! # Storage may hang, a pause may not
 //!

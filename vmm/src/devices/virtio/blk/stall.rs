@@ -10,8 +10,6 @@ use std::time::Duration;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::workers::Ticket;
-
 /// How long a request may be in flight before the storage is said to hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The time between both looks.
@@ -22,8 +20,8 @@ pub(super) struct StallTimer {
     timer: TimerFd,
     patience: Duration,
     is_set: bool,
-    /// The request that was too old at the first look.
-    suspect: Option<Ticket>,
+    /// A request was too old at the first look.
+    is_suspect: bool,
     hangs: bool,
 }
 
@@ -34,7 +32,7 @@ impl StallTimer {
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
             patience: PATIENCE,
             is_set: false,
-            suspect: None,
+            is_suspect: false,
             hangs: false,
         })
     }
@@ -55,15 +53,15 @@ impl StallTimer {
         }
     }
 
-    /// The time is over. Returns for how long the storage has not answered, if that is news.
-    pub(super) fn look(&mut self, oldest: Option<(Ticket, Duration)>) -> Option<Duration> {
+    /// The time is over; `oldest` is how old the oldest request is. Returns for how long the storage has not answered, if that is news.
+    pub(super) fn look(&mut self, oldest: Option<Duration>) -> Option<Duration> {
         // Nothing to read means that an earlier call has seen it.
         if self.timer.wait().is_err() {
             return None;
         }
         self.is_set = false;
-        let suspect = self.suspect.take();
-        let (ticket, age) = oldest?;
+        let was_suspect = std::mem::take(&mut self.is_suspect);
+        let age = oldest?;
         if let Some(rest) = self
             .patience
             .checked_sub(age)
@@ -72,19 +70,20 @@ impl StallTimer {
             self.set(rest);
             return None;
         }
-        if suspect == Some(ticket) {
+        // Perhaps another one by now: storage that is so slow keeps the guest waiting as one that hangs.
+        if was_suspect {
             self.hangs = true;
             return Some(age);
         }
-        self.suspect = Some(ticket);
+        self.is_suspect = true;
         self.set(SECOND_LOOK);
         None
     }
 
-    /// A request was answered; `oldest` is the oldest one now. Returns whether the storage was said to hang, and does
+    /// A request was answered; `oldest` is how old the oldest one is now. Returns whether the storage was said to hang, and does
     /// not any more.
-    pub(super) fn answered(&mut self, oldest: Option<(Ticket, Duration)>) -> bool {
-        if !self.hangs || oldest.is_some_and(|(_, age)| age >= self.patience) {
+    pub(super) fn answered(&mut self, oldest: Option<Duration>) -> bool {
+        if !self.hangs || oldest.is_some_and(|age| age >= self.patience) {
             return false;
         }
         self.hangs = false;

@@ -16,7 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::work::{Outcome, Work};
 
-/// Most threads of a disk. A few requests that hang do not keep others from being answered.
+/// Most threads of a disk. One request that hangs keeps no other one waiting, unless the disk does them in turn, as a copied
+/// one does with what changes it.
 const THREADS_MAX: usize = 4;
 /// How long whoever gives the disk up waits for calls of the storage that are under way. Its image is closed with the
 /// last of them.
@@ -105,11 +106,6 @@ impl Workers {
         Ok(())
     }
 
-    /// Reads what the host has in its memory; see [`Storage::read_cached`].
-    pub(super) fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
-        self.pool.storage.read_cached(offset, data)
-    }
-
     /// From now on, a thread that has done something calls `answer`. It returns false if the device is busy; then the
     /// device is woken through its event.
     pub(super) fn answer_by(&self, answer: OnDone) {
@@ -164,8 +160,19 @@ impl Drop for Workers {
     }
 }
 
+/// A thread that has ended, however that was: another one may take its place.
+struct Ended<'a>(&'a Pool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.queues.lock().threads -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
 impl Pool {
     fn serve(&self) {
+        let _ended = Ended(self);
         while let Some(job) = self.next() {
             let outcome = job.work.perform(&*self.storage, job.is_safe);
             self.queues.lock().done.push_back((job.ticket, outcome));
@@ -175,8 +182,6 @@ impl Pool {
                 let _ = self.done.write(1);
             }
         }
-        self.queues.lock().threads -= 1;
-        self.changed.notify_all();
     }
 
     fn next(&self) -> Option<Job> {

@@ -57,20 +57,6 @@ fn a_flush_that_hangs_keeps_no_write_waiting() {
     assert_eq!(bench.status_of(0), OK);
 }
 
-#[test]
-fn what_the_host_has_in_memory_is_read_at_once() {
-    let (memory, platter) = (ram(), Platter::new());
-    let mut bench = Bench::new(&memory, &platter, false);
-    platter.cached.store(true, Ordering::Relaxed);
-    platter.hang(&["read"]);
-    bench.offer(IN, 5, &[(DATA, 512, true)]);
-    bench.device.handle_event(KICK);
-    assert_eq!(bench.ring.used(), [(0, 513)]);
-    assert_eq!(bytes_at(&memory, DATA, 512), platter.sector(5));
-    assert_eq!(bench.counters().reads, 1);
-    platter.hang(&[]);
-}
-
 /// Threads of the disk save the way over the event thread; but a paused machine is not touched.
 #[test]
 fn a_thread_answers_unless_the_device_is_held() {

@@ -1,7 +1,6 @@
 //! Storage in memory that does what a test wants.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -18,8 +17,6 @@ pub(super) struct Platter {
     pub(super) bytes: Arc<Mutex<Vec<u8>>>,
     fails: Arc<Mutex<Option<io::ErrorKind>>>,
     calls: Arc<Mutex<Vec<&'static str>>>,
-    /// The host has all of it in its memory.
-    pub(super) cached: Arc<AtomicBool>,
     /// Calls that do not return.
     hangs: Arc<(Mutex<Vec<&'static str>>, Condvar)>,
 }
@@ -97,14 +94,6 @@ impl Storage for Platter {
         self.called("read")?;
         data.copy_from_slice(&self.bytes.lock().unwrap()[offset as usize..][..data.len()]);
         Ok(())
-    }
-
-    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
-        let is_cached = self.cached.load(Ordering::Relaxed);
-        if is_cached {
-            data.copy_from_slice(&self.bytes.lock().unwrap()[offset as usize..][..data.len()]);
-        }
-        is_cached
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
