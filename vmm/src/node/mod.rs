@@ -26,7 +26,8 @@
 //! | unprotected, primary | *stop* | its power is cut; ended, once all it said has left |
 //! | primary | *stop* again | ended at once: abandoned |
 //! | primary | *failover*, or *leave* by the rules, protected | the guest is handed over; ended: handed over |
-//! | primary | that fails | primary; after *leave*, the same as after *stop* |
+//! | primary | something of this host fails, protected | the same |
+//! | primary | it cannot be handed over | primary; after *leave*, the same as after *stop*; else it is tried again |
 //! | any other | *leave* | the same as *stop* |
 //! | primary | another side owns the guest | ended: fenced |
 //! | any | its work fails | ended: failed |
@@ -133,10 +134,12 @@ pub enum Ended {
     },
     /// At once, on request: what the guest had said and was still held is lost.
     Abandoned,
-    /// The guest goes on at the standby, as was asked for.
+    /// The guest goes on at the standby, as was asked for, or because something of this host failed.
     HandedOver {
         /// The arbiter's answer, in plain words.
         reason: String,
+        /// What failed here.
+        trouble: Option<String>,
     },
     /// Another host owns the guest (R4). Held output was dropped.
     Fenced {
@@ -159,7 +162,10 @@ impl fmt::Display for Ended {
             Self::Abandoned => f.write_str(
                 "ended at once, as was asked for: what the guest had said and was still held is lost",
             ),
-            Self::HandedOver { reason } => write!(f, "the arbiter has given the guest to the standby: {reason}"),
+            Self::HandedOver { reason, trouble } => {
+                write!(f, "the arbiter has given the guest to the standby: {reason}")?;
+                trouble.iter().try_for_each(|what| write!(f, "; on this host, {what}"))
+            }
             Self::Fenced { reason } => write!(f, "fenced: {reason}"),
         }
     }

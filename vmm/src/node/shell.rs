@@ -379,7 +379,7 @@ impl Shell {
                 },
                 Effect::StopStandby => self.work.stop_standby(),
                 Effect::Promote => self.work.promote(),
-                Effect::HandOver(why) => self.work.hand_over(why),
+                Effect::HandOver(why) => self.work.hand_over(&why),
                 Effect::PressPowerButton => {
                     self.panel.iter().for_each(Panel::press_power_button);
                     Ok(())

@@ -3,6 +3,8 @@
 //!
 //! Input in, effects out; the shell obeys. What must not be done here: threads, clocks, machines, log.
 
+mod failing;
+mod guest;
 mod pace;
 #[cfg(test)]
 mod tests;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use understudy_replication::Generation;
 use understudy_replication::runtime::EventKind as ReplicationEvent;
 
+use self::failing::Failing;
 use self::pace::Pace;
 use super::events::EventKind;
 use super::request::{Denial, Request};
@@ -105,7 +108,7 @@ pub(super) enum Effect {
     /// Ask the arbiter for the guest.
     Promote,
     /// Have the standby take the guest over.
-    HandOver(&'static str),
+    HandOver(String),
     /// Press the guest's power button.
     PressPowerButton,
     /// End the epoch.
@@ -146,6 +149,8 @@ pub(super) struct NodeCore {
     ending: Option<Ended>,
     /// The guest is being handed over because the node is to end.
     is_leaving: bool,
+    /// What fails on this host.
+    failing: Failing,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -167,6 +172,7 @@ impl NodeCore {
             steady_at: None,
             ending: None,
             is_leaving: false,
+            failing: Failing::default(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -185,7 +191,9 @@ impl NodeCore {
 
     /// When [`Input::Timer`] is due, in time since the node's start.
     pub(super) fn next_timer(&self) -> Option<Duration> {
-        self.start_at.or(self.restart_at).or(self.steady_at)
+        let role = self.start_at.or(self.restart_at).or(self.steady_at);
+        let escape = self.failing.due().filter(|_| self.may_escape());
+        role.into_iter().chain(escape).min()
     }
 
     /// What follows from something that happened.
@@ -284,9 +292,36 @@ impl NodeCore {
         self.rules.on_sigterm == OnSigterm::Handover && sync.in_sync && self.ending.is_none()
     }
 
-    fn hand_over(&self, why: &'static str) -> Vec<Effect> {
-        let told = EventKind::HandingOver { why: why.into() };
+    fn hand_over(&self, why: &str) -> Vec<Effect> {
+        let why = why.to_owned();
+        let told = EventKind::HandingOver { why: why.clone() };
         vec![Effect::Tell(told), Effect::HandOver(why)]
+    }
+
+    /// Something of this host fails that the standby's may have: the guest is to go on there, now or as soon as there is
+    /// one in sync. `topic` tells it from everything else that may fail.
+    fn host_fails(&mut self, now: Duration, topic: &str, what: String, effects: &mut Vec<Effect>) {
+        self.failing.begin(topic, what);
+        self.escape(now, effects);
+    }
+
+    /// It works again.
+    fn host_works(&mut self, topic: &str) {
+        self.failing.end(topic);
+    }
+
+    /// Whether a guest may be handed over because of what fails here.
+    fn may_escape(&self) -> bool {
+        let stays = self.ending.is_some() || self.is_leaving;
+        self.role == Role::Primary && self.protected && !stays
+    }
+
+    fn escape(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.may_escape()
+            && let Some(why) = self.failing.escape(now)
+        {
+            effects.extend(self.hand_over(&why));
+        }
     }
 
     fn stop_guest(&mut self) -> Vec<Effect> {
@@ -337,6 +372,7 @@ impl NodeCore {
                 // What went wrong before has been made good.
                 self.alarm = None;
                 self.tell(EventKind::Protected, effects);
+                self.escape(now, effects);
             }
             ReplicationEvent::Unprotected if self.protected => {
                 self.protected = false;
@@ -344,6 +380,7 @@ impl NodeCore {
             }
             ReplicationEvent::NotHandedOver { why } => {
                 self.tell(EventKind::NotHandedOver { why }, effects);
+                self.failing.stayed(now);
                 if std::mem::take(&mut self.is_leaving) && self.ending.is_none() {
                     effects.extend(self.stop_guest());
                 }
@@ -364,6 +401,7 @@ impl NodeCore {
     }
 
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.escape(now, effects);
         if let Some(at) = self.start_at {
             if at <= now {
                 self.start_at = None;
@@ -393,7 +431,10 @@ impl NodeCore {
         let ended = match end {
             RoleEnd::Done => self.ending.take().unwrap_or(Ended::Stopped),
             RoleEnd::Abandoned => Ended::Abandoned,
-            RoleEnd::HandedOver { reason } => Ended::HandedOver { reason },
+            RoleEnd::HandedOver { reason } => Ended::HandedOver {
+                reason,
+                trouble: self.failing.in_words(),
+            },
             RoleEnd::Fenced { reason } => Ended::Fenced { reason },
             RoleEnd::Failed { what } => Ended::Failed { what },
         };
@@ -403,107 +444,6 @@ impl NodeCore {
         self.restart_at = None;
         self.tell(EventKind::Ended(ended.clone()), effects);
         effects.push(Effect::Finish(ended));
-    }
-
-    fn guest_event(&mut self, now: Duration, event: MachineEvent, effects: &mut Vec<Effect>) {
-        match event {
-            MachineEvent::BackendLost { device, what } => {
-                self.tell(EventKind::ConnectionLost { device, what }, effects);
-            }
-            MachineEvent::DiskFailed { device, what } => {
-                self.tell(EventKind::DiskFailed { device, what }, effects);
-            }
-            MachineEvent::DiskHangs { device, what } => {
-                self.tell(EventKind::DiskHangs { device, what }, effects);
-            }
-            MachineEvent::DiskAnswers { device, what } => {
-                self.tell(EventKind::DiskAnswers { device, what }, effects);
-            }
-            event if self.role == Role::Standby => self.before_promotion.push(event),
-            _ if self.ending.is_some() => {}
-            MachineEvent::GuestReset => {
-                self.tell(EventKind::GuestRebooted, effects);
-                self.reset(now, Ended::Guest, effects);
-            }
-            MachineEvent::GuestCrashed { what } => {
-                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
-                let what = format!("the guest crashed: {what}");
-                self.reset(now, Ended::GuestFailed { what }, effects);
-            }
-            MachineEvent::WatchdogFired => self.watchdog_fired(now, effects),
-            MachineEvent::GuestPanicked { crash_kernel } => {
-                self.panicked(now, crash_kernel, effects);
-            }
-            MachineEvent::ResetFailed { what } => {
-                let what = format!("the guest could not be started over: {what}");
-                self.guest_over(Ended::GuestFailed { what }, effects);
-            }
-            MachineEvent::GuestPoweredOff => {
-                self.tell(EventKind::GuestPoweredOff, effects);
-                self.guest_over(Ended::Guest, effects);
-            }
-            MachineEvent::GuestShutdown { what } => {
-                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
-                let what = format!("the guest crashed: {what}");
-                self.guest_over(Ended::GuestFailed { what }, effects);
-            }
-            MachineEvent::VcpuFailed { vcpu, what } => {
-                let what = format!("vCPU {vcpu} cannot go on: {what}");
-                self.guest_over(Ended::GuestFailed { what }, effects);
-            }
-        }
-    }
-
-    fn guest_over(&mut self, why: Ended, effects: &mut Vec<Effect>) {
-        self.end(why);
-        effects.push(Effect::EndRole);
-    }
-
-    /// What follows from a reset; `end` if that is the guest's end.
-    fn reset(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
-        match self.rules.on_reboot {
-            OnReboot::Exit => self.guest_over(end, effects),
-            OnReboot::Restart => self.restart(now, end, effects),
-        }
-    }
-
-    fn restart(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
-        if !self.can_restart {
-            self.tell(EventKind::RestartImpossible, effects);
-            return self.guest_over(end, effects);
-        }
-        let wait = self.pace.wait(now);
-        if !wait.is_zero() {
-            let delayed = EventKind::RestartDelayed {
-                resets: self.pace.resets_in_a_row(),
-                steady_s: pace::STEADY.as_secs(),
-                wait_s: wait.as_secs(),
-            };
-            self.tell(delayed, effects);
-        }
-        self.restart_at = Some(now + wait);
-    }
-
-    fn watchdog_fired(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        let action = self.rules.on_watchdog;
-        self.tell(EventKind::WatchdogFired { action }, effects);
-        let what = "the guest did not feed its watchdog in time".to_owned();
-        match action {
-            OnWatchdog::Reset => self.reset(now, Ended::GuestFailed { what }, effects),
-            OnWatchdog::Poweroff => self.guest_over(Ended::GuestFailed { what }, effects),
-            OnWatchdog::None => {}
-        }
-    }
-
-    fn panicked(&mut self, now: Duration, crash_kernel: bool, effects: &mut Vec<Effect>) {
-        self.tell(EventKind::GuestPanicked { crash_kernel }, effects);
-        let what = "the guest's kernel has panicked".to_owned();
-        match self.rules.on_panic {
-            _ if crash_kernel => {}
-            OnPanic::Report => {}
-            OnPanic::Restart => self.restart(now, Ended::GuestFailed { what }, effects),
-            OnPanic::Exit => self.guest_over(Ended::GuestFailed { what }, effects),
-        }
     }
 
     /// Tells of it, and notes it if it is something about the guest that a person should know.

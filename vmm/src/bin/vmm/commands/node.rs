@@ -60,10 +60,11 @@ fn keep(config: &Config, settings: NodeSettings, stops: usize) -> Result<()> {
             Ok(())
         }
         Ended::Guest => Ok(()),
-        ended @ Ended::HandedOver { .. } => {
+        ended @ Ended::HandedOver { trouble: None, .. } => {
             tracing::info!("{ended}");
             Ok(())
         }
+        ended @ Ended::HandedOver { .. } => Err(Fenced(ended.to_string()).into()),
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         failed => bail!("{failed}"),
     }

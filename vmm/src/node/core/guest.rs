@@ -1,0 +1,122 @@
+//! What becomes of the guest, and what follows from it by the [rules](super::Rules).
+//!
+//! What must not be done here: anything about roles but their end.
+
+use std::time::Duration;
+
+use super::{Effect, NodeCore, pace};
+use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
+use crate::node::events::EventKind;
+use crate::node::{Ended, Role};
+
+impl NodeCore {
+    pub(super) fn guest_event(
+        &mut self,
+        now: Duration,
+        event: MachineEvent,
+        effects: &mut Vec<Effect>,
+    ) {
+        match event {
+            MachineEvent::BackendLost { device, what } => {
+                let trouble = format!("{device} lost its connection: {what}");
+                let topic = device.clone();
+                self.tell(EventKind::ConnectionLost { device, what }, effects);
+                self.host_fails(now, &topic, trouble, effects);
+            }
+            MachineEvent::DiskFailed { device, what } => {
+                self.tell(EventKind::DiskFailed { device, what }, effects);
+            }
+            MachineEvent::DiskHangs { device, what } => {
+                self.tell(EventKind::DiskHangs { device, what }, effects);
+            }
+            MachineEvent::DiskAnswers { device, what } => {
+                self.host_works(&device);
+                self.tell(EventKind::DiskAnswers { device, what }, effects);
+            }
+            event if self.role == Role::Standby => self.before_promotion.push(event),
+            _ if self.ending.is_some() => {}
+            MachineEvent::GuestReset => {
+                self.tell(EventKind::GuestRebooted, effects);
+                self.reset(now, Ended::Guest, effects);
+            }
+            MachineEvent::GuestCrashed { what } => {
+                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
+                let what = format!("the guest crashed: {what}");
+                self.reset(now, Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::WatchdogFired => self.watchdog_fired(now, effects),
+            MachineEvent::GuestPanicked { crash_kernel } => {
+                self.panicked(now, crash_kernel, effects);
+            }
+            MachineEvent::ResetFailed { what } => {
+                let what = format!("the guest could not be started over: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::GuestPoweredOff => {
+                self.tell(EventKind::GuestPoweredOff, effects);
+                self.guest_over(Ended::Guest, effects);
+            }
+            MachineEvent::GuestShutdown { what } => {
+                self.tell(EventKind::GuestCrashed { what: what.clone() }, effects);
+                let what = format!("the guest crashed: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+            MachineEvent::VcpuFailed { vcpu, what } => {
+                let what = format!("vCPU {vcpu} cannot go on: {what}");
+                self.guest_over(Ended::GuestFailed { what }, effects);
+            }
+        }
+    }
+
+    fn guest_over(&mut self, why: Ended, effects: &mut Vec<Effect>) {
+        self.end(why);
+        effects.push(Effect::EndRole);
+    }
+
+    /// What follows from a reset; `end` if that is the guest's end.
+    fn reset(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
+        match self.rules.on_reboot {
+            OnReboot::Exit => self.guest_over(end, effects),
+            OnReboot::Restart => self.restart(now, end, effects),
+        }
+    }
+
+    fn restart(&mut self, now: Duration, end: Ended, effects: &mut Vec<Effect>) {
+        if !self.can_restart {
+            self.tell(EventKind::RestartImpossible, effects);
+            return self.guest_over(end, effects);
+        }
+        let wait = self.pace.wait(now);
+        if !wait.is_zero() {
+            let delayed = EventKind::RestartDelayed {
+                resets: self.pace.resets_in_a_row(),
+                steady_s: pace::STEADY.as_secs(),
+                wait_s: wait.as_secs(),
+            };
+            self.tell(delayed, effects);
+        }
+        self.restart_at = Some(now + wait);
+    }
+
+    fn watchdog_fired(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let action = self.rules.on_watchdog;
+        self.tell(EventKind::WatchdogFired { action }, effects);
+        let what = "the guest did not feed its watchdog in time".to_owned();
+        match action {
+            OnWatchdog::Reset => self.reset(now, Ended::GuestFailed { what }, effects),
+            OnWatchdog::Poweroff => self.guest_over(Ended::GuestFailed { what }, effects),
+            OnWatchdog::None => {}
+        }
+    }
+
+    fn panicked(&mut self, now: Duration, crash_kernel: bool, effects: &mut Vec<Effect>) {
+        self.tell(EventKind::GuestPanicked { crash_kernel }, effects);
+        let what = "the guest's kernel has panicked".to_owned();
+        match self.rules.on_panic {
+            _ if crash_kernel => {}
+            OnPanic::Report => {}
+            OnPanic::Restart => self.restart(now, Ended::GuestFailed { what }, effects),
+            OnPanic::Exit => self.guest_over(Ended::GuestFailed { what }, effects),
+        }
+    }
+}
