@@ -291,13 +291,27 @@ fn pages_of_failed_captures_come_with_the_next_epoch() {
 
 #[test]
 fn what_hangs_for_a_while_loses_nothing_and_moves_nothing() {
-    for what in [What::Capture, What::Ship, What::SharedDisk, What::Journal] {
+    for (what, time) in [
+        (What::Capture, 200),
+        (What::Ship, 200),
+        (What::SharedDisk, 200),
+        (What::Journal, 60),
+    ] {
         let host = usize::from(what == What::Journal);
-        let hang = Fault::Hang(host, what, Some(ms(200)));
+        let hang = Fault::Hang(host, what, Some(ms(time)));
         let report = scenario(2, &[(60, hang), (270, Fault::Heal)]);
         report.assert(&[("promotions", 0), ("fenced", 0), ("went alone", 0)]);
         assert!(report.counts["calls that hung"] >= 1, "{report:#?}");
     }
+}
+
+/// The guest's output must not wait for it.
+#[test]
+fn a_backup_whose_storage_hangs_is_given_up_until_it_is_back() {
+    let hang = Fault::Hang(1, What::Journal, Some(ms(300)));
+    let report = scenario(2, &[(60, hang), (370, Fault::Heal)]);
+    report.assert(&[("promotions", 0), ("fenced", 0), ("solo grants", 1)]);
+    assert!(report.counts["releases"] > 20, "{report:#?}");
 }
 
 #[test]

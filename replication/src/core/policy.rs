@@ -5,6 +5,10 @@
 
 use std::time::Duration;
 
+/// How many times [`Policy::storage_timeout`] a backup's storage may take for what a copy begins and
+/// ends with: opening and comparing images, and making all of the copy safe.
+pub const FIRST_STORAGE_TIMEOUTS: u32 = 100;
+
 /// When epochs end, and when a silent peer counts as lost.
 ///
 /// The two hosts may have different policies. Each side uses its own.
@@ -34,6 +38,12 @@ pub struct Policy {
     ///
     /// Default 150 ms, range 10 ms to 10 min.
     pub heartbeat_timeout: Duration,
+    /// How long this side's storage may leave undone what the guest, or an acknowledgement, waits
+    /// for before it counts as failed: a backup is given up then. What a copy begins and ends with
+    /// may take [`FIRST_STORAGE_TIMEOUTS`] times as long.
+    ///
+    /// Default 600 ms, range 10 ms to 10 min.
+    pub storage_timeout: Duration,
     /// How long to wait before asking an arbiter again that gave no answer.
     ///
     /// Default 100 ms, range 1 ms to 10 min.
@@ -61,6 +71,7 @@ impl Default for Policy {
             output_quiet: Some(Duration::from_millis(1)),
             heartbeat_interval: Duration::from_millis(20),
             heartbeat_timeout: Duration::from_millis(150),
+            storage_timeout: Duration::from_millis(600),
             arbiter_retry: Duration::from_millis(100),
             arbiter_check: Duration::from_secs(2),
             sync_pages_left: 4096,

@@ -69,10 +69,11 @@ impl World {
     }
 
     /// The same for a copy of `generation`. Two things cost it without the arbiter: the guest's end,
-    /// and disks that fail before their copy is whole.
+    /// and disks that fail, or hang, before their copy is whole.
     pub fn check_given_up(&mut self, host: usize, generation: Generation) {
-        let disk = &self.hosts[host].disk;
-        let may = self.farewells.contains(&generation) || (disk.failed && !disk.whole);
+        let (disk, hangs) = (&self.hosts[host].disk, &self.hosts[host].hangs);
+        let is_of_no_use = !disk.whole && (disk.failed || hangs.has_storage());
+        let may = self.farewells.contains(&generation) || is_of_no_use;
         if !may && self.arbiter.current <= generation {
             self.violate(format!(
                 "R10: host {host} gives its copy of {generation} up, the last that was granted"

@@ -51,6 +51,14 @@ pub struct Hangs {
     stuck: Vec<(What, Event)>,
 }
 
+impl Hangs {
+    /// Whether storage has left something undone that was asked of it.
+    pub fn has_storage(&self) -> bool {
+        let is_storage = |what: &What| matches!(what, What::Copy | What::Journal | What::Destage);
+        self.stuck.iter().any(|(what, _)| is_storage(what))
+    }
+}
+
 impl Event {
     /// What could keep it from happening, and where.
     fn could_hang(&self) -> Option<(usize, u64, What)> {

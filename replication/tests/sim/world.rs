@@ -64,6 +64,7 @@ pub fn policy() -> Policy {
         output_quiet: Some(ms(1)),
         heartbeat_interval: ms(5),
         heartbeat_timeout: ms(40),
+        storage_timeout: ms(100),
         arbiter_retry: ms(20),
         arbiter_check: ms(25),
         sync_pages_left: 4,

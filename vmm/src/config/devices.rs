@@ -106,6 +106,7 @@ fn drive_config(drive: &Drive, number: usize) -> Result<DriveConfig, ConfigError
         (false, mode) => DriveKind::Copied(mode.unwrap_or(DiskMode::Replicated)),
     };
     let mut config = DriveConfig::new(id, path, kind);
+    config.on_error = drive.on_error.unwrap_or_default();
     if let Some(map) = &drive.map_path {
         if !config.is_replicated() {
             let why = "only a replicated drive has a map: leave it out";

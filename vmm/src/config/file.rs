@@ -16,7 +16,7 @@ use super::ConfigError;
 use super::keys::{self, KEYS, Key, Values};
 use super::on_sigterm::OnSigterm;
 use crate::boot::BootProtocol;
-use crate::machine::{OnPanic, OnReboot, OnWatchdog};
+use crate::machine::{OnError, OnPanic, OnReboot, OnWatchdog};
 
 /// Longest configuration file that is read.
 pub(super) const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -105,6 +105,7 @@ pub struct Drive {
     pub is_read_only: Option<bool>,
     pub replication: Option<DiskMode>,
     pub map_path: Option<PathBuf>,
+    pub on_error: Option<OnError>,
 }
 
 /// One of `network-interfaces`.
@@ -155,6 +156,7 @@ pub struct Replication {
     pub epoch_min_ms: Option<u64>,
     pub heartbeat_ms: Option<u64>,
     pub timeout_ms: Option<u64>,
+    pub storage_timeout_ms: Option<u64>,
     pub on_sigterm: Option<OnSigterm>,
     pub control_socket: Option<PathBuf>,
     pub disk_journal: Option<PathBuf>,
@@ -281,7 +283,7 @@ impl ConfigFile {
         lay_over!(self.serial, serial, Serial: output);
         lay_over!(self.replication, replication, Replication:
             vm, node, backup, listen, arbiter, heartbeat, epoch_ms, epoch_min_ms, heartbeat_ms, timeout_ms,
-            on_sigterm, control_socket, disk_journal, disk_journal_mib, disk_log_mib);
+            storage_timeout_ms, on_sigterm, control_socket, disk_journal, disk_journal_mib, disk_log_mib);
         self.drives = drives.or(self.drives);
         self.network_interfaces = network_interfaces.or(self.network_interfaces);
         self.entropy = entropy.or(self.entropy);

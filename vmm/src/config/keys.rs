@@ -10,7 +10,7 @@ use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::DiskLimits;
 
 use super::on_sigterm::OnSigterm;
-use crate::machine::{MachineConfig, OnPanic, OnReboot, OnWatchdog, VCPUS_MAX};
+use crate::machine::{MachineConfig, OnError, OnPanic, OnReboot, OnWatchdog, VCPUS_MAX};
 use crate::memory::{MIB_MAX, MIB_MIN};
 use crate::vcpu::CpuTemplate;
 
@@ -239,6 +239,11 @@ keys! {
     DRIVE_MAP: "drives[].map_path", Some("--drive"), PATH,
         Unset::Text("the image's path with `.understudy-map` behind it"),
         "Where a replicated drive's map of changed blocks is; a block device needs one";
+    DRIVE_ON_ERROR: "drives[].on_error", Some("--drive"), Values::Words(&["handover", "report", "wait"]),
+        Unset::Value(|| word(OnError::default())),
+        "When this host's storage fails a request: the guest goes on at the standby, which does it again (`handover`, \
+         `wait`), or sees the error (`report`). Without a standby it sees the error (`handover`), or waits while the \
+         request is done again every second until it succeeds (`wait`)";
     NET_ID: "network-interfaces[].iface_id", Some("--net"), NAME, Unset::Required,
         "Name of the interface, equal on both hosts";
     NET_TAP: "network-interfaces[].host_dev_name", Some("--net"), NAME, Unset::Nothing,
@@ -287,6 +292,12 @@ keys! {
     TIMEOUT: "replication.timeout_ms", Some("--timeout-ms"), Values::number(10, 600_000, "ms"),
         Unset::Value(|| ms(Policy::default().heartbeat_timeout)),
         "Silence after which the other side counts as lost, in milliseconds; at least three heartbeats";
+    STORAGE_TIMEOUT: "replication.storage_timeout_ms", Some("--storage-timeout-ms"), Values::number(10, 600_000, "ms"),
+        Unset::Value(|| {
+            format!("{}, or four times `timeout_ms` if that is more", ms(Policy::default().storage_timeout))
+        }),
+        "How long storage may do nothing while the guest or an epoch waits for it, in milliseconds: after that, a primary \
+         hands its guest over, and a standby is given up";
     ON_SIGTERM: "replication.on_sigterm", Some("--on-sigterm"), Values::Words(&["handover", "stop"]),
         Unset::Value(|| word(OnSigterm::default())),
         "What SIGTERM, SIGINT and SIGHUP mean to a primary whose standby could take the guest over: the guest goes on \

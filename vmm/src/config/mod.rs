@@ -121,6 +121,9 @@ impl Config {
         }
         // A guest that runs alone has no copies; but images that are one of a pair stay that: what changes is
         // noted, and is all that has to be copied when the guest is protected again.
+        for drive in &mut machine.drives {
+            drive.stalls_after = self.replication.policy.storage_timeout;
+        }
         let mut drives = machine.drives.iter();
         let has_maps = drives.any(|drive| drive.is_replicated() && drive.map_path.exists());
         for drive in &mut machine.drives {
@@ -270,6 +273,9 @@ fn cmdline(boot: &BootSource, root: Option<String>) -> Result<String, ConfigErro
     Ok(given.unwrap_or_else(|| BUILTIN_CMDLINE.into()))
 }
 
+/// How many times the time-out of silence the one of storage has at least, if nothing is said.
+const STORAGE_TIMEOUTS_MIN: u32 = 4;
+
 /// Epochs and time-outs.
 fn policy(section: &Replication) -> Result<Policy, ConfigError> {
     let mut policy = Policy::default();
@@ -290,10 +296,20 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
             section.timeout_ms,
             &keys::TIMEOUT,
         ),
+        (
+            &mut policy.storage_timeout,
+            section.storage_timeout_ms,
+            &keys::STORAGE_TIMEOUT,
+        ),
     ] {
         if let Some(value) = value {
             *to = Duration::from_millis(ConfigError::check(key, value)?);
         }
+    }
+    if section.storage_timeout_ms.is_none() {
+        // Who gives the other host more time has slower ones.
+        let least = policy.heartbeat_timeout * STORAGE_TIMEOUTS_MIN;
+        policy.storage_timeout = policy.storage_timeout.max(least);
     }
     if section.epoch_min_ms.is_none() {
         policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);

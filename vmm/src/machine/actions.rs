@@ -43,6 +43,19 @@ pub enum OnWatchdog {
     None,
 }
 
+/// When this host's storage fails a request of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The guest goes on at the standby, which does the request again. Without one, it sees the error.
+    #[default]
+    Handover,
+    /// The guest sees the error.
+    Report,
+    /// The guest goes on at the standby. Without one, the request waits, and is done again until it succeeds.
+    Wait,
+}
+
 /// A word that is not one of those expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected one of: {0}")]
@@ -69,6 +82,19 @@ impl FromStr for OnPanic {
             "restart" => Ok(Self::Restart),
             "exit" => Ok(Self::Exit),
             _ => Err(UnknownAction("report, restart, exit")),
+        }
+    }
+}
+
+impl FromStr for OnError {
+    type Err = UnknownAction;
+
+    fn from_str(word: &str) -> Result<Self, UnknownAction> {
+        match word {
+            "handover" => Ok(Self::Handover),
+            "report" => Ok(Self::Report),
+            "wait" => Ok(Self::Wait),
+            _ => Err(UnknownAction("handover, report, wait")),
         }
     }
 }

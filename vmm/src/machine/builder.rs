@@ -4,6 +4,7 @@
 //! other vCPU state, memory slots and the kind of dirty log before logging starts. What must not be done
 //! here: run anything.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::state::Initial;
 use super::{Blocks, Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
 use crate::devices::switch::PowerSwitch;
+use crate::devices::virtio::blk::FailedRequests;
 use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
@@ -51,6 +53,7 @@ pub struct MachineBuilder {
     devices: Vec<Attached>,
     networks: Networks,
     pub(super) blocks: Blocks,
+    pub(super) failed_requests: BTreeMap<String, FailedRequests>,
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
@@ -104,6 +107,7 @@ impl MachineBuilder {
             devices: Vec::new(),
             networks: Vec::new(),
             blocks: Vec::new(),
+            failed_requests: BTreeMap::new(),
             disks: DiskSet::empty(),
             console_input: None,
             power_button: None,
@@ -240,6 +244,7 @@ impl MachineBuilder {
             console_input: self.console_input,
             power_button: self.power_button,
             power_switch: self.power_switch,
+            failed_requests: self.failed_requests,
             initial: Arc::new(initial),
             payload: self.payload.map(Arc::new),
             cmdline,

@@ -6,11 +6,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::{DiskError, DiskLimits, DiskMode};
 use understudy_replication::output::{ConsoleSink, GateLimits};
 
-use super::actions::{OnPanic, OnWatchdog};
+use super::actions::{OnError, OnPanic, OnWatchdog};
 use crate::boot::{BootError, BootProtocol};
 use crate::devices::virtio::blk::{ID_BYTES_MAX, ImageError};
 use crate::devices::virtio::net::backend::{Backend, BackendError};
@@ -152,6 +154,10 @@ pub struct DriveConfig {
     pub kind: DriveKind,
     /// Where the map of changed blocks is, if the disk is replicated.
     pub map_path: PathBuf,
+    /// What follows when this host's storage fails a request of the guest.
+    pub on_error: OnError,
+    /// After how long without anything done another host may serve the guest better.
+    pub stalls_after: Duration,
 }
 
 /// What a guest may do to a disk, and what happens to its writes.
@@ -174,6 +180,8 @@ impl DriveConfig {
             map_path: beside(&path, "map"),
             path,
             kind,
+            on_error: OnError::default(),
+            stalls_after: Policy::default().storage_timeout,
         }
     }
 

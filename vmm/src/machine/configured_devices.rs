@@ -8,6 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use understudy_replication::disk::{DiskLimits, DiskMode, DiskSet, DiskSpec};
 use understudy_replication::output::ConsoleSink;
@@ -15,7 +16,7 @@ use understudy_replication::output::ConsoleSink;
 use super::attach::{AttachError, Attached, Attachment, Health, Place};
 use super::builder::MachineBuilder;
 use super::config::{ConfigError, Console, DriveConfig, DriveKind, NetBackend, NetConfig, Start};
-use super::{MachineEvent, MachineFault, Networks, OnPanic, OnWatchdog};
+use super::{MachineEvent, MachineFault, Networks, OnError, OnPanic, OnWatchdog};
 use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
@@ -207,6 +208,8 @@ impl MachineBuilder {
             capacity_sectors,
             description,
             medium,
+            on_error,
+            stalls_after,
         } = drive;
         let medium = match medium {
             OpenMedium::Plain(image) => Medium::plain(image),
@@ -217,12 +220,24 @@ impl MachineBuilder {
             let device = device.clone();
             events.tell(&match news {
                 DiskNews::Failed(what) => MachineEvent::DiskFailed { device, what },
+                DiskNews::Holds(what) => MachineEvent::DiskHolds {
+                    device,
+                    what,
+                    waits: on_error == OnError::Wait,
+                },
+                DiskNews::Stalls(what) => MachineEvent::DiskStalls { device, what },
+                DiskNews::Moves => MachineEvent::DiskMoves { device },
                 DiskNews::Hangs(what) => MachineEvent::DiskHangs { device, what },
                 DiskNews::Answers(what) => MachineEvent::DiskAnswers { device, what },
             });
         });
         let device = BlkDevice::new(id.as_str(), medium, capacity_sectors, read_only, alarm);
-        let device = device.map_err(create(&id))?;
+        let mut device = device.map_err(create(&id))?;
+        device.stalls_after(stalls_after);
+        if on_error != OnError::Report {
+            let failed = device.hold_failed();
+            self.failed_requests.insert(id.clone(), failed);
+        }
         let device = self.attach_virtio(device, "virtio-blk", &description, |_| None)?;
         let answering = Arc::downgrade(&device);
         lock(&device).device().answer_by(move || {
@@ -323,6 +338,8 @@ struct OpenDrive {
     capacity_sectors: u64,
     description: Vec<(&'static str, String)>,
     medium: OpenMedium,
+    on_error: OnError,
+    stalls_after: Duration,
 }
 
 enum OpenMedium {
@@ -357,6 +374,8 @@ fn open_drive(
         path,
         kind,
         map_path,
+        on_error,
+        stalls_after,
     } = config;
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if id.is_empty() || id.len() > ID_BYTES_MAX || !id.bytes().all(fits) {
@@ -396,6 +415,8 @@ fn open_drive(
         capacity_sectors,
         description,
         medium,
+        on_error,
+        stalls_after,
     })
 }
 

@@ -46,6 +46,28 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// The host's disk failed a request of the guest, which is held, as may be further ones, until somebody says what
+    /// becomes of them: see [`Machine::failed_requests`](super::Machine::failed_requests).
+    DiskHolds {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+        /// Without a standby they are to wait; else the guest sees an error then.
+        waits: bool,
+    },
+    /// For a short time, nothing has moved of what the guest wants of the host's disk.
+    DiskStalls {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
+    /// After that, something moves again.
+    DiskMoves {
+        /// The disk's name.
+        device: String,
+    },
     /// The host's disk does not answer a request of the guest.
     DiskHangs {
         /// The disk's name.

@@ -26,8 +26,8 @@ mod pause;
 mod port;
 mod reset;
 mod state;
-mod storage_watch;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::{Cap, VmFd};
@@ -37,7 +37,7 @@ use understudy_replication::output::OutputGate;
 
 use crate::boot::{self, BootError, Cmdline, EntryPoint, Payload};
 use crate::devices::switch::PowerSwitch;
-use crate::devices::virtio::blk::BlkDevice;
+use crate::devices::virtio::blk::{BlkDevice, FailedRequests};
 use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::net::NetDevice;
 use crate::devices::{PowerButton, SerialInput, Snapshot};
@@ -46,7 +46,7 @@ use crate::kvm::{KvmError, VcpuHandle};
 use crate::memory::{Memory, MemoryError};
 use crate::vcpu::{CpuModel, GuestClock, MsrList, TemplateError, VcpuError, VcpuThread};
 
-pub use actions::{OnPanic, OnReboot, OnWatchdog, UnknownAction};
+pub use actions::{OnError, OnPanic, OnReboot, OnWatchdog, UnknownAction};
 pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub(crate) use config::beside;
@@ -58,7 +58,6 @@ pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
 pub use pause::Paused;
 pub use state::{MachineState, StateError};
-pub use storage_watch::StorageWatch;
 
 use attach::Attached;
 use event_loop::EventLoop;
@@ -175,6 +174,7 @@ pub struct Machine {
     fingerprint: Fingerprint,
     networks: Networks,
     blocks: Blocks,
+    failed_requests: BTreeMap<String, FailedRequests>,
     disks: DiskSet,
     console_input: Option<SerialInput>,
     power_button: Option<PowerButton>,
@@ -218,10 +218,10 @@ impl Machine {
         &self.blocks
     }
 
-    /// Says how long storage keeps the guest waiting.
+    /// The requests that storage has failed and that are held, by the disk's name; of disks that hold any.
     #[must_use]
-    pub fn storage_watch(&self) -> StorageWatch {
-        StorageWatch::of(&self.blocks)
+    pub fn failed_requests(&self) -> &BTreeMap<String, FailedRequests> {
+        &self.failed_requests
     }
 
     /// The disks that have, or may get, a second copy.

@@ -2,6 +2,7 @@
 //!
 //! What must not be done here: decide what follows from what.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::status::{RoleStatus, UnprotectedRole, UnprotectedStatus};
 use super::{NodeError, Role};
 use crate::devices::PowerButton;
 use crate::devices::switch::PowerSwitch;
+use crate::devices::virtio::blk::FailedRequests;
 use crate::machine::{DriveConfig, Machine};
 
 /// What the node is doing.
@@ -54,6 +56,7 @@ pub(super) struct Panel {
     pub(super) can_restart: bool,
     button: Option<PowerButton>,
     power: Option<PowerSwitch>,
+    failed: BTreeMap<String, FailedRequests>,
 }
 
 impl Panel {
@@ -63,6 +66,7 @@ impl Panel {
             can_restart: machine.can_be_reset(),
             button: machine.power_button().cloned(),
             power: machine.power_switch().cloned(),
+            failed: machine.failed_requests().clone(),
         }
     }
 
@@ -70,6 +74,15 @@ impl Panel {
         if let Some(button) = &self.button {
             button.press();
         }
+    }
+
+    /// The guest sees the errors of what the disk has failed.
+    pub(super) fn answer_failed(&self, disk: &str) {
+        self.failed.get(disk).inspect(|failed| failed.answer());
+    }
+
+    pub(super) fn retry_failed(&self, disk: &str) {
+        self.failed.get(disk).inspect(|failed| failed.retry());
     }
 
     /// The guest stands still from now on, wherever it goes on.

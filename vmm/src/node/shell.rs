@@ -380,6 +380,18 @@ impl Shell {
                 Effect::StopStandby => self.work.stop_standby(),
                 Effect::Promote => self.work.promote(),
                 Effect::HandOver(why) => self.work.hand_over(&why),
+                Effect::AnswerFailed(disk) => {
+                    self.panel
+                        .iter()
+                        .for_each(|panel| panel.answer_failed(&disk));
+                    Ok(())
+                }
+                Effect::RetryFailed(disk) => {
+                    self.panel
+                        .iter()
+                        .for_each(|panel| panel.retry_failed(&disk));
+                    Ok(())
+                }
                 Effect::PressPowerButton => {
                     self.panel.iter().for_each(Panel::press_power_button);
                     Ok(())

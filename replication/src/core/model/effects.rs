@@ -197,6 +197,7 @@ impl World {
             BackupInput::Persisted { outcome, .. } if outcome.is_err() && !core.has_disks() => {
                 Cause::DisksFailed
             }
+            BackupInput::Tick if core.storage_has_hung() && !core.has_disks() => Cause::DisksFailed,
             _ => Cause::Hearsay,
         };
         let core = Arc::make_mut(core);

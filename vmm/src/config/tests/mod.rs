@@ -8,7 +8,7 @@ mod table;
 use std::path::Path;
 
 use super::*;
-use crate::machine::{OnPanic, OnWatchdog};
+use crate::machine::{OnPanic, OnWatchdog, Start};
 
 /// What a file with this text comes to.
 fn read(text: &str) -> Result<(Config, Ignored), ConfigError> {
@@ -113,6 +113,23 @@ fn what_follows_from_what_is_read_or_explained() {
     let default = config(r#"{"watchdog": {}}"#);
     assert_eq!(default.machine.watchdog, Some(OnWatchdog::Reset));
     assert_eq!(config("{}").machine.watchdog, None);
+}
+
+#[test]
+fn storage_has_more_time_where_silence_has() {
+    let timeout = |section: &str| {
+        let drives = r#"[{"drive_id": "a", "path_on_host": "/a"}]"#;
+        let text = format!(r#"{{"replication": {section}, "drives": {drives}}}"#);
+        let config = config(&text);
+        let machine = config.machine(Start::Primary).unwrap();
+        let timeout = config.replication.policy.storage_timeout;
+        assert_eq!(machine.drives[0].stalls_after, timeout);
+        timeout.as_millis()
+    };
+    assert_eq!(timeout("{}"), 600);
+    assert_eq!(timeout(r#"{"timeout_ms": 1000}"#), 4000);
+    let both = r#"{"timeout_ms": 1000, "storage_timeout_ms": 700}"#;
+    assert_eq!(timeout(both), 700);
 }
 
 #[test]

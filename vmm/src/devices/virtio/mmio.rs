@@ -93,6 +93,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
 
     /// The device behind the registers.
     #[must_use]
+    #[cfg(test)]
+    pub(crate) fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// The device.
+    #[must_use]
     pub fn device(&self) -> &D {
         &self.device
     }

@@ -47,6 +47,10 @@ impl Failing {
         self.in_words()
     }
 
+    pub(super) fn is_under_way(&self) -> bool {
+        self.is_under_way
+    }
+
     /// It was not.
     pub(super) fn stayed(&mut self, now: Duration) {
         if std::mem::take(&mut self.is_under_way) {

@@ -26,11 +26,21 @@ impl NodeCore {
             MachineEvent::DiskFailed { device, what } => {
                 self.tell(EventKind::DiskFailed { device, what }, effects);
             }
+            MachineEvent::DiskHolds {
+                device,
+                what,
+                waits,
+            } => self.disk_holds(now, device, what, waits, effects),
+            MachineEvent::DiskStalls { device, what } => {
+                let trouble = format!("{device} hangs: {what}");
+                self.host_fails(now, &device, trouble, effects);
+            }
+            MachineEvent::DiskMoves { device } => self.host_works(&device),
             MachineEvent::DiskHangs { device, what } => {
                 self.tell(EventKind::DiskHangs { device, what }, effects);
             }
             MachineEvent::DiskAnswers { device, what } => {
-                self.host_works(&device);
+                self.disk_works(&device);
                 self.tell(EventKind::DiskAnswers { device, what }, effects);
             }
             event if self.role == Role::Standby => self.before_promotion.push(event),

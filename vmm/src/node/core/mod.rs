@@ -3,6 +3,7 @@
 //!
 //! Input in, effects out; the shell obeys. What must not be done here: threads, clocks, machines, log.
 
+mod disks;
 mod failing;
 mod guest;
 mod pace;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use understudy_replication::Generation;
 use understudy_replication::runtime::EventKind as ReplicationEvent;
 
+use self::disks::HeldRequests;
 use self::failing::Failing;
 use self::pace::Pace;
 use super::events::EventKind;
@@ -109,6 +111,10 @@ pub(super) enum Effect {
     Promote,
     /// Have the standby take the guest over.
     HandOver(String),
+    /// The guest sees the errors of what this disk has failed.
+    AnswerFailed(String),
+    /// What this disk has failed is done again.
+    RetryFailed(String),
     /// Press the guest's power button.
     PressPowerButton,
     /// End the epoch.
@@ -151,6 +157,7 @@ pub(super) struct NodeCore {
     is_leaving: bool,
     /// What fails on this host.
     failing: Failing,
+    held: HeldRequests,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -173,6 +180,7 @@ impl NodeCore {
             ending: None,
             is_leaving: false,
             failing: Failing::default(),
+            held: HeldRequests::default(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -193,7 +201,7 @@ impl NodeCore {
     pub(super) fn next_timer(&self) -> Option<Duration> {
         let role = self.start_at.or(self.restart_at).or(self.steady_at);
         let escape = self.failing.due().filter(|_| self.may_escape());
-        role.into_iter().chain(escape).min()
+        role.into_iter().chain(escape).chain(self.held.due()).min()
     }
 
     /// What follows from something that happened.
@@ -377,10 +385,14 @@ impl NodeCore {
             ReplicationEvent::Unprotected if self.protected => {
                 self.protected = false;
                 self.tell(EventKind::Unprotected, effects);
+                if !self.failing.is_under_way() {
+                    self.guest_stays(now, effects);
+                }
             }
             ReplicationEvent::NotHandedOver { why } => {
                 self.tell(EventKind::NotHandedOver { why }, effects);
                 self.failing.stayed(now);
+                self.guest_stays(now, effects);
                 if std::mem::take(&mut self.is_leaving) && self.ending.is_none() {
                     effects.extend(self.stop_guest());
                 }
@@ -402,6 +414,7 @@ impl NodeCore {
 
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.escape(now, effects);
+        self.retry_held(now, effects);
         if let Some(at) = self.start_at {
             if at <= now {
                 self.start_at = None;

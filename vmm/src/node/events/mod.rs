@@ -131,6 +131,13 @@ pub enum EventKind {
     PowerButtonPressed,
     /// Somebody wants the guest stopped.
     StopRequested,
+    /// This host's disk failed a request of the guest, which waits until it succeeds.
+    DiskWaits {
+        /// The disk's name.
+        device: String,
+        /// In plain words.
+        what: String,
+    },
     /// This host's disk failed a request of the guest.
     DiskFailed {
         /// The disk's name.
@@ -178,7 +185,10 @@ impl EventKind {
     /// The line in the log. Whoever started the node says itself how it ended.
     fn log(&self) {
         match self {
-            Self::DiskFailed { .. } | Self::DiskHangs { .. } | Self::RestartImpossible => {
+            Self::DiskFailed { .. }
+            | Self::DiskHangs { .. }
+            | Self::DiskWaits { .. }
+            | Self::RestartImpossible => {
                 tracing::error!("{self}");
             }
             Self::ConnectionLost { .. } | Self::StartWaits { .. } | Self::RoleWaits { .. } => {
@@ -257,6 +267,10 @@ impl fmt::Display for EventKind {
             Self::DiskFailed { device, what } => {
                 write!(f, "{device}: this host's disk fails: {what}")
             }
+            Self::DiskWaits { device, what } => write!(
+                f,
+                "{device}: this host's disk fails: {what}; the guest waits until it succeeds (make room, or mend the storage)"
+            ),
             Self::DiskHangs { device, what } => {
                 write!(f, "{device}: this host's storage hangs: {what}")
             }

@@ -1,4 +1,5 @@
-//! Storage of a host that hangs: only the guest's disk waits for it. Its output leaves, and its epochs go on.
+//! Storage of a host that hangs, or fails. Only the guest's disk waits for it: its output leaves, and its epochs go on. If
+//! there is another host, the guest goes on there; if it is the standby's, the primary goes on alone.
 //!
 //! A frozen file system stands for such storage. Its calls do not return, and nothing can interrupt them.
 
@@ -83,13 +84,18 @@ impl Drop for Storage {
     }
 }
 
+/// Longer than a test: the guest stays where it is.
+const STAYS: [&str; 2] = ["--storage-timeout-ms", "600000"];
+const LEAVES: [&str; 2] = ["--storage-timeout-ms", "600"];
+
 /// A protected guest that writes; the images of host [`A`] are on storage that can hang.
-fn start() -> (Disks, Storage) {
+fn start(further: &[&str]) -> (Disks, Storage) {
     let mut disks = Disks::new(DiskMode::Replicated);
     let place = disks.path("place");
     let drive = format!("path={}/disk", place.display());
     disks.start_standby(B);
-    disks.start_primary_with(A, &vmm_beside(&place), &["--drive", &drive]);
+    let further = [&["--drive", &drive], further].concat();
+    disks.start_primary_with(A, &vmm_beside(&place), &further);
     disks.await_protected(A);
     let storage = Storage::of(disks.host(A).pid(), &place);
     disks.await_progress(A);
@@ -122,7 +128,7 @@ fn await_hang(disks: &mut Disks) {
 #[test]
 fn a_guest_whose_disk_hangs_speaks_on_and_is_protected_and_told_once_it_is_back() {
     let _turn = turn();
-    let (mut disks, mut storage) = start();
+    let (mut disks, mut storage) = start(&STAYS);
     storage.set_frozen(true);
     await_hang(&mut disks);
     let said = disks.host(A).console().matches(WORDS).count();
@@ -152,7 +158,7 @@ fn a_guest_whose_disk_hangs_speaks_on_and_is_protected_and_told_once_it_is_back(
 #[test]
 fn a_request_that_hung_on_the_primary_is_done_by_the_host_that_takes_over() {
     let _turn = turn();
-    let (mut disks, mut storage) = start();
+    let (mut disks, mut storage) = start(&STAYS);
     storage.set_frozen(true);
     await_hang(&mut disks);
     disks.host(A).freeze().unwrap();
@@ -173,7 +179,7 @@ fn a_request_that_hung_on_the_primary_is_done_by_the_host_that_takes_over() {
 #[test]
 fn a_guest_whose_disk_hangs_can_be_stopped() {
     let _turn = turn();
-    let (mut disks, mut storage) = start();
+    let (mut disks, mut storage) = start(&STAYS);
     storage.set_frozen(true);
     await_hang(&mut disks);
     for _ in 0..2 {
@@ -190,4 +196,112 @@ fn a_guest_whose_disk_hangs_can_be_stopped() {
     storage.set_frozen(false);
     let (code, log) = disks.await_end(A);
     assert!(code.is_some(), "{log}");
+}
+
+#[test]
+fn a_guest_whose_storage_hangs_goes_on_where_it_does_not() {
+    let _turn = turn();
+    let (mut disks, mut storage) = start(&LEAVES);
+    storage.set_frozen(true);
+    disks.await_promoted(B);
+    disks.await_progress(B);
+    storage.set_frozen(false);
+    let (code, log) = disks.await_end(A);
+    assert_eq!(code, Some(3), "{log}");
+    let last = log.lines().last().unwrap();
+    assert!(last.contains("disk0 hangs"), "{log}");
+    disks.kill(B);
+    disks.image(B).check_exact(disks.flushed()).unwrap();
+}
+
+/// The guest's output must not wait for it.
+#[test]
+fn a_standby_whose_storage_hangs_is_given_up_until_it_is_back() {
+    let _turn = turn();
+    let mut disks = Disks::new(DiskMode::Replicated);
+    let place = disks.path("place");
+    let drive = format!("path={}/disk", place.display());
+    let further = [&["--drive", &drive], &LEAVES[..]].concat();
+    disks.start_standby_with(B, &vmm_beside(&place), &further);
+    disks.start_primary(A, &[]);
+    disks.await_protected(A);
+    let mut storage = Storage::of(disks.host(B).pid(), &place);
+    disks.await_progress(A);
+    storage.set_frozen(true);
+    disks.await_status(A, "alone", |status| status.phase == "alone");
+    await_log(disks.host(A), "storage has not answered", 1);
+    disks.await_progress(A);
+    storage.set_frozen(false);
+    disks.await_protected(A);
+    disks.await_progress(A);
+    disks.kill(A);
+    disks.await_promoted(B);
+    disks.await_progress(B);
+    disks.kill(B);
+    storage.image().check_exact(disks.flushed()).unwrap();
+}
+
+/// A program that is `vmm` with little room at `place`, where it has a sparse image `disk`.
+fn vmm_in_need(place: &Path) -> PathBuf {
+    std::fs::create_dir(place).unwrap();
+    let program = place.with_extension("sh");
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c '\n\
+         mount -t tmpfs -o size=256k tmpfs \"{place}\" || exit 9\n\
+         truncate -s {IMAGE_BYTES} \"{place}/disk\"\n\
+         exec \"{vmm}\" \"$@\"' sh \"$@\"\n",
+        place = place.display(),
+        vmm = binary().display(),
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+#[test]
+fn a_guest_whose_storage_is_full_goes_on_where_there_is_room_and_sees_no_error() {
+    let _turn = turn();
+    let mut disks = Disks::new(DiskMode::Replicated);
+    let place = disks.path("place");
+    let drive = format!("path={}/disk", place.display());
+    let program = vmm_in_need(&place);
+    disks.start_standby(B);
+    // It waits until there is a standby.
+    let further = ["--drive", &format!("{drive},on-error=wait")];
+    disks.start_primary_with(A, &program, &further);
+    disks.await_promoted(B);
+    disks.await_progress(B);
+    let (code, log) = disks.await_end(A);
+    assert_eq!(code, Some(3), "{log}");
+    assert!(log.lines().last().unwrap().contains("disk0 fails"), "{log}");
+    let failures = counters(&mut disks, B).failures;
+    assert_eq!(failures, 0);
+    disks.kill(B);
+    disks.image(B).check_exact(disks.flushed()).unwrap();
+}
+
+#[test]
+fn a_guest_that_nobody_protects_may_wait_until_there_is_room() {
+    let _turn = turn();
+    let mut disks = Disks::new(DiskMode::Replicated);
+    let place = disks.path("place");
+    let drive = format!("path={}/disk,on-error=wait", place.display());
+    disks.start_primary_with(A, &vmm_in_need(&place), &["--drive", &drive]);
+    await_log(disks.host(A), "the guest waits until it succeeds", 1);
+    let status = support::says(disks.host(A), "status", &[]);
+    assert!(status.contains("the guest waits"), "{status}");
+    let pid = disks.host(A).pid().to_string();
+    let mut room = Command::new("nsenter");
+    room.args([
+        "--mount",
+        "--target",
+        &pid,
+        "mount",
+        "-o",
+        "remount,size=64m",
+    ]);
+    assert!(room.arg(&place).status().unwrap().success());
+    disks.await_progress(A);
+    await_log(disks.host(A), "this host's storage answers again", 1);
+    disks.kill(A);
 }

@@ -25,6 +25,8 @@ pub(in crate::core) enum Timer {
     Ask,
     /// No mark was seen for too long.
     Promise,
+    /// This side's storage has left something undone for too long.
+    Storage,
 }
 
 impl BackupCore {
@@ -47,6 +49,7 @@ impl BackupCore {
         };
         let ask = self.asks_at();
         let promise = self.promise.expires_at(&self.policy);
+        let storage = self.storage_hangs_at();
         let beat_at = self.beat_sent_at + self.policy.heartbeat_interval;
         let beat = self.sends_beats().then_some(beat_at);
         let timers = &mut self.timers;
@@ -56,6 +59,7 @@ impl BackupCore {
         timers.set(Timer::Beat, beat);
         timers.set(Timer::Ask, ask);
         timers.set(Timer::Promise, promise);
+        timers.set(Timer::Storage, storage);
     }
 
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.

@@ -2,11 +2,14 @@
 //!
 //! Must not be done here: I/O. This module decides what may be written; the runtime writes it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::{BackupCore, Effect, Phase};
 use crate::core::disk::{self, DiskSyncPlan};
 use crate::core::message::{Bye, EpochSummary, Message};
+use crate::core::policy::FIRST_STORAGE_TIMEOUTS;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::EpochId;
 
@@ -18,6 +21,10 @@ pub(super) struct Disks {
     planned: bool,
     /// The ticket whose report the whole epoch waits for.
     persisting: Option<u64>,
+    /// Since when it waits.
+    persisting_since: Duration,
+    /// Since when nothing is read from the link because the storage takes no more.
+    full_since: Option<Duration>,
     /// The last epoch that is durable on the images.
     durable: EpochId,
 }
@@ -28,12 +35,68 @@ impl Disks {
     pub(super) fn has_durable(&self) -> bool {
         self.durable > EpochId(0)
     }
+
+    /// For the model.
+    pub(super) fn forget_time(&mut self, at: Duration) {
+        self.persisting_since = at;
+        if let Some(since) = &mut self.full_since {
+            *since = at;
+        }
+    }
 }
 
 impl BackupCore {
     /// Whether a whole epoch waits for its disk writes to be persisted.
     pub(super) fn is_persisting(&self) -> bool {
         self.disks.persisting.is_some()
+    }
+
+    /// Since when the storage keeps something waiting, and how long it may.
+    fn storage_waits(&self) -> Option<(Duration, Duration)> {
+        let patience = self.policy.storage_timeout;
+        let copying = patience * FIRST_STORAGE_TIMEOUTS;
+        let is_copying = matches!(self.phase, Phase::Syncing);
+        let patience = if is_copying { copying } else { patience };
+        let persisted = (self.is_persisting()).then_some((self.disks.persisting_since, patience));
+        persisted.or(self.disks.full_since.map(|since| (since, copying)))
+    }
+
+    /// When the storage counts as failed. An epoch that waits for it keeps the guest's output: the
+    /// primary must not wait for that longer than for a host that is gone.
+    ///
+    /// Not while claiming: whether the epoch that waits is the guest's last state, only the storage
+    /// can tell.
+    pub(super) fn storage_hangs_at(&self) -> Option<Duration> {
+        let (since, patience) = self.storage_waits().filter(|_| self.sends_beats())?;
+        Some(since + patience)
+    }
+
+    /// This side has failed; the primary goes on alone. What the storage does at last still counts:
+    /// memory and disks stay of one epoch.
+    pub(super) fn storage_hangs(&mut self, out: &mut Vec<Effect>) {
+        if let Some((since, _)) = self.storage_waits() {
+            let waited = self.now.saturating_sub(since).as_secs_f64();
+            let error = format!("its storage has not answered for {waited:.1} s");
+            self.disks_failed(error, out);
+        }
+    }
+
+    /// The storage takes no more; the driver says so again and again.
+    pub(super) fn not_reading(&mut self) {
+        self.disks.full_since.get_or_insert(self.now);
+    }
+
+    /// It takes more.
+    pub(super) fn is_reading(&mut self) {
+        self.disks.full_since = None;
+    }
+
+    /// This process slept: that was not the storage.
+    pub(super) fn disks_slept(&mut self, time: Duration) {
+        self.disks.persisting_since += time;
+        if let Some(since) = &mut self.disks.full_since {
+            *since += time;
+        }
     }
 
     pub(super) fn sync_disks(
@@ -120,6 +183,7 @@ impl BackupCore {
         }
         self.ticket += 1;
         self.disks.persisting = Some(self.ticket);
+        self.disks.persisting_since = self.now;
         out.push(Effect::Persist {
             ticket: self.ticket,
             epoch,

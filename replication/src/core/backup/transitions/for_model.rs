@@ -26,6 +26,7 @@ impl BackupCore {
             *since = NOW;
         }
         self.welcomed_at = NOW;
+        self.disks.forget_time(NOW);
         self.promise.forget_time(NOW, keeps_promise);
         self.heard_at = NOW;
         self.beat_sent_at = NOW;
@@ -54,12 +55,18 @@ impl BackupCore {
                 _ => self.rehearsal_wanted = true,
             },
             Timer::Promise => self.promise.age(AGE),
+            Timer::Storage => self.disks.forget_time(NOW - AGE),
         }
     }
 
     /// Whether the images have all that was copied before the first epoch.
     pub(in crate::core) fn has_disks(&self) -> bool {
         self.disks.has_durable()
+    }
+
+    /// Whether the storage has left something undone for too long.
+    pub(in crate::core) fn storage_has_hung(&self) -> bool {
+        self.storage_hangs_at().is_some_and(|at| at <= NOW)
     }
 
     /// Whether nobody is connected.

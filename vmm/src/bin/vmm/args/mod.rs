@@ -202,6 +202,8 @@ pub(crate) struct ReplicatedArgs {
     heartbeat_ms: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::TIMEOUT.help())]
     timeout_ms: Option<u64>,
+    #[arg(long, value_name = "MS", help = keys::STORAGE_TIMEOUT.help())]
+    storage_timeout_ms: Option<u64>,
     #[arg(long, value_name = "WORD", help = keys::ON_SIGTERM.help())]
     on_sigterm: Option<OnSigterm>,
 }
@@ -399,6 +401,7 @@ impl ReplicatedArgs {
             epoch_min_ms: self.epoch_min_ms,
             heartbeat_ms: self.heartbeat_ms,
             timeout_ms: self.timeout_ms,
+            storage_timeout_ms: self.storage_timeout_ms,
             on_sigterm: self.on_sigterm,
             control_socket: self.control,
             disk_journal: self.disk_journal,
@@ -457,10 +460,14 @@ fn drive(number: usize, spec: &str) -> Result<Drive> {
             (Some(("path", file)), _) if !file.is_empty() => drive.path_on_host = Some(file.into()),
             (Some(("id", id)), _) => drive.drive_id = Some(id.into()),
             (Some(("map", file)), _) if !file.is_empty() => drive.map_path = Some(file.into()),
+            (Some(("on-error", word)), _) => {
+                let wrong = |error| anyhow!("--drive: on-error={word}: {error}");
+                drive.on_error = Some(word.parse().map_err(wrong)?);
+            }
             (None, None) if part == "readonly" => drive.is_read_only = Some(true),
             (None, Some(mode)) => drive.replication = Some(mode),
             _ => bail!(
-                "--drive: {part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE"
+                "--drive: {part:?} is none of path=FILE, id=NAME, readonly, replicated, shared, map=FILE, on-error=WORD"
             ),
         }
     }

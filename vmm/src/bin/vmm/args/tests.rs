@@ -1,7 +1,7 @@
 //! The command line, parsed and loaded as `vmm` does it.
 
 use clap::CommandFactory;
-use understudy_vmm::machine::{DriveKind, NetBackend};
+use understudy_vmm::machine::{DriveKind, NetBackend, OnError};
 
 use super::*;
 
@@ -93,7 +93,7 @@ fn drives_are_parsed_or_explained() {
         "--drive",
         "id=data,path=/b=c",
         "--drive",
-        "path=/d,shared",
+        "path=/d,shared,on-error=wait",
         "--drive",
         "path=/dev/e,replicated,map=/e",
     ])
@@ -106,12 +106,17 @@ fn drives_are_parsed_or_explained() {
     assert_eq!((&*second.id, second.kind), ("data", replicated));
     assert_eq!(second.path, std::path::Path::new("/b=c"));
     assert_eq!(third.kind, DriveKind::Copied(DiskMode::Shared));
+    let on_error = [first, third].map(|drive| drive.on_error);
+    assert_eq!(on_error, [OnError::Handover, OnError::Wait]);
     assert_eq!(fourth.kind, replicated);
     assert_eq!(fourth.map_path, std::path::Path::new("/e"));
     for spec in ["readonly", "/a", "path=", "path=/a,ro", "path=/a,map="] {
         let error = loaded(&["--drive", spec]).unwrap_err().to_string();
         assert!(error.contains("path=FILE"), "{error}");
     }
+    let error = loaded(&["--drive", "path=/a,on-error=stop"]).unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("handover, report, wait"), "{error}");
     let error = loaded(&["--drive", "path=/a,readonly,shared"]).unwrap_err();
     assert!(error.to_string().contains("disk0.replication"), "{error}");
 }

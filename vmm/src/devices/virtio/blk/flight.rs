@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use vm_memory::GuestAddress;
 
 use super::request::{QUEUE_SIZE, Segments};
+use super::work::Failure;
 use super::workers::Ticket;
 
 /// No request is taken while those in flight hold this much memory. A driver that keeps to the limits it is told
@@ -31,10 +32,37 @@ pub(super) enum Asked {
     Range { is_discard: bool },
 }
 
+impl Asked {
+    /// What moves together; nothing for a flush, which may take its time.
+    fn kind(&self) -> Option<usize> {
+        match self {
+            Self::Read { .. } => Some(0),
+            Self::Write { .. } | Self::Range { .. } => Some(1),
+            Self::Flush => None,
+        }
+    }
+}
+
+/// A request that the storage has failed. Whether the guest hears of it is yet to be decided.
+pub(super) struct Held {
+    pub(super) place: Answer,
+    pub(super) failure: Failure,
+}
+
+/// How old requests in flight are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ages {
+    /// The oldest.
+    pub(super) oldest: Option<Duration>,
+    /// For how long no read was answered although one is in flight, or no change: the longer of both.
+    pub(super) unmoved: Option<Duration>,
+}
+
 struct Request {
     ticket: Ticket,
     since: Instant,
     bytes: usize,
+    kind: Option<usize>,
     /// `None` after a reset: nobody waits for it any more, but the storage may still be at it.
     answer: Option<Answer>,
 }
@@ -46,6 +74,9 @@ pub(super) struct Flight {
     requests: Vec<Request>,
     /// Heads of chains that were in flight on the other host. They are yet to be given to the storage of this one.
     again: VecDeque<u16>,
+    held: Vec<Held>,
+    /// When a request of each kind was answered last.
+    moved: [Option<Instant>; 2],
     bytes: usize,
     last_ticket: Ticket,
     waiting: Waiting,
@@ -56,7 +87,8 @@ impl Flight {
     pub(super) fn has_room(&self) -> bool {
         // What a driver asked for before its reset must not happen after something that it asks for now.
         let is_clear = self.requests.iter().all(|request| request.answer.is_some());
-        is_clear && self.requests.len() < usize::from(QUEUE_SIZE) && self.bytes < BYTES_MAX
+        let count = self.requests.len() + self.held.len();
+        is_clear && count < usize::from(QUEUE_SIZE) && self.bytes < BYTES_MAX
     }
 
     pub(super) fn contains(&self, head: u16) -> bool {
@@ -69,7 +101,9 @@ impl Flight {
             .requests
             .iter()
             .filter_map(|request| request.answer.as_ref());
+        let held = self.held.iter().map(|held| &held.place);
         answers
+            .chain(held)
             .map(|answer| answer.head)
             .chain(self.again.iter().copied())
     }
@@ -81,6 +115,7 @@ impl Flight {
             ticket: self.last_ticket,
             since: Instant::now(),
             bytes,
+            kind: answer.to.kind(),
             answer: Some(answer),
         });
         self.tell();
@@ -93,6 +128,9 @@ impl Flight {
         let at = requests.position(|request| request.ticket == ticket)?;
         let request = self.requests.remove(at);
         self.bytes -= request.bytes;
+        if let Some(kind) = request.kind {
+            self.moved[kind] = Some(Instant::now());
+        }
         self.tell();
         Some((request.since.elapsed(), request.answer))
     }
@@ -100,6 +138,7 @@ impl Flight {
     /// Nobody waits for any of them any more. Those in `cancelled` are over.
     pub(super) fn disown(&mut self, cancelled: &[Ticket]) {
         self.again.clear();
+        self.held.clear();
         for request in &mut self.requests {
             request.answer = None;
         }
@@ -118,13 +157,41 @@ impl Flight {
         self.again.pop_front()
     }
 
-    /// For how long the oldest one has been in flight.
-    pub(super) fn oldest(&self) -> Option<Duration> {
-        self.requests.first().map(|oldest| oldest.since.elapsed())
+    /// The storage has failed it.
+    pub(super) fn hold(&mut self, place: Answer, failure: Failure) {
+        self.held.push(Held { place, failure });
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    pub(super) fn take_held(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// What is held is done again.
+    pub(super) fn retry_held(&mut self) {
+        let heads = self.take_held().into_iter().map(|held| held.place.head);
+        self.again.extend(heads);
+    }
+
+    pub(super) fn ages(&self) -> Ages {
+        let now = Instant::now();
+        let unmoved = |kind: usize| {
+            let mut requests = self.requests.iter();
+            let oldest = requests.find(|request| request.kind == Some(kind))?;
+            let since = Some(oldest.since).max(self.moved[kind]);
+            since.map(|since| now.saturating_duration_since(since))
+        };
+        Ages {
+            oldest: self.requests.first().map(|oldest| now - oldest.since),
+            unmoved: unmoved(0).max(unmoved(1)),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.requests.len() + self.again.len()
+        self.requests.len() + self.held.len() + self.again.len()
     }
 
     pub(super) fn waiting(&self) -> &Waiting {

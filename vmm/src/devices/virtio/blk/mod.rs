@@ -31,6 +31,12 @@
 //! - *A driver that knows no flushes* has each write made safe before it is answered, on the new host too:
 //!   its features are part of the state.
 //!
+//! # What the storage fails
+//!
+//! A request that the storage fails may be *held* ([`BlkDevice::hold_failed`]) until somebody says what becomes of it: the
+//! guest sees an I/O error, or it is done again, here or on the host that takes over. It is in flight until then, and part of
+//! the state.
+//!
 //! # Resets, rings that are broken, states that lie
 //!
 //! A driver's reset does not wait for storage. Requests of before are *disowned*: what no thread has begun
@@ -47,6 +53,7 @@
 mod counters;
 mod device;
 mod flight;
+mod held;
 pub mod image;
 mod request;
 mod stall;
@@ -58,7 +65,7 @@ mod workers;
 
 pub use counters::BlkCounters;
 pub use device::{ANSWER_EVENT, Alarm, BlkDevice, DiskNews, ID_BYTES_MAX, Medium};
-pub use flight::Waiting;
+pub use held::FailedRequests;
 pub use image::{Image, ImageError};
 
 /// How long a request may wait before the host's storage is said to hang.

@@ -1,7 +1,9 @@
 //! Notices that the host's storage does not answer, and that it does again.
 //!
-//! A request that is too old is looked at twice: after this process stood still, every request is old.
-//! What must not be done here: decide what follows from it.
+//! There are two limits. If nothing has moved for some hundred milliseconds, the storage *stalls*: another host may serve the
+//! guest better. If a request has waited for seconds, it *hangs*: a person should know, also where storage is so slow
+//! that it keeps the guest waiting as one that hangs. What is too old is looked at twice: after this process stood
+//! still, every request is old. What must not be done here: decide what follows from it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -10,36 +12,68 @@ use std::time::Duration;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::flight::Ages;
+
 /// How long a request may be in flight before the storage is said to hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How many times longer a flush may take than storage may do nothing else: busy disks need seconds.
+const FLUSH_TIMES: u32 = 8;
 /// The time between both looks.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
-/// The age of a disk's oldest request, watched.
+/// What is too much.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Limit {
+    /// No read, or no change, was answered for so long.
+    Stalls(Duration),
+    /// A request is so old.
+    Hangs(Duration),
+}
+
+impl Limit {
+    /// When it is passed if nothing happens; `None` if nothing is in flight.
+    fn rest(self, ages: Ages) -> Option<Duration> {
+        let oldest = |limit: Duration| Some(limit.saturating_sub(ages.oldest?));
+        match self {
+            Self::Hangs(limit) => oldest(limit),
+            Self::Stalls(limit) => {
+                let moves = ages.unmoved.map(|age| limit.saturating_sub(age));
+                moves.into_iter().chain(oldest(limit * FLUSH_TIMES)).min()
+            }
+        }
+    }
+
+    fn least(self) -> Duration {
+        match self {
+            Self::Hangs(limit) | Self::Stalls(limit) => limit,
+        }
+    }
+}
+
+/// A disk's requests in flight, watched for one limit.
 pub(super) struct StallTimer {
     timer: TimerFd,
-    patience: Duration,
+    limit: Limit,
     is_set: bool,
-    /// A request was too old at the first look.
+    /// It was passed at the first look.
     is_suspect: bool,
-    hangs: bool,
+    is_passed: bool,
 }
 
 impl StallTimer {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(limit: Limit) -> io::Result<Self> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         Ok(Self {
             timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
-            patience: PATIENCE,
+            limit,
             is_set: false,
             is_suspect: false,
-            hangs: false,
+            is_passed: false,
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    pub(super) fn set_limit(&mut self, limit: Limit) {
+        self.limit = limit;
     }
 
     pub(super) fn as_raw_fd(&self) -> RawFd {
@@ -48,47 +82,41 @@ impl StallTimer {
 
     /// A request is in flight. Costs nothing most of the time.
     pub(super) fn began(&mut self) {
-        if !self.is_set && !self.hangs {
-            self.set(self.patience);
+        if !self.is_set && !self.is_passed {
+            self.set(self.limit.least());
         }
     }
 
-    /// The time is over; `oldest` is how old the oldest request is. Returns for how long the storage has not answered, if that is news.
-    pub(super) fn look(&mut self, oldest: Option<Duration>) -> Option<Duration> {
+    /// The time is over. Returns whether the limit is passed, if that is news.
+    pub(super) fn look(&mut self, ages: Ages) -> bool {
         // Nothing to read means that an earlier call has seen it.
         if self.timer.wait().is_err() {
-            return None;
+            return false;
         }
         self.is_set = false;
         let was_suspect = std::mem::take(&mut self.is_suspect);
-        let age = oldest?;
-        if let Some(rest) = self
-            .patience
-            .checked_sub(age)
-            .filter(|rest| !rest.is_zero())
-        {
-            self.set(rest);
-            return None;
+        match self.limit.rest(ages) {
+            None => {}
+            Some(rest) if !rest.is_zero() => self.set(rest),
+            // Perhaps another request by now: that keeps the guest waiting, too.
+            Some(_) if was_suspect => self.is_passed = true,
+            Some(_) => {
+                self.is_suspect = true;
+                self.set(SECOND_LOOK);
+            }
         }
-        // Perhaps another one by now: storage that is so slow keeps the guest waiting as one that hangs.
-        if was_suspect {
-            self.hangs = true;
-            return Some(age);
-        }
-        self.is_suspect = true;
-        self.set(SECOND_LOOK);
-        None
+        self.is_passed
     }
 
-    /// A request was answered; `oldest` is how old the oldest one is now. Returns whether the storage was said to hang, and does
-    /// not any more.
-    pub(super) fn answered(&mut self, oldest: Option<Duration>) -> bool {
-        if !self.hangs || oldest.is_some_and(|age| age >= self.patience) {
+    /// A request was answered. Returns whether the limit was passed, and is not any more.
+    pub(super) fn answered(&mut self, ages: Ages) -> bool {
+        let rest = self.limit.rest(ages);
+        if !self.is_passed || rest.is_some_and(|rest| rest.is_zero()) {
             return false;
         }
-        self.hangs = false;
-        if oldest.is_some() {
-            self.set(self.patience);
+        self.is_passed = false;
+        if let Some(rest) = rest {
+            self.set(rest);
         }
         true
     }

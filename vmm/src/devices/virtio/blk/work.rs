@@ -39,6 +39,20 @@ pub(super) struct Failure {
     pub(super) error: io::Error,
 }
 
+impl Failure {
+    /// In plain words.
+    pub(super) fn in_words(&self) -> String {
+        let Self {
+            what,
+            offset,
+            error,
+        } = self;
+        let cause = std::error::Error::source(error);
+        let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
+        format!("cannot {what} at byte {offset}: {error}{cause}")
+    }
+}
+
 impl Work {
     /// Whether it is about what was written before it.
     pub(super) fn is_flush(&self) -> bool {

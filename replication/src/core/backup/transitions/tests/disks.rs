@@ -320,6 +320,101 @@ fn plans_and_disk_writes_that_do_not_fit_are_violations() {
     violates(&mut bench, end);
 }
 
+/// Whether this side has told the primary that its storage hangs, and has cut the link.
+fn gives_up(effects: &[Effect]) -> bool {
+    matches!(effects, [.., Effect::Send(Message::Bye(Bye::Unable(why))), Effect::CloseLink]
+        if why.contains("storage has not answered"))
+}
+
+/// The guest's output waits for it.
+#[test]
+fn storage_that_hangs_ends_the_session_and_what_it_does_at_last_counts() {
+    for good in [true, false] {
+        let mut bench = Bench::standby_with_disk();
+        let ticket = bench.persisting(2, 2);
+        assert_eq!(bench.pass(599 * MS, true, false), []);
+        let effects = bench.pass(2 * MS, true, false);
+        assert!(gives_up(&effects), "{effects:?}");
+        assert_eq!(bench.core.phase(), BackupPhase::Standby);
+        assert_eq!(bench.pass(100 * MS, false, true), [], "said once");
+        let outcome = if good { Ok(()) } else { Err("no".into()) };
+        let mut effects = bench.give(Input::Persisted { ticket, outcome });
+        effects.extend(bench.give(Input::Tick));
+        let epoch = EpochId(if good { 2 } else { 1 });
+        assert!(
+            matches!(
+                (&effects[..], good),
+                ([Effect::Committed(_)], true) | ([Effect::Discarded { .. }], false)
+            ),
+            "{effects:?}"
+        );
+        assert_eq!(bench.core.committed_epoch(), Some(epoch));
+        assert_eq!(u64::from(bench.fill()), epoch.0);
+    }
+}
+
+/// A whole image may have to be made safe at the end of the copy.
+#[test]
+fn storage_may_take_long_for_a_copy_but_not_for_ever() {
+    let mut bench = Bench::copying();
+    bench.persisting(1, 1);
+    assert_eq!(bench.pass(59_999 * MS, true, false), []);
+    let effects = bench.pass(2 * MS, true, false);
+    let [told @ .., Effect::Reset { .. }] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    let [told @ .., Effect::Discarded { .. }] = told else {
+        panic!("{effects:?}");
+    };
+    assert!(gives_up(told), "{effects:?}");
+}
+
+#[test]
+fn time_that_this_process_slept_is_not_its_storages() {
+    let mut bench = Bench::standby_with_disk();
+    let ticket = bench.persisting(2, 2);
+    bench.now += 10_000 * MS;
+    let beat = Effect::Send(Message::Heartbeat);
+    assert_eq!(bench.hear(Message::Heartbeat), [beat]);
+    assert_eq!(bench.pass(500 * MS, true, false), []);
+    assert_eq!(bench.persisted(ticket), [ack(2, 1)]);
+}
+
+/// From the claim on, only the storage can tell what the guest's last state is.
+#[test]
+fn a_claim_waits_for_storage_that_hangs() {
+    let mut bench = Bench::standby_with_disk();
+    let ticket = bench.persisting(2, 2);
+    bench.give(Input::PromotionWanted);
+    assert_eq!(bench.pass(2_000 * MS, false, false), []);
+    let effects = bench.persisted(ticket);
+    let effects = [effects, bench.give(Input::Tick)].concat();
+    let claims = |effect: &Effect| matches!(effect, Effect::Claim { .. });
+    assert!(effects.iter().any(claims), "{effects:?}");
+}
+
+#[test]
+fn storage_that_takes_nothing_of_a_copy_any_more_ends_it() {
+    let hold = |bench: &mut Bench, seconds: u32| {
+        let mut effects = Vec::new();
+        for _ in 0..50 * seconds {
+            bench.now += 20 * MS;
+            effects.extend(bench.give(Input::NotReading));
+        }
+        effects.retain(|effect| *effect != Effect::Send(Message::Heartbeat));
+        effects
+    };
+    let mut bench = Bench::copying();
+    assert_eq!(hold(&mut bench, 59), []);
+    bench.hear(Message::Heartbeat);
+    assert_eq!(hold(&mut bench, 59), [], "it took something meanwhile");
+    let effects = hold(&mut bench, 2);
+    assert!(
+        matches!(&effects[..], [told @ .., Effect::Reset { .. }] if gives_up(told)),
+        "{effects:?}"
+    );
+}
+
 #[test]
 fn a_side_that_does_not_read_does_not_judge_silence() {
     let mut bench = Bench::copying();

@@ -126,6 +126,77 @@ fn storage_that_hangs_is_said_once_and_its_return_too() {
     assert!(answers.contains("has answered"), "{answers}");
 }
 
+/// What the device has told, once it has told `count` things.
+fn told(bench: &mut Bench<'_>, count: usize) -> Vec<DiskNews> {
+    await_that("news", || {
+        bench.device.handle_event(STILL);
+        (bench.alarms.lock().unwrap().len() >= count).then_some(())
+    });
+    for _ in 0..20 {
+        bench.device.handle_event(STILL);
+    }
+    bench.alarms.lock().unwrap().clone()
+}
+
+/// A bench whose storage is said to stall soon, and never to hang.
+fn impatient<'a>(memory: &'a GuestRam, platter: &Platter) -> Bench<'a> {
+    let mut bench = Bench::new(memory, platter, false);
+    let device = bench.device.device_mut();
+    device.stalls_after(Duration::from_millis(20));
+    device.hangs_after(DEADLINE);
+    bench
+}
+
+#[test]
+fn storage_in_which_nothing_moves_stalls_until_something_does() {
+    let (memory, platter) = (ram(), Platter::new());
+    let mut bench = impatient(&memory, &platter);
+    platter.hang(&["write"]);
+    write_of(&mut bench, 0, 3, 0xaa);
+    bench.device.handle_event(KICK);
+    let news = told(&mut bench, 1);
+    assert!(matches!(&news[..], [DiskNews::Stalls(_)]), "{news:?}");
+    // Reads that move do not make writes move.
+    bench.offer_as(1, IN, 5, &[(DATA + 0x1000, 512, true)]);
+    bench.device.handle_event(KICK);
+    bench.await_used(1);
+    assert_eq!(bench.alarms.lock().unwrap().len(), 1);
+    platter.hang(&[]);
+    bench.await_used(1);
+    let news = bench.alarms.lock().unwrap().clone();
+    assert!(
+        matches!(&news[..], [DiskNews::Stalls(_), DiskNews::Moves]),
+        "{news:?}"
+    );
+    // It is looked at again.
+    platter.hang(&["read"]);
+    bench.offer_as(0, IN, 5, &[(DATA, 512, true)]);
+    bench.device.handle_event(KICK);
+    assert!(matches!(told(&mut bench, 3)[2], DiskNews::Stalls(_)));
+    platter.hang(&[]);
+}
+
+/// Making safe what was written takes seconds on a busy disk.
+#[test]
+fn a_flush_may_take_its_time() {
+    let (memory, platter) = (ram(), Platter::new());
+    let mut bench = impatient(&memory, &platter);
+    platter.hang(&["flush"]);
+    bench.offer_as(0, FLUSH, 0, &[]);
+    bench.device.handle_event(KICK);
+    let waiting = bench.device.device().waiting().clone();
+    await_that("an old request", || {
+        bench.device.handle_event(STILL);
+        (waiting.longest() > Some(Duration::from_millis(100))).then_some(())
+    });
+    assert_eq!(*bench.alarms.lock().unwrap(), []);
+    assert!(
+        matches!(&told(&mut bench, 1)[..], [DiskNews::Stalls(_)]),
+        "but not for ever"
+    );
+    platter.hang(&[]);
+}
+
 /// After a process stood still, every request is old. One that was answered meanwhile is no alarm.
 #[test]
 fn a_request_that_is_old_only_because_nobody_looked_is_no_alarm() {

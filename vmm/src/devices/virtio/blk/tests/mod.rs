@@ -17,6 +17,7 @@ use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 
 mod hangs;
+mod held;
 mod identity;
 mod locks;
 mod platter;
@@ -46,7 +47,11 @@ const UNTOUCHED: u8 = 0xee;
 /// The event of the storage's answers.
 const DONE: usize = 2;
 /// The event of a request that is old.
-const OLD: usize = 3;
+const OLD: usize = 5;
+/// The event of storage in which nothing moves.
+const STILL: usize = 4;
+/// The event of somebody's word about requests that failed.
+const WORD: usize = 3;
 /// Nothing here takes so long unless it is broken.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -62,7 +67,7 @@ fn device(
     let told = alarms.clone();
     let alarm: Alarm = Box::new(move |news| told.lock().unwrap().push(news));
     let mut device = BlkDevice::new("disk0", medium, sectors, read_only, alarm).unwrap();
-    device.set_patience(Duration::from_millis(20));
+    device.hangs_after(Duration::from_millis(20));
     let transport = MmioTransport::new(device, memory.clone(), Irq::new().unwrap()).unwrap();
     (transport, alarms)
 }

@@ -1,11 +1,14 @@
 //! The disk itself: takes requests from the ring, has them done, and answers.
 //!
-//! A failing disk of the host is the guest's I/O error and this host's alarm, nothing more: the guest lives
-//! on. What must not be done here: call the storage, or wait for it; the room's top comment says why.
+//! A failing disk of the host is the guest's I/O error, if nobody can do better, and this host's alarm, nothing more: the
+//! guest lives on. What must not be done here: call the storage, or wait for it; the room's top comment says why.
+
+mod failing;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use understudy_replication::disk::Disk;
 use understudy_replication::disk::Storage;
@@ -17,17 +20,18 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::SECTOR_BYTES;
-use super::counters::BlkCounters;
-use super::flight::{Answer, Asked, Flight, Waiting};
-use super::request::{
+use crate::devices::virtio::blk::SECTOR_BYTES;
+use crate::devices::virtio::blk::counters::BlkCounters;
+use crate::devices::virtio::blk::flight::{Answer, Asked, Flight, Waiting};
+use crate::devices::virtio::blk::held::FailedRequests;
+use crate::devices::virtio::blk::request::{
     Bounds, DATA_BYTES_MAX, ID_BYTES, QUEUE_SIZE, RANGE_SECTORS_MAX, Request, RequestKind,
     SEGMENT_BYTES_MAX, SEGMENTS_MAX, Segments, Status,
 };
-use super::stall::StallTimer;
-use super::state::{BlkState, VERSION};
-use super::work::{Failure, Outcome, Work};
-use super::workers::Workers;
+use crate::devices::virtio::blk::stall::{Limit, PATIENCE, StallTimer};
+use crate::devices::virtio::blk::state::{BlkState, VERSION};
+use crate::devices::virtio::blk::work::{Failure, Outcome, Work};
+use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::{Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
 use crate::memory::GuestRam;
@@ -46,6 +50,12 @@ const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 pub enum DiskNews {
     /// It failed a request of the guest.
     Failed(String),
+    /// It failed a request of the guest, which is held, as may be further ones: see [`FailedRequests`].
+    Holds(String),
+    /// Nothing of it has moved for a short time.
+    Stalls(String),
+    /// It moves again.
+    Moves,
     /// It does not answer.
     Hangs(String),
     /// It answers again.
@@ -75,8 +85,18 @@ pub struct BlkDevice {
     room: Arc<EventFd>,
     /// Signalled when the storage has answered.
     done: Arc<EventFd>,
-    stall: StallTimer,
+    /// Another host may serve the guest better.
+    stalls: StallTimer,
+    /// A person should know.
+    hangs: StallTimer,
     flight: Flight,
+    failed: FailedRequests,
+    /// What the storage fails is held.
+    holds_failed: bool,
+    /// What was held is being done again.
+    retries: bool,
+    /// The next of many failures that is worth a word.
+    next_alarm: u64,
     /// The driver does not know of flushes, so every write must be safe when it is answered.
     write_through: bool,
     counters: BlkCounters,
@@ -85,6 +105,8 @@ pub struct BlkDevice {
 /// The event sources, by number.
 const ROOM: usize = 0;
 const DONE: usize = 1;
+const WORD: usize = 2;
+const STALLS: usize = 3;
 /// The number, behind the one queue, of the event that the storage has answered.
 pub const ANSWER_EVENT: usize = 1 + DONE;
 
@@ -130,8 +152,13 @@ impl BlkDevice {
             alarm,
             room,
             done,
-            stall: StallTimer::new()?,
+            stalls: StallTimer::new(Limit::Stalls(PATIENCE))?,
+            hangs: StallTimer::new(Limit::Hangs(PATIENCE))?,
             flight: Flight::default(),
+            failed: FailedRequests::new()?,
+            holds_failed: false,
+            retries: false,
+            next_alarm: 1,
             write_through: true,
             counters: BlkCounters::default(),
         })
@@ -160,9 +187,20 @@ impl BlkDevice {
         self.workers.answer_by(Arc::new(answer));
     }
 
+    /// The storage stalls when nothing of it has moved for so long.
+    pub fn stalls_after(&mut self, patience: Duration) {
+        self.stalls.set_limit(Limit::Stalls(patience));
+    }
+
     #[cfg(test)]
-    pub(super) fn set_patience(&mut self, patience: std::time::Duration) {
-        self.stall.set_patience(patience);
+    pub(super) fn hangs_after(&mut self, patience: Duration) {
+        self.hangs.set_limit(Limit::Hangs(patience));
+    }
+
+    /// From now on, requests that the storage fails are held until somebody says what becomes of them.
+    pub fn hold_failed(&mut self) -> FailedRequests {
+        self.holds_failed = true;
+        self.failed.clone()
     }
 
     /// Takes requests as long as there is room for them.
@@ -233,7 +271,8 @@ impl BlkDevice {
             to,
         };
         let ticket = self.flight.begin(place, work.bytes());
-        self.stall.began();
+        self.stalls.began();
+        self.hangs.began();
         let is_safe = self.write_through || work.is_flush();
         if let Err(error) = self.workers.submit(ticket, work, is_safe) {
             let what = "start a thread to serve the disk, for a request";
@@ -322,14 +361,13 @@ impl BlkDevice {
         let Some((took, place)) = self.flight.end(ticket) else {
             return Ok(());
         };
-        if self.stall.answered(self.flight.oldest()) {
-            let seconds = took.as_secs_f64();
-            let what = format!("it has answered a request that waited for {seconds:.1} s");
-            (self.alarm)(DiskNews::Answers(what));
-        }
+        self.moved(took);
         // After a reset, or when the driver has taken the queue back, its memory is something else.
         let (Some(place), Some(rings)) = (place, rings.filter(|rings| rings.is_ready(QUEUE)))
         else {
+            return Ok(());
+        };
+        let Some((place, outcome)) = self.hold_if_failed(place, outcome) else {
             return Ok(());
         };
         let done = self.judge(&place.to, outcome, rings.memory);
@@ -340,13 +378,13 @@ impl BlkDevice {
     fn judge(&mut self, asked: &Asked, outcome: Outcome, memory: &GuestRam) -> Result<u32, Status> {
         let data = match outcome {
             Ok(data) => data,
-            Err(failure)
-                if matches!(asked, Asked::Range { is_discard: true })
-                    && failure.error.kind() == io::ErrorKind::Unsupported =>
-            {
+            Err(failure) if failing::is_no_failure(asked, &failure) => {
                 return Err(Status::Unsupported);
             }
-            Err(failure) => return Err(self.failed(failure)),
+            Err(failure) => {
+                self.counters.failures += 1;
+                return Err(self.failed(&failure));
+            }
         };
         match asked {
             Asked::Read { into } => {
@@ -368,32 +406,6 @@ impl BlkDevice {
     fn disown(&mut self) {
         let cancelled = self.workers.cancel();
         self.flight.disown(&cancelled);
-    }
-
-    /// Turns a failure of the host's disk into the guest's error and an alarm.
-    fn failed(&mut self, failure: Failure) -> Status {
-        let Failure {
-            what,
-            offset,
-            error,
-        } = failure;
-        self.counters.failures += 1;
-        let failures = self.counters.failures;
-        // A guest that keeps trying must not fill the host's log.
-        if failures.is_power_of_two() {
-            let hint = match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    "; make room on this host, the guest sees I/O errors until then"
-                }
-                _ => "; the guest sees an I/O error",
-            };
-            let cause = std::error::Error::source(&error)
-                .map_or_else(String::new, |cause| format!(": {cause}"));
-            (self.alarm)(DiskNews::Failed(format!(
-                "cannot {what} at byte {offset}: {error}{cause} (failure {failures}){hint}"
-            )));
-        }
-        Status::IoError
     }
 }
 
@@ -499,7 +511,9 @@ impl VirtioDevice for BlkDevice {
         let fds = [
             self.room.as_raw_fd(),
             self.done.as_raw_fd(),
-            self.stall.as_raw_fd(),
+            self.failed.as_raw_fd(),
+            self.stalls.as_raw_fd(),
+            self.hangs.as_raw_fd(),
         ];
         fds.map(EventSource::Counter).into()
     }
@@ -516,12 +530,16 @@ impl VirtioDevice for BlkDevice {
                 let _ = self.done.read();
                 self.answer_done(rings.as_deref_mut())?;
             }
+            WORD => self.release_held(rings.as_deref_mut())?,
+            STALLS => {
+                if self.stalls.look(self.flight.ages()) {
+                    (self.alarm)(DiskNews::Stalls(self.waits_in_words()));
+                }
+                return Ok(Progress::Done);
+            }
             _ => {
-                if let Some(age) = self.stall.look(self.flight.oldest()) {
-                    let (seconds, requests) = (age.as_secs_f64(), self.flight.len());
-                    (self.alarm)(DiskNews::Hangs(format!(
-                        "it has not answered for {seconds:.1} s; {requests} requests of the guest wait for it"
-                    )));
+                if self.hangs.look(self.flight.ages()) {
+                    (self.alarm)(DiskNews::Hangs(self.waits_in_words()));
                 }
                 return Ok(Progress::Done);
             }

@@ -2,6 +2,8 @@ use understudy_replication::EpochId;
 
 use super::*;
 
+mod trouble;
+
 const RULES: Rules = Rules {
     on_reboot: OnReboot::Restart,
     on_panic: OnPanic::Report,
@@ -497,81 +499,4 @@ fn a_guest_that_cannot_be_handed_over_is_stopped_if_its_host_is_to_stop() {
     assert!(matches!(effects[..], [Effect::HandOver(_)]));
     assert_eq!(not_handed_over(&mut core), []);
     assert_eq!(core.role, Role::Primary);
-}
-
-fn replication(core: &mut NodeCore, second: u64, event: ReplicationEvent) -> Vec<Effect> {
-    deeds(core.input(Duration::from_secs(second), Input::Replication(event)))
-}
-
-fn fails(core: &mut NodeCore, second: u64, topic: &str) -> Vec<Effect> {
-    let mut effects = Vec::new();
-    let what = format!("{topic} is broken");
-    core.host_fails(Duration::from_secs(second), topic, what, &mut effects);
-    deeds(effects)
-}
-
-fn hands_over(what: &str) -> [Effect; 1] {
-    [Effect::HandOver(what.into())]
-}
-
-#[test]
-fn a_guest_leaves_a_host_that_fails_as_soon_as_it_can() {
-    let mut core = in_role(Role::Primary, RULES, true);
-    assert_eq!(fails(&mut core, 1, "disk0"), [], "nobody could take it");
-    assert_eq!(core.next_timer(), None);
-    let effects = replication(&mut core, 2, ReplicationEvent::Protected);
-    assert_eq!(effects, hands_over("disk0 is broken"));
-    assert_eq!(fails(&mut core, 3, "net0"), [], "it is under way");
-    let reason = String::from("the arbiter names b");
-    let end = RoleEnd::HandedOver { reason };
-    let Ended::HandedOver { trouble, .. } = over(&mut core, end) else {
-        panic!("it was handed over");
-    };
-    let trouble = trouble.unwrap();
-    assert!(
-        trouble.contains("disk0") && trouble.contains("net0"),
-        "{trouble}"
-    );
-}
-
-#[test]
-fn a_guest_that_could_not_leave_tries_again_later_if_it_still_must() {
-    let mut core = in_role(Role::Primary, RULES, true);
-    replication(&mut core, 1, ReplicationEvent::Protected);
-    assert_eq!(fails(&mut core, 1, "disk0"), hands_over("disk0 is broken"));
-    assert_eq!(not_handed_over(&mut core), []);
-    assert_eq!(fails(&mut core, 1, "disk0"), [], "not at once");
-    let at = core.next_timer().unwrap();
-    assert!(at > Duration::from_secs(1), "{at:?}");
-    let effects = deeds(core.input(at, Input::Timer));
-    assert_eq!(effects, hands_over("disk0 is broken"));
-    not_handed_over(&mut core);
-    core.host_works("disk0");
-    assert_eq!(core.next_timer(), None);
-    assert_eq!(deeds(core.input(at * 2, Input::Timer)), []);
-}
-
-#[test]
-fn a_guest_that_ends_or_leaves_anyhow_or_runs_alone_goes_nowhere_because_its_host_fails() {
-    let mut core = in_role(Role::Primary, RULES, true);
-    replication(&mut core, 1, ReplicationEvent::Protected);
-    leaves(&mut core, true);
-    assert_eq!(fails(&mut core, 2, "disk0"), []);
-    let mut core = in_role(Role::Primary, RULES, true);
-    replication(&mut core, 1, ReplicationEvent::Protected);
-    request(&mut core, Request::Stop).unwrap();
-    assert_eq!(fails(&mut core, 2, "disk0"), []);
-    let mut core = in_role(Role::Unprotected, RULES, true);
-    assert_eq!(fails(&mut core, 2, "disk0"), []);
-    assert_eq!(core.next_timer(), None);
-}
-
-#[test]
-fn a_guest_whose_network_lost_its_connection_here_goes_where_it_has_one() {
-    let mut core = in_role(Role::Primary, RULES, true);
-    replication(&mut core, 1, ReplicationEvent::Protected);
-    let (device, what) = ("net0".to_owned(), "its link is down".to_owned());
-    let lost = MachineEvent::BackendLost { device, what };
-    let effects = deeds(guest(&mut core, lost));
-    assert!(matches!(&effects[..], [Effect::HandOver(why)] if why.contains("net0")));
 }

@@ -1,0 +1,198 @@
+//! What fails on this host, and where the guest goes on.
+
+use super::*;
+
+fn replication(core: &mut NodeCore, second: u64, event: ReplicationEvent) -> Vec<Effect> {
+    deeds(core.input(Duration::from_secs(second), Input::Replication(event)))
+}
+
+fn fails(core: &mut NodeCore, second: u64, topic: &str) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let what = format!("{topic} is broken");
+    core.host_fails(Duration::from_secs(second), topic, what, &mut effects);
+    deeds(effects)
+}
+
+fn hands_over(what: &str) -> [Effect; 1] {
+    [Effect::HandOver(what.into())]
+}
+
+#[test]
+fn a_guest_leaves_a_host_that_fails_as_soon_as_it_can() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(fails(&mut core, 1, "disk0"), [], "nobody could take it");
+    assert_eq!(core.next_timer(), None);
+    let effects = replication(&mut core, 2, ReplicationEvent::Protected);
+    assert_eq!(effects, hands_over("disk0 is broken"));
+    assert_eq!(fails(&mut core, 3, "net0"), [], "it is under way");
+    let reason = String::from("the arbiter names b");
+    let end = RoleEnd::HandedOver { reason };
+    let Ended::HandedOver { trouble, .. } = over(&mut core, end) else {
+        panic!("it was handed over");
+    };
+    let trouble = trouble.unwrap();
+    assert!(
+        trouble.contains("disk0") && trouble.contains("net0"),
+        "{trouble}"
+    );
+}
+
+#[test]
+fn a_guest_that_could_not_leave_tries_again_later_if_it_still_must() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    assert_eq!(fails(&mut core, 1, "disk0"), hands_over("disk0 is broken"));
+    assert_eq!(not_handed_over(&mut core), []);
+    assert_eq!(fails(&mut core, 1, "disk0"), [], "not at once");
+    let at = core.next_timer().unwrap();
+    assert!(at > Duration::from_secs(1), "{at:?}");
+    let effects = deeds(core.input(at, Input::Timer));
+    assert_eq!(effects, hands_over("disk0 is broken"));
+    not_handed_over(&mut core);
+    core.host_works("disk0");
+    assert_eq!(core.next_timer(), None);
+    assert_eq!(deeds(core.input(at * 2, Input::Timer)), []);
+}
+
+#[test]
+fn a_guest_that_ends_or_leaves_anyhow_or_runs_alone_goes_nowhere_because_its_host_fails() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    leaves(&mut core, true);
+    assert_eq!(fails(&mut core, 2, "disk0"), []);
+    let mut core = in_role(Role::Primary, RULES, true);
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    request(&mut core, Request::Stop).unwrap();
+    assert_eq!(fails(&mut core, 2, "disk0"), []);
+    let mut core = in_role(Role::Unprotected, RULES, true);
+    assert_eq!(fails(&mut core, 2, "disk0"), []);
+    assert_eq!(core.next_timer(), None);
+}
+
+#[test]
+fn a_guest_whose_network_lost_its_connection_here_goes_where_it_has_one() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    let (device, what) = ("net0".to_owned(), "its link is down".to_owned());
+    let lost = MachineEvent::BackendLost { device, what };
+    let effects = deeds(guest(&mut core, lost));
+    assert!(matches!(&effects[..], [Effect::HandOver(why)] if why.contains("net0")));
+}
+
+fn holds(core: &mut NodeCore, device: &str, waits: bool) -> Vec<Effect> {
+    let (device, what) = (device.to_owned(), "cannot write: no space".to_owned());
+    deeds(guest(
+        core,
+        MachineEvent::DiskHolds {
+            device,
+            what,
+            waits,
+        },
+    ))
+}
+
+fn protected() -> NodeCore {
+    let mut core = in_role(Role::Primary, RULES, true);
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    core
+}
+
+#[test]
+fn a_protected_guest_sees_no_error_of_its_hosts_disk_but_goes_on_elsewhere() {
+    for waits in [false, true] {
+        let mut core = protected();
+        let effects = holds(&mut core, "disk0", waits);
+        assert!(
+            matches!(&effects[..], [Effect::HandOver(why)] if why.contains("no space")),
+            "{effects:?}"
+        );
+        assert_eq!(holds(&mut core, "disk1", waits), [], "it is under way");
+        let reason = String::from("the arbiter names b");
+        let Ended::HandedOver { trouble, .. } = over(&mut core, RoleEnd::HandedOver { reason })
+        else {
+            panic!("it was handed over");
+        };
+        assert!(trouble.unwrap().contains("disk0 fails"));
+    }
+    // So does one that leaves anyhow.
+    let mut core = protected();
+    leaves(&mut core, true);
+    assert_eq!(holds(&mut core, "disk0", false), []);
+}
+
+#[test]
+fn a_guest_that_stays_sees_the_error() {
+    let answered = [Effect::AnswerFailed("disk0".into())];
+    // Nobody could take it.
+    for role in [Role::Unprotected, Role::Primary] {
+        let mut core = in_role(role, RULES, true);
+        assert_eq!(holds(&mut core, "disk0", false), answered);
+        assert_eq!(core.next_timer(), None);
+    }
+    // It could not be handed over; the next time comes later.
+    let mut core = protected();
+    holds(&mut core, "disk0", false);
+    assert_eq!(not_handed_over(&mut core), answered);
+    assert_eq!(holds(&mut core, "disk0", false), []);
+    let at = core.next_timer().unwrap();
+    let effects = deeds(core.input(at, Input::Timer));
+    assert!(matches!(&effects[..], [Effect::HandOver(_)]), "{effects:?}");
+    assert_eq!(not_handed_over(&mut core), answered);
+    // Its standby is lost while it holds something.
+    holds(&mut core, "disk0", false);
+    let effects = replication(&mut core, 1, ReplicationEvent::Unprotected);
+    assert_eq!(effects, answered);
+}
+
+#[test]
+fn a_guest_may_wait_until_its_disk_works_and_a_person_is_told_once() {
+    let mut core = in_role(Role::Unprotected, RULES, true);
+    let mut told = 0;
+    for _ in 0..3 {
+        let (device, what) = ("disk0".to_owned(), "cannot write: no space".to_owned());
+        let event = MachineEvent::DiskHolds {
+            device,
+            what,
+            waits: true,
+        };
+        let effects = guest(&mut core, event);
+        told += effects.len();
+        assert_eq!(deeds(effects), []);
+        let at = core.next_timer().unwrap();
+        assert_eq!(
+            deeds(core.input(at, Input::Timer)),
+            [Effect::RetryFailed("disk0".into())]
+        );
+    }
+    assert_eq!(told, 1);
+    assert!(core.standing().alarm.unwrap().contains("no space"));
+    let (device, what) = ("disk0".to_owned(), "it works".to_owned());
+    guest(&mut core, MachineEvent::DiskAnswers { device, what });
+    assert_eq!(core.standing().alarm, None);
+    assert_eq!(core.next_timer(), None);
+}
+
+#[test]
+fn a_guest_leaves_storage_that_stalls_unless_it_moves_before_somebody_can_take_it() {
+    let stalls = || MachineEvent::DiskStalls {
+        device: "disk0".into(),
+        what: "nothing for 1 s".into(),
+    };
+    let moves = || MachineEvent::DiskMoves {
+        device: "disk0".into(),
+    };
+    let mut core = protected();
+    let effects = deeds(guest(&mut core, stalls()));
+    assert!(matches!(&effects[..], [Effect::HandOver(why)] if why.contains("disk0 hangs")));
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(
+        guest(&mut core, stalls()),
+        [],
+        "nothing is told of so little"
+    );
+    guest(&mut core, moves());
+    assert_eq!(replication(&mut core, 2, ReplicationEvent::Protected), []);
+    guest(&mut core, stalls());
+    let effects = replication(&mut core, 2, ReplicationEvent::Unprotected);
+    assert_eq!(effects, []);
+}
