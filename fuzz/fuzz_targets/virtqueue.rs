@@ -24,7 +24,7 @@ const RAM_BYTES: usize = 1 << 20;
 const SECTORS: u64 = 64;
 const RING_SIZE: u32 = 16;
 /// Most rings that a device here has.
-const RINGS: u64 = 2;
+const RINGS: u64 = 3;
 /// Where the rings are: one page each, those of a device side by side.
 const FIRST_RING: u64 = 0x1000;
 
@@ -90,6 +90,12 @@ impl FrameSource for Cable {
     fn probe(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+    fn mtu_bytes(&self) -> Option<u16> {
+        Some(1500)
+    }
+    fn carries(&self) -> bool {
+        true
+    }
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -116,11 +122,14 @@ fn devices(memory: &GuestRam) -> [Box<dyn Device>; 3] {
     let space = SpaceEvent::new().unwrap();
     let port = OutputGate::default().add_network(Arc::new(Wire), space.waker());
     let cable = Box::new(Cable(UnixStream::pair().unwrap().0));
-    let net = NetDevice::new("net", [2, 0, 0, 0, 0, 1], cable, port, space);
+    let net = NetDevice::new("net", [2, 0, 0, 0, 0, 1], cable, port, space).unwrap();
+    let mut net = MmioTransport::new(net, memory.clone(), irq()).unwrap();
+    // As on a host that took over: the guest is asked to announce itself.
+    net.device_mut().announce().unwrap();
     let rng = RngDevice::new("rng");
     [
         Box::new(MmioTransport::new(disk, memory.clone(), irq()).unwrap()),
-        Box::new(MmioTransport::new(net, memory.clone(), irq()).unwrap()),
+        Box::new(net),
         Box::new(MmioTransport::new(rng, memory.clone(), irq()).unwrap()),
     ]
 }
@@ -202,7 +211,7 @@ fuzz_target!(|input: &[u8]| {
                     .write_slice(&step[6..8], GuestAddress(ring + 0x402))
                     .unwrap();
             }
-            4 => device.handle_event(usize::from(step[2]) % 5),
+            4 => device.handle_event(usize::from(step[2]) % 6),
             5 => {
                 let state = device.save().unwrap();
                 device.restore(&state).unwrap();

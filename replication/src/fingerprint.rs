@@ -2,7 +2,7 @@
 //!
 //! Three kinds of things are compared: values, which must be equal; abilities, which the primary's guest
 //! may use and of which the backup may have more; and measures, which may be so far apart as the backup can
-//! make up for.
+//! make up for, or as large as it has room for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,12 +20,21 @@ pub struct Fingerprint {
     needs: BTreeMap<String, BTreeSet<String>>,
     /// What was measured, such as the speed of a clock.
     measures: BTreeMap<String, u64>,
-    /// How far off this host's measures may be, in millionths. Nobody but this host asks.
+    /// Which measures of a guest this host can do with. Nobody but this host asks.
     #[serde(skip)]
-    endures_ppm: BTreeMap<String, u64>,
+    endures: BTreeMap<String, Endures>,
     /// What this host could give a guest, by part. Nobody but this host asks, so it does not travel.
     #[serde(skip)]
     has: BTreeMap<String, BTreeSet<String>>,
+}
+
+/// Which measures a host can do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endures {
+    /// So many millionths off its own.
+    Ppm(u64),
+    /// Up to this.
+    AtMost(u64),
 }
 
 /// One thing on which two machines do not fit.
@@ -81,7 +90,12 @@ impl Fingerprint {
     /// Says that a guest from another host can go on here only if its measure is at most `ppm` millionths
     /// off this host's. Without this, any difference can be made up for.
     pub fn endure(&mut self, key: impl Into<String>, ppm: u64) {
-        self.endures_ppm.insert(key.into(), ppm);
+        self.endures.insert(key.into(), Endures::Ppm(ppm));
+    }
+
+    /// Says that a guest from another host can go on here only if its measure is at most `most`.
+    pub fn limit(&mut self, key: impl Into<String>, most: u64) {
+        self.endures.insert(key.into(), Endures::AtMost(most));
     }
 
     /// Forgets what the guest may use of `part`.
@@ -104,7 +118,7 @@ impl Fingerprint {
     }
 
     /// Where `self` (the primary's) and `backup` do not fit: values in the order of their keys, then what
-    /// the backup lacks, then measures too far apart.
+    /// the backup lacks, then measures too far apart or too large.
     #[must_use]
     pub fn differences(&self, backup: &Self) -> Vec<Difference> {
         let keys: BTreeSet<&String> = self.values.keys().chain(backup.values.keys()).collect();
@@ -125,16 +139,23 @@ impl Fingerprint {
                     what: what.clone(),
                 })
         });
-        let too_far = self.measures.iter().filter_map(|(key, value)| {
-            let (here, ppm) = (backup.measures.get(key)?, backup.endures_ppm.get(key)?);
-            let apart = u128::from(value.abs_diff(*here)) * 1_000_000;
-            (apart > u128::from(*value) * u128::from(*ppm)).then(|| Difference::Unequal {
+        let too_much = self.measures.iter().filter_map(|(key, value)| {
+            let can = match *backup.endures.get(key)? {
+                Endures::Ppm(ppm) => {
+                    let here = *backup.measures.get(key)?;
+                    let apart = u128::from(value.abs_diff(here)) * 1_000_000;
+                    (apart > u128::from(*value) * u128::from(ppm))
+                        .then(|| format!("{here} and can make up for {ppm} millionths"))
+                }
+                Endures::AtMost(most) => (*value > most).then(|| format!("at most {most}")),
+            };
+            can.map(|can| Difference::Unequal {
                 key: key.clone(),
                 primary: Some(value.to_string()),
-                backup: Some(format!("{here} and can make up for {ppm} millionths")),
+                backup: Some(can),
             })
         });
-        unequal.into_iter().chain(lacking).chain(too_far).collect()
+        unequal.into_iter().chain(lacking).chain(too_much).collect()
     }
 
     /// The difference of which `key` is a part: that of its value, or of the thing (`device.net1` for
@@ -294,6 +315,22 @@ mod tests {
     }
 
     #[test]
+    fn measures_may_be_as_large_as_the_backup_has_room_for() {
+        let with = |mtu| {
+            let mut print = Fingerprint::new();
+            print.measure("device.net0.mtu", mtu);
+            print.limit("device.net0.mtu", mtu);
+            print
+        };
+        assert_eq!(lines(&with(1500), &with(1500)), [""; 0]);
+        assert_eq!(lines(&with(1500), &with(9000)), [""; 0]);
+        assert_eq!(
+            lines(&with(9000), &with(1500)),
+            ["device.net0.mtu: primary has 9000, backup has at most 1500"]
+        );
+    }
+
+    #[test]
     fn only_what_the_guest_may_use_travels() {
         let mut print = Fingerprint::new();
         print.set("vcpus", 1);
@@ -301,10 +338,12 @@ mod tests {
         let bytes = postcard::to_stdvec(&print).unwrap();
         print.have("CPU", "avx");
         print.endure("cpu.tsc_khz", 1);
+        print.limit("device.net0.mtu", 1);
         assert_eq!(postcard::to_stdvec(&print).unwrap(), bytes);
         let mut arrived: Fingerprint = postcard::from_bytes(&bytes).unwrap();
         arrived.have("CPU", "avx");
         arrived.endure("cpu.tsc_khz", 1);
+        arrived.limit("device.net0.mtu", 1);
         assert_eq!(arrived, print);
     }
 }

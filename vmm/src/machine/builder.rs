@@ -23,7 +23,7 @@ use super::{Blocks, Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
 use crate::devices::switch::PowerSwitch;
 use crate::devices::virtio::blk::FailedRequests;
-use crate::devices::{Bus, Device, PowerButton, SerialInput, switch};
+use crate::devices::{Bus, Device, PowerButton, SerialInput, lock, switch};
 use crate::dirty::DirtyTracker;
 use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
@@ -199,6 +199,9 @@ impl MachineBuilder {
         clock.describe(self.system.has(Cap::TscControl), &mut fingerprint);
         cpu.describe(&host, &mut fingerprint);
         msrs.describe(&msrs, &mut fingerprint);
+        for network in &self.networks {
+            lock(network).device().describe(&mut fingerprint);
+        }
         let slot_pages = self
             .memory
             .layout()

@@ -167,7 +167,8 @@ impl MachineBuilder {
         let space = SpaceEvent::new().map_err(create(&name))?;
         let port = self.gate().add_network(sink, space.waker());
         let mac = config.mac.map(|byte| format!("{byte:02x}")).join(":");
-        let device = NetDevice::new(name, config.mac, source, port, space);
+        let device = NetDevice::new(name.as_str(), config.mac, source, port, space);
+        let device = device.map_err(create(&name))?;
         let offload = device.offload_in_words().to_owned();
         let more = [("mac", mac), ("offload", offload)];
         let device = self.attach_virtio(device, "virtio-net", &more, |device| {

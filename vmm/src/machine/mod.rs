@@ -51,8 +51,8 @@ pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub(crate) use config::beside;
 pub use config::{
-    ConfigError, Console, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend, NetConfig,
-    Opened, Start, VCPUS_MAX,
+    ConfigError, Console, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend,
+    NetConfig, Opened, Start, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
 pub use events::MachineEvent;
@@ -338,6 +338,10 @@ impl Machine {
         (self.cpu, self.msrs) = state.into_cpu()?;
         self.cpu.describe(&self.host_cpu, &mut self.fingerprint);
         self.msrs.describe(&self.msrs, &mut self.fingerprint);
+        for network in &self.networks {
+            let network = crate::devices::lock(network);
+            network.device().describe(&mut self.fingerprint);
+        }
         // The counters may now run as fast as those of the other host.
         self.clock = GuestClock::of(self.vcpus[0].handle(), self.clock.counter);
         let can_scale = self.vm.check_extension(Cap::TscControl);
@@ -349,8 +353,8 @@ impl Machine {
     /// Tells the network where the guest is now.
     fn announce_address(&self) {
         for network in &self.networks {
-            let network = crate::devices::lock(network);
-            if let Err(error) = network.device().announce() {
+            let mut network = crate::devices::lock(network);
+            if let Err(error) = network.device_mut().announce() {
                 // Nothing is lost for good: the guest's own frames tell its address too, later.
                 tracing::warn!("{} could not announce its address: {error}", network.name());
             }

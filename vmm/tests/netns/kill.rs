@@ -1,10 +1,10 @@
 //! The primary is lost under a download: its process alone, or its host with everything on it.
 
-use super::DEADLINE;
-use super::alone;
 use super::client::Download;
 use super::pair::{Pair, announced_first, one_speaker};
+use super::sniffer::Kind;
 use super::topology::{GUEST_MAC, Side, Way};
+use super::{DEADLINE, alone, await_some};
 
 /// Far more than fits into all buffers between the guest and the test.
 const BYTES: u64 = 24 << 20;
@@ -53,6 +53,12 @@ fn survive(lose: impl FnOnce(&mut Pair)) {
     let (bytes, exit) = download.finish();
     assert!(exit.success(), "curl: {exit}");
     assert_eq!(bytes, BYTES, "the file is complete");
+    // Said again and again, for switches that learn late.
+    await_some("six announcements", || {
+        let spoken = pair.sniffer.so_far();
+        let rarps = spoken.iter().filter(|frame| frame.kind == Kind::Rarp);
+        (rarps.filter(|frame| frame.side == Side::B).count() == 6).then_some(())
+    });
 
     let spoken = pair.finish();
     let [of_a, of_b] = one_speaker(&spoken);

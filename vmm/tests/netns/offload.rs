@@ -39,6 +39,8 @@ const DATA: u64 = 0x10_0000;
 const BUFFER_BYTES: u32 = 0x1_1000;
 const RX: u64 = 0;
 const TX: u64 = 1;
+/// Behind the kicks of three queues.
+const BACKEND: usize = 3;
 
 const HEADER_BYTES: usize = 12;
 const PAYLOAD_BYTES: usize = 60_000;
@@ -60,7 +62,7 @@ impl Guest {
         let backend = tap::open(interface, Framing::Headers).unwrap();
         let (gate, space) = (OutputGate::default(), SpaceEvent::new().unwrap());
         let port = gate.add_network(backend.sink, space.waker());
-        let net = NetDevice::new("net0", mac, backend.source, port, space);
+        let net = NetDevice::new("net0", mac, backend.source, port, space).unwrap();
         let mut device = MmioTransport::new(net, ram.clone(), Irq::new().unwrap()).unwrap();
         device.start();
         let mut guest = Self {
@@ -134,7 +136,7 @@ impl Guest {
 
     /// Frames that have arrived from the sender since the last time, behind their headers.
     fn receive(&mut self) -> Vec<Vec<u8>> {
-        self.device.handle_event(2);
+        self.device.handle_event(BACKEND);
         let used = ring(RX, 2);
         let until: u16 = self.ram.read_obj(GuestAddress(used + 2)).unwrap();
         let mut packets = Vec::new();

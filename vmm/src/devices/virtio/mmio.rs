@@ -91,17 +91,15 @@ impl<D: VirtioDevice> MmioTransport<D> {
         &self.queue_events
     }
 
-    /// The device behind the registers.
-    #[must_use]
-    #[cfg(test)]
-    pub(crate) fn device_mut(&mut self) -> &mut D {
-        &mut self.device
-    }
-
     /// The device.
     #[must_use]
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// The same, to be changed.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// The device's interrupt line, for the machine to register.

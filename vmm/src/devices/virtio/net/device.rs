@@ -5,19 +5,24 @@
 //! a header that says nothing. See [`offload`].
 
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::io;
 use std::os::fd::AsRawFd;
 
 use bytes::Bytes as Frame;
-use understudy_replication::output::{Full, NetPort, SendError, announce};
+use understudy_replication::Fingerprint;
+use understudy_replication::output::announce::Addresses;
+use understudy_replication::output::{Full, NetPort, SendError};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
-
-use super::backend::{
-    BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, HEADER_BYTES,
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
-use super::offload::{self, BadHeader, Offload, PLAIN};
+
+use super::announcer::Announcer;
+use super::backend::{BackendError, FRAME_BYTES_MAX, FrameSource, Framing, HEADER_BYTES};
+use super::control::{self, CONTROL};
+use super::offload::{self, Offload, PLAIN};
+use super::packet::{MalformedChain, read_packet, write_frame};
 use super::state::{NetState, VERSION};
 use crate::devices::virtio::{Chain, Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
@@ -26,7 +31,7 @@ use crate::output::SpaceEvent;
 /// Queue numbers.
 const RX: usize = 0;
 const TX: usize = 1;
-/// Descriptors per queue.
+/// Descriptors of the queues for frames.
 const QUEUE_SIZE: u16 = 256;
 /// Frames moved in one call.
 const FRAMES_PER_CALL: usize = 64;
@@ -35,11 +40,14 @@ const DROPS_PER_CALL: usize = 4096;
 
 /// Numbers of [`VirtioDevice::event_sources`].
 const SOURCE_BACKEND: usize = 0;
+const SOURCE_SPACE: usize = 1;
+/// What a driver has to accept if it is to announce its guest.
+const GUEST_ANNOUNCES: u64 =
+    1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 
 /// A network device.
 pub struct NetDevice {
     name: String,
-    mac: [u8; 6],
     backend: Box<dyn FrameSource>,
     framing: Framing,
     offload: Offload,
@@ -50,7 +58,14 @@ pub struct NetDevice {
     space: SpaceEvent,
     /// The link as the guest knows it.
     link_up: bool,
-    address: Option<Ipv4Addr>,
+    /// What the guest is told of the largest packets: what its first host's network takes.
+    mtu_bytes: Option<u16>,
+    /// The guest's driver announces the guest if it is asked to.
+    guest_announces: bool,
+    /// It is asked to, and has not answered.
+    guest_is_asked: bool,
+    addresses: Addresses,
+    announcer: Announcer,
     /// Where a frame rests between backend and ring, within one call.
     buffer: Box<[u8]>,
     counters: NetCounters,
@@ -77,47 +92,36 @@ pub struct NetCounters {
     pub backend_failures: u64,
 }
 
-/// Why a chain was not used.
-#[derive(Debug)]
-struct MalformedChain;
-
-impl From<GuestMemoryError> for MalformedChain {
-    fn from(_: GuestMemoryError) -> Self {
-        Self
-    }
-}
-
-impl From<BadHeader> for MalformedChain {
-    fn from(_: BadHeader) -> Self {
-        Self
-    }
-}
-
 impl NetDevice {
     /// A device whose guest has the address `mac`, receiving from `backend` and sending to `port`, whose
     /// waker is that of `space`.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If the host has no timer left.
     pub fn new(
         name: impl Into<String>,
         mac: [u8; 6],
         backend: Box<dyn FrameSource>,
         port: NetPort,
         space: SpaceEvent,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             name: name.into(),
-            mac,
             framing: backend.framing(),
             offload: Offload::default(),
+            mtu_bytes: backend.mtu_bytes(),
             backend,
             backend_up: true,
             port,
             space,
             link_up: true,
-            address: None,
+            guest_announces: false,
+            guest_is_asked: false,
+            addresses: Addresses::of(mac),
+            announcer: Announcer::new()?,
             buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
             counters: NetCounters::default(),
-        }
+        })
     }
 
     /// What has been done so far.
@@ -132,26 +136,74 @@ impl NetDevice {
         self.backend_up
     }
 
-    /// The guest's IPv4 address, as far as its frames have told.
-    #[must_use]
-    pub fn address(&self) -> Option<Ipv4Addr> {
-        self.address
+    /// Adds to a fingerprint how large packets the guest may send, and how large they may be here.
+    pub fn describe(&self, into: &mut Fingerprint) {
+        let key = format!("device.{}.mtu", self.name);
+        if let Some(told) = self.mtu_bytes {
+            into.measure(key.as_str(), told.into());
+        }
+        if let Some(most) = self.backend.mtu_bytes() {
+            into.limit(key, most.into());
+        }
     }
 
-    /// Tells the network that the guest is here now: RARP, and ARP if its address is known.
+    /// What is behind the device, as far as its frames have told.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Tells the network that the guest is here now, past the gate: only for a side that was just granted the
+    /// guest. It is said again some times, and the guest is asked to say it, too, if it can.
     ///
     /// # Errors
     /// If the backend does not take the frames or the gate is shut.
-    pub fn announce(&self) -> Result<(), SendError> {
-        let send = |frame: Vec<u8>| match self.framing {
-            Framing::Bare => self.port.announce(&frame),
-            Framing::Headers => self.port.announce(&[&PLAIN[..], &frame].concat()),
-        };
-        send(announce::rarp(self.mac))?;
-        match self.address {
-            Some(address) => send(announce::gratuitous_arp(self.mac, address)),
-            None => Ok(()),
+    pub fn announce(&mut self) -> Result<(), SendError> {
+        self.announcer.begin(self.backend.carries());
+        for frame in self.addresses.announcements() {
+            self.port.announce(&self.framed(&frame))?;
         }
+        Ok(())
+    }
+
+    /// Says it again if it is time. By now this side may be one that has a standby, or one that was replaced:
+    /// these frames wait for their epoch like any others.
+    fn announce_again(&mut self, rings: Option<&mut Rings<'_>>) {
+        if !self.announcer.is_due(|| self.backend.carries()) {
+            return;
+        }
+        for frame in self.addresses.announcements() {
+            let frame = self.framed(&frame);
+            if self.port.send(frame.into()).is_err() {
+                // The gate is full of what the guest says: the network will hear of it anyhow.
+                break;
+            }
+        }
+        if let Some(rings) = rings {
+            self.ask_guest(rings);
+        }
+    }
+
+    /// Asks the guest to announce what only it knows.
+    fn ask_guest(&mut self, rings: &mut Rings<'_>) {
+        if self.guest_announces {
+            self.guest_is_asked = true;
+            rings.interrupt.raise_config();
+        }
+    }
+
+    /// A frame of our own as the backend takes it.
+    fn framed(&self, frame: &[u8]) -> Vec<u8> {
+        match self.framing {
+            Framing::Bare => frame.to_vec(),
+            Framing::Headers => [&PLAIN[..], frame].concat(),
+        }
+    }
+
+    /// What becomes readable when it is time to announce again.
+    #[cfg(test)]
+    pub(super) fn timer(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.announcer.as_fd()
     }
 
     /// Whether the backend takes over checksums and segmentation, in words.
@@ -247,6 +299,7 @@ impl NetDevice {
             };
             let head = chain.head_index();
             let frame = &self.buffer[HEADER_BYTES..HEADER_BYTES + len];
+            self.addresses.received(frame);
             let written = match write_frame(chain, rings, &header, frame) {
                 Ok(written) => {
                     self.counters.rx_frames += 1;
@@ -292,6 +345,12 @@ impl NetDevice {
         Ok(Frame::from(packet))
     }
 
+    /// What the driver has to say besides frames.
+    fn process_control(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
+        let malformed = &mut self.counters.malformed_chains;
+        control::process(rings, &mut self.guest_is_asked, malformed)
+    }
+
     /// Guest to gate, as long as the gate takes it.
     fn process_tx(&mut self, rings: &mut Rings<'_>) -> Result<Progress, RingFault> {
         for _ in 0..FRAMES_PER_CALL {
@@ -304,7 +363,7 @@ impl NetDevice {
             match self.sent_frame(chain, rings) {
                 Ok(packet) => {
                     let frame = packet.slice(HEADER_BYTES..);
-                    self.address = announce::learn_address(self.address, self.mac, &frame);
+                    self.addresses.sent(&frame);
                     let len = frame.len() as u64;
                     let packet = match self.framing {
                         Framing::Bare => frame,
@@ -327,64 +386,6 @@ impl NetDevice {
     }
 }
 
-/// Reads header and frame in a chain: its readable bytes.
-fn read_packet(chain: Chain<'_>, rings: &Rings<'_>) -> Result<Vec<u8>, MalformedChain> {
-    // The lengths are the guest's words: checked before anything of that size is allocated.
-    let mut bytes = 0;
-    for descriptor in chain.clone() {
-        bytes += descriptor.len() as usize;
-        if descriptor.is_write_only() || bytes > HEADER_BYTES + FRAME_BYTES_MAX {
-            return Err(MalformedChain);
-        }
-    }
-    // Exactly as much as it needs, because the gate may keep it.
-    let mut packet: Vec<u8> = Vec::with_capacity(bytes);
-    for descriptor in chain {
-        let (len, have) = (descriptor.len() as usize, packet.len());
-        // The guest may have changed it meanwhile.
-        if descriptor.is_write_only() || have + len > bytes {
-            return Err(MalformedChain);
-        }
-        packet.resize(have + len, 0);
-        rings
-            .memory
-            .read_slice(&mut packet[have..], descriptor.addr())?;
-    }
-    if packet.len() < HEADER_BYTES + FRAME_BYTES_MIN {
-        return Err(MalformedChain);
-    }
-    Ok(packet)
-}
-
-/// Writes header and frame into a chain, all or (to the guest's eyes) nothing.
-fn write_frame(
-    chain: Chain<'_>,
-    rings: &Rings<'_>,
-    header: &[u8; HEADER_BYTES],
-    frame: &[u8],
-) -> Result<u32, MalformedChain> {
-    let mut parts = [&header[..], frame];
-    let mut written = 0;
-    for descriptor in chain {
-        if !descriptor.is_write_only() {
-            return Err(MalformedChain);
-        }
-        let (mut address, mut room) = (descriptor.addr(), descriptor.len() as usize);
-        for part in &mut parts {
-            let len = room.min(part.len());
-            rings.memory.write_slice(&part[..len], address)?;
-            address = GuestAddress(address.0.checked_add(len as u64).ok_or(MalformedChain)?);
-            *part = &part[len..];
-            room -= len;
-            written += len as u32;
-        }
-        if parts[1].is_empty() {
-            return Ok(written);
-        }
-    }
-    Err(MalformedChain)
-}
-
 impl VirtioDevice for NetDevice {
     fn name(&self) -> &str {
         &self.name
@@ -395,49 +396,58 @@ impl VirtioDevice for NetDevice {
     }
 
     fn features(&self) -> u64 {
-        let always = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS;
-        match self.framing {
-            Framing::Bare => always,
-            Framing::Headers => always | offload::FEATURES,
-        }
+        let always = 1 << VIRTIO_NET_F_MAC | GUEST_ANNOUNCES;
+        let offload = match self.framing {
+            Framing::Bare => 0,
+            Framing::Headers => offload::FEATURES,
+        };
+        let mtu = self.mtu_bytes.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
+        always | offload | mtu
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &[QUEUE_SIZE, QUEUE_SIZE, control::QUEUE_SIZE]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // struct virtio_net_config: mac, then status.
-        let mut space = [0; 8];
-        space[..6].copy_from_slice(&self.mac);
-        let status = if self.link_up {
-            VIRTIO_NET_S_LINK_UP
-        } else {
-            0
-        };
-        space[6..].copy_from_slice(&(status as u16).to_le_bytes());
+        // struct virtio_net_config: mac, status, a number of queues that is not offered, mtu.
+        let mut space = [0; 12];
+        space[..6].copy_from_slice(&self.addresses.own());
+        let bit = |is: bool, bit: u32| if is { bit } else { 0 };
+        let status = bit(self.link_up, VIRTIO_NET_S_LINK_UP)
+            | bit(self.guest_is_asked, VIRTIO_NET_S_ANNOUNCE);
+        space[6..8].copy_from_slice(&(status as u16).to_le_bytes());
+        space[10..].copy_from_slice(&self.mtu_bytes.unwrap_or_default().to_le_bytes());
         read_space(&space, offset, data);
     }
 
     /// Nothing is writable without the legacy interface.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Offload aside, no feature changes what the device does: a driver that refuses `STATUS` does not look
-    /// at it.
+    /// A driver that refuses `STATUS` does not look at it.
     fn activate(&mut self, features: u64) {
         self.set_offload(Offload::of(features & offload::FEATURES));
+        self.guest_announces = features & GUEST_ANNOUNCES == GUEST_ANNOUNCES;
+        self.guest_is_asked &= self.guest_announces;
     }
 
     fn reset(&mut self) {
-        // The next driver reads the link's state afresh. The guest's address stays what it was.
+        // The next driver reads the link's state afresh. The guest's addresses stay what they were.
         self.link_up = self.backend_up;
+        self.guest_announces = false;
+        self.guest_is_asked = false;
         self.set_offload(Offload::default());
     }
 
     fn start(&mut self, rings: Option<&mut Rings<'_>>) {
         match rings {
             // This host's link need not be what the old host's was.
-            Some(rings) => self.update_link(rings),
+            Some(rings) => {
+                self.update_link(rings);
+                if self.announcer.has_begun() {
+                    self.ask_guest(rings);
+                }
+            }
             None => self.link_up = self.backend_up,
         }
     }
@@ -450,6 +460,7 @@ impl VirtioDevice for NetDevice {
         match queue {
             RX => self.process_rx(rings),
             TX => self.process_tx(rings),
+            CONTROL => self.process_control(rings),
             _ => Ok(Progress::Done),
         }
     }
@@ -458,6 +469,7 @@ impl VirtioDevice for NetDevice {
         vec![
             EventSource::Input(self.backend.as_fd().as_raw_fd()),
             EventSource::Counter(self.space.as_raw_fd()),
+            EventSource::Counter(self.announcer.as_fd().as_raw_fd()),
         ]
     }
 
@@ -466,51 +478,69 @@ impl VirtioDevice for NetDevice {
         source: usize,
         rings: Option<&mut Rings<'_>>,
     ) -> Result<Progress, RingFault> {
-        if source == SOURCE_BACKEND {
-            return match rings {
-                Some(rings) => self.process_rx(rings),
-                None => {
-                    self.drop_input();
-                    Ok(Progress::Done)
-                }
-            };
+        match (source, rings) {
+            (SOURCE_BACKEND, Some(rings)) => self.process_rx(rings),
+            (SOURCE_BACKEND, None) => {
+                self.drop_input();
+                Ok(Progress::Done)
+            }
+            (SOURCE_SPACE, rings) => {
+                self.space.clear();
+                rings.map_or(Ok(Progress::Done), |rings| self.process_tx(rings))
+            }
+            (_, rings) => {
+                self.announce_again(rings);
+                Ok(Progress::Done)
+            }
         }
-        self.space.clear();
-        rings.map_or(Ok(Progress::Done), |rings| self.process_tx(rings))
     }
 
     fn save(&self) -> Result<DeviceState, DeviceError> {
         let state = NetState {
-            mac: self.mac,
             headers: self.framing == Framing::Headers,
+            mtu_bytes: self.mtu_bytes,
             link_up: self.link_up,
-            address: self.address,
+            guest_is_asked: self.guest_is_asked,
+            addresses: self.addresses.clone(),
         };
         DeviceState::encode(&self.name, VERSION, &state)
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
         let state: NetState = state.decode(&self.name, VERSION)?;
-        if state.mac != self.mac {
-            return Err(DeviceError::Invalid {
+        let invalid = |what: String| {
+            Err(DeviceError::Invalid {
                 device: self.name.clone(),
-                what: format!("MAC {:02x?}, here it is {:02x?}", state.mac, self.mac),
-            });
+                what,
+            })
+        };
+        let (there, here) = (state.addresses.own(), self.addresses.own());
+        if there != here {
+            return invalid(format!("MAC {there:02x?}, here it is {here:02x?}"));
+        }
+        if !state.addresses.is_possible() {
+            return invalid("more addresses than are kept".into());
         }
         if state.headers != (self.framing == Framing::Headers) {
-            return Err(DeviceError::Invalid {
-                device: self.name.clone(),
-                what: format!(
-                    "frames with headers: {}, here offload is: {}",
-                    state.headers,
-                    self.offload_in_words()
-                ),
-            });
+            return invalid(format!(
+                "frames with headers: {}, here offload is: {}",
+                state.headers,
+                self.offload_in_words()
+            ));
+        }
+        // Whether this host's network takes as much was compared before; once it is needed, a network that
+        // does not is better than none.
+        if state.mtu_bytes.is_some() != self.mtu_bytes.is_some() {
+            let (there, here) = (state.mtu_bytes, self.mtu_bytes);
+            return invalid(format!("MTU {there:?}, here it is {here:?}"));
         }
         // Until a driver is there; the transport says so next if there is one.
         self.set_offload(Offload::default());
+        self.guest_announces = false;
+        self.guest_is_asked = state.guest_is_asked;
+        self.mtu_bytes = state.mtu_bytes;
         self.link_up = state.link_up;
-        self.address = state.address;
+        self.addresses = state.addresses;
         Ok(())
     }
 }

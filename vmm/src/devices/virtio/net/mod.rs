@@ -2,11 +2,14 @@
 //! gate.
 //!
 //! Received frames go from the backend to the guest. Sent frames go to the gate's port, never to the
-//! backend.
+//! backend. On the way both tell where addresses are, for the announcement after a promotion.
 
+mod announcer;
 pub mod backend;
+mod control;
 mod device;
 mod offload;
+mod packet;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -76,6 +76,12 @@ pub trait FrameSource: Send {
     /// As [`FrameSource::recv`].
     fn probe(&mut self) -> Result<(), BackendError>;
 
+    /// Whether frames that are sent now get further than to this host, as far as that can be seen.
+    fn carries(&self) -> bool;
+
+    /// Bytes of the largest packet that the network takes, if that can be told: always the same.
+    fn mtu_bytes(&self) -> Option<u16>;
+
     /// What becomes readable when frames arrive. Always the same descriptor.
     fn as_fd(&self) -> BorrowedFd<'_>;
 }

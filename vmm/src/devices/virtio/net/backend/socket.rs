@@ -174,6 +174,15 @@ impl FrameSource for Receiver {
         }
     }
 
+    /// What the network process is connected to is its own business; so is how large packets may be there.
+    fn mtu_bytes(&self) -> Option<u16> {
+        None
+    }
+
+    fn carries(&self) -> bool {
+        true
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
@@ -21,6 +22,9 @@ use super::{Backend, BackendError, FrameSource, Framing, HEADER_BYTES, Receives}
 /// Where taps are opened.
 pub const CLONE_DEVICE: &str = "/dev/net/tun";
 
+/// `BR_STATE_FORWARDING` of `linux/if_bridge.h`.
+const BRIDGE_FORWARDING: &str = "3";
+
 /// `struct ifreq`, as `TUNSETIFF` reads and writes it.
 #[repr(C)]
 struct InterfaceRequest {
@@ -30,10 +34,22 @@ struct InterfaceRequest {
 }
 const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
 
+#[derive(Clone)]
 struct Tap {
     file: Arc<File>,
+    name: Arc<str>,
     framing: Framing,
+    mtu_bytes: Option<u16>,
 }
+
+/// `struct ifreq`, as `SIOCGIFMTU` reads and writes it.
+#[repr(C)]
+struct MtuRequest {
+    name: [u8; libc::IFNAMSIZ],
+    bytes: libc::c_int,
+    rest: [u8; 20],
+}
+const _: () = assert!(size_of::<MtuRequest>() == size_of::<libc::ifreq>());
 
 /// Opens the tap `name`, which must be there: one that the kernel would make now were down and in no
 /// bridge, and a guest without network would look like a guest at work.
@@ -61,27 +77,61 @@ pub fn open(name: &str, framing: Framing) -> Result<Backend, BackendError> {
             what: format!("set up tap {name}"),
             source,
         })?;
-    if !is_up(name) {
+    if !has_flags(name, InterfaceFlags::IFF_UP) {
         tracing::warn!(
             "tap {name} is down, so the guest reaches nobody: ip link set {name} up master BRIDGE"
         );
     }
-    let file = Arc::new(file);
+    let mtu_bytes = match framing {
+        // As for a socket, of which it cannot be told.
+        Framing::Bare => None,
+        Framing::Headers => Some(mtu_bytes(name).map_err(|source| BackendError::Io {
+            what: format!("read the MTU of tap {name}"),
+            source,
+        })?),
+    };
+    let tap = Tap {
+        file: Arc::new(file),
+        name: Arc::from(name),
+        framing,
+        mtu_bytes,
+    };
     Ok(Backend {
-        source: Box::new(Tap {
-            file: Arc::clone(&file),
-            framing,
-        }),
-        sink: Arc::new(Tap { file, framing }),
+        source: Box::new(tap.clone()),
+        sink: Arc::new(tap),
     })
 }
 
-/// Whether the interface is switched on, as far as that can be seen.
-fn is_up(name: &str) -> bool {
-    let is_down = |interface: InterfaceAddress| {
-        interface.interface_name == name && !interface.flags.contains(InterfaceFlags::IFF_UP)
+/// Bytes of the largest packet that the interface takes.
+fn mtu_bytes(name: &str) -> io::Result<u16> {
+    let invalid = |_| io::Error::from(ErrorKind::InvalidInput);
+    let mut request = MtuRequest {
+        name: interface_name(name).map_err(|_| io::Error::from(ErrorKind::InvalidInput))?,
+        bytes: 0,
+        rest: [0; 20],
     };
-    !getifaddrs().is_ok_and(|mut all| all.any(is_down))
+    // Any socket will do: it says in which network namespace.
+    let socket = UnixDatagram::unbound()?;
+    // SAFETY: `SIOCGIFMTU` reads and writes one `struct ifreq` at the pointer it is given. `MtuRequest` has that
+    // layout and size, checked at compile time; every bit pattern is valid for it; it lives on this stack,
+    // mutably borrowed, for the whole call, and the kernel keeps no pointer to it.
+    done(unsafe { ioctl_with_mut_ref(&socket, libc::SIOCGIFMTU, &mut request) })?;
+    request.bytes.try_into().map_err(invalid)
+}
+
+/// Whether the interface has all of these `flags`, as far as that can be seen.
+fn has_flags(name: &str, flags: InterfaceFlags) -> bool {
+    let lacks = |interface: InterfaceAddress| {
+        interface.interface_name == name && !interface.flags.contains(flags)
+    };
+    !getifaddrs().is_ok_and(|mut all| all.any(lacks))
+}
+
+/// Whether the bridge of the interface, if it has one, passes its frames on: not while the bridge still looks for
+/// loops.
+fn is_forwarding(name: &str) -> bool {
+    let state = std::fs::read_to_string(format!("/sys/class/net/{name}/brport/state"));
+    state.map_or(true, |state| state.trim() == BRIDGE_FORWARDING)
 }
 
 impl InterfaceRequest {
@@ -236,6 +286,15 @@ impl FrameSource for Tap {
         Ok(())
     }
 
+    fn mtu_bytes(&self) -> Option<u16> {
+        self.mtu_bytes
+    }
+
+    fn carries(&self) -> bool {
+        let up = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+        has_flags(&self.name, up) && is_forwarding(&self.name)
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -302,10 +361,14 @@ mod tests {
             InterfaceRequest::tap(&name, Framing::Headers).unwrap(),
         ) {
             Ok(()) => {
-                assert!(!is_up(&name), "it was never switched on");
-                let framing = Framing::Headers;
-                let file = Arc::new(file);
-                let tap = Tap { file, framing };
+                let tap = Tap {
+                    file: Arc::new(file),
+                    name: Arc::from(name.as_str()),
+                    framing: Framing::Headers,
+                    mtu_bytes: None,
+                };
+                assert_eq!(mtu_bytes(&name).unwrap(), 1500);
+                assert!(!tap.carries(), "it was never switched on");
                 let sent = tap.send(&[0; HEADER_BYTES + 60]);
                 assert_eq!(sent, Err(SendError::Down));
                 let error = open(&name, Framing::Headers).err().expect("it is in use");

@@ -1,17 +1,20 @@
 //! The network device between a driver, a backend and a gate.
 
+mod announcements;
 mod offload;
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use understudy_replication::Fingerprint;
 use understudy_replication::ids::EpochId;
+use understudy_replication::output::announce::{Station, gratuitous_arp, rarp};
 use understudy_replication::output::{
-    FRAME_OVERHEAD_BYTES, FrameSink, GateLimits, OutputGate, SendError, announce,
+    FRAME_OVERHEAD_BYTES, FrameSink, GateLimits, OutputGate, SendError,
 };
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
@@ -26,6 +29,7 @@ use crate::output::SpaceEvent;
 
 const RX_RING: u64 = 0x1000;
 const TX_RING: u64 = 0x2000;
+const CONTROL_RING: u64 = 0x3000;
 const RX_DATA: u64 = 0x1_0000;
 const TX_DATA: u64 = 0x4_0000;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
@@ -33,8 +37,10 @@ const LINK_UP: u8 = 1;
 /// Numbers of the device's event sources.
 const RX_KICK: usize = 0;
 const TX_KICK: usize = 1;
-const BACKEND: usize = 2;
-const SPACE: usize = 3;
+const CONTROL_KICK: usize = 2;
+const BACKEND: usize = 3;
+const SPACE: usize = 4;
+const TIMER: usize = 5;
 
 /// A backend in memory; clones are the same one.
 #[derive(Clone)]
@@ -44,6 +50,7 @@ struct Cable {
     cut: Arc<Mutex<bool>>,
     framing: Framing,
     receives: Arc<Mutex<Receives>>,
+    mtu_bytes: Option<u16>,
     /// Something to watch; it never becomes ready.
     file: Arc<UnixStream>,
 }
@@ -56,6 +63,7 @@ impl Cable {
             cut: Arc::default(),
             framing: Framing::Bare,
             receives: Arc::default(),
+            mtu_bytes: None,
             file: Arc::new(UnixStream::pair().unwrap().0),
         }
     }
@@ -100,6 +108,14 @@ impl FrameSource for Cable {
         Ok(())
     }
 
+    fn mtu_bytes(&self) -> Option<u16> {
+        self.mtu_bytes
+    }
+
+    fn carries(&self) -> bool {
+        !*self.cut.lock().unwrap()
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -117,7 +133,7 @@ type NetTransport = MmioTransport<NetDevice>;
 fn attach(gate: &OutputGate, memory: &GuestRam, cable: &Cable, mac: [u8; 6]) -> NetTransport {
     let space = SpaceEvent::new().unwrap();
     let port = gate.add_network(Arc::new(cable.clone()), space.waker());
-    let net = NetDevice::new("net0", mac, Box::new(cable.clone()), port, space);
+    let net = NetDevice::new("net0", mac, Box::new(cable.clone()), port, space).unwrap();
     MmioTransport::new(net, memory.clone(), Irq::new().unwrap()).unwrap()
 }
 
@@ -152,6 +168,11 @@ fn frame(number: u8) -> Vec<u8> {
     let mut frame = [&[0xff; 6][..], &MAC, &[0x88, 0xb5]].concat();
     frame.resize(60, number);
     frame
+}
+
+/// The guest says that it has `10.77.0.LAST`.
+fn arp(last: u8) -> Vec<u8> {
+    gratuitous_arp(Station::untagged(MAC), Ipv4Addr::new(10, 77, 0, last))
 }
 
 /// Puts a frame behind its header into memory, in two buffers.
@@ -382,13 +403,11 @@ fn the_link_goes_down_even_without_a_buffer() {
 fn snapshot_mutate_restore_compare() {
     let (memory, cable) = (ram(), Cable::new());
     let (mut device, _gate, mut rx, mut tx) = running(&memory, &cable);
-    let arp = announce::gratuitous_arp(MAC, Ipv4Addr::new(10, 77, 0, 2));
-    offer_frame(&memory, &mut tx, TX_DATA, &arp);
+    offer_frame(&memory, &mut tx, TX_DATA, &arp(2));
     device.handle_event(TX_KICK);
     let saved = device.save().unwrap();
 
-    let arp = announce::gratuitous_arp(MAC, Ipv4Addr::new(10, 77, 0, 3));
-    offer_frame(&memory, &mut tx, TX_DATA, &arp);
+    offer_frame(&memory, &mut tx, TX_DATA, &arp(3));
     device.handle_event(TX_KICK);
     rx.offer(&[(RX_DATA, 2048, true)]);
     *cable.cut.lock().unwrap() = true;
@@ -400,7 +419,8 @@ fn snapshot_mutate_restore_compare() {
     let (mut other, _gate) = self::device(&memory, &Cable::new());
     other.restore(&saved).unwrap();
     assert_eq!(other.save().unwrap(), saved);
-    assert_eq!(other.device().address(), Some(Ipv4Addr::new(10, 77, 0, 2)));
+    let learned: Vec<IpAddr> = other.device().addresses().ip_addresses().collect();
+    assert_eq!(learned, [IpAddr::from([10, 77, 0, 2])]);
 }
 
 #[test]
@@ -413,18 +433,50 @@ fn another_guests_state_is_refused() {
 }
 
 #[test]
-fn a_promoted_device_announces_what_it_learned() {
-    let (memory, cable) = (ram(), Cable::new());
-    let (mut device, gate, _rx, mut tx) = running(&memory, &cable);
-    device.device().announce().unwrap();
-    assert_eq!(cable.sent(), [announce::rarp(MAC)]);
-    let arp = announce::gratuitous_arp(MAC, Ipv4Addr::new(10, 77, 0, 2));
-    offer_frame(&memory, &mut tx, TX_DATA, &arp);
-    device.handle_event(TX_KICK);
-    cable.sent();
-    gate.hold();
-    device.device().announce().unwrap();
-    assert_eq!(cable.sent(), [announce::rarp(MAC), arp]);
+fn the_guest_is_told_the_mtu_of_its_first_host() {
+    let memory = ram();
+    let with = |mtu_bytes| Cable {
+        mtu_bytes: Some(mtu_bytes),
+        ..Cable::new()
+    };
+    let told = |device: &mut NetTransport| {
+        let mut mtu = [0; 2];
+        device.read(u64::from(reg::VIRTIO_MMIO_CONFIG) + 10, &mut mtu);
+        u16::from_le_bytes(mtu)
+    };
+    let print = |device: &NetTransport| {
+        let mut print = Fingerprint::new();
+        device.device().describe(&mut print);
+        print
+    };
+    let (mut first, _gate) = device(&memory, &with(1400));
+    write(&mut first, reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0);
+    assert_ne!(
+        read(&mut first, reg::VIRTIO_MMIO_DEVICE_FEATURES) & 1 << 3,
+        0
+    );
+    assert_eq!(told(&mut first), 1400);
+    let (mut second, _gate) = device(&memory, &with(9000));
+    assert_eq!(print(&first).differences(&print(&second)), []);
+    let differences = print(&second).differences(&print(&first));
+    assert_eq!(
+        differences[0].to_string(),
+        "device.net0.mtu: primary has 9000, backup has at most 1400"
+    );
+    // And the host to which it came may have the first one as its standby.
+    second.restore(&first.save().unwrap()).unwrap();
+    assert_eq!(told(&mut second), 1400);
+    assert_eq!(print(&second).differences(&print(&first)), []);
+
+    let (mut unknown, _gate) = device(&memory, &Cable::new());
+    write(&mut unknown, reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0);
+    assert_eq!(
+        read(&mut unknown, reg::VIRTIO_MMIO_DEVICE_FEATURES) & 1 << 3,
+        0
+    );
+    assert_eq!(told(&mut unknown), 0);
+    let error = unknown.restore(&first.save().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("MTU Some(1400)"), "{error}");
 }
 
 proptest! {
@@ -436,12 +488,16 @@ proptest! {
         ),
         heads in proptest::collection::vec(0..RING_SIZE + 1, RING_SIZE as usize),
         avail in 0..RING_SIZE + 2,
-        kick in 0..4_usize,
+        kick in 0..6_usize,
     ) {
         use virtio_queue::desc::{RawDescriptor, split::Descriptor};
         let (memory, cable) = (ram(), Cable::new());
         let (mut device, _gate, rx, tx) = running(&memory, &cable);
-        for ring in [&rx, &tx] {
+        let control = Ring::new(&memory, CONTROL_RING);
+        initialise(&mut device, announcements::FEATURES, &[&rx, &tx, &control]);
+        device.device_mut().announce().unwrap();
+        cable.sent();
+        for ring in [&rx, &tx, &control] {
             for (index, (address, len, flags, next)) in descriptors.iter().enumerate() {
                 let descriptor = Descriptor::new(*address, *len, *flags, *next);
                 let raw = RawDescriptor::from(descriptor);
