@@ -218,4 +218,12 @@ impl DiskError {
         };
         io::Error::new(kind, self)
     }
+
+    /// Whether a request failed for no other reason than that another side runs the guest. It says nothing
+    /// about the host's storage.
+    #[must_use]
+    pub fn is_shut(error: &io::Error) -> bool {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        matches!(inner, Some(Self::Shut))
+    }
 }

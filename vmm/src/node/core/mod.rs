@@ -347,6 +347,8 @@ impl NodeCore {
 
     fn promoted(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.role = Role::Primary;
+        // It was a standby's: why its promotion had to wait, or why it was none.
+        self.alarm = None;
         self.pace.started(now);
         effects.push(Effect::Protect);
         if self.is_stopping_standby {

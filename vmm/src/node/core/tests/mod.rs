@@ -369,6 +369,17 @@ fn each_change_of_the_protection_is_told_once_and_part_of_the_standing() {
 }
 
 #[test]
+fn what_a_promotion_waited_for_is_no_alarm_any_more_once_it_is_done() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    let what = "the promotion waits: the shared image is locked".to_owned();
+    told(&mut core, ReplicationEvent::Alarm(what.clone()));
+    assert_eq!(core.standing().alarm, Some(what));
+    core.input(Duration::from_secs(2), promoted());
+    assert_eq!(core.role, Role::Primary);
+    assert_eq!(core.standing().alarm, None);
+}
+
+#[test]
 fn how_a_side_ended_is_told_by_its_role_and_not_by_replication_as_well() {
     let reason = "web on b".to_owned();
     let mut core = in_role(Role::Primary, RULES, true);

@@ -5,6 +5,8 @@
 use std::io;
 use std::time::Duration;
 
+use understudy_replication::disk::DiskError;
+
 use super::{BlkDevice, DiskNews, QUEUE, answer};
 use crate::devices::virtio::blk::flight::{Answer, Asked, Held};
 use crate::devices::virtio::blk::held::Word;
@@ -106,8 +108,10 @@ impl BlkDevice {
     }
 }
 
-/// A kind of storage that does not know a discard has not failed.
+/// A kind of storage that does not know a discard has not failed; nor has one that is shut because another host runs
+/// the guest.
 pub(super) fn is_no_failure(asked: &Asked, failure: &Failure) -> bool {
-    matches!(asked, Asked::Range { is_discard: true })
-        && failure.error.kind() == io::ErrorKind::Unsupported
+    let is_discard = matches!(asked, Asked::Range { is_discard: true });
+    let is_unknown = is_discard && failure.error.kind() == io::ErrorKind::Unsupported;
+    is_unknown || DiskError::is_shut(&failure.error)
 }

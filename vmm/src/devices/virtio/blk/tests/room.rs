@@ -74,3 +74,24 @@ fn a_request_waits_in_the_ring_while_the_log_is_full() {
     assert!(bench.counters().waits > 0);
     assert_eq!(bench.counters().writes, written as u64 + 1);
 }
+
+#[test]
+fn a_host_that_was_fenced_does_not_say_that_its_disk_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    let set = small_set(directory.path());
+    let memory = ram();
+    let medium = Medium::Copied(set.disks()[0].clone());
+    let features = VERSION_1 | FLUSH_FEATURE;
+    let mut bench = Bench::with_medium(&memory, medium, false, features);
+    set.primary().shut();
+    // Nor is anything held until the storage is better.
+    bench.device.device_mut().hold_failed();
+    for (request, data) in [(OUT, false), (IN, true)] {
+        bench.offer(request, 8, &[(DATA, 512, data)]);
+        bench.device.handle_event(KICK);
+        bench.await_used(1);
+        assert_eq!(bench.status(), IOERR);
+    }
+    assert_eq!(bench.counters().failures, 0);
+    assert_eq!(*bench.alarms.lock().unwrap(), []);
+}
