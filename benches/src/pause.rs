@@ -17,7 +17,7 @@ use tracing::{Event, Metadata, Subscriber};
 use understudy_replication::arbiter::FileArbiter;
 use understudy_replication::core::policy::Policy;
 use understudy_replication::runtime::{Origin, Primary, Standby, Status};
-use understudy_vmm::machine::{Kernel, Machine, MachineConfig};
+use understudy_vmm::machine::{Discovery, Kernel, Machine, MachineConfig};
 
 use crate::table::{Cell, Progress, Table, number};
 
@@ -187,6 +187,7 @@ impl Arguments {
             memory_mib: self.memory_mib,
             kernel: Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
             cmdline: workload,
+            discovery: Discovery::CommandLine,
             rng: true,
             ..MachineConfig::default()
         })?)

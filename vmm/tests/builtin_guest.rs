@@ -17,8 +17,8 @@ use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
 use understudy_vmm::devices::virtio::net::backend::socket;
 use understudy_vmm::machine::{
-    Console, DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent, NetBackend,
-    NetConfig, Opened,
+    Console, Discovery, DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent,
+    NetBackend, NetConfig, Opened,
 };
 use understudy_vmm::memory::Memory;
 use understudy_workload::disk::{self, BLOCK_BYTES, BadBlock};
@@ -89,6 +89,7 @@ fn config(vcpus: u8, memory_mib: u64, cmdline: &str) -> MachineConfig {
         memory_mib,
         kernel: Some(Kernel::Bytes(understudy_guest_images::BUILTIN.to_vec())),
         cmdline: cmdline.into(),
+        discovery: Discovery::CommandLine,
         ..Default::default()
     }
 }

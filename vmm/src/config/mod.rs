@@ -30,7 +30,7 @@ use understudy_replication::runtime::HeartbeatPath;
 use understudy_transport::Endpoint;
 use understudy_workload::options::Options;
 
-use crate::machine::{Console, DriveKind, Kernel, MachineConfig, Start};
+use crate::machine::{Console, Discovery, DriveKind, Kernel, MachineConfig, Start};
 
 pub use error::ConfigError;
 pub use file::{
@@ -199,11 +199,13 @@ fn machine(vm: &str, file: &ConfigFile) -> Result<MachineConfig, ConfigError> {
         drives.drives.iter().map(|drive| &*drive.id),
     )?;
     checks::check_distinct(&keys::NET_ID, net.iter().map(|net| &*net.id))?;
+    let cmdline = cmdline(boot, drives.root)?;
     let mut machine = MachineConfig {
+        discovery: discovery(boot, &cmdline),
         kernel: boot.kernel_image_path.as_deref().map(kernel),
         boot_protocol: boot.boot_protocol.unwrap_or_default(),
         initrd: boot.initrd_path.clone(),
-        cmdline: cmdline(boot, drives.root)?,
+        cmdline,
         net,
         disk_journal: file.replication.disk_journal.clone().or(drives.journal),
         drives: drives.drives,
@@ -234,6 +236,24 @@ fn machine(vm: &str, file: &ConfigFile) -> Result<MachineConfig, ConfigError> {
     Ok(machine)
 }
 
+/// How the kernel finds its devices. What reads no ACPI tables is the built-in guest, and what was told not to.
+fn discovery(boot: &BootSource, cmdline: &str) -> Discovery {
+    let reads_acpi = boot_kernel(boot).is_some()
+        && !cmdline
+            .split_ascii_whitespace()
+            .any(|word| word == "acpi=off");
+    match reads_acpi {
+        true => Discovery::Acpi,
+        false => Discovery::CommandLine,
+    }
+}
+
+/// The kernel, unless it is the built-in guest.
+fn boot_kernel(boot: &BootSource) -> Option<&Path> {
+    let path = boot.kernel_image_path.as_deref();
+    path.filter(|path| !is_builtin(path))
+}
+
 fn is_builtin(path: &Path) -> bool {
     path == Path::new(BUILTIN)
 }
@@ -253,8 +273,7 @@ fn kernel(path: &Path) -> Kernel {
 /// The guest's command line, with what it says of the `root` file system.
 fn cmdline(boot: &BootSource, root: Option<String>) -> Result<String, ConfigError> {
     let given = boot.boot_args.clone();
-    let builtin = boot.kernel_image_path.as_deref().is_none_or(is_builtin);
-    if !builtin {
+    if boot_kernel(boot).is_some() {
         let words = given.into_iter().chain(root);
         return Ok(words.collect::<Vec<_>>().join(" "));
     }

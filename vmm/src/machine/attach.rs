@@ -30,7 +30,7 @@ pub enum Place {
         /// Its interrupt, if it has one.
         gsi: Option<u32>,
     },
-    /// In the next free slot for virtio-mmio devices. Command line and ACPI tables tell the guest.
+    /// In the next free slot for virtio-mmio devices. Command line or ACPI tables tell the guest.
     VirtioMmio,
 }
 
@@ -110,7 +110,7 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    /// The command line words that tell the guest about a device it could not find on its own.
+    /// The command line's word that tells the guest about a device it could not find on its own.
     pub(super) fn cmdline(&self) -> Option<String> {
         let gsi = self.gsi.filter(|_| self.is_virtio_mmio)?;
         let kib = MMIO_BYTES / 1024;

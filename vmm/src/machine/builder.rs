@@ -15,7 +15,7 @@ use understudy_replication::disk::DiskSet;
 use understudy_replication::output::OutputGate;
 
 use super::attach::{Attached, Attachment, Wiring};
-use super::config::{ConfigError, Kernel, MachineConfig, VCPUS_MAX};
+use super::config::{ConfigError, Discovery, Kernel, MachineConfig, VCPUS_MAX};
 use super::event_loop::EventLoop;
 use super::events::{Events, MachineEvent};
 use super::state::Initial;
@@ -41,6 +41,7 @@ pub struct MachineBuilder {
     vcpus: u8,
     template: CpuTemplate,
     cmdline: String,
+    discovery: Discovery,
     payload: Option<Payload>,
     system: System,
     vm: Arc<VmFd>,
@@ -97,6 +98,7 @@ impl MachineBuilder {
             vcpus: config.vcpus,
             template: config.cpu_template,
             cmdline: config.cmdline,
+            discovery: config.discovery,
             system,
             vm: Arc::new(vm),
             memory,
@@ -251,12 +253,15 @@ impl MachineBuilder {
             initial: Arc::new(initial),
             payload: self.payload.map(Arc::new),
             cmdline,
+            discovery: self.discovery,
             phase: Phase::Built,
         })
     }
 
     fn cmdline(&self) -> Result<Cmdline, MachineFault> {
-        let devices = self.devices.iter().filter_map(Attached::cmdline);
+        let devices = self.devices.iter();
+        let devices = devices.filter(|_| self.discovery == Discovery::CommandLine);
+        let devices = devices.filter_map(Attached::cmdline);
         let words = std::iter::once(self.cmdline.clone())
             .chain(devices)
             .chain([format!("nr_cpus={}", self.vcpus)]);

@@ -53,8 +53,10 @@ pub struct MachineConfig {
     pub boot_protocol: BootProtocol,
     /// An initramfs for the kernel.
     pub initrd: Option<PathBuf>,
-    /// Kernel command line; what the guest needs to find devices and vCPUs is appended.
+    /// Kernel command line; what the guest needs to find vCPUs, and perhaps devices, is appended.
     pub cmdline: String,
+    /// How the kernel is told about virtio devices.
+    pub discovery: Discovery,
     /// Network devices, in the guest's order.
     pub net: Vec<NetConfig>,
     /// Disks, in the guest's order.
@@ -73,6 +75,17 @@ pub struct MachineConfig {
     pub console: Console,
     /// Limits of the output gate.
     pub gate: GateLimits,
+}
+
+/// How a kernel is told about virtio devices, which are on no bus that it could search. There is one way only:
+/// a kernel that knows both would see each device twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Discovery {
+    /// By ACPI's tables.
+    #[default]
+    Acpi,
+    /// By words of the command line, for kernels that do not read ACPI's tables.
+    CommandLine,
 }
 
 /// Where a guest's console goes.
@@ -229,6 +242,7 @@ impl Default for MachineConfig {
             boot_protocol: BootProtocol::Auto,
             initrd: None,
             cmdline: String::new(),
+            discovery: Discovery::default(),
             net: Vec::new(),
             drives: Vec::new(),
             disk_journal: None,

@@ -15,8 +15,10 @@ use understudy_replication::output::ConsoleSink;
 
 use super::attach::{AttachError, Attached, Attachment, Health, Place};
 use super::builder::MachineBuilder;
-use super::config::{ConfigError, Console, DriveConfig, DriveKind, NetBackend, NetConfig, Start};
-use super::{MachineEvent, MachineFault, Networks, OnError, OnPanic, OnWatchdog};
+use super::config::{
+    ConfigError, Console, Discovery, DriveConfig, DriveKind, NetBackend, NetConfig, Start,
+};
+use super::{Machine, MachineEvent, MachineFault, Networks, OnError, OnPanic, OnWatchdog};
 use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
@@ -291,11 +293,17 @@ impl MachineBuilder {
     }
 }
 
-/// What the guest's firmware tables say about `devices`.
-pub(super) fn hardware(vcpus: u8, devices: &[Attached]) -> Hardware {
+impl Machine {
+    /// What the guest's firmware tables say.
+    pub(super) fn hardware(&self) -> Hardware {
+        hardware(self.vcpus.len() as u8, self.discovery, &self.devices)
+    }
+}
+
+fn hardware(vcpus: u8, discovery: Discovery, devices: &[Attached]) -> Hardware {
     let virtio_mmio = devices
         .iter()
-        .filter(|attached| attached.is_virtio_mmio)
+        .filter(|attached| attached.is_virtio_mmio && discovery == Discovery::Acpi)
         .map(|attached| MmioDevice {
             // All of them lie in the hole below 4 GiB.
             base: attached.base as u32,

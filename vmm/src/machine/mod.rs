@@ -51,7 +51,7 @@ pub use attach::{AttachError, Attachment, Health, Place};
 pub use builder::MachineBuilder;
 pub(crate) use config::beside;
 pub use config::{
-    ConfigError, Console, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend,
+    ConfigError, Console, Discovery, DriveConfig, DriveKind, Kernel, MachineConfig, NetBackend,
     NetConfig, Opened, Start, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
@@ -182,6 +182,7 @@ pub struct Machine {
     initial: Arc<Initial>,
     payload: Option<Arc<Payload>>,
     cmdline: Cmdline,
+    discovery: Discovery,
     phase: Phase,
 }
 
@@ -248,7 +249,7 @@ impl Machine {
         self.power_switch.as_ref()
     }
 
-    /// The guest's command line, devices included.
+    /// The guest's command line, with what was appended.
     #[must_use]
     pub fn cmdline(&self) -> &str {
         self.cmdline.as_str()
@@ -285,7 +286,7 @@ impl Machine {
             return Err(ConfigError::NoKernel.into());
         };
         let ram = self.memory.ram();
-        let hardware = configured_devices::hardware(self.vcpus.len() as u8, &self.devices);
+        let hardware = self.hardware();
         let entry = boot::load(ram, payload, &self.cmdline, &hardware)?;
         enter_kernel(self.vcpus[0].handle(), entry)
     }

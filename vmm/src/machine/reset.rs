@@ -10,9 +10,7 @@
 use std::sync::Arc;
 
 use super::pause::Paused;
-use super::{
-    ConfigError, Machine, MachineEvent, MachineFault, Phase, configured_devices, enter_kernel,
-};
+use super::{ConfigError, Machine, MachineEvent, MachineFault, Phase, enter_kernel};
 use crate::boot::{self, Payload};
 
 impl Machine {
@@ -46,7 +44,7 @@ impl Machine {
     }
 
     fn reset_and_boot(&mut self, payload: &Payload) -> Result<(), MachineFault> {
-        let hardware = configured_devices::hardware(self.vcpus.len() as u8, &self.devices);
+        let hardware = self.hardware();
         let (initial, events) = (Arc::clone(&self.initial), Arc::clone(&self.events));
         let (ram, cmdline) = (self.memory.ram().clone(), self.cmdline.clone());
         let mut paused = Paused::new(self)?;

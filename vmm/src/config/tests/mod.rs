@@ -159,6 +159,21 @@ fn a_standby_reboots_only_what_it_was_told_is_the_guest() {
 }
 
 #[test]
+fn devices_are_on_the_command_line_only_of_what_reads_no_acpi() {
+    let discovery = |text: &str| config(text).machine.discovery;
+    assert_eq!(discovery("{}"), Discovery::CommandLine);
+    let with = |kernel: &str, args: &str| {
+        discovery(&format!(
+            r#"{{"boot-source": {{"kernel_image_path": "{kernel}", "boot_args": "{args}"}}}}"#
+        ))
+    };
+    let linux = env!("CARGO_MANIFEST_DIR").to_owned() + "/Cargo.toml";
+    assert_eq!(with("builtin", "workload=echo"), Discovery::CommandLine);
+    assert_eq!(with(&linux, "console=ttyS0 noacpi=off"), Discovery::Acpi);
+    assert_eq!(with(&linux, "acpi=off quiet"), Discovery::CommandLine);
+}
+
+#[test]
 fn an_initramfs_needs_a_kernel() {
     let error = refused(r#"{"boot-source": {"initrd_path": "/boot/initrd"}}"#);
     assert!(error.contains("boot-source.initrd_path"), "{error}");

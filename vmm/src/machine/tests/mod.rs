@@ -3,6 +3,7 @@
 mod conformance;
 mod copies;
 mod cpus;
+mod discovery;
 mod pvh;
 mod resets;
 mod running;
