@@ -379,6 +379,9 @@ impl MachineState {
         // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
         // counts it.
         self.vm.restore_clock(&machine.vm)?;
+        if let (Some(vcpu), Some(state)) = (machine.vcpus.first(), self.vcpus.first()) {
+            state.renew_wall_clock(vcpu.handle())?;
+        }
         for vcpu in &machine.vcpus {
             // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,
             // and then not needed.

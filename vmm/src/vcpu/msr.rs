@@ -15,6 +15,10 @@ use crate::kvm::{KvmError, VcpuHandle};
 /// The time-stamp counter.
 pub(super) const MSR_TSC: u32 = 0x10;
 
+/// Where the guest wants to read the wall clock time at which its kvmclock was 0, by its old and its new number.
+/// Writing it has KVM compute that time anew.
+pub(super) const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
+
 /// The part of a fingerprint that lists MSRs.
 const PART: &str = "KVM";
 

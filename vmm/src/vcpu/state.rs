@@ -8,7 +8,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::msr::{MSR_TSC, Msr, MsrList};
+use super::msr::{MSR_KVM_WALL_CLOCK, MSR_TSC, Msr, MsrList};
 use super::time::{CounterMove, GuestClock};
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, counter_offset, get_xsave, set_xsave};
@@ -158,6 +158,20 @@ impl VcpuState {
         // Last: writing general or system registers drops pending exceptions and interrupts.
         fd.set_vcpu_events(&self.events)
             .map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// Has KVM tell the guest once more at which wall clock time its kvmclock was 0. KVM did so when the MSRs were
+    /// restored, by a kvmclock that was not the guest's yet. It is one for all vCPUs.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn renew_wall_clock(&self, handle: &VcpuHandle) -> Result<(), VcpuError> {
+        let is_it = |msr: &&Msr| MSR_KVM_WALL_CLOCK.contains(&msr.index) && msr.data != 0;
+        let msrs: Vec<Msr> = self.msrs.iter().filter(is_it).copied().collect();
+        if msrs.is_empty() {
+            return Ok(());
+        }
+        msr::write(handle.id(), &handle.lock(), msrs)
     }
 
     /// The MSRs that were saved.

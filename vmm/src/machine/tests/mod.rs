@@ -8,6 +8,7 @@ mod pvh;
 mod resets;
 mod running;
 mod states;
+mod time;
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
