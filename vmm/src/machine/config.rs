@@ -167,7 +167,8 @@ pub struct DriveConfig {
     pub kind: DriveKind,
     /// Where the map of changed blocks is, if the disk is replicated.
     pub map_path: PathBuf,
-    /// What follows when this host's storage fails a request of the guest.
+    /// What follows when this host's storage fails a request of the guest. Unless it is [`OnError::Report`], the machine's
+    /// owner decides: it has to answer each [`DiskHolds`](super::MachineEvent::DiskHolds).
     pub on_error: OnError,
     /// After how long without anything done another host may serve the guest better.
     pub stalls_after: Duration,
@@ -185,7 +186,7 @@ pub enum DriveKind {
 }
 
 impl DriveConfig {
-    /// A disk with its map of changed blocks beside the image.
+    /// A disk with its map of changed blocks beside the image, whose errors the guest sees.
     pub fn new(id: impl Into<String>, path: impl Into<PathBuf>, kind: DriveKind) -> Self {
         let path = path.into();
         Self {
@@ -193,7 +194,7 @@ impl DriveConfig {
             map_path: beside(&path, "map"),
             path,
             kind,
-            on_error: OnError::default(),
+            on_error: OnError::Report,
             stalls_after: Policy::default().storage_timeout,
         }
     }

@@ -103,9 +103,11 @@ struct Worker {
     /// Disks that have been written and not flushed.
     unsynced: BTreeSet<u16>,
     unsynced_bytes: u64,
-    /// A flush failed. The host may have dropped what it could not write, so a later flush proves
-    /// nothing.
-    failed: Option<String>,
+    /// What has been written since the last flush, but for what is still held. It is bounded, as `unsynced_bytes` is.
+    written: Vec<DiskWrite>,
+    /// A flush failed. The host may have dropped what it could not write, and says so only once: all of it is
+    /// written again.
+    is_in_doubt: bool,
 }
 
 impl Worker {
@@ -114,7 +116,8 @@ impl Worker {
             queue,
             unsynced: BTreeSet::new(),
             unsynced_bytes: 0,
-            failed: None,
+            written: Vec::new(),
+            is_in_doubt: false,
         }
     }
 
@@ -162,8 +165,15 @@ impl Worker {
     fn write_held(&mut self, epoch: EpochId) -> Result<(), DiskError> {
         let due = self.queue.log.lock().held.due(epoch);
         self.write(&due.writes)?;
-        if due.flush || self.unsynced_bytes >= self.queue.unsynced_bytes_max {
-            self.flush()?;
+        self.written.extend(due.writes.iter().cloned());
+        let is_much = self.unsynced_bytes >= self.queue.unsynced_bytes_max;
+        if due.flush || is_much || self.is_in_doubt {
+            let flushed = self.flush();
+            if flushed.is_err() {
+                // These are still held.
+                self.written.truncate(self.written.len() - due.writes.len());
+            }
+            flushed?;
         }
         self.queue.log.with_log(|log| log.held.written(epoch));
         Ok(())
@@ -185,10 +195,12 @@ impl Worker {
     }
 
     fn write(&mut self, writes: &[DiskWrite]) -> Result<(), DiskError> {
-        if let Some(failed) = &self.failed {
-            return Err(DiskError::Failed(failed.clone()));
-        }
-        for write in writes {
+        let again = if self.is_in_doubt {
+            &*self.written
+        } else {
+            &[]
+        };
+        for write in again.iter().chain(writes) {
             if self.queue.log.lock().shut {
                 return Err(DiskError::Shut);
             }
@@ -201,13 +213,15 @@ impl Worker {
     }
 
     fn flush(&mut self) -> Result<(), DiskError> {
+        self.is_in_doubt = true;
         for number in std::mem::take(&mut self.unsynced) {
-            let flushed = self.queue.drives[usize::from(number)].flush();
-            if let Err(error) = &flushed {
-                self.failed = Some(error.to_string());
-            }
-            flushed?;
+            let drive = &self.queue.drives[usize::from(number)];
+            // The guest need not hear of it: nothing is lost.
+            let flushed = drive.flush_storage();
+            flushed.map_err(|error| drive.failed("flush", 0, error))?;
         }
+        self.is_in_doubt = false;
+        self.written.clear();
         self.unsynced_bytes = 0;
         Ok(())
     }

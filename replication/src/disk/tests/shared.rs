@@ -307,6 +307,44 @@ fn writes_that_the_image_refuses_stay_held_and_go_out_later() {
     assert_eq!(image(&a), model);
 }
 
+/// A host may drop what it could not make safe, and says so once.
+#[test]
+fn after_a_failed_flush_everything_since_the_last_one_is_written_again() {
+    let (a, _, primary, _, mut session) = holding(7);
+    let disk = &primary.disks()[0];
+    let before = image(&a);
+    let mut model = image(&a);
+    for place in 0..3_u8 {
+        let at = usize::from(place) * 512;
+        model[at..at + 512].fill(place + 1);
+        disk.write_at(at as u64, &[place + 1; 512]).unwrap();
+        if place == 0 {
+            release(&primary, session.epoch()).unwrap();
+        }
+    }
+    disk.flush().unwrap();
+    let epoch = session.epoch();
+    // Its two writes, and from the second time on that of before, too.
+    for writes in [2, 3, 3] {
+        a.fail("disk0", writes, std::io::ErrorKind::HostUnreachable);
+        let refused = release(&primary, epoch).unwrap_err();
+        assert!(refused.to_string().contains("disk0"), "{refused}");
+        a.set_content("disk0", before.to_vec());
+        a.heal();
+        assert_eq!(&read_all(&primary)[512..], &model[512..], "still held");
+    }
+    release(&primary, epoch).unwrap();
+    assert_eq!(image(&a), model);
+    assert_eq!(image(&a.after_power_loss(&mut seeded(7))), model);
+    // What was made good is forgotten.
+    disk.write_at(0, &[9; 512]).unwrap();
+    model[..512].fill(9);
+    release(&primary, session.epoch()).unwrap();
+    go_alone(&primary).unwrap();
+    assert_eq!(image(&a), model);
+    disk.flush().unwrap();
+}
+
 #[test]
 fn a_backup_wants_to_see_the_primarys_lock_of_each_shared_image() {
     let refused = |backup: &DiskSet| {

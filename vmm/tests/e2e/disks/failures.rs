@@ -79,7 +79,8 @@ fn a_primary_that_cannot_mark_blocks_fails_the_guests_writes_and_nothing_else() 
     let small = disks.path("small");
     let program = vmm_beside(&small, 16 * PAGE_BYTES, 0);
     let map = small.join("map").display().to_string();
-    let drive = format!("path={},map={map}", disks.image_path(A).display());
+    let image = disks.image_path(A).display().to_string();
+    let drive = format!("path={image},map={map},on-error=report");
     // So slow that marks go, and blocks must be marked anew.
     let command = format!(
         "workload=disk disk.blocks={BLOCKS} disk.rate=20 disk.flush_every=8 disk.log_ms=20"
