@@ -297,7 +297,7 @@ keys! {
             format!("{}, or four times `timeout_ms` if that is more", ms(Policy::default().storage_timeout))
         }),
         "How long storage may do nothing while the guest or an epoch waits for it, in milliseconds: after that, a primary \
-         hands its guest over, and a standby is given up";
+         hands its guest over, and a standby is given up. Hosts whose disks take longer to make something safe need more";
     ON_SIGTERM: "replication.on_sigterm", Some("--on-sigterm"), Values::Words(&["handover", "stop"]),
         Unset::Value(|| word(OnSigterm::default())),
         "What SIGTERM, SIGINT and SIGHUP mean to a primary whose standby could take the guest over: the guest goes on \

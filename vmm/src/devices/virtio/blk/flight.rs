@@ -33,12 +33,12 @@ pub(super) enum Asked {
 }
 
 impl Asked {
-    /// What moves together; nothing for a flush, which may take its time.
-    fn kind(&self) -> Option<usize> {
+    /// What moves together: reads from a cache say nothing of writes.
+    fn kind(&self) -> usize {
         match self {
-            Self::Read { .. } => Some(0),
-            Self::Write { .. } | Self::Range { .. } => Some(1),
-            Self::Flush => None,
+            Self::Read { .. } => 0,
+            Self::Write { .. } | Self::Range { .. } => 1,
+            Self::Flush => 2,
         }
     }
 }
@@ -54,7 +54,7 @@ pub(super) struct Held {
 pub(super) struct Ages {
     /// The oldest.
     pub(super) oldest: Option<Duration>,
-    /// For how long no read was answered although one is in flight, or no change: the longer of both.
+    /// For how long no read was answered although one is in flight, or no change, or no flush: the longest of these.
     pub(super) unmoved: Option<Duration>,
 }
 
@@ -62,7 +62,7 @@ struct Request {
     ticket: Ticket,
     since: Instant,
     bytes: usize,
-    kind: Option<usize>,
+    kind: usize,
     /// `None` after a reset: nobody waits for it any more, but the storage may still be at it.
     answer: Option<Answer>,
 }
@@ -76,7 +76,7 @@ pub(super) struct Flight {
     again: VecDeque<u16>,
     held: Vec<Held>,
     /// When a request of each kind was answered last.
-    moved: [Option<Instant>; 2],
+    moved: [Option<Instant>; 3],
     bytes: usize,
     last_ticket: Ticket,
     waiting: Waiting,
@@ -128,9 +128,7 @@ impl Flight {
         let at = requests.position(|request| request.ticket == ticket)?;
         let request = self.requests.remove(at);
         self.bytes -= request.bytes;
-        if let Some(kind) = request.kind {
-            self.moved[kind] = Some(Instant::now());
-        }
+        self.moved[request.kind] = Some(Instant::now());
         self.tell();
         Some((request.since.elapsed(), request.answer))
     }
@@ -180,13 +178,13 @@ impl Flight {
         let now = Instant::now();
         let unmoved = |kind: usize| {
             let mut requests = self.requests.iter();
-            let oldest = requests.find(|request| request.kind == Some(kind))?;
+            let oldest = requests.find(|request| request.kind == kind)?;
             let since = Some(oldest.since).max(self.moved[kind]);
             since.map(|since| now.saturating_duration_since(since))
         };
         Ages {
             oldest: self.requests.first().map(|oldest| now - oldest.since),
-            unmoved: unmoved(0).max(unmoved(1)),
+            unmoved: (0..self.moved.len()).filter_map(unmoved).max(),
         }
     }
 

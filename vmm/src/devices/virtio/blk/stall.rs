@@ -16,15 +16,13 @@ use super::flight::Ages;
 
 /// How long a request may be in flight before the storage is said to hang.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// How many times longer a flush may take than storage may do nothing else: busy disks need seconds.
-const FLUSH_TIMES: u32 = 8;
 /// The time between both looks.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
 /// What is too much.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Limit {
-    /// No read, or no change, was answered for so long.
+    /// No read, no change or no flush was answered for so long, although one is in flight.
     Stalls(Duration),
     /// A request is so old.
     Hangs(Duration),
@@ -33,13 +31,9 @@ pub(super) enum Limit {
 impl Limit {
     /// When it is passed if nothing happens; `None` if nothing is in flight.
     fn rest(self, ages: Ages) -> Option<Duration> {
-        let oldest = |limit: Duration| Some(limit.saturating_sub(ages.oldest?));
         match self {
-            Self::Hangs(limit) => oldest(limit),
-            Self::Stalls(limit) => {
-                let moves = ages.unmoved.map(|age| limit.saturating_sub(age));
-                moves.into_iter().chain(oldest(limit * FLUSH_TIMES)).min()
-            }
+            Self::Hangs(limit) => Some(limit.saturating_sub(ages.oldest?)),
+            Self::Stalls(limit) => Some(limit.saturating_sub(ages.unmoved?)),
         }
     }
 
