@@ -197,7 +197,10 @@ fn messages() -> impl Strategy<Value = Message> {
         (SESSION..SESSION + 2, 0u64..4)
             .prop_map(|(session, beat)| Message::Seen(Mark { session, beat })),
         Just(Message::NoArbiter("so".into())),
-        Just(Message::TakeOver("so".into())),
+        any::<bool>().prop_map(|machine_broke| Message::TakeOver {
+            why: "so".into(),
+            machine_broke,
+        }),
         proptest::collection::vec(any::<bool>(), 0..9).prop_map(Message::Compared),
         Just(Message::Bye(Bye::GuestStopped)),
         Just(Message::Bye(Bye::BackupStopped)),

@@ -81,6 +81,8 @@ fn any_schedule_of_faults_keeps_the_rules() {
         "fenced",
         "guests ended",
         "guests handed over",
+        "guests left to their backup",
+        "machines broken",
         "outputs repeated",
         "promotions",
         "resets",
@@ -344,6 +346,24 @@ fn a_dead_primary_is_not_kept_alive_by_heartbeats_of_the_past() {
     let report = scenario(2, &faults);
     report.assert(&[("promotions", 1)]);
     assert!(report.counts["heartbeats replayed"] > 10, "{report:#?}");
+}
+
+#[test]
+fn the_guest_of_a_machine_that_breaks_goes_on_at_the_other_host() {
+    let counts = [
+        ("machines broken", 1),
+        ("promotions", 1),
+        ("solo grants", 0),
+    ];
+    for at in 50..70 {
+        let breaks = (at, Fault::BreakMachine(0));
+        scenario(2, &[breaks, (150, Fault::Heal)]).assert(&counts);
+        // Whatever else is wrong, nobody claims the guest from its copy.
+        for trouble in [Fault::ArbiterSilent(ms(60)), Fault::CutOff(1, ms(60))] {
+            let faults = [(at - 5, trouble), breaks, (300, Fault::Heal)];
+            scenario(2, &faults).assert(&counts);
+        }
+    }
 }
 
 #[test]

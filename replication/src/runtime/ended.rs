@@ -15,6 +15,12 @@ pub enum Ended {
         /// The arbiter's answer, for people.
         reason: String,
     },
+    /// The machine has broken, and the backup is to take the guest over. It was not waited for. Held
+    /// output was dropped.
+    LeftToBackup {
+        /// What failed, and why nobody waited, for people.
+        reason: String,
+    },
     /// Another side owns the guest (R4). Held output was dropped.
     Fenced {
         /// The reason, for people.
@@ -28,7 +34,9 @@ impl Ended {
         match self {
             Self::GuestStopped => "the guest has ended",
             Self::Abandoned => "it was to end at once",
-            Self::HandedOver { reason } | Self::Fenced { reason } => reason,
+            Self::HandedOver { reason }
+            | Self::LeftToBackup { reason }
+            | Self::Fenced { reason } => reason,
         }
     }
 }

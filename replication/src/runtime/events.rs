@@ -50,8 +50,10 @@ pub enum EventKind {
         epoch: EpochId,
         /// Why the primary counted as lost.
         cause: String,
+        /// Its machine had broken. If the one here soon breaks, too, it is the guest that breaks it.
+        machine_broke: bool,
     },
-    /// The guest was to be handed over to the backup, and stays here.
+    /// The guest was to be handed over to the backup, or its machine has broken, and it stays here.
     NotHandedOver {
         /// Why, for people.
         why: String,

@@ -110,6 +110,12 @@ impl Metrics {
         Ended::Fenced { reason: fenced }
     }
 
+    /// The machine has broken, and the backup is to go on. Returns how this side ends.
+    pub(super) fn left_to_backup(&self, reason: String) -> Ended {
+        self.alarm(Topic::Peer, reason.clone());
+        Ended::LeftToBackup { reason }
+    }
+
     /// The guest was to be handed over, and stays here.
     pub(super) fn not_handed_over(&self, why: String) {
         tracing::warn!("the guest could not be handed over: {why}");
@@ -372,6 +378,7 @@ impl Metrics {
         inner.tell(EventKind::Promoted {
             epoch: EpochId(figures.epoch),
             cause: figures.cause.clone(),
+            machine_broke: figures.machine_broke,
         });
         inner.status.failover = Some(figures);
         inner.failed_at = failed_at;
@@ -429,6 +436,7 @@ mod tests {
         metrics.promoted(
             FailoverFigures {
                 cause: "test".into(),
+                machine_broke: false,
                 generation: 2,
                 epoch: 7,
                 reaction_ms: 1.0,

@@ -53,6 +53,8 @@ pub struct Encoded {
 pub struct FailoverFigures {
     /// Why the primary counted as lost.
     pub cause: String,
+    /// Its machine had broken.
+    pub machine_broke: bool,
     /// The generation granted.
     pub generation: u64,
     /// The epoch the guest continued from.

@@ -16,7 +16,10 @@ use super::{
 use crate::fake::Fake;
 
 /// Waits for an event.
-fn await_event(mut events: Events, wanted: impl Fn(&EventKind) -> bool + Send + 'static) -> Event {
+pub(crate) fn await_event(
+    mut events: Events,
+    wanted: impl Fn(&EventKind) -> bool + Send + 'static,
+) -> Event {
     let (found, happened) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         while let Some(event) = events.blocking_recv() {

@@ -162,6 +162,7 @@ impl World {
                 generation,
                 epoch,
                 cause,
+                ..
             } => {
                 let persisting = node.persisting;
                 self.trace(host, || {

@@ -44,6 +44,8 @@ pub enum Fault {
     Dismiss(usize, Duration),
     /// This host's guest is to go on at its backup.
     HandOver(usize),
+    /// Something of this host fails, and the machine with it.
+    BreakMachine(usize),
     /// Somebody lies to this host, for a while.
     Lie(usize, Duration),
     /// A stranger tells this host a story, if it finds it free within this time.
@@ -139,7 +141,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
     let host = rng.below(hosts as u64) as usize;
     // Shorter and longer than the heartbeat timeout.
     let time = rng.micros(2_000, 140_000);
-    match rng.below(26) {
+    match rng.below(27) {
         0 => Fault::KillProcess(host),
         1 => Fault::LoseHost(host),
         2 | 3 => Fault::Freeze(host, time),
@@ -155,6 +157,7 @@ fn fault(rng: &mut Rng, hosts: usize) -> Fault {
         15 => Fault::ArbiterWentBack(time),
         16 => Fault::Promote(host),
         25 => Fault::HandOver(host),
+        26 => Fault::BreakMachine(host),
         17 => Fault::Checkpoint(host),
         18 => Fault::ReplayBeats,
         19 => Fault::Stranger(
@@ -232,6 +235,7 @@ impl World {
                 let why = "this host is to stop".into();
                 self.primary(host, PrimaryInput::HandOver { why });
             }
+            Fault::BreakMachine(host) => self.break_machine(host),
             Fault::Checkpoint(host) => self.primary(host, PrimaryInput::CheckpointWanted),
             Fault::Dismiss(host, time) => self.dismiss(host, time),
             Fault::StopGuest(host) => {
@@ -244,6 +248,17 @@ impl World {
                 }
             }
             Fault::Heal => self.heal(),
+        }
+    }
+
+    fn break_machine(&mut self, host: usize) {
+        if let Side::Primary(node) = &mut self.hosts[host].side
+            && node.running
+        {
+            (node.running, node.broke) = (false, true);
+            self.count("machines broken");
+            let why = "a vCPU cannot go on".into();
+            self.primary(host, PrimaryInput::MachineBroke { why });
         }
     }
 

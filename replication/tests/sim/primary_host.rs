@@ -29,6 +29,8 @@ pub struct PrimaryHost {
     pub guest: Guest,
     pub gate: Gate,
     pub running: bool,
+    /// Its machine has broken.
+    pub broke: bool,
     pub disks: PrimaryDisks,
     /// No backup is wanted before.
     pub alone_until: Duration,
@@ -111,6 +113,7 @@ impl PrimaryHost {
             guest,
             gate: Gate::new(),
             running: false,
+            broke: false,
             alone_until: Duration::ZERO,
             encoder: Encoder::new(CACHE_PAGES),
         }
@@ -218,10 +221,13 @@ impl World {
 
     /// A side that ends with its guest has let out all that the guest has said.
     fn check_end(&mut self, host: usize) {
+        let Side::Primary(node) = &self.hosts[host].side else {
+            // It was left to its backup.
+            return;
+        };
+        let holds = node.gate.holds() || node.disks.holds();
         self.count("guests ended");
-        if let Side::Primary(node) = &self.hosts[host].side
-            && (node.gate.holds() || node.disks.holds())
-        {
+        if holds {
             self.violate(format!("host {host} ends with the guest's output held"));
         }
     }
@@ -245,7 +251,14 @@ impl World {
                 self.begin_work(host, Work::Sync);
             }
             PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync),
-            PrimaryEffect::Capture(epoch) => self.begin_work(host, Work::Capture(epoch)),
+            PrimaryEffect::Capture(epoch) => {
+                if node.broke {
+                    self.violate(format!(
+                        "R2: host {host} captures a machine that has broken"
+                    ));
+                }
+                self.begin_work(host, Work::Capture(epoch));
+            }
             PrimaryEffect::WriteDisks(through) => {
                 self.begin_work(host, Work::WriteShared(through));
             }
@@ -271,22 +284,18 @@ impl World {
                 self.ask(host, Question::Confirm(generation, beat, mark));
             }
             PrimaryEffect::Takeover(outcome) => self.takeover(host, outcome),
-            PrimaryEffect::GoAlone { generation, cause } => {
-                let outputs = node.gate.open();
-                let writes = node.disks.go_alone();
-                if std::mem::replace(&mut node.generation, generation) != generation {
-                    self.count("solo grants");
-                }
-                self.arbiter.note(generation, false);
-                self.trace(host, || format!("goes alone under {generation}: {cause}"));
-                self.count("went alone");
-                self.write_shared(host, &writes);
-                self.outputs(host, generation, outputs);
-                let process = self.process(host);
-                self.soon(0, 3_000, Event::Opened(process));
-                self.soon(1_000, 20_000, Event::Connect(process));
+            PrimaryEffect::GoAlone { generation, cause } => self.go_alone(host, generation, &cause),
+            // Nobody has the guest any more, and its process ends.
+            PrimaryEffect::NotHandedOver { .. } if node.broke => {
+                self.count("guests lost with their machine");
+                self.kill_and_restart(host, false);
             }
             PrimaryEffect::NotHandedOver { .. } => self.count("guests not handed over"),
+            PrimaryEffect::LeftToBackup { .. } => {
+                node.gate.shut();
+                self.count("guests left to their backup");
+                self.kill_and_restart(host, false);
+            }
             PrimaryEffect::Fenced {
                 reason,
                 handed_over,
@@ -302,6 +311,25 @@ impl World {
                 self.kill_and_restart(host, false);
             }
         }
+    }
+
+    fn go_alone(&mut self, host: usize, generation: Generation, cause: &str) {
+        let Side::Primary(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let outputs = node.gate.open();
+        let writes = node.disks.go_alone();
+        if std::mem::replace(&mut node.generation, generation) != generation {
+            self.count("solo grants");
+        }
+        self.arbiter.note(generation, false);
+        self.trace(host, || format!("goes alone under {generation}: {cause}"));
+        self.count("went alone");
+        self.write_shared(host, &writes);
+        self.outputs(host, generation, outputs);
+        let process = self.process(host);
+        self.soon(0, 3_000, Event::Opened(process));
+        self.soon(1_000, 20_000, Event::Connect(process));
     }
 
     fn release(&mut self, host: usize, generation: Generation, through: EpochId) {
@@ -451,11 +479,12 @@ impl World {
 
     /// Steps ② to ④ of an epoch, the guest standing still.
     fn capture(&mut self, host: usize, epoch: EpochId) {
-        let failed = self.rng.chance(self.settings.capture_failures_permille);
+        let fails = self.rng.chance(self.settings.capture_failures_permille);
         let image = self.hosts[host].disk.image;
         let Side::Primary(node) = &mut self.hosts[host].side else {
             return;
         };
+        let failed = fails || node.broke;
         let pages = node.memory.harvest();
         if failed {
             node.memory.give_back(&pages);

@@ -363,6 +363,8 @@ fn report_endings(events: Arc<Events>, ports: Arc<Bus>) -> OnEnd {
             ports.write(switch::RESET_PORT.into(), &[switch::RESET_COMMAND]);
         }
         Ending::Shutdown { what } => events.tell(&MachineEvent::GuestShutdown { what }),
-        Ending::Failed { what } => events.tell(&MachineEvent::VcpuFailed { vcpu, what }),
+        Ending::HostFailed { what } => {
+            events.break_machine(format!("vCPU {vcpu} cannot go on: {what}"));
+        }
     })
 }

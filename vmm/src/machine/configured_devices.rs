@@ -222,6 +222,7 @@ impl MachineBuilder {
         let alarm: Alarm = Box::new(move |news| {
             let device = device.clone();
             events.tell(&match news {
+                DiskNews::Broke(what) => return events.break_machine(format!("{device}: {what}")),
                 DiskNews::Failed(what) => MachineEvent::DiskFailed { device, what },
                 DiskNews::Holds(what) => MachineEvent::DiskHolds {
                     device,

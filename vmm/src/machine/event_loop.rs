@@ -15,7 +15,7 @@ use parking_lot::MutexGuard;
 use vmm_sys_util::epoll::EventSet;
 
 use super::attach::{Attached, Health};
-use super::events::{Events, MachineEvent};
+use super::events::{BreaksOnPanic, Events, MachineEvent};
 use crate::devices::{Device, EventSource, lock};
 
 /// Whose turn it is: the thread's, or that of whoever paused the machine.
@@ -74,10 +74,10 @@ impl EventLoop {
         }
         let stop = Arc::new(AtomicBool::new(false));
         let endpoint = manager.remote_endpoint();
-        let stopped = Arc::clone(&stop);
+        let (stopped, events) = (Arc::clone(&stop), Arc::clone(events));
         let thread = std::thread::Builder::new()
             .name("devices".into())
-            .spawn(move || serve(manager, &stopped))
+            .spawn(move || serve(manager, &stopped, &events))
             .map_err(EventLoopError::Thread)?;
         Ok(Self {
             turn,
@@ -144,12 +144,13 @@ fn watch(
     }
 }
 
-fn serve(mut manager: EventManager<WatchedDevice>, stop: &AtomicBool) {
+fn serve(mut manager: EventManager<WatchedDevice>, stop: &AtomicBool, events: &Events) {
+    let whose = "the devices' event thread";
+    let _breaks = BreaksOnPanic { events, whose };
     while !stop.load(Ordering::Acquire) {
         if let Err(error) = manager.run() {
             // Only a defect in the loop's set-up gets here.
-            tracing::error!(%error, "devices no longer get events");
-            return;
+            return events.break_machine(format!("devices no longer get events: {error}"));
         }
     }
 }
@@ -159,6 +160,11 @@ impl MutEventSubscriber for WatchedDevice {
         let number = ready.data() as usize;
         // One event at a time, so that a pause waits for one handler at most.
         let _turn = self.turn.lock();
+        // Told before the turn is over, so that nobody pauses a machine whose device is half changed.
+        let _breaks = BreaksOnPanic {
+            events: &self.events,
+            whose: &self.name,
+        };
         lock(&self.device).handle_event(number);
         // Only what is connected to something outside the machine can be lost.
         if matches!(self.sources.get(number), Some(EventSource::Input(_)))

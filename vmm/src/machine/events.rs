@@ -32,10 +32,9 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
-    /// A vCPU cannot continue.
-    VcpuFailed {
-        /// Which.
-        vcpu: u8,
+    /// Something of this host failed: the machine has *broken*. It can neither go on nor be paused, saved or reset any
+    /// more, and stands still. Told once.
+    MachineBroke {
         /// In plain words.
         what: String,
     },
@@ -100,6 +99,23 @@ pub(super) struct Events {
     listeners: Mutex<Vec<OnEvent>>,
     /// Set when the guest wants a reset or wants to end: vCPUs stop when it is set.
     pub(super) halted: Arc<AtomicBool>,
+    broken: AtomicBool,
+}
+
+/// Tells that the machine has broken if the thread that holds this panics.
+pub(super) struct BreaksOnPanic<'a> {
+    pub(super) events: &'a Events,
+    /// Whose thread it is.
+    pub(super) whose: &'a str,
+}
+
+impl Drop for BreaksOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let whose = self.whose;
+            (self.events).break_machine(format!("{whose} panicked, which is a bug in this VMM"));
+        }
+    }
 }
 
 impl Events {
@@ -123,6 +139,18 @@ impl Events {
         if !self.halted.swap(true, Ordering::AcqRel) {
             self.tell(why);
         }
+    }
+
+    /// Something of this host failed: `what`. Only the first time is reported.
+    pub(super) fn break_machine(&self, what: String) {
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            self.halted.store(true, Ordering::Release);
+            self.tell(&MachineEvent::MachineBroke { what });
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
     }
 
     /// Whether it stands still.

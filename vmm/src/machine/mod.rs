@@ -97,6 +97,9 @@ pub enum MachineFault {
     /// State cannot be saved or restored.
     #[error("the machine's state")]
     State(#[from] StateError),
+    /// Something of this host failed before.
+    #[error("the machine has broken, and can neither be paused nor reset")]
+    Broken,
     /// The machine is not in the phase for that.
     #[error("a machine that {is} cannot {cannot}")]
     Phase {
@@ -299,7 +302,7 @@ impl Machine {
         if self.phase != Phase::Running {
             return Err(self.phase.cannot("be paused"));
         }
-        Ok(Paused::new(self)?)
+        Paused::new(self)
     }
 
     /// Starts tracking dirty pages.
@@ -395,4 +398,4 @@ impl Drop for Machine {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

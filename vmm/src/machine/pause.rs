@@ -13,7 +13,7 @@ use super::{Machine, MachineFault, Phase};
 use crate::devices::{Device, lock};
 use crate::dirty::{DirtyError, DirtyTracker};
 use crate::kvm::VcpuHandle;
-use crate::vcpu::{CpuModel, GuestClock, MsrList, VcpuError, VcpuThread};
+use crate::vcpu::{CpuModel, GuestClock, MsrList, VcpuThread};
 
 /// A machine that stands still.
 pub struct Paused<'a> {
@@ -47,7 +47,7 @@ impl Drop for Resume<'_> {
 }
 
 impl<'a> Paused<'a> {
-    pub(super) fn new(machine: &'a mut Machine) -> Result<Self, VcpuError> {
+    pub(super) fn new(machine: &'a mut Machine) -> Result<Self, MachineFault> {
         let Machine {
             vcpus,
             event_loop,
@@ -57,6 +57,7 @@ impl<'a> Paused<'a> {
             cpu,
             msrs,
             clock,
+            events: machine_events,
             phase,
             ..
         } = machine;
@@ -76,6 +77,9 @@ impl<'a> Paused<'a> {
         // needs nothing else to stop. If a device is busy, we wait for it, so that it completes
         // what it has in flight.
         let events = event_loop.hold();
+        if machine_events.is_broken() {
+            return Err(MachineFault::Broken);
+        }
         let devices = attached
             .iter()
             .map(|attached| lock(&attached.device))

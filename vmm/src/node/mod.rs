@@ -27,6 +27,9 @@
 //! | primary | *stop* again | ended at once: abandoned |
 //! | primary | *failover*, or *leave* by the rules, protected | the guest is handed over; ended: handed over |
 //! | primary | something of this host fails, protected | the same |
+//! | unprotected | the machine has broken: something of this host failed, and it can neither go on nor be captured | ended |
+//! | primary | the same, and a standby may have a whole copy | ended: handed over, or left to the standby |
+//! | primary | the same without one, or soon after the guest was taken over from another machine that broke | ended |
 //! | primary | it cannot be handed over | primary; after *leave*, the same as after *stop*; else it is tried again |
 //! | any other | *leave* | the same as *stop* |
 //! | primary | another side owns the guest | ended: fenced |
@@ -141,6 +144,11 @@ pub enum Ended {
         /// What failed here.
         trouble: Option<String>,
     },
+    /// Something of this host failed, and the guest is to go on at the standby, which was not waited for.
+    LeftToStandby {
+        /// In plain words.
+        what: String,
+    },
     /// Another host owns the guest (R4). Held output was dropped.
     Fenced {
         /// In plain words.
@@ -158,7 +166,9 @@ impl fmt::Display for Ended {
         match self {
             Self::Guest => f.write_str("the guest has ended"),
             Self::Stopped => f.write_str("stopped on request"),
-            Self::GuestFailed { what } | Self::Failed { what } => f.write_str(what),
+            Self::GuestFailed { what } | Self::LeftToStandby { what } | Self::Failed { what } => {
+                f.write_str(what)
+            }
             Self::Abandoned => f.write_str(
                 "ended at once, as was asked for: what the guest had said and was still held is lost",
             ),

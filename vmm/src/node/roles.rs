@@ -151,6 +151,9 @@ impl Work {
                 Ok(Ended::GuestStopped) => RoleOver::Ended(RoleEnd::Done),
                 Ok(Ended::Abandoned) => RoleOver::Ended(RoleEnd::Abandoned),
                 Ok(Ended::HandedOver { reason }) => RoleOver::Ended(RoleEnd::HandedOver { reason }),
+                Ok(Ended::LeftToBackup { reason }) => {
+                    RoleOver::Ended(RoleEnd::LeftToStandby { what: reason })
+                }
                 Ok(Ended::Fenced { reason }) => RoleOver::Ended(RoleEnd::Fenced { reason }),
                 Ok(other) => RoleOver::Ended(RoleEnd::Failed {
                     what: format!("protection ended: {other:?}"),
@@ -179,6 +182,13 @@ impl Work {
         match self {
             Self::Primary(protection) if !protection.handle().hand_over(why) => Err(Denial::Ended),
             _ => Ok(()),
+        }
+    }
+
+    /// The machine has broken.
+    pub(super) fn machine_broke(&self, what: &str) {
+        if let Self::Primary(protection) = self {
+            protection.handle().machine_broke(what);
         }
     }
 

@@ -392,6 +392,10 @@ impl Shell {
                         .for_each(|panel| panel.retry_failed(&disk));
                     Ok(())
                 }
+                Effect::LeaveMachine(what) => {
+                    self.work.machine_broke(&what);
+                    Ok(())
+                }
                 Effect::PressPowerButton => {
                     self.panel.iter().for_each(Panel::press_power_button);
                     Ok(())

@@ -22,7 +22,6 @@
 //!
 //! What must not be done here: save state, or decide when to pause.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -33,8 +32,9 @@ use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::VcpuError;
+use super::ending::Ending;
 use crate::devices::Bus;
-use crate::kvm::{VcpuHandle, internal_error_kind};
+use crate::kvm::VcpuHandle;
 
 /// How long a vCPU may take to leave the guest before it counts as stuck. It usually takes 0.2 ms.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -48,23 +48,6 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
     /// While it is set, no vCPU enters the guest. It is cleared only while all are parked.
     pub halted: Arc<AtomicBool>,
-}
-
-/// Why a vCPU stopped on its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// A triple fault, which resets a PC. The vCPU lives on; the listener halts the guest.
-    TripleFault,
-    /// The vCPU asked to end the guest.
-    Shutdown {
-        /// In plain words.
-        what: String,
-    },
-    /// The vCPU cannot go on.
-    Failed {
-        /// In plain words.
-        what: String,
-    },
 }
 
 /// Called when a vCPU stops on its own.
@@ -244,12 +227,7 @@ impl Drop for EndGuard<'_> {
         control.state.lock().1 = Phase::Ended;
         control.changed.notify_all();
         if std::thread::panicking() {
-            on_end(
-                handle.id(),
-                Ending::Failed {
-                    what: "its thread panicked, which is a bug in this VMM".into(),
-                },
-            );
+            on_end(handle.id(), Ending::of_panic());
         }
     }
 }
@@ -297,7 +275,7 @@ impl Runner {
                 // Completes the access that halted the guest, then leaves it.
                 self.handle.exit().request();
             }
-            let what = match fd.run() {
+            return match fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
                     self.write_port(port, data);
                     continue;
@@ -315,8 +293,8 @@ impl Runner {
                     continue;
                 }
                 Ok(VcpuExit::Intr) => continue,
-                Ok(VcpuExit::InternalError) => None,
-                Ok(exit) => return Some(ending_of(&exit)),
+                Ok(VcpuExit::InternalError) => Some(Ending::of_internal_error(fd)),
+                Ok(exit) => Some(Ending::of_exit(&exit)),
                 // The thread may park only here: see the top of the file.
                 Err(error) if error.errno() == libc::EINTR => {
                     if self.handle.exit().is_requested() {
@@ -326,10 +304,8 @@ impl Runner {
                 }
                 // A vCPU that was waiting for its start signal got it: enter again.
                 Err(error) if error.errno() == libc::EAGAIN => continue,
-                Err(error) => Some(io::Error::from(error).to_string()),
+                Err(error) => Some(Ending::of_error(&error.into())),
             };
-            let what = what.unwrap_or_else(|| describe_internal_error(fd));
-            return Some(Ending::Failed { what });
         }
     }
 
@@ -358,43 +334,4 @@ fn port_access_bytes(bytes: usize) -> usize {
     } else {
         bytes.max(1)
     }
-}
-
-fn ending_of(exit: &VcpuExit<'_>) -> Ending {
-    match exit {
-        VcpuExit::Shutdown => Ending::TripleFault,
-        VcpuExit::SystemEvent(kind, _) => Ending::Shutdown {
-            what: format!("system event {kind}"),
-        },
-        VcpuExit::Hlt => Ending::Shutdown {
-            what: "halt without an interrupt controller that could wake it".into(),
-        },
-        VcpuExit::FailEntry(reason, cpu) => Ending::Failed {
-            what: format!(
-                "the processor refused to enter the guest on CPU {cpu}, reason {reason:#x}: its state is invalid"
-            ),
-        },
-        VcpuExit::MemoryFault { gpa, size, .. } => Ending::Failed {
-            what: format!("no memory behind guest address {gpa:#x} ({size:#x} bytes)"),
-        },
-        other => Ending::Failed {
-            what: format!("KVM gave up with {other:?}, which this VMM does not handle"),
-        },
-    }
-}
-
-fn describe_internal_error(fd: &mut VcpuFd) -> String {
-    let kind = internal_error_kind(fd);
-    let words = match kind {
-        1 => "it could not emulate an instruction",
-        2 => "two events were to be injected at once",
-        3 => "delivering an event caused an exit",
-        4 => "an exit had an unexpected reason",
-        _ => "unknown kind",
-    };
-    let place = fd.get_regs().map_or_else(
-        |_| "an unknown address".into(),
-        |regs| format!("{:#x}", regs.rip),
-    );
-    format!("KVM internal error {kind} at instruction {place}: {words}")
 }

@@ -21,7 +21,7 @@
 //! | silence on link and heartbeats for the timeout | claim |
 //! | silence on the link only | wait: the primary gets no acks, it decides |
 //! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
-//! | the primary hands the guest over | the same |
+//! | the primary hands the guest over, for whatever reason | the same |
 //! | the primary says that a later generation is in force | claim: the arbiter knows whether that is so |
 //! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
 //! | a primary of a later generation introduces itself | ask the arbiter first: the copy is given up only if that is the generation in force |
@@ -229,6 +229,8 @@ pub enum BackupEffect {
         epoch: EpochId,
         /// Why this side takes over.
         cause: String,
+        /// Because the primary's machine has broken. If this one soon breaks, too, it is the guest.
+        machine_broke: bool,
     },
     /// This side ends.
     Stop,

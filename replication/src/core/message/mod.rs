@@ -103,9 +103,15 @@ pub enum Message {
     /// The sender's arbiter does not do its part, for the given reason: a takeover would not be
     /// granted now.
     NoArbiter(String),
-    /// The primary hands the guest over, for the given reason: the backup is to claim it. From here
-    /// on the primary lets nothing leave.
-    TakeOver(String),
+    /// The primary hands the guest over: the backup is to claim it. From here on the primary lets
+    /// nothing leave.
+    TakeOver {
+        /// The reason, for people.
+        why: String,
+        /// Something of the primary's host failed, and its machine is of no more use. If the same
+        /// soon happens here, it was the guest.
+        machine_broke: bool,
+    },
     /// The sender leaves on purpose.
     Bye(Bye),
     /// A side that is about to start the guest asks what the receiver has of it. Comes in place of
@@ -265,7 +271,7 @@ impl Message {
             Self::Marked(_) => "Marked",
             Self::Seen(_) => "Seen",
             Self::NoArbiter(_) => "NoArbiter",
-            Self::TakeOver(_) => "TakeOver",
+            Self::TakeOver { .. } => "TakeOver",
             Self::Bye(_) => "Bye",
             Self::Inquiry(_) => "Inquiry",
             Self::Holdings(_) => "Holdings",

@@ -89,14 +89,22 @@ impl World {
                 self.hosts[host].work = Some(Work::Sync);
             }
             PrimaryEffect::SyncRound => self.hosts[host].work = Some(Work::Sync),
-            PrimaryEffect::Capture(epoch) => self.hosts[host].work = Some(Work::Capture(epoch.0)),
+            PrimaryEffect::Capture(epoch) => {
+                if self.hosts[host].broke {
+                    self.breaks(Rule::WholeEpochs);
+                }
+                self.hosts[host].work = Some(Work::Capture(epoch.0));
+            }
             PrimaryEffect::WriteDisks(epoch) => {
                 self.check_acked(session, epoch);
                 self.hosts[host].work = Some(Work::WriteShared(epoch.0));
             }
-            PrimaryEffect::Durable(_)
-            | PrimaryEffect::Compared(_)
-            | PrimaryEffect::NotHandedOver { .. } => {}
+            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
+            // As a node does: without a machine there is no guest.
+            PrimaryEffect::NotHandedOver { .. } if self.hosts[host].broke => self.end_guest(host),
+            PrimaryEffect::NotHandedOver { .. } => {}
+            // Its process ends, as with every one that has stopped.
+            PrimaryEffect::LeftToBackup { .. } => {}
             PrimaryEffect::Release(epoch) => {
                 self.check_acked(session, epoch);
                 self.say(host, generation, (session, epoch.0));

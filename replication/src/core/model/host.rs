@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::Rule;
 use super::arbiter::{Answer, Ask, Call, Stage};
 use super::link::{Frame, Link, STRANGERS_SESSION, Wire, hello};
 use super::world::{Action, Base, Node, Side, Work, World};
@@ -64,6 +65,7 @@ impl World {
             Action::Persisted(host) => self.persisted(host, Ok(())),
             Action::Destaged(host) => self.destaged(host),
             Action::PersistFails(host) => self.persisted(host, Err(String::new())),
+            Action::Breaks(host) => self.machine_breaks(host),
             Action::ArbiterStep(host) => self.arbiter_step(host),
             Action::ArbiterAnswers(host) => self.arbiter_answers(host),
             Action::AnswerLost(host) => {
@@ -126,12 +128,20 @@ impl World {
             }
             Action::WantPromotion(host) => self.backup(host, BackupInput::PromotionWanted),
             Action::StopBackup(host) => self.backup(host, BackupInput::StopWanted),
-            Action::EndGuest(host) => {
-                self.ended = true;
-                self.primary(host, PrimaryInput::GuestStopped);
-            }
+            Action::EndGuest(host) => self.end_guest(host),
             _ => {}
         }
+    }
+
+    fn machine_breaks(&mut self, host: usize) {
+        self.hosts[host].broke = true;
+        let why = String::new();
+        self.primary(host, PrimaryInput::MachineBroke { why });
+    }
+
+    pub(super) fn end_guest(&mut self, host: usize) {
+        self.ended = true;
+        self.primary(host, PrimaryInput::GuestStopped);
     }
 
     fn spend(&mut self, action: Action) {
@@ -140,7 +150,9 @@ impl World {
             Action::Connect(_) => &mut left.sessions,
             Action::DeliverLate(_) | Action::Stall(_) => &mut left.stalls,
             Action::LinkMalformed(_) | Action::Sever => &mut left.breaks,
-            Action::CaptureFails(_) | Action::PersistFails(_) => &mut left.failures,
+            Action::CaptureFails(_) | Action::PersistFails(_) | Action::Breaks(_) => {
+                &mut left.failures
+            }
             Action::AnswerLost(_) => &mut left.lost,
             Action::GoesBack { .. } => &mut left.past,
             Action::Crash(_) => &mut left.crashes,
@@ -398,6 +410,34 @@ impl World {
     }
 
     // --- the arbiter ---
+
+    /// One step of a call of this host.
+    pub(super) fn arbiter_step(&mut self, host: usize) {
+        let (who, past) = (self.process(host), self.hosts[host].sees_past);
+        let lives = self.another_holder_lives(host);
+        if let Some(mut call) = self.hosts[host].call {
+            let starts = matches!(call.ask, Ask::Start);
+            let was_linking = matches!(call.stage, Stage::Linking(_));
+            self.arbiter.step(who, past, lives, &mut call);
+            self.hosts[host].call = Some(call);
+            if starts && was_linking && matches!(call.stage, Stage::Answered(_)) {
+                self.check_start(host);
+            }
+        }
+        if let Some(rule) = self.arbiter.broken {
+            self.breaks(rule);
+        }
+    }
+
+    /// A start from nothing gives no copy up that could have taken over.
+    fn check_start(&mut self, host: usize) {
+        let (latest, _) = self.arbiter.latest();
+        let other = self.hosts[1 - host].backup();
+        let is_whole = |core: &BackupCore| core.committed_epoch().is_some();
+        if other.is_some_and(|core| is_whole(core) && core.generation().0 + 1 == latest) {
+            self.breaks(Rule::NothingLost);
+        }
+    }
 
     pub(super) fn asks(&mut self, host: usize, ask: Ask) {
         let stage = Stage::Asked;

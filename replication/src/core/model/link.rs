@@ -108,7 +108,7 @@ impl Wire {
             Message::Marked(mark) => Self::Marked(*mark),
             Message::Seen(mark) => Self::Seen(*mark),
             Message::NoArbiter(_) => Self::NoArbiter,
-            Message::TakeOver(_) => Self::TakeOver,
+            Message::TakeOver { .. } => Self::TakeOver,
             Message::Bye(Bye::GuestStopped) => Self::GuestStopped,
             Message::Bye(Bye::BackupStopped) => Self::BackupStopped,
             Message::Bye(Bye::Fenced { current }) => Self::Fenced(current.0),
@@ -154,7 +154,10 @@ impl Wire {
             Self::Marked(mark) => Message::Marked(mark),
             Self::Seen(mark) => Message::Seen(mark),
             Self::NoArbiter => Message::NoArbiter(none()),
-            Self::TakeOver => Message::TakeOver(none()),
+            Self::TakeOver => Message::TakeOver {
+                why: none(),
+                machine_broke: false,
+            },
             Self::GuestStopped => Message::Bye(Bye::GuestStopped),
             Self::BackupStopped => Message::Bye(Bye::BackupStopped),
             Self::Fenced(current) => Message::Bye(Bye::Fenced {

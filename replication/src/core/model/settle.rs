@@ -42,7 +42,8 @@ impl World {
         let is_lost = |call: Call| call.stage == Stage::Answered(Answer::Silent);
         let host = &self.hosts[holder.host];
         let gives_up = matches!(host.side, Side::Starting) && host.call.is_some_and(is_lost);
-        if self.lives(holder) && !gives_up {
+        // Whoever has a machine that has broken has nothing to go on with.
+        if self.lives(holder) && !gives_up && !host.broke {
             return true;
         }
         self.hosts.iter().any(|host| {

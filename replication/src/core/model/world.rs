@@ -8,7 +8,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::arbiter::{Answer, Arbiter, Ask, Call, Kind, Process, Stage};
+use super::arbiter::{Answer, Arbiter, Call, Kind, Process, Stage};
 use super::link::{Frame, Link, STRANGERS_SESSION, Wire};
 use super::{Bounds, Rule};
 use crate::arbiter::Mark;
@@ -63,6 +63,8 @@ pub(super) struct Node {
     pub(super) sees_past: bool,
     /// Its link is a stranger's.
     pub(super) stranger: bool,
+    /// Its machine has broken.
+    pub(super) broke: bool,
 }
 
 /// Who ran the guest, and what it continued from.
@@ -97,7 +99,7 @@ pub(super) struct Left {
     pub(super) lost: u8,
     /// Links that break while both sides live.
     pub(super) breaks: u8,
-    /// Captures and journal writes that fail.
+    /// Captures and journal writes that fail, and machines that break.
     pub(super) failures: u8,
     /// What a stranger says.
     pub(super) lies: u8,
@@ -123,6 +125,8 @@ pub(super) enum Action {
     CaptureFails(usize),
     Persisted(usize),
     PersistFails(usize),
+    /// The machine that runs the guest breaks.
+    Breaks(usize),
     /// All that is persisted is on the images.
     Destaged(usize),
     ArbiterStep(usize),
@@ -246,6 +250,7 @@ impl Node {
             stalled: false,
             sees_past: false,
             stranger: false,
+            broke: false,
         }
     }
 
@@ -310,7 +315,7 @@ impl World {
     }
 
     /// As `Claim::Start` asks: whether another process holds a generation, or is about to.
-    fn another_holder_lives(&self, host: usize) -> bool {
+    pub(super) fn another_holder_lives(&self, host: usize) -> bool {
         let other = self.process(1 - host);
         let call = self.hosts[1 - host].call;
         let links = call.is_some_and(|call| matches!(call.stage, Stage::Linking(_)));
@@ -452,6 +457,9 @@ impl World {
                 };
                 let timers = core.waits().filter(may);
                 out.extend(timers.map(|timer| Action::PrimaryTimeout(host, timer)));
+                if self.left.failures > 0 && !it.broke {
+                    out.push(Action::Breaks(host));
+                }
             }
             Side::Backup(core) => {
                 let may =
@@ -463,13 +471,14 @@ impl World {
         match it.work {
             // The last one hangs.
             Some(Work::Capture(epoch)) if epoch > self.bounds.epochs => {}
-            Some(work) => {
-                out.push(Action::WorkDone(host));
-                if matches!(work, Work::Capture(_)) && self.left.failures > 0 {
-                    out.push(Action::CaptureFails(host));
-                }
-            }
+            Some(_) => out.push(Action::WorkDone(host)),
             None => {}
+        }
+        // It fails with its machine, but may have been over just before.
+        if let Some(Work::Capture(epoch)) = it.work
+            && (it.broke || (self.left.failures > 0 && epoch <= self.bounds.epochs))
+        {
+            out.push(Action::CaptureFails(host));
         }
         let is_copied = |core: &BackupCore| core.committed_epoch().is_some() && !core.has_disks();
         if self.bounds.disks && it.backup().is_some_and(is_copied) {
@@ -560,34 +569,6 @@ impl World {
                     out.push(Action::GoesBack { generation, hosts });
                 }
             }
-        }
-    }
-
-    /// One step of a call of this host.
-    pub(super) fn arbiter_step(&mut self, host: usize) {
-        let (who, past) = (self.process(host), self.hosts[host].sees_past);
-        let lives = self.another_holder_lives(host);
-        if let Some(mut call) = self.hosts[host].call {
-            let starts = matches!(call.ask, Ask::Start);
-            let was_linking = matches!(call.stage, Stage::Linking(_));
-            self.arbiter.step(who, past, lives, &mut call);
-            self.hosts[host].call = Some(call);
-            if starts && was_linking && matches!(call.stage, Stage::Answered(_)) {
-                self.check_start(host);
-            }
-        }
-        if let Some(rule) = self.arbiter.broken {
-            self.breaks(rule);
-        }
-    }
-
-    /// A start from nothing gives no copy up that could have taken over.
-    fn check_start(&mut self, host: usize) {
-        let (latest, _) = self.arbiter.latest();
-        let other = self.hosts[1 - host].backup();
-        let is_whole = |core: &BackupCore| core.committed_epoch().is_some();
-        if other.is_some_and(|core| is_whole(core) && core.generation().0 + 1 == latest) {
-            self.breaks(Rule::NothingLost);
         }
     }
 }

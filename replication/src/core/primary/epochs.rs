@@ -288,6 +288,11 @@ impl Epochs {
         self.released < self.acked
     }
 
+    /// Whether everything that was captured is acked, and its output has left.
+    pub(super) fn has_nothing_under_way(&self) -> bool {
+        self.boundary == Boundary::Passed && !self.is_releasing()
+    }
+
     pub(super) fn output_waiting(&mut self, now: Duration) {
         self.output_at = Some(now);
     }

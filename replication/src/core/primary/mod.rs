@@ -30,6 +30,10 @@
 //! Then it is told that it is fenced. This side goes to Alone through Claiming, where the same
 //! claim is granted again.
 //!
+//! A guest whose machine has broken is captured no more. Once what is on its way is released, the
+//! backup is told to claim it. This side is then Fenced; or, without the backup, Stopped, so that
+//! the guest is left to it. It never asks for the guest itself.
+//!
 //! A guest that is to be handed over stays Protected for one more epoch. Then the backup is told to
 //! claim it, and nothing ends or leaves here any more. This side is Fenced, or goes on by the way of
 //! Claiming.
@@ -137,6 +141,13 @@ pub enum PrimaryInput {
         /// Why, for people.
         why: String,
     },
+    /// Something of this host failed: the machine can neither go on nor be captured any more. If the
+    /// backup may have a whole copy, the guest goes on there, from the last epoch that it has. See
+    /// [`PrimaryEffect::NotHandedOver`] and [`PrimaryEffect::LeftToBackup`].
+    MachineBroke {
+        /// What failed, for people.
+        why: String,
+    },
     /// The gate holds new output.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
@@ -231,6 +242,12 @@ pub enum PrimaryEffect {
     },
     /// The guest could not be handed over, and stays here.
     NotHandedOver {
+        /// Why, for people.
+        why: String,
+    },
+    /// The machine has broken, and the backup is to go on with the guest: shut the gate, stop the
+    /// guest, end, and say nothing. This side does not know whether the backup does.
+    LeftToBackup {
         /// Why, for people.
         why: String,
     },

@@ -20,7 +20,7 @@ use super::{Finish, Request};
 use crate::core::disk::PeerDisk;
 use crate::core::heartbeats::Heartbeat;
 use crate::core::message::{Bye, Hello, Message, Refusal};
-use crate::core::primary::{EndingAwaits, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
+use crate::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::core::start;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
@@ -191,7 +191,7 @@ impl Driver {
                     self.close_session().await;
                 }
             }
-            if self.core.phase() == PrimaryPhase::Stopped {
+            if self.core.phase() == PrimaryPhase::Stopped && self.ended.is_none() {
                 self.ended = Some(Finish::Ended(if self.abandoned {
                     Ended::Abandoned
                 } else {
@@ -337,6 +337,9 @@ impl Driver {
                 self.set_backup(None, inputs);
             }
             Some(Request::HandOver(why)) => inputs.push_back(PrimaryInput::HandOver { why }),
+            Some(Request::MachineBroke(why)) => {
+                inputs.push_back(PrimaryInput::MachineBroke { why });
+            }
             Some(Request::GuestStopped) => inputs.push_back(PrimaryInput::GuestStopped),
             Some(Request::Stop) if !self.stop_asked => {
                 self.stop_asked = true;
@@ -527,6 +530,10 @@ impl Driver {
                 self.order(CaptureJob::OpenGate(generation));
             }
             PrimaryEffect::NotHandedOver { why } => self.metrics.not_handed_over(why),
+            PrimaryEffect::LeftToBackup { why } => {
+                self.shut();
+                self.ended = Some(Finish::Ended(self.metrics.left_to_backup(why)));
+            }
             PrimaryEffect::Fenced {
                 reason,
                 handed_over,
@@ -555,34 +562,6 @@ impl Driver {
     fn order(&self, job: CaptureJob) {
         // The capture thread outlives this one unless it panicked; then `events` ends too.
         let _ = self.jobs.send(job);
-    }
-
-    fn not_connected(&mut self, why: &str) {
-        if self.retry.failed(why) {
-            // A guest that was protected does not run on without one before the arbiter has said so.
-            let what = match self.core.phase() {
-                PrimaryPhase::Protected | PrimaryPhase::Claiming => "no standby any more",
-                _ => "no standby, the guest runs unprotected",
-            };
-            self.metrics.alarm(Topic::Peer, format!("{what}: {why}"));
-        }
-    }
-
-    fn publish(&mut self) {
-        let core = &self.core;
-        let is_protected = core.phase() == PrimaryPhase::Protected && core.acked().is_some();
-        if is_protected {
-            self.retry.protected(Instant::now());
-        }
-        self.metrics.set_phase(
-            core.phase().name(),
-            core.generation(),
-            core.acked().unwrap_or_default(),
-            core.is_protected(),
-        );
-        self.metrics.set_peer(core.backup_node().map(str::to_owned));
-        let awaits = core.ending_awaits();
-        self.metrics.set_ending(awaits.map(EndingAwaits::name));
     }
 }
 

@@ -6,6 +6,7 @@ mod driver;
 mod output_signal;
 mod retry;
 mod shared_disks;
+mod told;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -109,6 +110,8 @@ pub enum Request {
     Unprotect,
     /// See [`ProtectionHandle::hand_over`].
     HandOver(String),
+    /// See [`ProtectionHandle::machine_broke`].
+    MachineBroke(String),
     /// See [`ProtectionHandle::guest_stopped`].
     GuestStopped,
     /// See [`ProtectionHandle::stop`].
@@ -385,6 +388,19 @@ impl ProtectionHandle {
     /// [`EventKind::NotHandedOver`]: super::EventKind::NotHandedOver
     pub fn hand_over(&self, why: impl Into<String>) -> bool {
         self.ask(Request::HandOver(why.into()))
+    }
+
+    /// Reports that something of this host failed, so that the machine can neither go on nor be
+    /// captured any more. Nothing of it is captured from now on. If the backup has a whole copy, the
+    /// guest goes on there from the last epoch, and protection ends as [`Ended::HandedOver`] or
+    /// [`Ended::LeftToBackup`]. Without one, [`EventKind::NotHandedOver`] comes, and the caller is to
+    /// call [`ProtectionHandle::guest_stopped`]. Waits while the queue of requests is full. Must not
+    /// be called from within an asynchronous runtime.
+    ///
+    /// [`EventKind::NotHandedOver`]: super::EventKind::NotHandedOver
+    pub fn machine_broke(&self, why: impl Into<String>) {
+        // Fails only if protection has ended already.
+        let _ = self.ask(Request::MachineBroke(why.into()));
     }
 
     /// Asks for a reset of the guest in place ([`Machine::reset`]); protection goes on. Waits while

@@ -109,6 +109,8 @@ enum Ended {
         generation: Generation,
         epoch: EpochId,
         cause: String,
+        /// The primary's machine has broken.
+        machine_broke: bool,
     },
     Stopped,
     Starts {
@@ -175,7 +177,8 @@ impl<M: Machine> Driver<M> {
                 generation,
                 epoch,
                 cause,
-            } => self.promote(generation, epoch, cause),
+                machine_broke,
+            } => self.promote(generation, epoch, cause, machine_broke),
         }
     }
 
@@ -534,11 +537,13 @@ impl<M: Machine> Driver<M> {
                 generation,
                 epoch,
                 cause,
+                machine_broke,
             } => {
                 self.ended = Some(Ended::Promoted {
                     generation,
                     epoch,
                     cause,
+                    machine_broke,
                 });
             }
             BackupEffect::Reset { reason } => self.reset(&reason)?,

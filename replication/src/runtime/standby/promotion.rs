@@ -26,6 +26,7 @@ impl<M: Machine> Driver<M> {
         generation: Generation,
         epoch: EpochId,
         cause: String,
+        machine_broke: bool,
     ) -> Result<Outcome<M>, RuntimeError> {
         let metrics = self.metrics.clone();
         let mut waits_for = String::new();
@@ -62,6 +63,7 @@ impl<M: Machine> Driver<M> {
         let recovery = running.duration_since(detected.at);
         let figures = FailoverFigures {
             cause,
+            machine_broke,
             generation: generation.0,
             epoch: epoch.0,
             reaction_ms: milliseconds(reaction),

@@ -11,6 +11,7 @@ mod states;
 mod time;
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use understudy_replication::ids::Page;
 use understudy_replication::ports::{Machine as _, PageMemory, PausedMachine};
 use understudy_replication::{PAGE_BYTES, PageIndex, PageSet};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::devices::{
@@ -29,11 +31,15 @@ use crate::devices::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A device that takes 32-bit numbers, 4 bytes at a time, and counts them.
-struct Numbers {
+pub(crate) struct Numbers {
     name: &'static str,
     count: u64,
     out: Sender<u32>,
     fail_save: bool,
+    /// Has it handle an event.
+    pub(crate) event: EventFd,
+    /// It panics at the next one.
+    pub(crate) panics_at_events: bool,
     /// Called in the middle of each read.
     in_read: Option<Box<dyn FnMut() + Send>>,
 }
@@ -85,10 +91,13 @@ impl Device for Numbers {
     }
 
     fn event_sources(&self) -> Vec<EventSource> {
-        Vec::new()
+        vec![EventSource::Counter(self.event.as_raw_fd())]
     }
 
-    fn handle_event(&mut self, _source: usize) {}
+    fn handle_event(&mut self, _source: usize) {
+        self.event.read().unwrap();
+        assert!(!self.panics_at_events, "ordered by the test");
+    }
 }
 
 /// An ELF file with `code` at 1 MiB, which is also its entry point.
@@ -110,7 +119,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
 }
 
 /// Counts in memory at 0x101000 and says each number.
-const COUNTING: &[u8] = &[
+pub(crate) const COUNTING: &[u8] = &[
     0xba, 0xe8, 0x02, 0x00, 0x00, // mov edx, 0x2e8
     0x48, 0xc7, 0xc7, 0x00, 0x10, 0x10, 0x00, // mov rdi, 0x101000
     0xff, 0x07, // again: inc dword [rdi]
@@ -171,10 +180,10 @@ const READING_MMIO: &[u8] = &[
     0xeb, 0xfb, // jmp again
 ];
 
-struct Rig {
-    machine: Machine,
-    numbers: Receiver<u32>,
-    read_from: Arc<Mutex<Numbers>>,
+pub(crate) struct Rig {
+    pub(crate) machine: Machine,
+    pub(crate) numbers: Receiver<u32>,
+    pub(crate) read_from: Arc<Mutex<Numbers>>,
 }
 
 fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
@@ -187,6 +196,8 @@ fn rig_with(config: MachineConfig, names: &[&'static str]) -> Rig {
             count: 0,
             out: out.clone(),
             fail_save: false,
+            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            panics_at_events: false,
             in_read: None,
         }));
         first.get_or_insert(device.clone());
@@ -214,6 +225,8 @@ fn rig_at(config: MachineConfig, code: &[u8]) -> Rig {
             count: 0,
             out: out.clone(),
             fail_save: false,
+            event: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            panics_at_events: false,
             in_read: None,
         }))
     };
@@ -267,11 +280,11 @@ fn events_of(machine: &Machine) -> Receiver<MachineEvent> {
     events
 }
 
-fn rig(code: &[u8]) -> Rig {
+pub(crate) fn rig(code: &[u8]) -> Rig {
     rig_with(config(code), &["numbers"])
 }
 
-fn standby() -> Rig {
+pub(crate) fn standby() -> Rig {
     let config = MachineConfig {
         kernel: None,
         ..config(COUNTING)

@@ -94,7 +94,7 @@ fn the_guests_end_is_told() {
     assert!(
         matches!(
             event,
-            MachineEvent::GuestCrashed { .. } | MachineEvent::VcpuFailed { .. }
+            MachineEvent::GuestCrashed { .. } | MachineEvent::MachineBroke { .. }
         ),
         "{event:?}"
     );
@@ -160,14 +160,61 @@ fn a_vcpu_whose_device_panics_is_told_and_the_machine_still_stops() {
     rig.machine.start().unwrap();
     let event = events.recv_timeout(DEADLINE).unwrap();
     assert!(
-        matches!(event, MachineEvent::VcpuFailed { vcpu: 0, .. }),
+        matches!(&event, MachineEvent::MachineBroke { what } if what.contains("vCPU 0")),
         "{event:?}"
     );
     let Err(error) = rig.machine.pause_guest().map(drop) else {
-        panic!("paused a guest that has ended");
+        panic!("paused a machine that has broken");
     };
     assert!(error.to_string().contains("vCPUs"), "{error}");
     rig.machine.shut_down();
+}
+
+/// Whether the machine tells that it has broken by `what`, and can then neither be captured nor started over.
+fn is_broken(rig: &mut Rig, events: &Receiver<MachineEvent>, what: &str) {
+    let event = events.recv_timeout(DEADLINE).unwrap();
+    assert!(
+        matches!(&event, MachineEvent::MachineBroke { what: said } if said.contains(what)),
+        "{event:?}"
+    );
+    for _ in 0..2 {
+        let Err(error) = rig.machine.pause_guest().map(drop) else {
+            panic!("paused a machine that has broken");
+        };
+        let said = error.with_causes();
+        assert!(
+            said.contains("has broken") || said.contains("has ended"),
+            "{said}"
+        );
+    }
+    assert!(rig.machine.reset_guest().is_err());
+    rig.machine.shut_down();
+}
+
+/// x87 registers are not among what KVM emulates, and there is no memory at this address.
+const LOADING_FROM_NOWHERE: &[u8] = &[
+    0xbf, 0x00, 0x00, 0x00, 0xe0, // mov edi, 0xe0000000
+    0xdb, 0x2f, // fld tbyte [rdi]
+    0xeb, 0xfe, // jmp here
+];
+
+#[test]
+fn what_kvm_cannot_do_breaks_the_machine_and_is_not_the_guests_end() {
+    let mut rig = rig(LOADING_FROM_NOWHERE);
+    let events = events_of(&rig.machine);
+    rig.machine.start().unwrap();
+    is_broken(&mut rig, &events, "vCPU 0 cannot go on");
+}
+
+#[test]
+fn a_device_that_panics_on_the_event_thread_breaks_the_machine() {
+    let mut rig = rig(COUNTING);
+    lock(&rig.read_from).panics_at_events = true;
+    let events = events_of(&rig.machine);
+    rig.machine.start().unwrap();
+    rig.await_number(10);
+    lock(&rig.read_from).event.write(1).unwrap();
+    is_broken(&mut rig, &events, "panicked");
 }
 
 /// What stops the guest for its owner to act on stops it, and what does not, does not.

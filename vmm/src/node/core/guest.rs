@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Effect, NodeCore, pace};
+use super::{Effect, NodeCore, broken, pace};
 use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
 use crate::node::events::EventKind;
 use crate::node::{Ended, Role};
@@ -44,7 +44,7 @@ impl NodeCore {
                 self.tell(EventKind::DiskAnswers { device, what }, effects);
             }
             event if self.role == Role::Standby => self.before_promotion.push(event),
-            _ if self.ending.is_some() => {}
+            _ if self.ending.is_some() || self.broken.is_so() => {}
             MachineEvent::GuestReset => {
                 self.tell(EventKind::GuestRebooted, effects);
                 self.reset(now, Ended::Guest, effects);
@@ -71,11 +71,39 @@ impl NodeCore {
                 let what = format!("the guest crashed: {what}");
                 self.guest_over(Ended::GuestFailed { what }, effects);
             }
-            MachineEvent::VcpuFailed { vcpu, what } => {
-                let what = format!("vCPU {vcpu} cannot go on: {what}");
-                self.guest_over(Ended::GuestFailed { what }, effects);
-            }
+            MachineEvent::MachineBroke { what } => self.machine_broke(now, what, effects),
         }
+    }
+
+    fn machine_broke(&mut self, now: Duration, what: String, effects: &mut Vec<Effect>) {
+        let told = EventKind::MachineBroke { what: what.clone() };
+        self.tell(told, effects);
+        self.restart_at = None;
+        if let Some(before) = self.broken.broke_before(now) {
+            let seconds = before.as_secs();
+            let what = format!(
+                "{what}; the machine of the other host had broken, too, {seconds} s ago: it is the guest that breaks them"
+            );
+            return self.guest_over(Ended::GuestFailed { what }, effects);
+        }
+        if self.role != Role::Primary {
+            return self.guest_over(Ended::GuestFailed { what }, effects);
+        }
+        self.broken.begin(what.clone());
+        self.failing.begin(broken::TOPIC, what.clone());
+        effects.push(Effect::LeaveMachine(what));
+    }
+
+    /// No standby could go on. Returns whether that was to be.
+    pub(super) fn stays_broken(&mut self, why: &str, effects: &mut Vec<Effect>) -> bool {
+        let Some(what) = self.broken.what() else {
+            return false;
+        };
+        if self.ending.is_none() {
+            let what = format!("{what}; nobody else could go on with the guest: {why}");
+            self.guest_over(Ended::GuestFailed { what }, effects);
+        }
+        true
     }
 
     fn guest_over(&mut self, why: Ended, effects: &mut Vec<Effect>) {

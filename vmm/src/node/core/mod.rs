@@ -3,6 +3,7 @@
 //!
 //! Input in, effects out; the shell obeys. What must not be done here: threads, clocks, machines, log.
 
+mod broken;
 mod disks;
 mod failing;
 mod guest;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use understudy_replication::Generation;
 use understudy_replication::runtime::EventKind as ReplicationEvent;
 
+use self::broken::Broken;
 use self::disks::HeldRequests;
 use self::failing::Failing;
 use self::pace::Pace;
@@ -88,6 +90,8 @@ pub(super) enum RoleEnd {
     Abandoned,
     /// The standby has taken the guest over, as it was asked to.
     HandedOver { reason: String },
+    /// The machine has broken, and the standby is to take the guest over; it was not waited for.
+    LeftToStandby { what: String },
     /// Another side owns the guest.
     Fenced { reason: String },
     /// It could not go on, or not be taken up.
@@ -115,6 +119,8 @@ pub(super) enum Effect {
     AnswerFailed(String),
     /// What this disk has failed is done again.
     RetryFailed(String),
+    /// The machine has broken: the guest is to go on at the standby, from the last epoch.
+    LeaveMachine(String),
     /// Press the guest's power button.
     PressPowerButton,
     /// End the epoch.
@@ -158,6 +164,7 @@ pub(super) struct NodeCore {
     /// What fails on this host.
     failing: Failing,
     held: HeldRequests,
+    broken: Broken,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -181,6 +188,7 @@ impl NodeCore {
             is_leaving: false,
             failing: Failing::default(),
             held: HeldRequests::default(),
+            broken: Broken::default(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -320,7 +328,7 @@ impl NodeCore {
 
     /// Whether a guest may be handed over because of what fails here.
     fn may_escape(&self) -> bool {
-        let stays = self.ending.is_some() || self.is_leaving;
+        let stays = self.ending.is_some() || self.is_leaving || self.broken.is_so();
         self.role == Role::Primary && self.protected && !stays
     }
 
@@ -372,8 +380,15 @@ impl NodeCore {
     /// Each change is told once, however often replication says it.
     fn replication(&mut self, now: Duration, event: ReplicationEvent, effects: &mut Vec<Effect>) {
         match event {
-            ReplicationEvent::Promoted { epoch, cause } if self.role == Role::Standby => {
+            ReplicationEvent::Promoted {
+                epoch,
+                cause,
+                machine_broke,
+            } if self.role == Role::Standby => {
                 let epoch = epoch.0;
+                if machine_broke {
+                    self.broken.inherited(now);
+                }
                 self.tell(EventKind::Promoted { epoch, cause }, effects);
                 self.promoted(now, effects);
             }
@@ -392,8 +407,12 @@ impl NodeCore {
                 }
             }
             ReplicationEvent::NotHandedOver { why } => {
-                self.tell(EventKind::NotHandedOver { why }, effects);
+                let told = EventKind::NotHandedOver { why: why.clone() };
+                self.tell(told, effects);
                 self.failing.stayed(now);
+                if self.stays_broken(&why, effects) {
+                    return;
+                }
                 self.guest_stays(now, effects);
                 if std::mem::take(&mut self.is_leaving) && self.ending.is_none() {
                     effects.extend(self.stop_guest());
@@ -450,6 +469,7 @@ impl NodeCore {
                 reason,
                 trouble: self.failing.in_words(),
             },
+            RoleEnd::LeftToStandby { what } => Ended::LeftToStandby { what },
             RoleEnd::Fenced { reason } => Ended::Fenced { reason },
             RoleEnd::Failed { what } => Ended::Failed { what },
         };

@@ -127,6 +127,11 @@ pub enum EventKind {
     },
     /// The guest has powered itself off.
     GuestPoweredOff,
+    /// Something of this host failed: the machine can neither go on nor be captured any more.
+    MachineBroke {
+        /// In plain words.
+        what: String,
+    },
     /// Somebody pressed the guest's power button.
     PowerButtonPressed,
     /// Somebody wants the guest stopped.
@@ -188,6 +193,7 @@ impl EventKind {
             Self::DiskFailed { .. }
             | Self::DiskHangs { .. }
             | Self::DiskWaits { .. }
+            | Self::MachineBroke { .. }
             | Self::RestartImpossible => {
                 tracing::error!("{self}");
             }
@@ -262,6 +268,7 @@ impl fmt::Display for EventKind {
                 })
             }
             Self::GuestPoweredOff => f.write_str("the guest is powered off"),
+            Self::MachineBroke { what } => write!(f, "this host failed: {what}"),
             Self::PowerButtonPressed => f.write_str("the guest's power button is pressed"),
             Self::StopRequested => f.write_str("stopping the guest on request"),
             Self::DiskFailed { device, what } => {

@@ -123,7 +123,12 @@ impl BackupCore {
         let Some(Question::Claim(asked)) = self.question else {
             return;
         };
-        let Phase::Claiming { cause, .. } = &mut self.phase else {
+        let Phase::Claiming {
+            cause,
+            machine_broke,
+            ..
+        } = &mut self.phase
+        else {
             self.question = None;
             return;
         };
@@ -133,7 +138,7 @@ impl BackupCore {
         }
         match verdict {
             Verdict::Granted(granted) if granted > self.generation => {
-                let cause = std::mem::take(cause);
+                let (cause, machine_broke) = (std::mem::take(cause), *machine_broke);
                 self.question = None;
                 self.generation = granted;
                 self.phase = Phase::Promoted;
@@ -148,6 +153,7 @@ impl BackupCore {
                         generation: granted,
                         epoch,
                         cause,
+                        machine_broke,
                     });
                 }
             }

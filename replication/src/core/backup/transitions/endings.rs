@@ -67,18 +67,24 @@ impl BackupCore {
     /// only stalled then finds the end of the link right behind the acks that it has not read yet.
     pub(super) fn claim(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.close_link(out);
-        self.claim_from_living(cause, out);
+        self.claim_from_living(cause, false, out);
     }
 
     /// Asks to be promoted although the primary lives. The link stays open until the arbiter has
     /// answered: a primary that sees it closed claims for itself and could win.
-    pub(super) fn claim_from_living(&mut self, cause: String, out: &mut Vec<Effect>) {
+    pub(super) fn claim_from_living(
+        &mut self,
+        cause: String,
+        machine_broke: bool,
+        out: &mut Vec<Effect>,
+    ) {
         self.discard(
             &format!("incomplete when this side claimed the guest: {cause}"),
             out,
         );
         self.phase = Phase::Claiming {
             cause,
+            machine_broke,
             ask_at: Some(self.now),
             asked: false,
             stops: false,

@@ -76,6 +76,8 @@ enum Phase {
     },
     Claiming {
         cause: String,
+        /// The primary's machine has broken.
+        machine_broke: bool,
         /// When to ask (again); `None` while waiting for an answer.
         ask_at: Option<Duration>,
         /// It was asked, so this side may have been granted the guest.
@@ -349,7 +351,7 @@ impl BackupCore {
             }
             Input::PromotionWanted => {
                 if matches!(self.phase, Phase::Standby { .. }) {
-                    self.claim_from_living("promotion was asked for".into(), out);
+                    self.claim_from_living("promotion was asked for".into(), false, out);
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
@@ -458,8 +460,11 @@ impl BackupCore {
             Message::Heartbeat => {}
             Message::Marked(mark) => self.told(mark)?,
             Message::NoArbiter(why) => self.promise.fail(format!("the primary says: {why}")),
-            Message::TakeOver(why) if matches!(self.phase, Phase::Standby { .. }) => {
-                self.claim_from_living(format!("the primary hands the guest over: {why}"), out);
+            Message::TakeOver { why, machine_broke }
+                if matches!(self.phase, Phase::Standby { .. }) =>
+            {
+                let cause = format!("the primary hands the guest over: {why}");
+                self.claim_from_living(cause, machine_broke, out);
             }
             Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
             Message::Bye(Bye::Fenced { current }) => {

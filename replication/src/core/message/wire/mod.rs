@@ -184,7 +184,7 @@ impl Message {
             Self::Marked(mark) => (MARKED, 0, small(mark)),
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
-            Self::TakeOver(why) => (TAKE_OVER, 0, small(why)),
+            Self::TakeOver { why, machine_broke } => (TAKE_OVER, 0, small(&(why, machine_broke))),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
             Self::Inquiry(inquiry) => (INQUIRY, 0, small(inquiry)),
             Self::Holdings(holdings) => (HOLDINGS, 0, small(holdings)),
@@ -258,8 +258,11 @@ impl Message {
                 Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
             }
             TAKE_OVER => {
-                let why: String = parse(name, &body)?;
-                Self::TakeOver(for_people(&why, REASON_CHARS_MAX))
+                let (why, machine_broke): (String, bool) = parse(name, &body)?;
+                Self::TakeOver {
+                    why: for_people(&why, REASON_CHARS_MAX),
+                    machine_broke,
+                }
             }
             COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
             // Names that are compared stay as they are; whoever shows them makes them fit to be

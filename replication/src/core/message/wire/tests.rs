@@ -123,7 +123,15 @@ fn golden_session() -> Vec<Golden> {
         (Message::Marked(mark()), 15, 0, "ac0209"),
         (Message::Seen(mark()), 16, 0, "ac0209"),
         (Message::NoArbiter("x".into()), 17, 0, "0178"),
-        (Message::TakeOver("x".into()), 21, 0, "0178"),
+        (
+            Message::TakeOver {
+                why: "x".into(),
+                machine_broke: true,
+            },
+            21,
+            0,
+            "017801",
+        ),
         (Message::Compared(vec![false, true]), 18, 0, "020001"),
         (
             Message::Bye(Bye::Fenced {

@@ -46,7 +46,8 @@ impl PrimaryCore {
             }
             Phase::Syncing { capture_at, .. } => {
                 let (silence, beat) = (self.silent_at(), self.beat_at());
-                (None, Some(silence), Some(beat), None, *capture_at)
+                let capture = capture_at.filter(|_| !self.machine_broke);
+                (None, Some(silence), Some(beat), None, capture)
             }
             Phase::Protected(epochs) => {
                 let (silence, beat) = (self.silent_at(), self.beat_at());
@@ -65,7 +66,10 @@ impl PrimaryCore {
         let last_answer = self.last_answer_at();
         let ask = self.next_question().and_then(|(ask_at, _)| *ask_at);
         // A backup that claims the guest says nothing on the link.
-        let silence = silence.filter(|_| !self.has_let_go());
+        let (silence, unacked) = match self.has_let_go() {
+            true => (None, None),
+            false => (silence, unacked),
+        };
         let handover = self.handover_at();
         let promise = self.promise.expires_at(&self.policy);
         let timers = &mut self.timers;

@@ -81,6 +81,10 @@ impl PrimaryCore {
                 // Closes the link.
                 self.lose_backup("the guest has ended".into(), out);
             }
+            Phase::Protected(_) if self.machine_broke => {
+                ending = Ending::at(Stage::NeedsGrant);
+                ending.ask_at = Some(self.now);
+            }
             Phase::Protected(epochs) => ending = Ending::with(epochs),
         }
         self.ending = Some(ending);

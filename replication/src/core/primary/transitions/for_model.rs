@@ -125,6 +125,7 @@ impl Hash for PrimaryCore {
             ending,
             dismissal,
             handover,
+            machine_broke,
             question,
             doubt,
             confirm_at,
@@ -146,6 +147,7 @@ impl Hash for PrimaryCore {
         (
             dismissal,
             handover,
+            machine_broke,
             question,
             doubt,
             confirm_at,

@@ -7,6 +7,11 @@
 //! backup, this side is fenced. If the backup cannot ask it, or takes too long, this side claims the
 //! guest itself and goes on.
 //!
+//! A machine that has broken is captured no more: it goes on from the last epoch that the backup
+//! has. This side waits only for what is on its way, and never claims the guest, of which it has
+//! nothing any more. If the backup does not take the guest over in time, or is lost, this side ends
+//! without a farewell, as if its host had died, and leaves the guest to the backup.
+//!
 //! Must not be done here: giving the guest up before the arbiter names the other side (R10).
 
 use std::time::Duration;
@@ -18,12 +23,15 @@ use crate::ids::EpochId;
 /// to the arbiter.
 const HANDOVER_TIMEOUTS: u32 = 10;
 
+const NO_COPY: &str = "no standby has a whole copy of it";
+
 /// The guest is being handed over.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Handover {
     why: String,
-    /// The last epoch: its output still leaves here.
+    /// The last epoch: its output still leaves here. Of a machine that has broken, it is whichever
+    /// is on its way.
     through: EpochId,
     /// The backup was told.
     told: bool,
@@ -69,6 +77,47 @@ impl PrimaryCore {
         }
     }
 
+    /// The machine can neither go on nor be captured any more.
+    pub(super) fn machine_broke(&mut self, why: String, out: &mut Vec<Effect>) {
+        if std::mem::replace(&mut self.machine_broke, true) || self.has_let_go() {
+            return;
+        }
+        let is_over = matches!(self.phase, Phase::Fenced | Phase::Stopped);
+        let is_possible = self.ending.is_none() && self.dismissal.is_none();
+        match &self.phase {
+            Phase::Protected(epochs) if is_possible => {
+                self.handover = Some(Handover {
+                    why,
+                    through: epochs.acked(),
+                    told: false,
+                    since: self.now,
+                });
+            }
+            _ if is_over => {}
+            _ => {
+                self.ending_needs_grant();
+                self.handover = None;
+                let why = NO_COPY.into();
+                out.push(Effect::NotHandedOver { why });
+            }
+        }
+    }
+
+    /// Whether the guest is left to the backup if that is lost now, or says that it has the guest.
+    pub(super) fn leaves_guest(&self) -> bool {
+        let is_ending = self.ending.is_some() || self.dismissal.is_some();
+        self.machine_broke && self.handover.is_some() && !is_ending
+    }
+
+    /// Ends without a farewell: the backup then claims the guest.
+    pub(super) fn leave_guest(&mut self, cause: &str, out: &mut Vec<Effect>) {
+        let why = self.handover.take().map_or_else(String::new, |it| it.why);
+        out.push(Effect::CloseLink);
+        let why = format!("{why}; the guest is left to the standby ({cause})");
+        out.push(Effect::LeftToBackup { why });
+        self.end_session(Phase::Stopped);
+    }
+
     /// Whether the backup was told to take the guest over.
     pub(super) fn has_let_go(&self) -> bool {
         self.handover.as_ref().is_some_and(|it| it.told)
@@ -78,8 +127,12 @@ impl PrimaryCore {
     /// guest is ending.
     fn may_tell(&self, handover: &Handover, epochs: &Epochs) -> bool {
         let stays = self.doubt.is_some() || self.ending.is_some() || self.dismissal.is_some();
-        let has_left = epochs.released() >= handover.through;
-        !handover.told && !stays && has_left && self.promise.is_kept()
+        let may_go = match self.machine_broke {
+            // There is nothing that could stay.
+            true => epochs.has_nothing_under_way(),
+            false => epochs.released() >= handover.through && self.promise.is_kept(),
+        };
+        !handover.told && !stays && may_go
     }
 
     /// When the next step is due, or takes too long.
@@ -99,8 +152,12 @@ impl PrimaryCore {
         let (Some(handover), Phase::Protected(epochs)) = (&self.handover, &self.phase) else {
             return;
         };
-        if self.may_tell(handover, epochs) {
-            out.push(Effect::Send(Message::TakeOver(handover.why.clone())));
+        // Whatever is still on its way from a machine that has broken is given up.
+        if self.may_tell(handover, epochs) || (self.leaves_guest() && !handover.told) {
+            out.push(Effect::Send(Message::TakeOver {
+                why: handover.why.clone(),
+                machine_broke: self.machine_broke,
+            }));
             let now = self.now;
             if let Some(handover) = &mut self.handover {
                 (handover.told, handover.since) = (true, now);
@@ -123,6 +180,8 @@ impl PrimaryCore {
         let is_open = matches!(self.phase, Phase::Protected(_) | Phase::Claiming { .. });
         if is_ending && !self.has_let_go() {
             self.call_off("the guest ends, or is to have another standby", out);
+        } else if matches!(self.phase, Phase::Syncing { .. }) {
+            self.call_off(NO_COPY, out);
         } else if !is_open {
             self.call_off("the standby was not granted it", out);
         }

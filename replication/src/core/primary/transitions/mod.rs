@@ -79,6 +79,8 @@ pub struct PrimaryCore {
     ending: Option<Ending>,
     dismissal: Option<Dismissal>,
     handover: Option<Handover>,
+    /// Something of this host failed: the machine can neither go on nor be captured any more.
+    machine_broke: bool,
     question: Option<Question>,
     doubt: Option<Doubt>,
     /// When the generation is confirmed next although nothing is wrong.
@@ -128,6 +130,7 @@ impl PrimaryCore {
             ending: None,
             dismissal: None,
             handover: None,
+            machine_broke: false,
             question: None,
             doubt: None,
             confirm_at: Some(now + policy_check),
@@ -259,7 +262,7 @@ impl PrimaryCore {
     /// be acked but not released.
     fn may_end(&self, epochs: &Epochs) -> bool {
         let may_leave = self.doubt.is_none() && !self.has_let_go();
-        may_leave && !epochs.is_releasing() && self.has_more_to_say(epochs)
+        may_leave && !epochs.is_releasing() && self.has_more_to_say(epochs) && !self.machine_broke
     }
 
     /// R1: the only place where output of an epoch is released.
@@ -317,6 +320,7 @@ impl PrimaryCore {
             Input::Shipped { epoch } => self.report(|epochs| epochs.shipped(epoch), out),
             Input::CaptureFailed { epoch, error } => self.capture_failed(epoch, &error, out),
             Input::HandOver { why } => self.hand_over(why, out),
+            Input::MachineBroke { why } => self.machine_broke(why, out),
             Input::OutputWaiting => {
                 if let Phase::Protected(epochs) = &mut self.phase {
                     epochs.output_waiting(self.now);
@@ -446,7 +450,7 @@ impl PrimaryCore {
         else {
             return;
         };
-        if capture_at.is_some() {
+        if capture_at.is_some() || self.machine_broke {
             return;
         }
         if disk_bytes_left > 0 {
@@ -541,6 +545,7 @@ impl PrimaryCore {
                 self.opening = true;
                 self.end_session(Phase::Alone);
             }
+            Phase::Protected(_) if self.leaves_guest() => self.leave_guest(&cause, out),
             Phase::Protected(_) => {
                 out.push(Effect::CloseLink);
                 let ask_at = Some(self.now);

@@ -65,6 +65,7 @@ fn keep(config: &Config, settings: NodeSettings, stops: usize) -> Result<()> {
             Ok(())
         }
         ended @ Ended::HandedOver { .. } => Err(Fenced(ended.to_string()).into()),
+        ended @ Ended::LeftToStandby { .. } => Err(Fenced(ended.to_string()).into()),
         Ended::Fenced { reason } => Err(Fenced(reason).into()),
         failed => bail!("{failed}"),
     }

@@ -42,6 +42,7 @@ struct Queues {
     threads: usize,
     idle: usize,
     is_over: bool,
+    has_panicked: bool,
 }
 
 struct Pool {
@@ -117,6 +118,11 @@ impl Workers {
         self.pool.queues.lock().done.pop_front()
     }
 
+    /// Whether a thread has panicked, so that some work will never be done.
+    pub(super) fn has_panicked(&self) -> bool {
+        self.pool.queues.lock().has_panicked
+    }
+
     /// Drops the work that no thread has begun, and says which that was.
     pub(super) fn cancel(&self) -> Vec<Ticket> {
         let waiting = std::mem::take(&mut self.pool.queues.lock().waiting);
@@ -165,7 +171,14 @@ struct Ended<'a>(&'a Pool);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.queues.lock().threads -= 1;
+        let mut queues = self.0.queues.lock();
+        queues.threads -= 1;
+        queues.has_panicked |= std::thread::panicking();
+        drop(queues);
+        if std::thread::panicking() {
+            // The device tells of it.
+            let _ = self.0.done.write(1);
+        }
         self.0.changed.notify_all();
     }
 }

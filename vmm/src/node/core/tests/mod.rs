@@ -1,3 +1,5 @@
+mod broken;
+
 use understudy_replication::EpochId;
 
 use super::*;
@@ -22,6 +24,7 @@ fn promoted() -> Input {
     Input::Replication(ReplicationEvent::Promoted {
         epoch: EpochId(7),
         cause: "as ordered".into(),
+        machine_broke: false,
     })
 }
 
@@ -199,14 +202,12 @@ fn an_unprotected_guest_is_stopped_once() {
 #[test]
 fn the_reason_of_a_guests_end_outlives_its_role() {
     let mut core = in_role(Role::Primary, RULES, true);
-    let vcpu_failed = MachineEvent::VcpuFailed {
-        vcpu: 1,
-        what: "no memory".into(),
-    };
-    assert_eq!(deeds(guest(&mut core, vcpu_failed)), [Effect::EndRole]);
+    let what = "triple fault".to_owned();
+    let crashed = MachineEvent::GuestShutdown { what };
+    assert_eq!(deeds(guest(&mut core, crashed)), [Effect::EndRole]);
     // Somebody who does not want to wait does not change why.
     request(&mut core, Request::Stop).unwrap();
-    let what = "vCPU 1 cannot go on: no memory".to_owned();
+    let what = "the guest crashed: triple fault".to_owned();
     let ended = over(&mut core, RoleEnd::Done);
     assert_eq!(ended, Ended::GuestFailed { what });
 }

@@ -45,7 +45,8 @@ fn a_closed_link_is_acted_on_at_once_and_the_torn_epoch_named() {
         [Effect::Promote {
             generation: Generation(4),
             epoch: EpochId(1),
-            cause: "the primary closed the link".into()
+            cause: "the primary closed the link".into(),
+            machine_broke: false,
         }]
     );
     assert_eq!(bench.fill(), 1, "nothing of epoch 2");

@@ -48,7 +48,8 @@ fn promotion_when_asked_for_claims_from_the_committed_epoch() {
             Effect::Promote {
                 generation: current,
                 epoch: EpochId(1),
-                cause: "promotion was asked for".into()
+                cause: "promotion was asked for".into(),
+                machine_broke: false,
             }
         ]
     );
@@ -143,10 +144,47 @@ fn a_stop_waits_for_a_claim_that_may_have_been_granted() {
     assert_eq!(effects, [farewell, Effect::CloseLink, Effect::Stop]);
 }
 
+fn take_over(machine_broke: bool) -> Message {
+    Message::TakeOver {
+        why: "it is to stop".into(),
+        machine_broke,
+    }
+}
+
+#[test]
+fn who_takes_over_knows_whether_the_machine_had_broken() {
+    for broke in [false, true] {
+        let mut bench = Bench::standby();
+        bench.hear(take_over(broke));
+        let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+        assert!(
+            matches!(
+                effects.last(),
+                Some(Effect::Promote { machine_broke, .. }) if *machine_broke == broke
+            ),
+            "{effects:?}"
+        );
+    }
+    let mut bench = Bench::standby();
+    bench.give(Input::LinkClosed);
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    let promoted = effects.last();
+    assert!(
+        matches!(
+            promoted,
+            Some(Effect::Promote {
+                machine_broke: false,
+                ..
+            })
+        ),
+        "{effects:?}"
+    );
+}
+
 #[test]
 fn a_guest_that_is_handed_over_is_claimed_with_the_link_open() {
     let mut bench = Bench::standby();
-    let effects = bench.hear(Message::TakeOver("it is to stop".into()));
+    let effects = bench.hear(take_over(false));
     assert_eq!(effects, [claim()]);
     let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     assert!(
@@ -162,7 +200,7 @@ fn a_guest_that_is_handed_over_is_claimed_with_the_link_open() {
     );
     // Without a whole copy there is nothing to take over.
     let mut bench = Bench::syncing();
-    let effects = bench.hear(Message::TakeOver("it is to stop".into()));
+    let effects = bench.hear(take_over(false));
     assert!(
         matches!(effects.last(), Some(Effect::Reset { .. })),
         "{effects:?}"

@@ -2,6 +2,7 @@
 //! beside.
 
 mod arbitration;
+mod broken;
 mod disks;
 mod dismissal;
 mod ending;
@@ -184,6 +185,13 @@ impl Bench {
         let epoch = EpochId(epoch);
         assert_eq!(self.give(Input::Captured { epoch }), []);
         assert_eq!(self.give(Input::Shipped { epoch }), []);
+    }
+
+    /// The next epoch is being captured.
+    fn in_capture(mut self) -> Self {
+        let effects = self.give(Input::CheckpointWanted);
+        assert_eq!(effects, [Effect::Capture(EpochId(2))]);
+        self
     }
 
     /// Epoch 1 is acked.

@@ -59,6 +59,8 @@ pub enum DiskNews {
     Hangs(String),
     /// It answers again.
     Answers(String),
+    /// This program failed at it: nobody knows what became of a request.
+    Broke(String),
 }
 
 /// Called with news of the host's disk; not at every one of many failures.
@@ -529,6 +531,10 @@ impl VirtioDevice for BlkDevice {
             ROOM => drop(self.room.read()),
             DONE => {
                 let _ = self.done.read();
+                if self.workers.has_panicked() {
+                    let what = "a thread of the disk panicked, which is a bug in this VMM";
+                    (self.alarm)(DiskNews::Broke(what.into()));
+                }
                 self.answer_done(rings.as_deref_mut())?;
             }
             WORD => self.release_held(rings.as_deref_mut())?,

@@ -359,3 +359,23 @@ fn giving_up_a_disk_does_not_wait_for_storage_that_hangs() {
         (Arc::strong_count(&platter.bytes) == 1).then_some(())
     });
 }
+
+#[test]
+fn a_thread_that_panics_is_told_of() {
+    let (memory, platter) = (ram(), Platter::new());
+    let mut bench = Bench::new(&memory, &platter, false);
+    platter.panics.store(true, Ordering::Release);
+    write_of(&mut bench, 0, 3, 0xaa);
+    bench.device.handle_event(KICK);
+    let is_told = |bench: &Bench<'_>| {
+        let alarms = bench.alarms.lock().unwrap();
+        alarms.iter().any(|news| matches!(news, DiskNews::Broke(_)))
+    };
+    let end = Instant::now() + DEADLINE;
+    while !is_told(&bench) {
+        assert!(Instant::now() < end, "nobody noticed");
+        serve(&mut bench.device);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(bench.status_of(0), UNTOUCHED);
+}

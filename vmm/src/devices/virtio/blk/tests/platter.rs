@@ -1,6 +1,7 @@
 //! Storage in memory that does what a test wants.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ const HANG: Duration = Duration::from_secs(120);
 pub(super) struct Platter {
     pub(super) bytes: Arc<Mutex<Vec<u8>>>,
     fails: Arc<Mutex<Option<io::ErrorKind>>>,
+    /// Calls panic.
+    pub(super) panics: Arc<AtomicBool>,
     calls: Arc<Mutex<Vec<&'static str>>>,
     /// Calls that do not return.
     hangs: Arc<(Mutex<Vec<&'static str>>, Condvar)>,
@@ -50,6 +53,7 @@ impl Platter {
 
     fn called(&self, what: &'static str) -> io::Result<()> {
         self.calls.lock().unwrap().push(what);
+        assert!(!self.panics.load(Ordering::Acquire), "ordered by the test");
         let hangs = self.hangs.0.lock().unwrap();
         let hung = |hangs: &mut Vec<&str>| hangs.contains(&what);
         let (hangs, waited) = self.hangs.1.wait_timeout_while(hangs, HANG, hung).unwrap();

@@ -1,4 +1,6 @@
-//! Nodes from outside, as far as they go without a machine.
+//! Nodes from outside; in this file, as far as they go without a machine.
+
+mod broken;
 
 use std::sync::mpsc::sync_channel;
 

@@ -1,0 +1,211 @@
+//! A machine that has broken: nothing more of it is captured, and the backup goes on from what it has.
+
+use super::*;
+
+const WHY: &str = "vCPU 0 cannot go on";
+
+fn broke() -> Input {
+    Input::MachineBroke { why: WHY.into() }
+}
+
+fn told() -> Effect {
+    Effect::Send(Message::TakeOver {
+        why: WHY.into(),
+        machine_broke: true,
+    })
+}
+
+fn patience() -> Duration {
+    let policy = Policy::default();
+    policy.arbiter_check + 10 * policy.heartbeat_timeout
+}
+
+/// Ends without a word, so that the backup claims the guest.
+fn leaves(effects: &[Effect]) -> bool {
+    matches!(
+        effects,
+        [Effect::CloseLink, Effect::LeftToBackup { why }] if why.contains(WHY)
+    )
+}
+
+fn captures(effects: &[Effect]) -> bool {
+    effects.iter().any(|it| matches!(it, Effect::Capture(_)))
+}
+
+#[test]
+fn the_backup_goes_on_at_once_from_the_last_epoch() {
+    let mut bench = Bench::protected();
+    assert_eq!(bench.give(broke()), [told()]);
+    bench.give(Input::OutputWaiting);
+    bench.give(Input::CheckpointWanted);
+    assert_eq!(bench.pass(100 * MS, true, true), []);
+    let current = Generation(4);
+    let holder = "b".into();
+    let effects = bench.give(Input::Verdict(Verdict::Refused { current, holder }));
+    assert_eq!(effects, [], "nothing was asked");
+    // It says that it was granted the guest. Whether that is so does not matter here any more.
+    assert!(leaves(&bench.hear(Message::Bye(Bye::Fenced { current }))));
+    assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
+}
+
+#[test]
+fn what_is_captured_already_is_still_acknowledged_and_leaves() {
+    let mut bench = Bench::protected().in_capture();
+    assert_eq!(bench.give(broke()), [], "it is on its way");
+    bench.ship(2);
+    assert_eq!(bench.ack(2), [Effect::Release(EpochId(2)), told()]);
+}
+
+#[test]
+fn a_capture_that_fails_with_the_machine_is_not_tried_again() {
+    let mut bench = Bench::protected().in_capture();
+    bench.give(broke());
+    let error = "the machine has broken".into();
+    let epoch = EpochId(2);
+    let effects = bench.give(Input::CaptureFailed { epoch, error });
+    assert_eq!(effects, [told()]);
+    assert!(!captures(&bench.pass(100 * MS, true, true)));
+}
+
+#[test]
+fn a_backup_that_takes_too_long_is_left_to_itself_and_nothing_is_claimed_from_it() {
+    // What is on its way is not acknowledged.
+    let mut bench = Bench::protected().in_capture();
+    bench.ship(2);
+    bench.give(broke());
+    let effects = bench.pass(patience() - MS, true, true);
+    assert!(
+        !effects.contains(&told()) && !captures(&effects),
+        "{effects:?}"
+    );
+    assert_eq!(bench.pass(MS, true, true), [told()]);
+    // It was told, and nothing comes of it.
+    let mut effects = bench.pass(patience(), false, false);
+    effects.retain(|it| !matches!(it, Effect::Confirm { .. }));
+    assert!(leaves(&effects), "{effects:?}");
+}
+
+#[test]
+fn a_backup_that_is_lost_meanwhile_may_still_have_the_guest_and_nothing_is_claimed_from_it() {
+    let lost = || Input::LinkDown {
+        cause: "reset".into(),
+    };
+    let mut bench = Bench::protected().in_capture();
+    bench.give(broke());
+    assert!(leaves(&bench.give(lost())));
+    let mut bench = Bench::protected();
+    bench.give(broke());
+    assert!(leaves(&bench.give(lost())));
+    // Nobody asks for anything any more.
+    assert_eq!(bench.pass(patience(), false, false), []);
+}
+
+#[test]
+fn an_arbiter_that_is_away_keeps_no_backup_from_trying() {
+    let mut bench = Bench::protected();
+    bench.hear(Message::NoArbiter("it is away".into()));
+    assert_eq!(bench.give(broke()), [told()]);
+}
+
+#[test]
+fn a_stall_has_the_arbiter_asked_before_anything_leaves() {
+    let mut bench = Bench::protected().in_capture();
+    bench.ship(2);
+    bench.give(broke());
+    bench.now += Policy::default().heartbeat_timeout;
+    assert_eq!(bench.pass(MS, false, false), [doubt()]);
+    assert_eq!(bench.ack(2), [], "held in doubt");
+    let (current, holder) = (Generation(4), "b".into());
+    let effects = bench.give(Input::Verdict(Verdict::Refused { current, holder }));
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                ..,
+                Effect::Fenced {
+                    handed_over: false,
+                    ..
+                }
+            ]
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn without_a_whole_copy_elsewhere_the_guest_stays_and_is_captured_no_more() {
+    let stays = |effects: &[Effect]| matches!(effects, [Effect::NotHandedOver { .. }]);
+    assert!(stays(&Bench::new().give(broke())), "alone");
+    let mut bench = Bench::welcomed();
+    assert!(stays(&bench.give(broke())), "synchronising");
+    let effects = bench.give(Input::SyncRoundShipped {
+        pages_left: 0,
+        disk_bytes_left: 0,
+    });
+    assert!(!captures(&effects), "{effects:?}");
+    // The first epoch is never whole.
+    let mut bench = Bench::capturing();
+    assert_eq!(bench.give(broke()), []);
+    let (epoch, error) = (EpochId(1), "the machine has broken".into());
+    let effects = bench.give(Input::CaptureFailed { epoch, error });
+    assert!(stays(&effects), "{effects:?}");
+    assert!(!captures(&bench.pass(100 * MS, true, true)));
+    // The backup is lost already, and may have taken over.
+    let mut bench = Bench::protected();
+    let cause = "reset".into();
+    bench.give(Input::LinkDown { cause });
+    assert!(stays(&bench.give(broke())));
+}
+
+/// Who ends a guest on purpose ends it everywhere, whatever its machine is like.
+#[test]
+fn a_guest_that_ends_has_its_last_words_by_a_grant() {
+    let granted = || Input::Verdict(Verdict::Granted(Generation(4)));
+    // It ended first.
+    let mut bench = Bench::protected();
+    assert!(captures(&bench.give(Input::GuestStopped)));
+    let effects = bench.give(broke());
+    assert!(
+        matches!(
+            effects[..],
+            [Effect::NotHandedOver { .. }, Effect::Claim { .. }]
+        ),
+        "{effects:?}"
+    );
+    let effects = bench.give(granted());
+    assert!(
+        effects
+            .iter()
+            .any(|it| matches!(it, Effect::GoAlone { .. }))
+    );
+    // Somebody stops it before the backup was told.
+    let mut bench = Bench::protected().in_capture();
+    bench.give(broke());
+    let effects = bench.give(Input::GuestStopped);
+    assert!(
+        matches!(
+            effects[..],
+            [Effect::Claim { .. }, Effect::NotHandedOver { .. }]
+        ),
+        "{effects:?}"
+    );
+    let effects = bench.give(granted());
+    assert!(
+        effects
+            .iter()
+            .any(|it| matches!(it, Effect::GoAlone { .. }))
+    );
+}
+
+#[test]
+fn a_handover_that_has_begun_goes_on_without_another_epoch() {
+    let mut bench = Bench::protected();
+    let why = "this host is to stop".into();
+    let effects = bench.give(Input::HandOver { why });
+    assert_eq!(effects, [Effect::Capture(EpochId(2))]);
+    assert_eq!(bench.give(broke()), []);
+    let (epoch, error) = (EpochId(2), "the machine has broken".into());
+    let effects = bench.give(Input::CaptureFailed { epoch, error });
+    assert_eq!(effects, [told()]);
+    assert_eq!(bench.give(broke()), [], "that is known");
+}

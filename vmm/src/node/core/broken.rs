@@ -1,0 +1,49 @@
+//! A machine that has broken: something of this host failed, and it can neither go on nor be captured any more.
+//!
+//! A standby with a whole copy goes on from the last epoch; whoever takes over is told why. Without one, the guest ends.
+//!
+//! Some guests break any machine: they have KVM meet what it cannot do. So a machine that breaks soon after its guest was
+//! taken over from another one that broke does so because of its guest, which ends there. Between two such takeovers lie
+//! at least [`ITS_OWN_WITHIN`], so the guest does not go back and forth.
+//!
+//! What must not be done here: tell what is the host's failure from what is the guest's doing. `vcpu::ending` does.
+
+use std::time::Duration;
+
+/// A guest whose machine breaks within this time after another one broke under it does that itself.
+pub(super) const ITS_OWN_WITHIN: Duration = Duration::from_secs(10 * 60);
+/// What this is called among what fails here.
+pub(super) const TOPIC: &str = "machine";
+
+#[derive(Debug, Default)]
+pub(super) struct Broken {
+    /// Why, if it is.
+    what: Option<String>,
+    /// When the guest was taken over from a machine that had broken.
+    inherited_at: Option<Duration>,
+}
+
+impl Broken {
+    pub(super) fn inherited(&mut self, now: Duration) {
+        self.inherited_at = Some(now);
+    }
+
+    /// How long ago another machine broke under this guest, if that is why this one does.
+    pub(super) fn broke_before(&self, now: Duration) -> Option<Duration> {
+        let before = self.inherited_at.map(|at| now.saturating_sub(at));
+        before.filter(|before| *before < ITS_OWN_WITHIN)
+    }
+
+    pub(super) fn begin(&mut self, what: String) {
+        self.what = Some(what);
+    }
+
+    pub(super) fn what(&self) -> Option<&str> {
+        self.what.as_deref()
+    }
+
+    /// From then on, nothing else that becomes of the machine leads to anything.
+    pub(super) fn is_so(&self) -> bool {
+        self.what.is_some()
+    }
+}
