@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::map::DirtyMap;
 use super::storage::{DiskMode, Storage};
@@ -104,6 +104,26 @@ impl Drop for Drive {
 
 /// The drives of a set.
 pub(crate) type Drives = Arc<[Arc<Drive>]>;
+
+/// The turns of all these drives. As long as one is waited for, which its storage may keep for long, none is held: the
+/// guest's other disks go on.
+pub(in crate::disk) fn all_turns<'a>(
+    drives: impl Iterator<Item = &'a Arc<Drive>>,
+) -> Vec<MutexGuard<'a, ()>> {
+    let drives: Vec<_> = drives.collect();
+    'again: loop {
+        let mut turns = Vec::with_capacity(drives.len());
+        for drive in &drives {
+            let Some(turn) = drive.turn.try_lock() else {
+                drop(turns);
+                drop(drive.turn.lock());
+                continue 'again;
+            };
+            turns.push(turn);
+        }
+        return turns;
+    }
+}
 
 /// The drives with one image that both hosts reach.
 pub(crate) fn shared(drives: &Drives) -> impl Iterator<Item = &Arc<Drive>> {

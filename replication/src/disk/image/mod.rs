@@ -11,5 +11,5 @@ pub(super) mod stamp;
 mod storage;
 
 pub(super) use bits::BitSet;
-pub(super) use drive::{Drive, Drives, shared};
+pub(super) use drive::{Drive, Drives, all_turns, shared};
 pub use storage::{Changed, DiskMode, Storage};

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use release::Releaser;
 use write_log::WriteLog;
 
-use super::image::{Drives, shared};
+use super::image::{Drives, all_turns, shared};
 use super::{DiskError, DiskLimits};
 use crate::core::disk::PeerDisk;
 use crate::ids::EpochId;
@@ -117,9 +117,7 @@ impl PrimaryDisks for PrimaryImages {
         // Most of it while the guest writes on, the rest while its writes must wait: what passed is on the image
         // durably, and everything else is held.
         self.flush_shared()?;
-        let _turns: Vec<_> = shared(&self.drives)
-            .map(|drive| drive.turn.lock())
-            .collect();
+        let _turns = all_turns(shared(&self.drives));
         self.flush_shared()?;
         self.log.lock().held.hold();
         Ok(())

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::write_log::WriteLog;
 use crate::core::disk::DiskWrite;
 use crate::disk::DiskError;
-use crate::disk::image::{Drives, shared};
+use crate::disk::image::{Drives, all_turns, shared};
 use crate::disk::thread::Thread;
 use crate::ids::EpochId;
 use crate::ports::disks::Completion;
@@ -183,9 +183,7 @@ impl Worker {
         // Write most of it while the guest keeps writing, and the rest while the guest must wait.
         self.write_held(EpochId(u64::MAX))?;
         let queue = self.queue.clone();
-        let _turns: Vec<_> = shared(&queue.drives)
-            .map(|drive| drive.turn.lock())
-            .collect();
+        let _turns = all_turns(shared(&queue.drives));
         queue.log.with_log(|log| log.held.seal_all());
         let due = queue.log.lock().held.due(EpochId(u64::MAX));
         self.write(&due.writes)?;

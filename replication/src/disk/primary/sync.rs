@@ -19,7 +19,7 @@ use crate::core::disk::{
 };
 use crate::disk::DiskError;
 use crate::disk::digest::DigestKey;
-use crate::disk::image::{BitSet, Drive, shared};
+use crate::disk::image::{BitSet, Drive, all_turns, shared};
 use crate::ids::EpochId;
 use crate::ports::disks::{SealedDisks, SyncPlan, SyncStep};
 
@@ -87,7 +87,7 @@ impl PrimaryImages {
             });
         }
         // Writes under way must finish before the set of blocks is made and logging begins.
-        let turns: Vec<_> = self.drives.iter().map(|drive| drive.turn.lock()).collect();
+        let turns = all_turns(self.drives.iter());
         let mut to_copy = Vec::new();
         let plans = plan.iter().zip(&compared);
         for ((drive, peer), (plan, compare)) in self.drives.iter().zip(peer).zip(plans) {

@@ -76,6 +76,29 @@ fn a_read_of_what_is_being_written_is_answered_once_that_is_logged() {
     read.unwrap().unwrap();
 }
 
+/// One whose storage hangs must not keep the others waiting.
+#[test]
+fn a_session_that_waits_for_a_write_keeps_no_other_disk_waiting() {
+    let setup = Setup::new(&[Replicated, Replicated], BYTES, 1);
+    let (a, _b, primary, backup) = setup.sets();
+    let peer = backup.backup().describe().unwrap();
+    let (told, begun) = channel();
+    let (set, other) = (primary.clone(), primary.disks()[0].clone());
+    a.before_write(move || {
+        std::thread::spawn(move || {
+            told.send(set.primary().begin_sync(&peer).map(drop))
+                .unwrap()
+        });
+        // It has its turn of every disk but this one by now, if it keeps them.
+        std::thread::sleep(Duration::from_millis(200));
+        let (told, written) = channel();
+        std::thread::spawn(move || told.send(other.write_at(0, &[1; 512])).unwrap());
+        written.recv_timeout(DEADLINE).unwrap().unwrap();
+    });
+    primary.disks()[1].write_at(0, &[2; 512]).unwrap();
+    begun.recv_timeout(DEADLINE).unwrap().unwrap();
+}
+
 /// Otherwise it would be on the image, answered, and in no epoch, but perhaps lost with this host.
 #[test]
 fn a_write_that_passes_when_holding_begins_is_durable_when_it_has_begun() {
