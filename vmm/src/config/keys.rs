@@ -243,7 +243,7 @@ keys! {
         Unset::Value(|| word(OnError::default())),
         "When this host's storage fails a request: the guest goes on at the standby, which does it again (`handover`, \
          `wait`), or sees the error (`report`). Without a standby it sees the error (`handover`), or waits while the \
-         request is done again every second until it succeeds (`wait`)";
+         request is done again every second until it succeeds (`wait`; a flush that failed it is told of all the same)";
     NET_ID: "network-interfaces[].iface_id", Some("--net"), NAME, Unset::Required,
         "Name of the interface, equal on both hosts";
     NET_TAP: "network-interfaces[].host_dev_name", Some("--net"), NAME, Unset::Nothing,

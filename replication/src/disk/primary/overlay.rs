@@ -193,14 +193,16 @@ impl Held {
         due
     }
 
-    /// Everything up to `epoch` is on the images.
+    /// Everything up to `epoch` is on the images, though perhaps not for long: until [`Held::safe`], reads are still
+    /// answered from what was held.
     pub(crate) fn written(&mut self, epoch: EpochId) {
         let released = self.epochs.release(epoch);
         let writes: u64 = released.map(|sealed| sealed.writes.len() as u64).sum();
-        if writes == 0 {
-            return;
-        }
         self.written += writes;
+    }
+
+    /// What has been written is durable.
+    pub(crate) fn safe(&mut self) {
         let last = self.written;
         for overlay in &mut self.overlays {
             overlay.extents.retain(|_, extent| extent.number > last);

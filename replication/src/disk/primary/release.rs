@@ -167,7 +167,8 @@ impl Worker {
         self.write(&due.writes)?;
         self.written.extend(due.writes.iter().cloned());
         let is_much = self.unsynced_bytes >= self.queue.unsynced_bytes_max;
-        if due.flush || is_much || self.is_in_doubt {
+        let flushes = due.flush || is_much || self.is_in_doubt;
+        if flushes {
             let flushed = self.flush();
             if flushed.is_err() {
                 // These are still held.
@@ -175,7 +176,12 @@ impl Worker {
             }
             flushed?;
         }
-        self.queue.log.with_log(|log| log.held.written(epoch));
+        self.queue.log.with_log(|log| {
+            log.held.written(epoch);
+            if flushes {
+                log.held.safe();
+            }
+        });
         Ok(())
     }
 

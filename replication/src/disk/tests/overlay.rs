@@ -61,6 +61,7 @@ proptest! {
                         }
                     }
                     held.written(EpochId(written));
+                    held.safe();
                 }
                 Step::Unseal if epoch > written => {
                     held.unseal(EpochId(epoch));
@@ -77,6 +78,7 @@ proptest! {
         }
         held.seal_all();
         held.written(EpochId(epoch));
+        held.safe();
         prop_assert_eq!(held.bytes(), 0);
     }
 }

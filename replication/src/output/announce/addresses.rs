@@ -53,8 +53,6 @@ struct Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Claim {
     ip: Option<IpAddr>,
-    /// It only asks whether somebody has the address already.
-    is_probe: bool,
     is_router: Option<bool>,
 }
 
@@ -110,7 +108,8 @@ impl Addresses {
             self.stations.retain(|known| !is_it(known.station));
             self.addresses.retain(|known| !is_it(known.station));
         }
-        let claim = claim(station.mac, protocol, payload).filter(|claim| !claim.is_probe);
+        // Also from somebody who only asks whether it is free: if the guest still has it, its answer has it learned again.
+        let claim = claim(station.mac, protocol, payload);
         if let Some(ip) = claim.and_then(|claim| claim.ip) {
             self.addresses.retain(|known| {
                 let is_it = known.ip == ip && known.station.vlan == station.vlan;
@@ -198,7 +197,6 @@ fn claim(mac: [u8; 6], protocol: EthernetProtocol, payload: &[u8]) -> Option<Cla
             let address = arp_sender(mac, payload)?;
             Some(Claim {
                 ip: is_host(address).then_some(address.into()),
-                is_probe: false,
                 is_router: None,
             })
         }
@@ -260,7 +258,6 @@ fn neighbour_discovery(payload: &[u8]) -> Option<Claim> {
     let is_host = !(address.is_unspecified() || address.is_loopback() || address.is_multicast());
     Some(Claim {
         ip: is_host.then_some(address.into()),
-        is_probe,
         is_router,
     })
 }

@@ -205,18 +205,23 @@ fn what_has_moved_elsewhere_is_not_announced() {
     };
     learn(&mut addresses);
     let all = addresses.clone();
-    // Its own frames that come back, the same address in another VLAN, somebody who asks.
+    // Its own frames that come back, and the same address in another VLAN.
     addresses.received(&gratuitous_arp(own(), ADDRESS));
     let elsewhere = Station {
         mac: [2; 6],
         ..tagged(5)
     };
     addresses.received(&gratuitous_arp(elsewhere, ADDRESS));
+    assert_eq!(addresses, all);
+    // Somebody asks whether it is free. If the guest has it still, it says so.
     let probe = discovery([2; 6], Ipv6Addr::UNSPECIFIED, SOLICIT, &about(0, ADDRESS6));
     addresses.received(&probe);
-    assert_eq!(addresses, all);
+    assert!(!known(&addresses).contains(&ADDRESS6.into()));
+    addresses.sent(&discovery(MAC, ADDRESS6, ADVERTISE, &about(0x20, ADDRESS6)));
+    assert!(known(&addresses).contains(&ADDRESS6.into()));
     addresses.received(&claim);
-    assert_eq!(known(&addresses)[0], IpAddr::from(ADDRESS6));
+    let still = known(&addresses);
+    assert!(!still.contains(&ADDRESS.into()) && still.contains(&ADDRESS6.into()));
     addresses.received(&discovery(
         [2; 6],
         ADDRESS6,

@@ -13,6 +13,9 @@ use crate::node::events::EventKind;
 /// How soon a request is done again that waits for storage which fails.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A disk whose requests were done again, and that has failed none for so long, works.
+const WORKS_AFTER: Duration = Duration::from_secs(3);
+
 /// A disk that holds requests.
 #[derive(Debug)]
 struct Held {
@@ -27,13 +30,21 @@ pub(super) struct HeldRequests {
     disks: BTreeMap<String, Held>,
     /// When those that wait are done again.
     retry_at: Option<Duration>,
-    /// Disks whose failures have been told and are not over.
-    told: BTreeMap<String, String>,
+    /// Disks of which a person was told that the guest waits for them.
+    told: BTreeMap<String, Told>,
+}
+
+#[derive(Debug)]
+struct Told {
+    alarm: String,
+    /// It works then, unless it fails something before.
+    works_at: Option<Duration>,
 }
 
 impl HeldRequests {
     pub(super) fn due(&self) -> Option<Duration> {
-        self.retry_at
+        let works = self.told.values().filter_map(|told| told.works_at);
+        self.retry_at.into_iter().chain(works).min()
     }
 }
 
@@ -53,7 +64,7 @@ impl NodeCore {
         let trouble = format!("{device} fails: {what}");
         let topic = topic(&device);
         self.held.disks.insert(device, Held { what, waits });
-        if self.may_escape() || self.is_leaving {
+        if (self.may_escape() && self.failing.may_try_soon(now)) || self.is_leaving {
             self.host_fails(now, &topic, trouble, effects);
         } else {
             self.guest_stays(now, effects);
@@ -70,11 +81,15 @@ impl NodeCore {
                 continue;
             }
             self.held.retry_at.get_or_insert(now + RETRY);
-            let told = self.held.told.insert(device.clone(), held.what.clone());
-            if told.is_none() {
-                let what = held.what.clone();
-                let device = device.clone();
-                self.alarm(EventKind::DiskWaits { device, what }, effects);
+            if let Some(told) = self.held.told.get_mut(&device) {
+                told.works_at = None;
+            } else {
+                let (name, device, what) = (device.clone(), device.clone(), held.what.clone());
+                let event = EventKind::DiskWaits { device, what };
+                let (alarm, works_at) = (event.to_string(), None);
+                let told = Told { alarm, works_at };
+                self.held.told.insert(name, told);
+                self.alarm(event, effects);
             }
             waiting.insert(device, held);
         }
@@ -85,18 +100,19 @@ impl NodeCore {
     pub(super) fn retry_held(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         if self.held.retry_at.is_some_and(|at| at <= now) {
             self.held.retry_at = None;
-            let disks = std::mem::take(&mut self.held.disks);
-            effects.extend(disks.into_keys().map(Effect::RetryFailed));
+            for device in std::mem::take(&mut self.held.disks).into_keys() {
+                if let Some(told) = self.held.told.get_mut(&device) {
+                    told.works_at = Some(now + WORKS_AFTER);
+                }
+                effects.push(Effect::RetryFailed(device));
+            }
         }
-    }
-
-    /// The disk answers, or has done what it failed before.
-    pub(super) fn disk_works(&mut self, device: &str) {
-        self.host_works(device);
-        if let Some(what) = self.held.told.remove(device) {
-            let device = device.to_owned();
-            let told = EventKind::DiskWaits { device, what }.to_string();
-            self.alarm.take_if(|alarm| *alarm == told);
+        let works = |_: &String, told: &mut Told| told.works_at.is_some_and(|at| at <= now);
+        let over: Vec<_> = self.held.told.extract_if(.., works).collect();
+        for (device, told) in over {
+            self.alarm.take_if(|alarm| *alarm == told.alarm);
+            let what = "it has done what it had failed".to_owned();
+            self.tell(EventKind::DiskAnswers { device, what }, effects);
         }
     }
 }

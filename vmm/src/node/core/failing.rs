@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// How soon it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How long a guest stays that has just been taken over.
+const STAYS: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Failing {
@@ -45,6 +47,16 @@ impl Failing {
         self.due().filter(|at| *at <= now)?;
         self.is_under_way = true;
         self.in_words()
+    }
+
+    /// The guest was taken over. If both hosts have the same trouble, it does not go back and forth all the time.
+    pub(super) fn came(&mut self, now: Duration) {
+        self.not_before = now + STAYS;
+    }
+
+    /// Whether it is tried so soon that the guest can wait for that.
+    pub(super) fn may_try_soon(&self, now: Duration) -> bool {
+        self.is_under_way || self.not_before <= now + AGAIN
     }
 
     pub(super) fn is_under_way(&self) -> bool {

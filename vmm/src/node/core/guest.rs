@@ -40,7 +40,6 @@ impl NodeCore {
                 self.tell(EventKind::DiskHangs { device, what }, effects);
             }
             MachineEvent::DiskAnswers { device, what } => {
-                self.disk_works(&device);
                 self.tell(EventKind::DiskAnswers { device, what }, effects);
             }
             event if self.role == Role::Standby => self.before_promotion.push(event),

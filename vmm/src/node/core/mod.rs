@@ -358,6 +358,7 @@ impl NodeCore {
         // It was a standby's: why its promotion had to wait, or why it was none.
         self.alarm = None;
         self.pace.started(now);
+        self.failing.came(now);
         effects.push(Effect::Protect);
         if self.is_stopping_standby {
             effects.extend(self.stop_guest());

@@ -168,10 +168,13 @@ impl Flight {
         std::mem::take(&mut self.held)
     }
 
-    /// What is held is done again.
-    pub(super) fn retry_held(&mut self) {
-        let heads = self.take_held().into_iter().map(|held| held.place.head);
-        self.again.extend(heads);
+    /// What is held is done again. Returns what cannot be: a flush that failed may have lost what was written before it,
+    /// which the host says once, so another one proves nothing.
+    pub(super) fn retry_held(&mut self) -> Vec<Held> {
+        let is_flush = |held: &Held| matches!(held.place.to, Asked::Flush);
+        let (flushes, others): (Vec<_>, Vec<_>) = self.take_held().into_iter().partition(is_flush);
+        self.again.extend(others.iter().map(|held| held.place.head));
+        flushes
     }
 
     pub(super) fn ages(&self) -> Ages {

@@ -39,7 +39,7 @@ impl FailedRequests {
         self.say(Word::Answer);
     }
 
-    /// Those that are held now are done again.
+    /// Those that are held now are done again; but of a flush the guest sees the error: what it was to make safe may be lost.
     pub fn retry(&self) {
         self.say(Word::Retry);
     }

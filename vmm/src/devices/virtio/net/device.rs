@@ -159,11 +159,15 @@ impl NetDevice {
     /// # Errors
     /// If the backend does not take the frames or the gate is shut.
     pub fn announce(&mut self) -> Result<(), SendError> {
-        self.announcer.begin(self.backend.carries());
+        let mut announced = Ok(());
         for frame in self.addresses.announcements() {
-            self.port.announce(&self.framed(&frame))?;
+            // What one could not be told of the others still can.
+            let sent = self.port.announce(&self.framed(&frame));
+            announced = announced.and(sent);
         }
-        Ok(())
+        // Asking for the carrier takes time.
+        self.announcer.begin(self.backend.carries());
+        announced
     }
 
     /// Says it again if it is time. By now this side may be one that has a standby, or one that was replaced:

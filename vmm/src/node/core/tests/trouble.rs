@@ -149,7 +149,7 @@ fn a_guest_may_wait_until_its_disk_works_and_a_person_is_told_once() {
     let mut core = in_role(Role::Unprotected, RULES, true);
     let mut told = 0;
     for _ in 0..3 {
-        let (device, what) = ("disk0".to_owned(), "cannot write: no space".to_owned());
+        let (device, what) = ("disk0".to_owned(), format!("cannot write at byte {told}"));
         let event = MachineEvent::DiskHolds {
             device,
             what,
@@ -165,11 +165,33 @@ fn a_guest_may_wait_until_its_disk_works_and_a_person_is_told_once() {
         );
     }
     assert_eq!(told, 1);
-    assert!(core.standing().alarm.unwrap().contains("no space"));
-    let (device, what) = ("disk0".to_owned(), "it works".to_owned());
-    guest(&mut core, MachineEvent::DiskAnswers { device, what });
+    assert!(core.standing().alarm.unwrap().contains("at byte 0"));
+    // It fails nothing more.
+    let at = core.next_timer().unwrap();
+    let effects = core.input(at, Input::Timer);
+    assert!(matches!(
+        effects[..],
+        [Effect::Tell(EventKind::DiskAnswers { .. })]
+    ));
     assert_eq!(core.standing().alarm, None);
     assert_eq!(core.next_timer(), None);
+}
+
+/// Two hosts with the same trouble must not keep each other busy.
+#[test]
+fn a_guest_that_has_just_come_stays_for_a_while() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    core.input(Duration::ZERO, promoted());
+    replication(&mut core, 1, ReplicationEvent::Protected);
+    assert_eq!(
+        holds(&mut core, "disk0", false),
+        [Effect::AnswerFailed("disk0".into())]
+    );
+    assert_eq!(fails(&mut core, 2, "net0"), []);
+    let at = core.next_timer().unwrap();
+    assert!(at >= Duration::from_secs(30), "{at:?}");
+    let effects = deeds(core.input(at, Input::Timer));
+    assert_eq!(effects, hands_over("net0 is broken"));
 }
 
 #[test]
@@ -192,7 +214,8 @@ fn a_guest_leaves_storage_that_stalls_unless_it_moves_before_somebody_can_take_i
     );
     guest(&mut core, moves());
     assert_eq!(replication(&mut core, 2, ReplicationEvent::Protected), []);
+    let mut core = protected();
     guest(&mut core, stalls());
     let effects = replication(&mut core, 2, ReplicationEvent::Unprotected);
-    assert_eq!(effects, []);
+    assert_eq!(effects, [], "that is under way");
 }

@@ -46,15 +46,10 @@ impl BlkDevice {
         match outcome {
             Err(failure) if self.holds_failed && !is_no_failure(&place.to, &failure) => {
                 self.hold(place, failure);
-                return None;
+                None
             }
-            Ok(_) if !self.flight.has_held() && std::mem::take(&mut self.retries) => {
-                let what = "it has done what it had failed".to_owned();
-                (self.alarm)(DiskNews::Answers(what));
-            }
-            _ => {}
+            outcome => Some((place, outcome)),
         }
-        Some((place, outcome))
     }
 
     /// Turns a failure of the host's disk into the guest's error and an alarm.
@@ -87,22 +82,17 @@ impl BlkDevice {
 
     /// Does with what is held as somebody has said.
     pub(super) fn release_held(&mut self, rings: Option<&mut Rings<'_>>) -> Result<(), RingFault> {
-        match self.failed.word() {
-            None => {}
-            Some(Word::Retry) => {
-                self.retries |= self.flight.has_held();
-                self.flight.retry_held();
-            }
-            Some(Word::Answer) => {
-                let held = self.flight.take_held();
-                let Some(rings) = rings.filter(|rings| rings.is_ready(QUEUE)) else {
-                    return Ok(());
-                };
-                for Held { place, failure } in held {
-                    let status = self.failed(&failure);
-                    answer(place.head, place.status_at, Err(status), rings)?;
-                }
-            }
+        let held = match self.failed.word() {
+            None => Vec::new(),
+            Some(Word::Retry) => self.flight.retry_held(),
+            Some(Word::Answer) => self.flight.take_held(),
+        };
+        let Some(rings) = rings.filter(|rings| rings.is_ready(QUEUE)) else {
+            return Ok(());
+        };
+        for Held { place, failure } in held {
+            let status = self.failed(&failure);
+            answer(place.head, place.status_at, Err(status), rings)?;
         }
         Ok(())
     }

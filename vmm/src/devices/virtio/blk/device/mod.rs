@@ -94,8 +94,6 @@ pub struct BlkDevice {
     failed: FailedRequests,
     /// What the storage fails is held.
     holds_failed: bool,
-    /// What was held is being done again.
-    retries: bool,
     /// The next of many failures that is worth a word.
     next_alarm: u64,
     /// The driver does not know of flushes, so every write must be safe when it is answered.
@@ -158,7 +156,6 @@ impl BlkDevice {
             flight: Flight::default(),
             failed: FailedRequests::new()?,
             holds_failed: false,
-            retries: false,
             next_alarm: 1,
             write_through: true,
             counters: BlkCounters::default(),
