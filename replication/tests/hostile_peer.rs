@@ -15,7 +15,7 @@ use understudy_replication::core::disk::{
     DiskBatchWriter, DiskSyncPlan, DiskWrite, PairId, PeerDisk, What,
 };
 use understudy_replication::core::epoch::assemble::{BatchBytes, EpochAssembler, EpochDisks};
-use understudy_replication::core::message::{Bye, Hello, Message, Refusal, Welcome};
+use understudy_replication::core::message::{Bye, Hello, Message, Refusal, Trouble, Welcome};
 use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{
     PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
@@ -201,6 +201,7 @@ fn messages() -> impl Strategy<Value = Message> {
             why: "so".into(),
             machine_broke,
         }),
+        Just(Message::Health(vec![Trouble::new("net0", "so")])),
         proptest::collection::vec(any::<bool>(), 0..9).prop_map(Message::Compared),
         Just(Message::Bye(Bye::GuestStopped)),
         Just(Message::Bye(Bye::BackupStopped)),

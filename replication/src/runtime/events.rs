@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{Receiver, Sender, channel};
 
+use crate::core::message::Trouble;
 use crate::ids::{EpochId, Generation};
 
 /// How many events a listener may be behind.
@@ -52,6 +53,11 @@ pub enum EventKind {
         cause: String,
         /// Its machine had broken. If the one here soon breaks, too, it is the guest that breaks it.
         machine_broke: bool,
+    },
+    /// A primary knows now what fails on the backup's host of what the guest would need there.
+    BackupHealth {
+        /// All of it; `None` if the backup has not said so, or there is none any more.
+        troubles: Option<Vec<Trouble>>,
     },
     /// The guest was to be handed over to the backup, or its machine has broken, and it stays here.
     NotHandedOver {

@@ -17,6 +17,7 @@ use super::status::{
     DiskSync, Encoded, FailoverFigures, Percentiles, Side, Status, StrangerCounts,
 };
 use crate::core::codec::CodecStats;
+use crate::core::message::Trouble;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::SyncPlan;
@@ -194,6 +195,16 @@ impl Metrics {
 
     pub(super) fn set_peer(&self, peer: Option<String>) {
         self.lock().status.peer = peer;
+    }
+
+    /// What fails on the backup's host; `None` if it has not said so.
+    pub(super) fn set_backup_troubles(&self, troubles: Option<&[Trouble]>) {
+        let mut inner = self.lock();
+        if inner.status.backup_troubles.as_deref() != troubles {
+            let troubles = troubles.map(<[Trouble]>::to_vec);
+            inner.status.backup_troubles = troubles.clone();
+            inner.tell(EventKind::BackupHealth { troubles });
+        }
     }
 
     pub(super) fn set_ending(&self, awaits: Option<&str>) {

@@ -27,6 +27,7 @@ mod status;
 mod stopped_on_drop;
 mod threads;
 
+pub use crate::core::message::Trouble;
 pub use crate::ports::disks::DiskStatus;
 pub use ended::Ended;
 pub use error::RuntimeError;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use understudy_transport::LinkMetrics;
 
+use crate::core::message::Trouble;
 use crate::output::OutputCounts;
 use crate::ports::Disks;
 use crate::ports::disks::DiskStatus;
@@ -127,6 +128,10 @@ pub struct Status {
     /// What the last output of a guest that has ended waits for.
     #[serde(default)]
     pub ending: Option<String>,
+    /// Primary: what fails on the standby's host of what the guest would need there; nothing is known
+    /// of it if this is `None`.
+    #[serde(default)]
+    pub backup_troubles: Option<Vec<Trouble>>,
     /// How often the arbiter gave no answer.
     #[serde(default)]
     pub arbiter_failures: u64,

@@ -7,6 +7,7 @@ mod conformance;
 mod disks;
 mod fake;
 mod floods;
+mod health;
 mod images;
 mod restarts;
 mod unprotect;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use understudy_replication::disk::DiskMode;
 
 use super::keys::{self, Key};
-use super::{ConfigError, Drive, NetworkInterface};
+use super::{ConfigError, Drive, NetworkInterface, OnCut, WatchedNetwork};
 use crate::devices::virtio::blk::ID_BYTES_MAX;
 use crate::machine::{DriveConfig, DriveKind, NetBackend, NetConfig, beside};
 
@@ -133,6 +133,18 @@ pub(super) fn networks(vm: &str, all: &[NetworkInterface]) -> Result<Vec<NetConf
     let configs = all.iter().enumerate();
     let config = |(number, interface)| net_config(vm, number, interface);
     configs.map(config).collect()
+}
+
+/// Those with a tap. Of a socket it is known only whether somebody is at its other end.
+pub(super) fn watched(interfaces: &[NetworkInterface]) -> Vec<WatchedNetwork> {
+    let watched = interfaces.iter().filter_map(|interface| {
+        Some(WatchedNetwork {
+            id: interface.iface_id.clone()?,
+            tap: interface.host_dev_name.clone()?,
+            on_cut: interface.on_cut.unwrap_or_default(),
+        })
+    });
+    watched.filter(|it| it.on_cut != OnCut::Ignore).collect()
 }
 
 fn net_config(

@@ -15,6 +15,7 @@ use understudy_replication::disk::DiskMode;
 use super::ConfigError;
 use super::keys::{self, KEYS, Key, Values};
 use super::on_sigterm::OnSigterm;
+use super::watched::OnCut;
 use crate::boot::BootProtocol;
 use crate::machine::{OnError, OnPanic, OnReboot, OnWatchdog};
 
@@ -118,6 +119,7 @@ pub struct NetworkInterface {
     pub socket_path: Option<PathBuf>,
     pub guest_mac: Option<String>,
     pub offload: Option<bool>,
+    pub on_cut: Option<OnCut>,
 }
 
 /// `entropy`.

@@ -10,6 +10,7 @@ use understudy_replication::core::policy::Policy;
 use understudy_replication::disk::DiskLimits;
 
 use super::on_sigterm::OnSigterm;
+use super::watched::OnCut;
 use crate::machine::{MachineConfig, OnError, OnPanic, OnReboot, OnWatchdog, VCPUS_MAX};
 use crate::memory::{MIB_MAX, MIB_MIN};
 use crate::vcpu::CpuTemplate;
@@ -256,6 +257,11 @@ keys! {
     NET_OFFLOAD: "network-interfaces[].offload", Some("--net"), Values::Switch,
         Unset::Text("true for a tap"),
         "Whether the tap takes over checksums and TCP segmentation; a socket cannot, and both hosts must do alike";
+    NET_ON_CUT: "network-interfaces[].on_cut", Some("--net"), Values::Words(&["handover", "report", "ignore"]),
+        Unset::Value(|| word(OnCut::default())),
+        "When a protected guest reaches nobody through this host's tap any more (the tap, its bridge or all uplinks of the \
+         bridge are down) and the standby's tap is all right: the guest goes on there (`handover`), it is an alarm \
+         (`report`), or nobody looks (`ignore`). A tap that is part of no bridge on the primary is not judged by that";
     ENTROPY: "entropy", Some("--rng"), Values::Section, Unset::Nothing,
         "Give the guest a virtio entropy device";
     WATCHDOG: "watchdog", Some("--watchdog"), Values::Section, Unset::Nothing,

@@ -20,6 +20,7 @@ pub mod keys;
 mod on_sigterm;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +44,7 @@ pub use crate::boot::BootProtocol;
 pub use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 pub use crate::vcpu::CpuTemplate;
 pub use on_sigterm::OnSigterm;
+pub use watched::{OnCut, WatchedNetwork};
 
 /// The kernel image that stands for the guest inside this program.
 const BUILTIN: &str = "builtin";
@@ -59,6 +61,8 @@ pub struct Config {
     pub machine: MachineConfig,
     /// What follows when the guest wants a reboot.
     pub on_reboot: OnReboot,
+    /// The guest's networks that are watched while it is protected.
+    pub networks: Vec<WatchedNetwork>,
     /// Where requests are taken.
     pub control_socket: Option<PathBuf>,
     /// How the guest is protected.
@@ -99,6 +103,7 @@ impl Config {
         let config = Self {
             machine: machine(&vm, &file)?,
             on_reboot: file.machine_config.on_reboot.unwrap_or_default(),
+            networks: devices::watched(file.network_interfaces.as_deref().unwrap_or_default()),
             control_socket: file.replication.control_socket.clone(),
             node: file.replication.node.clone().unwrap_or_else(host_name),
             replication: ReplicationConfig::new(&file.replication)?,

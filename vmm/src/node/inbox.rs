@@ -1,4 +1,5 @@
-//! What the node's thread waits for: requests, what became of the machine, and what replication tells. Each has a
+//! What the node's thread waits for: requests, what became of the machine and of the host's networks, and what
+//! replication tells. Each has a
 //! queue and a limit of its own, so that requests cannot crowd out the guest's end.
 
 use std::io;
@@ -10,6 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use understudy_replication::runtime::{EventKind as ReplicationEvent, Events};
 
+use super::networks::{NetworkSeen, Seen};
 use super::request::{Denial, Request};
 use crate::machine::MachineEvent;
 
@@ -27,6 +29,7 @@ pub(super) enum Item {
     Request(Request, Option<Answer>),
     Machine(MachineEvent),
     Replication(ReplicationEvent),
+    Networks(Vec<NetworkSeen>),
 }
 
 /// Where things to do are put; never waits. Clones are the same.
@@ -43,6 +46,7 @@ pub(super) struct Incoming {
     machine_events: Receiver<MachineEvent>,
     /// Of the side that the node is, through all its roles.
     replication: Option<Events>,
+    networks: Option<Seen>,
 }
 
 /// An inbox and its other end.
@@ -57,6 +61,7 @@ pub(super) fn inbox() -> io::Result<(Inbox, Incoming)> {
         requests: requested,
         machine_events: happened,
         replication: None,
+        networks: None,
     };
     let inbox = Inbox {
         requests,
@@ -86,6 +91,11 @@ impl Incoming {
         self.replication = Some(events);
     }
 
+    /// Hears of the guest's networks from now on, too.
+    pub(super) fn watch(&mut self, networks: Seen) {
+        self.networks = Some(networks);
+    }
+
     /// Waits for the next thing to do; `None` if there is none until `deadline`.
     pub(super) fn next(&mut self, deadline: Option<Instant>) -> Option<Item> {
         let Self {
@@ -93,10 +103,20 @@ impl Incoming {
             requests,
             machine_events,
             replication,
+            networks,
         } = self;
         let told = async {
             match replication {
                 Some(events) => events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let seen = async {
+            match networks {
+                Some(networks) => {
+                    networks.changed().await.ok()?;
+                    networks.borrow_and_update().clone()
+                }
                 None => std::future::pending().await,
             }
         };
@@ -112,6 +132,7 @@ impl Incoming {
                 // What became of the guest is why its role ends: it comes first.
                 Some(event) = machine_events.recv() => Some(Item::Machine(event)),
                 Some(event) = told => Some(Item::Replication(event.kind)),
+                Some(networks) = seen => Some(Item::Networks(networks)),
                 Some((request, answer)) = requests.recv() => Some(Item::Request(request, answer)),
                 () = passed => None,
             }

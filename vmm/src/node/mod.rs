@@ -50,6 +50,7 @@ mod events;
 mod identity;
 mod inbox;
 mod metrics;
+mod networks;
 mod request;
 mod roles;
 mod settings;
@@ -373,6 +374,7 @@ impl NodeHandle {
             role,
             uptime_s: self.since.elapsed().as_secs(),
             guest: standing.guest,
+            host_alarms: standing.host_alarms,
             metrics,
             events: self.log.last(STATUS_EVENTS_MAX),
         })

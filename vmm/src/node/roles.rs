@@ -14,7 +14,7 @@ use understudy_replication::output::OutputGate;
 use understudy_replication::ports::Disks;
 use understudy_replication::runtime::{
     DiskStatus, DisksStatus, Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
-    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status,
+    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status, Trouble,
 };
 
 use super::core::{RoleEnd, SyncState};
@@ -189,6 +189,13 @@ impl Work {
     pub(super) fn machine_broke(&self, what: &str) {
         if let Self::Primary(protection) = self {
             protection.handle().machine_broke(what);
+        }
+    }
+
+    pub(super) fn report_health(&self, troubles: Vec<Trouble>) {
+        if let Self::Standby(run) = self {
+            // Not taken once the standby has ended: then nobody wants to know.
+            let _ = run.handle().report_health(troubles);
         }
     }
 

@@ -11,7 +11,7 @@ use understudy_transport::Endpoint;
 
 use super::Rules;
 use super::identity::{self, IdentityError};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, WatchedNetwork};
 use crate::machine::{DriveConfig, Machine, Start, beside};
 
 /// Why a machine cannot be built.
@@ -30,6 +30,8 @@ pub struct NodeSettings {
     pub rules: Rules,
     /// Builds the machine.
     pub machine: BuildMachine,
+    /// The guest's networks that are watched while it is protected.
+    pub networks: Vec<WatchedNetwork>,
     /// The first role.
     pub start_as: StartAs,
     /// What is known of the disks and the other host's is not believed: the next synchronisation copies
@@ -174,6 +176,7 @@ impl NodeSettings {
                 on_watchdog: machine.watchdog.unwrap_or_default(),
                 on_sigterm: config.replication.on_sigterm,
             },
+            networks: config.networks.clone(),
             machine: Box::new(move |start| Ok(Machine::build(built.machine(start)?)?)),
             start_as,
             full_resync: false,

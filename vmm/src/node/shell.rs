@@ -17,11 +17,13 @@ use super::core::{Effect, Input, NextRole, NodeCore, RoleEnd, Rules};
 use super::events::EventKind;
 use super::inbox::{Answer, Incoming, Item};
 use super::metrics::MetricsRoom;
+use super::networks;
 use super::request::{Denial, Request};
 use super::roles::{Figures, Panel, Replicated, RoleOver, Sources, UnprotectedFigures, Work};
 use super::settings::{BuildMachine, NodeSettings, StartAs};
 use super::status::Standing;
 use super::{Ended, NodeError, NodeHandle, Role};
+use crate::config::WatchedNetwork;
 use crate::machine::{Machine, Start};
 
 /// Longest wait for a console that takes no more, when all else is over.
@@ -40,6 +42,8 @@ pub(super) struct Shell {
     build: Option<BuildMachine>,
     /// What is known of the disks is not to be believed, and no machine has been told so yet.
     forget_disks: bool,
+    /// The guest's networks, until they are watched.
+    networks: Option<Vec<WatchedNetwork>>,
     /// The role is over, and nobody has been told yet.
     over: Option<RoleOver>,
     ended: Option<Ended>,
@@ -59,6 +63,7 @@ impl Shell {
             replicated: None,
             build: None,
             forget_disks: false,
+            networks: None,
             over: None,
             ended: None,
             error: None,
@@ -84,6 +89,7 @@ impl Shell {
                 None => {}
                 Some(Item::Request(request, answer)) => self.request(request, answer),
                 Some(Item::Machine(event)) => self.feed(Input::Guest(event)),
+                Some(Item::Networks(seen)) => self.feed(Input::Networks(seen)),
                 Some(Item::Replication(event)) => self.replication(event),
             }
         }
@@ -99,6 +105,7 @@ impl Shell {
         let (vm, node) = (settings.vm, settings.node);
         self.build = Some(settings.machine);
         self.forget_disks = settings.full_resync;
+        let networks = settings.networks;
         let (next, settings) = match settings.start_as {
             StartAs::Unprotected {
                 drives,
@@ -121,6 +128,7 @@ impl Shell {
             StartAs::Standby { replication } => (NextRole::Standby, replication),
         };
         self.replicated = Some(Replicated { vm, node, settings });
+        self.networks = Some(networks);
         self.take_up(next);
         Ok(())
     }
@@ -156,7 +164,10 @@ impl Shell {
             }
         };
         match taken_up {
-            Ok(figures) => self.began(figures),
+            Ok(figures) => {
+                self.began(figures);
+                self.watch_networks();
+            }
             Err(error) => self.not_taken_up(next, error),
         }
     }
@@ -167,6 +178,17 @@ impl Shell {
         self.show(figures);
         self.feed(Input::Began { role, can_restart });
         self.catch_up();
+    }
+
+    /// Not before the first machine has connected itself to its taps.
+    fn watch_networks(&mut self) {
+        let Some(networks) = self.networks.take() else {
+            return;
+        };
+        match networks::watch_all(networks) {
+            Ok(seen) => self.incoming.watch(seen),
+            Err(error) => tracing::warn!(%error, "nobody watches the guest's networks"),
+        }
     }
 
     fn not_taken_up(&mut self, next: NextRole, error: NodeError) {
@@ -291,7 +313,10 @@ impl Shell {
     /// Hears what replication told while nobody listened.
     fn catch_up(&mut self) {
         let Some(Status {
-            protected, alarm, ..
+            protected,
+            alarm,
+            backup_troubles: troubles,
+            ..
         }) = self.work.replication_status()
         else {
             return;
@@ -299,6 +324,9 @@ impl Shell {
         self.feed(Input::Replication(match protected {
             true => ReplicationEvent::Protected,
             false => ReplicationEvent::Unprotected,
+        }));
+        self.feed(Input::Replication(ReplicationEvent::BackupHealth {
+            troubles,
         }));
         if let Some(alarm) = alarm {
             self.feed(Input::Replication(ReplicationEvent::Alarm(alarm)));
@@ -394,6 +422,10 @@ impl Shell {
                 }
                 Effect::LeaveMachine(what) => {
                     self.work.machine_broke(&what);
+                    Ok(())
+                }
+                Effect::ReportHealth(troubles) => {
+                    self.work.report_health(troubles);
                     Ok(())
                 }
                 Effect::PressPowerButton => {

@@ -33,6 +33,9 @@ pub struct NodeStatus {
     pub uptime_s: u64,
     /// What has become of the guest.
     pub guest: GuestStatus,
+    /// What is wrong now with the guest's networks on this host, and on the host of a primary's standby.
+    #[serde(default)]
+    pub host_alarms: Vec<String>,
     /// What was counted.
     pub metrics: NodeMetrics,
     /// The last events, the oldest first.
@@ -97,6 +100,8 @@ pub struct Standing {
     pub alarm: Option<String>,
     /// What has become of the guest.
     pub guest: GuestStatus,
+    /// What is wrong now with the guest's networks on this host, and on the host of a primary's standby.
+    pub host_alarms: Vec<String>,
     /// How the node ended, if it has.
     pub ended: Option<Ended>,
 }

@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod client;
+mod clients;
 mod cuts;
 mod kill;
 mod namespace;

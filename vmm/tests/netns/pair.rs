@@ -28,8 +28,11 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn protected() -> Self {
+        Self::on(Topology::new())
+    }
+
+    pub(crate) fn on(topology: Topology) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let topology = Topology::new();
         let sniffer = Sniffer::start(&topology.client);
         let listen = format!("{}:7000", Way::Channel.address(Side::B));
         let mut b = start(

@@ -58,7 +58,7 @@ pub use transitions::{BackupCore, BackupIdentity, BackupPhase};
 use bytes::Bytes;
 
 use super::disk::DiskSyncPlan;
-use super::message::{Holdings, Message};
+use super::message::{Holdings, Message, Trouble};
 use crate::arbiter::{Mark, Record, Verdict};
 use crate::ids::{EpochId, Generation};
 
@@ -118,6 +118,8 @@ pub enum BackupInput {
     /// This side has stopped reading the link for a while, because its disks take no more. Silence
     /// says nothing then.
     NotReading,
+    /// All that fails on this host of what the guest would need here, as far as the VMM knows.
+    Health(Vec<Trouble>),
     /// The operator wants this side promoted now.
     PromotionWanted,
     /// The operator wants this side to end. While the arbiter may have granted the guest to this

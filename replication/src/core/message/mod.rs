@@ -22,6 +22,10 @@ pub use wire::MessageError;
 
 /// Most disks that a `Welcome` or a `SyncDisks` may name.
 pub const DISKS_MAX: usize = 1024;
+/// Most troubles that a `Health` names.
+pub const TROUBLES_MAX: usize = 32;
+/// Longest reason of a trouble, in characters.
+const TROUBLE_CHARS_MAX: usize = 200;
 /// Most checks that a `Compared` answers.
 pub const ANSWERS_MAX: usize = 4096;
 
@@ -30,7 +34,8 @@ pub const ANSWERS_MAX: usize = 4096;
 /// then for each epoch
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
 /// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
-/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `TakeOver` and `Bye` last. An
+/// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Health` once the backup has a
+/// whole epoch, `TakeOver` and `Bye` last. An
 /// `Inquiry` and its answer are a session of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -103,6 +108,9 @@ pub enum Message {
     /// The sender's arbiter does not do its part, for the given reason: a takeover would not be
     /// granted now.
     NoArbiter(String),
+    /// All that fails on the backup's host of what the guest would need there. What is not named
+    /// works. At most [`TROUBLES_MAX`].
+    Health(Vec<Trouble>),
     /// The primary hands the guest over: the backup is to claim it. From here on the primary lets
     /// nothing leave.
     TakeOver {
@@ -211,6 +219,26 @@ pub enum Refusal {
     NoArbiter(String),
 }
 
+/// Something that fails on a host of what the guest needs there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What fails. Both hosts call it the same.
+    pub topic: String,
+    /// In plain words.
+    pub why: String,
+}
+
+impl Trouble {
+    /// Cuts both texts to what fits into a message, and makes them fit to be shown.
+    #[must_use]
+    pub fn new(topic: &str, why: &str) -> Self {
+        Self {
+            topic: for_people(topic, NAME_CHARS_MAX),
+            why: for_people(why, TROUBLE_CHARS_MAX),
+        }
+    }
+}
+
 /// What an epoch consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpochSummary {
@@ -271,6 +299,7 @@ impl Message {
             Self::Marked(_) => "Marked",
             Self::Seen(_) => "Seen",
             Self::NoArbiter(_) => "NoArbiter",
+            Self::Health(_) => "Health",
             Self::TakeOver { .. } => "TakeOver",
             Self::Bye(_) => "Bye",
             Self::Inquiry(_) => "Inquiry",

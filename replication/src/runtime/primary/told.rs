@@ -33,6 +33,7 @@ impl Driver {
             core.is_protected(),
         );
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
+        self.metrics.set_backup_troubles(core.backup_troubles());
         let awaits = core.ending_awaits();
         self.metrics.set_ending(awaits.map(EndingAwaits::name));
     }

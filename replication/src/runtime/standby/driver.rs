@@ -318,6 +318,9 @@ impl<M: Machine> Driver<M> {
                 }
                 inputs.push_back(BackupInput::PromotionWanted);
             }
+            Happened::Requested(Some(Request::Health(troubles))) => {
+                inputs.push_back(BackupInput::Health(troubles));
+            }
             Happened::Requested(Some(Request::Stop) | None) => {
                 if self.core.phase() == BackupPhase::Claiming {
                     tracing::warn!(

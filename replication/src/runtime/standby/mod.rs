@@ -19,6 +19,7 @@ use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
+use crate::core::message::{TROUBLES_MAX, Trouble};
 use crate::core::start::Starts;
 use crate::ids::Generation;
 use crate::ports::Machine;
@@ -72,6 +73,8 @@ pub enum Outcome<M: Machine> {
 pub enum Request {
     /// See [`StandbyHandle::promote`].
     Promote,
+    /// See [`StandbyHandle::report_health`].
+    Health(Vec<Trouble>),
     /// See [`StandbyHandle::stop`].
     Stop,
 }
@@ -188,6 +191,18 @@ impl StandbyHandle {
     /// request was taken.
     pub fn promote(&self) -> bool {
         self.ask_at_once(Request::Promote)
+    }
+
+    /// Says all that fails on this host of what the guest would need here; what is not named works.
+    /// The primary is told, see [`EventKind::BackupHealth`], now and in each later session. Of more
+    /// than [`TROUBLES_MAX`], the first ones count. Waits while the queue of requests is full. Must
+    /// not be called from within an asynchronous runtime. Returns whether the request was taken; it
+    /// is not once the standby has ended.
+    ///
+    /// [`EventKind::BackupHealth`]: super::EventKind::BackupHealth
+    pub fn report_health(&self, mut troubles: Vec<Trouble>) -> bool {
+        troubles.truncate(TROUBLES_MAX);
+        self.ask(Request::Health(troubles))
     }
 
     /// Ends the standby. Waits while the queue of requests is full. Must not be called from within

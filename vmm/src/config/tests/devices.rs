@@ -194,6 +194,27 @@ fn taps_take_over_checksums_unless_told_otherwise_and_sockets_never() {
 }
 
 #[test]
+fn taps_are_watched_unless_told_otherwise_and_sockets_never() {
+    let watched = |rest: &str| {
+        let text = format!(r#"{{"network-interfaces": [{{"iface_id": "net0", {rest}}}]}}"#);
+        let networks = read(&text).unwrap().0.networks;
+        networks.first().map(|it| (it.tap.clone(), it.on_cut))
+    };
+    let tap = Some(("tap0".to_owned(), OnCut::Handover));
+    assert_eq!(watched(r#""host_dev_name": "tap0""#), tap);
+    let tap = Some(("tap0".to_owned(), OnCut::Report));
+    assert_eq!(
+        watched(r#""host_dev_name": "tap0", "on_cut": "report""#),
+        tap
+    );
+    assert_eq!(
+        watched(r#""host_dev_name": "tap0", "on_cut": "ignore""#),
+        None
+    );
+    assert_eq!(watched(r#""socket_path": "/s""#), None);
+}
+
+#[test]
 fn mac_addresses_are_parsed_strictly() {
     let right = Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
     assert_eq!(parse_mac("52:54:00:12:34:56"), right);

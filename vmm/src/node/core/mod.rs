@@ -7,6 +7,7 @@ mod broken;
 mod disks;
 mod failing;
 mod guest;
+mod networks;
 mod pace;
 #[cfg(test)]
 mod tests;
@@ -14,13 +15,15 @@ mod tests;
 use std::time::Duration;
 
 use understudy_replication::Generation;
-use understudy_replication::runtime::EventKind as ReplicationEvent;
+use understudy_replication::runtime::{EventKind as ReplicationEvent, Trouble};
 
 use self::broken::Broken;
 use self::disks::HeldRequests;
 use self::failing::Failing;
+use self::networks::known::Networks;
 use self::pace::Pace;
 use super::events::EventKind;
+use super::networks::NetworkSeen;
 use super::request::{Denial, Request};
 use super::status::{GuestStatus, Standing};
 use super::{Ended, Role};
@@ -73,6 +76,8 @@ pub(super) enum Input {
     Replication(ReplicationEvent),
     /// Something became of the machine.
     Guest(MachineEvent),
+    /// The guest's networks on this host, when one of them has changed.
+    Networks(Vec<NetworkSeen>),
     /// The standby could not be told to stop: it is about to be the primary. Whoever asked has been told so.
     StopMissed,
     /// The time of [`NodeCore::next_timer`] has come.
@@ -121,6 +126,8 @@ pub(super) enum Effect {
     RetryFailed(String),
     /// The machine has broken: the guest is to go on at the standby, from the last epoch.
     LeaveMachine(String),
+    /// Tell a standby's primary what the guest would lack here.
+    ReportHealth(Vec<Trouble>),
     /// Press the guest's power button.
     PressPowerButton,
     /// End the epoch.
@@ -165,6 +172,7 @@ pub(super) struct NodeCore {
     failing: Failing,
     held: HeldRequests,
     broken: Broken,
+    networks: Networks,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -189,6 +197,7 @@ impl NodeCore {
             failing: Failing::default(),
             held: HeldRequests::default(),
             broken: Broken::default(),
+            networks: Networks::default(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -201,6 +210,7 @@ impl NodeCore {
             protected: self.protected,
             alarm: self.alarm.clone(),
             guest: self.guest.clone(),
+            host_alarms: self.networks.alarms().to_vec(),
             ended: None,
         }
     }
@@ -225,6 +235,8 @@ impl NodeCore {
                 }
                 self.pace.started(now);
                 self.tell(EventKind::RoleBegan { role }, &mut effects);
+                self.weigh_networks(now, &mut effects);
+                self.report_health(&mut effects);
             }
             Input::StartWaits { why } => {
                 self.alarm(EventKind::StartWaits { why }, &mut effects);
@@ -241,6 +253,7 @@ impl NodeCore {
             Input::NotTakenUp { what } => self.not_taken_up(now, what, &mut effects),
             Input::Replication(event) => self.replication(now, event, &mut effects),
             Input::Guest(event) => self.guest_event(now, event, &mut effects),
+            Input::Networks(seen) => self.networks_seen(now, seen, &mut effects),
             Input::StopMissed => self.is_stopping_standby = false,
             Input::Timer => self.timer(now, &mut effects),
             Input::RoleOver(end) => self.role_over(end, &mut effects),
@@ -360,6 +373,7 @@ impl NodeCore {
         self.pace.started(now);
         self.failing.came(now);
         effects.push(Effect::Protect);
+        self.weigh_networks(now, effects);
         if self.is_stopping_standby {
             effects.extend(self.stop_guest());
         }
@@ -418,6 +432,9 @@ impl NodeCore {
                 if std::mem::take(&mut self.is_leaving) && self.ending.is_none() {
                     effects.extend(self.stop_guest());
                 }
+            }
+            ReplicationEvent::BackupHealth { troubles } => {
+                self.standby_lacks(now, troubles, effects);
             }
             ReplicationEvent::GoingAlone { cause } => {
                 self.alarm(EventKind::BackupLost { cause }, effects);

@@ -164,6 +164,16 @@ pub enum EventKind {
         /// In plain words.
         what: String,
     },
+    /// The guest does not reach its clients through a network of this host, or would not through one of the standby's.
+    NetworkFails {
+        /// In plain words.
+        what: String,
+    },
+    /// That is over.
+    NetworkWorks {
+        /// What was said then.
+        what: String,
+    },
     /// A device lost what it is connected to on this host.
     ConnectionLost {
         /// The device's name.
@@ -197,7 +207,10 @@ impl EventKind {
             | Self::RestartImpossible => {
                 tracing::error!("{self}");
             }
-            Self::ConnectionLost { .. } | Self::StartWaits { .. } | Self::RoleWaits { .. } => {
+            Self::ConnectionLost { .. }
+            | Self::NetworkFails { .. }
+            | Self::StartWaits { .. }
+            | Self::RoleWaits { .. } => {
                 tracing::warn!("{self}");
             }
             _ if self.is_about_guests_health() => tracing::warn!("{self}"),
@@ -233,7 +246,8 @@ impl fmt::Display for EventKind {
             Self::BackupLost { cause } => {
                 write!(f, "the backup is lost ({cause}); the guest goes on unprotected")
             }
-            Self::Alarm { what } => f.write_str(what),
+            Self::Alarm { what } | Self::NetworkFails { what } => f.write_str(what),
+            Self::NetworkWorks { what } => write!(f, "over: {what}"),
             Self::Promoted { epoch, cause } => {
                 write!(f, "this standby has taken over the guest at epoch {epoch}: {cause}")
             }

@@ -62,6 +62,12 @@ impl BackupCore {
         timers.set(Timer::Storage, storage);
     }
 
+    /// Not while claiming: a primary that gets no more acks then goes on alone if the arbiter takes
+    /// long to answer this side.
+    pub(super) fn sends_beats(&self) -> bool {
+        self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
+    }
+
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.
     ///
     /// While a timer runs, this is never far away, so a late call shows that this process was

@@ -93,6 +93,8 @@ impl Hash for BackupCore {
             kept: KeptOutput { .. },
             // Nobody in the model asks a backup to start the guest.
             to_start: _,
+            // Nor does anybody say how the hosts are.
+            health: _,
             no_state: _,
             primary_node,
             question,

@@ -9,6 +9,7 @@ mod disks;
 mod endings;
 #[cfg(test)]
 pub(in crate::core) mod for_model;
+mod health;
 mod inquiry;
 mod introduction;
 mod status;
@@ -19,6 +20,7 @@ use arbitration::Question;
 use bytes::Bytes;
 use deadlines::Timer;
 use disks::Disks;
+use health::Health;
 use inquiry::ToStart;
 use introduction::may_come_unproven;
 pub use status::BackupPhase;
@@ -136,6 +138,7 @@ pub struct BackupCore {
     told: Mark,
     promise: Promise,
     to_start: ToStart,
+    health: Health,
     /// When the primary was welcomed, or this side last did not read.
     welcomed_at: Duration,
     /// Last sign of life of the primary on any path.
@@ -175,6 +178,7 @@ impl BackupCore {
             told: Mark::default(),
             promise: Promise::default(),
             to_start: ToStart::default(),
+            health: Health::default(),
             welcomed_at: now,
             heard_at: now,
             beat_sent_at: now,
@@ -208,6 +212,7 @@ impl BackupCore {
         }
         self.look_at_timers(&mut out);
         out.extend(self.promise.news().map(Effect::Takeover));
+        self.tell_health(&mut out);
         out
     }
 
@@ -223,12 +228,6 @@ impl BackupCore {
             self.welcomed_at += jump;
             self.disks_slept(jump);
         }
-    }
-
-    /// Not while claiming: a primary that gets no more acks then goes on alone if the arbiter takes
-    /// long to answer this side.
-    fn sends_beats(&self) -> bool {
-        self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
     }
 
     /// Acts on every timer that has expired, once.
@@ -355,6 +354,7 @@ impl BackupCore {
                 }
             }
             Input::Verdict(verdict) => self.verdict(verdict, out),
+            Input::Health(troubles) => self.health.found(troubles),
             Input::StopWanted => self.stop(out),
             Input::Rehearsed(record) => self.rehearsed(record, out),
             Input::Looked {

@@ -10,14 +10,16 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWERS_MAX, DISKS_MAX, Hello, Holdings, Inquiry, Message, Welcome};
+use super::{
+    ANSWERS_MAX, DISKS_MAX, Hello, Holdings, Inquiry, Message, TROUBLES_MAX, Trouble, Welcome,
+};
 use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen`,
-/// `NoArbiter`, `TakeOver`, `Compared`, `Inquiry` and `Holdings`, in bytes.
+/// `NoArbiter`, `TakeOver`, `Compared`, `Inquiry`, `Holdings` and `Health`, in bytes.
 const SMALL_BODY_BYTES_MAX: usize = 64 << 10;
 /// Largest body of `Welcome`, in bytes: it has a bit for each block of each disk.
 const WELCOME_BYTES_MAX: usize = 4 << 20;
@@ -49,6 +51,7 @@ const TAKE_OVER: u16 = 21;
 const COMPARED: u16 = 18;
 const INQUIRY: u16 = 19;
 const HOLDINGS: u16 = 20;
+const HEALTH: u16 = 22;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +127,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         COMPARED => ("Compared", false, SMALL_BODY_BYTES_MAX),
         INQUIRY => ("Inquiry", false, SMALL_BODY_BYTES_MAX),
         HOLDINGS => ("Holdings", false, SMALL_BODY_BYTES_MAX),
+        HEALTH => ("Health", false, SMALL_BODY_BYTES_MAX),
         _ => return None,
     })
 }
@@ -135,6 +139,10 @@ struct Plans(#[serde(deserialize_with = "at_most::<DISKS_MAX, _, _>")] Vec<DiskS
 /// The body of `Compared`.
 #[derive(Deserialize)]
 struct Answers(#[serde(deserialize_with = "at_most::<ANSWERS_MAX, _, _>")] Vec<bool>);
+
+/// The body of `Health`.
+#[derive(Deserialize)]
+struct Troubles(#[serde(deserialize_with = "at_most::<TROUBLES_MAX, _, _>")] Vec<Trouble>);
 
 /// Serialises a small body. Our own types cannot fail: they have no maps of unknown length and no
 /// floats.
@@ -185,6 +193,7 @@ impl Message {
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
             Self::TakeOver { why, machine_broke } => (TAKE_OVER, 0, small(&(why, machine_broke))),
+            Self::Health(troubles) => (HEALTH, 0, small(troubles)),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
             Self::Inquiry(inquiry) => (INQUIRY, 0, small(inquiry)),
             Self::Holdings(holdings) => (HOLDINGS, 0, small(holdings)),
@@ -263,6 +272,11 @@ impl Message {
                     why: for_people(&why, REASON_CHARS_MAX),
                     machine_broke,
                 }
+            }
+            HEALTH => {
+                let troubles = parse::<Troubles>(name, &body)?.0;
+                let shown = |it: &Trouble| Trouble::new(&it.topic, &it.why);
+                Self::Health(troubles.iter().map(shown).collect())
             }
             COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
             // Names that are compared stay as they are; whoever shows them makes them fit to be

@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::arbiter::{ArbiterId, Mark};
 use crate::core::disk::{DiskSyncPlan, PairId, PeerDisk};
-use crate::core::message::{Bye, EpochSummary, Hello, Holdings, Inquiry, Refusal, Welcome};
+use crate::core::message::{
+    Bye, EpochSummary, Hello, Holdings, Inquiry, Refusal, Trouble, Welcome,
+};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Generation, PageIndex};
 use crate::output::{ConsoleOutput, ConsoleProgress, NetworkFrame, SealedOutput};
@@ -131,6 +133,12 @@ fn golden_session() -> Vec<Golden> {
             21,
             0,
             "017801",
+        ),
+        (
+            Message::Health(vec![Trouble::new("n", "x")]),
+            22,
+            0,
+            "01016e0178",
         ),
         (Message::Compared(vec![false, true]), 18, 0, "020001"),
         (
@@ -325,7 +333,7 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 22, 0xffff] {
+    for kind in [0, 23, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))

@@ -137,6 +137,8 @@ impl Hash for PrimaryCore {
             promise,
             backup_node,
             backup_host: _,
+            // It decides nothing here.
+            backup_troubles: _,
             link_up_at,
             link_heard_at,
             message_at,

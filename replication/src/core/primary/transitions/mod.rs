@@ -24,7 +24,7 @@ use super::epochs::Epochs;
 use super::{PrimaryEffect as Effect, PrimaryInput as Input};
 use crate::arbiter::Mark;
 use crate::core::disk::PeerDisk;
-use crate::core::message::{Bye, Hello, Message, Refusal, session_number};
+use crate::core::message::{Bye, Hello, Message, Refusal, Trouble, session_number};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
 use crate::core::timers::Timers;
@@ -100,6 +100,8 @@ pub struct PrimaryCore {
     backup_node: Option<String>,
     /// What tells the backup's host from others of that name.
     backup_host: Option<String>,
+    /// What fails on the backup's host, once it has said so.
+    backup_troubles: Option<Vec<Trouble>>,
     /// When the link came up.
     link_up_at: Duration,
     /// When something last came over the link; time that this side slept is not counted.
@@ -142,6 +144,7 @@ impl PrimaryCore {
             promise: Promise::default(),
             backup_node: None,
             backup_host: None,
+            backup_troubles: None,
             link_up_at: now,
             link_heard_at: now,
             message_at: now,
@@ -416,6 +419,9 @@ impl PrimaryCore {
             (Phase::Syncing { .. } | Phase::Protected(_), Message::NoArbiter(why)) => {
                 self.promise.fail(format!("the standby says: {why}"));
             }
+            (Phase::Protected(_), Message::Health(troubles)) => {
+                self.backup_troubles = Some(troubles);
+            }
             (Phase::Protected(epochs), Message::Ack { epoch, durable }) => {
                 match epochs.ack(epoch, durable) {
                     Ok(true) => out.push(Effect::Durable(durable)),
@@ -525,6 +531,7 @@ impl PrimaryCore {
         self.dismissal = None;
         self.backup_node = None;
         self.backup_host = None;
+        self.backup_troubles = None;
         self.promise.end();
     }
 

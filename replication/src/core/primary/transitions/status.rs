@@ -1,6 +1,7 @@
 //! What a primary reports about itself, for people, metrics and the runtime. Changes nothing.
 
 use super::{Phase, PrimaryCore};
+use crate::core::message::Trouble;
 use crate::core::primary::epochs::Epochs;
 use crate::ids::{EpochId, Generation};
 
@@ -141,6 +142,13 @@ impl PrimaryCore {
     #[must_use]
     pub fn backup_host(&self) -> Option<&str> {
         self.backup_host.as_deref()
+    }
+
+    /// What fails on the backup's host of what the guest would need there; `None` until it has said
+    /// so in this session.
+    #[must_use]
+    pub fn backup_troubles(&self) -> Option<&[Trouble]> {
+        self.backup_troubles.as_deref()
     }
 
     /// Whether releases wait for the arbiter to confirm the generation.

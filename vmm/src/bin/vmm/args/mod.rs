@@ -119,8 +119,9 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "MIB", help = keys::MEMORY.help())]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC`, `,id=NAME` and `,offload=off`. Repeatable. A tap takes
-    /// over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME`, `,offload=off` and `,on-cut=handover|report|ignore`.
+    /// Repeatable. A tap takes over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
+    /// `on-cut` is what follows when the tap leads to nobody any more while the standby's does.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
     /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
@@ -436,10 +437,17 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface> {
             Some(("socket", path)) => interface.socket_path.replace(path.into()).is_none(),
             Some(("mac", mac)) => interface.guest_mac.replace(mac.into()).is_none(),
             Some(("id", id)) => interface.iface_id.replace(id.into()).is_none(),
+            Some(("on-cut", word)) => {
+                let word = word
+                    .parse()
+                    .map_err(|error| anyhow!("--net: {part:?}: {error}"))?;
+                interface.on_cut.replace(word).is_none()
+            }
             Some(("offload", "on")) => interface.offload.replace(true).is_none(),
             Some(("offload", "off")) => interface.offload.replace(false).is_none(),
             _ => bail!(
-                "--net: {part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off"
+                "--net: {part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off, \
+                 on-cut=WORD"
             ),
         };
         if !is_first {

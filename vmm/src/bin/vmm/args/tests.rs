@@ -1,6 +1,7 @@
 //! The command line, parsed and loaded as `vmm` does it.
 
 use clap::CommandFactory;
+use understudy_vmm::config::OnCut;
 use understudy_vmm::machine::{DriveKind, NetBackend, OnError};
 
 use super::*;
@@ -71,12 +72,17 @@ fn interfaces_and_heartbeats_are_parsed_or_explained() {
     assert!(matches!(&interface.backend, NetBackend::PlainTap(name) if name == "tap0"));
     assert_eq!(interface.mac[5], 1);
     assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
+    let config = loaded(&["--net", "tap=tap0,on-cut=report"]).unwrap();
+    assert_eq!(config.networks[0].on_cut, OnCut::Report);
+    let error = loaded(&["--net", "tap=a,on-cut=stop"]).unwrap_err();
+    assert!(error.to_string().contains("handover, report"), "{error}");
     let error = loaded(&["--net", "tapp=tap0"]).unwrap_err().to_string();
     assert!(error.contains("tap=NAME"), "{error}");
     for twice in [
         "tap=a,tap=b",
         "tap=a,offload=on,offload=off",
         "tap=a,id=a,id=b",
+        "tap=a,on-cut=report,on-cut=ignore",
     ] {
         let error = loaded(&["--net", twice]).unwrap_err().to_string();
         assert!(error.contains("says twice"), "{error}");

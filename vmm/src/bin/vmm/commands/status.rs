@@ -120,6 +120,9 @@ fn render(status: &NodeStatus) -> String {
     if let Some(alarm) = &guest.alarm {
         text += &line("guest", alarm);
     }
+    for alarm in &status.host_alarms {
+        text += &line("alarm", alarm);
+    }
     let skipped = status.events.len().saturating_sub(EVENTS_SHOWN);
     for (number, event) in status.events.iter().skip(skipped).enumerate() {
         text += &line(if number == 0 { "events" } else { "" }, &event_line(event));

@@ -6,21 +6,21 @@ use super::*;
 
 mod trouble;
 
-const RULES: Rules = Rules {
+pub(in crate::node::core) const RULES: Rules = Rules {
     on_reboot: OnReboot::Restart,
     on_panic: OnPanic::Report,
     on_watchdog: OnWatchdog::Reset,
     on_sigterm: OnSigterm::Handover,
 };
 
-fn in_role(role: Role, rules: Rules, can_restart: bool) -> NodeCore {
+pub(in crate::node::core) fn in_role(role: Role, rules: Rules, can_restart: bool) -> NodeCore {
     let mut core = NodeCore::new(rules);
     core.input(Duration::ZERO, Input::Began { role, can_restart });
     assert_eq!(core.role, role);
     core
 }
 
-fn promoted() -> Input {
+pub(in crate::node::core) fn promoted() -> Input {
     Input::Replication(ReplicationEvent::Promoted {
         epoch: EpochId(7),
         cause: "as ordered".into(),
@@ -41,7 +41,7 @@ fn over(core: &mut NodeCore, end: RoleEnd) -> Ended {
 }
 
 /// Without what is only told.
-fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
+pub(in crate::node::core) fn deeds(effects: Vec<Effect>) -> Vec<Effect> {
     let is_deed = |effect: &Effect| !matches!(effect, Effect::Tell(_));
     effects.into_iter().filter(is_deed).collect()
 }

@@ -3,6 +3,7 @@
 
 mod disks;
 mod epochs;
+mod health;
 mod inquiry;
 mod introduction;
 mod losing;

@@ -8,6 +8,7 @@ mod dismissal;
 mod ending;
 mod epochs;
 mod handover;
+mod health;
 mod losing;
 mod status;
 mod strays;

@@ -1,0 +1,42 @@
+//! Which networks of the guest are watched on this host, and what follows when one is cut.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A network of the guest that is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchedNetwork {
+    /// Its name, equal on both hosts.
+    pub id: String,
+    /// The tap of this host.
+    pub tap: String,
+    /// What follows when it is cut.
+    pub on_cut: OnCut,
+}
+
+/// When a network of a primary's host is cut, and the standby's is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCut {
+    /// The guest goes on at the standby.
+    #[default]
+    Handover,
+    /// It is an alarm, nothing else.
+    Report,
+    /// Nobody looks.
+    Ignore,
+}
+
+impl FromStr for OnCut {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "handover" => Ok(Self::Handover),
+            "report" => Ok(Self::Report),
+            "ignore" => Ok(Self::Ignore),
+            _ => Err("expected one of: handover, report, ignore".into()),
+        }
+    }
+}

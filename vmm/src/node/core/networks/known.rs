@@ -1,0 +1,126 @@
+//! What is known of the guest's networks on both hosts, and what people should know of it.
+//!
+//! What must not be done here: decide what follows.
+
+use understudy_replication::runtime::Trouble;
+
+use crate::config::OnCut;
+use crate::node::networks::{Cut, NetworkSeen, Reach};
+
+/// What is known of the networks.
+#[derive(Debug, Default)]
+pub(in crate::node::core) struct Networks {
+    /// On this host; `None` before the first look.
+    pub(super) here: Option<Vec<NetworkSeen>>,
+    /// What a primary's standby says that it lacks; `None`: nothing.
+    pub(super) there: Option<Vec<Trouble>>,
+    /// What stands of it, for people.
+    pub(super) alarms: Vec<String>,
+}
+
+pub(super) fn cut_topic(id: &str) -> String {
+    format!("network {id}")
+}
+
+fn bridge_topic(id: &str) -> String {
+    format!("bridge of network {id}")
+}
+
+fn uplink_topic(id: &str) -> String {
+    format!("uplink of network {id}")
+}
+
+impl NetworkSeen {
+    pub(super) fn lasting_cut(&self) -> Option<&Cut> {
+        self.cut.as_ref().filter(|cut| cut.lasts)
+    }
+
+    pub(super) fn in_words(&self, why: &str) -> String {
+        format!("network {}: {why}", self.watched.id)
+    }
+
+    /// What a guest that comes from a better place would lack here.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        let id = &self.watched.id;
+        let (topic, why) = match (&self.cut, self.reach) {
+            (Some(cut), _) => (cut_topic(id), cut.why.clone()),
+            (None, Reach::Tap) => (bridge_topic(id), self.lacks_bridge()),
+            (None, Reach::Bridge) => {
+                let why = "the bridge has no uplink, as the primary's has".into();
+                (uplink_topic(id), why)
+            }
+            (None, Reach::Uplink) => return None,
+        };
+        Some(Trouble::new(&topic, &self.in_words(&why)))
+    }
+
+    fn lacks_bridge(&self) -> String {
+        let tap = &self.watched.tap;
+        format!(
+            "no bridge forwards for the tap {tap}, so after a takeover the guest might reach nobody; ip link set {tap} up \
+             master BRIDGE"
+        )
+    }
+
+    /// What of this the standby says that it lacks.
+    fn lacks<'a>(&self, troubles: &'a [Trouble]) -> Option<&'a Trouble> {
+        let id = &self.watched.id;
+        troubles.iter().find(|trouble| {
+            let topic = trouble.topic.as_str();
+            topic == cut_topic(id)
+                || (topic == bridge_topic(id) && self.reach >= Reach::Bridge)
+                || (topic == uplink_topic(id) && self.reach >= Reach::Uplink)
+        })
+    }
+}
+
+impl Networks {
+    /// What a standby has to say; `None` before the first look.
+    pub(super) fn troubles(&self) -> Option<Vec<Trouble>> {
+        let here = self.here.as_ref()?;
+        Some(here.iter().filter_map(NetworkSeen::trouble).collect())
+    }
+
+    /// What a person should know now.
+    pub(in crate::node::core) fn alarms(&self) -> &[String] {
+        &self.alarms
+    }
+
+    /// Why the guest stays although this network is cut here.
+    pub(super) fn stays_because(&self, network: &NetworkSeen) -> Option<&'static str> {
+        match &self.there {
+            _ if network.watched.on_cut != OnCut::Handover => Some("which is only reported"),
+            None => Some("and no standby has said that its own works: the guest stays"),
+            Some(troubles) if network.lacks(troubles).is_some() => {
+                Some("and the standby's does not work either: the guest stays")
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// What a primary's people should know.
+    pub(super) fn alarms_of_primary(&self) -> Vec<String> {
+        let there = self.there.as_deref().unwrap_or_default();
+        let of_network = |network: &NetworkSeen| {
+            let here = network.lasting_cut().map(|cut| {
+                let stays = self.stays_because(network);
+                let stays = stays.map(|why| format!(", {why}")).unwrap_or_default();
+                format!("{}{stays}", network.in_words(&cut.why))
+            });
+            let lacks = network.lacks(there);
+            let there = lacks.map(|trouble| format!("on the standby's host: {}", trouble.why));
+            here.into_iter().chain(there)
+        };
+        self.here.iter().flatten().flat_map(of_network).collect()
+    }
+
+    /// What a standby's people should know.
+    pub(super) fn alarms_of_standby(&self) -> Vec<String> {
+        let of_network = |network: &NetworkSeen| match network.lasting_cut() {
+            Some(cut) => Some(network.in_words(&cut.why)),
+            None => (network.reach == Reach::Tap && network.cut.is_none())
+                .then(|| network.in_words(&network.lacks_bridge())),
+        };
+        self.here.iter().flatten().filter_map(of_network).collect()
+    }
+}

@@ -1,0 +1,93 @@
+//! What follows when the guest's clients do not reach it any more although nothing else is wrong: a network is cut on
+//! this host, on the standby's, or on both.
+//!
+//! | cut here | at the standby | what follows, on a primary |
+//! | --- | --- | --- |
+//! | yes | no | the guest goes on there, unless it is only to be reported |
+//! | yes | yes | an alarm; it stays |
+//! | yes | nothing is known | the same |
+//! | no | yes | an alarm: a takeover would cost the guest its clients |
+//!
+//! A standby tells its primary at once, a primary acts only on what lasts. So a switch that fails both hosts has the guest
+//! go nowhere. What the standby says is hearsay (R10): it leads to no more than an offer, about which the arbiter decides.
+//! What must not be done here: look at interfaces.
+
+pub(super) mod known;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use understudy_replication::runtime::Trouble;
+
+use self::known::cut_topic;
+use super::{Effect, NodeCore, Role};
+use crate::node::events::EventKind;
+use crate::node::networks::NetworkSeen;
+
+impl NodeCore {
+    /// This host's networks are like this now.
+    pub(super) fn networks_seen(
+        &mut self,
+        now: Duration,
+        seen: Vec<NetworkSeen>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.networks.here = Some(seen);
+        self.weigh_networks(now, effects);
+        self.report_health(effects);
+    }
+
+    /// The standby says what it lacks, or there is none.
+    pub(super) fn standby_lacks(
+        &mut self,
+        now: Duration,
+        troubles: Option<Vec<Trouble>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.networks.there = troubles;
+        self.weigh_networks(now, effects);
+    }
+
+    /// Has a standby tell its primary.
+    pub(super) fn report_health(&self, effects: &mut Vec<Effect>) {
+        if let Some(troubles) = self.networks.troubles()
+            && self.role == Role::Standby
+        {
+            effects.push(Effect::ReportHealth(troubles));
+        }
+    }
+
+    /// Something of this is new, or the role is.
+    pub(super) fn weigh_networks(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let alarms = match self.role {
+            Role::Primary => self.networks.alarms_of_primary(),
+            Role::Standby => self.networks.alarms_of_standby(),
+            Role::Starting | Role::Unprotected | Role::Ended => Vec::new(),
+        };
+        let before = std::mem::replace(&mut self.networks.alarms, alarms.clone());
+        for what in alarms.iter().filter(|what| !before.contains(what)) {
+            self.tell(EventKind::NetworkFails { what: what.clone() }, effects);
+        }
+        for what in before.into_iter().filter(|what| !alarms.contains(what)) {
+            self.tell(EventKind::NetworkWorks { what }, effects);
+        }
+        if self.role != Role::Primary {
+            return;
+        }
+        let (mut fail, mut work) = (Vec::new(), Vec::new());
+        for network in self.networks.here.iter().flatten() {
+            let topic = cut_topic(&network.watched.id);
+            match network.lasting_cut() {
+                Some(cut) if self.networks.stays_because(network).is_none() => {
+                    fail.push((topic, network.in_words(&cut.why)));
+                }
+                _ => work.push(topic),
+            }
+        }
+        work.iter().for_each(|topic| self.host_works(topic));
+        for (topic, what) in fail {
+            self.host_fails(now, &topic, what, effects);
+        }
+    }
+}

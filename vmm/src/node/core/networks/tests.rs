@@ -1,0 +1,205 @@
+use super::super::tests::{RULES, deeds, in_role, promoted};
+use super::super::{Input, ReplicationEvent};
+use super::known::Networks;
+use super::*;
+use crate::config::{OnCut, WatchedNetwork};
+use crate::node::networks::{Cut, Reach};
+
+const NOW: Duration = Duration::from_secs(9);
+
+fn network(reach: Reach, cut: Option<bool>) -> NetworkSeen {
+    NetworkSeen {
+        watched: WatchedNetwork {
+            id: "net0".into(),
+            tap: "tap0".into(),
+            on_cut: OnCut::Handover,
+        },
+        reach,
+        cut: cut.map(|lasts| Cut {
+            why: "the cable is out".into(),
+            lasts,
+        }),
+    }
+}
+
+fn whole() -> NetworkSeen {
+    network(Reach::Uplink, None)
+}
+
+fn cut() -> NetworkSeen {
+    network(Reach::Uplink, Some(true))
+}
+
+fn sees(core: &mut NodeCore, seen: NetworkSeen) -> Vec<Effect> {
+    deeds(core.input(NOW, Input::Networks(vec![seen])))
+}
+
+/// The standby's host sees this.
+fn standby_sees(core: &mut NodeCore, seen: Option<NetworkSeen>) -> Vec<Effect> {
+    let troubles = seen.map(|seen| seen.trouble().into_iter().collect());
+    replication(core, ReplicationEvent::BackupHealth { troubles })
+}
+
+fn replication(core: &mut NodeCore, event: ReplicationEvent) -> Vec<Effect> {
+    deeds(core.input(NOW, Input::Replication(event)))
+}
+
+/// A primary whose standby is in sync and reaches the clients.
+fn protected() -> NodeCore {
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(sees(&mut core, whole()), []);
+    assert_eq!(standby_sees(&mut core, Some(whole())), []);
+    assert_eq!(replication(&mut core, ReplicationEvent::Protected), []);
+    core
+}
+
+fn hands_over(effects: &[Effect]) -> bool {
+    matches!(effects, [Effect::HandOver(why)] if why.contains("the cable is out"))
+}
+
+fn alarms(core: &NodeCore) -> Vec<String> {
+    core.standing().host_alarms
+}
+
+#[test]
+fn a_primary_that_lost_its_clients_hands_over_if_its_standby_has_them() {
+    let mut core = protected();
+    let short = network(Reach::Uplink, Some(false));
+    assert_eq!(sees(&mut core, short), [], "it may be over in a moment");
+    assert_eq!(alarms(&core), [""; 0]);
+    assert!(hands_over(&sees(&mut core, cut())));
+    let [alarm] = &alarms(&core)[..] else {
+        panic!("{:?}", alarms(&core));
+    };
+    assert!(
+        alarm.contains("net0: the cable is out") && !alarm.contains("stays"),
+        "{alarm}"
+    );
+    // It would be handed over as soon as it is protected, too.
+    let mut core = protected();
+    replication(&mut core, ReplicationEvent::Unprotected);
+    assert_eq!(sees(&mut core, cut()), []);
+    assert!(hands_over(&replication(
+        &mut core,
+        ReplicationEvent::Protected
+    )));
+}
+
+#[test]
+fn with_both_cut_the_guest_stays_until_the_standbys_network_is_back() {
+    for lasts in [false, true] {
+        let mut core = protected();
+        let there = network(Reach::Uplink, Some(lasts));
+        assert_eq!(standby_sees(&mut core, Some(there)), []);
+        assert_eq!(sees(&mut core, cut()), []);
+        let alarms = alarms(&core).join("\n");
+        assert!(alarms.contains("does not work either"), "{alarms}");
+        assert!(alarms.contains("on the standby's host: "), "{alarms}");
+        assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+    }
+}
+
+#[test]
+fn a_guest_whose_own_network_is_back_has_no_reason_to_go() {
+    let mut core = protected();
+    standby_sees(&mut core, Some(cut()));
+    sees(&mut core, cut());
+    assert_eq!(sees(&mut core, whole()), []);
+    assert_eq!(standby_sees(&mut core, Some(whole())), []);
+    assert_eq!(core.next_timer(), None);
+    assert_eq!(alarms(&core), [""; 0]);
+}
+
+#[test]
+fn a_standby_of_which_nothing_is_known_is_handed_nothing() {
+    let mut core = protected();
+    assert_eq!(standby_sees(&mut core, None), [], "another session");
+    assert_eq!(sees(&mut core, cut()), []);
+    assert!(alarms(&core)[0].contains("no standby has said"));
+    assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+}
+
+#[test]
+fn a_standby_without_a_bridge_is_an_alarm_on_both_sides() {
+    let bare = network(Reach::Tap, None);
+    let mut standby = in_role(Role::Standby, RULES, true);
+    let effects = sees(&mut standby, bare.clone());
+    let [Effect::ReportHealth(troubles)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert!(
+        alarms(&standby)[0].contains("tap0"),
+        "{:?}",
+        alarms(&standby)
+    );
+    let mut core = protected();
+    let troubles = Some(troubles.clone());
+    replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+    let alarm = alarms(&core).join("\n");
+    assert!(
+        alarm.contains("on the standby's host: ") && alarm.contains("tap0"),
+        "{alarm}"
+    );
+    assert_eq!(sees(&mut core, cut()), [], "it would not help");
+    // What is to be routed needs no bridge there either.
+    let mut core = protected();
+    core.networks = Networks::default();
+    sees(&mut core, bare.clone());
+    standby_sees(&mut core, Some(bare));
+    assert_eq!(alarms(&core), [""; 0]);
+}
+
+#[test]
+fn a_standby_whose_bridge_has_no_uplink_is_no_better_than_a_primary_that_lost_it() {
+    let mut core = protected();
+    standby_sees(&mut core, Some(network(Reach::Bridge, None)));
+    assert!(alarms(&core)[0].contains("uplink"), "{:?}", alarms(&core));
+    assert_eq!(sees(&mut core, cut()), []);
+    // Two that translate addresses are both all right.
+    let mut core = protected();
+    core.networks = Networks::default();
+    sees(&mut core, network(Reach::Bridge, None));
+    standby_sees(&mut core, Some(network(Reach::Bridge, None)));
+    assert_eq!(alarms(&core), [""; 0]);
+}
+
+#[test]
+fn what_is_only_to_be_reported_is_only_reported() {
+    let mut core = protected();
+    let mut seen = cut();
+    seen.watched.on_cut = OnCut::Report;
+    assert_eq!(sees(&mut core, seen), []);
+    assert!(alarms(&core)[0].contains("the cable is out"));
+}
+
+#[test]
+fn a_standby_says_what_it_lacks_at_once_and_anew_when_it_begins() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    let short = network(Reach::Uplink, Some(false));
+    let said = short.trouble().into_iter().collect::<Vec<_>>();
+    assert_eq!(sees(&mut core, short), [Effect::ReportHealth(said.clone())]);
+    assert_eq!(alarms(&core), [""; 0]);
+    let (role, can_restart) = (Role::Standby, true);
+    let effects = core.input(NOW, Input::Began { role, can_restart });
+    assert_eq!(deeds(effects), [Effect::ReportHealth(said)]);
+    // Once it is promoted, it is a primary without a standby.
+    assert_eq!(sees(&mut core, cut()).len(), 1);
+    assert_eq!(deeds(core.input(NOW, promoted())), [Effect::Protect]);
+    assert!(alarms(&core)[0].contains("no standby has said"));
+}
+
+#[test]
+fn each_change_is_told_once() {
+    let told = |core: &mut NodeCore, seen| core.input(NOW, Input::Networks(vec![seen]));
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(told(&mut core, whole()), []);
+    assert!(matches!(
+        told(&mut core, cut())[..],
+        [Effect::Tell(EventKind::NetworkFails { .. })]
+    ));
+    assert_eq!(told(&mut core, cut()), []);
+    assert!(matches!(
+        told(&mut core, whole())[..],
+        [Effect::Tell(EventKind::NetworkWorks { .. })]
+    ));
+}
