@@ -41,10 +41,17 @@ pub(super) struct Saved {
 }
 
 impl Saved {
-    /// Writes memory and restores the state, as a promotion does.
+    /// Tries the state twice, writes memory and restores the state, as a standby does that is then promoted.
     pub(super) fn load_into(&self, machine: &mut impl Machine) -> Result<(), Breach> {
         let memory = machine.memory();
         works("clear", memory.clear())?;
+        let empty = copy(&*memory)?;
+        for _ in 0..2 {
+            works("try_restore", machine.try_restore(&self.state))?;
+        }
+        if copy(&*memory)? != empty {
+            return breach("try_restore", "it changes memory");
+        }
         works("write_pages", memory.write_pages(&self.memory))?;
         works("restore", machine.restore(&self.state))?;
         if copy(&*memory)? != self.memory {

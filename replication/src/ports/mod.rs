@@ -6,12 +6,12 @@
 //!
 //! # Contract
 //!
-//! Three threads call these methods. *Caller* is the thread that calls
+//! Four threads call these methods. *Caller* is the thread that calls
 //! [`protect`](crate::runtime::PrimaryBuilder::protect) or
 //! [`start`](crate::runtime::StandbyBuilder::start). *Capture* is the primary's `capture` thread, a plain
-//! thread that may block. *Driver* is a side's `driver` thread. *In tokio* means that the thread is inside
-//! an asynchronous runtime: the method must not block for long, and must not start or enter a runtime of
-//! its own. The machine has one owner at a time, so calls with `&mut self` never overlap. [`PageMemory`] is
+//! thread that may block. *Driver* is a side's `driver` thread. *Trial* is a standby's `trial` thread, a
+//! plain one, too. *In tokio* means that the thread is inside an asynchronous runtime: the method must not
+//! block for long, and must not start or enter a runtime of its own. The machine has one owner at a time, so calls with `&mut self` never overlap. [`PageMemory`] is
 //! called from all of them.
 //!
 //! | method | thread | guest | order | repeated | an error means |
@@ -25,6 +25,7 @@
 //! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them; the first pause for a backup has only `save`, to see whether the state can be sent | once per pause | as `pause`; harvested bits are kept for the next try |
 //! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
+//! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why |
 //! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written | no | the guest runs nowhere; the machine is stopped |
 //! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before `repeat` and `run` | no | it cannot fail: log it |
 //! | [`stop`](Machine::stop) | capture, driver or caller, not in tokio | any, or has never run | last, on every way out, also after a panic of another method | yes, idempotent | it cannot fail |
@@ -199,6 +200,17 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// If the state is malformed or does not fit. The machine must not be run then.
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError>;
+
+    /// Loads a state on trial, as [`Machine::restore`] would, and undoes that, so that neither the guest's memory
+    /// nor anybody outside notices: nothing is sent, no timer runs, and another state can be tried or restored
+    /// afterwards. It must not wait for storage. Memory is of an earlier moment than the state, or not there yet.
+    /// By default it restores the state, which suits machines on which that has no effect before they run.
+    ///
+    /// # Errors
+    /// If the state cannot be loaded. The text names what of it: this host protects the guest no longer.
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.restore(state)
+    }
 
     /// Tells the network where the guest is now (gratuitous ARP, RARP), bypassing the gate. Does
     /// nothing by default.

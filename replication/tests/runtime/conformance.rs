@@ -29,6 +29,8 @@ enum Defect {
     DoesNotResume,
     /// The state is restored as if it were that of a fresh machine.
     RestoresNothing,
+    /// A state that is tried leaves something in memory.
+    TriesInMemory,
     /// State that was cut off is taken for good.
     TakesTornState,
     /// Saving writes guest memory.
@@ -180,6 +182,13 @@ impl Machine for Broken {
         }
     }
 
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        if self.defect == TriesInMemory {
+            self.memory.write_page(PageIndex(5), &[1; PAGE_BYTES])?;
+        }
+        self.fake.try_restore(state)
+    }
+
     fn run(&mut self) -> Result<(), MachineError> {
         self.fake.run()
     }
@@ -245,6 +254,7 @@ fn each_defect_is_found_in_the_method_that_has_it() {
         (DoesNotPause, "pause", "while the guest is paused"),
         (DoesNotResume, "pause", "does not go on"),
         (RestoresNothing, "restore", "goes on from"),
+        (TriesInMemory, "try_restore", "it changes memory"),
         (TakesTornState, "restore", "it accepts 0 bytes"),
         (SavesIntoMemory, "pause", "paused and saved"),
         (SwapsPages, "read_pages", "another content"),

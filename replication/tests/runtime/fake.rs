@@ -141,6 +141,10 @@ pub(crate) struct Fake {
     pub(crate) save_failures: Arc<AtomicU64>,
     /// While set, no page can be written.
     pub(crate) write_fails: Arc<AtomicBool>,
+    /// While set, no state can be loaded.
+    pub(crate) refuses_state: Arc<AtomicBool>,
+    /// How often a state was tried.
+    pub(crate) trials: Arc<AtomicU64>,
     /// How often it was stopped by its owner.
     pub(crate) stops: Arc<AtomicU64>,
     /// The next pause panics.
@@ -177,6 +181,8 @@ impl Fake {
             thread: None,
             fingerprint,
             save_failures: Arc::default(),
+            refuses_state: Arc::default(),
+            trials: Arc::default(),
             stops: Arc::default(),
             pause_panics: Arc::default(),
             disks: DiskSet::empty(),
@@ -209,6 +215,16 @@ impl Fake {
 
     pub(crate) fn gate_handle(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    fn check_state(&self, state: &[u8]) -> Result<u64, MachineError> {
+        if self.refuses_state.load(Ordering::Acquire) {
+            return Err(MachineError::new("this state is refused on purpose"));
+        }
+        let steps = state
+            .try_into()
+            .map_err(|_| MachineError::new("state of a wrong size"))?;
+        Ok(u64::from_le_bytes(steps))
     }
 
     fn end(&mut self) {
@@ -314,11 +330,13 @@ impl Machine for Fake {
         }))
     }
 
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.trials.fetch_add(1, Ordering::AcqRel);
+        self.check_state(state).map(drop)
+    }
+
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        let steps = state
-            .try_into()
-            .map_err(|_| MachineError::new("state of a wrong size"))?;
-        let steps = u64::from_le_bytes(steps);
+        let steps = self.check_state(state)?;
         self.guest.lock().unwrap().steps = steps;
         if !self.disks.is_empty() {
             // Exactly at this moment: a little later the guest has written everything once more.

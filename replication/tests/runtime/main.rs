@@ -10,6 +10,7 @@ mod floods;
 mod health;
 mod images;
 mod restarts;
+mod trials;
 mod unprotect;
 mod verify;
 

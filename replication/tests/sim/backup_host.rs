@@ -148,6 +148,7 @@ impl World {
                 let process = self.process(host);
                 self.soon(50, 4_000, Event::Persisted(process, persisting));
             }
+            BackupEffect::TryRestore { ticket, .. } => self.try_restore(host, ticket),
             BackupEffect::CloseLink => self.close_link(host),
             BackupEffect::Committed(epoch) => self.check_commit(host, epoch),
             BackupEffect::Discarded { epoch, why } => {
@@ -182,15 +183,26 @@ impl World {
             | BackupEffect::StartGuest { .. } => {
                 self.violate(format!("host {host} is to start a guest"));
             }
-            BackupEffect::Reset { reason } => {
-                let cleared = node.memory.clear();
-                node.next_copy();
-                self.hosts[host].disk.recover(&mut self.rng);
-                self.trace(host, || format!("resets: {reason}"));
-                self.count("resets");
-                cleared.expect("memory clears");
-            }
+            BackupEffect::Reset { reason } => self.reset_backup(host, &reason),
         }
+    }
+
+    fn reset_backup(&mut self, host: usize, reason: &str) {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let cleared = node.memory.clear();
+        node.next_copy();
+        self.hosts[host].disk.recover(&mut self.rng);
+        self.trace(host, || format!("resets: {reason}"));
+        self.count("resets");
+        cleared.expect("memory clears");
+    }
+
+    fn try_restore(&mut self, host: usize, ticket: u64) {
+        let works = !self.rng.chance(self.settings.persist_failures_permille);
+        let process = self.process(host);
+        self.soon(50, 2_000, Event::RestoreTried(process, ticket, works));
     }
 
     fn claim(&mut self, host: usize, known: Generation, mark: Mark) {
@@ -306,6 +318,14 @@ impl World {
         self.count("syncs failed");
         let error = "simulated".into();
         self.backup(host, BackupInput::DisksFailed { error });
+    }
+
+    pub fn restore_tried(&mut self, host: usize, ticket: u64, works: bool) {
+        let outcome = works.then_some(()).ok_or_else(|| "simulated".into());
+        if !works {
+            self.count("trials failed");
+        }
+        self.backup(host, BackupInput::RestoreTried { ticket, outcome });
     }
 
     /// The journal has taken an epoch, or cannot.

@@ -31,6 +31,8 @@ pub enum Event {
     Run(Process),
     /// The journal has taken an epoch's disk writes, or cannot.
     Persisted(Process, Persisting),
+    /// A state was loaded on trial, or cannot be.
+    RestoreTried(Process, u64, bool),
     /// The journal goes to the image.
     Destage(Process),
     /// A promoted side tries to get the lock of the shared disk.
@@ -60,6 +62,7 @@ impl Event {
             | Self::Repeat(who, _)
             | Self::Persisted(who, _)
             | Self::Destage(who)
+            | Self::RestoreTried(who, ..)
             | Self::Lock(who, _)
             | Self::Run(who) => Some(*who),
             _ => None,

@@ -76,7 +76,9 @@ impl Event {
             Self::Destage(who) => (who, What::Destage),
             Self::Ask(who, _) => (who, What::Question),
             Self::Answer(who, _) => (who, What::Answer),
-            Self::Repeat(who, _) | Self::Run(who) => (who, What::Restore),
+            Self::Repeat(who, _) | Self::Run(who) | Self::RestoreTried(who, ..) => {
+                (who, What::Restore)
+            }
             _ => return None,
         };
         Some((*host, *starts, what))

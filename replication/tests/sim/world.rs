@@ -335,6 +335,9 @@ impl World {
             Event::Run(who) => self.run_promoted(who),
             Event::Persisted((host, _), persisting) => self.persisted(host, persisting),
             Event::Destage((host, _)) => self.destage(host),
+            Event::RestoreTried((host, _), ticket, works) => {
+                self.restore_tried(host, ticket, works);
+            }
             Event::Stranger(link, messages) => self.stranger_says(link, messages),
             Event::Replay => self.replay_beat(),
             Event::Lock((host, _), generation) => self.promote(host, generation),

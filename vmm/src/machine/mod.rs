@@ -26,6 +26,7 @@ mod pause;
 mod port;
 mod reset;
 mod state;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -47,6 +47,10 @@ impl MachinePort for Machine {
         Ok(self.load(state)?)
     }
 
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        Ok(self.try_load(state)?)
+    }
+
     fn announce(&mut self) {
         self.announce_address();
     }

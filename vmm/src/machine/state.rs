@@ -276,6 +276,12 @@ impl MachineState {
         self.vcpus[number].id = id;
     }
 
+    /// Changes an MSR of vCPU 0.
+    #[cfg(test)]
+    pub(super) fn set_msr(&mut self, index: u32, data: u64) {
+        self.vcpus[0].set_msr(index, data);
+    }
+
     /// Decodes a state and checks its shape.
     ///
     /// # Errors
@@ -346,6 +352,31 @@ impl MachineState {
 
     /// Loads the state into a machine that has never run.
     pub(super) fn restore(&self, machine: &Machine) -> Result<(), StateError> {
+        self.load(machine)?;
+        // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
+        // counts it.
+        self.vm.restore_clock(&machine.vm)?;
+        if let (Some(vcpu), Some(state)) = (machine.vcpus.first(), self.vcpus.first()) {
+            state.renew_wall_clock(vcpu.handle())?;
+        }
+        for vcpu in &machine.vcpus {
+            // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,
+            // and then not needed.
+            if let Err(error) = vcpu.handle().lock().kvmclock_ctrl() {
+                tracing::debug!("vCPU {} has no kvmclock: {error}", vcpu.handle().id());
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the state into a machine that has never run, but for its clocks: see [`Machine::try_load`].
+    pub(super) fn restore_on_trial(self, machine: &Machine) -> Result<(), StateError> {
+        let vcpus = self.vcpus.into_iter().map(VcpuState::for_trial).collect();
+        Self { vcpus, ..self }.load(machine)
+    }
+
+    /// All but the machine's clock.
+    fn load(&self, machine: &Machine) -> Result<(), StateError> {
         self.check(machine)?;
         // CPUID before everything else, and before the vCPUs ever run: KVM checks registers against
         // it.
@@ -375,19 +406,6 @@ impl MachineState {
         })?;
         for (vcpu, state) in machine.vcpus.iter().zip(&self.vcpus) {
             state.restore(vcpu.handle(), clock, moves)?;
-        }
-        // The clock after the vCPUs: writing their time-stamp counters may move the point from which KVM
-        // counts it.
-        self.vm.restore_clock(&machine.vm)?;
-        if let (Some(vcpu), Some(state)) = (machine.vcpus.first(), self.vcpus.first()) {
-            state.renew_wall_clock(vcpu.handle())?;
-        }
-        for vcpu in &machine.vcpus {
-            // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,
-            // and then not needed.
-            if let Err(error) = vcpu.handle().lock().kvmclock_ctrl() {
-                tracing::debug!("vCPU {} has no kvmclock: {error}", vcpu.handle().id());
-            }
         }
         Ok(())
     }

@@ -105,6 +105,23 @@ impl VcpuState {
         self
     }
 
+    /// The state without what a trial must not write: the time-stamp counter, by which KVM judges the next one that is
+    /// written, and registers by which KVM writes to the guest's memory at once.
+    #[must_use]
+    pub fn for_trial(mut self) -> Self {
+        self.msrs
+            .retain(|msr| !MSR_KVM_WALL_CLOCK.contains(&msr.index));
+        self.counter_offset = None;
+        self.without_counter()
+    }
+
+    /// Changes the value of an MSR, which may be one that was not saved.
+    #[cfg(test)]
+    pub fn set_msr(&mut self, index: u32, data: u64) {
+        self.msrs.retain(|msr| msr.index != index);
+        self.msrs.push(Msr { index, data });
+    }
+
     /// Writes the state into a stopped vCPU whose CPUID is set. Without `moves`, the time-stamp counter
     /// is restored by its MSR, if it was saved.
     ///

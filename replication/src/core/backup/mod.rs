@@ -46,6 +46,9 @@
 //! a whole epoch is committed before the input is looked at. A tick copies no more than a slice, so
 //! that heartbeats go on while a huge epoch is copied.
 //!
+//! The first epoch is acked, and committed, only once this side's machine has loaded its state on
+//! trial. Later ones are tried now and then. A copy that cannot be loaded is given up.
+//!
 //! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
 //! the journal. A claim in the meantime waits for that. If the journal write succeeds, the epoch is
 //! committed, although it may no longer be acked; otherwise it is discarded. So memory and disks
@@ -101,6 +104,13 @@ pub enum BackupInput {
         /// The effect's ticket. Tickets of effects that were given up meanwhile are ignored.
         ticket: u64,
         /// Why it cannot be done.
+        outcome: Result<(), String>,
+    },
+    /// What [`BackupEffect::TryRestore`] asked for has been done.
+    RestoreTried {
+        /// The effect's ticket. Tickets of trials that mean nothing any more are ignored.
+        ticket: u64,
+        /// Why the state cannot be loaded.
         outcome: Result<(), String>,
     },
     /// Everything through this epoch of this session is durable on the images.
@@ -183,6 +193,14 @@ pub enum BackupEffect {
         /// The epoch through which the primary itself wrote to shared disks: those writes need not
         /// be kept.
         written_through: EpochId,
+    },
+    /// Load this state into the machine on trial, undo that, and report `RestoreTried`. Memory is
+    /// not that of the state yet. Nobody outside may notice anything.
+    TryRestore {
+        /// The ticket for the report.
+        ticket: u64,
+        /// As [`PausedMachine::save`](crate::ports::PausedMachine::save) wrote it.
+        state: Bytes,
     },
     /// Close the link. A `Bye`, `Refuse` or `Holdings` just before it still goes out.
     CloseLink,

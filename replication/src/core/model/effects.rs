@@ -258,6 +258,7 @@ impl World {
                 }
             }
             BackupEffect::Persist { ticket, .. } => self.hosts[host].persisting = Some(ticket),
+            BackupEffect::TryRestore { ticket, .. } => self.hosts[host].trying = Some(ticket),
             BackupEffect::CloseLink => match std::mem::take(&mut self.hosts[host].stranger) {
                 true => {}
                 false => self.close(host),

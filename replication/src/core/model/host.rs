@@ -42,11 +42,7 @@ impl World {
                 let cause = String::new();
                 self.backup(host, BackupInput::LinkBroken { cause });
             }
-            Action::Sever => {
-                if let Some(link) = &mut self.link {
-                    link.severed = true;
-                }
-            }
+            Action::Sever => self.sever(),
             Action::PrimaryTimeout(host, timer) => {
                 if let Side::Primary(core) = &mut self.hosts[host].side {
                     Arc::make_mut(core).let_expire(timer);
@@ -65,6 +61,8 @@ impl World {
             Action::Persisted(host) => self.persisted(host, Ok(())),
             Action::Destaged(host) => self.destaged(host),
             Action::PersistFails(host) => self.persisted(host, Err(String::new())),
+            Action::RestoreTried(host) => self.restore_tried(host, Ok(())),
+            Action::RestoreFails(host) => self.restore_tried(host, Err(String::new())),
             Action::Breaks(host) => self.machine_breaks(host),
             Action::ArbiterStep(host) => self.arbiter_step(host),
             Action::ArbiterAnswers(host) => self.arbiter_answers(host),
@@ -133,6 +131,12 @@ impl World {
         }
     }
 
+    fn sever(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.severed = true;
+        }
+    }
+
     fn machine_breaks(&mut self, host: usize) {
         self.hosts[host].broke = true;
         let why = String::new();
@@ -150,9 +154,10 @@ impl World {
             Action::Connect(_) => &mut left.sessions,
             Action::DeliverLate(_) | Action::Stall(_) => &mut left.stalls,
             Action::LinkMalformed(_) | Action::Sever => &mut left.breaks,
-            Action::CaptureFails(_) | Action::PersistFails(_) | Action::Breaks(_) => {
-                &mut left.failures
-            }
+            Action::CaptureFails(_)
+            | Action::PersistFails(_)
+            | Action::RestoreFails(_)
+            | Action::Breaks(_) => &mut left.failures,
             Action::AnswerLost(_) => &mut left.lost,
             Action::GoesBack { .. } => &mut left.past,
             Action::Crash(_) => &mut left.crashes,
@@ -406,6 +411,12 @@ impl World {
     pub(super) fn persisted(&mut self, host: usize, outcome: Result<(), String>) {
         if let Some(ticket) = self.hosts[host].persisting.take() {
             self.backup(host, BackupInput::Persisted { ticket, outcome });
+        }
+    }
+
+    pub(super) fn restore_tried(&mut self, host: usize, outcome: Result<(), String>) {
+        if let Some(ticket) = self.hosts[host].trying.take() {
+            self.backup(host, BackupInput::RestoreTried { ticket, outcome });
         }
     }
 

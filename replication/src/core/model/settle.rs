@@ -72,6 +72,10 @@ impl World {
                 moved = true;
                 self.work_done(host);
             }
+            if self.hosts[host].trying.is_some() {
+                moved = true;
+                self.restore_tried(host, Ok(()));
+            }
             if self.hosts[host].persisting.is_some() {
                 moved = true;
                 self.persisted(host, Ok(()));

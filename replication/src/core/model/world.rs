@@ -55,6 +55,8 @@ pub(super) struct Node {
     pub(super) work: Option<Work>,
     /// The journal is being written, for this ticket.
     pub(super) persisting: Option<u64>,
+    /// A state is being tried, for this ticket.
+    pub(super) trying: Option<u64>,
     /// Whether output leaves at once.
     pub(super) gate_open: bool,
     /// This process stood still, and has not noticed yet.
@@ -99,7 +101,7 @@ pub(super) struct Left {
     pub(super) lost: u8,
     /// Links that break while both sides live.
     pub(super) breaks: u8,
-    /// Captures and journal writes that fail, and machines that break.
+    /// Captures, journal writes and trials that fail, and machines that break.
     pub(super) failures: u8,
     /// What a stranger says.
     pub(super) lies: u8,
@@ -125,6 +127,8 @@ pub(super) enum Action {
     CaptureFails(usize),
     Persisted(usize),
     PersistFails(usize),
+    RestoreTried(usize),
+    RestoreFails(usize),
     /// The machine that runs the guest breaks.
     Breaks(usize),
     /// All that is persisted is on the images.
@@ -246,6 +250,7 @@ impl Node {
             call: None,
             work: None,
             persisting: None,
+            trying: None,
             gate_open,
             stalled: false,
             sees_past: false,
@@ -483,6 +488,12 @@ impl World {
         let is_copied = |core: &BackupCore| core.committed_epoch().is_some() && !core.has_disks();
         if self.bounds.disks && it.backup().is_some_and(is_copied) {
             out.push(Action::Destaged(host));
+        }
+        if it.trying.is_some() {
+            out.push(Action::RestoreTried(host));
+            if self.left.failures > 0 {
+                out.push(Action::RestoreFails(host));
+            }
         }
         if it.persisting.is_some() {
             out.push(Action::Persisted(host));

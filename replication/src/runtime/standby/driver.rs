@@ -12,6 +12,7 @@ use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread};
 use super::strangers::{Introduced, Strangers};
+use super::trials::Trials;
 use super::{Outcome, Request};
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::heartbeats::Heartbeat;
@@ -20,7 +21,7 @@ use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::EpochToPersist;
-use crate::ports::{Machine, PageMemory};
+use crate::ports::{Disks, Machine, PageMemory};
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
 use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
@@ -46,7 +47,9 @@ pub(super) struct Setup {
 
 pub(super) struct Driver<M: Machine> {
     pub(super) setup: Setup,
-    pub(super) machine: StoppedOnDrop<M>,
+    pub(super) trials: Trials<M>,
+    /// The machine's.
+    all_disks: Arc<dyn Disks>,
     memory: Arc<dyn PageMemory>,
     pub(super) disks: DiskThread,
     /// The welcome, while this side's disks are being described for it. Nothing else is sent before
@@ -77,6 +80,7 @@ enum Happened {
     Introduced(Box<Introduced>),
     Received(Result<(Generation, Message), SessionError>),
     Disks(DiskEvent),
+    Tried(u64, Result<(), String>),
     Requested(Option<Request>),
     Replied(Reply),
     Heard(Heartbeat),
@@ -150,7 +154,8 @@ impl<M: Machine> Driver<M> {
                 setup.reign.metrics.clone(),
             ),
             setup,
-            machine,
+            trials: Trials::of(machine),
+            all_disks: Arc::clone(&disks),
             memory,
             disks: DiskThread::start(disks.backup())?,
             welcome: None,
@@ -171,8 +176,14 @@ impl<M: Machine> Driver<M> {
         let runtime = tokio_runtime()?;
         let ended = runtime.block_on(self.drive(ready))?;
         match ended {
-            Ended::Stopped => Ok(Outcome::Stopped),
-            Ended::Starts { known } => Ok(Outcome::Starts { known }),
+            Ended::Stopped => {
+                self.trials.into_machine()?;
+                Ok(Outcome::Stopped)
+            }
+            Ended::Starts { known } => {
+                self.trials.into_machine()?;
+                Ok(Outcome::Starts { known })
+            }
             Ended::Promoted {
                 generation,
                 epoch,
@@ -260,6 +271,10 @@ impl<M: Machine> Driver<M> {
             reply = self.arbitration.reply() => Happened::Replied(reply),
             request = self.requests.recv() => Happened::Requested(request),
             event = self.disks.event() => Happened::Disks(event?),
+            tried = self.trials.done() => {
+                let (ticket, outcome) = tried?;
+                Happened::Tried(ticket, outcome)
+            }
             _ = beat.tick() => Happened::Heartbeat,
             // Before the timer: silence is judged only after everything that has arrived was looked
             // at.
@@ -345,6 +360,9 @@ impl<M: Machine> Driver<M> {
                 });
             }
             Happened::Disks(event) => self.disks_happened(event, inputs),
+            Happened::Tried(ticket, outcome) => {
+                inputs.push_back(BackupInput::RestoreTried { ticket, outcome });
+            }
             Happened::Heartbeat => {}
             Happened::Timer => inputs.push_back(BackupInput::Tick),
         }
@@ -472,7 +490,7 @@ impl<M: Machine> Driver<M> {
             arbiter: reign.arbiter_id.clone(),
         };
         let other = self.setup.other.clone();
-        (self.arbitration).inquire(other, inquiry, self.machine.disks());
+        (self.arbitration).inquire(other, inquiry, Arc::clone(&self.all_disks));
     }
 
     async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
@@ -513,6 +531,7 @@ impl<M: Machine> Driver<M> {
                 };
                 self.disks.persist(ticket, epoch);
             }
+            BackupEffect::TryRestore { ticket, state } => self.trials.begin(ticket, state)?,
             BackupEffect::Discarded { epoch, why } => {
                 let what = format!("discarded {epoch} whole: {why}");
                 self.metrics.alarm(Topic::Peer, what);

@@ -6,6 +6,7 @@ mod disks;
 mod driver;
 mod promotion;
 mod strangers;
+mod trials;
 
 use std::thread::JoinHandle;
 

@@ -49,10 +49,11 @@ impl<M: Machine> Driver<M> {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
             return Ok(Outcome::Stopped);
         }
-        self.machine.restore(self.core.committed_state())?;
-        self.machine.announce();
-        self.machine.gate().repeat(&self.core.output_to_repeat());
-        self.machine.run()?;
+        let mut machine = self.trials.into_machine()?;
+        machine.restore(self.core.committed_state())?;
+        machine.announce();
+        machine.gate().repeat(&self.core.output_to_repeat());
+        machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
         let detected = self.detected.unwrap_or(Detected {
             at: running,
@@ -85,7 +86,7 @@ impl<M: Machine> Driver<M> {
         self.metrics.promoted(figures, Some(detected.last_contact));
         self.metrics.set_phase("promoted", generation, epoch, false);
         Ok(Outcome::Promoted(Promoted {
-            machine: self.machine.hand_on(),
+            machine: machine.hand_on(),
             generation,
             epoch,
             reign: Box::new(Reign {

@@ -9,6 +9,7 @@ mod resets;
 mod running;
 mod states;
 mod time;
+mod trials;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;

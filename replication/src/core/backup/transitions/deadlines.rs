@@ -27,6 +27,8 @@ pub(in crate::core) enum Timer {
     Promise,
     /// This side's storage has left something undone for too long.
     Storage,
+    /// The trial of a state takes too long.
+    Trial,
 }
 
 impl BackupCore {
@@ -50,6 +52,7 @@ impl BackupCore {
         let ask = self.asks_at();
         let promise = self.promise.expires_at(&self.policy);
         let storage = self.storage_hangs_at();
+        let trial = self.trial_ends_at();
         let beat_at = self.beat_sent_at + self.policy.heartbeat_interval;
         let beat = self.sends_beats().then_some(beat_at);
         let timers = &mut self.timers;
@@ -60,6 +63,7 @@ impl BackupCore {
         timers.set(Timer::Ask, ask);
         timers.set(Timer::Promise, promise);
         timers.set(Timer::Storage, storage);
+        timers.set(Timer::Trial, trial);
     }
 
     /// Not while claiming: a primary that gets no more acks then goes on alone if the arbiter takes

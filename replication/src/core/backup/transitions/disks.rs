@@ -175,10 +175,15 @@ impl BackupCore {
         }
         self.staging.end(epoch, summary)?;
         let batches = self.staging.take_disk_batches();
+        if epoch == EpochId(1) {
+            self.try_first(out);
+        }
         // The first epoch also says that the copy is complete.
         let first = epoch == EpochId(1) && self.disks.planned;
         if batches.is_empty() && !summary.flush && !first {
-            self.acknowledge(epoch, out);
+            if !self.is_trying_first() {
+                self.acknowledge(epoch, out);
+            }
             return Ok(());
         }
         self.ticket += 1;
@@ -194,7 +199,7 @@ impl BackupCore {
         Ok(())
     }
 
-    fn acknowledge(&self, epoch: EpochId, out: &mut Vec<Effect>) {
+    pub(super) fn acknowledge(&self, epoch: EpochId, out: &mut Vec<Effect>) {
         let durable = self.disks.durable.min(epoch);
         out.push(Effect::Send(Message::Ack { epoch, durable }));
     }
@@ -211,7 +216,9 @@ impl BackupCore {
         self.disks.persisting = None;
         match outcome {
             // It is committed at the next call. From the claim on, nothing is acked any more.
-            Ok(()) if self.sends_beats() => self.acknowledge(self.staging.epoch(), out),
+            Ok(()) if self.sends_beats() && !self.is_trying_first() => {
+                self.acknowledge(self.staging.epoch(), out);
+            }
             Ok(()) => {}
             Err(error) => {
                 self.discard(&error, out);

@@ -119,6 +119,7 @@ impl BackupCore {
         let stops = matches!(self.phase, Phase::Claiming { stops: true, .. });
         self.close_link(out);
         self.disks = Disks::default();
+        self.restorable.end();
         self.discard(&reason, out);
         self.staging.restart(EpochId(1));
         self.committed = None;

@@ -30,6 +30,7 @@ impl BackupCore {
         self.promise.forget_time(NOW, keeps_promise);
         self.heard_at = NOW;
         self.beat_sent_at = NOW;
+        self.restorable.forget_time(NOW, NOW + AGE);
         self.now = NOW;
         self.arm_timers();
     }
@@ -56,6 +57,7 @@ impl BackupCore {
             },
             Timer::Promise => self.promise.age(AGE),
             Timer::Storage => self.disks.forget_time(NOW - AGE),
+            Timer::Trial => self.restorable.forget_time(NOW - AGE, NOW + AGE),
         }
     }
 
@@ -89,6 +91,7 @@ impl Hash for BackupCore {
             staging,
             committed,
             disks,
+            restorable,
             ticket: _,
             kept: KeptOutput { .. },
             // Nobody in the model asks a backup to start the guest.
@@ -107,7 +110,7 @@ impl Hash for BackupCore {
             // A process that has stopped is gone.
             stopped: _,
         } = self;
-        (generation, phase, disks, primary_node, question).hash(state);
+        (generation, phase, disks, restorable, primary_node, question).hash(state);
         (rehearsal_wanted, told, promise, heard_at, beat_sent_at).hash(state);
         match link {
             Link::Down => 0_u64.hash(state),

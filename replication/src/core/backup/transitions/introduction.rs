@@ -79,6 +79,7 @@ impl BackupCore {
         self.heard_at = self.now;
         self.beat_sent_at = self.now;
         self.disks = Disks::default();
+        self.restorable.end();
         out.push(Effect::Welcome { session });
     }
 

@@ -12,6 +12,7 @@ pub(in crate::core) mod for_model;
 mod health;
 mod inquiry;
 mod introduction;
+mod restorable;
 mod status;
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ use disks::Disks;
 use health::Health;
 use inquiry::ToStart;
 use introduction::may_come_unproven;
+use restorable::Restorable;
 pub use status::BackupPhase;
 
 use super::{BackupEffect as Effect, BackupInput as Input};
@@ -125,6 +127,7 @@ pub struct BackupCore {
     staging: Staging,
     committed: Option<Committed>,
     disks: Disks,
+    restorable: Restorable,
     /// The last ticket given to `Persist`.
     ticket: u64,
     /// Output of committed epochs that the primary has not reported as really out.
@@ -169,6 +172,7 @@ impl BackupCore {
             staging,
             committed: None,
             disks: Disks::default(),
+            restorable: Restorable::default(),
             ticket: 0,
             kept: KeptOutput::default(),
             no_state: Bytes::new(),
@@ -227,6 +231,7 @@ impl BackupCore {
             self.heard_at += jump;
             self.welcomed_at += jump;
             self.disks_slept(jump);
+            self.restorable.slept(jump);
         }
     }
 
@@ -263,6 +268,7 @@ impl BackupCore {
             Timer::Ask => self.ask_arbiter(out),
             Timer::Promise => self.promise.expire(),
             Timer::Storage => self.storage_hangs(out),
+            Timer::Trial => self.trial_expired(out),
         }
     }
 
@@ -284,12 +290,12 @@ impl BackupCore {
     /// runtime looks only at timers.
     #[must_use]
     pub fn commit_is_due(&self) -> bool {
-        self.staging.is_whole() && !self.is_persisting()
+        self.staging.is_whole() && !self.is_persisting() && !self.is_trying_first()
     }
 
     /// Commits up to `pages_max` pages of the whole epoch, if there is one: step ⑦.
     fn commit(&mut self, pages_max: usize, memory: &dyn PageMemory, out: &mut Vec<Effect>) {
-        if self.is_persisting() {
+        if self.is_persisting() || self.is_trying_first() {
             return;
         }
         match self.staging.commit(pages_max, memory) {
@@ -302,6 +308,7 @@ impl BackupCore {
                 if matches!(self.phase, Phase::Syncing) {
                     self.phase = Phase::Standby { cut: None };
                 }
+                self.try_now_and_then(out);
             }
             Err(error) => {
                 let why = format!("this standby is unusable: {error}");
@@ -340,6 +347,7 @@ impl BackupCore {
                 }
             }
             Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),
+            Input::RestoreTried { ticket, outcome } => self.restore_tried(ticket, outcome, out),
             Input::DisksDurable { epoch } => self.disks_durable(epoch),
             Input::Compared(differ) => self.compared(differ, out),
             Input::DisksFailed { error } => self.disks_failed(error, out),

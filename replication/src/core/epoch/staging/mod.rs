@@ -311,6 +311,13 @@ impl Staging {
         Ok(())
     }
 
+    /// The state of the epoch, once it is whole; empty before.
+    #[must_use]
+    pub fn whole_state(&self) -> Bytes {
+        let state = self.state.clone().filter(|_| self.whole);
+        state.unwrap_or_default()
+    }
+
     /// Stages the sealed output.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! Whether the machine can load what it is sent.
+
+use super::*;
+
+/// All but epoch 1, which is whole and waits for its trial; and the trial's ticket.
+fn in_trial() -> (Bench, u64) {
+    let mut bench = Bench::syncing();
+    let mut effects = Vec::new();
+    for message in epoch_messages(1, 1) {
+        let generation = GENERATION;
+        effects.extend(bench.give_raw(Input::Received {
+            generation,
+            message,
+        }));
+    }
+    let [Effect::TryRestore { ticket, state }] = &effects[..] else {
+        panic!("no trial before the acknowledgement: {effects:?}");
+    };
+    assert_eq!(*state, STATE);
+    (bench, *ticket)
+}
+
+fn tried(ticket: u64, outcome: Result<(), &str>) -> Input {
+    let outcome = outcome.map_err(str::to_owned);
+    Input::RestoreTried { ticket, outcome }
+}
+
+fn says_that_it_is_unable(effects: &[Effect], why: &str) -> bool {
+    matches!(
+        effects,
+        [Effect::Send(Message::Bye(Bye::Unable(said))), .., Effect::Reset { reason }]
+            if said.contains(why) && reason.contains(why)
+    )
+}
+
+#[test]
+fn the_first_epoch_is_acknowledged_and_committed_once_its_state_could_be_loaded() {
+    let (mut bench, ticket) = in_trial();
+    // Signs of life go on meanwhile.
+    let effects = bench.pass(100 * MS, true, true);
+    assert_eq!(effects, []);
+    assert_eq!(bench.core.phase(), BackupPhase::Syncing);
+    assert_eq!(bench.give(tried(ticket + 1, Ok(()))), [], "of another one");
+    assert_eq!(bench.give(tried(ticket, Ok(()))), [ack(1, 0)]);
+    assert_eq!(bench.give(Input::Tick), [Effect::Committed(EpochId(1))]);
+    assert_eq!(bench.core.phase(), BackupPhase::Standby);
+    assert_eq!(bench.give(tried(ticket, Err("late"))), [], "it is over");
+}
+
+#[test]
+fn a_guest_whose_state_cannot_be_loaded_is_not_protected_and_its_primary_is_told_why() {
+    let (mut bench, ticket) = in_trial();
+    let effects = bench.give(tried(ticket, Err("MSR 0x1")));
+    assert!(says_that_it_is_unable(&effects, "MSR 0x1"), "{effects:?}");
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    // The link is closed; nobody claims anything.
+    assert_eq!(bench.pass(1000 * MS, false, false), []);
+    // Another session has another trial.
+    assert_eq!(bench.introduce(GENERATION), [welcomed()]);
+}
+
+#[test]
+fn a_trial_that_hangs_ends_like_one_that_fails() {
+    let (mut bench, ticket) = in_trial();
+    let policy = Policy::default();
+    let patience = policy.arbiter_check + 10 * policy.heartbeat_timeout;
+    let effects = bench.pass(patience, true, true);
+    assert!(
+        says_that_it_is_unable(&effects, "does not come to an end"),
+        "{effects:?}"
+    );
+    assert_eq!(bench.give(tried(ticket, Ok(()))), [], "too late");
+    // But a process that stood still has not waited.
+    let (mut bench, ticket) = in_trial();
+    bench.now += patience;
+    assert_eq!(bench.pass(MS, true, true), []);
+    assert_eq!(bench.give(tried(ticket, Ok(()))), [ack(1, 0)]);
+}
+
+/// Lets epochs come until one is tried.
+fn next_trial(bench: &mut Bench) -> u64 {
+    for epoch in 2..60 {
+        bench.pass(400 * MS, true, true);
+        for message in epoch_messages(epoch, 1) {
+            bench.hear(message);
+        }
+        for effect in bench.give_raw(Input::Tick) {
+            if let Effect::TryRestore { ticket, .. } = effect {
+                return ticket;
+            }
+        }
+    }
+    panic!("no other state was tried");
+}
+
+#[test]
+fn a_committed_state_is_tried_now_and_then_and_a_copy_that_cannot_be_loaded_is_given_up() {
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    // No epoch waits for it.
+    assert_eq!(bench.give(tried(ticket, Ok(()))), []);
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    let effects = bench.give(tried(ticket, Err("MSR 0x1")));
+    assert!(says_that_it_is_unable(&effects, "MSR 0x1"), "{effects:?}");
+    assert_eq!(bench.core.committed_epoch(), None);
+    // But not once the guest may have been granted to this side.
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    bench.give(Input::LinkClosed);
+    assert_eq!(bench.give(tried(ticket, Err("MSR 0x1"))), []);
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    assert!(
+        matches!(effects[..], [Effect::Promote { .. }]),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn nothing_is_tried_while_the_guest_may_be_granted() {
+    let mut bench = Bench::standby();
+    bench.pass(11_000 * MS, true, true);
+    let effects = bench.give_raw(Input::PromotionWanted);
+    assert_eq!(effects, [claim()]);
+}
+
+/// What is persisted and what is tried go on side by side.
+#[test]
+fn an_epoch_that_is_persisted_first_still_waits_for_its_trial() {
+    let mut bench = Bench::syncing();
+    let flush = EpochDisks {
+        flush: true,
+        ..EpochDisks::default()
+    };
+    let mut effects = Vec::new();
+    for message in epoch_with(1, 1, 1, flush) {
+        let generation = GENERATION;
+        effects.extend(bench.give_raw(Input::Received {
+            generation,
+            message,
+        }));
+    }
+    let (Some(Effect::TryRestore { ticket: trial, .. }), Some(Effect::Persist { ticket, .. })) =
+        (effects.first(), effects.get(1))
+    else {
+        panic!("{effects:?}");
+    };
+    let persisted = Input::Persisted {
+        ticket: *ticket,
+        outcome: Ok(()),
+    };
+    assert_eq!(bench.give(persisted.clone()), []);
+    assert_eq!(bench.give(tried(*trial, Ok(()))), [ack(1, 0)]);
+}
