@@ -15,7 +15,8 @@ use crate::runtime::threads::spawn;
 /// A state and the ticket of its trial.
 type Job = (u64, Bytes);
 
-struct Done<M: Machine> {
+/// A machine that comes back from a trial.
+struct Tried<M: Machine> {
     machine: StoppedOnDrop<M>,
     ticket: u64,
     outcome: Result<(), String>,
@@ -23,7 +24,7 @@ struct Done<M: Machine> {
 
 enum Place<M: Machine> {
     Here(StoppedOnDrop<M>),
-    Away(Receiver<Done<M>>),
+    Away(Receiver<Tried<M>>),
     /// The thread panicked, and the machine is stopped.
     Lost,
 }
@@ -65,7 +66,7 @@ impl<M: Machine> Trials<M> {
             let tried = machine.try_restore(&state);
             let outcome = tried.map_err(|error| causes(&error));
             // Without a driver, the machine is stopped.
-            let _ = sender.send(Done {
+            let _ = sender.send(Tried {
                 machine,
                 ticket,
                 outcome,
