@@ -46,7 +46,8 @@ fn goes_on_at_b(mut pair: Pair, stream: Stream, why: &str) {
         .await_status("promoted", DEADLINE, |status| status.failover.is_some())
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(status.generation, 2, "{}", pair.logs());
-    pair.a.await_exit(DEADLINE).unwrap();
+    let exit = pair.a.await_exit(DEADLINE).unwrap();
+    assert_eq!(exit.code(), Some(3), "it did not go because somebody asked");
     let said = format!("handing the guest over to the standby: network net0: {why}");
     assert!(pair.a.log().contains(&said), "{}", pair.logs());
     stream.await_more(FURTHER_BYTES);

@@ -425,6 +425,7 @@ impl NodeCore {
                 let told = EventKind::NotHandedOver { why: why.clone() };
                 self.tell(told, effects);
                 self.failing.stayed(now);
+                self.weigh_networks(now, effects);
                 if self.stays_broken(&why, effects) {
                     return;
                 }

@@ -98,8 +98,15 @@ impl BackupCore {
         Some(began + self.policy.arbiter_check + timeouts)
     }
 
+    /// That is a slow host's doing, and says nothing of the state. It costs no copy of a guest whose
+    /// primary may be gone.
     pub(super) fn trial_expired(&mut self, out: &mut Vec<Effect>) {
-        self.unrestorable("that does not come to an end", out);
+        match self.phase {
+            Phase::Syncing | Phase::Standby { cut: None } => {
+                self.unrestorable("that does not come to an end", out);
+            }
+            _ => self.restorable.end(),
+        }
     }
 
     /// The trial is over.

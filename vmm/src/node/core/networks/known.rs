@@ -91,11 +91,20 @@ impl Networks {
         match &self.there {
             _ if network.watched.on_cut != OnCut::Handover => Some("which is only reported"),
             None => Some("and no standby has said that its own works: the guest stays"),
+            Some(troubles) if self.costs_another(troubles) => {
+                Some("but the standby's host lacks another one, which works here: the guest stays")
+            }
             Some(troubles) if network.lacks(troubles).is_some() => {
                 Some("and the standby's does not work either: the guest stays")
             }
             Some(_) => None,
         }
+    }
+
+    /// Whether clients would lose the guest that reach it now.
+    fn costs_another(&self, troubles: &[Trouble]) -> bool {
+        let mut here = self.here.iter().flatten();
+        here.any(|network| network.cut.is_none() && network.lacks(troubles).is_some())
     }
 
     /// What a primary's people should know.

@@ -85,7 +85,10 @@ impl NodeCore {
                 _ => work.push(topic),
             }
         }
-        work.iter().for_each(|topic| self.host_works(topic));
+        // Whether a guest that is just being handed over still has a reason does not matter, but why it went does.
+        if !self.failing.is_under_way() {
+            work.iter().for_each(|topic| self.host_works(topic));
+        }
         for (topic, what) in fail {
             self.host_fails(now, &topic, what, effects);
         }

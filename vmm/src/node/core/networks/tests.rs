@@ -1,5 +1,5 @@
 use super::super::tests::{RULES, deeds, in_role, promoted};
-use super::super::{Input, ReplicationEvent};
+use super::super::{Ended, Input, ReplicationEvent, RoleEnd};
 use super::known::Networks;
 use super::*;
 use crate::config::{OnCut, WatchedNetwork};
@@ -202,4 +202,52 @@ fn each_change_is_told_once() {
         told(&mut core, whole())[..],
         [Effect::Tell(EventKind::NetworkWorks { .. })]
     ));
+}
+
+/// Its clients are cut off here, and others would be there.
+#[test]
+fn a_guest_does_not_leave_for_a_host_that_lacks_another_of_its_networks() {
+    let other = |cut: Option<bool>| {
+        let mut network = network(Reach::Uplink, cut);
+        network.watched.id = "net1".into();
+        network
+    };
+    let mut core = in_role(Role::Primary, RULES, true);
+    let troubles = Some(other(Some(true)).trouble().into_iter().collect());
+    replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+    replication(&mut core, ReplicationEvent::Protected);
+    let seen = vec![cut(), other(None)];
+    assert_eq!(deeds(core.input(NOW, Input::Networks(seen))), []);
+    let said = alarms(&core).join("\n");
+    assert!(said.contains("lacks another one"), "{said}");
+    // With that one cut here, too, nobody loses anything.
+    let seen = vec![cut(), other(Some(true))];
+    let effects = deeds(core.input(NOW, Input::Networks(seen)));
+    assert!(hands_over(&effects), "{effects:?}");
+}
+
+/// Its standby's voice goes with the session.
+#[test]
+fn why_a_guest_was_handed_over_is_known_when_it_has_gone() {
+    let mut core = protected();
+    assert!(hands_over(&sees(&mut core, cut())));
+    replication(&mut core, ReplicationEvent::Unprotected);
+    standby_sees(&mut core, None);
+    let reason = "the arbiter names b".to_owned();
+    let end = RoleEnd::HandedOver { reason };
+    let effects = core.input(NOW, Input::RoleOver(end));
+    assert!(
+        matches!(
+            effects.last(),
+            Some(Effect::Finish(Ended::HandedOver { trouble: Some(what), .. })) if what.contains("the cable is out")
+        ),
+        "{effects:?}"
+    );
+    // One that stayed has no reason any more.
+    let mut core = protected();
+    sees(&mut core, cut());
+    standby_sees(&mut core, None);
+    let why = "it does not answer".into();
+    replication(&mut core, ReplicationEvent::NotHandedOver { why });
+    assert_eq!(core.next_timer(), None);
 }

@@ -152,3 +152,23 @@ fn an_epoch_that_is_persisted_first_still_waits_for_its_trial() {
     assert_eq!(bench.give(persisted.clone()), []);
     assert_eq!(bench.give(tried(*trial, Ok(()))), [ack(1, 0)]);
 }
+
+/// It is the last copy, perhaps.
+#[test]
+fn a_trial_that_is_slow_costs_no_copy_once_the_primary_may_be_gone() {
+    let (mut bench, ticket) = in_trial();
+    bench.give(tried(ticket, Ok(())));
+    bench.give(Input::Tick);
+    let ticket = next_trial(&mut bench);
+    let committed = bench.core.committed_epoch();
+    assert!(committed.is_some());
+    bench.give(Input::LinkBroken { cause: "so".into() });
+    let policy = Policy::default();
+    let patience = policy.arbiter_check + 10 * policy.heartbeat_timeout;
+    assert_eq!(bench.pass(2 * patience, false, true), []);
+    assert_eq!(bench.give(tried(ticket, Err("late"))), [], "it is over");
+    assert_eq!(bench.core.committed_epoch(), committed);
+    let effects = bench.pass(policy.heartbeat_timeout + MS, false, false);
+    let claims = |effect: &Effect| matches!(effect, Effect::Claim { .. });
+    assert!(effects.iter().any(claims), "{effects:?}");
+}
