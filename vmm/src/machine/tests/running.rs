@@ -198,6 +198,8 @@ const LOADING_FROM_NOWHERE: &[u8] = &[
     0xeb, 0xfe, // jmp here
 ];
 
+const DOING_NOTHING: &[u8] = &[0xeb, 0xfe];
+
 #[test]
 fn what_kvm_cannot_do_breaks_the_machine_and_is_not_the_guests_end() {
     let mut rig = rig(LOADING_FROM_NOWHERE);
@@ -208,13 +210,13 @@ fn what_kvm_cannot_do_breaks_the_machine_and_is_not_the_guests_end() {
 
 #[test]
 fn a_device_that_panics_on_the_event_thread_breaks_the_machine() {
-    let mut rig = rig(COUNTING);
+    // The guest never comes near the device, so no vCPU meets what is left of it.
+    let mut rig = rig(DOING_NOTHING);
     lock(&rig.read_from).panics_at_events = true;
     let events = events_of(&rig.machine);
     rig.machine.start().unwrap();
-    rig.await_number(10);
     lock(&rig.read_from).event.write(1).unwrap();
-    is_broken(&mut rig, &events, "panicked");
+    is_broken(&mut rig, &events, "numbers panicked");
 }
 
 /// What stops the guest for its owner to act on stops it, and what does not, does not.

@@ -157,6 +157,20 @@ fn without_a_whole_copy_elsewhere_the_guest_stays_and_is_captured_no_more() {
     assert!(stays(&bench.give(broke())));
 }
 
+#[test]
+fn a_machine_whose_backup_is_to_go_is_captured_no_more_once_it_has_broken() {
+    let mut bench = Bench::protected();
+    let cause = "another one is wanted".into();
+    bench.give(Input::BackupDismissed { cause });
+    let effects = bench.give(broke());
+    assert!(
+        matches!(effects[..], [Effect::NotHandedOver { .. }]),
+        "{effects:?}"
+    );
+    assert!(!captures(&bench.give(Input::CheckpointWanted)));
+    assert!(!captures(&bench.pass(100 * MS, true, true)));
+}
+
 /// Who ends a guest on purpose ends it everywhere, whatever its machine is like.
 #[test]
 fn a_guest_that_ends_has_its_last_words_by_a_grant() {
