@@ -34,7 +34,7 @@ pub use error::RuntimeError;
 pub use events::{Event, EventKind, Events};
 pub use primary::{NotProtected, Origin, Primary, PrimaryBuilder, Protection, ProtectionHandle};
 pub use reign::{Promoted, Unprotected};
-pub use settings::{HeartbeatPath, Limits};
+pub use settings::{HeartbeatPath, Limits, ThreadSetup};
 pub use side::{SideBuilder, SideHandle};
 pub use standby::{Outcome, Standby, StandbyBuilder, StandbyHandle, StandbyRun};
 pub use status::{

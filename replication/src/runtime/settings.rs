@@ -1,6 +1,7 @@
 //! The settings that both sides have.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::core::policy::Policy;
 
@@ -35,6 +36,9 @@ impl Default for Limits {
     }
 }
 
+/// What is called on a thread before it begins its work.
+pub type ThreadSetup = Arc<dyn Fn() + Send + Sync>;
+
 /// The settings that both sides have.
 #[derive(Clone)]
 pub(super) struct Settings {
@@ -45,4 +49,14 @@ pub(super) struct Settings {
     pub(super) heartbeat: Option<HeartbeatPath>,
     pub(super) policy: Policy,
     pub(super) limits: Limits,
+    pub(super) driver_setup: Option<ThreadSetup>,
+}
+
+impl Settings {
+    /// On the driver's thread, before anything else.
+    pub(super) fn set_driver_up(&self) {
+        if let Some(setup) = &self.driver_setup {
+            setup();
+        }
+    }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::error::RuntimeError;
 use super::events::Events;
 use super::metrics::Metrics;
-use super::settings::{HeartbeatPath, Limits, Settings};
+use super::settings::{HeartbeatPath, Limits, Settings, ThreadSetup};
 use super::status::{Side, Status};
 use crate::arbiter::Arbiter;
 use crate::core::policy::Policy;
@@ -37,6 +37,7 @@ impl<P> SideBuilder<P> {
                 heartbeat: None,
                 policy: Policy::default(),
                 limits: Limits::default(),
+                driver_setup: None,
             },
             arbiter: None,
             part,
@@ -83,6 +84,15 @@ impl<P> SideBuilder<P> {
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.settings.policy = policy;
+        self
+    }
+
+    /// Called on the thread that sends heartbeats and acknowledgements before it begins, for example
+    /// to raise its priority. Threads that this one starts inherit it; they ask the arbiter. On a
+    /// standby, the promotion is done there, too.
+    #[must_use]
+    pub fn driver_setup(mut self, setup: ThreadSetup) -> Self {
+        self.settings.driver_setup = Some(setup);
         self
     }
 

@@ -28,7 +28,7 @@ use understudy_replication::ids::Generation;
 use understudy_replication::ports::Machine;
 use understudy_replication::runtime::{
     Ended, Limits, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError,
-    Standby, StandbyBuilder, StandbyRun, Status,
+    Standby, StandbyBuilder, StandbyRun, Status, ThreadSetup,
 };
 use understudy_transport::Endpoint;
 
@@ -317,6 +317,32 @@ fn what_a_guest_says_last_leaves_once_nobody_can_take_over() {
         pair.standby.await_promotion().unwrap(),
         Outcome::Stopped
     ));
+}
+
+#[test]
+fn whoever_embeds_a_side_sets_the_thread_up_that_sends_its_heartbeats() {
+    let directory = tempfile::tempdir().unwrap();
+    let (told, set_up) = std::sync::mpsc::channel();
+    let setup = move || {
+        let thread = std::thread::current().name().map(str::to_owned);
+        told.send(thread).unwrap();
+    };
+    let setup: ThreadSetup = Arc::new(setup);
+    let named = || set_up.recv_timeout(PATIENCE).unwrap();
+    let standby = standby(directory.path(), Fake::new())
+        .driver_setup(Arc::clone(&setup))
+        .start()
+        .unwrap();
+    assert_eq!(named().as_deref(), Some("driver"));
+    let primary = primary(directory.path(), Fake::new())
+        .driver_setup(setup)
+        .protect()
+        .unwrap();
+    assert_eq!(named().as_deref(), Some("driver"));
+    primary.handle().stop();
+    primary.handle().stop();
+    primary.wait().unwrap();
+    assert!(standby.handle().stop());
 }
 
 #[test]

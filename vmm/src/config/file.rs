@@ -13,6 +13,7 @@ use serde_json::Value;
 use understudy_replication::disk::DiskMode;
 
 use super::ConfigError;
+use super::endurance::{LockMemory, Priority};
 use super::keys::{self, KEYS, Key, Values};
 use super::on_sigterm::OnSigterm;
 use super::watched::OnCut;
@@ -160,6 +161,9 @@ pub struct Replication {
     pub timeout_ms: Option<u64>,
     pub storage_timeout_ms: Option<u64>,
     pub on_sigterm: Option<OnSigterm>,
+    pub oom_protection: Option<bool>,
+    pub lock_memory: Option<LockMemory>,
+    pub priority: Option<Priority>,
     pub control_socket: Option<PathBuf>,
     pub disk_journal: Option<PathBuf>,
     pub disk_journal_mib: Option<u64>,
@@ -285,7 +289,8 @@ impl ConfigFile {
         lay_over!(self.serial, serial, Serial: output);
         lay_over!(self.replication, replication, Replication:
             vm, node, backup, listen, arbiter, heartbeat, epoch_ms, epoch_min_ms, heartbeat_ms, timeout_ms,
-            storage_timeout_ms, on_sigterm, control_socket, disk_journal, disk_journal_mib, disk_log_mib);
+            storage_timeout_ms, on_sigterm, oom_protection, lock_memory, priority, control_socket, disk_journal,
+            disk_journal_mib, disk_log_mib);
         self.drives = drives.or(self.drives);
         self.network_interfaces = network_interfaces.or(self.network_interfaces);
         self.entropy = entropy.or(self.entropy);

@@ -308,6 +308,16 @@ keys! {
         Unset::Value(|| word(OnSigterm::default())),
         "What SIGTERM, SIGINT and SIGHUP mean to a primary whose standby could take the guest over: the guest goes on \
          there (`handover`), or is stopped (`stop`). Without such a standby it is stopped";
+    OOM_PROTECTION: "replication.oom_protection", None, Values::Switch, Unset::Text("true, where the host allows it"),
+        "Whether a host that runs out of memory ends other processes before a protected guest's";
+    LOCK_MEMORY: "replication.lock_memory", Some("--lock-memory"), Values::Words(&["off", "on-fault", "all"]),
+        Unset::Text("on-fault, where the host allows it"),
+        "Which memory of a protected guest's process, and of a standby's, is never swapped out: none (`off`), what was used \
+         once (`on-fault`), or `all`, which is taken from the host at once";
+    PRIORITY: "replication.priority", Some("--priority"), Values::Words(&["normal", "high", "realtime"]),
+        Unset::Text("high, where the host allows it"),
+        "When the thread runs that sends heartbeats and acknowledgements: when its turn comes (`normal`), before others \
+         (`high`, nice -11), or before all that are not real-time themselves (`realtime`, SCHED_FIFO 1)";
     CONTROL: "replication.control_socket", Some("--control"), PATH, Unset::Nothing,
         "Unix socket for `vmm status`, `failover`, `stop` and `power-button`";
     JOURNAL: "replication.disk_journal", Some("--disk-journal"), PATH,

@@ -14,6 +14,7 @@
 
 mod checks;
 mod devices;
+mod endurance;
 mod error;
 mod file;
 pub mod keys;
@@ -33,6 +34,7 @@ use understudy_workload::options::Options;
 
 use crate::machine::{Console, Discovery, DriveKind, Kernel, MachineConfig, Start};
 
+pub use endurance::{Endurance, LockMemory, Priority};
 pub use error::ConfigError;
 pub use file::{
     BootSource, ConfigFile, Drive, Entropy, HeartbeatSection, Ignored, MachineSection,
@@ -84,6 +86,8 @@ pub struct ReplicationConfig {
     pub policy: Policy,
     /// What a signal to end means to a primary.
     pub on_sigterm: OnSigterm,
+    /// What the process is to have of its host.
+    pub endurance: Endurance,
 }
 
 impl Config {
@@ -169,6 +173,11 @@ impl ReplicationConfig {
             }),
             policy: policy(section)?,
             on_sigterm: section.on_sigterm.unwrap_or_default(),
+            endurance: Endurance {
+                oom_protection: section.oom_protection,
+                lock_memory: section.lock_memory,
+                priority: section.priority,
+            },
         })
     }
 

@@ -157,18 +157,17 @@ fn clear_region(
         fallocate(file.file(), hole, at(file.start())?, at(region.len())?)?;
         return Ok(());
     }
-    // SAFETY: the range is exactly one anonymous, private mapping owned by `region`, borrowed here.
-    // MADV_DONTNEED replaces its contents with zeros and unmaps nothing. No Rust reference points
-    // into it.
-    let result = unsafe {
-        libc::madvise(
-            region.as_ptr().cast(),
-            region.len() as usize,
-            libc::MADV_DONTNEED,
-        )
+    let give_back = |advice| {
+        // SAFETY: the range is exactly one anonymous, private mapping owned by `region`, borrowed
+        // here. Either advice replaces its contents with zeros and unmaps nothing. No Rust reference
+        // points into it.
+        let result =
+            unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // Locked memory takes only the first, and kernels before 5.18 know only the second.
+    give_back(libc::MADV_DONTNEED_LOCKED).or_else(|_| give_back(libc::MADV_DONTNEED))
 }

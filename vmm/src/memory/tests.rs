@@ -43,6 +43,21 @@ proptest! {
 }
 
 #[test]
+fn locked_memory_is_cleared_as_any_other() {
+    let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
+    let region = memory.ram().iter().next().unwrap();
+    let start = std::ptr::NonNull::new(region.as_ptr().cast()).unwrap();
+    // SAFETY: the range is one mapping, which outlives the call.
+    unsafe { nix::sys::mman::mlock(start, region.len() as usize) }.expect("2 MiB can be locked");
+    let page = PageIndex(7);
+    memory.pages().write_page(page, &[7; PAGE_BYTES]).unwrap();
+    memory.pages().clear().unwrap();
+    let mut back: Page = [1; PAGE_BYTES];
+    memory.pages().read_page(page, &mut back).unwrap();
+    assert_eq!(back, [0; PAGE_BYTES]);
+}
+
+#[test]
 fn pages_of_both_sides_of_the_hole_are_copied_at_once() {
     let memory = Memory::allocate(3 * 1024 + 2, Backing::Anonymous).unwrap();
     let [low, high] = [0, 1].map(|region| memory.layout().regions()[region]);

@@ -49,6 +49,7 @@ mod core;
 mod events;
 mod identity;
 mod inbox;
+mod memory;
 mod metrics;
 mod networks;
 mod request;
@@ -80,6 +81,7 @@ pub use self::core::Rules;
 pub use arbiter::{ArbiterStatus, look_at_arbiter, make_arbiter};
 pub use events::{EventKind, KEPT_MAX, NodeEvent, Subscription};
 pub use identity::IdentityError;
+pub use memory::MemoryStatus;
 pub use metrics::{EpochMetrics, Named, NodeMetrics};
 pub use request::{Denial, Request};
 pub use settings::{
@@ -370,11 +372,15 @@ impl NodeHandle {
             None => Denial::Starting,
         })?;
         let (role, metrics) = sources.read();
+        let memory = MemoryStatus::now();
+        let mut host_alarms = standing.host_alarms;
+        host_alarms.extend(memory.alarm());
         Ok(NodeStatus {
             role,
             uptime_s: self.since.elapsed().as_secs(),
             guest: standing.guest,
-            host_alarms: standing.host_alarms,
+            host_alarms,
+            memory,
             metrics,
             events: self.log.last(STATUS_EVENTS_MAX),
         })

@@ -14,7 +14,8 @@ use understudy_replication::output::OutputGate;
 use understudy_replication::ports::Disks;
 use understudy_replication::runtime::{
     DiskStatus, DisksStatus, Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection,
-    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status, Trouble,
+    ProtectionHandle, RuntimeError, Standby, StandbyHandle, StandbyRun, Status, ThreadSetup,
+    Trouble,
 };
 
 use super::core::{RoleEnd, SyncState};
@@ -26,6 +27,7 @@ use super::{NodeError, Role};
 use crate::devices::PowerButton;
 use crate::devices::switch::PowerSwitch;
 use crate::devices::virtio::blk::FailedRequests;
+use crate::host::raise_priority;
 use crate::machine::{DriveConfig, Machine};
 
 /// What the node is doing.
@@ -255,10 +257,21 @@ impl Replicated {
         if let Some(host) = &self.settings.host {
             builder = builder.host(host);
         }
+        builder = builder.driver_setup(self.driver_setup());
         if let Some(path) = self.settings.heartbeat {
             builder = builder.heartbeat(path);
         }
         builder.start()
+    }
+
+    /// That it is not allowed has been said already.
+    fn driver_setup(&self) -> ThreadSetup {
+        let priority = self.settings.priority;
+        Arc::new(move || {
+            if let Err(error) = raise_priority(priority) {
+                tracing::debug!(%error, ?priority, "no priority");
+            }
+        })
     }
 
     fn named(&self, builder: PrimaryBuilder<Machine>) -> PrimaryBuilder<Machine> {
@@ -289,7 +302,8 @@ impl Replicated {
         &self,
         builder: PrimaryBuilder<Machine>,
     ) -> Result<Protection<Machine>, RuntimeError> {
-        let mut builder = self.named(builder).policy(self.settings.policy.clone());
+        let mut builder = (self.named(builder).policy(self.settings.policy.clone()))
+            .driver_setup(self.driver_setup());
         if let Some(endpoint) = self.settings.backup.clone() {
             builder = builder.backup(endpoint);
         }

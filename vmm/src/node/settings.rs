@@ -11,7 +11,7 @@ use understudy_transport::Endpoint;
 
 use super::Rules;
 use super::identity::{self, IdentityError};
-use crate::config::{Config, ConfigError, WatchedNetwork};
+use crate::config::{Config, ConfigError, Priority, WatchedNetwork};
 use crate::machine::{DriveConfig, Machine, Start, beside};
 
 /// Why a machine cannot be built.
@@ -30,6 +30,8 @@ pub struct NodeSettings {
     pub rules: Rules,
     /// Builds the machine.
     pub machine: BuildMachine,
+    /// What was asked of this host and cannot be had.
+    pub lacks: Vec<String>,
     /// The guest's networks that are watched while it is protected.
     pub networks: Vec<WatchedNetwork>,
     /// The first role.
@@ -77,6 +79,8 @@ pub struct ReplicationSettings {
     pub heartbeat: Option<HeartbeatPath>,
     /// Where the standby of a primary listens.
     pub backup: Option<Endpoint>,
+    /// When the thread runs that sends heartbeats.
+    pub priority: Priority,
     /// Where this host listens as a standby.
     pub listen: Option<Endpoint>,
     /// It may start the guest from its disks although it was started as a standby: it knows the kernel.
@@ -176,6 +180,7 @@ impl NodeSettings {
                 on_watchdog: machine.watchdog.unwrap_or_default(),
                 on_sigterm: config.replication.on_sigterm,
             },
+            lacks: Vec::new(),
             networks: config.networks.clone(),
             machine: Box::new(move |start| Ok(Machine::build(built.machine(start)?)?)),
             start_as,
@@ -220,6 +225,7 @@ impl ReplicationSettings {
             policy: config.policy.clone(),
             heartbeat: config.heartbeat,
             backup: config.backup.clone(),
+            priority: config.endurance.priority.unwrap_or_default(),
             listen: config.listen.clone(),
             can_start,
         })

@@ -106,6 +106,7 @@ impl Shell {
         self.build = Some(settings.machine);
         self.forget_disks = settings.full_resync;
         let networks = settings.networks;
+        self.core.lacks = settings.lacks;
         let (next, settings) = match settings.start_as {
             StartAs::Unprotected {
                 drives,

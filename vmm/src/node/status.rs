@@ -10,6 +10,7 @@ use understudy_replication::output::OutputCounts;
 use understudy_replication::runtime::{DisksStatus, Status};
 
 use super::events::NodeEvent;
+use super::memory::MemoryStatus;
 use super::metrics::NodeMetrics;
 use super::{Ended, Role};
 
@@ -33,9 +34,12 @@ pub struct NodeStatus {
     pub uptime_s: u64,
     /// What has become of the guest.
     pub guest: GuestStatus,
-    /// What is wrong now with the guest's networks on this host, and on the host of a primary's standby.
+    /// What is wrong now with this host, and with the guest's networks here and on the host of a primary's standby.
     #[serde(default)]
     pub host_alarms: Vec<String>,
+    /// The process's memory.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// What was counted.
     pub metrics: NodeMetrics,
     /// The last events, the oldest first.
@@ -100,7 +104,7 @@ pub struct Standing {
     pub alarm: Option<String>,
     /// What has become of the guest.
     pub guest: GuestStatus,
-    /// What is wrong now with the guest's networks on this host, and on the host of a primary's standby.
+    /// What is wrong now with this host, and with the guest's networks here and on the host of a primary's standby.
     pub host_alarms: Vec<String>,
     /// How the node ended, if it has.
     pub ended: Option<Ended>,

@@ -9,6 +9,7 @@ mod commands;
 mod console;
 mod demo;
 mod disks;
+mod endurance;
 mod handover;
 mod host;
 mod owners;

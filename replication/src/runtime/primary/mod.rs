@@ -279,8 +279,10 @@ fn start<M: Machine>(
     let capturer = Capturer::new(machine, &reign, events);
     let capturer = spawn("capture", move || capturer.run(&to_do))?;
     let end = EndTold::new(reign.metrics.clone());
+    let settings = reign.settings.clone();
     let driver = spawn("driver", move || {
         let _end = end;
+        settings.set_driver_up();
         driver.run()
     })?;
     Ok(Protection {

@@ -142,6 +142,7 @@ impl<M: Machine> StandbyBuilder<M> {
         };
         let driver = Driver::new(setup, self.part.machine, requested)?;
         let driver = spawn("driver", move || {
+            driver.setup.reign.settings.set_driver_up();
             let outcome = driver.run(&ready);
             if matches!(outcome, Ok(Outcome::Promoted(_))) {
                 end.goes_on();

@@ -173,6 +173,8 @@ pub(super) struct NodeCore {
     held: HeldRequests,
     broken: Broken,
     networks: Networks,
+    /// What was asked of this host and cannot be had.
+    pub(super) lacks: Vec<String>,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -198,6 +200,7 @@ impl NodeCore {
             held: HeldRequests::default(),
             broken: Broken::default(),
             networks: Networks::default(),
+            lacks: Vec::new(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -210,7 +213,7 @@ impl NodeCore {
             protected: self.protected,
             alarm: self.alarm.clone(),
             guest: self.guest.clone(),
-            host_alarms: self.networks.alarms().to_vec(),
+            host_alarms: [&self.lacks, self.networks.alarms()].concat(),
             ended: None,
         }
     }

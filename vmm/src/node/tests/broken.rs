@@ -73,6 +73,7 @@ fn means(directory: &Path) -> ReplicationSettings {
         heartbeat: None,
         backup: None,
         listen: None,
+        priority: crate::config::Priority::Normal,
         can_start: false,
     }
 }

@@ -19,6 +19,7 @@ fn settings(machine: BuildMachine) -> NodeSettings {
             on_watchdog: OnWatchdog::Reset,
         },
         machine,
+        lacks: Vec::new(),
         networks: Vec::new(),
         start_as: StartAs::Unprotected {
             drives: Vec::new(),

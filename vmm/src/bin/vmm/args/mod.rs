@@ -8,8 +8,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::config::{
     BootProtocol, BootSource, Config, ConfigFile, CpuTemplate, DiskMode, Drive, Entropy,
-    HeartbeatSection, MachineSection, NetworkInterface, OnPanic, OnReboot, OnSigterm, OnWatchdog,
-    Replication, Serial, WatchdogSection, keys,
+    HeartbeatSection, LockMemory, MachineSection, NetworkInterface, OnPanic, OnReboot, OnSigterm,
+    OnWatchdog, Priority, Replication, Serial, WatchdogSection, keys,
 };
 
 const AFTER_HELP: &str = "\
@@ -207,6 +207,10 @@ pub(crate) struct ReplicatedArgs {
     storage_timeout_ms: Option<u64>,
     #[arg(long, value_name = "WORD", help = keys::ON_SIGTERM.help())]
     on_sigterm: Option<OnSigterm>,
+    #[arg(long, value_name = "WORD", help = keys::LOCK_MEMORY.help())]
+    lock_memory: Option<LockMemory>,
+    #[arg(long, value_name = "WORD", help = keys::PRIORITY.help())]
+    priority: Option<Priority>,
 }
 
 #[derive(Debug, Args)]
@@ -404,6 +408,8 @@ impl ReplicatedArgs {
             timeout_ms: self.timeout_ms,
             storage_timeout_ms: self.storage_timeout_ms,
             on_sigterm: self.on_sigterm,
+            lock_memory: self.lock_memory,
+            priority: self.priority,
             control_socket: self.control,
             disk_journal: self.disk_journal,
             ..Replication::default()

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 use understudy_vmm::config::Config;
 use understudy_vmm::control::ControlSocket;
+use understudy_vmm::host::{self, Lack};
 use understudy_vmm::node::{Ended, Node, NodeSettings};
 
 use super::signals::Signals;
@@ -26,6 +27,7 @@ pub(crate) fn primary(arguments: ReplicatedArgs) -> Result<()> {
     let config = arguments.load()?;
     let mut settings = NodeSettings::primary(&config, start_over)?;
     settings.full_resync = full_resync;
+    settings.lacks = endure(&config);
     if config.replication.backup.is_none() {
         tracing::warn!("no --backup is given: the guest runs unprotected");
     }
@@ -40,7 +42,19 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
     let config = arguments.load()?;
     let mut settings = NodeSettings::standby(&config)?;
     settings.full_resync = full_resync;
+    settings.lacks = endure(&config);
     keep(&config, settings, STOPS_REPLICATED)
+}
+
+/// Takes what the host gives for a protected guest's process; returns what was asked for and is not given.
+fn endure(config: &Config) -> Vec<String> {
+    let lacks = host::endure(config.replication.endurance).into_iter();
+    let (asked, others): (Vec<Lack>, Vec<Lack>) = lacks.partition(|lack| lack.asked);
+    for lack in others {
+        tracing::info!("{}", lack.what);
+    }
+    let asked = asked.into_iter().map(|lack| lack.what);
+    asked.inspect(|what| tracing::warn!("{what}")).collect()
 }
 
 /// Keeps a node until it has ended.

@@ -2,6 +2,8 @@
 //!
 //! What must not be done here: print, or name flags.
 
+mod endurance;
+
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -12,6 +14,9 @@ use understudy_replication::disk::DiskLimits;
 use crate::kvm::{KvmError, System};
 use crate::memory::available_mib;
 use crate::vcpu::{CpuModel, CpuTemplate};
+
+pub(crate) use endurance::field as process_field;
+pub use endurance::{Lack, endure, raise_priority};
 
 /// One thing that a host has or lacks.
 #[derive(Debug, Serialize)]
@@ -34,6 +39,7 @@ pub fn findings() -> Vec<Finding> {
     let mut findings = kvm();
     findings.extend(cpu_templates());
     findings.extend([tap(), memory(), disks()]);
+    findings.extend(endurance::findings());
     for finding in findings.iter_mut().filter(|finding| finding.have) {
         finding.advice.clear();
     }
