@@ -72,7 +72,7 @@ impl World {
     /// and disks that fail, or hang, before their copy is whole.
     pub fn check_given_up(&mut self, host: usize, generation: Generation) {
         let (disk, hangs) = (&self.hosts[host].disk, &self.hosts[host].hangs);
-        let is_of_no_use = !disk.whole && (disk.failed || hangs.has_storage());
+        let is_of_no_use = !disk.whole && (disk.failed || hangs.has_storage(self.now));
         let may = self.farewells.contains(&generation) || is_of_no_use;
         if !may && self.arbiter.current <= generation {
             self.violate(format!(

@@ -39,6 +39,10 @@ const ALL: [What; 9] = [
 ];
 
 impl What {
+    fn is_storage(self) -> bool {
+        matches!(self, Self::Copy | Self::Journal | Self::Destage)
+    }
+
     pub fn any(rng: &mut Rng) -> Self {
         ALL[rng.below(ALL.len() as u64) as usize]
     }
@@ -49,13 +53,15 @@ impl What {
 pub struct Hangs {
     now: Vec<(What, bool)>,
     stuck: Vec<(What, Event)>,
+    /// When storage last did at last what it had left undone.
+    storage_back_at: Option<Duration>,
 }
 
 impl Hangs {
-    /// Whether storage has left something undone that was asked of it.
-    pub fn has_storage(&self) -> bool {
-        let is_storage = |what: &What| matches!(what, What::Copy | What::Journal | What::Destage);
-        self.stuck.iter().any(|(what, _)| is_storage(what))
+    /// Whether storage has left something undone that was asked of it, or has done it just now: its answer
+    /// and the time-out may come at the same time, in either order.
+    pub fn has_storage(&self, now: Duration) -> bool {
+        self.storage_back_at == Some(now) || self.stuck.iter().any(|(what, _)| what.is_storage())
     }
 }
 
@@ -123,6 +129,9 @@ impl World {
         let stuck = std::mem::take(&mut self.hosts[host].hangs.stuck);
         let (free, stuck): (Vec<_>, _) = stuck.into_iter().partition(|(it, _)| *it == what);
         self.hosts[host].hangs.stuck = stuck;
+        if what.is_storage() && !free.is_empty() {
+            self.hosts[host].hangs.storage_back_at = Some(self.now);
+        }
         for (_, event) in free {
             self.at(self.now, event);
         }
