@@ -172,6 +172,11 @@ impl Machine for Vm {
         Ok(Box::new(Paused(self, self.vcpu.lock())))
     }
 
+    // Registers have no effect before the vCPU runs.
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.restore(state)
+    }
+
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
         let (regs, sregs, position): (kvm_regs, kvm_sregs, u64) =
             checked("read the state", postcard::from_bytes(state))?;

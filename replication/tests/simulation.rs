@@ -363,6 +363,14 @@ fn the_guest_of_a_machine_that_breaks_goes_on_at_the_other_host() {
             let faults = [(at - 5, trouble), breaks, (300, Fault::Heal)];
             scenario(2, &faults).assert(&counts);
         }
+        // Also if it was about to claim the guest, because it has lost the backup.
+        let lost = [
+            (at - 5, Fault::ArbiterSilent(ms(60))),
+            (at, Fault::ResetLink(1)),
+            (at + 4, Fault::BreakMachine(0)),
+            (300, Fault::Heal),
+        ];
+        scenario(2, &lost).assert(&counts);
     }
 }
 

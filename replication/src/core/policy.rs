@@ -9,6 +9,9 @@ use std::time::Duration;
 /// ends with: opening and comparing images, and making all of the copy safe.
 pub const FIRST_STORAGE_TIMEOUTS: u32 = 100;
 
+/// How often a standby tries whether its machine could load the state that it has.
+pub(crate) const TRY_EVERY: Duration = Duration::from_secs(10);
+
 /// When epochs end, and when a silent peer counts as lost.
 ///
 /// The two hosts may have different policies. Each side uses its own.

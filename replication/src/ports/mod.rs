@@ -25,7 +25,7 @@
 //! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them; the first pause for a backup has only `save`, to see whether the state can be sent | once per pause | as `pause`; harvested bits are kept for the next try |
 //! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
-//! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why |
+//! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why; the standby ends if the machine is unusable |
 //! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written | no | the guest runs nowhere; the machine is stopped |
 //! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before `repeat` and `run` | no | it cannot fail: log it |
 //! | [`stop`](Machine::stop) | capture, driver or caller, not in tokio | any, or has never run | last, on every way out, also after a panic of another method | yes, idempotent | it cannot fail |
@@ -74,6 +74,9 @@ pub enum MachineError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The machine is of no use any more, for anything but being stopped. The text says why.
+    #[error("{0}")]
+    Unusable(String),
     /// The machine has no such ability, now or later.
     #[error("this machine cannot {0}")]
     Unsupported(&'static str),
@@ -204,13 +207,14 @@ pub trait Machine: Send + 'static {
     /// Loads a state on trial, as [`Machine::restore`] would, and undoes that, so that neither the guest's memory
     /// nor anybody outside notices: nothing is sent, no timer runs, and another state can be tried or restored
     /// afterwards. It must not wait for storage. Memory is of an earlier moment than the state, or not there yet.
-    /// By default it restores the state, which suits machines on which that has no effect before they run.
+    /// A machine on which a restore has no effect before it runs can restore the state.
+    ///
+    /// While this hangs, the standby claims nothing and takes no other copy, as nobody can take the machine back.
     ///
     /// # Errors
     /// If the state cannot be loaded. The text names what of it: this host protects the guest no longer.
-    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        self.restore(state)
-    }
+    /// [`MachineError::Unusable`] if the trial could not be undone: the standby ends.
+    fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError>;
 
     /// Tells the network where the guest is now (gratuitous ARP, RARP), bypassing the gate. Does
     /// nothing by default.

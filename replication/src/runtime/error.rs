@@ -133,6 +133,12 @@ pub enum RuntimeError {
         #[source]
         source: std::io::Error,
     },
+    /// A standby's role is over, but not a trial on its machine.
+    #[error(
+        "a trial of the guest's state does not come to an end on the machine, which is left behind: end this process \
+         before the machine's files and devices are used again"
+    )]
+    TrialHangs,
     /// A thread of the runtime panicked. That is a defect of this program.
     #[error("the {0} thread panicked; see its message above")]
     Panicked(&'static str),

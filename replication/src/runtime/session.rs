@@ -43,7 +43,7 @@ pub(super) struct Session {
     pub(super) peer: String,
     /// The begin of the present second of [`Session::drain`], and the bytes received until then.
     drained: (Instant, u64),
-    /// A `Bye`, `Refuse` or `Holdings` is on its way: it is worth a short wait at the end.
+    /// A `Bye`, `Refuse`, `Holdings` or `TakeOver` is on its way: it is worth a short wait at the end.
     farewell: bool,
 }
 
@@ -128,7 +128,7 @@ impl Session {
         }
         self.farewell |= matches!(
             message,
-            Message::Bye(_) | Message::Refuse(_) | Message::Holdings(_)
+            Message::Bye(_) | Message::Refuse(_) | Message::Holdings(_) | Message::TakeOver { .. }
         );
     }
 

@@ -143,6 +143,10 @@ pub(crate) struct Fake {
     pub(crate) write_fails: Arc<AtomicBool>,
     /// While set, no state can be loaded.
     pub(crate) refuses_state: Arc<AtomicBool>,
+    /// While set, a trial does not come to an end.
+    pub(crate) trial_hangs: Arc<AtomicBool>,
+    /// Trials cannot be undone.
+    pub(crate) is_unusable: bool,
     /// How often a state was tried.
     pub(crate) trials: Arc<AtomicU64>,
     /// How often it was stopped by its owner.
@@ -182,6 +186,8 @@ impl Fake {
             fingerprint,
             save_failures: Arc::default(),
             refuses_state: Arc::default(),
+            trial_hangs: Arc::default(),
+            is_unusable: false,
             trials: Arc::default(),
             stops: Arc::default(),
             pause_panics: Arc::default(),
@@ -332,6 +338,13 @@ impl Machine for Fake {
 
     fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.trials.fetch_add(1, Ordering::AcqRel);
+        while self.trial_hangs.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.is_unusable {
+            let what = "this trial cannot be undone, on purpose";
+            return Err(MachineError::Unusable(what.into()));
+        }
         self.check_state(state).map(drop)
     }
 

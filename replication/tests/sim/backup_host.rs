@@ -176,6 +176,7 @@ impl World {
                 }
                 self.promote(host, generation);
             }
+            BackupEffect::ClaimWaits { .. } => self.count("claims that waited for a trial"),
             // These backups start no guest.
             BackupEffect::Look
             | BackupEffect::Inquire

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use understudy_replication::arbiter::Mark;
 use understudy_replication::core::codec::Encoder;
 use understudy_replication::core::disk::{DiskSyncPlan, PairId};
 use understudy_replication::core::epoch::assemble::{
@@ -270,9 +271,7 @@ impl World {
                 node.disks.detach();
                 self.close_link(host);
             }
-            PrimaryEffect::Claim { known, mark } => {
-                self.ask(host, Question::Claim(known, mark));
-            }
+            PrimaryEffect::Claim { known, mark } => self.claim_alone(host, known, mark),
             PrimaryEffect::Confirm {
                 generation,
                 beat,
@@ -311,6 +310,17 @@ impl World {
                 self.kill_and_restart(host, false);
             }
         }
+    }
+
+    fn claim_alone(&mut self, host: usize, known: Generation, mark: Mark) {
+        if let Side::Primary(node) = &self.hosts[host].side
+            && node.broke
+        {
+            self.violate(format!(
+                "host {host}, whose machine has broken, claims the guest from its backup"
+            ));
+        }
+        self.ask(host, Question::Claim(known, mark));
     }
 
     fn go_alone(&mut self, host: usize, generation: Generation, cause: &str) {

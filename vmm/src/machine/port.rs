@@ -48,7 +48,11 @@ impl MachinePort for Machine {
     }
 
     fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
-        Ok(self.try_load(state)?)
+        let tried = self.try_load(state);
+        tried.map_err(|fault| match self.is_restored_in_part() {
+            true => MachineError::Unusable(fault.with_causes()),
+            false => fault.into(),
+        })
     }
 
     fn announce(&mut self) {

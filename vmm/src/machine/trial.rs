@@ -27,6 +27,11 @@ impl Machine {
         Ok(tried?)
     }
 
+    /// Whether a trial could not be undone: the machine is of no use then.
+    pub(super) fn is_restored_in_part(&self) -> bool {
+        self.phase == Phase::Broken
+    }
+
     fn undo_trial(&self) -> Result<(), StateError> {
         for attached in &self.devices {
             lock(&attached.device).reset();

@@ -47,7 +47,8 @@
 //! that heartbeats go on while a huge epoch is copied.
 //!
 //! The first epoch is acked, and committed, only once this side's machine has loaded its state on
-//! trial. Later ones are tried now and then. A copy that cannot be loaded is given up.
+//! trial. Later ones are tried now and then. A copy that cannot be loaded is given up. A trial has the
+//! machine that would take over, so while one is open, a claim waits and no other copy begins.
 //!
 //! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
 //! the journal. A claim in the meantime waits for that. If the journal write succeeds, the epoch is
@@ -195,7 +196,8 @@ pub enum BackupEffect {
         written_through: EpochId,
     },
     /// Load this state into the machine on trial, undo that, and report `RestoreTried`. Memory is
-    /// not that of the state yet. Nobody outside may notice anything.
+    /// not that of the state yet. Nobody outside may notice anything. Emitted only while no other
+    /// trial is open.
     TryRestore {
         /// The ticket for the report.
         ticket: u64,
@@ -219,6 +221,12 @@ pub enum BackupEffect {
         known: Generation,
         /// What the primary said that it wrote to the record last.
         mark: Mark,
+    },
+    /// The primary is lost or lets the guest go, and this side cannot ask for it yet. It does as soon
+    /// as it can. A person should know.
+    ClaimWaits {
+        /// What for.
+        why: String,
     },
     /// Read the arbiter's record, and make sure that a claim could be granted.
     Rehearse,

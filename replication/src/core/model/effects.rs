@@ -114,6 +114,9 @@ impl World {
                 self.close(host);
             }
             PrimaryEffect::Claim { known, mark } => {
+                if self.hosts[host].broke && !self.ended {
+                    self.breaks(Rule::GivesWay);
+                }
                 let known = known.0;
                 self.asks(host, Ask::Claim { known, mark });
             }
@@ -264,6 +267,9 @@ impl World {
                 false => self.close(host),
             },
             BackupEffect::Claim { known, mark } => {
+                if self.hosts[host].trying.is_some() {
+                    self.breaks(Rule::CanTakeOver);
+                }
                 let known = known.0;
                 self.asks(host, Ask::Claim { known, mark });
             }
@@ -281,6 +287,7 @@ impl World {
             }
             BackupEffect::Look
             | BackupEffect::Inquire
+            | BackupEffect::ClaimWaits { .. }
             | BackupEffect::CannotStart { .. }
             | BackupEffect::StartGuest { .. }
             | BackupEffect::BeginCopy(_)

@@ -45,6 +45,10 @@ enum Rule {
     OnlyTheArbiter,
     /// Nobody promises a takeover that would not be granted.
     TruePromise,
+    /// Whoever has a machine that has broken claims nothing from a backup that could go on.
+    GivesWay,
+    /// Nobody claims the guest while its machine is away.
+    CanTakeOver,
 }
 
 /// Bounds of one model.
@@ -115,6 +119,14 @@ impl stateright::Model for Model {
             Property::always(
                 "no takeover is promised that would not be granted",
                 |_, world: &World| world.keeps(Rule::TruePromise),
+            ),
+            Property::always(
+                "who has a machine that has broken claims nothing",
+                |_, world: &World| world.keeps(Rule::GivesWay),
+            ),
+            Property::always(
+                "nobody claims the guest while its machine is away",
+                |_, world: &World| world.keeps(Rule::CanTakeOver),
             ),
             Property::always(
                 "who works and reaches the arbiter speaks in the end",

@@ -32,7 +32,9 @@
 //!
 //! A guest whose machine has broken is captured no more. Once what is on its way is released, the
 //! backup is told to claim it. This side is then Fenced; or, without the backup, Stopped, so that
-//! the guest is left to it. It never asks for the guest itself.
+//! the guest is left to it. It never asks for the guest itself: a claim that is about to be made, or
+//! repeated, is withdrawn, and so is a dismissal. One that the arbiter has before it is waited for.
+//! If that is granted, or if the backup says that it has no copy any more, the guest is over.
 //!
 //! A guest that is to be handed over stays Protected for one more epoch. Then the backup is told to
 //! claim it, and nothing ends or leaves here any more. This side is Fenced, or goes on by the way of
@@ -209,7 +211,7 @@ pub enum PrimaryEffect {
     Compared(Vec<bool>),
     /// Let output through this epoch leave. Emitted only for acked epochs (R1).
     Release(EpochId),
-    /// Close the link to the backup. Drop what is still queued for it, except a `Bye` just before.
+    /// Close the link to the backup. Drop what is still queued for it, except a `Bye` or `TakeOver` just before.
     CloseLink,
     /// Ask the arbiter for the generation after this one.
     Claim {
@@ -240,7 +242,7 @@ pub enum PrimaryEffect {
         /// Why this side runs alone.
         cause: String,
     },
-    /// The guest could not be handed over, and stays here.
+    /// The guest could not be handed over, and stays here. If its machine has broken, it is over.
     NotHandedOver {
         /// Why, for people.
         why: String,

@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::core::policy::TRY_EVERY;
+
 /// Pause between two attempts to reach a standby, and after a session that was of use.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The same after a standby refused: a person must change something.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A guest that was protected for this long shows that its standby is of use.
-const STEADY: Duration = Duration::from_secs(10);
+/// A guest that was protected for this long shows that its standby is of use: it has loaded states
+/// on trial meanwhile.
+const STEADY: Duration = TRY_EVERY.saturating_mul(3);
 
 #[derive(Debug)]
 pub(super) struct Retry {
@@ -118,6 +121,16 @@ mod tests {
         assert_eq!(pauses, expected);
         let pause = session(&mut retry, &mut now, Some(STEADY));
         assert_eq!(pause, PAUSE);
+    }
+
+    /// It says so some time after it has a whole copy, each time.
+    #[test]
+    fn a_standby_that_gives_its_copy_up_at_the_next_trial_is_of_no_use() {
+        let mut retry = Retry::new();
+        let mut now = retry.at();
+        let protected = Some(TRY_EVERY + Duration::from_secs(5));
+        let pauses = [(); 4].map(|()| session(&mut retry, &mut now, protected).as_millis());
+        assert_eq!(pauses, [250, 500, 1000, 2000]);
     }
 
     #[test]

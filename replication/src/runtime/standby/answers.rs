@@ -1,14 +1,35 @@
-//! What the arbiter's answers, or their absence, mean to the standby's core and to people.
+//! The standby's claims, and what the arbiter's answers, or their absence, mean to the core and to people.
 //!
 //! Must not be done here: deciding what follows; the core does that.
 
-use super::driver::Driver;
+use super::driver::{Detected, Driver};
+use crate::arbiter::Mark;
 use crate::causes::causes;
 use crate::core::backup::BackupInput;
+use crate::ids::Generation;
 use crate::ports::Machine;
-use crate::runtime::arbitration::{Answer, Answered};
+use crate::runtime::alarms::Topic;
+use crate::runtime::arbitration::{Answer, Answered, Question};
 
 impl<M: Machine> Driver<M> {
+    pub(super) fn claim(&mut self, known: Generation, mark: Mark) {
+        self.metrics.over(Topic::Takeover);
+        self.detect();
+        self.arbitration.ask(Question::Claim { known, mark });
+    }
+
+    /// The primary counts as lost from now on, if it did not before.
+    fn detect(&mut self) {
+        let detected = Detected::now(self.last_contact);
+        self.detected.get_or_insert(detected);
+    }
+
+    pub(super) fn claim_waits(&mut self, why: &str) {
+        self.detect();
+        let what = format!("the guest cannot be taken over yet: {why}");
+        self.metrics.alarm(Topic::Takeover, what);
+    }
+
     pub(super) fn answered(&self, answer: Answer) -> BackupInput {
         match answer {
             Ok(answered) => {

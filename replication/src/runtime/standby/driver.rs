@@ -58,7 +58,7 @@ pub(super) struct Driver<M: Machine> {
     /// The last epoch that the core knows to be durable.
     durable: EpochId,
     pub(super) requests: Receiver<Request>,
-    arbitration: Arbitration,
+    pub(super) arbitration: Arbitration,
     pub(super) metrics: Metrics,
     clock: Clock,
     pub(super) core: BackupCore,
@@ -99,7 +99,7 @@ pub(super) struct Detected {
 }
 
 impl Detected {
-    fn now(last_contact: Instant) -> Self {
+    pub(super) fn now(last_contact: Instant) -> Self {
         Self {
             at: Instant::now(),
             monotonic_ns: monotonic_ns(),
@@ -154,7 +154,7 @@ impl<M: Machine> Driver<M> {
                 setup.reign.metrics.clone(),
             ),
             setup,
-            trials: Trials::of(machine),
+            trials: Trials::start(machine)?,
             all_disks: Arc::clone(&disks),
             memory,
             disks: DiskThread::start(disks.backup())?,
@@ -174,10 +174,16 @@ impl<M: Machine> Driver<M> {
 
     pub(super) fn run(mut self, ready: &SyncSender<Endpoint>) -> Result<Outcome<M>, RuntimeError> {
         let runtime = tokio_runtime()?;
-        let ended = runtime.block_on(self.drive(ready))?;
+        let ended = runtime.block_on(async {
+            let ended = self.drive(ready).await;
+            self.trials.settle().await;
+            ended
+        })?;
         match ended {
             Ended::Stopped => {
-                self.trials.into_machine()?;
+                if let Err(error) = self.trials.into_machine() {
+                    tracing::warn!("{error}");
+                }
                 Ok(Outcome::Stopped)
             }
             Ended::Starts { known } => {
@@ -531,16 +537,13 @@ impl<M: Machine> Driver<M> {
                 };
                 self.disks.persist(ticket, epoch);
             }
-            BackupEffect::TryRestore { ticket, state } => self.trials.begin(ticket, state)?,
+            BackupEffect::TryRestore { ticket, state } => self.trials.begin(ticket, state),
             BackupEffect::Discarded { epoch, why } => {
                 let what = format!("discarded {epoch} whole: {why}");
                 self.metrics.alarm(Topic::Peer, what);
             }
-            BackupEffect::Claim { known, mark } => {
-                let detected = Detected::now(self.last_contact);
-                self.detected.get_or_insert(detected);
-                self.arbitration.ask(Question::Claim { known, mark });
-            }
+            BackupEffect::ClaimWaits { why } => self.claim_waits(&why),
+            BackupEffect::Claim { known, mark } => self.claim(known, mark),
             BackupEffect::Stop => self.ended = Some(Ended::Stopped),
             BackupEffect::Rehearse => self.arbitration.ask(Question::Rehearse),
             BackupEffect::Look => self.arbitration.look(),

@@ -1,5 +1,7 @@
 //! States that are loaded on trial.
 
+use understudy_replication::ports::{Machine as MachinePort, MachineError};
+
 use super::*;
 
 /// One that no KVM has.
@@ -82,6 +84,20 @@ fn what_this_host_refuses_is_named_and_costs_the_machine_nothing() {
     assert!(said.contains("device numbers"), "{said}");
     second.machine.try_load(&state).unwrap();
     second.machine.load(&state).unwrap();
+}
+
+#[test]
+fn a_machine_whose_trial_could_not_be_undone_is_of_no_use_and_one_that_is_refused_a_state_is() {
+    let mut first = rig(COUNTING);
+    first.machine.start().unwrap();
+    let state = saved(&mut first, 10);
+    let mut second = standby();
+    let refused = with_msr(&state, MSR_NOBODYS, 1);
+    let error = MachinePort::try_restore(&mut second.machine, &refused).unwrap_err();
+    assert!(matches!(error, MachineError::Failed { .. }), "{error}");
+    second.machine.phase = Phase::Broken;
+    let error = MachinePort::try_restore(&mut second.machine, &state).unwrap_err();
+    assert!(matches!(error, MachineError::Unusable(_)), "{error}");
 }
 
 /// KVM writes the wall clock to memory as soon as its register is written.

@@ -24,8 +24,9 @@ pub(super) struct Broken {
 }
 
 impl Broken {
-    pub(super) fn inherited(&mut self, now: Duration) {
-        self.inherited_at = Some(now);
+    /// The guest was taken over, from a machine that had broken or not.
+    pub(super) fn taken_over(&mut self, now: Duration, machine_broke: bool) {
+        self.inherited_at = machine_broke.then_some(now);
     }
 
     /// How long ago another machine broke under this guest, if that is why this one does.

@@ -404,9 +404,7 @@ impl NodeCore {
                 machine_broke,
             } if self.role == Role::Standby => {
                 let epoch = epoch.0;
-                if machine_broke {
-                    self.broken.inherited(now);
-                }
+                self.broken.taken_over(now, machine_broke);
                 self.tell(EventKind::Promoted { epoch, cause }, effects);
                 self.promoted(now, effects);
             }

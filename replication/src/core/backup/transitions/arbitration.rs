@@ -30,8 +30,10 @@ impl BackupCore {
             return None;
         }
         match &self.phase {
-            // Only once it is settled which epoch this side would continue from.
-            Phase::Claiming { ask_at, .. } => ask_at.filter(|_| !self.staging.is_whole()),
+            // Only once it is settled which epoch this side would continue from, and on what.
+            Phase::Claiming { ask_at, .. } => {
+                ask_at.filter(|_| !self.staging.is_whole() && !self.restorable.is_away())
+            }
             Phase::Promoted => None,
             _ if self.rehearsal_wanted => Some(self.now),
             _ => self.looks_at(),

@@ -89,6 +89,7 @@ impl BackupCore {
             asked: false,
             stops: false,
         };
+        self.say_what_a_claim_waits_for(out);
     }
 
     /// Ends, unless the arbiter may have granted the guest to this side.

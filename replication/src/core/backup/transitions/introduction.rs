@@ -138,6 +138,10 @@ impl BackupCore {
         if generation < current {
             return Some(Refusal::Stale { current });
         }
+        if self.restorable.is_away() {
+            let why = "a trial of an earlier state has its machine, and has not come to an end";
+            return Some(Refusal::Busy(why.into()));
+        }
         (generation == current && self.committed.is_some()).then(|| {
             Refusal::Busy(format!(
                 "holds a committed epoch of {current}; who goes on needs the next generation"

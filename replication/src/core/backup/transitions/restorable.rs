@@ -6,14 +6,18 @@
 //! gives its copy up: the guest could not go on from it. It does not, once it may have been granted
 //! the guest.
 //!
+//! A state is tried on the very machine that would take over. While that is away, nothing else can
+//! be done with it, and nobody can take it back. So this side neither claims the guest nor lets
+//! another copy begin before a trial is over, however long it hangs. Until then, a primary that lives
+//! goes on with the guest.
+//!
 //! Must not be done here: loading anything; the runtime does.
 
 use std::time::Duration;
 
 use super::{BackupCore, Bye, Effect, Message, Phase};
+use crate::core::policy::TRY_EVERY;
 
-/// How often a committed state is tried.
-const TRY_EVERY: Duration = Duration::from_secs(10);
 /// How many heartbeat timeouts and checks of the arbiter's time a trial may take.
 const TRIAL_TIMEOUTS: u32 = 10;
 
@@ -25,6 +29,9 @@ pub(super) struct Restorable {
     ticket: u64,
     /// The ticket of the open trial, and when it began.
     trying: Option<(u64, Duration)>,
+    /// The ticket of the trial that the machine is away with, also if its outcome means nothing any
+    /// more.
+    away: Option<u64>,
     /// The first epoch waits for it.
     holds_first: bool,
     /// When to try a state next; `None` before the first trial.
@@ -43,8 +50,14 @@ impl Restorable {
     pub(super) fn end(&mut self) {
         *self = Self {
             ticket: self.ticket,
+            away: self.away,
             ..Self::default()
         };
+    }
+
+    /// Whether a trial has the machine.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.is_some()
     }
 }
 
@@ -77,7 +90,7 @@ impl BackupCore {
         let is_due = self.restorable.next_at.is_some_and(|at| at <= self.now);
         // Not while the guest may be granted: nothing may keep a promotion waiting.
         let may_try = matches!(self.phase, Phase::Standby { cut: None });
-        if is_due && may_try && self.restorable.trying.is_none() {
+        if is_due && may_try && !self.restorable.is_away() {
             let state = self.committed_state().clone();
             self.begin_trial(state, out);
         }
@@ -87,6 +100,7 @@ impl BackupCore {
         self.restorable.ticket += 1;
         let ticket = self.restorable.ticket;
         self.restorable.trying = Some((ticket, self.now));
+        self.restorable.away = Some(ticket);
         self.restorable.next_at = Some(self.now + TRY_EVERY);
         out.push(Effect::TryRestore { ticket, state });
     }
@@ -105,7 +119,19 @@ impl BackupCore {
             Phase::Syncing | Phase::Standby { cut: None } => {
                 self.unrestorable("that does not come to an end", out);
             }
-            _ => self.restorable.end(),
+            _ => {
+                self.restorable.end();
+                self.say_what_a_claim_waits_for(out);
+            }
+        }
+    }
+
+    /// If a trial does not come to an end, and this side would claim the guest.
+    pub(super) fn say_what_a_claim_waits_for(&self, out: &mut Vec<Effect>) {
+        let is_late = self.restorable.is_away() && self.restorable.trying.is_none();
+        if is_late && matches!(self.phase, Phase::Claiming { .. }) {
+            let why = "a trial of the guest's state does not come to an end on its machine".into();
+            out.push(Effect::ClaimWaits { why });
         }
     }
 
@@ -116,6 +142,7 @@ impl BackupCore {
         outcome: Result<(), String>,
         out: &mut Vec<Effect>,
     ) {
+        self.restorable.away.take_if(|away| *away == ticket);
         if self
             .restorable
             .trying

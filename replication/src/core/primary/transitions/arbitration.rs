@@ -129,7 +129,15 @@ impl PrimaryCore {
         }
     }
 
+    /// Whether the arbiter has a claim of this side before it.
+    pub(super) fn is_claim_open(&self) -> bool {
+        self.question == Some(Question::Claim)
+    }
+
     fn granted(&mut self, granted: Generation, out: &mut Vec<Effect>) {
+        if self.gives_way() {
+            return self.granted_in_vain(granted, out);
+        }
         if self.dismissal.is_some() && self.ending.is_none() {
             return self.dismiss_under_grant(granted, out);
         }
@@ -233,6 +241,9 @@ impl PrimaryCore {
         self.promise.fail(why.clone());
         if matches!(self.phase, Phase::Syncing { .. } | Phase::Protected(_)) {
             out.push(Effect::Send(Message::NoArbiter(why.clone())));
+        }
+        if question == Some(Question::Claim) && self.gives_way() {
+            return self.withdraw_claim(out);
         }
         match (question, &mut self.phase) {
             (Some(Question::Claim), Phase::Claiming { ask_at, .. }) => *ask_at = Some(retry_at),

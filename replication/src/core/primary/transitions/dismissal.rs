@@ -26,6 +26,10 @@ impl Dismissal {
 
 impl PrimaryCore {
     pub(super) fn dismiss_backup(&mut self, cause: String, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Protected(_)) && self.gives_way() {
+            // The guest can only go on there.
+            return;
+        }
         match (&self.phase, &mut self.dismissal) {
             (Phase::Protected(_), Some(dismissal)) => dismissal.cause = cause,
             (Phase::Protected(_), None) => {

@@ -12,12 +12,17 @@
 //! nothing any more. If the backup does not take the guest over in time, or is lost, this side ends
 //! without a farewell, as if its host had died, and leaves the guest to the backup.
 //!
+//! A claim that was to be made when the machine broke, because the backup was lost or is to go, is
+//! not made, and not repeated. One that the arbiter has before it cannot be taken back, so its
+//! answer is waited for. Only if it is a grant is the guest over. So it is if the backup says that
+//! it has no copy any more.
+//!
 //! Must not be done here: giving the guest up before the arbiter names the other side (R10).
 
 use std::time::Duration;
 
-use super::{Effect, Epochs, Message, Phase, PrimaryCore};
-use crate::ids::EpochId;
+use super::{Bye, Effect, Epochs, Message, Phase, PrimaryCore};
+use crate::ids::{EpochId, Generation};
 
 /// How many heartbeat timeouts each of the two steps may take, beside the time between two questions
 /// to the arbiter.
@@ -79,43 +84,106 @@ impl PrimaryCore {
 
     /// The machine can neither go on nor be captured any more.
     pub(super) fn machine_broke(&mut self, why: String, out: &mut Vec<Effect>) {
-        if std::mem::replace(&mut self.machine_broke, true) || self.has_let_go() {
+        if std::mem::replace(&mut self.machine_broke, true) {
             return;
         }
-        let is_over = matches!(self.phase, Phase::Fenced | Phase::Stopped);
-        let is_possible = self.ending.is_none() && self.dismissal.is_none();
-        match &self.phase {
-            Phase::Protected(epochs) if is_possible => {
-                self.handover = Some(Handover {
-                    why,
-                    through: epochs.acked(),
-                    told: false,
-                    since: self.now,
-                });
-            }
-            _ if is_over => {}
+        let may_go_on_there = self.ending.is_none();
+        let through = match &self.phase {
+            Phase::Fenced | Phase::Stopped => return,
+            Phase::Protected(_) if self.has_let_go() => return,
+            Phase::Protected(epochs) if may_go_on_there => epochs.acked(),
+            Phase::Claiming { .. } if may_go_on_there => EpochId(0),
             _ => {
                 self.ending_needs_grant();
                 self.handover = None;
                 let why = NO_COPY.into();
-                out.push(Effect::NotHandedOver { why });
+                return out.push(Effect::NotHandedOver { why });
             }
+        };
+        self.handover = Some(Handover {
+            why,
+            through,
+            told: false,
+            since: self.now,
+        });
+        if !self.is_claim_open() {
+            self.withdraw_claim(out);
         }
+    }
+
+    /// Whether the guest is the backup's, if that has a copy: the machine has broken here, and nobody
+    /// has ended the guest.
+    pub(super) fn gives_way(&self) -> bool {
+        self.machine_broke && self.ending.is_none()
     }
 
     /// Whether the guest is left to the backup if that is lost now, or says that it has the guest.
     pub(super) fn leaves_guest(&self) -> bool {
-        let is_ending = self.ending.is_some() || self.dismissal.is_some();
-        self.machine_broke && self.handover.is_some() && !is_ending
+        self.gives_way() && !self.is_claim_open()
+    }
+
+    /// This side gives way, and a claim that it was about to make, or to repeat, is not made. The
+    /// backup then is told to take the guest over, or does so by itself.
+    pub(super) fn withdraw_claim(&mut self, out: &mut Vec<Effect>) {
+        self.dismissal = None;
+        if let Phase::Claiming { cause, .. } = &mut self.phase {
+            let cause = std::mem::take(cause);
+            self.leave_guest(&cause, out);
+        }
     }
 
     /// Ends without a farewell: the backup then claims the guest.
     pub(super) fn leave_guest(&mut self, cause: &str, out: &mut Vec<Effect>) {
+        let was_told = self.has_let_go();
         let why = self.handover.take().map_or_else(String::new, |it| it.why);
-        out.push(Effect::CloseLink);
-        let why = format!("{why}; the guest is left to the standby ({cause})");
+        let to = match self.epochs() {
+            Some(epochs) if epochs.acked().0 == 0 => "the standby, if its copy is whole",
+            _ => "the standby",
+        };
+        if self.has_link() {
+            if !was_told {
+                // Perhaps it arrives: whoever goes on should know why.
+                let (why, machine_broke) = (why.clone(), true);
+                out.push(Effect::Send(Message::TakeOver { why, machine_broke }));
+            }
+            out.push(Effect::CloseLink);
+        }
+        let why = format!("{why}; the guest is left to {to} ({cause})");
         out.push(Effect::LeftToBackup { why });
         self.end_session(Phase::Stopped);
+    }
+
+    /// The backup says that it ends the session. If it has no copy any more, there is nobody that this
+    /// side could give way to. That is hearsay, so nothing of what is held leaves.
+    pub(super) fn backup_goes(&mut self, bye: &Bye, out: &mut Vec<Effect>) {
+        let has_copy = !matches!(bye, Bye::BackupStopped | Bye::Unable(_));
+        let is_protected = matches!(self.phase, Phase::Protected(_));
+        if has_copy || !is_protected || !self.leaves_guest() {
+            return self.lose_backup(bye.to_string(), out);
+        }
+        out.push(Effect::CloseLink);
+        self.end_session(Phase::Stopped);
+        self.call_off(&bye.to_string(), out);
+    }
+
+    /// This side was to give way, but the arbiter had its claim before it, and grants it. Nobody else
+    /// can go on with the guest.
+    pub(super) fn granted_in_vain(&mut self, generation: Generation, out: &mut Vec<Effect>) {
+        if self.has_link() {
+            // In the session's generation.
+            out.push(Effect::Send(Message::Bye(Bye::GuestStopped)));
+            out.push(Effect::CloseLink);
+        } else {
+            self.hold(generation);
+        }
+        let cause = String::from("the arbiter gave this side the guest when its machine broke");
+        out.push(Effect::GoAlone {
+            generation,
+            cause: cause.clone(),
+        });
+        self.opening = true;
+        self.end_session(Phase::Alone);
+        self.call_off(&cause, out);
     }
 
     /// Whether the backup was told to take the guest over.
@@ -137,11 +205,12 @@ impl PrimaryCore {
 
     /// When the next step is due, or takes too long.
     pub(super) fn handover_at(&self) -> Option<Duration> {
-        let (Some(handover), Phase::Protected(epochs)) = (&self.handover, &self.phase) else {
-            return None;
-        };
-        if self.may_tell(handover, epochs) {
-            return Some(self.now);
+        let handover = self.handover.as_ref()?;
+        match &self.phase {
+            Phase::Protected(epochs) if self.may_tell(handover, epochs) => return Some(self.now),
+            Phase::Protected(_) => {}
+            Phase::Claiming { .. } if self.gives_way() => {}
+            _ => return None,
         }
         let patience = self.policy.heartbeat_timeout * HANDOVER_TIMEOUTS;
         Some(handover.since + self.policy.arbiter_check + patience)
@@ -149,6 +218,10 @@ impl PrimaryCore {
 
     /// The next step of a handover is due, or has taken too long.
     pub(super) fn handover_expired(&mut self, out: &mut Vec<Effect>) {
+        if self.gives_way() && self.is_claim_open() {
+            let cause = "the arbiter has not said in time which side goes on";
+            return self.leave_guest(cause, out);
+        }
         let (Some(handover), Phase::Protected(epochs)) = (&self.handover, &self.phase) else {
             return;
         };
@@ -176,7 +249,8 @@ impl PrimaryCore {
 
     /// The guest stays here, or has ended.
     pub(super) fn settle_handover(&mut self, out: &mut Vec<Effect>) {
-        let is_ending = self.ending.is_some() || self.dismissal.is_some();
+        let is_dismissed = self.dismissal.is_some() && !self.machine_broke;
+        let is_ending = self.ending.is_some() || is_dismissed;
         let is_open = matches!(self.phase, Phase::Protected(_) | Phase::Claiming { .. });
         if is_ending && !self.has_let_go() {
             self.call_off("the guest ends, or is to have another standby", out);

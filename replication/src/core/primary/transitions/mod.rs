@@ -437,7 +437,7 @@ impl PrimaryCore {
                 self.lose_backup(bye.to_string(), out);
             }
             (_, Message::Bye(bye @ (Bye::BackupStopped | Bye::Protocol(_) | Bye::Unable(_)))) => {
-                self.lose_backup(bye.to_string(), out);
+                self.backup_goes(&bye, out);
             }
             (_, message) => {
                 let violation = ProtocolViolation::Unexpected {
@@ -555,7 +555,8 @@ impl PrimaryCore {
             Phase::Protected(_) if self.leaves_guest() => self.leave_guest(&cause, out),
             Phase::Protected(_) => {
                 out.push(Effect::CloseLink);
-                let ask_at = Some(self.now);
+                // A side that gives way awaits the answer that is open, and asks for nothing.
+                let ask_at = (!self.gives_way()).then_some(self.now);
                 self.end_session(Phase::Claiming { cause, ask_at });
             }
             Phase::Alone | Phase::Claiming { .. } | Phase::Fenced | Phase::Stopped => {}

@@ -104,16 +104,92 @@ fn a_committed_state_is_tried_now_and_then_and_a_copy_that_cannot_be_loaded_is_g
     let effects = bench.give(tried(ticket, Err("MSR 0x1")));
     assert!(says_that_it_is_unable(&effects, "MSR 0x1"), "{effects:?}");
     assert_eq!(bench.core.committed_epoch(), None);
-    // But not once the guest may have been granted to this side.
+    // Also if the primary is lost meanwhile: the guest could not go on here.
     let mut bench = Bench::standby();
     let ticket = next_trial(&mut bench);
     bench.give(Input::LinkClosed);
-    assert_eq!(bench.give(tried(ticket, Err("MSR 0x1"))), []);
-    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    let effects = bench.give(tried(ticket, Err("MSR 0x1")));
+    assert!(matches!(effects[..], [Effect::Reset { .. }]), "{effects:?}");
+}
+
+fn is_claim(effect: &Effect) -> bool {
+    matches!(effect, Effect::Claim { .. })
+}
+
+/// It has the machine that would take over.
+#[test]
+fn a_claim_waits_for_a_trial_and_says_so_if_that_takes_long() {
+    let policy = Policy::default();
+    let patience = policy.arbiter_check + 10 * policy.heartbeat_timeout;
+    let ways = [
+        Input::LinkClosed,
+        Input::PromotionWanted,
+        Input::Received {
+            generation: GENERATION,
+            message: Message::TakeOver {
+                why: "it is to stop".into(),
+                machine_broke: false,
+            },
+        },
+    ];
+    for way in ways {
+        let mut bench = Bench::standby();
+        let ticket = next_trial(&mut bench);
+        let effects = bench.give(way);
+        assert!(!effects.iter().any(is_claim), "{effects:?}");
+        let effects = bench.pass(patience, false, false);
+        assert!(!effects.iter().any(is_claim), "{effects:?}");
+        assert!(
+            matches!(&effects[..], [Effect::ClaimWaits { why }] if why.contains("trial")),
+            "{effects:?}"
+        );
+        assert_eq!(bench.pass(patience, false, false), [], "said once");
+        assert_eq!(bench.give(tried(ticket, Err("late"))), [claim()]);
+    }
+    // It has taken long before.
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    bench.give(Input::LinkBroken { cause: "so".into() });
+    bench.pass(patience + MS, false, true);
+    let effects = bench.pass(policy.heartbeat_timeout + MS, false, false);
     assert!(
-        matches!(effects[..], [Effect::Promote { .. }]),
+        matches!(effects[..], [Effect::ClaimWaits { .. }]),
         "{effects:?}"
     );
+    assert_eq!(bench.give(tried(ticket, Ok(()))), [claim()]);
+}
+
+#[test]
+fn a_side_that_waits_for_a_trial_can_be_stopped() {
+    let mut bench = Bench::standby();
+    next_trial(&mut bench);
+    bench.give(Input::LinkClosed);
+    let effects = bench.give(Input::StopWanted);
+    assert_eq!(effects, [Effect::Stop]);
+}
+
+#[test]
+fn no_other_copy_begins_while_a_trial_of_an_earlier_one_hangs() {
+    let (mut bench, ticket) = in_trial();
+    let policy = Policy::default();
+    let patience = policy.arbiter_check + 10 * policy.heartbeat_timeout;
+    bench.pass(patience, true, true);
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    bench.give(link_up());
+    let hello = Message::Hello(bench.hello());
+    let effects = bench.hear(hello);
+    assert!(
+        matches!(
+            &effects[..],
+            [
+                Effect::Send(Message::Refuse(Refusal::Busy(_))),
+                Effect::CloseLink
+            ]
+        ),
+        "{effects:?}"
+    );
+    bench.give(tried(ticket, Ok(())));
+    assert_eq!(bench.introduce(GENERATION), [welcomed()]);
 }
 
 #[test]

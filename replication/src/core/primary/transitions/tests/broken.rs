@@ -24,7 +24,7 @@ fn patience() -> Duration {
 fn leaves(effects: &[Effect]) -> bool {
     matches!(
         effects,
-        [Effect::CloseLink, Effect::LeftToBackup { why }] if why.contains(WHY)
+        [.., Effect::CloseLink, Effect::LeftToBackup { why }] if why.contains(WHY)
     )
 }
 
@@ -92,7 +92,9 @@ fn a_backup_that_is_lost_meanwhile_may_still_have_the_guest_and_nothing_is_claim
     };
     let mut bench = Bench::protected().in_capture();
     bench.give(broke());
-    assert!(leaves(&bench.give(lost())));
+    let effects = bench.give(lost());
+    // If it hears of this, it knows why it goes on.
+    assert!(leaves(&effects) && effects.contains(&told()), "{effects:?}");
     let mut bench = Bench::protected();
     bench.give(broke());
     assert!(leaves(&bench.give(lost())));
@@ -150,25 +152,174 @@ fn without_a_whole_copy_elsewhere_the_guest_stays_and_is_captured_no_more() {
     let effects = bench.give(Input::CaptureFailed { epoch, error });
     assert!(stays(&effects), "{effects:?}");
     assert!(!captures(&bench.pass(100 * MS, true, true)));
-    // The backup is lost already, and may have taken over.
+}
+
+/// The backup is lost, and the arbiter has the claim before it.
+fn claiming() -> Bench {
     let mut bench = Bench::protected();
     let cause = "reset".into();
-    bench.give(Input::LinkDown { cause });
-    assert!(stays(&bench.give(broke())));
+    assert!(claims(&bench.give(Input::LinkDown { cause })));
+    bench
+}
+
+/// A person wants another backup, and the arbiter has the claim before it.
+fn dismissing() -> Bench {
+    let mut bench = Bench::protected();
+    let cause = "another one is wanted".into();
+    assert_eq!(bench.give(Input::BackupDismissed { cause }), [claim()]);
+    bench
+}
+
+fn refused() -> Input {
+    let (current, holder) = (Generation(4), "b".into());
+    Input::Verdict(Verdict::Refused { current, holder })
+}
+
+fn is_fenced(effects: &[Effect]) -> bool {
+    matches!(effects, [.., Effect::Fenced { .. }])
+}
+
+#[test]
+fn a_claim_that_is_about_to_be_repeated_is_withdrawn() {
+    // The guest may be the backup's, which asks, too.
+    let mut bench = claiming();
+    assert_eq!(bench.give(unavailable()), []);
+    let effects = bench.give(broke());
+    assert!(
+        matches!(&effects[..], [Effect::LeftToBackup { why }] if why.contains("reset")),
+        "{effects:?}"
+    );
+    assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
+    assert_eq!(bench.pass(patience(), false, false), []);
+    // A backup that was to go is needed now.
+    let mut bench = dismissing();
+    assert_eq!(bench.give(unavailable()), []);
+    assert_eq!(bench.give(broke()), [told()]);
+    let effects = bench.pass(patience() - MS, true, true);
+    assert!(!effects.contains(&claim()), "{effects:?}");
+}
+
+#[test]
+fn a_claim_that_the_arbiter_has_before_it_is_not_repeated() {
+    let mut bench = claiming();
+    assert_eq!(bench.give(broke()), []);
+    let effects = bench.give(unavailable());
+    assert!(
+        matches!(effects[..], [Effect::LeftToBackup { .. }]),
+        "{effects:?}"
+    );
+    let mut bench = dismissing();
+    assert_eq!(bench.give(broke()), []);
+    assert_eq!(bench.give(unavailable()), [told()]);
+    // The link is lost before the arbiter answers.
+    let mut bench = dismissing();
+    bench.give(broke());
+    let cause = "reset".into();
+    let effects = bench.give(Input::LinkDown { cause });
+    assert_eq!(effects, [Effect::CloseLink]);
+    let effects = bench.give(unavailable());
+    assert!(
+        matches!(effects[..], [Effect::LeftToBackup { .. }]),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn an_arbiter_that_hangs_does_not_keep_a_broken_machine_for_ever() {
+    let mut bench = claiming();
+    bench.give(broke());
+    assert_eq!(bench.pass(patience() - MS, false, false), []);
+    let effects = bench.pass(MS, false, false);
+    assert!(
+        matches!(effects[..], [Effect::LeftToBackup { .. }]),
+        "{effects:?}"
+    );
+    assert_eq!(bench.give(refused()), [], "it has ended");
+    let mut bench = dismissing();
+    bench.give(broke());
+    assert!(leaves(&bench.pass(patience(), true, true)));
+}
+
+#[test]
+fn the_answer_to_a_claim_that_was_before_the_arbiter_decides() {
+    for begin in [claiming, dismissing] {
+        let mut bench = begin();
+        bench.give(broke());
+        assert!(is_fenced(&bench.give(refused())), "the backup has it");
+        // Nobody else can go on with it, and its owner is told so. What it said leaves.
+        let mut bench = begin();
+        bench.give(broke());
+        let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+        assert!(
+            matches!(
+                &effects[..],
+                [
+                    ..,
+                    Effect::GoAlone {
+                        generation: Generation(4),
+                        ..
+                    },
+                    Effect::NotHandedOver { .. }
+                ]
+            ),
+            "{effects:?}"
+        );
+        bench.give(Input::GuestStopped);
+        bench.give(Input::Opened);
+        assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
+    }
 }
 
 #[test]
 fn a_machine_whose_backup_is_to_go_is_captured_no_more_once_it_has_broken() {
-    let mut bench = Bench::protected();
-    let cause = "another one is wanted".into();
-    bench.give(Input::BackupDismissed { cause });
-    let effects = bench.give(broke());
-    assert!(
-        matches!(effects[..], [Effect::NotHandedOver { .. }]),
-        "{effects:?}"
-    );
+    let mut bench = dismissing();
+    assert_eq!(bench.give(broke()), []);
     assert!(!captures(&bench.give(Input::CheckpointWanted)));
     assert!(!captures(&bench.pass(100 * MS, true, true)));
+}
+
+#[test]
+fn a_backup_that_is_needed_is_not_dismissed() {
+    let mut bench = Bench::protected().in_capture();
+    bench.give(broke());
+    let cause = "another one is wanted".into();
+    assert_eq!(bench.give(Input::BackupDismissed { cause }), []);
+    bench.ship(2);
+    assert_eq!(bench.ack(2), [Effect::Release(EpochId(2)), told()]);
+}
+
+#[test]
+fn a_backup_that_says_that_it_has_no_copy_is_left_nothing() {
+    for bye in [Bye::Unable("its disk failed".into()), Bye::BackupStopped] {
+        let mut bench = Bench::protected();
+        assert_eq!(bench.give(broke()), [told()]);
+        let effects = bench.hear(Message::Bye(bye));
+        // But somebody may have forged that: nothing of what is held leaves.
+        assert!(
+            matches!(
+                effects[..],
+                [Effect::CloseLink, Effect::NotHandedOver { .. }]
+            ),
+            "{effects:?}"
+        );
+        assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
+    }
+    let mut bench = Bench::protected();
+    bench.give(broke());
+    assert!(leaves(&bench.hear(Message::Bye(Bye::Protocol("?".into())))));
+}
+
+#[test]
+fn a_backup_that_has_acknowledged_nothing_may_have_nothing() {
+    let mut bench = Bench::capturing();
+    bench.ship(1);
+    bench.give(broke());
+    let cause = "reset".into();
+    let effects = bench.give(Input::LinkDown { cause });
+    let Some(Effect::LeftToBackup { why }) = effects.last() else {
+        panic!("{effects:?}");
+    };
+    assert!(why.contains("if its copy is whole"), "{why}");
 }
 
 /// Who ends a guest on purpose ends it everywhere, whatever its machine is like.
