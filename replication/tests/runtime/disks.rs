@@ -93,6 +93,50 @@ fn fail_over(
     promoted(standby)
 }
 
+/// Nobody else may run the guest then, so the only copy of its memory must not end with an error.
+#[test]
+fn a_promotion_waits_for_storage_that_fails_until_it_is_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    // What the journal has goes to the image when the standby is promoted, not before.
+    let lazy = DiskLimits {
+        destage_interval: Duration::from_secs(3600),
+        destage_bytes: u64::MAX,
+        ..DiskLimits::default()
+    };
+    let a = Images::open(directory, "a", false, DiskLimits::default());
+    let b = Images::open(directory, "b", false, lazy);
+    let first = Fake::new().with_disks(&a);
+    let panics = first.pause_panics.clone();
+    let standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let primary = primary(directory, first).protect().unwrap();
+    let handle = standby.handle();
+    wait_for("protected", || primary.handle().status(), protected);
+    b.is_full.store(true, Ordering::Release);
+    panics.store(true, Ordering::Release);
+    assert!(primary.wait().is_err(), "it was to panic");
+    wait_for(
+        "an alarm",
+        || handle.status(),
+        |status| {
+            let alarm = status.alarm.as_deref().unwrap_or_default();
+            alarm.contains("the promotion waits: this host's storage fails")
+        },
+    );
+    b.is_full.store(false, Ordering::Release);
+    let mut promoted = promoted(standby);
+    wait_for(
+        "writing",
+        || handle.status(),
+        |_| promoted.machine.disk_use.writes.load(Ordering::Acquire) > 100,
+    );
+    promoted.machine.stop();
+    promoted.machine.assert_consistent();
+    assert_eq!(handle.status().alarm, None);
+}
+
 #[test]
 fn an_old_primary_comes_back_as_standby_and_gets_only_what_differs() {
     let directory = tempfile::tempdir().unwrap();

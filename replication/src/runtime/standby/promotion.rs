@@ -2,12 +2,13 @@
 //!
 //! Must not be done here: asking whether it may be.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
 
 use super::driver::{Detected, Driver};
 use super::{Outcome, Request};
+use crate::causes::causes;
 use crate::ids::{EpochId, Generation};
 use crate::ports::{DiskError, Machine};
 use crate::runtime::alarms::Topic;
@@ -28,22 +29,9 @@ impl<M: Machine> Driver<M> {
         cause: String,
         machine_broke: bool,
     ) -> Result<Outcome<M>, RuntimeError> {
-        let metrics = self.metrics.clone();
-        let mut waits_for = String::new();
-        (self.disks.disks).learn(&self.setup.reign.history(generation));
-        let promoted = self.disks.disks.promote(epoch, &mut |what| {
-            // The wait may be long; the log needs it only once.
-            if waits_for != what {
-                what.clone_into(&mut waits_for);
-                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
-            }
-            !is_stop_asked(&mut self.requests)
-        });
-        if let Err(why @ DiskError::NotWaited { .. }) = &promoted {
-            tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
+        if !self.promote_disks(generation, epoch)? {
             return Ok(Outcome::Stopped);
         }
-        promoted?;
         // The request may have come while something else was waited for.
         if is_stop_asked(&mut self.requests) {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
@@ -95,7 +83,49 @@ impl<M: Machine> Driver<M> {
             }),
         }))
     }
+
+    /// Brings the disks to the epoch. Storage that fails is tried again and again: nobody else may run the guest any more, and
+    /// its memory is here. Says whether it was done; not if this side was told to stop meanwhile.
+    fn promote_disks(&mut self, generation: Generation, epoch: EpochId) -> Result<bool, DiskError> {
+        let metrics = self.metrics.clone();
+        let (mut waits_for, mut is_stopped) = (String::new(), false);
+        let mut wait = |what: &str| {
+            // The wait may be long; the log needs it only once.
+            if waits_for != what {
+                what.clone_into(&mut waits_for);
+                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
+            }
+            is_stopped |= is_stop_asked(&mut self.requests);
+            !is_stopped
+        };
+        (self.disks.disks).learn(&self.setup.reign.history(generation));
+        loop {
+            let failed = match self.disks.disks.promote(epoch, &mut wait) {
+                Ok(()) => return Ok(true),
+                Err(failed) => failed,
+            };
+            let told_to_stop = match &failed {
+                DiskError::NotWaited { .. } => true,
+                DiskError::Io { .. } | DiskError::File { .. } => {
+                    let why = causes(&failed);
+                    !wait(&format!(
+                        "this host's storage fails, which is tried again and again: {why}"
+                    ))
+                }
+                _ => return Err(failed),
+            };
+            if told_to_stop {
+                let why = causes(&failed);
+                tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
+                return Ok(false);
+            }
+            std::thread::sleep(STORAGE_RETRY);
+        }
+    }
 }
+
+/// Pause between attempts to bring the disks to the epoch on storage that fails.
+const STORAGE_RETRY: Duration = Duration::from_millis(500);
 
 /// Whether this side was asked to stop. Other requests come too late.
 fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {
