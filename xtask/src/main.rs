@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask <task>`.
 
+mod chaos;
 mod check;
 mod debian;
 mod demos;
@@ -68,6 +69,16 @@ enum Task {
     ///
     /// Prints each seed that fails with the rule it broke, and a line that replays it.
     Simulate(simulate::Options),
+    /// Let hosts, networks, storage and arbiter of a protected guest fail, and check what its clients see.
+    ///
+    /// All failures alone and in pairs, at moments that a seed decides, on real KVM between network namespaces of its own.
+    /// Needs root. docs/SAFETY.md says what is checked; `cargo xtask chaos --help` prints the options.
+    #[command(disable_help_flag = true)]
+    Chaos {
+        /// The options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Fuzz everything that a peer, a state file or a guest can say, for a while each.
     ///
     /// What reaches something new is kept in fuzz/corpus, what crashes in fuzz/artifacts.
@@ -92,6 +103,7 @@ fn main() -> Result<()> {
             generated,
         } => mutants::run(&filter, list, generated),
         Task::Simulate(options) => simulate::run(&options),
+        Task::Chaos { options } => chaos::run(&options),
         Task::Fuzz(arguments) => fuzz::command(&arguments),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),

@@ -95,6 +95,7 @@ const LAYERS: [Layer; 9] = [
         inside: &[""],
         except: &[
             "benches/",
+            "chaos/",
             "vmm/src/local_cluster/",
             "vmm/src/bin/vmm/commands/demo/",
         ],
@@ -102,7 +103,14 @@ const LAYERS: [Layer; 9] = [
         instead: "the local cluster is for demo, tests and benchmarks",
     },
     Layer {
-        inside: &["transport/", "replication/", "vmm/", "xtask/", "benches/"],
+        inside: &[
+            "transport/",
+            "replication/",
+            "vmm/",
+            "xtask/",
+            "benches/",
+            "chaos/",
+        ],
         except: &[],
         banned: &["rustix"],
         instead: "use nix, which has what we need; one crate for one job",

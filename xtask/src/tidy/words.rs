@@ -40,7 +40,7 @@ const BANNED: [Banned; 21] = [
     ),
     banned(
         "Report",
-        &["benches/", "xtask/", "/tests/", "/demo/"],
+        &["benches/", "chaos/", "xtask/", "/tests/", "/demo/"],
         "how things stand is a status, what happened an event",
     ),
     banned(
@@ -56,6 +56,7 @@ const BANNED: [Banned; 21] = [
             "/tests/",
             "vmm/src/local_cluster/",
             "benches/",
+            "chaos/",
         ],
         "a host is a computer; one guest on one host is a node",
     ),
