@@ -223,7 +223,7 @@ impl Bench {
             let mut writer = BatchWriter::new(BATCH_BYTES_DEFAULT);
             for (page, frame) in captured {
                 self.spare
-                    .extend(self.encoder.encode(page, frame, &mut writer));
+                    .extend(self.encoder.encode(page, frame, &mut writer).spare);
                 if writer.is_full() {
                     batches.extend(writer.finish());
                 }

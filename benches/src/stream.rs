@@ -21,18 +21,15 @@ pub(crate) struct Arguments {
     /// The `vmm` to measure; repeat to compare several in turn [default: the one beside this program].
     #[arg(long, value_name = "PATH")]
     binary: Vec<PathBuf>,
-    /// Clients that stream; a quarter as many count.
+    /// Clients that stream.
     #[arg(long, value_name = "N", default_value_t = 20)]
     clients: usize,
-    /// Shortest epochs to compare, in milliseconds. One as long as the longest epoch switches sync on
-    /// output off.
-    #[arg(
-        long,
-        value_name = "MS",
-        value_delimiter = ',',
-        default_value = "1,2,5,10,25"
-    )]
-    epoch_min_ms: Vec<u64>,
+    /// Clients that count: each sends a request as soon as the one before is answered.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    counters: usize,
+    /// Options of both sides' vmm, such as "--overhead-percent 5"; repeat to compare several [default: none].
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    with: Vec<String>,
     /// How long each is watched.
     #[arg(long, value_name = "S", default_value_t = 10)]
     seconds: u64,
@@ -52,15 +49,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
     let binaries = guest::binaries(&arguments.binary)?;
     let progress = Progress::start()?;
     let mut table = Table::default();
+    let none = String::new();
+    let all: Vec<&String> = match &arguments.with[..] {
+        [] => vec![&none],
+        some => some.iter().collect(),
+    };
     for _ in 0..arguments.repeat {
         for binary in &binaries {
             let alone = arguments.unprotected(binary, &progress)?;
-            for epoch_min_ms in &arguments.epoch_min_ms {
-                table.push(arguments.protected(binary, *epoch_min_ms, alone, &progress)?);
+            for with in &all {
+                table.push(arguments.protected(binary, with, &alone, &progress)?);
             }
         }
     }
     Ok(table)
+}
+
+/// What the guest does unprotected.
+struct Alone {
+    iterations_per_s: f64,
+    answer_us_p50: u64,
+    answer_us_p99: u64,
 }
 
 impl Arguments {
@@ -69,7 +78,7 @@ impl Arguments {
     }
 
     fn connect(&self, network: &Network) -> Result<()> {
-        let counters = self.clients.div_ceil(4);
+        let counters = self.counters;
         network.connect(self.clients, counters)?;
         let deadline = Instant::now() + PATIENCE;
         while network.figures()?.clients_served < self.clients + counters {
@@ -81,8 +90,8 @@ impl Arguments {
         Ok(())
     }
 
-    /// Iterations per second of a guest that serves the same clients unprotected.
-    fn unprotected(&self, binary: &Path, progress: &Progress) -> Result<f64> {
+    /// A guest that serves the same clients unprotected.
+    fn unprotected(&self, binary: &Path, progress: &Progress) -> Result<Alone> {
         progress.say(&format!("{}: unprotected", guest::label(binary)));
         let directory = tempfile::Builder::new()
             .prefix("understudy-bench-")
@@ -110,20 +119,22 @@ impl Arguments {
         let mut meter = Speedometer::start(&directory.path().join("alone.console"), 1)?;
         self.connect(&network)?;
         meter.watch(Duration::from_secs(self.seconds.min(10)), |_| {});
-        Ok(meter.iterations_per_s())
+        let figures = network.figures()?;
+        Ok(Alone {
+            iterations_per_s: meter.iterations_per_s(),
+            answer_us_p50: figures.answer_us_p50,
+            answer_us_p99: figures.answer_us_p99,
+        })
     }
 
     fn protected(
         &self,
         binary: &Path,
-        epoch_min_ms: u64,
-        alone: f64,
+        with: &str,
+        alone: &Alone,
         progress: &Progress,
     ) -> Result<Vec<(&'static str, Cell)>> {
-        progress.say(&format!(
-            "{}: protected, epochs of at least {epoch_min_ms} ms",
-            guest::label(binary)
-        ));
+        progress.say(&format!("{}: protected {with}", guest::label(binary)));
         let directory = tempfile::Builder::new()
             .prefix("understudy-bench-")
             .tempdir()?;
@@ -133,7 +144,7 @@ impl Arguments {
             vcpus: 1,
             workload: self.workload(),
             disk: None,
-            arguments: vec!["--epoch-min-ms".into(), epoch_min_ms.to_string()],
+            arguments: with.split_whitespace().map(String::from).collect(),
         };
         let cluster = LocalCluster::start(directory.path(), &options)?;
         self.connect(&cluster.network)?;
@@ -158,7 +169,7 @@ impl Arguments {
         let ms = |us: u64| number(us as f64 / 1e3, 2);
         let per_s = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
         Ok(vec![
-            ("epoch_min_ms", number(epoch_min_ms as f64, 0)),
+            ("with", text(with)),
             ("vmm", text(guest::label(binary))),
             (
                 "epochs_per_s",
@@ -169,6 +180,8 @@ impl Arguments {
             ("ack_p50_ms", ms(after.ack_us.p50)),
             ("ack_p99_ms", ms(after.ack_us.p99)),
             ("dirty_pages_p50", number(after.dirty_pages.p50 as f64, 0)),
+            ("answer_p50_ms_alone", ms(alone.answer_us_p50)),
+            ("answer_p99_ms_alone", ms(alone.answer_us_p99)),
             ("answer_p50_ms", ms(to.answer_us_p50)),
             ("answer_p99_ms", ms(to.answer_us_p99)),
             (
@@ -180,9 +193,12 @@ impl Arguments {
                 "stream_mb_per_s",
                 number(per_s(from.bytes_checked, to.bytes_checked) / 1e6, 1),
             ),
-            ("iterations_per_s_alone", number(alone, 0)),
+            ("iterations_per_s_alone", number(alone.iterations_per_s, 0)),
             ("protected", number(speed, 0)),
-            ("ratio", number(speed / alone.max(f64::MIN_POSITIVE), 2)),
+            (
+                "ratio",
+                number(speed / alone.iterations_per_s.max(f64::MIN_POSITIVE), 2),
+            ),
         ])
     }
 }

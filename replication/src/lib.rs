@@ -76,6 +76,7 @@
 //! - [`core`]: decides. Two cores without sockets, threads, clocks or KVM; input in, effects out.
 //! - [`ports`]: the traits an embedding VMM implements, and [`arbiter`]: who may run alone.
 //! - [`output`]: the gate that holds what the guest says until its epoch is on the backup.
+//! - [`open_pages`]: which pages are cheaper to look at in every epoch than to protect.
 //! - [`disk`]: the disks' files on both sides: log, journal, dirty-block map.
 //! - [`runtime`]: obeys. Drives the core with real threads, links and clocks.
 //! - `conformance`: checks an implementation of the ports, for your tests.
@@ -115,6 +116,7 @@ mod files;
 pub mod fingerprint;
 pub mod ids;
 mod log_thinning;
+pub mod open_pages;
 pub mod output;
 pub mod page_set;
 mod peer_words;
@@ -125,4 +127,5 @@ pub mod runtime;
 pub use fingerprint::Fingerprint;
 pub use ids::{EpochId, Generation, PAGE_BYTES, PageIndex};
 pub use log_thinning::LogThinning;
+pub use open_pages::OpenPages;
 pub use page_set::{MemoryLayout, PageSet, Region};

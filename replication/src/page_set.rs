@@ -137,6 +137,12 @@ impl PageSet {
         &mut self.words[region]
     }
 
+    /// The bitmap of region number `region`.
+    #[must_use]
+    pub fn region_words(&self, region: usize) -> &[u64] {
+        &self.words[region]
+    }
+
     /// Adds a page; a page outside guest RAM is ignored and `false` returned.
     pub fn insert(&mut self, page: PageIndex) -> bool {
         let Some((region, offset)) = self.layout.locate(page) else {

@@ -18,7 +18,7 @@ use understudy_replication::core::epoch::assemble::{BatchBytes, EpochAssembler, 
 use understudy_replication::core::message::{Bye, Hello, Message, Refusal, Trouble, Welcome};
 use understudy_replication::core::policy::Policy;
 use understudy_replication::core::primary::{
-    PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
+    Pause, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use understudy_replication::output::SealedOutput;
@@ -341,7 +341,7 @@ proptest! {
                         todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0 });
                     }
                     PrimaryEffect::Capture(epoch) => {
-                        todo.push(PrimaryInput::Captured { epoch });
+                        todo.push(PrimaryInput::Captured { epoch, pause: Pause::default(), });
                         todo.push(PrimaryInput::Shipped { epoch });
                     }
                     PrimaryEffect::CloseLink => {

@@ -158,14 +158,15 @@ proptest! {
 #[test]
 fn other_version_is_told_with_both_numbers_from_six_bytes() {
     let mut stream = encode(&[Frame::default()]);
-    stream[4..6].copy_from_slice(&7u16.to_le_bytes());
+    let other = PROTOCOL_VERSION + 1;
+    stream[4..6].copy_from_slice(&other.to_le_bytes());
     let (_, error) = decode([&stream[..6]]);
     let LinkError::Version { ours, theirs } = error else {
         panic!("{error}");
     };
-    assert_eq!((ours, theirs), (PROTOCOL_VERSION, 7));
+    assert_eq!((ours, theirs), (PROTOCOL_VERSION, other));
     let text = error.to_string();
-    let both = format!("version 7, this side {PROTOCOL_VERSION}");
+    let both = format!("version {other}, this side {PROTOCOL_VERSION}");
     assert!(text.contains(&both), "{text}");
 }
 

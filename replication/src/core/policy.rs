@@ -17,19 +17,17 @@ pub(crate) const TRY_EVERY: Duration = Duration::from_secs(10);
 /// The two hosts may have different policies. Each side uses its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// The longest epoch. Output waits at most about this long.
+    /// The longest epoch. Output waits at most about this long for its end.
     ///
     /// Default 25 ms, range 1 ms to 10 s.
     pub epoch_interval: Duration,
-    /// The shortest epoch. Keeps a talkative guest from being paused all the time.
+    /// Sync on output: output that waits ends its epoch at once, as long as the pauses of the guest take at
+    /// most so much of its time, in percent. A pause in which the guest had nothing to do costs nothing, so an
+    /// idle guest's answers leave at once, and a busy guest is not paused all the time. With 0, only the timer
+    /// ends epochs. What faults cost that a short epoch makes more of does not count.
     ///
-    /// Default 2 ms, range 1 ms to [`epoch_interval`](Self::epoch_interval).
-    pub epoch_interval_min: Duration,
-    /// Sync on output: if output waits, the epoch ends once no more output has come for this long.
-    /// With `None`, only the timer counts.
-    ///
-    /// Default 1 ms, range 0 to [`epoch_interval`](Self::epoch_interval); more has no effect.
-    pub output_quiet: Option<Duration>,
+    /// Default 10, range 0 to 100; more counts as 100.
+    pub overhead_percent: u32,
     /// The longest time between two heartbeats that are sent.
     ///
     /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
@@ -70,8 +68,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             epoch_interval: Duration::from_millis(25),
-            epoch_interval_min: Duration::from_millis(2),
-            output_quiet: Some(Duration::from_millis(1)),
+            overhead_percent: 10,
             heartbeat_interval: Duration::from_millis(20),
             heartbeat_timeout: Duration::from_millis(150),
             storage_timeout: Duration::from_millis(600),

@@ -141,6 +141,12 @@ impl OutputGate {
         self.inner.state.lock().seal(epoch, repeat_bytes_max)
     }
 
+    /// Whether there is output that is not sealed yet.
+    #[must_use]
+    pub fn is_collecting(&self) -> bool {
+        self.inner.state.lock().is_collecting()
+    }
+
     /// Lets the output of all epochs up to and including `through` leave. Once `is_in_time` says no,
     /// stops between two frames and returns `false`: this process was stalled and may no longer own
     /// the guest. The rest stays held until the next call of `release` or `open`.

@@ -18,7 +18,7 @@ use super::line::FrameLine;
 use super::sealed::{ConsoleOutput, ConsoleProgress, SealedOutput};
 use super::signals::{OutputListener, Waker};
 use super::writer::ConsoleWriter;
-use crate::epoch_queue::EpochQueue;
+use crate::epoch_queue::{Bucket as _, EpochQueue};
 use crate::ids::EpochId;
 
 /// Frames taken out of an outbox under one lock.
@@ -143,6 +143,11 @@ impl GateState {
             self.is_first = true;
             self.sent_through = EpochId(0);
         }
+    }
+
+    /// Whether there is something in the current bucket.
+    pub(super) fn is_collecting(&self) -> bool {
+        !self.held.current().is_empty()
     }
 
     /// Ends the current bucket as that of `epoch`.

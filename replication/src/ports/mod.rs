@@ -24,6 +24,7 @@
 //! | [`pause`](Machine::pause) | capture | runs, or has halted by itself | while tracking, at an epoch's end; before that once for each backup | yes | the epoch is tried again; the backup is lost after five failures in a row |
 //! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them; the first pause for a backup has only `save`, to see whether the state can be sent | once per pause | as `pause`; harvested bits are kept for the next try |
 //! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
+//! | [`looked`](Machine::looked) | capture | runs | after the pages of an epoch were encoded | once per epoch | it cannot fail |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
 //! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why; the standby ends if the machine is unusable |
 //! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written | no | the guest runs nowhere; the machine is stopped |
@@ -54,6 +55,7 @@ pub use disks::{BackupDisks, Disks, NoDisks, PrimaryDisks};
 
 use crate::fingerprint::Fingerprint;
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
+use crate::open_pages::Looked;
 use crate::output::OutputGate;
 use crate::page_set::{MemoryLayout, PageSet};
 
@@ -190,6 +192,13 @@ pub trait Machine: Send + 'static {
     /// rest are still tracked.
     fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
 
+    /// Takes what was found out about the pages that the last harvest of a paused guest reported. A machine that
+    /// leaves pages open ([`OpenPages`](crate::open_pages::OpenPages)) decides by it which. Returns how many are
+    /// open. Ignored by default.
+    fn looked(&mut self, _looked: Looked<'_>) -> u64 {
+        0
+    }
+
     /// Stops vCPUs and devices at a point where the whole state can be saved. The guest resumes when
     /// the returned guard is dropped (R7).
     ///
@@ -248,6 +257,12 @@ pub trait PausedMachine {
     /// # Errors
     /// See [`Machine::harvest_running`].
     fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
+
+    /// Whether no vCPU had anything to do when the guest was paused: all of them had halted. Then the pause costs
+    /// the guest nothing, and output need not wait until one is affordable. No by default.
+    fn is_idle(&self) -> bool {
+        false
+    }
 
     /// Appends the state of devices, VM and vCPUs to `into`, at most [`STATE_BYTES_MAX`] bytes. Does not
     /// write guest memory.

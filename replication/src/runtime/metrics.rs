@@ -281,10 +281,11 @@ impl Metrics {
     }
 
     /// ⑤: one epoch was shipped. `stats` covers all epochs.
-    pub(super) fn shipped(&self, stats: CodecStats, wire_bytes: u64) {
+    pub(super) fn shipped(&self, stats: CodecStats, wire_bytes: u64, open_pages: u64) {
         let mut inner = self.lock();
         let status = &mut inner.status;
         status.wire_bytes += wire_bytes;
+        status.open_pages = open_pages;
         status.encoded = Encoded {
             zero: stats.zero_pages,
             unchanged: stats.unchanged_pages,
@@ -372,6 +373,7 @@ impl Metrics {
     pub(super) fn session_ended(&self) {
         let mut inner = self.lock();
         inner.captured.clear();
+        inner.status.open_pages = 0;
         inner.status.peer = None;
     }
 

@@ -39,7 +39,7 @@ pub struct Percentiles {
 pub struct Encoded {
     /// All-zero pages.
     pub zero: u64,
-    /// Pages equal to their last shipped version.
+    /// Pages equal to their last shipped version, which are not sent.
     pub unchanged: u64,
     /// Pages sent as a difference from their last shipped version.
     pub delta: u64,
@@ -102,6 +102,9 @@ pub struct Status {
     pub ack_us: Percentiles,
     /// Dirty pages per epoch.
     pub dirty_pages: Percentiles,
+    /// Pages that are not write-protected now, because that is cheaper: they count as dirty in every epoch.
+    #[serde(default)]
+    pub open_pages: u64,
     /// Dirty pages of all epochs.
     pub dirty_pages_total: u64,
     /// Their size before encoding, in bytes.

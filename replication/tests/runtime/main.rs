@@ -436,7 +436,7 @@ fn pages_of_an_epoch_that_failed_half_way_are_not_in_the_first_epoch_of_the_next
     let primary = primary(directory.path(), a)
         .policy(Policy {
             epoch_interval: Duration::from_millis(200),
-            output_quiet: None,
+            overhead_percent: 0,
             ..Policy::default()
         })
         .limits(Limits {

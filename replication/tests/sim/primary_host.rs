@@ -12,7 +12,7 @@ use understudy_replication::core::epoch::assemble::{
 };
 use understudy_replication::core::message::{Bye, Hello, Message};
 use understudy_replication::core::primary::{
-    PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
+    Pause, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
 use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::page_set::PageSet;
@@ -529,7 +529,13 @@ impl World {
             self.snapshots.insert((link, epoch), snapshot);
         }
         self.count("captures");
-        self.primary(host, PrimaryInput::Captured { epoch });
+        self.primary(
+            host,
+            PrimaryInput::Captured {
+                epoch,
+                pause: Pause::default(),
+            },
+        );
         self.begin_work(host, Work::Ship(epoch, messages.into()));
     }
 }

@@ -60,8 +60,7 @@ pub struct Settings {
 pub fn policy() -> Policy {
     Policy {
         epoch_interval: ms(8),
-        epoch_interval_min: ms(1),
-        output_quiet: Some(ms(1)),
+        overhead_percent: 10,
         heartbeat_interval: ms(5),
         heartbeat_timeout: ms(40),
         storage_timeout: ms(100),

@@ -289,9 +289,10 @@ keys! {
     EPOCH: "replication.epoch_ms", Some("--epoch-ms"), SOME_MS,
         Unset::Value(|| ms(Policy::default().epoch_interval)),
         "Longest epoch, in milliseconds";
-    EPOCH_MIN: "replication.epoch_min_ms", Some("--epoch-min-ms"), SOME_MS,
-        Unset::Value(|| ms(Policy::default().epoch_interval_min)),
-        "Shortest epoch when output waits, in milliseconds";
+    OVERHEAD: "replication.overhead_percent", Some("--overhead-percent"), Values::number(0, 100, "percent"),
+        Unset::Value(|| Policy::default().overhead_percent.to_string()),
+        "How much of a busy guest's time pauses may take before its output has to wait for the longest epoch to end. An idle \
+         guest's output leaves at once, and costs nothing. With 0 it always waits";
     HEARTBEAT: "replication.heartbeat_ms", Some("--heartbeat-ms"), SOME_MS,
         Unset::Value(|| ms(Policy::default().heartbeat_interval)),
         "Pause between heartbeats, in milliseconds";

@@ -315,11 +315,6 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
     for (to, value, key) in [
         (&mut policy.epoch_interval, section.epoch_ms, &keys::EPOCH),
         (
-            &mut policy.epoch_interval_min,
-            section.epoch_min_ms,
-            &keys::EPOCH_MIN,
-        ),
-        (
             &mut policy.heartbeat_interval,
             section.heartbeat_ms,
             &keys::HEARTBEAT,
@@ -344,16 +339,9 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
         let least = policy.heartbeat_timeout * STORAGE_TIMEOUTS_MIN;
         policy.storage_timeout = policy.storage_timeout.max(least);
     }
-    if section.epoch_min_ms.is_none() {
-        policy.epoch_interval_min = policy.epoch_interval_min.min(policy.epoch_interval);
-    }
-    if policy.epoch_interval_min > policy.epoch_interval {
-        let why = format!(
-            "{} ms is more than the longest epoch, which has {} ms; write at most that",
-            policy.epoch_interval_min.as_millis(),
-            policy.epoch_interval.as_millis()
-        );
-        return Err(ConfigError::value(&keys::EPOCH_MIN, why));
+    if let Some(percent) = section.overhead_percent {
+        let percent = ConfigError::check(&keys::OVERHEAD, percent)?;
+        policy.overhead_percent = u32::try_from(percent).unwrap_or(u32::MAX);
     }
     let least = policy.heartbeat_interval * 3;
     if policy.heartbeat_timeout < least {

@@ -7,10 +7,16 @@
 //! stays set. After a failed call, everything read so far is also kept in `pending`, and the next
 //! harvest reports it again: reporting a page too often is waste, missing one is corruption.
 //!
+//! A page whose bit is not cleared stays open: it is not write-protected, costs the guest no fault, and is
+//! reported again by every harvest. [`OpenPages`] decides which, from what a fault costs and how often a page
+//! is written. Only vCPUs' bits are left; those of devices cost no faults.
+//!
 //! What must not be done here: copy pages, or pause the guest.
 
 use std::io;
+use std::time::Duration;
 
+use understudy_replication::open_pages::{Looked, OpenPages};
 use understudy_replication::{MemoryLayout, PageSet};
 use vm_memory::GuestMemoryBackend;
 
@@ -62,6 +68,7 @@ pub struct DirtyTracker {
     /// The buffer for reading logs; as long as the longest slot.
     scratch: Vec<u64>,
     tracking: bool,
+    open: OpenPages,
 }
 
 impl DirtyTracker {
@@ -74,19 +81,22 @@ impl DirtyTracker {
             ram,
             pending: PageSet::empty(&layout),
             scratch: vec![0; longest.unwrap_or(0).div_ceil(64) as usize],
+            open: OpenPages::new(&layout),
             layout,
             tracking: false,
         }
     }
 
     /// From now on every page written is dirty and all others are clean. KVM must already be
-    /// logging (`Memory::attach` with logging on). The guest may be running.
+    /// logging (`Memory::attach` with logging on). The guest may be running. The first write to a page
+    /// costs it `fault`, as far as is known; with zero, no page is left open.
     ///
     /// # Errors
     /// If KVM refuses; then nothing is tracked.
-    pub fn start(&mut self) -> Result<(), DirtyError> {
+    pub fn start(&mut self, fault: Duration) -> Result<(), DirtyError> {
         self.tracking = false;
         self.pending.clear();
+        self.open.start(fault);
         // Device bits first: anything a device writes from here on may be reported, which is
         // harmless.
         for region in self.ram.iter() {
@@ -130,12 +140,36 @@ impl DirtyTracker {
         clear_chunks(self.log.as_mut(), number, pages, words)
     }
 
-    /// Adds the pages dirtied since the last harvest to `into` and clears their bits.
+    /// Takes what was found out about the pages of the last harvest.
+    pub fn looked(&mut self, looked: Looked<'_>) {
+        self.open.looked(looked);
+    }
+
+    /// The pages that are left open now.
+    #[must_use]
+    pub fn open(&self) -> &OpenPages {
+        &self.open
+    }
+
+    /// Adds the pages dirtied since the last harvest to `into` and clears their bits, but for those that are
+    /// left open. The guest must stand still until the pages are copied.
     ///
     /// # Errors
     /// If a call fails. What was read until then is in `into`, and the next harvest reports it
     /// again; the rest is still tracked.
     pub fn harvest(&mut self, into: &mut PageSet) -> Result<(), DirtyError> {
+        self.harvest_all(into, true)
+    }
+
+    /// The same while the guest runs. No page is left open.
+    ///
+    /// # Errors
+    /// As [`DirtyTracker::harvest`].
+    pub fn harvest_and_protect(&mut self, into: &mut PageSet) -> Result<(), DirtyError> {
+        self.harvest_all(into, false)
+    }
+
+    fn harvest_all(&mut self, into: &mut PageSet, leave_open: bool) -> Result<(), DirtyError> {
         if !self.tracking {
             return Err(DirtyError::NotTracking);
         }
@@ -144,7 +178,7 @@ impl DirtyTracker {
         }
         let result = (0..self.layout.regions().len()).try_for_each(|slot| {
             self.harvest_devices(slot, into);
-            self.harvest_vcpus(slot, into)
+            self.harvest_vcpus(slot, into, leave_open)
         });
         match result {
             Ok(()) => {
@@ -173,7 +207,12 @@ impl DirtyTracker {
         }
     }
 
-    fn harvest_vcpus(&mut self, slot: usize, into: &mut PageSet) -> Result<(), DirtyError> {
+    fn harvest_vcpus(
+        &mut self,
+        slot: usize,
+        into: &mut PageSet,
+        leave_open: bool,
+    ) -> Result<(), DirtyError> {
         let pages = self.layout.regions()[slot].pages;
         let words = &mut self.scratch[..pages.div_ceil(64) as usize];
         let number = slot as u32;
@@ -188,6 +227,9 @@ impl DirtyTracker {
             *word |= bits;
         }
         if self.log.is_manual() {
+            if leave_open {
+                self.open.settle(slot, words);
+            }
             clear_chunks(self.log.as_mut(), number, pages, words)?;
         }
         Ok(())

@@ -29,7 +29,7 @@ use crate::kvm::{KvmDirtyLog, KvmError, System, VcpuHandle};
 use crate::memory::{Memory, low_ram_end};
 use crate::vcpu::{
     Buses, Counter, CpuModel, CpuTemplate, Ending, GuestClock, MsrList, OnEnd, VcpuThread,
-    guest_counter, use_host_counter,
+    fault_cost, guest_counter, use_host_counter,
 };
 
 /// Three pages that Intel processors need for real mode, right below the BIOS of a PC: inside the hole.
@@ -204,13 +204,7 @@ impl MachineBuilder {
         for network in &self.networks {
             lock(network).device().describe(&mut fingerprint);
         }
-        let slot_pages = self
-            .memory
-            .layout()
-            .regions()
-            .iter()
-            .map(|region| region.pages)
-            .collect();
+        let slot_pages = self.memory.slot_pages();
         let log = KvmDirtyLog::new(self.vm.clone(), slot_pages, self.system.capabilities())?;
         let tracker = DirtyTracker::new(
             Box::new(log),
@@ -234,6 +228,7 @@ impl MachineBuilder {
             event_loop,
             devices: self.devices,
             tracker,
+            fault: fault_cost(&self.system),
             memory: self.memory,
             vm: self.vm,
             cpu,

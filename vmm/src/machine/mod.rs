@@ -30,6 +30,7 @@ mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::{Cap, VmFd};
 use understudy_replication::Fingerprint;
@@ -165,6 +166,8 @@ pub struct Machine {
     event_loop: EventLoop,
     devices: Vec<Attached>,
     tracker: DirtyTracker,
+    /// What the first write to a protected page costs the guest; zero if that is not known.
+    fault: Duration,
     memory: Memory,
     vm: Arc<VmFd>,
     /// The CPU that the guest sees.
@@ -312,7 +315,7 @@ impl Machine {
     /// If KVM refuses.
     pub fn track(&mut self) -> Result<(), MachineFault> {
         self.memory.attach(&self.vm, true)?;
-        if let Err(error) = self.tracker.start() {
+        if let Err(error) = self.tracker.start(self.fault) {
             self.memory.attach(&self.vm, false)?;
             return Err(error.into());
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use understudy_replication::open_pages::Looked;
 use understudy_replication::output::OutputGate;
 use understudy_replication::ports::{
     Disks, Machine as MachinePort, MachineError, PageMemory, PausedMachine,
@@ -9,6 +10,7 @@ use understudy_replication::ports::{
 use understudy_replication::{Fingerprint, PageSet};
 
 use super::{Machine, MachineFault, Paused};
+use crate::vcpu::is_idle;
 
 impl MachinePort for Machine {
     fn fingerprint(&self) -> Fingerprint {
@@ -36,7 +38,13 @@ impl MachinePort for Machine {
     }
 
     fn harvest_running(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        Ok(self.tracker.harvest(into).map_err(MachineFault::from)?)
+        let harvested = self.tracker.harvest_and_protect(into);
+        Ok(harvested.map_err(MachineFault::from)?)
+    }
+
+    fn looked(&mut self, looked: Looked<'_>) -> u64 {
+        self.tracker.looked(looked);
+        self.tracker.open().len()
     }
 
     fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError> {
@@ -75,6 +83,10 @@ impl MachinePort for Machine {
 impl PausedMachine for Paused<'_> {
     fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         Ok(self.harvest_pages(into).map_err(MachineFault::from)?)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.vcpu_handles().all(is_idle)
     }
 
     fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError> {

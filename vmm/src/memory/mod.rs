@@ -141,6 +141,13 @@ impl Memory {
         understudy_replication::ports::PageMemory::layout(&*self.pages)
     }
 
+    /// How many pages each region has.
+    #[must_use]
+    pub fn slot_pages(&self) -> Vec<u64> {
+        let regions = self.layout().regions().iter();
+        regions.map(|region| region.pages).collect()
+    }
+
     /// Registers all regions as memory slots of `vm`, with or without KVM logging writes. A second
     /// call changes only the logging.
     ///

@@ -1,9 +1,11 @@
 //! What is counted of a node's guest, collected from where it is counted. Whoever exports metrics reads
 //! [`NodeMetrics`]; names carry the numbers of the data's way in their docs.
 //!
-//! What must not be done here: count, or wait. A device that is busy (or paused) is reported as it was last seen.
+//! What must not be done here: count, or wait for longer than a pause. A device that is busy for longer is reported as it was
+//! last seen.
 
 use std::sync::{Arc, TryLockError};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -91,6 +93,10 @@ struct Inner {
     blk: Vec<Counted<BlkDevice, BlkCounters>>,
 }
 
+/// How often a device that is busy is tried before what was seen last is told again.
+const TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(1);
+
 struct Counted<D, C> {
     device: VirtioHandle<D>,
     /// As last seen.
@@ -112,9 +118,16 @@ impl<D: VirtioDevice, C: Clone + Default> Counted<D, C> {
 
     fn read(&self, counters: impl Fn(&D) -> C) -> Named<C> {
         let mut seen = self.seen.lock();
-        match self.device.try_lock() {
-            Ok(device) => seen.counters = counters(device.device()),
-            Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
+        for _ in 0..TRIES {
+            match self.device.try_lock() {
+                Ok(device) => {
+                    seen.counters = counters(device.device());
+                    break;
+                }
+                // A pause holds it for a moment. What takes longer is not waited for.
+                Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_TRIES),
+                Err(TryLockError::Poisoned(_)) => break,
+            }
         }
         seen.clone()
     }

@@ -1,13 +1,14 @@
 //! vCPUs: one thread each, stopped and resumed together, their whole state saved and restored.
 //!
 //! `thread` runs them, `ending` says why one stopped and whose doing that is, `state` is what they are made of, `msr` a large part of it, `cpuid` the CPU
-//! they claim to be, `time` how their clocks continue elsewhere, and `trial` tests how the host's
-//! KVM really behaves. What must not be done here: know devices (there are two buses), or decide
+//! they claim to be, `time` how their clocks continue elsewhere, `fault_cost` what tracking costs them, and
+//! `trial` tests how the host's KVM really behaves. What must not be done here: know devices (there are two buses), or decide
 //! when to pause.
 
 mod cpuid;
 mod ending;
 pub(crate) mod exact;
+mod fault_cost;
 mod msr;
 mod state;
 mod thread;
@@ -20,8 +21,9 @@ use crate::kvm::KvmError;
 
 pub use cpuid::{CpuError, CpuModel, CpuTemplate, Feature, Register, TemplateError};
 pub use ending::Ending;
+pub use fault_cost::fault_cost;
 pub use msr::{Msr, MsrList};
-pub use state::VcpuState;
+pub use state::{VcpuState, is_idle};
 pub use thread::{Buses, OnEnd, VcpuThread};
 pub use time::{Counter, CounterMove, GuestClock, guest_counter, use_host_counter};
 

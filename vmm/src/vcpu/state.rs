@@ -3,8 +3,8 @@
 //! What must not be done here: run or stop the vCPU. The caller has already stopped it.
 
 use kvm_bindings::{
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-    kvm_xsave,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,19 @@ pub struct VcpuState {
     counter_offset: Option<u64>,
     #[serde(with = "exact")]
     events: kvm_vcpu_events,
+}
+
+/// Whether a parked vCPU waits for an interrupt, or was never started. A failure to find out counts as no:
+/// saving its state says why.
+#[must_use]
+pub fn is_idle(handle: &VcpuHandle) -> bool {
+    let idle = [
+        KVM_MP_STATE_HALTED,
+        KVM_MP_STATE_UNINITIALIZED,
+        KVM_MP_STATE_INIT_RECEIVED,
+    ];
+    let state = handle.lock().get_mp_state();
+    state.is_ok_and(|state| idle.contains(&state.mp_state))
 }
 
 impl VcpuState {

@@ -21,9 +21,7 @@ const END_PORT: u16 = 0x80;
 pub(super) struct Trial {
     pub(super) handle: Arc<VcpuHandle>,
     pub(super) memory: Memory,
-    /// Only tests look at it. It also keeps the VM alive, but so does its vCPU.
-    #[cfg_attr(not(test), expect(dead_code))]
-    pub(super) vm: VmFd,
+    pub(super) vm: Arc<VmFd>,
 }
 
 impl Trial {
@@ -33,7 +31,7 @@ impl Trial {
             call: "allocate memory for a trial VM".into(),
             source: std::io::Error::other(error),
         })?;
-        let vm = system.create_vm()?;
+        let vm = Arc::new(system.create_vm()?);
         memory.attach(&vm, false)?;
         let handle = VcpuHandle::new(&vm, 0, memory.ram().clone())?;
         write(&memory, code)?;

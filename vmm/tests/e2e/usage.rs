@@ -219,8 +219,8 @@ fn settings_that_make_no_sense_are_not_taken_in_silence() {
             "replication.node: it is empty",
         ),
         (
-            r#"{"replication": {"epoch_ms": 9, "epoch_min_ms": 10}}"#,
-            "replication.epoch_min_ms: 10 ms is more",
+            r#"{"replication": {"overhead_percent": 101}}"#,
+            "replication.overhead_percent: 101 is too large; write 0 to 100",
         ),
     ] {
         std::fs::write(path("vm.json"), text).unwrap();

@@ -4,8 +4,7 @@
 
 use super::delta::{Delta, DeltaError};
 use super::{
-    BATCH_HEADER_BYTES, CodecError, KIND_DELTA, KIND_LZ4, KIND_RAW, KIND_UNCHANGED, KIND_ZERO,
-    RECORD_HEADER_BYTES,
+    BATCH_HEADER_BYTES, CodecError, KIND_DELTA, KIND_LZ4, KIND_RAW, KIND_ZERO, RECORD_HEADER_BYTES,
 };
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::ports::PageMemory;
@@ -109,11 +108,6 @@ fn decode_record(
     let frame = sink.frame(page)?;
     match kind {
         KIND_ZERO => frame.fill(0),
-        KIND_UNCHANGED => {
-            let expected = u32::from_le_bytes(reader.array()?);
-            read_base(base, page, frame)?;
-            check(page, frame, expected)?;
-        }
         KIND_DELTA => {
             let expected = u32::from_le_bytes(reader.array()?);
             let failed = |error, reader: &Reader<'_>| match error {

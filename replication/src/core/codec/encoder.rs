@@ -8,8 +8,8 @@ use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_outpu
 use super::cache::PageCache;
 use super::delta::Delta;
 use super::{
-    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, CodecStats, KIND_DELTA, KIND_LZ4, KIND_RAW,
-    KIND_UNCHANGED, KIND_ZERO, RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
+    BATCH_BYTES_MAX, BATCH_HEADER_BYTES, CodecStats, KIND_DELTA, KIND_LZ4, KIND_RAW, KIND_ZERO,
+    RECORD_BYTES_MAX, RECORD_HEADER_BYTES,
 };
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 
@@ -22,8 +22,8 @@ const LZ4_GOOD_BYTES: usize = PAGE_BYTES / 8 * 7;
 /// After pages that did not compress, at most this many are sent without trying.
 const LZ4_SKIP_PAGES_MAX: u32 = 63;
 
-/// Turns pages into records, each in the smallest form that it finds: zero, unchanged, changed
-/// words, compressed or raw.
+/// Turns pages into records, each in the smallest form that it finds: zero, changed words, compressed
+/// or raw. A page that has not changed since it was sent needs no record.
 ///
 /// It remembers what it sent. The backup has the same only as long as every epoch arrives. Call
 /// [`Encoder::forget`] whenever the link changes or something encoded was not sent.
@@ -42,6 +42,16 @@ pub struct BatchWriter {
     body: BytesMut,
     pages: u32,
     bytes_max: usize,
+}
+
+/// What became of a page.
+#[derive(Debug)]
+#[must_use = "a frame is to be used again"]
+pub struct EncodedPage {
+    /// A frame for the next capture; `None` while the cache is still growing.
+    pub spare: Option<Box<Page>>,
+    /// The page differs from what was sent before. `false` also if that is not remembered.
+    pub changed: bool,
 }
 
 /// A finished batch.
@@ -76,25 +86,31 @@ impl Encoder {
         }
     }
 
-    /// Appends `page`, whose content is in `frame`, to a batch that is not full. Keeps the frame
-    /// and returns another one for the next capture, or `None` while the cache is still growing.
-    #[must_use = "a returned frame is to be used again"]
+    /// Appends `page`, whose content is in `frame`, to a batch that is not full, unless the backup has it
+    /// already. Keeps the frame and returns another one.
     pub fn encode(
         &mut self,
         page: PageIndex,
         frame: Box<Page>,
         batch: &mut BatchWriter,
-    ) -> Option<Box<Page>> {
+    ) -> EncodedPage {
         debug_assert!(!batch.is_full(), "finish a full batch first");
         let before = batch.body.len();
         let zero = *frame == ZERO_PAGE;
         let kind;
         let spare;
+        let mut changed = false;
         if let Some(old) = self.cache.get(page) {
+            if *old == frame {
+                self.stats.unchanged_pages += 1;
+                return EncodedPage {
+                    spare: Some(frame),
+                    changed,
+                };
+            }
+            changed = true;
             kind = if zero {
                 batch.zero(page)
-            } else if *old == frame {
-                batch.unchanged(page, &frame)
             } else {
                 let delta = Delta::between(old, &frame);
                 let delta_bytes = 4 + delta.encoded_bytes();
@@ -137,7 +153,7 @@ impl Encoder {
             spare = self.cache.insert(page, frame);
         }
         self.stats.count(kind, batch.body.len() - before);
-        spare
+        EncodedPage { spare, changed }
     }
 
     /// Forgets what the backup has: the backup or the link is another one, or an encoded epoch was
@@ -208,12 +224,6 @@ impl BatchWriter {
 
     fn zero(&mut self, page: PageIndex) -> u8 {
         self.record(KIND_ZERO, page)
-    }
-
-    fn unchanged(&mut self, page: PageIndex, frame: &Page) -> u8 {
-        let kind = self.record(KIND_UNCHANGED, page);
-        self.body.put_u32_le(crc32fast::hash(frame));
-        kind
     }
 
     fn delta(&mut self, page: PageIndex, delta: &Delta, old: &Page, new: &Page) -> u8 {

@@ -1,8 +1,8 @@
 //! The page codec (step ④ and its inverse in step ⑥): turns pages of guest memory into batches of
 //! bytes.
 //!
-//! The [`Encoder`] knows the backup's version of recently shipped pages. It sends each page in one
-//! of five forms, the smallest that it finds. [`decode`] rebuilds the pages over the backup's
+//! The [`Encoder`] knows the backup's version of recently shipped pages. It leaves out a page that has not
+//! changed, and sends any other in one of four forms, the smallest that it finds. [`decode`] rebuilds the pages over the backup's
 //! committed memory, and needs only that memory and the batch.
 //!
 //! Must not be done here: deciding when an epoch is whole, and writing memory. The decoder reads a
@@ -21,20 +21,19 @@
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 1 | how the page is sent: 0 to 4, below |
+//! | 0 | 1 | how the page is sent, below |
 //! | 1 | 7 | page index (guest-physical address / 4096) |
 //! | 8 | … | payload |
 //!
 //! | number | the page is | payload |
 //! | --- | --- | --- |
 //! | 0 | zero | nothing |
-//! | 1 | unchanged since it was last shipped | `u32` CRC32 of the page |
 //! | 2 | changed in some of its 512 words of 8 bytes | `u32` CRC32 of the resulting page; `u8` mask of the groups of 64 words that changed, lowest bit first, not 0; for each such group a `u64` bitmap of the changed words, lowest bit first, not 0; then the XOR of each changed word with the base's, not 0, in order |
 //! | 3 | compressed | `u16` length, not 0; an LZ4 block of that length that yields 4096 bytes |
 //! | 4 | sent as it is | 4096 bytes |
 //!
-//! The base of 1 and 2 is the backup's committed page. The CRC32 (IEEE) proves that both sides use
-//! the same base. A difference is an error, never a silently wrong page.
+//! The base of 2 is the backup's committed page. The CRC32 (IEEE) proves that both sides use the same
+//! base. A difference is an error, never a silently wrong page.
 //!
 //! A page occurs at most once in an epoch (during initial synchronisation: in a batch). It must lie
 //! in the memory layout agreed upon in the handshake.
@@ -45,7 +44,7 @@ mod delta;
 mod encoder;
 
 pub use decoder::{PageSink, decode};
-pub use encoder::{Batch, BatchWriter, Encoder};
+pub use encoder::{Batch, BatchWriter, EncodedPage, Encoder};
 
 use crate::ids::PageIndex;
 
@@ -62,7 +61,6 @@ const RECORD_HEADER_BYTES: usize = 8;
 const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + crate::ids::PAGE_BYTES;
 
 const KIND_ZERO: u8 = 0;
-const KIND_UNCHANGED: u8 = 1;
 const KIND_DELTA: u8 = 2;
 const KIND_LZ4: u8 = 3;
 const KIND_RAW: u8 = 4;
@@ -72,7 +70,7 @@ const KIND_RAW: u8 = 4;
 pub struct CodecStats {
     /// Pages sent as zero.
     pub zero_pages: u64,
-    /// Pages sent as unchanged.
+    /// Pages left out because they have not changed.
     pub unchanged_pages: u64,
     /// Pages sent as their changed words.
     pub delta_pages: u64,
@@ -85,7 +83,7 @@ pub struct CodecStats {
 }
 
 impl CodecStats {
-    /// Pages in all.
+    /// Pages in all, sent or not.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.zero_pages + self.unchanged_pages + self.delta_pages + self.lz4_pages + self.raw_pages
@@ -94,7 +92,6 @@ impl CodecStats {
     fn count(&mut self, kind: u8, record_bytes: usize) {
         match kind {
             KIND_ZERO => self.zero_pages += 1,
-            KIND_UNCHANGED => self.unchanged_pages += 1,
             KIND_DELTA => self.delta_pages += 1,
             KIND_LZ4 => self.lz4_pages += 1,
             _ => self.raw_pages += 1,

@@ -12,14 +12,14 @@ use crate::arbiter::{ArbiterId, Record, Verdict};
 use crate::core::backup::{BackupCore, BackupIdentity, BackupInput};
 use crate::core::message::Message;
 use crate::core::policy::Policy;
-use crate::core::primary::{PrimaryCore, PrimaryInput};
+use crate::core::primary::{Pause, PrimaryCore, PrimaryInput};
 use crate::core::start::Starts;
 use crate::core::testing::NOW;
 use crate::ids::{EpochId, Generation};
 
 pub(super) fn policy() -> Policy {
     Policy {
-        output_quiet: None,
+        overhead_percent: 0,
         sync_rounds_max: 1,
         ..Policy::default()
     }
@@ -386,7 +386,13 @@ impl World {
                     self.send_wire(host, generation, Wire::End(epoch));
                 }
                 let epoch = EpochId(epoch);
-                self.primary(host, PrimaryInput::Captured { epoch });
+                self.primary(
+                    host,
+                    PrimaryInput::Captured {
+                        epoch,
+                        pause: Pause::default(),
+                    },
+                );
             }
             Work::Ship(epoch) => {
                 let epoch = EpochId(epoch);

@@ -3,9 +3,14 @@
 
 use std::time::Duration;
 
+use super::Pause;
 use crate::core::policy::Policy;
 use crate::core::violation::ProtocolViolation;
 use crate::ids::EpochId;
+
+/// After a time with few pauses, so much of the time that has yet to pass counts as passed: a burst of short
+/// epochs is welcome if it does not last.
+const ADVANCE: Duration = Duration::from_millis(20);
 
 /// The epochs of one session with one backup. One is running; at most one is being captured or in
 /// flight.
@@ -28,8 +33,12 @@ pub(super) struct Epochs {
     /// When the timer of the running epoch started. The timer keeps its beat: neither the pause nor
     /// a late look at it delays the end of the next epoch.
     beat: Duration,
-    /// When output last began to wait in the running epoch.
+    /// Since when output has been waiting for the end of the running epoch.
     output_at: Option<Duration>,
+    /// How long the pause before it was.
+    paused: Duration,
+    /// When the pauses so far will be no more than their part of the guest's time.
+    paid_at: Duration,
     wanted: bool,
     failures: u32,
 }
@@ -73,6 +82,8 @@ impl Epochs {
             began: now,
             beat: now,
             output_at: None,
+            paused: Duration::ZERO,
+            paid_at: now,
             wanted: true,
             failures,
         }
@@ -134,11 +145,13 @@ impl Epochs {
             return Some(self.began);
         }
         let timer = self.beat + policy.epoch_interval;
-        let quiet = self
-            .output_at
-            .zip(policy.output_quiet)
-            .map_or(timer, |(last, quiet)| last + quiet);
-        Some(timer.min(quiet).max(self.began + policy.epoch_interval_min))
+        // However long captures take, the guest runs between them.
+        let timer = timer.max(self.began + policy.epoch_interval / 2);
+        let output_at = self.output_at.filter(|_| policy.overhead_percent > 0);
+        let output = output_at.map(|at| at.max(self.paid_at.saturating_sub(ADVANCE)));
+        // A guest that waits for a disk only looks idle.
+        let soonest = self.began + self.paused;
+        Some(output.map_or(timer, |at| at.max(soonest).min(timer)))
     }
 
     /// Ends the running epoch and returns it, to be captured.
@@ -151,13 +164,17 @@ impl Epochs {
         self.beat = if on_beat { timer } else { now };
         self.boundary = Boundary::Capturing(epoch);
         self.wanted = false;
-        // Output that begins to wait from now on may be sealed under this epoch or the next. It is
-        // counted for the next, which at worst ends early.
-        self.output_at = None;
         epoch
     }
 
-    pub(super) fn captured(&mut self, epoch: EpochId, now: Duration) -> Result<(), OutOfOrder> {
+    /// The guest runs again. What waits from here on waits for the next epoch.
+    pub(super) fn captured(
+        &mut self,
+        epoch: EpochId,
+        pause: Pause,
+        now: Duration,
+        policy: &Policy,
+    ) -> Result<(), OutOfOrder> {
         if self.boundary != Boundary::Capturing(epoch) {
             return Err(OutOfOrder {
                 what: "capture",
@@ -171,8 +188,25 @@ impl Epochs {
             acked: false,
         };
         self.began = now;
+        self.output_at = None;
+        self.pay(pause, now, policy);
         self.failures = 0;
         Ok(())
+    }
+
+    /// Counts the pause before the running epoch.
+    fn pay(&mut self, pause: Pause, now: Duration, policy: &Policy) {
+        self.paused = pause.took;
+        let lost = if pause.idle {
+            Duration::ZERO
+        } else {
+            pause.took
+        };
+        if let Some(part) = (lost * 100).checked_div(policy.overhead_percent.min(100)) {
+            // More debt than the timer waits for would only outlive the load that made it.
+            let latest = now + policy.epoch_interval + ADVANCE;
+            self.paid_at = (self.paid_at.max(now) + part).min(latest);
+        }
     }
 
     /// The capture is to be tried again. Returns how many have failed in a row.
@@ -190,6 +224,8 @@ impl Epochs {
         self.boundary = Boundary::Passed;
         self.began = now;
         self.beat = now;
+        // It waits for the timer, so that attempts do not follow each other at once.
+        self.output_at = None;
         self.failures += 1;
         Ok(self.failures)
     }
@@ -294,7 +330,7 @@ impl Epochs {
     }
 
     pub(super) fn output_waiting(&mut self, now: Duration) {
-        self.output_at = Some(now);
+        self.output_at.get_or_insert(now);
     }
 
     pub(super) fn want_checkpoint(&mut self) {
@@ -304,7 +340,7 @@ impl Epochs {
     /// For the model: everything happened at this time.
     #[cfg(test)]
     pub(super) fn forget_time(&mut self, now: Duration) {
-        (self.began, self.beat) = (now, now);
+        (self.began, self.beat, self.paid_at) = (now, now, now);
         if let Boundary::InFlight { since, .. } = &mut self.boundary {
             *since = now;
         }

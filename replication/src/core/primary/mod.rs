@@ -57,12 +57,23 @@
 pub mod epochs;
 pub mod transitions;
 
+use std::time::Duration;
+
 use super::disk::PeerDisk;
 use super::message::Message;
 use crate::arbiter::{Mark, Verdict};
 use crate::ids::{EpochId, Generation};
 
 pub use transitions::{EndingAwaits, PrimaryCore, PrimaryPhase};
+
+/// How a guest stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pause {
+    /// For how long.
+    pub took: Duration,
+    /// It had nothing to do anyway.
+    pub idle: bool,
+}
 
 /// What happens to the primary.
 ///
@@ -114,6 +125,8 @@ pub enum PrimaryInput {
     Captured {
         /// The epoch.
         epoch: EpochId,
+        /// The pause.
+        pause: Pause,
     },
     /// The capture failed, and nothing of the epoch was shipped. Its dirty bits were given back.
     /// Its output is still held and will be sealed under the next attempt.
@@ -150,7 +163,8 @@ pub enum PrimaryInput {
         /// What failed, for people.
         why: String,
     },
-    /// The gate holds new output.
+    /// The gate holds output that is not sealed yet. To be said when it begins to, and after
+    /// [`PrimaryInput::Captured`] if it holds some already.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
     /// is nearly full, or a checkpoint was requested.

@@ -11,7 +11,7 @@ mod target;
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::trace_span;
@@ -32,8 +32,9 @@ use crate::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
 };
 use crate::core::message::Message;
-use crate::core::primary::PrimaryInput;
+use crate::core::primary::{self, PrimaryInput};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
+use crate::open_pages::Looked;
 use crate::output::{OutputGate, SealedOutput};
 use crate::page_set::PageSet;
 use crate::ports::disks::SealedDisks;
@@ -101,6 +102,23 @@ enum ShipError {
     Disk(#[from] DiskError),
 }
 
+/// What a capture took out of the machine, besides pages.
+struct Captured {
+    disks: SealedDisks,
+    state: Vec<u8>,
+    output: SealedOutput,
+    pause: Pause,
+}
+
+/// What a pause cost, and for how much.
+struct Pause {
+    pages: u64,
+    copying: Duration,
+    /// From the pause before to this one.
+    epoch: Duration,
+    core: primary::Pause,
+}
+
 pub(super) struct Capturer<M: Machine> {
     /// The first field, so that the machine is stopped before anything else here is dropped.
     machine: StoppedOnDrop<M>,
@@ -122,6 +140,11 @@ pub(super) struct Capturer<M: Machine> {
     /// Spare frames; `provide_frames` allocates up to `limits.capture_pages_max` in advance.
     spare: Vec<Box<Page>>,
     captured: Vec<(PageIndex, Box<Page>)>,
+    /// Pages of the present epoch that differ from what was shipped last.
+    changed: PageSet,
+    /// When the guest last stood still.
+    paused_at: Option<Instant>,
+    epoch_interval: Duration,
     tracking: bool,
 }
 
@@ -138,6 +161,9 @@ impl<M: Machine> Capturer<M> {
             copying: false,
             progress: DiskProgress::default(),
             dirty: PageSet::empty(memory.layout()),
+            changed: PageSet::empty(memory.layout()),
+            paused_at: None,
+            epoch_interval: reign.settings.policy.epoch_interval,
             encoder: Encoder::new(limits.cache_pages_max),
             machine,
             notes: Notes::new(Arc::clone(&reign.arbiter)),
@@ -162,6 +188,7 @@ impl<M: Machine> Capturer<M> {
                     self.session = target.session;
                     self.target = Some(target);
                     self.encoder.forget();
+                    self.paused_at = None;
                     Ok(())
                 }
                 CaptureJob::StartSync(peer) => self.start_sync(&peer),
@@ -329,7 +356,7 @@ impl<M: Machine> Capturer<M> {
                     continue;
                 }
                 self.spare
-                    .extend(assembler.page(&mut encoder, page, frame)?);
+                    .extend(assembler.page(&mut encoder, page, frame)?.spare);
                 if assembler.is_between_batches() {
                     // A guest that writes to disks meanwhile must not be slowed for a whole round.
                     self.sync_disks(target.clone())?;
@@ -354,7 +381,13 @@ impl<M: Machine> Capturer<M> {
             return Ok(());
         };
         let mut assembler = EpochAssembler::new(epoch, BatchBytes::default(), target);
-        let (disks, state, output) = match self.capture(epoch, &mut assembler) {
+        self.changed.clear();
+        let Captured {
+            disks,
+            state,
+            output,
+            pause,
+        } = match self.capture(epoch, &mut assembler) {
             Ok(captured) => captured,
             Err(error) => {
                 // The copied pages belong to a moment at which no epoch ends, and the encoded ones
@@ -377,8 +410,23 @@ impl<M: Machine> Capturer<M> {
                 };
             }
         };
-        self.report(PrimaryInput::Captured { epoch });
+        self.report(PrimaryInput::Captured {
+            epoch,
+            pause: pause.core,
+        });
         self.encode_captured(&mut assembler)?;
+        let open_pages = self.machine.looked(Looked {
+            changed: &self.changed,
+            pages: pause.pages,
+            copying: pause.copying,
+            epoch: pause.epoch,
+            // An open page that is not remembered is sent whole, and one too many is encoded in the pause.
+            open_max: self
+                .limits
+                .cache_pages_max
+                .min(self.limits.capture_pages_max) as u64
+                / 2,
+        });
         let parts = EpochDisks {
             writes: &disks.writes,
             flush: disks.flush,
@@ -391,7 +439,8 @@ impl<M: Machine> Capturer<M> {
         self.provide_frames(self.dirty.len());
         self.dirty.clear();
         let wire_bytes = assembled.machine_bytes + assembled.disk_bytes;
-        self.metrics.shipped(self.encoder.stats(), wire_bytes);
+        self.metrics
+            .shipped(self.encoder.stats(), wire_bytes, open_pages);
         self.report(PrimaryInput::Shipped { epoch });
         Ok(())
     }
@@ -402,7 +451,7 @@ impl<M: Machine> Capturer<M> {
         &mut self,
         epoch: EpochId,
         assembler: &mut EpochAssembler<Target>,
-    ) -> Result<(SealedDisks, Vec<u8>, SealedOutput), ShipError> {
+    ) -> Result<Captured, ShipError> {
         let mut state = Vec::with_capacity(64 * 1024);
         // It waits for storage the first time. The guest must not stand still meanwhile.
         self.disks.hold()?;
@@ -413,6 +462,7 @@ impl<M: Machine> Capturer<M> {
             paused.harvest(&mut self.dirty)?;
         }
         let step = trace_span!(target: "understudy::pause", "copy").entered();
+        let copying = Instant::now();
         let mut pages = 0;
         for page in self.dirty.iter() {
             if self.captured.len() == self.limits.capture_pages_max {
@@ -423,6 +473,7 @@ impl<M: Machine> Capturer<M> {
                     &mut self.spare,
                     &mut self.encoder,
                     assembler,
+                    &mut self.changed,
                 )?;
             }
             let frame = self.spare.pop().unwrap_or_else(new_frame);
@@ -430,12 +481,14 @@ impl<M: Machine> Capturer<M> {
             pages += 1;
         }
         self.memory.read_pages(&mut self.captured)?;
+        let copying = copying.elapsed();
         drop(step);
         {
             let _step = trace_span!(target: "understudy::pause", "save").entered();
             paused.save(&mut state)?;
             check_size(&state)?;
         }
+        let idle = paused.is_idle();
         let step = trace_span!(target: "understudy::pause", "seal").entered();
         let disks = self.disks.seal(epoch)?;
         // Nothing fails from here on, so output is sealed under this epoch if and only if the epoch
@@ -447,8 +500,24 @@ impl<M: Machine> Capturer<M> {
             let _step = trace_span!(target: "understudy::pause", "resume").entered();
             drop(paused);
         }
-        self.metrics.captured(epoch, began, began.elapsed(), pages);
-        Ok((disks, state, output))
+        let paused = began.elapsed();
+        self.metrics.captured(epoch, began, paused, pages);
+        let before = self.paused_at.replace(began);
+        let pause = Pause {
+            pages,
+            copying,
+            // A longer one is no measure of those to come.
+            epoch: before.map_or(Duration::ZERO, |before| {
+                (began - before).min(self.epoch_interval)
+            }),
+            core: primary::Pause { took: paused, idle },
+        };
+        Ok(Captured {
+            disks,
+            state,
+            output,
+            pause,
+        })
     }
 
     /// Allocates frames while the guest runs, so that the next capture has enough for as many pages
@@ -471,6 +540,7 @@ impl<M: Machine> Capturer<M> {
             &mut self.spare,
             &mut self.encoder,
             assembler,
+            &mut self.changed,
         )?;
         self.spare.truncate(self.limits.capture_pages_max);
         Ok(())
@@ -482,9 +552,14 @@ fn encode(
     spare: &mut Vec<Box<Page>>,
     encoder: &mut Encoder,
     assembler: &mut EpochAssembler<Target>,
+    changed: &mut PageSet,
 ) -> Result<(), ShipError> {
     for (page, frame) in captured.drain(..) {
-        spare.extend(assembler.page(encoder, page, frame)?);
+        let encoded = assembler.page(encoder, page, frame)?;
+        spare.extend(encoded.spare);
+        if encoded.changed {
+            changed.insert(page);
+        }
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::ports::PrimaryDisks;
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
-use crate::runtime::clock::{Clock, beat, until};
+use crate::runtime::clock::{Alarm, Clock, beat};
 use crate::runtime::ended::Ended;
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
@@ -160,6 +160,7 @@ impl Driver {
     async fn drive(&mut self) -> Result<Finish, RuntimeError> {
         let mut heartbeats = Heartbeats::open(&self.setup.reign.settings, Sender::Primary).await?;
         let mut beat = beat(self.setup.reign.settings.policy.heartbeat_interval);
+        let alarm = Alarm::new(self.clock);
         let mut connecting: Option<Connecting> = None;
         loop {
             self.publish();
@@ -169,7 +170,9 @@ impl Driver {
                 }
                 return Ok(ended);
             }
-            let happened = self.wait(&mut connecting, &mut beat, &mut heartbeats).await;
+            let happened = self
+                .wait(&mut connecting, &alarm, &mut beat, &mut heartbeats)
+                .await;
             if matches!(happened, Happened::Heartbeat) {
                 heartbeats
                     .send(self.core.generation(), self.core.session())
@@ -208,6 +211,7 @@ impl Driver {
     async fn wait(
         &mut self,
         connecting: &mut Option<Connecting>,
+        alarm: &Alarm,
         beat: &mut tokio::time::Interval,
         heartbeats: &mut Heartbeats,
     ) -> Happened {
@@ -230,7 +234,7 @@ impl Driver {
                 }
             }));
         }
-        let timer = self.core.next_wakeup().map(|at| self.clock.instant(at));
+        let timer = self.core.next_wakeup();
         let (opening, number) = (self.core.is_opening(), self.core.session());
         let happened = tokio::select! {
             biased;
@@ -243,7 +247,7 @@ impl Driver {
             reply = self.arbitration.reply() => Happened::Replied(reply),
             // A side that ends at once takes no more requests.
             request = self.requests.recv(), if !self.abandoned => Happened::Requested(request),
-            () = until(timer) => Happened::Timer,
+            () = alarm.wait(timer) => Happened::Timer,
             _ = beat.tick() => Happened::Heartbeat,
             heard = heartbeats.recv(number) => Happened::Heard(heard),
             () = self.output.wait() => Happened::Output,
@@ -308,19 +312,13 @@ impl Driver {
                 if self.output.take_full() {
                     inputs.push_back(PrimaryInput::CheckpointWanted);
                 }
-                // `fresh` stays set, so further output does not wake the driver until the next
-                // timer.
+                // `fresh` stays set, so further output does not wake the driver until it is sealed.
                 if self.output.is_fresh() {
                     inputs.push_back(PrimaryInput::OutputWaiting);
                 }
             }
             Happened::Heartbeat => {}
-            Happened::Timer => {
-                if self.output.take_fresh() {
-                    inputs.push_back(PrimaryInput::OutputWaiting);
-                }
-                inputs.push_back(PrimaryInput::Tick);
-            }
+            Happened::Timer => inputs.push_back(PrimaryInput::Tick),
         }
     }
 
@@ -372,7 +370,11 @@ impl Driver {
     fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
         match report.event {
             CaptureEvent::Session(input) if self.is_present(report.session) => {
+                let captured = matches!(input, PrimaryInput::Captured { .. });
                 inputs.push_back(input);
+                if captured && self.output_waits() {
+                    inputs.push_back(PrimaryInput::OutputWaiting);
+                }
             }
             CaptureEvent::Session(_) => {}
             CaptureEvent::Opened => {
@@ -383,6 +385,13 @@ impl Driver {
                 still_held(generation, &error, self.jobs.clone(), &self.metrics);
             }
         }
+    }
+
+    /// Whether output has come since the last seal. What comes later wakes the driver.
+    fn output_waits(&self) -> bool {
+        // First the mark, then the gate: what comes in between is marked again.
+        self.output.clear_fresh();
+        self.setup.gate.is_collecting()
     }
 
     /// Whether a report of this session still matters.

@@ -1,5 +1,5 @@
-//! Tells the driver, for device threads, that output waits. It does so at most once per look of the
-//! driver: a guest that streams must not wake the driver for each frame.
+//! Tells the driver, for device threads, that output waits. It does so at most once per epoch: a guest that
+//! streams must not wake the driver for each frame.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use crate::output::OutputEvent;
 
 #[derive(Debug, Default)]
 pub(super) struct OutputSignal {
-    /// Output has come since the driver last looked.
+    /// Output has come since the last seal that the driver knows of.
     fresh: AtomicBool,
     /// The gate is nearly full.
     full: AtomicBool,
@@ -31,14 +31,14 @@ impl OutputSignal {
         })
     }
 
-    /// Waits for the first output since the last [`OutputSignal::take_fresh`], or for a full gate.
+    /// Waits for the first output since the last [`OutputSignal::clear_fresh`], or for a full gate.
     pub(super) async fn wait(&self) {
         self.notify.notified().await;
     }
 
-    /// Whether output has come since the last call.
-    pub(super) fn take_fresh(&self) -> bool {
-        self.fresh.swap(false, Ordering::AcqRel)
+    /// Further output is to wake the driver again.
+    pub(super) fn clear_fresh(&self) {
+        self.fresh.store(false, Ordering::SeqCst);
     }
 
     /// Whether the gate has filled up since the last call.
@@ -46,7 +46,7 @@ impl OutputSignal {
         self.full.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether output has come that was not taken yet.
+    /// Whether output has come since the last [`OutputSignal::clear_fresh`].
     pub(super) fn is_fresh(&self) -> bool {
         self.fresh.load(Ordering::Acquire)
     }

@@ -14,18 +14,6 @@ fn replication_refused(section: &str, key: &str, words: &str) {
 }
 
 #[test]
-fn the_shortest_epoch_is_not_longer_than_the_longest() {
-    let words = "40 ms is more than the longest epoch, which has 30 ms";
-    replication_refused(
-        r#""epoch_ms": 30, "epoch_min_ms": 40"#,
-        "epoch_min_ms",
-        words,
-    );
-    replication_refused(r#""epoch_min_ms": 10000"#, "epoch_min_ms", "longest epoch");
-    config(r#"{"replication": {"epoch_ms": 30, "epoch_min_ms": 30}}"#);
-}
-
-#[test]
 fn a_host_is_not_its_own_other_host() {
     for same in ["10.0.0.1:7000", "unix:/run/channel"] {
         let section = format!(r#""listen": "{same}", "backup": "{same}""#);

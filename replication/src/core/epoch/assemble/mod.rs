@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use bytes::Bytes;
 
 use super::tally::EpochTally;
-use crate::core::codec::{BATCH_BYTES_DEFAULT, Batch, BatchWriter, Encoder};
+use crate::core::codec::{BATCH_BYTES_DEFAULT, Batch, BatchWriter, EncodedPage, Encoder};
 use crate::core::disk::{DISK_BATCH_BYTES_DEFAULT, DiskBatchWriter, DiskWrite};
 use crate::core::message::{EpochSummary, Message};
 use crate::ids::{EpochId, Page, PageIndex};
@@ -112,12 +112,12 @@ impl<S: MessageSink> Batches<S> {
         page: PageIndex,
         frame: Box<Page>,
         message: impl FnOnce(Batch) -> Message,
-    ) -> Result<Option<Box<Page>>, S::Error> {
-        let spare = encoder.encode(page, frame, &mut self.pages);
+    ) -> Result<EncodedPage, S::Error> {
+        let encoded = encoder.encode(page, frame, &mut self.pages);
         if self.pages.is_full() {
             self.end_pages(message)?;
         }
-        Ok(spare)
+        Ok(encoded)
     }
 
     fn end_pages(&mut self, message: impl FnOnce(Batch) -> Message) -> Result<(), S::Error> {
@@ -178,8 +178,7 @@ impl<S: MessageSink> EpochAssembler<S> {
         self.batches.assembled != Assembled::default()
     }
 
-    /// Adds a page whose content is in `frame`. Returns a frame for another page, as
-    /// [`Encoder::encode`] does.
+    /// Adds a page whose content is in `frame`, as [`Encoder::encode`] does.
     ///
     /// # Errors
     /// If the sink does not take a batch.
@@ -188,7 +187,7 @@ impl<S: MessageSink> EpochAssembler<S> {
         encoder: &mut Encoder,
         page: PageIndex,
         frame: Box<Page>,
-    ) -> Result<Option<Box<Page>>, S::Error> {
+    ) -> Result<EncodedPage, S::Error> {
         let (epoch, tally) = (self.epoch, &mut self.tally);
         self.batches
             .page(encoder, page, frame, |batch| counted(epoch, batch, tally))
@@ -260,7 +259,7 @@ impl<S: MessageSink> SyncAssembler<S> {
         encoder: &mut Encoder,
         page: PageIndex,
         frame: Box<Page>,
-    ) -> Result<Option<Box<Page>>, S::Error> {
+    ) -> Result<EncodedPage, S::Error> {
         self.0.page(encoder, page, frame, sync_pages)
     }
 

@@ -151,10 +151,11 @@ fn the_sinks_error_comes_back_wherever_it_happens() {
     for room in 0..=7 {
         let mut encoder = Encoder::new(0);
         let mut assembler = EpochAssembler::new(EpochId(1), SMALL, Short(room));
-        let mut outcome = Ok(None);
+        let mut outcome = Ok(());
         for page in 0..3 {
             assert_eq!(assembler.has_begun(), page == 2);
-            outcome = assembler.page(&mut encoder, PageIndex(100 + page), noise(page));
+            let page = assembler.page(&mut encoder, PageIndex(100 + page), noise(page));
+            outcome = page.map(drop);
             if outcome.is_err() {
                 break;
             }
@@ -164,7 +165,7 @@ fn the_sinks_error_comes_back_wherever_it_happens() {
             writes: &writes,
             ..EpochDisks::default()
         };
-        let outcome = outcome.and_then(|_| assembler.end(disks, STATE, SealedOutput::default()));
+        let outcome = outcome.and_then(|()| assembler.end(disks, STATE, SealedOutput::default()));
         assert_eq!(outcome.is_ok(), room == 7, "{outcome:?}");
     }
 }

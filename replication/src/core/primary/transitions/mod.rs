@@ -316,9 +316,9 @@ impl PrimaryCore {
                 self.violated(&ProtocolViolation::Disks(what), out);
             }
             Input::DisksMisreported { .. } => {}
-            Input::Captured { epoch } => {
-                let now = self.now;
-                self.report(|epochs| epochs.captured(epoch, now), out);
+            Input::Captured { epoch, pause } => {
+                let (now, policy) = (self.now, self.policy.clone());
+                self.report(|epochs| epochs.captured(epoch, pause, now, &policy), out);
             }
             Input::Shipped { epoch } => self.report(|epochs| epochs.shipped(epoch), out),
             Input::CaptureFailed { epoch, error } => self.capture_failed(epoch, &error, out),

@@ -197,8 +197,8 @@ pub(crate) struct ReplicatedArgs {
     disk_journal: Option<PathBuf>,
     #[arg(long, value_name = "MS", help = keys::EPOCH.help())]
     epoch_ms: Option<u64>,
-    #[arg(long, value_name = "MS", help = keys::EPOCH_MIN.help())]
-    epoch_min_ms: Option<u64>,
+    #[arg(long, value_name = "PERCENT", help = keys::OVERHEAD.help())]
+    overhead_percent: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::HEARTBEAT.help())]
     heartbeat_ms: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::TIMEOUT.help())]
@@ -403,7 +403,7 @@ impl ReplicatedArgs {
             arbiter: self.arbiter,
             heartbeat: self.heartbeat.as_deref().map(heartbeat).transpose()?,
             epoch_ms: self.epoch_ms,
-            epoch_min_ms: self.epoch_min_ms,
+            overhead_percent: self.overhead_percent,
             heartbeat_ms: self.heartbeat_ms,
             timeout_ms: self.timeout_ms,
             storage_timeout_ms: self.storage_timeout_ms,

@@ -161,8 +161,8 @@ fn replicated(status: &Status, metrics: &NodeMetrics) -> String {
         line(
             "dirty",
             format!(
-                "p50 {} pages, p99 {}, max {}",
-                pages.p50, pages.p99, pages.max
+                "p50 {} pages, p99 {}, max {}; {} pages not write-protected",
+                pages.p50, pages.p99, pages.max, status.open_pages
             ),
         );
         let encoded = &status.encoded;

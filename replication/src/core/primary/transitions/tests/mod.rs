@@ -16,6 +16,7 @@ mod strays;
 use super::*;
 use crate::arbiter::{ArbiterId, Verdict};
 use crate::core::message::{EpochSummary, Welcome};
+use crate::core::primary::Pause;
 
 const MS: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(3);
@@ -184,7 +185,13 @@ impl Bench {
 
     fn ship(&mut self, epoch: u64) {
         let epoch = EpochId(epoch);
-        assert_eq!(self.give(Input::Captured { epoch }), []);
+        assert_eq!(
+            self.give(Input::Captured {
+                epoch,
+                pause: Pause::default(),
+            }),
+            []
+        );
         assert_eq!(self.give(Input::Shipped { epoch }), []);
     }
 

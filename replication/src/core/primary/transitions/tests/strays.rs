@@ -27,7 +27,10 @@ fn an_epoch_that_was_shipped_twice_or_is_another_one_ends_the_session() {
     for reports in [&[2, 2][..], &[3], &[1]] {
         let mut bench = Bench::protected();
         bench.give(Input::CheckpointWanted);
-        bench.give(Input::Captured { epoch: EpochId(2) });
+        bench.give(Input::Captured {
+            epoch: EpochId(2),
+            pause: Pause::default(),
+        });
         let mut effects = Vec::new();
         for epoch in reports {
             assert_eq!(effects, []);
