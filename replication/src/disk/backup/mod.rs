@@ -173,6 +173,7 @@ impl BackupDisks for BackupImages {
     fn begin_copy(&self, plan: &[DiskSyncPlan]) -> Result<(), DiskError> {
         self.recover_for_copy()?;
         let replica = &self.replica;
+        replica.forget_lost_flushes();
         if plan.len() != replica.drives.len() {
             return Err(DiskError::PeerDiffers {
                 what: format!(
@@ -305,6 +306,11 @@ impl BackupDisks for BackupImages {
         if let (Some(failed), false) = (&state.failed, state.candidates.is_empty()) {
             // A replay repeats what the journal has, but not what was copied before it.
             return Err(DiskError::Failed(failed.clone()));
+        }
+        if !state.candidates.is_empty() && replica.has_lost_a_flush() {
+            // So it is after an attempt whose flush failed: storage says so only once.
+            let why = "a flush of its image failed before the copy was whole";
+            return Err(DiskError::Failed(why.into()));
         }
         // Nothing is destaged from here on. What another attempt needs stays until this one
         // succeeds.

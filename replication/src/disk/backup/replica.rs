@@ -299,6 +299,18 @@ impl Replica {
         drives.try_for_each(|drive| drive.flush())
     }
 
+    /// Whether a flush of a replicated image has failed since the copy began.
+    pub(super) fn has_lost_a_flush(&self) -> bool {
+        let mut replicated = self.drives.iter().filter(|drive| !drive.is_shared());
+        replicated.any(|drive| drive.flush_failed.load(Ordering::Acquire))
+    }
+
+    /// A copy begins, of all that may be lost.
+    pub(super) fn forget_lost_flushes(&self) {
+        let replicated = self.drives.iter().filter(|drive| !drive.is_shared());
+        replicated.for_each(|drive| drive.flush_failed.store(false, Ordering::Release));
+    }
+
     pub(super) fn replay(&self, files: &[JournalFile], limit: EpochId) -> Result<(), DiskError> {
         let plan = self.plan(files, limit)?;
         plan.run(|record| self.apply_record(record), || self.flush(false))

@@ -475,8 +475,10 @@ impl DirtyMap {
         if self.header.must_reach == place {
             return Ok(());
         }
-        self.header.must_reach = place;
-        self.store()
+        let before = std::mem::replace(&mut self.header.must_reach, place);
+        let stored = self.store();
+        // Another attempt must not believe that it is there.
+        stored.inspect_err(|_| self.header.must_reach = before)
     }
 
     /// All that the journal has for the image is on it durably.
@@ -484,9 +486,10 @@ impl DirtyMap {
         if self.header.journal.is_none() {
             return Ok(());
         }
-        self.header.journal = None;
+        let before = (self.header.journal.take(), self.header.must_reach);
         self.header.must_reach = START;
-        self.store()
+        let stored = self.store();
+        stored.inspect_err(|_| (self.header.journal, self.header.must_reach) = before)
     }
 
     /// The image is durably whole and belongs to `pair`.

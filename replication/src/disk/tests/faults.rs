@@ -189,6 +189,40 @@ fn a_copy_whose_flush_failed_is_not_promoted() {
 }
 
 #[test]
+fn another_attempt_at_a_promotion_does_not_believe_a_flush_after_one_that_failed() {
+    let mut lost = 0;
+    for after in 0.. {
+        let (a, b, primary, _, _) = protected();
+        let backup = b.open(&[Replicated], lazy());
+        primary.primary().detach();
+        primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+        let mut session = Session::begin(&primary, &backup, 2);
+        session.sync();
+        primary.disks()[0].write_at(4096, &[2; 512]).unwrap();
+        let epoch = session.ship();
+        backup.backup().committed(epoch);
+        b.fail("disk0", after, Other);
+        let first = backup.backup().promote(epoch, &mut |_| true);
+        b.heal();
+        let Err(first) = first else {
+            break;
+        };
+        let second = backup.backup().promote(epoch, &mut |_| true);
+        let is_flush = matches!(&first, DiskError::Io { what: "flush", .. });
+        match second {
+            Ok(()) => {
+                assert!(!is_flush, "{first}");
+                assert_eq!(a.content("disk0"), b.content("disk0"));
+            }
+            // Also if it was the thread that destages that failed first.
+            Err(DiskError::Failed(_)) => lost += u32::from(is_flush),
+            Err(error) => panic!("{error} after {first}"),
+        }
+    }
+    assert!(lost > 0, "no flush failed");
+}
+
+#[test]
 fn a_promotion_is_refused_if_the_journal_has_lost_what_was_acknowledged() {
     let (_a, b, primary, _, _) = protected();
     let backup = b.open(&[Replicated], lazy());
