@@ -98,19 +98,8 @@ impl Clients {
         let end = Arc::new(AtomicBool::new(false));
         let all = (0..STREAMS + COUNTERS).map(|number| {
             let is_stream = number < STREAMS;
-            let state = Arc::new(Mutex::new(State {
-                progress: 0,
-                last: Instant::now(),
-                longest: Duration::ZERO,
-                losses: Losses::default(),
-                fault: None,
-                is_wrong: false,
-            }));
-            let work = Work {
-                key: format!("counter-{number}"),
-                state: Arc::clone(&state),
-                end: Arc::clone(&end),
-            };
+            let work = Work::new(number, &end);
+            let state = Arc::clone(&work.state);
             let network = Arc::clone(network);
             let thread = std::thread::spawn(move || {
                 let done = network.clients.enter().and_then(|()| match is_stream {
@@ -203,6 +192,22 @@ struct Work {
 }
 
 impl Work {
+    fn new(number: usize, end: &Arc<AtomicBool>) -> Self {
+        let state = State {
+            progress: 0,
+            last: Instant::now(),
+            longest: Duration::ZERO,
+            losses: Losses::default(),
+            fault: None,
+            is_wrong: false,
+        };
+        Self {
+            key: format!("counter-{number}"),
+            state: Arc::new(Mutex::new(state)),
+            end: Arc::clone(end),
+        }
+    }
+
     fn connect(&self, port: u16) -> Result<TcpStream> {
         let address: SocketAddr = format!("{GUEST}:{port}").parse()?;
         let connection = TcpStream::connect_timeout(&address, CONNECT).context("cannot connect")?;
@@ -344,6 +349,41 @@ fn displacement(position: u64, window: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a client that has seen it says of it.
+    fn losses(judge: impl FnOnce(&Work) -> Result<()>) -> Option<Losses> {
+        let work = Work::new(0, &Arc::default());
+        let judged = judge(&work);
+        let state = work.state.lock();
+        assert_eq!(judged.is_err(), state.is_wrong);
+        state.is_wrong.then_some(state.losses)
+    }
+
+    #[test]
+    fn a_number_that_was_lost_or_counted_twice_is_a_fault() {
+        let answered = |line: &'static str| losses(|work| work.answered(line.as_bytes(), 8));
+        assert_eq!(answered("VALUE 8"), None);
+        let lost = answered("VALUE 6").unwrap();
+        assert_eq!((lost.writes_lost, lost.writes_repeated), (2, 0));
+        let repeated = answered("VALUE 9").unwrap();
+        assert_eq!((repeated.writes_lost, repeated.writes_repeated), (0, 1));
+        assert_eq!(answered("what?"), Some(Losses::default()));
+    }
+
+    #[test]
+    fn bytes_that_were_lost_or_came_twice_are_a_fault() {
+        let mut bytes = [0; 300];
+        let mut at = |holds| {
+            pattern::fill(holds, &mut bytes);
+            losses(|work| work.check(10_000, &bytes))
+        };
+        assert_eq!(at(10_000), None);
+        assert_eq!(at(10_007).unwrap().bytes_lost, 7);
+        assert_eq!(at(9_000).unwrap().bytes_repeated, 1_000);
+        pattern::fill(10_000, &mut bytes);
+        bytes[299] ^= 1;
+        assert!(losses(|work| work.check(10_000, &bytes)).is_some());
+    }
 
     #[test]
     fn bytes_that_are_not_where_they_belong_are_found_elsewhere() {

@@ -39,7 +39,10 @@ pub(crate) fn set(world: &mut World, planned: &Planned, begins: bool) -> Result<
         Failure::PrimaryStorageFails => world.storage(primary).set_full(begins)?,
         Failure::StandbyStorageHung => world.storage(standby).set_frozen(begins)?,
         Failure::StandbyStorageFails => world.storage(standby).set_full(begins)?,
-        Failure::Flood => world.flood = begins.then(|| Flood::start(&world.network)),
+        Failure::Flood => {
+            let flood = begins.then(|| Flood::start(&world.network));
+            world.flood = flood.transpose()?;
+        }
         Failure::MemoryPressure => world.set_memory_scarce(primary, begins)?,
     }
     Ok(())

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use rand::Rng;
 
 use crate::network::{Network, Side, Way};
@@ -28,21 +29,38 @@ pub(crate) struct Flood {
 
 impl Flood {
     /// Each host floods the other one.
-    pub(crate) fn start(network: &Arc<Network>) -> Self {
+    ///
+    /// # Errors
+    /// If one of them cannot.
+    pub(crate) fn start(network: &Arc<Network>) -> Result<Self> {
         let end = Arc::new(AtomicBool::new(false));
+        let (sender, ready) = std::sync::mpsc::channel();
         let threads = Side::BOTH.map(|to| {
-            let (network, end) = (Arc::clone(network), Arc::clone(&end));
+            let (network, end, ready) = (Arc::clone(network), Arc::clone(&end), sender.clone());
             std::thread::spawn(move || {
-                // Without that network there is no flood, and nothing else is flooded instead.
-                if network.host(to.other()).enter().is_ok() {
-                    flood(to, &end);
+                let begun = network.host(to.other()).enter().and_then(|()| {
+                    UdpSocket::bind("0.0.0.0:0").context("no datagrams can be sent")
+                });
+                // Whoever started this thread waits for it.
+                match begun {
+                    Ok(udp) => {
+                        let _ = ready.send(Ok(()));
+                        flood(to, &udp, &end);
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                    }
                 }
             })
         });
-        Self {
+        let flood = Self {
             end,
             threads: threads.into(),
+        };
+        for _ in Side::BOTH {
+            ready.recv().context("a thread panicked")??;
         }
+        Ok(flood)
     }
 }
 
@@ -56,10 +74,9 @@ impl Drop for Flood {
     }
 }
 
-fn flood(to: Side, end: &AtomicBool) {
+fn flood(to: Side, udp: &UdpSocket, end: &AtomicBool) {
     let mut random = rand::rng();
     let mut open = Vec::new();
-    let udp = UdpSocket::bind("0.0.0.0:0");
     let port: Option<SocketAddr> = Way::Channel.endpoint(to).parse().ok();
     while !end.load(Ordering::Acquire) {
         let mut rubbish = [0; RUBBISH_BYTES_MAX];
@@ -75,10 +92,8 @@ fn flood(to: Side, end: &AtomicBool) {
                 open.swap_remove(random.random_range(0..open.len()));
             }
         }
-        if let Ok(udp) = &udp {
-            for _ in 0..DATAGRAMS {
-                let _ = udp.send_to(rubbish, Way::Beat.endpoint(to));
-            }
+        for _ in 0..DATAGRAMS {
+            let _ = udp.send_to(rubbish, Way::Beat.endpoint(to));
         }
         std::thread::sleep(PAUSE);
     }

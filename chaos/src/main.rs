@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use parking_lot::Mutex;
 
@@ -71,7 +71,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let choice = choice_of(&options);
+    let choice = choice_of(&options)?;
     let (work, kept) = (
         options.directory.join("work"),
         options.directory.join("failed"),
@@ -99,22 +99,24 @@ fn main() -> Result<()> {
     }
 }
 
-/// What is to fail, as far as this machine can make it fail.
-fn choice_of(options: &Options) -> Choice {
+/// What is to fail.
+fn choice_of(options: &Options) -> Result<Choice> {
     let mut failures = match options.only.is_empty() {
         true => Failure::value_variants().to_vec(),
         false => options.only.clone(),
     };
     failures.sort_unstable();
     failures.dedup();
-    if MemoryGroup::new("trial").is_none() {
-        eprintln!("chaos: no cgroups for memory here: memory-pressure is left out");
-        failures.retain(|failure| *failure != Failure::MemoryPressure);
-    }
-    Choice {
+    let needs_groups = failures.contains(&Failure::MemoryPressure);
+    ensure!(
+        !needs_groups || MemoryGroup::new("trial").is_some(),
+        "there are no cgroups for memory here, or this user may not make one, and memory-pressure needs them: name all other \
+         failures with --only"
+    );
+    Ok(Choice {
         failures,
         singles: options.singles,
-    }
+    })
 }
 
 fn run_all(options: &Options, choice: &Choice, work: &Path, kept: &Path) -> Vec<Outcome> {

@@ -26,6 +26,8 @@ pub(crate) struct Report {
     bytes: u64,
     writes: u64,
     flushed: u64,
+    /// Runs whose disk lacked some of these, or was not of one moment.
+    wrong_disks: usize,
     /// Guests that were started from their disk, where that may be.
     started_over: usize,
     rows: Vec<Row>,
@@ -79,6 +81,7 @@ impl Report {
             report.bytes += one.bytes;
             report.writes += one.writes;
             report.flushed += one.flushed;
+            report.wrong_disks += usize::from(one.disk_is_wrong);
             report.started_over += usize::from(one.started_over.is_some());
             let title = if one.failures > 1 { PAIRS } else { &one.title };
             kinds.entry((one.failures, title)).or_default().push(one);
@@ -141,7 +144,10 @@ impl Report {
             ),
             (
                 "flushed disk writes",
-                format!("{}, all there", self.flushed),
+                format!(
+                    "{}, not as they should be in {} runs",
+                    self.flushed, self.wrong_disks
+                ),
             ),
             ("started from the disk", self.started_over.to_string()),
         ] {
@@ -199,15 +205,18 @@ mod tests {
             faults: vec!["stuck".into()],
             is_stuck: true,
             two_speakers: true,
+            disk_is_wrong: true,
             ..well.clone()
         };
         let report = Report::new(vec![well, ill]);
         assert_eq!((report.runs, report.failed()), (2, 1));
         assert_eq!((report.stuck, report.two_speakers), (1, 1));
-        assert!(
-            report
-                .render()
-                .contains("| flood | 2 | 5 | 5 | 5 | - | - | - |")
-        );
+        let text = report.render();
+        for told in [
+            "| flood | 2 | 5 | 5 | 5 | - | - | - |",
+            "0, not as they should be in 1 runs",
+        ] {
+            assert!(text.contains(told), "{text}");
+        }
     }
 }

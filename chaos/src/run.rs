@@ -42,6 +42,8 @@ pub(crate) struct Outcome {
     pub(crate) writes: u64,
     /// Writes to the disk that the guest had told to be safe.
     pub(crate) flushed: u64,
+    /// The image lacks some of them, or is not of one moment.
+    pub(crate) disk_is_wrong: bool,
     /// The longest wait of a client, from the first failure until the guest was protected again.
     pub(crate) outage_ms: Option<f64>,
     /// From when all was put right until it was protected again.
@@ -188,6 +190,7 @@ impl Run {
             Some(_) => image.check(flushed),
         };
         if let Err(fault) = found {
+            self.outcome.disk_is_wrong = true;
             self.outcome.faults.push(format!("the disk: {fault}"));
         }
         if flushed == 0 {
@@ -205,10 +208,12 @@ impl Run {
         Ok(())
     }
 
-    /// Where the guest's memory may be gone, and is, there is a new guest for new clients. Nothing else is excused.
+    /// Where the guest's memory may be gone, and is, there is a new guest for new clients. Nothing else is excused, and
+    /// not with one failure.
     fn replace_clients(&mut self) {
         let seen = self.clients.seen();
         if let Some(lost) = self.world.lost
+            && self.outcome.failures > 1
             && seen.wrong.is_empty()
             && !seen.broken.is_empty()
         {
