@@ -341,7 +341,7 @@ proptest! {
                         todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0 });
                     }
                     PrimaryEffect::Capture(epoch) => {
-                        todo.push(PrimaryInput::Captured { epoch, pause: Pause::default(), });
+                        todo.push(PrimaryInput::Captured { epoch, pause: Pause::default() });
                         todo.push(PrimaryInput::Shipped { epoch });
                     }
                     PrimaryEffect::CloseLink => {

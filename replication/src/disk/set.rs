@@ -19,8 +19,8 @@ use super::{Disk, DiskError, DiskLimits, DiskSpec, Verified, VerifyOptions};
 use crate::files::{FileSystem, HostFiles, Open};
 use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, History, PrimaryDisks};
 
-/// How long the counts may wait for maps.
-const MAP_PATIENCE: Duration = Duration::from_millis(20);
+/// How long the counts may wait.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The writable disks of a machine. Clones are the same set.
 ///
@@ -240,10 +240,10 @@ impl Disks for DiskSet {
     }
 
     fn counts(&self) -> DiskCounts {
-        let (journal_bytes, backup_held_bytes) = self.backup.waiting_bytes();
-        // A map that is being written is locked. Whoever wants to know does not wait for storage
-        // that hangs: it gets the last count.
-        let deadline = Instant::now() + MAP_PATIENCE;
+        // A map that is being written is locked, and so are a standby's disks while it is promoted.
+        // Whoever wants to know does not wait for storage that hangs: it gets the last count.
+        let deadline = Instant::now() + PATIENCE;
+        let (journal_bytes, backup_held_bytes) = self.backup.waiting_bytes(deadline);
         let marked = |drive: &Arc<Drive>| match &drive.map {
             None => Some(0),
             Some(map) => map

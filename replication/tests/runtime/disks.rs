@@ -93,48 +93,54 @@ fn fail_over(
     promoted(standby)
 }
 
-/// Nobody else may run the guest then, so the only copy of its memory must not end with an error.
+/// Nobody else may run the guest then, so the only copy of its memory must not end with an error, and a person must know.
 #[test]
-fn a_promotion_waits_for_storage_that_fails_until_it_is_well() {
-    let directory = tempfile::tempdir().unwrap();
-    let directory = directory.path();
-    // What the journal has goes to the image when the standby is promoted, not before.
-    let lazy = DiskLimits {
-        destage_interval: Duration::from_secs(3600),
-        destage_bytes: u64::MAX,
-        ..DiskLimits::default()
-    };
-    let a = Images::open(directory, "a", false, DiskLimits::default());
-    let b = Images::open(directory, "b", false, lazy);
-    let first = Fake::new().with_disks(&a);
-    let panics = first.pause_panics.clone();
-    let standby = standby(directory, Fake::new().with_disks(&b))
-        .start()
-        .unwrap();
-    let primary = primary(directory, first).protect().unwrap();
-    let handle = standby.handle();
-    wait_for("protected", || primary.handle().status(), protected);
-    b.is_full.store(true, Ordering::Release);
-    panics.store(true, Ordering::Release);
-    assert!(primary.wait().is_err(), "it was to panic");
-    wait_for(
-        "an alarm",
-        || handle.status(),
-        |status| {
-            let alarm = status.alarm.as_deref().unwrap_or_default();
-            alarm.contains("the promotion waits: this host's storage fails")
-        },
-    );
-    b.is_full.store(false, Ordering::Release);
-    let mut promoted = promoted(standby);
-    wait_for(
-        "writing",
-        || handle.status(),
-        |_| promoted.machine.disk_use.writes.load(Ordering::Acquire) > 100,
-    );
-    promoted.machine.stop();
-    promoted.machine.assert_consistent();
-    assert_eq!(handle.status().alarm, None);
+fn a_promotion_waits_for_storage_that_fails_or_hangs_until_it_is_well() {
+    let ways: [(fn(&Images, bool), &str); 2] = [
+        (
+            |images, is_full| images.is_full.store(is_full, Ordering::Release),
+            "the promotion waits: this host's storage fails",
+        ),
+        (
+            |images, hangs| images.hangs.set(hangs),
+            "the promotion waits: this host's storage does not answer",
+        ),
+    ];
+    for (set_ill, said) in ways {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        // What the journal has goes to the image when the standby is promoted, not before.
+        let lazy = DiskLimits {
+            destage_interval: Duration::from_secs(3600),
+            destage_bytes: u64::MAX,
+            ..DiskLimits::default()
+        };
+        let a = Images::open(directory, "a", false, DiskLimits::default());
+        let b = Images::open(directory, "b", false, lazy);
+        let first = Fake::new().with_disks(&a);
+        let panics = first.pause_panics.clone();
+        let standby = standby(directory, Fake::new().with_disks(&b))
+            .start()
+            .unwrap();
+        let primary = primary(directory, first).protect().unwrap();
+        let handle = standby.handle();
+        wait_for("protected", || primary.handle().status(), protected);
+        set_ill(&b, true);
+        panics.store(true, Ordering::Release);
+        assert!(primary.wait().is_err(), "it was to panic");
+        let told = |status: &Status| status.alarm.as_deref().is_some_and(|it| it.contains(said));
+        wait_for(said, || handle.status(), told);
+        set_ill(&b, false);
+        let mut promoted = promoted(standby);
+        wait_for(
+            "writing",
+            || handle.status(),
+            |_| promoted.machine.disk_use.writes.load(Ordering::Acquire) > 100,
+        );
+        promoted.machine.stop();
+        promoted.machine.assert_consistent();
+        assert_eq!(handle.status().alarm, None);
+    }
 }
 
 #[test]
@@ -329,7 +335,7 @@ fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_twice_to_be_quick() {
         standby.handle().stop();
         standby.await_promotion().unwrap();
         assert!(handle.stop());
-        storage.hangs.store(fate == Fate::Hangs, Ordering::Release);
+        storage.hangs.set(fate == Fate::Hangs);
         wait_for("refused alone", || handle.status(), refused(1));
         let awaits = handle.status().ending;
         assert_eq!(awaits.as_deref(), Some("its shared disks"));
@@ -349,7 +355,7 @@ fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_twice_to_be_quick() {
             "{fate:?}"
         );
         // The threads of this process go on.
-        storage.hangs.store(false, Ordering::Release);
+        storage.hangs.set(false);
     }
 }
 

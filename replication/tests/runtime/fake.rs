@@ -11,6 +11,7 @@ use understudy_replication::output::{GateMode, MemoryFrames, NetPort, OutputGate
 use understudy_replication::ports::{Disks, Machine, MachineError, PageMemory, PausedMachine};
 use understudy_replication::{Fingerprint, MemoryLayout, PAGE_BYTES, PageIndex, PageSet, Region};
 
+use crate::hang::Hang;
 use crate::images::{self, DiskUse, Images};
 
 /// So many that the guest takes seconds to come back to a page: what an epoch forgot stays wrong for as
@@ -144,7 +145,7 @@ pub(crate) struct Fake {
     /// While set, no state can be loaded.
     pub(crate) refuses_state: Arc<AtomicBool>,
     /// While set, a trial does not come to an end.
-    pub(crate) trial_hangs: Arc<AtomicBool>,
+    pub(crate) trial_hangs: Arc<Hang>,
     /// Trials cannot be undone.
     pub(crate) is_unusable: bool,
     /// How often a state was tried.
@@ -338,9 +339,7 @@ impl Machine for Fake {
 
     fn try_restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
         self.trials.fetch_add(1, Ordering::AcqRel);
-        while self.trial_hangs.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.trial_hangs.pass();
         if self.is_unusable {
             let what = "this trial cannot be undone, on purpose";
             return Err(MachineError::Unusable(what.into()));

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use understudy_replication::disk::{Changed, DiskLimits, DiskMode, DiskSet, DiskSpec, Storage};
 
+use super::hang::Hang;
+
 /// Size of each image; most of it is never written.
 pub(crate) const IMAGE_BYTES: u64 = 64 << 20;
 /// What the guest writes at once.
@@ -21,6 +23,7 @@ struct FileStorage {
     path: PathBuf,
     file: File,
     is_full: Arc<AtomicBool>,
+    hangs: Arc<Hang>,
     refuses: Option<Arc<Refuses>>,
 }
 
@@ -30,7 +33,7 @@ pub(crate) struct Refuses {
     pub(crate) is_on: AtomicBool,
     pub(crate) count: AtomicU64,
     /// What it refuses is not answered any more.
-    pub(crate) hangs: AtomicBool,
+    pub(crate) hangs: Hang,
 }
 
 impl Storage for FileStorage {
@@ -43,6 +46,7 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.hangs.pass();
         if self.is_full.load(Ordering::Acquire) {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -52,9 +56,7 @@ impl Storage for FileStorage {
             .filter(|r| r.is_on.load(Ordering::Acquire))
         {
             refuses.count.fetch_add(1, Ordering::AcqRel);
-            while refuses.hangs.load(Ordering::Acquire) {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
+            refuses.hangs.pass();
             return Err(io::ErrorKind::HostUnreachable.into());
         }
         self.file.write_all_at(data, offset)
@@ -115,6 +117,8 @@ pub(crate) struct Images {
     pub(crate) set: DiskSet,
     /// Its images refuse every write.
     pub(crate) is_full: Arc<AtomicBool>,
+    /// Its images do not answer a write.
+    pub(crate) hangs: Arc<Hang>,
     /// Its way to the shared image refuses writes.
     pub(crate) shared: Arc<Refuses>,
 }
@@ -123,7 +127,7 @@ impl Images {
     /// The disks of host `host`: `root` has an image of its own, `data`, if wanted, is shared by all.
     /// Images that are there already are used as they are.
     pub(crate) fn open(directory: &Path, host: &str, shared: bool, limits: DiskLimits) -> Self {
-        let is_full: Arc<AtomicBool> = Arc::default();
+        let (is_full, hangs): (Arc<AtomicBool>, Arc<Hang>) = Default::default();
         let to_shared: Arc<Refuses> = Arc::default();
         let own = directory.join(format!("{host}.img"));
         let mut specs = vec![("root", own.clone(), DiskMode::Replicated)];
@@ -141,6 +145,7 @@ impl Images {
                     path: path.clone(),
                     file,
                     is_full: Arc::clone(&is_full),
+                    hangs: Arc::clone(&hangs),
                     refuses: (mode == DiskMode::Shared).then(|| Arc::clone(&to_shared)),
                 }),
                 mode,
@@ -152,6 +157,7 @@ impl Images {
         Self {
             set: DiskSet::open(specs, Some(journal), limits).unwrap(),
             is_full,
+            hangs,
             shared: to_shared,
         }
     }

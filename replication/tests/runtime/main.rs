@@ -7,6 +7,7 @@ mod conformance;
 mod disks;
 mod fake;
 mod floods;
+mod hang;
 mod health;
 mod images;
 mod restarts;

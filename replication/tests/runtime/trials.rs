@@ -1,6 +1,7 @@
 //! A state that the standby's machine cannot load: it is found out before the guest counts as protected. And trials that
 //! hang, or cost the machine.
 
+use super::hang::Hang;
 use super::*;
 
 #[test]
@@ -50,14 +51,11 @@ fn each_copy_is_tried_before_it_counts_and_the_machine_can_still_take_over() {
     assert!(matches!(primary.wait().unwrap(), Ended::Fenced { .. }));
 }
 
-/// A standby whose first trial hangs until the flag is taken back.
-fn hanging(
-    directory: &Path,
-    policy: Policy,
-) -> (StandbyRun<Fake>, Protection<Fake>, Arc<AtomicBool>) {
+/// A standby whose first trial hangs until it is set not to.
+fn hanging(directory: &Path, policy: Policy) -> (StandbyRun<Fake>, Protection<Fake>, Arc<Hang>) {
     let (a, b) = (Fake::new(), Fake::new());
     let (hangs, trials) = (Arc::clone(&b.trial_hangs), Arc::clone(&b.trials));
-    hangs.store(true, Ordering::Release);
+    hangs.set(true);
     let standby = standby(directory, b).policy(policy).start().unwrap();
     let primary = primary(directory, a).protect().unwrap();
     let other = standby.handle();
@@ -78,7 +76,7 @@ fn a_standby_that_is_stopped_does_not_wait_for_a_trial_that_hangs() {
     });
     assert_eq!(stopped.recv_timeout(PATIENCE), Ok(true));
     // What is left of the trial ends by itself.
-    hangs.store(false, Ordering::Release);
+    hangs.set(false);
     primary.handle().guest_stopped();
     assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
 }
@@ -106,7 +104,7 @@ fn while_a_trial_hangs_no_other_copy_begins() {
     );
     let more = other.status().link.bytes_in - copied;
     assert!(more < 64 << 10, "{more} bytes were sent");
-    hangs.store(false, Ordering::Release);
+    hangs.set(false);
     wait_for("protected", || handle.status(), |status| status.protected);
     handle.guest_stopped();
     assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);

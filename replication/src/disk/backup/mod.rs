@@ -13,10 +13,11 @@ mod replica;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use journal::{FILE_HEADER_BYTES, JournalFile};
+use parking_lot::Mutex;
 use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
 use super::digest::DigestKey;
@@ -39,6 +40,8 @@ const SHARED_RETRY: Duration = Duration::from_millis(200);
 pub(super) struct BackupImages {
     replica: Arc<Replica>,
     threads: [Thread; 2],
+    /// What has not reached the images, when it was last looked at.
+    waiting: Mutex<(u64, u64)>,
 }
 
 impl Drop for BackupImages {
@@ -59,6 +62,7 @@ impl BackupImages {
         Self {
             replica: Arc::new(Replica::new(drives, limits, journal_path, files)),
             threads: ["disk-journal", "disk-destage"].map(Thread::new),
+            waiting: Mutex::default(),
         }
     }
 
@@ -116,12 +120,16 @@ impl BackupImages {
         self.replica.state.lock().failed.is_some()
     }
 
-    /// What has not reached the images, in bytes: in the journal, and in memory.
-    pub(super) fn waiting_bytes(&self) -> (u64, u64) {
-        let state = self.replica.state.lock();
-        let ends = state.slots.iter().map(|slot| slot.end);
-        let journal = ends.map(|end| end.saturating_sub(FILE_HEADER_BYTES)).sum();
-        (journal, state.held.bytes())
+    /// What has not reached the images, in bytes: in the journal, and in memory. If it cannot be known
+    /// until `deadline`, because a promotion is under way, as it was when it could.
+    pub(super) fn waiting_bytes(&self, deadline: Instant) -> (u64, u64) {
+        let mut seen = self.waiting.lock();
+        if let Some(state) = self.replica.state.try_lock_until(deadline) {
+            let ends = state.slots.iter().map(|slot| slot.end);
+            let journal = ends.map(|end| end.saturating_sub(FILE_HEADER_BYTES)).sum();
+            *seen = (journal, state.held.bytes());
+        }
+        *seen
     }
 
     /// Checks that another user holds the lock of every shared image.

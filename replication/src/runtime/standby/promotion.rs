@@ -2,6 +2,10 @@
 //!
 //! Must not be done here: asking whether it may be.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
@@ -14,9 +18,11 @@ use crate::ports::{DiskError, Machine};
 use crate::runtime::alarms::Topic;
 use crate::runtime::clock::monotonic_ns;
 use crate::runtime::error::RuntimeError;
+use crate::runtime::metrics::Metrics;
 use crate::runtime::metrics::milliseconds;
 use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::status::FailoverFigures;
+use crate::runtime::threads::spawn;
 
 impl<M: Machine> Driver<M> {
     /// This side owns the guest: it finishes what is committed, announces where the guest is, and
@@ -88,19 +94,26 @@ impl<M: Machine> Driver<M> {
     /// its memory is here. Says whether it was done; not if this side was told to stop meanwhile.
     fn promote_disks(&mut self, generation: Generation, epoch: EpochId) -> Result<bool, DiskError> {
         let metrics = self.metrics.clone();
+        let patience = self.setup.reign.settings.policy.storage_timeout;
+        let is_known: Arc<AtomicBool> = Arc::default();
         let (mut waits_for, mut is_stopped) = (String::new(), false);
         let mut wait = |what: &str| {
+            is_known.store(true, Ordering::Release);
             // The wait may be long; the log needs it only once.
             if waits_for != what {
                 what.clone_into(&mut waits_for);
-                metrics.alarm(Topic::Disks, format!("the promotion waits: {what}"));
+                metrics.alarm(Topic::Disks, waiting(what));
             }
             is_stopped |= is_stop_asked(&mut self.requests);
             !is_stopped
         };
         (self.disks.disks).learn(&self.setup.reign.history(generation));
         loop {
-            let failed = match self.disks.disks.promote(epoch, &mut wait) {
+            is_known.store(false, Ordering::Release);
+            let watch = Watch::begin(patience, is_known.clone(), metrics.clone());
+            let promoted = self.disks.disks.promote(epoch, &mut wait);
+            drop(watch);
+            let failed = match promoted {
                 Ok(()) => return Ok(true),
                 Err(failed) => failed,
             };
@@ -126,6 +139,45 @@ impl<M: Machine> Driver<M> {
 
 /// Pause between attempts to bring the disks to the epoch on storage that fails.
 const STORAGE_RETRY: Duration = Duration::from_millis(500);
+
+fn waiting(what: &str) -> String {
+    format!("the promotion waits: {what}")
+}
+
+/// Notices, until it is dropped, that the storage has done nothing for long: the driver waits for it, and can be told
+/// nothing meanwhile.
+struct Watch {
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Unless it is known what is waited for. A host that has no thread left has no watch either.
+    fn begin(patience: Duration, is_known: Arc<AtomicBool>, metrics: Metrics) -> Self {
+        let (over, goes_on) = channel();
+        let thread = spawn("promotion", move || {
+            let has_waited = goes_on.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+            if has_waited && !is_known.load(Ordering::Acquire) {
+                let what = "this host's storage does not answer, and only this host has the guest";
+                metrics.alarm(Topic::Disks, waiting(what));
+            }
+        });
+        Self {
+            over: Some(over),
+            thread: thread.ok(),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.over = None;
+        if let Some(thread) = self.thread.take() {
+            // Nothing is said once this is over. A panic was printed.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// Whether this side was asked to stop. Other requests come too late.
 fn is_stop_asked(requests: &mut Receiver<Request>) -> bool {

@@ -1,0 +1,22 @@
+//! What can be made to hang: whoever comes to it waits until it does not any more.
+
+use std::sync::{Condvar, Mutex};
+
+#[derive(Default)]
+pub(crate) struct Hang {
+    hangs: Mutex<bool>,
+    over: Condvar,
+}
+
+impl Hang {
+    pub(crate) fn set(&self, hangs: bool) {
+        *self.hangs.lock().unwrap() = hangs;
+        self.over.notify_all();
+    }
+
+    /// Waits while it hangs.
+    pub(crate) fn pass(&self) {
+        let hangs = self.hangs.lock().unwrap();
+        drop(self.over.wait_while(hangs, |hangs| *hangs).unwrap());
+    }
+}
