@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use understudy_replication::runtime::{
 use understudy_transport::Endpoint;
 
 use crate::fake::Fake;
+use crate::hang::Heals;
 use crate::images::{self, IMAGE_BYTES, Images};
-use crate::{endpoint, promoted, wait_for};
+use crate::{PATIENCE, endpoint, promoted, wait_for};
 
 fn open(directory: &Path, host: &str, shared: bool) -> Images {
     Images::open(directory, host, shared, DiskLimits::default())
@@ -128,8 +130,16 @@ fn a_promotion_waits_for_storage_that_fails_or_hangs_until_it_is_well() {
         set_ill(&b, true);
         panics.store(true, Ordering::Release);
         assert!(primary.wait().is_err(), "it was to panic");
+        // A test that fails here must not wait for what hangs.
+        let _heals = Heals(Arc::clone(&b.hangs));
+        let status = || {
+            let (sender, answer) = std::sync::mpsc::channel();
+            let handle = handle.clone();
+            std::thread::spawn(move || sender.send(handle.status()));
+            answer.recv_timeout(PATIENCE).expect("a status in time")
+        };
         let told = |status: &Status| status.alarm.as_deref().is_some_and(|it| it.contains(said));
-        wait_for(said, || handle.status(), told);
+        wait_for(said, status, told);
         set_ill(&b, false);
         let mut promoted = promoted(standby);
         wait_for(

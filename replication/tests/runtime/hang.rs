@@ -1,6 +1,6 @@
 //! What can be made to hang: whoever comes to it waits until it does not any more.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
 pub(crate) struct Hang {
@@ -18,5 +18,14 @@ impl Hang {
     pub(crate) fn pass(&self) {
         let hangs = self.hangs.lock().unwrap();
         drop(self.over.wait_while(hangs, |hangs| *hangs).unwrap());
+    }
+}
+
+/// Ends a hang when it is dropped.
+pub(crate) struct Heals(pub(crate) Arc<Hang>);
+
+impl Drop for Heals {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
