@@ -98,7 +98,8 @@ fn fail_over(
 /// Nobody else may run the guest then, so the only copy of its memory must not end with an error, and a person must know.
 #[test]
 fn a_promotion_waits_for_storage_that_fails_or_hangs_until_it_is_well() {
-    let ways: [(fn(&Images, bool), &str); 2] = [
+    type SetIll = fn(&Images, bool);
+    let ways: [(SetIll, &str); 2] = [
         (
             |images, is_full| images.is_full.store(is_full, Ordering::Release),
             "the promotion waits: this host's storage fails",
@@ -135,7 +136,7 @@ fn a_promotion_waits_for_storage_that_fails_or_hangs_until_it_is_well() {
         let status = || {
             let (sender, answer) = std::sync::mpsc::channel();
             let handle = handle.clone();
-            std::thread::spawn(move || sender.send(handle.status()));
+            std::thread::spawn(move || sender.send(handle.status()).ok());
             answer.recv_timeout(PATIENCE).expect("a status in time")
         };
         let told = |status: &Status| status.alarm.as_deref().is_some_and(|it| it.contains(said));

@@ -1,9 +1,9 @@
 //! The page codec (step ④ and its inverse in step ⑥): turns pages of guest memory into batches of
 //! bytes.
 //!
-//! The [`Encoder`] knows the backup's version of recently shipped pages. It leaves out a page that has not
-//! changed, and sends any other in one of four forms, the smallest that it finds. [`decode`] rebuilds the pages over the backup's
-//! committed memory, and needs only that memory and the batch.
+//! The [`Encoder`] knows the backup's version of recently shipped pages. It leaves out a page that
+//! has not changed, and sends any other in one of four forms, the smallest that it finds. [`decode`]
+//! rebuilds the pages over the backup's committed memory, and needs only that memory and the batch.
 //!
 //! Must not be done here: deciding when an epoch is whole, and writing memory. The decoder reads a
 //! peer's bytes, so it checks every length and allocates nothing.

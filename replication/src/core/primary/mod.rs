@@ -34,7 +34,7 @@
 //! backup is told to claim it. This side is then Fenced; or, without the backup, Stopped, so that
 //! the guest is left to it. It never asks for the guest itself: a claim that is about to be made, or
 //! repeated, is withdrawn, and so is a dismissal. One that the arbiter has before it is waited for.
-//! If that is granted, or if the backup says that it has no copy any more, the guest is over.
+//! If that is granted, or if the backup says that it stops, the guest is over.
 //!
 //! A guest that is to be handed over stays Protected for one more epoch. Then the backup is told to
 //! claim it, and nothing ends or leaves here any more. This side is Fenced, or goes on by the way of

@@ -32,7 +32,7 @@ use crate::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
 };
 use crate::core::message::Message;
-use crate::core::primary::{self, PrimaryInput};
+use crate::core::primary::{Pause, PrimaryInput};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::open_pages::Looked;
 use crate::output::{OutputGate, SealedOutput};
@@ -108,15 +108,11 @@ struct Captured {
     state: Vec<u8>,
     output: SealedOutput,
     pause: Pause,
-}
-
-/// What a pause cost, and for how much.
-struct Pause {
+    /// How many pages, and how long it took to copy them.
     pages: u64,
     copying: Duration,
     /// From the pause before to this one.
-    epoch: Duration,
-    core: primary::Pause,
+    interval: Duration,
 }
 
 pub(super) struct Capturer<M: Machine> {
@@ -387,6 +383,9 @@ impl<M: Machine> Capturer<M> {
             state,
             output,
             pause,
+            pages,
+            copying,
+            interval,
         } = match self.capture(epoch, &mut assembler) {
             Ok(captured) => captured,
             Err(error) => {
@@ -410,16 +409,13 @@ impl<M: Machine> Capturer<M> {
                 };
             }
         };
-        self.report(PrimaryInput::Captured {
-            epoch,
-            pause: pause.core,
-        });
+        self.report(PrimaryInput::Captured { epoch, pause });
         self.encode_captured(&mut assembler)?;
         let open_pages = self.machine.looked(Looked {
             changed: &self.changed,
-            pages: pause.pages,
-            copying: pause.copying,
-            epoch: pause.epoch,
+            pages,
+            copying,
+            epoch: interval,
             // An open page that is not remembered is sent whole, and one too many is encoded in the pause.
             open_max: self
                 .limits
@@ -500,23 +496,20 @@ impl<M: Machine> Capturer<M> {
             let _step = trace_span!(target: "understudy::pause", "resume").entered();
             drop(paused);
         }
-        let paused = began.elapsed();
-        self.metrics.captured(epoch, began, paused, pages);
+        let took = began.elapsed();
+        self.metrics.captured(epoch, began, took, pages);
         let before = self.paused_at.replace(began);
-        let pause = Pause {
-            pages,
-            copying,
-            // A longer one is no measure of those to come.
-            epoch: before.map_or(Duration::ZERO, |before| {
-                (began - before).min(self.epoch_interval)
-            }),
-            core: primary::Pause { took: paused, idle },
-        };
         Ok(Captured {
             disks,
             state,
             output,
-            pause,
+            pause: Pause { took, idle },
+            pages,
+            copying,
+            // A longer one is no measure of those to come.
+            interval: before.map_or(Duration::ZERO, |before| {
+                (began - before).min(self.epoch_interval)
+            }),
         })
     }
 

@@ -15,7 +15,7 @@
 //! A claim that was to be made when the machine broke, because the backup was lost or is to go, is
 //! not made, and not repeated. One that the arbiter has before it cannot be taken back, so its
 //! answer is waited for. Only if it is a grant is the guest over. So it is if the backup says that
-//! it has no copy any more.
+//! it stops. One that says that it cannot keep its copy may still go on from what it has.
 //!
 //! Must not be done here: giving the guest up before the arbiter names the other side (R10).
 
@@ -153,13 +153,17 @@ impl PrimaryCore {
         self.end_session(Phase::Stopped);
     }
 
-    /// The backup says that it ends the session. If it has no copy any more, there is nobody that this
-    /// side could give way to. That is hearsay, so nothing of what is held leaves.
+    /// The backup says that it ends the session. If it stops, there is nobody that this side could give
+    /// way to. That is hearsay, so nothing of what is held leaves.
     pub(super) fn backup_goes(&mut self, bye: &Bye, out: &mut Vec<Effect>) {
-        let has_copy = !matches!(bye, Bye::BackupStopped | Bye::Unable(_));
-        let is_protected = matches!(self.phase, Phase::Protected(_));
-        if has_copy || !is_protected || !self.leaves_guest() {
-            return self.lose_backup(bye.to_string(), out);
+        let leaves = matches!(self.phase, Phase::Protected(_)) && self.leaves_guest();
+        match bye {
+            Bye::BackupStopped if leaves => {}
+            Bye::Unable(_) if leaves => {
+                let cause = format!("{bye}; it goes on if it still has one");
+                return self.lose_backup(cause, out);
+            }
+            _ => return self.lose_backup(bye.to_string(), out),
         }
         out.push(Effect::CloseLink);
         self.end_session(Phase::Stopped);

@@ -289,24 +289,38 @@ fn a_backup_that_is_needed_is_not_dismissed() {
 }
 
 #[test]
-fn a_backup_that_says_that_it_has_no_copy_is_left_nothing() {
-    for bye in [Bye::Unable("its disk failed".into()), Bye::BackupStopped] {
-        let mut bench = Bench::protected();
-        assert_eq!(bench.give(broke()), [told()]);
-        let effects = bench.hear(Message::Bye(bye));
-        // But somebody may have forged that: nothing of what is held leaves.
-        assert!(
-            matches!(
-                effects[..],
-                [Effect::CloseLink, Effect::NotHandedOver { .. }]
-            ),
-            "{effects:?}"
-        );
-        assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
-    }
+fn a_backup_that_says_that_it_stops_is_left_nothing() {
+    let mut bench = Bench::protected();
+    assert_eq!(bench.give(broke()), [told()]);
+    let effects = bench.hear(Message::Bye(Bye::BackupStopped));
+    // But somebody may have forged that: nothing of what is held leaves.
+    assert!(
+        matches!(
+            effects[..],
+            [Effect::CloseLink, Effect::NotHandedOver { .. }]
+        ),
+        "{effects:?}"
+    );
+    assert_eq!(bench.core.phase(), PrimaryPhase::Stopped);
     let mut bench = Bench::protected();
     bench.give(broke());
     assert!(leaves(&bench.hear(Message::Bye(Bye::Protocol("?".into())))));
+}
+
+/// What it has committed stays valid until the arbiter has named another side: it may go on from that.
+#[test]
+fn a_backup_that_cannot_keep_its_copy_may_go_on_from_what_it_has() {
+    let mut bench = Bench::protected();
+    bench.give(broke());
+    let effects = bench.hear(Message::Bye(Bye::Unable("its disk failed".into())));
+    assert!(leaves(&effects), "{effects:?}");
+    let Some(Effect::LeftToBackup { why }) = effects.last() else {
+        panic!("{effects:?}");
+    };
+    assert!(
+        why.contains("its disk failed; it goes on if it still has one"),
+        "{why}"
+    );
 }
 
 #[test]
