@@ -19,6 +19,8 @@ pub(crate) fn set(world: &mut World, planned: &Planned, begins: bool) -> Result<
     match planned.failure {
         Failure::PrimaryKilled => set_killed(world, primary, begins)?,
         Failure::StandbyKilled => set_killed(world, standby, begins)?,
+        Failure::PrimaryStopped if begins => world.stop(primary)?,
+        Failure::PrimaryStopped => world.power_on(primary),
         Failure::PrimaryFrozen => world.set_frozen(primary, begins)?,
         Failure::StandbyFrozen => world.set_frozen(standby, begins)?,
         Failure::ChannelCutOneWay => {

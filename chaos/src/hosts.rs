@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) network: Arc<Network>,
     directory: PathBuf,
     vmm: PathBuf,
+    /// Further options of each process.
+    options: Vec<String>,
     looked: Instant,
     /// The latest generation in which the guest was protected.
     protected: u64,
@@ -76,8 +78,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Makes everything in `directory`; starts nothing.
-    pub(crate) fn new(directory: &Path, vmm: &Path) -> Result<Self> {
+    /// Makes everything in `directory`; starts nothing. All processes get `options`.
+    pub(crate) fn new(directory: &Path, vmm: &Path, options: &[String]) -> Result<Self> {
         let storage = |name: &str, mib| Storage::new(&directory.join(name), mib);
         let host = |side: Side| {
             let name = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -99,6 +101,7 @@ impl World {
             network: Arc::new(Network::new()?),
             directory: directory.into(),
             vmm: vmm.into(),
+            options: options.to_vec(),
             looked: Instant::now(),
             protected: 0,
             lost: None,
@@ -202,6 +205,7 @@ impl World {
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
+        arguments.extend_from_slice(&self.options);
         arguments
     }
 
@@ -217,6 +221,12 @@ impl World {
         self.signal(side, Signal::SIGKILL)?;
         self.note_loss(side, other_is_gone);
         Ok(())
+    }
+
+    /// SIGTERM. The process has handed its guest over when it ends.
+    pub(crate) fn stop(&mut self, side: Side) -> Result<()> {
+        self.hosts[side as usize].is_down = true;
+        self.signal(side, Signal::SIGTERM)
     }
 
     /// Power is back; the process is started again as soon as the old one is gone.

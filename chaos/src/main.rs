@@ -8,6 +8,7 @@
 //!   failures   how each is made and undone
 //!   clients    check every byte and every number;  speakers: check who sends
 //!   report     figures of all runs
+//!   stalls     instead of all that: how often a pair acts although its hosts only stood still for a while
 //! ```
 
 mod clients;
@@ -21,6 +22,7 @@ mod report;
 mod run;
 mod schedule;
 mod speakers;
+mod stalls;
 mod storage;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use parking_lot::Mutex;
 
 use crate::pressure::MemoryGroup;
@@ -36,9 +38,28 @@ use crate::report::Report;
 use crate::run::Outcome;
 use crate::schedule::{Choice, Failure, Schedule};
 
-/// Lets a protected guest's hosts, networks, storage and arbiter fail, and checks what its clients see.
+/// Tries a protected pair hard, on real KVM. `cargo xtask` calls it.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask chaos", max_term_width = 100)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+struct Call {
+    /// Where runs have their files; what a failing one leaves is kept there.
+    #[arg(long, value_name = "DIR", hide = true)]
+    directory: PathBuf,
+    /// The `vmm` to try.
+    #[arg(long, value_name = "PATH", hide = true)]
+    binary: PathBuf,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    Chaos(Options),
+    Stalls(stalls::Options),
+}
+
+/// Lets a protected guest's hosts, networks, storage and arbiter fail, and checks what its clients see.
+#[derive(Debug, Args)]
 struct Options {
     /// How many runs.
     #[arg(long, value_name = "N", required_unless_present = "minutes")]
@@ -61,42 +82,57 @@ struct Options {
     /// Write all figures to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where runs have their files; what a failing one leaves is kept there.
-    #[arg(long, value_name = "DIR", hide = true)]
-    directory: PathBuf,
-    /// The `vmm` to try.
-    #[arg(long, value_name = "PATH", hide = true)]
-    binary: PathBuf,
+}
+
+/// Where runs are made, and of which `vmm`.
+#[derive(Debug)]
+pub(crate) struct Place {
+    work: PathBuf,
+    kept: PathBuf,
+    vmm: PathBuf,
 }
 
 fn main() -> Result<()> {
-    let options = Options::parse();
-    let choice = choice_of(&options)?;
-    let (work, kept) = (
-        options.directory.join("work"),
-        options.directory.join("failed"),
-    );
-    for directory in [&work, &kept] {
+    let call = Call::parse();
+    let place = Place {
+        work: call.directory.join("work"),
+        kept: call.directory.join("failed"),
+        vmm: call.binary,
+    };
+    for directory in [&place.work, &place.kept] {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
     }
     // So that no run waits for this machine's disk, which others use.
-    programs::run(
-        "mount",
-        &["-t", "tmpfs", "tmpfs", &work.display().to_string()],
-    )?;
-    let outcomes = run_all(&options, &choice, &work, &kept);
-    programs::run("umount", &["--lazy", &work.display().to_string()])?;
-    let report = Report::new(outcomes);
+    let work = place.work.display().to_string();
+    programs::run("mount", &["-t", "tmpfs", "tmpfs", &work])?;
+    let done = match &call.task {
+        Task::Chaos(options) => chaos(options, &place),
+        Task::Stalls(options) => stalls::run(options, &place),
+    };
+    programs::run("umount", &["--lazy", &work])?;
+    done
+}
+
+fn chaos(options: &Options, place: &Place) -> Result<()> {
+    let choice = choice_of(options)?;
+    let report = Report::new(run_all(options, &choice, place));
     println!("{}", report.render());
     if let Some(path) = &options.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_json(path, &report)?;
     }
     match report.failed() {
         0 => Ok(()),
-        failed => bail!("{failed} runs failed; their logs are in {}", kept.display()),
+        failed => bail!(
+            "{failed} runs failed; their logs are in {}",
+            place.kept.display()
+        ),
     }
+}
+
+fn write_json(path: &Path, figures: &impl serde::Serialize) -> Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(figures)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What is to fail.
@@ -119,7 +155,7 @@ fn choice_of(options: &Options) -> Result<Choice> {
     })
 }
 
-fn run_all(options: &Options, choice: &Choice, work: &Path, kept: &Path) -> Vec<Outcome> {
+fn run_all(options: &Options, choice: &Choice, place: &Place) -> Vec<Outcome> {
     let end = options
         .minutes
         .map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
@@ -134,7 +170,7 @@ fn run_all(options: &Options, choice: &Choice, work: &Path, kept: &Path) -> Vec<
                         return;
                     }
                     let schedule = Schedule::new(options.seed + number, choice);
-                    let outcome = one(options, &schedule, work, kept);
+                    let outcome = one(options, &schedule, place);
                     outcomes.lock().push(outcome);
                 }
             });
@@ -144,12 +180,12 @@ fn run_all(options: &Options, choice: &Choice, work: &Path, kept: &Path) -> Vec<
 }
 
 /// One run, with a line about it.
-fn one(options: &Options, schedule: &Schedule, work: &Path, kept: &Path) -> Outcome {
+fn one(options: &Options, schedule: &Schedule, place: &Place) -> Outcome {
     let seed = schedule.seed;
-    let directory = work.join(seed.to_string());
+    let directory = place.work.join(seed.to_string());
     let mut outcome = Outcome::default();
     match std::fs::create_dir(&directory) {
-        Ok(()) => outcome = run::run(schedule, &directory, &options.binary),
+        Ok(()) => outcome = run::run(schedule, &directory, &place.vmm),
         Err(error) => outcome
             .faults
             .push(format!("cannot make {}: {error}", directory.display())),
@@ -165,8 +201,8 @@ fn one(options: &Options, schedule: &Schedule, work: &Path, kept: &Path) -> Outc
             ms(outcome.last_outage_ms),
         );
     } else {
-        let place = kept.join(seed.to_string());
-        let was_kept = keep(&directory, &place, schedule, &outcome);
+        let kept = place.kept.join(seed.to_string());
+        let was_kept = keep(&directory, &kept, schedule, &outcome);
         let only: Vec<String> = options.only.iter().map(ToString::to_string).collect();
         let mut chosen = match only.is_empty() {
             true => String::new(),
@@ -180,7 +216,7 @@ fn one(options: &Options, schedule: &Schedule, work: &Path, kept: &Path) -> Outc
             outcome.faults.join("; "),
             was_kept.map_or_else(
                 |error| format!("{error:#}"),
-                |()| place.display().to_string()
+                |()| kept.display().to_string()
             ),
         );
     }

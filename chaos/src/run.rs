@@ -87,13 +87,9 @@ struct Run {
 
 impl Run {
     fn start(outcome: Outcome, directory: &Path, vmm: &Path) -> Result<Self> {
-        let mut world = World::new(directory, vmm)?;
+        let mut world = World::new(directory, vmm, &[])?;
         let sniffer = Sniffer::start(&world.network)?;
-        for side in [Side::B, Side::A] {
-            world.start(side)?;
-        }
-        await_some(&mut world, START, World::primary)?
-            .with_context(|| format!("the guest is not protected within {START:?}"))?;
+        protect(&mut world)?;
         await_some(&mut world, START, |world| {
             let words = GuestDiskProgress::latest(world.consoles().first()?);
             (words.ok().flatten()?.flushed > 0).then_some(())
@@ -293,8 +289,18 @@ impl Run {
     }
 }
 
+/// Starts both hosts, and waits until the guest is protected.
+pub(crate) fn protect(world: &mut World) -> Result<()> {
+    for side in [Side::B, Side::A] {
+        world.start(side)?;
+    }
+    await_some(world, START, World::primary)?
+        .with_context(|| format!("the guest is not protected within {START:?}"))?;
+    Ok(())
+}
+
 /// Looks again and again, while the service managers do their work. `None` if nothing is found in time.
-fn await_some<T>(
+pub(crate) fn await_some<T>(
     world: &mut World,
     patience: Duration,
     mut look: impl FnMut(&mut World) -> Option<T>,

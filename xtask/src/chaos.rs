@@ -1,4 +1,4 @@
-//! `cargo xtask chaos`: builds `vmm` and the program in `chaos/`, and runs that with a mount namespace of its own.
+//! `cargo xtask chaos` and `cargo xtask stalls`: builds `vmm` and the program in `chaos/`, and runs that with a mount namespace of its own.
 
 use std::process::Command;
 
@@ -19,11 +19,12 @@ const NEEDED: [(&str, &str); 8] = [
     ("mkfs.ext4", "e2fsprogs"),
 ];
 
-pub(crate) fn run(options: &[String]) -> Result<()> {
+/// `task` is what the program is to do.
+pub(crate) fn run(task: &str, options: &[String]) -> Result<()> {
     ensure!(
         is_root(),
-        "chaos makes network namespaces, tap devices and file systems: run it as root \
-         (`sudo env PATH=\"$PATH\" cargo xtask chaos …`)"
+        "{task} makes network namespaces, tap devices and file systems: run it as root \
+         (`sudo env PATH=\"$PATH\" cargo xtask {task} …`)"
     );
     install(&NEEDED)?;
     let build = [
@@ -52,10 +53,11 @@ pub(crate) fn run(options: &[String]) -> Result<()> {
         .arg(root().join("target/chaos"))
         .arg("--binary")
         .arg(built.join("vmm"))
+        .arg(task)
         .args(options)
         .env("PATH", search_path()?)
         .status()
         .context("cannot run setpriv (package util-linux)")?;
-    ensure!(status.success(), "chaos failed ({status})");
+    ensure!(status.success(), "{task} failed ({status})");
     Ok(())
 }

@@ -79,6 +79,16 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Count failovers that nobody needed: of hosts that stand still for a while, are busy, or short of memory.
+    ///
+    /// With several time-outs, in the same surroundings as `chaos`. Needs root, and a quiet machine; `cargo xtask stalls
+    /// --help` prints the options.
+    #[command(disable_help_flag = true)]
+    Stalls {
+        /// The options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Fuzz everything that a peer, a state file or a guest can say, for a while each.
     ///
     /// What reaches something new is kept in fuzz/corpus, what crashes in fuzz/artifacts.
@@ -103,7 +113,8 @@ fn main() -> Result<()> {
             generated,
         } => mutants::run(&filter, list, generated),
         Task::Simulate(options) => simulate::run(&options),
-        Task::Chaos { options } => chaos::run(&options),
+        Task::Chaos { options } => chaos::run("chaos", &options),
+        Task::Stalls { options } => chaos::run("stalls", &options),
         Task::Fuzz(arguments) => fuzz::command(&arguments),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),
