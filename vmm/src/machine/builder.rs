@@ -16,8 +16,9 @@ use understudy_replication::output::OutputGate;
 
 use super::attach::{Attached, Attachment, Wiring};
 use super::config::{ConfigError, Discovery, Kernel, MachineConfig, VCPUS_MAX};
-use super::event_loop::EventLoop;
+use super::event_loop::{EventLoop, EventLoopError};
 use super::events::{Events, MachineEvent};
+use super::hang::Watch;
 use super::state::Initial;
 use super::{Blocks, Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
@@ -213,6 +214,7 @@ impl MachineBuilder {
         );
         let initial = Initial::save(&self.vm, &handles, &msrs, clock)?;
         let event_loop = EventLoop::spawn(&mut self.devices, &self.events)?;
+        let watch = Watch::start(&self.events).map_err(EventLoopError::Thread)?;
         let buses = Buses {
             ports: Arc::new(self.ports),
             mmio: Arc::new(self.mmio),
@@ -226,6 +228,7 @@ impl MachineBuilder {
         Ok(Machine {
             vcpus,
             event_loop,
+            watch,
             devices: self.devices,
             tracker,
             fault: fault_cost(&self.system),

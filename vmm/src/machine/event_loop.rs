@@ -48,7 +48,7 @@ pub enum EventLoopError {
         source: event_manager::Error,
     },
     /// No thread can be started.
-    #[error("cannot start the event thread")]
+    #[error("cannot start a thread for the machine's events")]
     Thread(#[source] std::io::Error),
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `builder` puts it together, `attach` wires devices, `event_loop` is the thread that serves them,
-//! `pause` the guard (R7), `state` what is saved and in which order, `reset` restarts the guest in
+//! `pause` the guard (R7), `hang` notices that it does not come, `state` what is saved and in which order, `reset` restarts the guest in
 //! place. Locks are taken in this order: the event thread's turn, the devices in configuration
 //! order, vCPU descriptors. There is one exception: a vCPU's thread locks a device while it holds
 //! its own descriptor. This is safe, because the code that paused the machine touches only
@@ -22,6 +22,7 @@ mod config;
 mod configured_devices;
 mod event_loop;
 mod events;
+mod hang;
 mod pause;
 mod port;
 mod reset;
@@ -164,6 +165,7 @@ pub struct Machine {
     // vCPU threads end first when a machine is dropped, then the event thread, then what they used.
     vcpus: Vec<VcpuThread>,
     event_loop: EventLoop,
+    watch: hang::Watch,
     devices: Vec<Attached>,
     tracker: DirtyTracker,
     /// What the first write to a protected page costs the guest; zero if that is not known.

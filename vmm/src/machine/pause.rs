@@ -8,6 +8,7 @@ use std::sync::MutexGuard;
 use tracing::trace_span;
 use understudy_replication::PageSet;
 
+use super::hang::Calls;
 use super::state::{self, StateError};
 use super::{Machine, MachineFault, Phase};
 use crate::devices::{Device, lock};
@@ -30,6 +31,7 @@ pub struct Paused<'a> {
     msrs: &'a MsrList,
     clock: GuestClock,
     phase: &'a mut Phase,
+    calls: &'a Calls,
 }
 
 /// Lets the vCPUs continue when dropped. It is dropped after all the fields it must follow.
@@ -59,8 +61,11 @@ impl<'a> Paused<'a> {
             clock,
             events: machine_events,
             phase,
+            watch,
             ..
         } = machine;
+        let calls = &*watch.calls;
+        let _call = calls.begin();
         // From here on every way out resumes the guest, errors included.
         let vcpus = Resume { vcpus, stay: false };
         let step = trace_span!(target: "understudy::pause", "stop_vcpus").entered();
@@ -95,6 +100,7 @@ impl<'a> Paused<'a> {
             msrs,
             clock: *clock,
             phase,
+            calls,
         })
     }
 
@@ -103,6 +109,7 @@ impl<'a> Paused<'a> {
     /// # Errors
     /// As [`DirtyTracker::harvest`].
     pub fn harvest_pages(&mut self, into: &mut PageSet) -> Result<(), DirtyError> {
+        let _call = self.calls.begin();
         self.tracker.harvest(into)
     }
 
@@ -111,6 +118,7 @@ impl<'a> Paused<'a> {
     /// # Errors
     /// If some of it cannot be read.
     pub fn save_state(&mut self, into: &mut Vec<u8>) -> Result<(), StateError> {
+        let _call = self.calls.begin();
         let devices = self.devices.iter().map(|device| device.save());
         let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
         state::save(

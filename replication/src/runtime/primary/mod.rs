@@ -31,8 +31,8 @@ use crate::arbiter::Arbiter;
 use crate::ids::Generation;
 use crate::ports::Machine;
 
-/// How long to wait for the capture thread, which may wait for storage, when protection is to end
-/// at once.
+/// How long to wait for the capture thread, which may wait for storage or the machine, when protection is
+/// to end at once, or the guest is another side's.
 const LEAVE_BEHIND: Duration = Duration::from_secs(2);
 /// How often that thread is checked.
 const LOOK: Duration = Duration::from_millis(10);
@@ -347,8 +347,9 @@ impl<M: Machine> Protection<M> {
         // Even after a panic of the driver: a guest that nobody watches must not send output.
         let _ = self.jobs.send(CaptureJob::Stop);
         drop(self.jobs);
-        if matches!(finish, Ok(Ok(Finish::Ended(Ended::Abandoned)))) {
-            // Storage that hangs may be why the end was forced.
+        let is_here = |ended: &Ended| *ended == Ended::GuestStopped;
+        if matches!(&finish, Ok(Ok(Finish::Ended(ended))) if !is_here(ended)) {
+            // Storage or a machine that hangs may be why. What that thread still does is of no use to anybody.
             let deadline = Instant::now() + LEAVE_BEHIND;
             while !self.capturer.is_finished() {
                 if Instant::now() >= deadline {

@@ -56,6 +56,15 @@ impl Host {
         device.event.write(1).unwrap();
     }
 
+    /// What was wrong with its machine, when it ends because the guest is the standby's.
+    fn trouble_at_its_end(self) -> String {
+        match self.node.wait().unwrap() {
+            Ended::LeftToStandby { what } => what,
+            Ended::HandedOver { trouble, .. } => trouble.unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn goes_on(&self) {
         self.numbers.recv_timeout(PATIENCE).expect("the guest runs");
     }
@@ -78,19 +87,18 @@ fn means(directory: &Path) -> ReplicationSettings {
     }
 }
 
-#[test]
-fn a_guest_whose_machine_breaks_goes_on_at_the_standby_and_ends_if_it_breaks_that_too() {
-    let directory = tempfile::tempdir().unwrap();
-    let endpoint = Endpoint::Unix(directory.path().join("channel"));
+/// The second one is the first one's standby.
+fn pair(directory: &Path) -> [Host; 2] {
+    let endpoint = Endpoint::Unix(directory.join("channel"));
     let replication = ReplicationSettings {
         listen: Some(endpoint.clone()),
-        ..means(directory.path())
+        ..means(directory)
     };
     let second = Host::start(standby(), StartAs::Standby { replication });
     second.await_standing("ready", |now| now.role == Role::Standby);
     let replication = ReplicationSettings {
         backup: Some(endpoint),
-        ..means(directory.path())
+        ..means(directory)
     };
     let start_over = false;
     let start_as = StartAs::Primary {
@@ -101,12 +109,15 @@ fn a_guest_whose_machine_breaks_goes_on_at_the_standby_and_ends_if_it_breaks_tha
     first.await_standing("protected", |now| now.protected);
     first.goes_on();
 
+    [first, second]
+}
+
+#[test]
+fn a_guest_whose_machine_breaks_goes_on_at_the_standby_and_ends_if_it_breaks_that_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second] = pair(directory.path());
     first.breaks();
-    let trouble = match first.node.wait().unwrap() {
-        Ended::LeftToStandby { what } => what,
-        Ended::HandedOver { trouble, .. } => trouble.unwrap(),
-        other => panic!("{other:?}"),
-    };
+    let trouble = first.trouble_at_its_end();
     assert!(trouble.contains("panicked"), "{trouble}");
     second.await_standing("promoted", |now| now.role == Role::Primary);
     second.goes_on();
@@ -116,4 +127,20 @@ fn a_guest_whose_machine_breaks_goes_on_at_the_standby_and_ends_if_it_breaks_tha
         panic!("it goes on where both machines broke");
     };
     assert!(what.contains("it is the guest that breaks them"), "{what}");
+}
+
+#[test]
+fn a_guest_whose_machine_cannot_be_captured_any_more_goes_on_at_the_standby() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second] = pair(directory.path());
+    let device = Arc::clone(&first.device);
+    let hangs = lock(&device);
+    let trouble = first.trouble_at_its_end();
+    assert!(
+        trouble.contains("has not let the guest be captured"),
+        "{trouble}"
+    );
+    second.await_standing("promoted", |now| now.role == Role::Primary);
+    second.goes_on();
+    drop(hangs);
 }
