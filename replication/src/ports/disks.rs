@@ -304,6 +304,13 @@ pub trait BackupDisks: Send + Sync {
     /// All epochs up to this one are durable on the images. Epoch 0 until the copy is whole.
     fn durable_epoch(&self) -> EpochId;
 
+    /// Why the present copy cannot be kept any more, if that is found out between two epochs: for
+    /// example, an image cannot be written. Nobody asks for another epoch then, so it is asked for
+    /// again and again. Must not wait for storage. `None` by default.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+
     /// Takes what the next checks of this session have found, in order: whether each found a difference. At most
     /// `most` of them.
     fn take_compared(&self, most: usize) -> Vec<bool>;

@@ -366,6 +366,8 @@ impl Machine for Fake {
             while !stop.load(Ordering::Acquire) {
                 if waits && !turn.swap(false, Ordering::AcqRel) {
                     // Its turn comes with the end of the next pause.
+                } else if used.rests.load(Ordering::Acquire) {
+                    // Until it is woken.
                 } else if disks.disks().iter().all(Disk::has_room) {
                     step(&guest, &memory, &gate, &disks, &used);
                 } else {

@@ -180,6 +180,8 @@ pub(crate) struct DiskUse {
     pub(crate) refused: AtomicU64,
     /// Writes that were done.
     pub(crate) writes: AtomicU64,
+    /// While set, the guest does nothing.
+    pub(crate) rests: AtomicBool,
 }
 
 /// The guest's write at `step`, and a look at what it has just written. Fails once the disks are shut.

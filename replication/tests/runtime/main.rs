@@ -5,6 +5,7 @@ mod arbiters;
 mod breaks;
 mod conformance;
 mod disks;
+mod failing_disks;
 mod fake;
 mod floods;
 mod hang;

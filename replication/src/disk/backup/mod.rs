@@ -292,6 +292,11 @@ impl BackupDisks for BackupImages {
         EpochId(state.committed.0.min(before))
     }
 
+    fn failure(&self) -> Option<String> {
+        let state = self.replica.state.lock();
+        state.failed.clone().filter(|_| state.session)
+    }
+
     fn take_compared(&self, most: usize) -> Vec<bool> {
         let mut state = self.replica.state.lock();
         let most = most.min(state.compared.len());

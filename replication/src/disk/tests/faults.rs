@@ -73,6 +73,22 @@ fn counts_do_not_wait_for_storage_that_hangs() {
 }
 
 #[test]
+fn a_failing_image_of_the_backup_is_told_although_no_epoch_follows() {
+    let (_a, b, primary, backup, mut session) = protected();
+    assert_eq!(backup.backup().failure(), None);
+    b.fail("disk0", 0, Other);
+    primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+    seal(&mut session).unwrap();
+    until("the failure is told", || {
+        let told = backup.backup().failure();
+        told.is_some_and(|why| why.contains("disk0"))
+    });
+    // Of a copy that was given up nobody needs to know.
+    backup.backup().abandon();
+    assert_eq!(backup.backup().failure(), None);
+}
+
+#[test]
 fn a_failing_image_of_the_backup_is_told_with_the_next_epoch() {
     let (a, b, primary, backup, mut session) = protected();
     b.fail("disk0", 0, Other);

@@ -62,6 +62,8 @@ pub(super) struct DiskThread {
     backlog: Arc<Backlog>,
     /// Whether the copy of this session has begun.
     copying: bool,
+    /// Whether it was said that the copy has failed.
+    failure_told: bool,
 }
 
 /// How far the thread is behind the driver. Both use this.
@@ -96,6 +98,7 @@ impl DiskThread {
             events,
             backlog,
             copying: false,
+            failure_told: false,
         })
     }
 
@@ -121,6 +124,7 @@ impl DiskThread {
     fn next_copy(&mut self) {
         self.backlog.copy.fetch_add(1, Ordering::AcqRel);
         self.copying = false;
+        self.failure_told = false;
     }
 
     pub(super) fn begin_copy(&self, plan: Vec<DiskSyncPlan>, history: History) {
@@ -163,6 +167,16 @@ impl DiskThread {
         }
         let differ = self.disks.take_compared(ANSWERS_MAX);
         (!differ.is_empty()).then_some(differ)
+    }
+
+    /// Why the copy of this session cannot be kept, said once.
+    pub(super) fn failure(&mut self) -> Option<DiskEvent> {
+        if !self.copying || self.failure_told {
+            return None;
+        }
+        let failure = self.disks.failure().map(DiskEvent::Failed);
+        self.failure_told = failure.is_some();
+        failure
     }
 
     /// Waits for the next event of the present copy. Cancel safe.

@@ -387,6 +387,9 @@ impl<M: Machine> Driver<M> {
         while let Some(differ) = self.disks.compared() {
             inputs.push_back(BackupInput::Compared(differ));
         }
+        if let Some(failed) = self.disks.failure() {
+            self.disks_happened(failed, inputs);
+        }
     }
 
     fn disks_happened(&mut self, event: DiskEvent, inputs: &mut VecDeque<BackupInput>) {
