@@ -22,6 +22,7 @@
 //! | silence on the link only | wait: the primary gets no acks, it decides |
 //! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
 //! | the primary hands the guest over, for whatever reason | the same |
+//! | the guest stops while a claim waits that was not made yet | withdraw it: Reset |
 //! | the primary says that a later generation is in force | claim: the arbiter knows whether that is so |
 //! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
 //! | a primary of a later generation introduces itself | ask the arbiter first: the copy is given up only if that is the generation in force |

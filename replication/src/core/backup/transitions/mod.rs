@@ -424,6 +424,12 @@ impl BackupCore {
                 };
                 self.violated(&violation, out);
             }
+            // A claim that was not made yet is made for nobody.
+            (Link::Welcomed, Message::Bye(Bye::GuestStopped))
+                if matches!(self.phase, Phase::Claiming { asked: false, .. }) =>
+            {
+                self.reset("the guest stopped".into(), out);
+            }
             // From the claim on, nothing is staged or acked: an ack would release output that the
             // promoted side does not have. Whatever the primary says, the arbiter decides.
             (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}

@@ -160,6 +160,26 @@ fn a_claim_waits_for_a_trial_and_says_so_if_that_takes_long() {
 }
 
 #[test]
+fn a_claim_that_waits_is_withdrawn_if_the_guest_ends() {
+    let the_end = || Message::Bye(Bye::GuestStopped);
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    assert_eq!(bench.give(Input::PromotionWanted), []);
+    let effects = bench.hear(the_end());
+    assert!(
+        matches!(&effects[..], [Effect::CloseLink, Effect::Reset { reason }] if reason == "the guest stopped"),
+        "{effects:?}"
+    );
+    assert_eq!(bench.give(tried(ticket, Ok(()))), []);
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
+    // What was asked for may have been granted: the answer decides.
+    let mut bench = Bench::standby();
+    assert_eq!(bench.give(Input::PromotionWanted), [claim()]);
+    assert_eq!(bench.hear(the_end()), []);
+    assert_eq!(bench.core.phase(), BackupPhase::Claiming);
+}
+
+#[test]
 fn a_side_that_waits_for_a_trial_can_be_stopped() {
     let mut bench = Bench::standby();
     next_trial(&mut bench);
