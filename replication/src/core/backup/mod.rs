@@ -22,6 +22,7 @@
 //! | silence on the link only | wait: the primary gets no acks, it decides |
 //! | promotion is asked for | claim with the link open, so that the primary does not claim too; acknowledge nothing more, and tell it when granted |
 //! | the primary hands the guest over, for whatever reason | the same |
+//! | a trial of the state fails | the link is cut: claim only after much longer silence on every path; a claim that waits is withdrawn, unless the primary's machine has broken |
 //! | the guest stops while a claim waits that was not made yet | withdraw it: Reset |
 //! | the primary says that a later generation is in force | claim: the arbiter knows whether that is so |
 //! | this side is to stop | end at once; but a claim that may have been granted is waited for, and if it was, this side goes on |
@@ -48,8 +49,9 @@
 //! that heartbeats go on while a huge epoch is copied.
 //!
 //! The first epoch is acked, and committed, only once this side's machine has loaded its state on
-//! trial. Later ones are tried now and then. A copy that cannot be loaded is given up. A trial has the
-//! machine that would take over, so while one is open, a claim waits and no other copy begins.
+//! trial. Later ones are tried now and then. If one cannot be loaded, the primary is told and goes on
+//! alone; the copy is kept until the arbiter names another side. A trial has the machine that would
+//! take over, so while one is open, a claim waits and no other copy begins.
 //!
 //! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
 //! the journal. A claim in the meantime waits for that. If the journal write succeeds, the epoch is
@@ -227,6 +229,12 @@ pub enum BackupEffect {
     /// as it can. A person should know.
     ClaimWaits {
         /// What for.
+        why: String,
+    },
+    /// The copy's state could not be loaded on trial. The copy is kept, in case that the primary is
+    /// gone. A person should know.
+    Doubtful {
+        /// Why.
         why: String,
     },
     /// Read the arbiter's record, and make sure that a claim could be granted.

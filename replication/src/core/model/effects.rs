@@ -217,6 +217,9 @@ impl World {
         let jump = policy().heartbeat_timeout * u32::from(stalled);
         let effects = core.handle(NOW + jump, input, memory());
         core.forget_time(keeps_promise);
+        if self.bounds.trials {
+            core.let_a_trial_be_due();
+        }
         let after = core.generation().0;
         let says_so = match cause {
             Cause::Granted(of) | Cause::Passed(of) => of == after,
@@ -270,6 +273,11 @@ impl World {
                 if self.hosts[host].trying.is_some() {
                     self.breaks(Rule::CanTakeOver);
                 }
+                let is_linked = self.link.as_ref().is_some_and(|it| it.ends[host].open);
+                let can_go_on = is_linked && !self.hosts[1 - host].broke;
+                if self.hosts[host].cannot_load && can_go_on {
+                    self.breaks(Rule::LeavesIt);
+                }
                 let known = known.0;
                 self.asks(host, Ask::Claim { known, mark });
             }
@@ -280,6 +288,7 @@ impl World {
             } => self.promote(host, generation.0, epoch.0, cause, before),
             BackupEffect::Stop => self.go_down(host),
             BackupEffect::Reset { .. } => {
+                self.hosts[host].cannot_load = false;
                 let is_own = matches!(cause, Cause::GuestStopped | Cause::DisksFailed);
                 if had_copy && !is_own {
                     self.check_passed(host, cause, before);
@@ -288,6 +297,7 @@ impl World {
             BackupEffect::Look
             | BackupEffect::Inquire
             | BackupEffect::ClaimWaits { .. }
+            | BackupEffect::Doubtful { .. }
             | BackupEffect::CannotStart { .. }
             | BackupEffect::StartGuest { .. }
             | BackupEffect::BeginCopy(_)

@@ -49,6 +49,8 @@ enum Rule {
     GivesWay,
     /// Nobody claims the guest while its machine is away.
     CanTakeOver,
+    /// Nobody whose machine cannot load the guest's state takes it from a primary that can go on.
+    LeavesIt,
 }
 
 /// Bounds of one model.
@@ -60,6 +62,8 @@ struct Bounds {
     beats: u64,
     /// The backup has a disk, and the primary shares one.
     disks: bool,
+    /// Each state is tried, not only that of the first epoch.
+    trials: bool,
     /// What is promised of takeovers is part of the state.
     promises: bool,
     /// The two hosts use different records from the beginning.
@@ -127,6 +131,10 @@ impl stateright::Model for Model {
             Property::always(
                 "nobody claims the guest while its machine is away",
                 |_, world: &World| world.keeps(Rule::CanTakeOver),
+            ),
+            Property::always(
+                "who cannot load the guest's state takes it from nobody who can go on",
+                |_, world: &World| world.keeps(Rule::LeavesIt),
             ),
             Property::always(
                 "who works and reaches the arbiter speaks in the end",

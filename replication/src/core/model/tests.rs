@@ -13,6 +13,7 @@ const BOUNDS: Bounds = Bounds {
     epochs: 2,
     beats: 0,
     disks: false,
+    trials: false,
     promises: false,
     apart: false,
 };
@@ -210,6 +211,26 @@ fn links_break_and_captures_fail() {
         ..small
     };
     explore("breaks", Kind::File, (BOUNDS, small), (BOUNDS, large));
+}
+
+#[test]
+fn a_state_cannot_be_loaded() {
+    let bounds = Bounds {
+        trials: true,
+        ..BOUNDS
+    };
+    let small = Left {
+        orders: 1,
+        failures: 1,
+        ..ONE_SESSION
+    };
+    let large = Left {
+        failures: 2,
+        crashes: 1,
+        stalls: 1,
+        ..small
+    };
+    explore("trials", Kind::File, (bounds, small), (bounds, large));
 }
 
 #[test]

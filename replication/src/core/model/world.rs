@@ -67,6 +67,8 @@ pub(super) struct Node {
     pub(super) stranger: bool,
     /// Its machine has broken.
     pub(super) broke: bool,
+    /// Its machine could not load the state of its copy.
+    pub(super) cannot_load: bool,
 }
 
 /// Who ran the guest, and what it continued from.
@@ -256,6 +258,7 @@ impl Node {
             sees_past: false,
             stranger: false,
             broke: false,
+            cannot_load: false,
         }
     }
 

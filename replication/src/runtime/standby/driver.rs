@@ -546,6 +546,10 @@ impl<M: Machine> Driver<M> {
                 self.metrics.alarm(Topic::Peer, what);
             }
             BackupEffect::ClaimWaits { why } => self.claim_waits(&why),
+            BackupEffect::Doubtful { why } => {
+                let what = format!("the guest could perhaps not go on here: {why}");
+                self.metrics.alarm(Topic::Peer, what);
+            }
             BackupEffect::Claim { known, mark } => self.claim(known, mark),
             BackupEffect::Stop => self.ended = Some(Ended::Stopped),
             BackupEffect::Rehearse => self.arbitration.ask(Question::Rehearse),

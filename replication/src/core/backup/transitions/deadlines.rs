@@ -43,7 +43,7 @@ impl BackupCore {
             // The primary gives up an arbiter that is too slow.
             Link::Down | Link::Introduced { .. } => None,
         };
-        let silent_at = self.heard_at + self.policy.heartbeat_timeout;
+        let silent_at = self.heard_at + self.silence_patience();
         let silence = match &self.phase {
             Phase::Listening | Phase::Claiming { .. } | Phase::Promoted => None,
             // A whole epoch is committed before silence is judged.

@@ -61,6 +61,11 @@ impl BackupCore {
         }
     }
 
+    /// The next state that is committed will be tried.
+    pub(in crate::core) fn let_a_trial_be_due(&mut self) {
+        self.restorable.forget_time(NOW, NOW);
+    }
+
     /// Whether the images have all that was copied before the first epoch.
     pub(in crate::core) fn has_disks(&self) -> bool {
         self.disks.has_durable()

@@ -273,7 +273,7 @@ impl BackupCore {
     }
 
     fn primary_is_silent(&mut self, out: &mut Vec<Effect>) {
-        let silence = self.policy.heartbeat_timeout;
+        let silence = self.silence_patience();
         let silent = format!("no sign of life for {silence:?}");
         match &self.phase {
             Phase::Syncing => self.reset(silent, out),

@@ -1,10 +1,15 @@
 //! Whether this side's machine can load what it is sent. A copy that cannot be loaded protects
 //! nothing (R9), and it must not be found out only when the primary is fenced already.
 //!
-//! The first epoch is acknowledged only once its state was loaded on trial. After that, a committed
-//! state is tried now and then. If one cannot be loaded, or takes too long, this side says so and
-//! gives its copy up: the guest could not go on from it. It does not, once it may have been granted
-//! the guest.
+//! The first epoch is acknowledged only once its state was loaded on trial; a copy without it protects
+//! nobody, and is given up. After that, a committed state is tried now and then.
+//!
+//! If a later one cannot be loaded, or takes too long, the copy may be the last one, whatever this
+//! side believes of the primary. So it is kept until the arbiter names another side (R10). But a
+//! primary that may live, and can go on, comes first: it is told why, the session ends, a claim that
+//! waits is withdrawn, and this side claims only once nobody was heard for much longer than usual.
+//! The promotion may fail then, for the reason that is known. If the primary's machine has broken,
+//! nobody else can go on, and the claim is made.
 //!
 //! A state is tried on the very machine that would take over. While that is away, nothing else can
 //! be done with it, and nobody can take it back. So this side neither claims the guest nor lets
@@ -15,7 +20,7 @@
 
 use std::time::Duration;
 
-use super::{BackupCore, Bye, Effect, Message, Phase};
+use super::{BackupCore, Bye, Effect, Link, Message, Phase};
 use crate::core::policy::TRY_EVERY;
 
 /// How many heartbeat timeouts and checks of the arbiter's time a trial may take.
@@ -27,8 +32,8 @@ const TRIAL_TIMEOUTS: u32 = 10;
 pub(super) struct Restorable {
     /// The last ticket.
     ticket: u64,
-    /// The ticket of the open trial, and when it began.
-    trying: Option<(u64, Duration)>,
+    /// The trial whose outcome is waited for.
+    trying: Option<Trial>,
     /// The ticket of the trial that the machine is away with, also if its outcome means nothing any
     /// more.
     away: Option<u64>,
@@ -36,13 +41,24 @@ pub(super) struct Restorable {
     holds_first: bool,
     /// When to try a state next; `None` before the first trial.
     next_at: Option<Duration>,
+    /// A state of the whole copy could not be loaded, or not in time.
+    is_doubtful: bool,
+}
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
+struct Trial {
+    ticket: u64,
+    began: Duration,
+    /// It has taken too long.
+    is_late: bool,
 }
 
 impl Restorable {
     /// This process slept: that was not the trial.
     pub(super) fn slept(&mut self, time: Duration) {
-        if let Some((_, began)) = &mut self.trying {
-            *began += time;
+        if let Some(trial) = &mut self.trying {
+            trial.began += time;
         }
     }
 
@@ -63,10 +79,10 @@ impl Restorable {
 
 #[cfg(test)]
 impl Restorable {
-    /// For the model, which has the first trial only.
+    /// For the model, in which only it says when a state is tried.
     pub(super) fn forget_time(&mut self, began: Duration, next_at: Duration) {
-        if let Some((_, at)) = &mut self.trying {
-            *at = began;
+        if let Some(trial) = &mut self.trying {
+            trial.began = began;
         }
         self.next_at = self.next_at.map(|_| next_at);
     }
@@ -99,36 +115,54 @@ impl BackupCore {
     fn begin_trial(&mut self, state: bytes::Bytes, out: &mut Vec<Effect>) {
         self.restorable.ticket += 1;
         let ticket = self.restorable.ticket;
-        self.restorable.trying = Some((ticket, self.now));
+        self.restorable.trying = Some(Trial {
+            ticket,
+            began: self.now,
+            is_late: false,
+        });
         self.restorable.away = Some(ticket);
         self.restorable.next_at = Some(self.now + TRY_EVERY);
         out.push(Effect::TryRestore { ticket, state });
     }
 
-    /// When the open trial takes too long.
-    pub(super) fn trial_ends_at(&self) -> Option<Duration> {
-        let (_, began) = self.restorable.trying?;
-        let timeouts = self.policy.heartbeat_timeout * TRIAL_TIMEOUTS;
-        Some(began + self.policy.arbiter_check + timeouts)
+    /// How long a trial may take, and a primary be silent that could go on when this side perhaps
+    /// could not.
+    fn trial_patience(&self) -> Duration {
+        self.policy.arbiter_check + self.policy.heartbeat_timeout * TRIAL_TIMEOUTS
     }
 
-    /// That is a slow host's doing, and says nothing of the state. It costs no copy of a guest whose
-    /// primary may be gone.
+    /// How long the primary may be silent before it counts as lost. One that was told that the copy
+    /// is doubtful has time to ask the arbiter first.
+    pub(super) fn silence_patience(&self) -> Duration {
+        match self.restorable.is_doubtful {
+            true => self.trial_patience(),
+            false => self.policy.heartbeat_timeout,
+        }
+    }
+
+    /// When the open trial takes too long.
+    pub(super) fn trial_ends_at(&self) -> Option<Duration> {
+        let trial = self.restorable.trying.as_ref()?;
+        (!trial.is_late).then(|| trial.began + self.trial_patience())
+    }
+
+    /// That is a slow host's doing, and says nothing of the state. A claim waits for the end.
     pub(super) fn trial_expired(&mut self, out: &mut Vec<Effect>) {
+        if let Some(trial) = &mut self.restorable.trying {
+            trial.is_late = true;
+        }
         match self.phase {
             Phase::Syncing | Phase::Standby { cut: None } => {
                 self.unrestorable("that does not come to an end", out);
             }
-            _ => {
-                self.restorable.end();
-                self.say_what_a_claim_waits_for(out);
-            }
+            _ => self.say_what_a_claim_waits_for(out),
         }
     }
 
     /// If a trial does not come to an end, and this side would claim the guest.
     pub(super) fn say_what_a_claim_waits_for(&self, out: &mut Vec<Effect>) {
-        let is_late = self.restorable.is_away() && self.restorable.trying.is_none();
+        let trial = self.restorable.trying.as_ref();
+        let is_late = trial.is_some_and(|trial| trial.is_late);
         if is_late && matches!(self.phase, Phase::Claiming { .. }) {
             let why = "a trial of the guest's state does not come to an end on its machine".into();
             out.push(Effect::ClaimWaits { why });
@@ -142,15 +176,12 @@ impl BackupCore {
         outcome: Result<(), String>,
         out: &mut Vec<Effect>,
     ) {
-        self.restorable.away.take_if(|away| *away == ticket);
-        if self
-            .restorable
-            .trying
-            .is_none_or(|(open, _)| open != ticket)
-        {
+        let restorable = &mut self.restorable;
+        restorable.away.take_if(|away| *away == ticket);
+        let open = restorable.trying.take_if(|trial| trial.ticket == ticket);
+        if open.is_none() {
             return;
         }
-        self.restorable.trying = None;
         if let Err(why) = outcome {
             return self.unrestorable(&why, out);
         }
@@ -162,21 +193,39 @@ impl BackupCore {
         }
     }
 
-    /// The guest cannot go on from what this side has.
+    /// The guest perhaps cannot go on from what this side has.
     fn unrestorable(&mut self, why: &str, out: &mut Vec<Effect>) {
-        self.restorable.end();
         let why = format!("its machine cannot load the guest's state: {why}");
-        let may_reset = match self.phase {
-            Phase::Syncing | Phase::Standby { .. } => true,
-            // What was asked for may have been granted.
-            Phase::Claiming { asked, .. } => !asked,
-            Phase::Listening | Phase::Promoted => false,
-        };
-        if self.sends_beats() {
+        match self.phase {
+            Phase::Listening | Phase::Promoted => {}
+            Phase::Syncing => {
+                if self.sends_beats() {
+                    out.push(Effect::Send(Message::Bye(Bye::Unable(why.clone()))));
+                }
+                self.reset(why, out);
+            }
+            Phase::Standby { .. }
+            | Phase::Claiming {
+                machine_broke: false,
+                asked: false,
+                ..
+            } => self.leave_to_primary(why, out),
+            // Nobody else can go on, or the arbiter has the claim before it.
+            Phase::Claiming { .. } => out.push(Effect::Doubtful { why }),
+        }
+    }
+
+    /// The copy is kept in case that the primary is gone.
+    fn leave_to_primary(&mut self, why: String, out: &mut Vec<Effect>) {
+        self.restorable.is_doubtful = true;
+        if matches!(self.phase, Phase::Claiming { .. }) {
+            let cut = Some(why.clone());
+            self.phase = Phase::Standby { cut };
+        }
+        if self.link == Link::Welcomed {
             out.push(Effect::Send(Message::Bye(Bye::Unable(why.clone()))));
+            self.cut_off(why.clone(), false, out);
         }
-        if may_reset {
-            self.reset(why, out);
-        }
+        out.push(Effect::Doubtful { why });
     }
 }

@@ -94,22 +94,86 @@ fn next_trial(bench: &mut Bench) -> u64 {
 }
 
 #[test]
-fn a_committed_state_is_tried_now_and_then_and_a_copy_that_cannot_be_loaded_is_given_up() {
+fn a_committed_state_is_tried_now_and_then() {
     let mut bench = Bench::standby();
     let ticket = next_trial(&mut bench);
     // No epoch waits for it.
     assert_eq!(bench.give(tried(ticket, Ok(()))), []);
+}
+
+fn is_doubtful(effect: &Effect) -> bool {
+    matches!(effect, Effect::Doubtful { why } if why.contains("MSR 0x1"))
+}
+
+/// How long a primary may be silent whose standby perhaps could not go on.
+fn long_silence() -> Duration {
+    let policy = Policy::default();
+    policy.arbiter_check + 10 * policy.heartbeat_timeout
+}
+
+#[test]
+fn a_copy_that_cannot_be_loaded_is_kept_but_a_primary_that_may_live_comes_first() {
+    let hand_over = || Message::TakeOver {
+        why: "it is to stop".into(),
+        machine_broke: false,
+    };
+    let ways: [fn(&mut Bench, Message); 3] = [
+        |_, _| {},
+        |bench, hand_over| assert_eq!(bench.hear(hand_over), []),
+        |bench, _| assert_eq!(bench.give(Input::PromotionWanted), []),
+    ];
+    for (way, late) in ways.iter().flat_map(|way| [(way, false), (way, true)]) {
+        let mut bench = Bench::standby();
+        let ticket = next_trial(&mut bench);
+        let committed = bench.core.committed_epoch();
+        way(&mut bench, hand_over());
+        // One that hangs while it is a mere standby has the same effect before it fails.
+        let is_claiming = bench.core.phase() == BackupPhase::Claiming;
+        if late && is_claiming {
+            bench.pass(long_silence() + MS, true, true);
+        }
+        let effects = bench.give(tried(ticket, Err("MSR 0x1")));
+        let [
+            Effect::Send(Message::Bye(Bye::Unable(why))),
+            Effect::CloseLink,
+            doubtful,
+        ] = &effects[..]
+        else {
+            panic!("{effects:?}");
+        };
+        assert!(why.contains("MSR 0x1") && is_doubtful(doubtful), "{why}");
+        assert_eq!(bench.core.phase(), BackupPhase::Standby);
+        assert_eq!(bench.core.committed_epoch(), committed);
+        // It has the time to ask the arbiter. Only if it is gone, this side does.
+        assert_eq!(bench.pass(long_silence() - MS, false, false), []);
+        assert_eq!(bench.pass(MS, false, false), [claim()]);
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_loaded_is_claimed_for_when_the_primary_is_gone() {
     let mut bench = Bench::standby();
     let ticket = next_trial(&mut bench);
-    let effects = bench.give(tried(ticket, Err("MSR 0x1")));
-    assert!(says_that_it_is_unable(&effects, "MSR 0x1"), "{effects:?}");
-    assert_eq!(bench.core.committed_epoch(), None);
-    // Also if the primary is lost meanwhile: the guest could not go on here.
-    let mut bench = Bench::standby();
-    let ticket = next_trial(&mut bench);
+    let committed = bench.core.committed_epoch();
     bench.give(Input::LinkClosed);
     let effects = bench.give(tried(ticket, Err("MSR 0x1")));
-    assert!(matches!(effects[..], [Effect::Reset { .. }]), "{effects:?}");
+    assert!(
+        matches!(&effects[..], [it] if is_doubtful(it)),
+        "{effects:?}"
+    );
+    assert_eq!(bench.core.committed_epoch(), committed);
+    let effects = bench.pass(long_silence(), false, false);
+    assert_eq!(effects, [claim()]);
+    // At once, if there is nobody else who could go on.
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    bench.hear(Message::TakeOver {
+        why: "its machine broke".into(),
+        machine_broke: true,
+    });
+    let effects = bench.give(tried(ticket, Err("MSR 0x1")));
+    assert!(is_doubtful(&effects[0]), "{effects:?}");
+    assert_eq!(effects[1..], [claim()]);
 }
 
 fn is_claim(effect: &Effect) -> bool {
@@ -144,7 +208,7 @@ fn a_claim_waits_for_a_trial_and_says_so_if_that_takes_long() {
             "{effects:?}"
         );
         assert_eq!(bench.pass(patience, false, false), [], "said once");
-        assert_eq!(bench.give(tried(ticket, Err("late"))), [claim()]);
+        assert_eq!(bench.give(tried(ticket, Ok(()))), [claim()]);
     }
     // It has taken long before.
     let mut bench = Bench::standby();
@@ -262,7 +326,7 @@ fn a_trial_that_is_slow_costs_no_copy_once_the_primary_may_be_gone() {
     let policy = Policy::default();
     let patience = policy.arbiter_check + 10 * policy.heartbeat_timeout;
     assert_eq!(bench.pass(2 * patience, false, true), []);
-    assert_eq!(bench.give(tried(ticket, Err("late"))), [], "it is over");
+    assert_eq!(bench.give(tried(ticket, Ok(()))), []);
     assert_eq!(bench.core.committed_epoch(), committed);
     let effects = bench.pass(policy.heartbeat_timeout + MS, false, false);
     let claims = |effect: &Effect| matches!(effect, Effect::Claim { .. });
