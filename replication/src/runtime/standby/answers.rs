@@ -5,7 +5,7 @@
 use super::driver::{Detected, Driver};
 use crate::arbiter::Mark;
 use crate::causes::causes;
-use crate::core::backup::BackupInput;
+use crate::core::backup::{BackupInput, BackupPhase};
 use crate::ids::Generation;
 use crate::ports::Machine;
 use crate::runtime::alarms::Topic;
@@ -28,6 +28,19 @@ impl<M: Machine> Driver<M> {
         self.detect();
         let what = format!("the guest cannot be taken over yet: {why}");
         self.metrics.alarm(Topic::Takeover, what);
+    }
+
+    /// What becomes of the guest if this side is stopped while it takes over.
+    pub(super) fn say_what_a_stop_means(&self) {
+        if self.core.has_asked() {
+            tracing::warn!(
+                "stops once the arbiter has answered, unless it grants the guest to this side"
+            );
+        } else if self.core.phase() == BackupPhase::Claiming {
+            tracing::warn!(
+                "stops before it could take the guest over, with its copy: unless the primary still runs it, nobody does"
+            );
+        }
     }
 
     pub(super) fn answered(&self, answer: Answer) -> BackupInput {

@@ -343,11 +343,7 @@ impl<M: Machine> Driver<M> {
                 inputs.push_back(BackupInput::Health(troubles));
             }
             Happened::Requested(Some(Request::Stop) | None) => {
-                if self.core.phase() == BackupPhase::Claiming {
-                    tracing::warn!(
-                        "stops once the arbiter has answered, unless it grants the guest to this side"
-                    );
-                }
+                self.say_what_a_stop_means();
                 inputs.push_back(BackupInput::StopWanted);
             }
             Happened::Replied(Reply::Answer(answer)) => inputs.push_back(self.answered(answer)),

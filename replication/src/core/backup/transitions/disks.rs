@@ -23,6 +23,8 @@ pub(super) struct Disks {
     persisting: Option<u64>,
     /// Since when it waits.
     persisting_since: Duration,
+    /// It was said that a claim waits for it.
+    claim_waits: bool,
     /// Since when nothing is read from the link because the storage takes no more.
     full_since: Option<Duration>,
     /// The last epoch that is durable on the images.
@@ -65,15 +67,27 @@ impl BackupCore {
     /// primary must not wait for that longer than for a host that is gone.
     ///
     /// Not while claiming: whether the epoch that waits is the guest's last state, only the storage
-    /// can tell.
+    /// can tell. Then a person should know.
     pub(super) fn storage_hangs_at(&self) -> Option<Duration> {
-        let (since, patience) = self.storage_waits().filter(|_| self.sends_beats())?;
+        let keeps_claim = self.is_claim_kept() && !self.disks.claim_waits;
+        let (since, patience) = (self.storage_waits())
+            .filter(|_| self.sends_beats() || (keeps_claim && self.is_persisting()))?;
         Some(since + patience)
+    }
+
+    /// Whether this side is to claim the guest, and has not asked for it.
+    fn is_claim_kept(&self) -> bool {
+        matches!(self.phase, Phase::Claiming { asked: false, .. })
     }
 
     /// This side has failed; the primary goes on alone. What the storage does at last still counts:
     /// memory and disks stay of one epoch.
     pub(super) fn storage_hangs(&mut self, out: &mut Vec<Effect>) {
+        if self.is_claim_kept() {
+            self.disks.claim_waits = true;
+            let why = "its storage has not taken the last epoch's disk writes yet".into();
+            return out.push(Effect::ClaimWaits { why });
+        }
         if let Some((since, _)) = self.storage_waits() {
             let waited = self.now.saturating_sub(since).as_secs_f64();
             let error = format!("its storage has not answered for {waited:.1} s");
@@ -189,6 +203,7 @@ impl BackupCore {
         self.ticket += 1;
         self.disks.persisting = Some(self.ticket);
         self.disks.persisting_since = self.now;
+        self.disks.claim_waits = false;
         out.push(Effect::Persist {
             ticket: self.ticket,
             epoch,

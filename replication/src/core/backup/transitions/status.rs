@@ -67,6 +67,12 @@ impl BackupCore {
         self.phase() == BackupPhase::Standby && self.promise.is_kept()
     }
 
+    /// Whether the arbiter may have granted this side the guest.
+    #[must_use]
+    pub fn has_asked(&self) -> bool {
+        matches!(self.phase, Phase::Claiming { asked: true, .. })
+    }
+
     /// The epoch that memory is at.
     #[must_use]
     pub fn committed_epoch(&self) -> Option<EpochId> {

@@ -385,8 +385,15 @@ fn time_that_this_process_slept_is_not_its_storages() {
 fn a_claim_waits_for_storage_that_hangs() {
     let mut bench = Bench::standby_with_disk();
     let ticket = bench.persisting(2, 2);
+    bench.pass(100 * MS, true, false);
     bench.give(Input::PromotionWanted);
-    assert_eq!(bench.pass(2_000 * MS, false, false), []);
+    assert_eq!(bench.pass(499 * MS, false, false), []);
+    let effects = bench.pass(2 * MS, false, false);
+    assert!(
+        matches!(&effects[..], [Effect::ClaimWaits { why }] if why.contains("storage")),
+        "{effects:?}"
+    );
+    assert_eq!(bench.pass(2_000 * MS, false, false), [], "said once");
     let effects = bench.persisted(ticket);
     let effects = [effects, bench.give(Input::Tick)].concat();
     let claims = |effect: &Effect| matches!(effect, Effect::Claim { .. });
