@@ -456,7 +456,8 @@ impl Driver {
         let why = match message {
             // It may be over in a moment.
             Message::Refuse(refusal @ Refusal::Busy(_)) => {
-                return self.not_connected(&format!("refused: {refusal}"));
+                self.not_connected(&format!("refused: {refusal}"));
+                return self.retry.busy();
             }
             Message::Refuse(refusal) => format!("refused: {refusal}"),
             // What the standby lacks will not be there in a moment.

@@ -1,7 +1,7 @@
 //! When a primary looks for a standby again.
 //!
 //! A port where nobody answers is tried often: that costs nothing, and the standby may be there in
-//! a moment. A synchronisation costs a copy of the whole guest. If one after the other comes to
+//! a moment. One that is busy may be free in a moment, but if it stays busy, pauses double. A synchronisation costs a copy of the whole guest. If one after the other comes to
 //! nothing, the pauses between them double.
 
 use std::time::Duration;
@@ -14,6 +14,8 @@ use crate::core::policy::TRY_EVERY;
 const PAUSE: Duration = Duration::from_millis(250);
 /// The same after a standby refused: a person must change something.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause after a standby said that it is busy.
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A guest that was protected for this long shows that its standby is of use: it has loaded states
@@ -32,6 +34,8 @@ pub(super) struct Retry {
     protected_at: Option<Instant>,
     /// Synchronisations in a row that were of no use.
     useless: u32,
+    /// How often in a row the standby has said that it is busy.
+    busy: u32,
 }
 
 impl Retry {
@@ -42,6 +46,7 @@ impl Retry {
             synchronising: false,
             protected_at: None,
             useless: 0,
+            busy: 0,
         }
     }
 
@@ -58,13 +63,22 @@ impl Retry {
         is_news
     }
 
+    /// The standby is busy.
+    pub(super) fn busy(&mut self) {
+        let pause = PAUSE.saturating_mul(1 << self.busy.min(16));
+        self.busy += 1;
+        self.not_before(pause.min(BUSY_PAUSE_MAX));
+    }
+
     /// The standby does not want this primary, or cannot serve it.
     pub(super) fn refused(&mut self) {
+        self.busy = 0;
         self.not_before(REFUSED_PAUSE);
     }
 
     pub(super) fn synchronisation_begins(&mut self) {
         self.why = None;
+        self.busy = 0;
         self.synchronising = true;
     }
 
@@ -143,6 +157,25 @@ mod tests {
             assert_eq!(retry.at() - now, PAUSE);
         }
         assert_eq!(session(&mut retry, &mut now, None), PAUSE);
+    }
+
+    #[test]
+    fn pauses_double_while_the_standby_is_busy_until_it_says_something_else() {
+        /// The pause, rounded to what it was meant to be.
+        fn busy(retry: &mut Retry) -> u128 {
+            let before = Instant::now();
+            retry.at = before;
+            retry.busy();
+            (retry.at() - before).as_millis() / 250 * 250
+        }
+        let mut retry = Retry::new();
+        let pauses = [(); 6].map(|()| busy(&mut retry));
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 4000]);
+        retry.refused();
+        assert_eq!(busy(&mut retry), 250);
+        busy(&mut retry);
+        retry.synchronisation_begins();
+        assert_eq!(busy(&mut retry), 250);
     }
 
     #[test]
