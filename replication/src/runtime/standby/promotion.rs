@@ -4,8 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Receiver;
@@ -14,11 +13,10 @@ use super::driver::{Detected, Driver};
 use super::{Outcome, Request};
 use crate::causes::causes;
 use crate::ids::{EpochId, Generation};
-use crate::ports::{DiskError, Machine};
+use crate::ports::{BackupDisks, DiskError, Machine};
 use crate::runtime::alarms::Topic;
 use crate::runtime::clock::monotonic_ns;
 use crate::runtime::error::RuntimeError;
-use crate::runtime::metrics::Metrics;
 use crate::runtime::metrics::milliseconds;
 use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::status::FailoverFigures;
@@ -92,90 +90,130 @@ impl<M: Machine> Driver<M> {
 
     /// Brings the disks to the epoch. Storage that fails is tried again and again: nobody else may run the guest any more, and
     /// its memory is here. Says whether it was done; not if this side was told to stop meanwhile.
-    fn promote_disks(&mut self, generation: Generation, epoch: EpochId) -> Result<bool, DiskError> {
-        let metrics = self.metrics.clone();
-        let patience = self.setup.reign.settings.policy.storage_timeout;
-        let is_known: Arc<AtomicBool> = Arc::default();
-        let (mut waits_for, mut is_stopped) = (String::new(), false);
-        let mut wait = |what: &str| {
-            is_known.store(true, Ordering::Release);
-            // The wait may be long; the log needs it only once.
-            if waits_for != what {
-                what.clone_into(&mut waits_for);
-                metrics.alarm(Topic::Disks, waiting(what));
-            }
-            is_stopped |= is_stop_asked(&mut self.requests);
-            !is_stopped
+    fn promote_disks(
+        &mut self,
+        generation: Generation,
+        epoch: EpochId,
+    ) -> Result<bool, RuntimeError> {
+        self.disks
+            .disks
+            .learn(&self.setup.reign.history(generation));
+        let mut wait = Wait {
+            said: String::new(),
+            is_stopped: false,
         };
-        (self.disks.disks).learn(&self.setup.reign.history(generation));
         loop {
-            is_known.store(false, Ordering::Release);
-            let watch = Watch::begin(patience, is_known.clone(), metrics.clone());
-            let promoted = self.disks.disks.promote(epoch, &mut wait);
-            drop(watch);
-            let failed = match promoted {
-                Ok(()) => return Ok(true),
-                Err(failed) => failed,
+            let failed = match Attempt::begin(self.disks.disks.clone(), epoch) {
+                Ok(attempt) => match self.follow(&attempt, &mut wait)? {
+                    Some(Ok(())) if !wait.is_stopped => return Ok(true),
+                    Some(Err(error @ (DiskError::Io { .. } | DiskError::File { .. }))) => {
+                        format!("this host's storage fails: {}", causes(&error))
+                    }
+                    Some(Err(error)) if !wait.is_stopped => return Err(error.into()),
+                    _ => String::from("it was not over"),
+                },
+                Err(error) => causes(&error),
             };
-            let told_to_stop = match &failed {
-                DiskError::NotWaited { .. } => true,
-                DiskError::Io { .. } | DiskError::File { .. } => {
-                    let why = causes(&failed);
-                    !wait(&format!(
-                        "this host's storage fails, which is tried again and again: {why}"
-                    ))
-                }
-                _ => return Err(failed),
-            };
-            if told_to_stop {
-                let why = causes(&failed);
-                tracing::warn!("stopped while the promotion waited, the guest runs nowhere: {why}");
+            if wait.is_stopped {
+                tracing::warn!(
+                    "stopped while the promotion waited, and the guest runs nowhere: its memory is lost, what was \
+                     acknowledged of its disks is on the images and in their journal ({failed})"
+                );
                 return Ok(false);
             }
+            let what = format!("{failed}: this is tried again and again");
+            self.say_what_is_waited_for(&what, &mut wait);
             std::thread::sleep(STORAGE_RETRY);
+        }
+    }
+
+    /// Listens to an attempt until it is over, and to whoever wants this side to stop. Gives nothing if it had to be left
+    /// behind, because the storage does not let go of it.
+    fn follow(
+        &mut self,
+        attempt: &Attempt,
+        wait: &mut Wait,
+    ) -> Result<Option<Result<(), DiskError>>, RuntimeError> {
+        let patience = self.setup.reign.settings.policy.storage_timeout;
+        let (begun, mut is_known, mut stopped_at) = (Instant::now(), false, None);
+        loop {
+            match attempt.news.recv_timeout(LOOK_EVERY) {
+                Ok(News::Over(outcome)) => return Ok(Some(outcome)),
+                Ok(News::Waits(what)) => {
+                    is_known = true;
+                    self.say_what_is_waited_for(&what, wait);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(RuntimeError::Panicked("promotion"));
+                }
+            }
+            if is_stop_asked(&mut self.requests) {
+                wait.is_stopped = true;
+                attempt.is_stopped.store(true, Ordering::Release);
+                stopped_at.get_or_insert_with(Instant::now);
+            }
+            if stopped_at.is_some_and(|at| at.elapsed() >= STOP_PATIENCE) {
+                return Ok(None);
+            }
+            if !is_known && begun.elapsed() >= patience {
+                let what = "this host's storage does not answer, and only this host has the guest";
+                self.say_what_is_waited_for(what, wait);
+            }
+        }
+    }
+
+    /// The wait may be long; the log needs it only once.
+    fn say_what_is_waited_for(&self, what: &str, wait: &mut Wait) {
+        if wait.said != what {
+            what.clone_into(&mut wait.said);
+            let what = format!("the promotion waits: {what}");
+            self.metrics.alarm(Topic::Disks, what);
         }
     }
 }
 
 /// Pause between attempts to bring the disks to the epoch on storage that fails.
 const STORAGE_RETRY: Duration = Duration::from_millis(500);
+/// How often the driver looks whether it is to stop while an attempt says nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a side that is to stop waits for an attempt.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
-fn waiting(what: &str) -> String {
-    format!("the promotion waits: {what}")
+/// What people were told, and have said, about a promotion that waits.
+struct Wait {
+    said: String,
+    is_stopped: bool,
 }
 
-/// Notices, until it is dropped, that the storage has done nothing for long: the driver waits for it, and can be told
-/// nothing meanwhile.
-struct Watch {
-    over: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+/// What an attempt says.
+enum News {
+    /// It waits for this.
+    Waits(String),
+    Over(Result<(), DiskError>),
 }
 
-impl Watch {
-    /// Unless it is known what is waited for. A host that has no thread left has no watch either.
-    fn begin(patience: Duration, is_known: Arc<AtomicBool>, metrics: Metrics) -> Self {
-        let (over, goes_on) = channel();
-        let thread = spawn("promotion", move || {
-            let has_waited = goes_on.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
-            if has_waited && !is_known.load(Ordering::Acquire) {
-                let what = "this host's storage does not answer, and only this host has the guest";
-                metrics.alarm(Topic::Disks, waiting(what));
-            }
-        });
-        Self {
-            over: Some(over),
-            thread: thread.ok(),
-        }
-    }
+/// An attempt to bring the disks to the epoch. It has a thread of its own, because storage may hang in it, and nobody can take it
+/// back then. Left behind, it only does what the next start of these disks would do.
+struct Attempt {
+    news: std::sync::mpsc::Receiver<News>,
+    is_stopped: Arc<AtomicBool>,
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.over = None;
-        if let Some(thread) = self.thread.take() {
-            // Nothing is said once this is over. A panic was printed.
-            let _ = thread.join();
-        }
+impl Attempt {
+    fn begin(disks: Arc<dyn BackupDisks>, epoch: EpochId) -> Result<Self, RuntimeError> {
+        let (say, news) = channel();
+        let is_stopped: Arc<AtomicBool> = Arc::default();
+        let ends = is_stopped.clone();
+        spawn("promotion", move || {
+            let outcome = disks.promote(epoch, &mut |what| {
+                // Fails only if the driver is gone.
+                let _ = say.send(News::Waits(what.into()));
+                !ends.load(Ordering::Acquire)
+            });
+            let _ = say.send(News::Over(outcome));
+        })?;
+        Ok(Self { news, is_stopped })
     }
 }
 
