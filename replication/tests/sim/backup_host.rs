@@ -184,6 +184,10 @@ impl World {
             | BackupEffect::StartGuest { .. } => {
                 self.violate(format!("host {host} is to start a guest"));
             }
+            BackupEffect::Doubtful { why } => {
+                self.trace(host, || format!("perhaps could not go on: {why}"));
+                self.count("doubtful copies");
+            }
             BackupEffect::Reset { reason } => self.reset_backup(host, &reason),
         }
     }
