@@ -1,6 +1,8 @@
 //! What the node's thread waits for: requests, what became of the machine and of the host's networks, and what
 //! replication tells. Each has a
-//! queue and a limit of its own, so that requests cannot crowd out the guest's end.
+//! queue of its own, so that requests cannot crowd out the guest's end.
+
+mod machine_events;
 
 use std::io;
 use std::sync::mpsc::SyncSender;
@@ -11,15 +13,13 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use understudy_replication::runtime::{EventKind as ReplicationEvent, Events};
 
+use self::machine_events::MachineEvents;
 use super::networks::{NetworkSeen, Seen};
 use super::request::{Denial, Request};
 use crate::machine::MachineEvent;
 
 /// Requests that wait; further ones are denied.
 pub(super) const REQUESTS_MAX: usize = 64;
-/// Events of the machine that wait; what comes after is dropped. Each kind comes at most a few times in a
-/// machine's life.
-const MACHINE_EVENTS_MAX: usize = 64;
 
 /// Where the answer to a request goes. Nobody may be waiting for it any more.
 pub(super) type Answer = SyncSender<Result<(), Denial>>;
@@ -36,14 +36,14 @@ pub(super) enum Item {
 #[derive(Clone)]
 pub(super) struct Inbox {
     requests: Sender<(Request, Option<Answer>)>,
-    machine_events: Sender<MachineEvent>,
+    machine_events: MachineEvents,
 }
 
 /// Where the node's thread finds them. Once it is dropped nothing is taken any more, and what waits is denied.
 pub(super) struct Incoming {
     runtime: Runtime,
     requests: Receiver<(Request, Option<Answer>)>,
-    machine_events: Receiver<MachineEvent>,
+    machine_events: MachineEvents,
     /// Of the side that the node is, through all its roles.
     replication: Option<Events>,
     networks: Option<Seen>,
@@ -55,11 +55,11 @@ pub(super) fn inbox() -> io::Result<(Inbox, Incoming)> {
         .enable_time()
         .build()?;
     let (requests, requested) = channel(REQUESTS_MAX);
-    let (machine_events, happened) = channel(MACHINE_EVENTS_MAX);
+    let machine_events = MachineEvents::default();
     let incoming = Incoming {
         runtime,
         requests: requested,
-        machine_events: happened,
+        machine_events: machine_events.clone(),
         replication: None,
         networks: None,
     };
@@ -80,8 +80,7 @@ impl Inbox {
 
     /// From the machine's threads.
     pub(super) fn machine_event(&self, event: MachineEvent) {
-        // After the node's end nobody wants to know.
-        let _ = self.machine_events.try_send(event);
+        self.machine_events.put(event);
     }
 }
 
@@ -130,7 +129,7 @@ impl Incoming {
             tokio::select! {
                 biased;
                 // What became of the guest is why its role ends: it comes first.
-                Some(event) = machine_events.recv() => Some(Item::Machine(event)),
+                event = machine_events.next() => Some(Item::Machine(event)),
                 Some(event) = told => Some(Item::Replication(event.kind)),
                 Some(networks) = seen => Some(Item::Networks(networks)),
                 Some((request, answer)) = requests.recv() => Some(Item::Request(request, answer)),
