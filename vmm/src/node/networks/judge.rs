@@ -2,7 +2,8 @@
 //!
 //! A tap is judged by what it had: one that never was part of a bridge may be routed, and a bridge without an uplink may
 //! be translated to addresses of the host. A short interruption, as of a cable that is put elsewhere, is nothing to act
-//! on. It is known at once all the same: a host that is cut itself must not be thought to be the better one.
+//! on. It is known at once all the same, and for a while: a host that is cut itself must not be thought to be the better
+//! one, nor one whose cable comes and goes.
 //! What must not be done here: look, or wait.
 
 use super::sysfs::{Bridge, Tap};
@@ -23,9 +24,13 @@ pub(super) struct Judge {
     /// The last reason for which frames reach nobody.
     why: String,
     /// Looks in a row at which they did not.
-    looks_cut: u32,
-    /// Looks in a row at which they did, since.
+    looks_bad: u32,
+    /// Looks in a row at which they did.
     looks_good: u32,
+    /// They did not, and have not done so for long enough since.
+    is_cut: bool,
+    /// They did not for so long that it is acted on.
+    lasts: bool,
 }
 
 impl Judge {
@@ -34,19 +39,22 @@ impl Judge {
         match self.fault(name, tap) {
             Some(why) => {
                 self.why = why;
-                self.looks_cut = self.looks_cut.saturating_add(1);
+                self.looks_bad = self.looks_bad.saturating_add(1);
                 self.looks_good = 0;
+                self.is_cut = true;
+                self.lasts |= self.looks_bad >= LOOKS_CUT;
             }
             None => {
                 self.looks_good = self.looks_good.saturating_add(1);
-                if self.looks_cut < LOOKS_CUT || self.looks_good >= LOOKS_GOOD {
-                    self.looks_cut = 0;
+                self.looks_bad = 0;
+                if self.looks_good >= LOOKS_GOOD {
+                    (self.is_cut, self.lasts) = (false, false);
                 }
             }
         }
-        let cut = (self.looks_cut > 0).then(|| Cut {
+        let cut = self.is_cut.then(|| Cut {
             why: self.why.clone(),
-            lasts: self.looks_cut >= LOOKS_CUT,
+            lasts: self.lasts,
         });
         (self.reach, cut)
     }
@@ -146,6 +154,11 @@ mod tests {
         assert_eq!(looks(&mut judge, 1, &up), None);
         let cut = looks(&mut judge, LOOKS_CUT - 1, &down).expect("known at once");
         assert!(!cut.lasts);
+        let short = Some(cut);
+        assert_eq!(looks(&mut judge, LOOKS_GOOD - 1, &up), short, "not over");
+        // Bad looks do not add up over good ones.
+        assert_eq!(looks(&mut judge, LOOKS_CUT - 1, &down), short);
+        assert_eq!(looks(&mut judge, LOOKS_GOOD - 1, &up), short);
         assert_eq!(looks(&mut judge, 1, &up), None);
         let why = lasting(&mut judge, &down);
         assert!(why.contains("lan") && why.contains("eth0"), "{why}");
