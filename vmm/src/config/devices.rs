@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use understudy_replication::disk::DiskMode;
 
 use super::keys::{self, Key};
-use super::{ConfigError, Drive, NetworkInterface, OnCut, WatchedNetwork};
+use super::{ConfigError, Drive, GuestNetwork, NetworkInterface};
 use crate::devices::virtio::blk::ID_BYTES_MAX;
 use crate::machine::{DriveConfig, DriveKind, NetBackend, NetConfig, beside};
 
@@ -135,16 +135,15 @@ pub(super) fn networks(vm: &str, all: &[NetworkInterface]) -> Result<Vec<NetConf
     configs.map(config).collect()
 }
 
-/// Those with a tap. Of a socket it is known only whether somebody is at its other end.
-pub(super) fn watched(interfaces: &[NetworkInterface]) -> Vec<WatchedNetwork> {
-    let watched = interfaces.iter().filter_map(|interface| {
-        Some(WatchedNetwork {
+pub(super) fn guest_networks(interfaces: &[NetworkInterface]) -> Vec<GuestNetwork> {
+    let networks = interfaces.iter().filter_map(|interface| {
+        Some(GuestNetwork {
             id: interface.iface_id.clone()?,
-            tap: interface.host_dev_name.clone()?,
+            tap: interface.host_dev_name.clone(),
             on_cut: interface.on_cut.unwrap_or_default(),
         })
     });
-    watched.filter(|it| it.on_cut != OnCut::Ignore).collect()
+    networks.collect()
 }
 
 fn net_config(
@@ -201,13 +200,14 @@ pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 /// The same on both hosts, as it is made of names that are: FNV-1a over both, locally administered.
 pub(super) fn derived_mac(vm: &str, interface: &str) -> [u8; 6] {
-    let hash = vm
-        .bytes()
-        .chain([0])
-        .chain(interface.bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3_u64)
-        });
+    let hash = digest(vm.bytes().chain([0]).chain(interface.bytes()));
     let [a, b, c, d, ..] = hash.to_le_bytes();
     [0x52, 0x54, a, b, c, d]
+}
+
+/// Of a name, equal on all hosts (FNV-1a).
+pub(crate) fn digest(name: impl Iterator<Item = u8>) -> u64 {
+    name.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -45,8 +45,9 @@ pub use understudy_replication::disk::DiskMode;
 pub use crate::boot::BootProtocol;
 pub use crate::machine::{OnPanic, OnReboot, OnWatchdog};
 pub use crate::vcpu::CpuTemplate;
+pub(crate) use devices::digest;
 pub use on_sigterm::OnSigterm;
-pub use watched::{OnCut, WatchedNetwork};
+pub use watched::{GuestNetwork, OnCut, WatchedNetwork};
 
 /// The kernel image that stands for the guest inside this program.
 const BUILTIN: &str = "builtin";
@@ -63,8 +64,8 @@ pub struct Config {
     pub machine: MachineConfig,
     /// What follows when the guest wants a reboot.
     pub on_reboot: OnReboot,
-    /// The guest's networks that are watched while it is protected.
-    pub networks: Vec<WatchedNetwork>,
+    /// The guest's networks.
+    pub networks: Vec<GuestNetwork>,
     /// Where requests are taken.
     pub control_socket: Option<PathBuf>,
     /// How the guest is protected.
@@ -107,7 +108,9 @@ impl Config {
         let config = Self {
             machine: machine(&vm, &file)?,
             on_reboot: file.machine_config.on_reboot.unwrap_or_default(),
-            networks: devices::watched(file.network_interfaces.as_deref().unwrap_or_default()),
+            networks: devices::guest_networks(
+                file.network_interfaces.as_deref().unwrap_or_default(),
+            ),
             control_socket: file.replication.control_socket.clone(),
             node: file.replication.node.clone().unwrap_or_else(host_name),
             replication: ReplicationConfig::new(&file.replication)?,

@@ -4,6 +4,30 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// A network of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestNetwork {
+    /// Its name, equal on both hosts.
+    pub id: String,
+    /// The tap of this host, if it is connected by one.
+    pub tap: Option<String>,
+    /// What follows when it is cut.
+    pub on_cut: OnCut,
+}
+
+impl GuestNetwork {
+    /// If anybody looks at it. Of a socket it is known only whether somebody is at its other end.
+    #[must_use]
+    pub fn watched(&self) -> Option<WatchedNetwork> {
+        let tap = self.tap.clone()?;
+        (self.on_cut != OnCut::Ignore).then(|| WatchedNetwork {
+            id: self.id.clone(),
+            tap,
+            on_cut: self.on_cut,
+        })
+    }
+}
+
 /// A network of the guest that is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchedNetwork {

@@ -11,7 +11,7 @@ use understudy_transport::Endpoint;
 
 use super::Rules;
 use super::identity::{self, IdentityError};
-use crate::config::{Config, ConfigError, Priority, WatchedNetwork};
+use crate::config::{Config, ConfigError, GuestNetwork, Priority};
 use crate::machine::{DriveConfig, Machine, Start, beside};
 
 /// Why a machine cannot be built.
@@ -32,8 +32,8 @@ pub struct NodeSettings {
     pub machine: BuildMachine,
     /// What was asked of this host and cannot be had.
     pub lacks: Vec<String>,
-    /// The guest's networks that are watched while it is protected.
-    pub networks: Vec<WatchedNetwork>,
+    /// The guest's networks. Those that can be are watched while it is protected.
+    pub networks: Vec<GuestNetwork>,
     /// The first role.
     pub start_as: StartAs,
     /// What is known of the disks and the other host's is not believed: the next synchronisation copies

@@ -23,7 +23,7 @@ use super::roles::{Figures, Panel, Replicated, RoleOver, Sources, UnprotectedFig
 use super::settings::{BuildMachine, NodeSettings, StartAs};
 use super::status::Standing;
 use super::{Ended, NodeError, NodeHandle, Role};
-use crate::config::WatchedNetwork;
+use crate::config::{GuestNetwork, WatchedNetwork};
 use crate::machine::{Machine, Start};
 
 /// Longest wait for a console that takes no more, when all else is over.
@@ -106,6 +106,8 @@ impl Shell {
         self.build = Some(settings.machine);
         self.forget_disks = settings.full_resync;
         let networks = settings.networks;
+        let watched = networks.iter().filter_map(GuestNetwork::watched).collect();
+        self.core.know_networks(networks);
         self.core.lacks = settings.lacks;
         let (next, settings) = match settings.start_as {
             StartAs::Unprotected {
@@ -129,7 +131,7 @@ impl Shell {
             StartAs::Standby { replication } => (NextRole::Standby, replication),
         };
         self.replicated = Some(Replicated { vm, node, settings });
-        self.networks = Some(networks);
+        self.networks = Some(watched);
         self.take_up(next);
         Ok(())
     }

@@ -198,7 +198,8 @@ fn taps_are_watched_unless_told_otherwise_and_sockets_never() {
     let watched = |rest: &str| {
         let text = format!(r#"{{"network-interfaces": [{{"iface_id": "net0", {rest}}}]}}"#);
         let networks = read(&text).unwrap().0.networks;
-        networks.first().map(|it| (it.tap.clone(), it.on_cut))
+        let watched = networks.first().and_then(GuestNetwork::watched);
+        watched.map(|it| (it.tap, it.on_cut))
     };
     let tap = Some(("tap0".to_owned(), OnCut::Handover));
     assert_eq!(watched(r#""host_dev_name": "tap0""#), tap);

@@ -4,12 +4,14 @@
 
 use understudy_replication::runtime::Trouble;
 
-use crate::config::OnCut;
+use crate::config::{GuestNetwork, OnCut, digest};
 use crate::node::networks::{Cut, NetworkSeen, Reach};
 
 /// What is known of the networks.
 #[derive(Debug, Default)]
 pub(in crate::node::core) struct Networks {
+    /// The guest's, whether they are watched or not.
+    pub(super) all: Vec<GuestNetwork>,
     /// On this host; `None` before the first look.
     pub(super) here: Option<Vec<NetworkSeen>>,
     /// What a primary's standby says that it lacks; `None`: nothing.
@@ -18,16 +20,35 @@ pub(in crate::node::core) struct Networks {
     pub(super) alarms: Vec<String>,
 }
 
+/// Longest name of a network that stands in a topic as it is: more is cut off on the way to the other host, and would not
+/// be found there.
+const ID_CHARS_MAX: usize = 46;
+
+/// A network's name, or what stands for a long one.
+fn short(id: &str) -> String {
+    if id.chars().count() <= ID_CHARS_MAX {
+        return id.to_owned();
+    }
+    let digest = format!("~{:016x}", digest(id.bytes()));
+    let kept = ID_CHARS_MAX - digest.len();
+    id.chars().take(kept).chain(digest.chars()).collect()
+}
+
 pub(super) fn cut_topic(id: &str) -> String {
-    format!("network {id}")
+    format!("network {}", short(id))
 }
 
 fn bridge_topic(id: &str) -> String {
-    format!("bridge of network {id}")
+    format!("bridge of network {}", short(id))
 }
 
 fn uplink_topic(id: &str) -> String {
-    format!("uplink of network {id}")
+    format!("uplink of network {}", short(id))
+}
+
+/// It is no trouble, but nobody knows whether there is one.
+fn unwatched_topic(id: &str) -> String {
+    format!("unwatched network {}", short(id))
 }
 
 impl NetworkSeen {
@@ -72,13 +93,26 @@ impl NetworkSeen {
                 || (topic == uplink_topic(id) && self.reach >= Reach::Uplink)
         })
     }
+
+    /// Whether the standby says that it does not know.
+    fn is_unwatched(&self, troubles: &[Trouble]) -> bool {
+        let topic = unwatched_topic(&self.watched.id);
+        troubles.iter().any(|trouble| trouble.topic == topic)
+    }
 }
 
 impl Networks {
     /// What a standby has to say; `None` before the first look.
     pub(super) fn troubles(&self) -> Option<Vec<Trouble>> {
         let here = self.here.as_ref()?;
-        Some(here.iter().filter_map(NetworkSeen::trouble).collect())
+        let lacks = here.iter().filter_map(NetworkSeen::trouble);
+        let unwatched = self.all.iter().filter(|it| it.watched().is_none());
+        let unwatched = unwatched.map(|network| {
+            let id = &network.id;
+            let why = format!("network {id}: nobody watches it");
+            Trouble::new(&unwatched_topic(id), &why)
+        });
+        Some(lacks.chain(unwatched).collect())
     }
 
     /// What a person should know now.
@@ -96,6 +130,9 @@ impl Networks {
             }
             Some(troubles) if network.lacks(troubles).is_some() => {
                 Some("and the standby's does not work either: the guest stays")
+            }
+            Some(troubles) if network.is_unwatched(troubles) => {
+                Some("and nobody watches the standby's: the guest stays")
             }
             Some(_) => None,
         }

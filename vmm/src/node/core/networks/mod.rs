@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | yes | no | the guest goes on there, unless it is only to be reported |
 //! | yes | yes | an alarm; it stays |
-//! | yes | nothing is known | the same |
+//! | yes | nothing is known, or nobody looks | the same |
 //! | no | yes | an alarm: a takeover would cost the guest its clients |
 //!
 //! A standby tells its primary at once, a primary acts only on what lasts. So a switch that fails both hosts has the guest
@@ -22,10 +22,16 @@ use understudy_replication::runtime::Trouble;
 
 use self::known::cut_topic;
 use super::{Effect, NodeCore, Role};
+use crate::config::GuestNetwork;
 use crate::node::events::EventKind;
 use crate::node::networks::NetworkSeen;
 
 impl NodeCore {
+    /// These are the guest's.
+    pub(in crate::node) fn know_networks(&mut self, all: Vec<GuestNetwork>) {
+        self.networks.all = all;
+    }
+
     /// This host's networks are like this now.
     pub(super) fn networks_seen(
         &mut self,

@@ -251,3 +251,56 @@ fn why_a_guest_was_handed_over_is_known_when_it_has_gone() {
     replication(&mut core, ReplicationEvent::NotHandedOver { why });
     assert_eq!(core.next_timer(), None);
 }
+
+/// What a standby says whose networks are these, of which it watches none.
+fn said_of_unwatched(networks: Vec<GuestNetwork>) -> Option<Vec<Trouble>> {
+    let mut standby = in_role(Role::Standby, RULES, true);
+    standby.know_networks(networks);
+    match &standby.input(NOW, Input::Networks(Vec::new()))[..] {
+        [Effect::ReportHealth(troubles)] => Some(troubles.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_standby_that_does_not_watch_a_network_is_not_handed_a_guest_for_it() {
+    let ignored = (Some("tap0".to_owned()), OnCut::Ignore);
+    let socket = (None, OnCut::Handover);
+    for (tap, on_cut) in [ignored, socket] {
+        let id = "net0".to_owned();
+        let troubles = said_of_unwatched(vec![GuestNetwork { id, tap, on_cut }]);
+        let mut core = protected();
+        replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+        assert_eq!(alarms(&core), [""; 0], "it is nothing that fails");
+        assert_eq!(sees(&mut core, cut()), []);
+        assert!(alarms(&core)[0].contains("nobody watches the standby's"));
+        assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+    }
+}
+
+#[test]
+fn a_network_with_a_long_name_is_told_from_others_on_both_hosts() {
+    let named = |end: &str, seen: NetworkSeen| {
+        let mut seen = seen;
+        seen.watched.id = format!("{}{end}", "n".repeat(63));
+        seen
+    };
+    for there in [
+        cut(),
+        network(Reach::Tap, None),
+        network(Reach::Bridge, None),
+    ] {
+        let mut core = protected();
+        standby_sees(&mut core, Some(named("a", there.clone())));
+        assert_eq!(sees(&mut core, named("a", cut())), []);
+        let mut core = protected();
+        standby_sees(&mut core, Some(named("b", there)));
+        assert!(hands_over(&sees(&mut core, named("a", cut()))));
+    }
+    let id = named("a", whole()).watched.id;
+    let (tap, on_cut) = (None, OnCut::Handover);
+    let troubles = said_of_unwatched(vec![GuestNetwork { id, tap, on_cut }]);
+    let mut core = protected();
+    replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+    assert_eq!(sees(&mut core, named("a", cut())), []);
+}
