@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::{Effect, NodeCore, broken, pace};
+use crate::config::OnCut;
 use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
 use crate::node::events::EventKind;
 use crate::node::{Ended, Role};
@@ -21,7 +22,11 @@ impl NodeCore {
                 let trouble = format!("{device} lost its connection: {what}");
                 let topic = device.clone();
                 self.tell(EventKind::ConnectionLost { device, what }, effects);
-                self.host_fails(now, &topic, trouble, effects);
+                match self.on_cut(&topic) {
+                    OnCut::Handover => self.host_fails(now, &topic, trouble, effects),
+                    OnCut::Report => self.lacks.push(trouble),
+                    OnCut::Ignore => {}
+                }
             }
             MachineEvent::DiskFailed { device, what } => {
                 self.tell(EventKind::DiskFailed { device, what }, effects);

@@ -22,7 +22,7 @@ use understudy_replication::runtime::Trouble;
 
 use self::known::cut_topic;
 use super::{Effect, NodeCore, Role};
-use crate::config::GuestNetwork;
+use crate::config::{GuestNetwork, OnCut};
 use crate::node::events::EventKind;
 use crate::node::networks::NetworkSeen;
 
@@ -30,6 +30,13 @@ impl NodeCore {
     /// These are the guest's.
     pub(in crate::node) fn know_networks(&mut self, all: Vec<GuestNetwork>) {
         self.networks.all = all;
+    }
+
+    /// What follows when the guest's network of this name is cut here.
+    pub(super) fn on_cut(&self, id: &str) -> OnCut {
+        let mut all = self.networks.all.iter();
+        let network = all.find(|network| network.id == id);
+        network.map(|it| it.on_cut).unwrap_or_default()
     }
 
     /// This host's networks are like this now.

@@ -1,6 +1,7 @@
 //! What fails on this host, and where the guest goes on.
 
 use super::*;
+use crate::config::{GuestNetwork, OnCut};
 
 fn replication(core: &mut NodeCore, second: u64, event: ReplicationEvent) -> Vec<Effect> {
     deeds(core.input(Duration::from_secs(second), Input::Replication(event)))
@@ -77,6 +78,23 @@ fn a_guest_whose_network_lost_its_connection_here_goes_where_it_has_one() {
     let lost = MachineEvent::BackendLost { device, what };
     let effects = deeds(guest(&mut core, lost));
     assert!(matches!(&effects[..], [Effect::HandOver(why)] if why.contains("net0")));
+}
+
+#[test]
+fn a_lost_connection_leads_to_no_more_than_its_network_says() {
+    for (on_cut, alarms) in [(OnCut::Report, 1), (OnCut::Ignore, 0)] {
+        let (id, tap) = ("net0".to_owned(), None);
+        let mut core = protected();
+        core.know_networks(vec![GuestNetwork { id, tap, on_cut }]);
+        let (device, what) = ("net0".to_owned(), "its link is down".to_owned());
+        let effects = guest(&mut core, MachineEvent::BackendLost { device, what });
+        assert!(
+            matches!(effects[..], [Effect::Tell(_)]),
+            "it is told: {effects:?}"
+        );
+        assert_eq!(core.next_timer(), None);
+        assert_eq!(core.standing().host_alarms.len(), alarms, "{on_cut:?}");
+    }
 }
 
 fn holds(core: &mut NodeCore, device: &str, waits: bool) -> Vec<Effect> {
