@@ -35,12 +35,12 @@ const PLAIN: [&str; 4] = ["--priority", "normal", "--lock-memory", "off"];
 /// Counts failovers that nobody needed: of hosts that stand still for a while, are busy, or short of memory.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Time-outs to try (`replication.timeout_ms`).
+    /// Time-outs to try (`replication.timeout_ms`), of 60 ms at least: three heartbeats.
     #[arg(
         long,
         value_name = "MS",
         value_delimiter = ',',
-        default_value = "50,100,150,250"
+        default_value = "60,100,150,250"
     )]
     timeouts: Vec<u64>,
     /// How long a process stands still.
