@@ -218,7 +218,7 @@ fn another_attempt_at_a_promotion_does_not_believe_a_flush_after_one_that_failed
         session.sync();
         primary.disks()[0].write_at(4096, &[2; 512]).unwrap();
         let epoch = session.ship();
-        backup.backup().committed(epoch);
+        // Nobody says that it is committed: a thread would bring it to the image, and might fail first.
         b.fail("disk0", after, Other);
         let first = backup.backup().promote(epoch, &mut |_| true);
         b.heal();
@@ -232,7 +232,6 @@ fn another_attempt_at_a_promotion_does_not_believe_a_flush_after_one_that_failed
                 assert!(!is_flush, "{first}");
                 assert_eq!(a.content("disk0"), b.content("disk0"));
             }
-            // Also if it was the thread that destages that failed first.
             Err(DiskError::Failed(_)) => lost += u32::from(is_flush),
             Err(error) => panic!("{error} after {first}"),
         }
@@ -446,4 +445,52 @@ fn an_empty_set_does_nothing_and_says_yes() {
         set.backup().durable_epoch() == EpochId(4)
     });
     set.backup().promote(EpochId(4), &mut |_| true).unwrap();
+}
+
+#[test]
+fn what_a_failed_write_left_on_the_image_is_sent() {
+    let (a, b, primary, backup, mut session) = protected();
+    let disk = &primary.disks()[0];
+    // Its block is marked from now on, so that the map need not be written below.
+    disk.write_at(0, &[1; 4096]).unwrap();
+    let mut torn = a.content("disk0");
+    torn[..512].fill(2);
+    a.set_content("disk0", torn.0);
+    a.fail("disk0", 0, Other);
+    disk.write_at(0, &[2; 4096]).unwrap_err();
+    a.heal();
+    session.epoch();
+    let epoch = EpochId(session.epoch);
+    backup.backup().promote(epoch, &mut |_| true).unwrap();
+    assert_eq!(b.content("disk0")[510..514], [2, 2, 1, 1]);
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn another_copy_makes_up_for_a_flush_that_failed() {
+    let mut failures = 0;
+    for after in 0.. {
+        let (a, b, primary, backup, mut session) = protected();
+        primary.disks()[0].write_at(0, &[1; 4096]).unwrap();
+        b.fail("disk0", after, Other);
+        seal(&mut session).unwrap();
+        let backup = backup.backup();
+        until("the epoch is on the image, or cannot be", || {
+            backup.failure().is_some() || backup.durable_epoch() == EpochId(session.epoch)
+        });
+        b.heal();
+        if backup.failure().is_none() {
+            break;
+        }
+        failures += 1;
+        backup.abandon();
+        primary.primary().detach();
+        let mut session = Session::protect(&primary, &session.backup, 2);
+        primary.disks()[0].write_at(0, &[3; 4096]).unwrap();
+        session.epoch();
+        let epoch = EpochId(session.epoch);
+        backup.promote(epoch, &mut |_| true).unwrap();
+        assert_eq!(a.content("disk0"), b.content("disk0"));
+    }
+    assert!(failures > 1, "a write and a flush, at least");
 }
