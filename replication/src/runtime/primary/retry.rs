@@ -1,8 +1,9 @@
 //! When a primary looks for a standby again.
 //!
 //! A port where nobody answers is tried often: that costs nothing, and the standby may be there in
-//! a moment. One that is busy may be free in a moment, but if it stays busy, pauses double. A synchronisation costs a copy of the whole guest. If one after the other comes to
-//! nothing, the pauses between them double.
+//! a moment. One that is busy may be free in a moment, but if it stays busy, pauses double. A
+//! synchronisation costs a copy of the whole guest. If one after the other comes to nothing, the pauses
+//! between them double.
 
 use std::time::Duration;
 
