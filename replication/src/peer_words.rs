@@ -48,16 +48,23 @@ impl<'de, const MAX: usize, T: Deserialize<'de>> Visitor<'de> for AtMost<MAX, T>
 }
 
 /// A peer's text as it may be shown to a person: on one line, in its own direction of writing,
-/// without what a terminal would obey, and with at most `chars_max` characters.
+/// without what a terminal would obey, and with at most `chars_max` characters, or so many and an
+/// ellipsis. What has been through this once stays as it is.
 pub(crate) fn for_people(text: &str, chars_max: usize) -> String {
-    let mut shown = String::new();
-    for (number, char) in text.chars().enumerate() {
-        if number == chars_max {
+    let (mut shown, mut chars) = (String::new(), 0);
+    for char in text.chars() {
+        let is_hidden = matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        let escaped = char.is_control() || is_hidden;
+        chars += if escaped {
+            char.escape_default().count()
+        } else {
+            1
+        };
+        if chars > chars_max {
             shown.push('…');
             break;
         }
-        let is_hidden = matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-        if char.is_control() || is_hidden {
+        if escaped {
             shown.extend(char.escape_default());
         } else {
             shown.push(char);
@@ -99,5 +106,25 @@ mod tests {
         );
         assert_eq!(for_people("abcd", 4), "abcd");
         assert_eq!(for_people("abcde", 4), "abcd…");
+        // An escape counts as long as it is shown.
+        assert_eq!(for_people("ab\n\u{1b}c", 4), "ab\\n…");
+    }
+
+    #[test]
+    fn what_was_made_fit_for_people_once_stays_as_it_is() {
+        let long = "\u{13}".repeat(9);
+        for text in [
+            "abcdefghi",
+            "ab\n\u{1b}\u{202e}c",
+            "höst\u{feff}",
+            "…………………",
+            &long,
+        ] {
+            for chars_max in 0..70 {
+                let once = for_people(text, chars_max);
+                assert!(once.chars().count() <= chars_max + 1, "{once}");
+                assert_eq!(for_people(&once, chars_max), once, "{chars_max}");
+            }
+        }
     }
 }
