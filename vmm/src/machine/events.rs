@@ -38,6 +38,12 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// A call that belongs to a capture hangs. Told every few seconds for as long as that lasts. If somebody else can
+    /// go on with the guest, the machine may be [broken](super::Breaker) for it.
+    CaptureHangs {
+        /// In plain words.
+        what: String,
+    },
     /// The host's disk failed a request of the guest, which lives on with an I/O error.
     DiskFailed {
         /// The disk's name.
@@ -100,6 +106,17 @@ pub(super) struct Events {
     /// Set when the guest wants a reset or wants to end: vCPUs stop when it is set.
     pub(super) halted: Arc<AtomicBool>,
     broken: AtomicBool,
+}
+
+/// Has a machine count as broken, while replication owns it.
+#[derive(Clone)]
+pub struct Breaker(pub(super) Arc<Events>);
+
+impl Breaker {
+    /// The machine stands still from now on, and cannot be captured any more. [`MachineEvent::MachineBroke`] follows, once.
+    pub fn break_machine(&self, what: String) {
+        self.0.break_machine(what);
+    }
 }
 
 /// Tells that the machine has broken if the thread that holds this panics.

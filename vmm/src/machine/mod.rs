@@ -58,7 +58,7 @@ pub use config::{
     NetConfig, Opened, Start, VCPUS_MAX,
 };
 pub use event_loop::EventLoopError;
-pub use events::MachineEvent;
+pub use events::{Breaker, MachineEvent};
 pub use pause::Paused;
 pub use state::{MachineState, StateError};
 
@@ -208,6 +208,12 @@ impl Machine {
     /// thread where it happens: it must not wait.
     pub fn on_event(&self, listener: impl Fn(&MachineEvent) + Send + 'static) {
         self.events.listen(Box::new(listener));
+    }
+
+    /// What has it count as broken.
+    #[must_use]
+    pub fn breaker(&self) -> Breaker {
+        Breaker(self.events.clone())
     }
 
     /// The machine's output gate.

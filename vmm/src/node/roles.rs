@@ -28,7 +28,7 @@ use crate::devices::PowerButton;
 use crate::devices::switch::PowerSwitch;
 use crate::devices::virtio::blk::FailedRequests;
 use crate::host::raise_priority;
-use crate::machine::{DriveConfig, Machine};
+use crate::machine::{Breaker, DriveConfig, Machine};
 
 /// What the node is doing.
 pub(super) enum Work {
@@ -58,6 +58,7 @@ pub(super) struct Panel {
     pub(super) can_restart: bool,
     button: Option<PowerButton>,
     power: Option<PowerSwitch>,
+    pub(super) breaker: Breaker,
     failed: BTreeMap<String, FailedRequests>,
 }
 
@@ -68,6 +69,7 @@ impl Panel {
             can_restart: machine.can_be_reset(),
             button: machine.power_button().cloned(),
             power: machine.power_switch().cloned(),
+            breaker: machine.breaker(),
             failed: machine.failed_requests().clone(),
         }
     }

@@ -423,6 +423,10 @@ impl Shell {
                         .for_each(|panel| panel.retry_failed(&disk));
                     Ok(())
                 }
+                Effect::BreakMachine(what) => {
+                    (self.panel.iter()).for_each(|panel| panel.breaker.break_machine(what.clone()));
+                    Ok(())
+                }
                 Effect::LeaveMachine(what) => {
                     self.work.machine_broke(&what);
                     Ok(())

@@ -105,7 +105,7 @@ impl<M: Machine> Driver<M> {
         loop {
             let failed = match Attempt::begin(self.disks.disks.clone(), epoch) {
                 Ok(attempt) => match self.follow(&attempt, &mut wait)? {
-                    Some(Ok(())) if !wait.is_stopped => return Ok(true),
+                    Some(Ok(())) => return Ok(true),
                     Some(Err(error @ (DiskError::Io { .. } | DiskError::File { .. }))) => {
                         format!("this host's storage fails: {}", causes(&error))
                     }

@@ -75,6 +75,13 @@ impl NodeCore {
                 let what = format!("the guest crashed: {what}");
                 self.guest_over(Ended::GuestFailed { what }, effects);
             }
+            // A hang may end. Nothing is lost by waiting if nobody else has the guest.
+            MachineEvent::CaptureHangs { what } if self.may_escape() => {
+                effects.push(Effect::BreakMachine(what));
+            }
+            MachineEvent::CaptureHangs { what } => {
+                self.tell(EventKind::CaptureHangs { what }, effects);
+            }
             MachineEvent::MachineBroke { what } => self.machine_broke(now, what, effects),
         }
     }

@@ -124,6 +124,8 @@ pub(super) enum Effect {
     AnswerFailed(String),
     /// What this disk has failed is done again.
     RetryFailed(String),
+    /// The machine is to count as broken.
+    BreakMachine(String),
     /// The machine has broken: the guest is to go on at the standby, from the last epoch.
     LeaveMachine(String),
     /// Tell a standby's primary what the guest would lack here.

@@ -132,6 +132,11 @@ pub enum EventKind {
         /// In plain words.
         what: String,
     },
+    /// The guest cannot be captured, and nobody else could go on with it.
+    CaptureHangs {
+        /// In plain words.
+        what: String,
+    },
     /// Somebody pressed the guest's power button.
     PowerButtonPressed,
     /// Somebody wants the guest stopped.
@@ -207,7 +212,8 @@ impl EventKind {
             | Self::RestartImpossible => {
                 tracing::error!("{self}");
             }
-            Self::ConnectionLost { .. }
+            Self::CaptureHangs { .. }
+            | Self::ConnectionLost { .. }
             | Self::NetworkFails { .. }
             | Self::StartWaits { .. }
             | Self::RoleWaits { .. } => {
@@ -283,6 +289,7 @@ impl fmt::Display for EventKind {
             }
             Self::GuestPoweredOff => f.write_str("the guest is powered off"),
             Self::MachineBroke { what } => write!(f, "this host failed: {what}"),
+            Self::CaptureHangs { what } => write!(f, "{what}: it is waited for, as nobody else could go on with the guest"),
             Self::PowerButtonPressed => f.write_str("the guest's power button is pressed"),
             Self::StopRequested => f.write_str("stopping the guest on request"),
             Self::DiskFailed { device, what } => {

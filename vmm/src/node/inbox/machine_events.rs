@@ -53,6 +53,7 @@ fn subject(event: &MachineEvent) -> Option<(&str, Topic)> {
         | MachineEvent::ResetFailed { .. }
         | MachineEvent::GuestPoweredOff
         | MachineEvent::GuestShutdown { .. }
+        | MachineEvent::CaptureHangs { .. }
         | MachineEvent::MachineBroke { .. } => None,
     }
 }

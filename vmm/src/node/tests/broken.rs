@@ -58,6 +58,7 @@ impl Host {
 
     /// What was wrong with its machine, when it ends because the guest is the standby's.
     fn trouble_at_its_end(self) -> String {
+        self.await_standing("over", |now| now.ended.is_some());
         match self.node.wait().unwrap() {
             Ended::LeftToStandby { what } => what,
             Ended::HandedOver { trouble, .. } => trouble.unwrap(),

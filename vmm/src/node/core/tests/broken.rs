@@ -56,6 +56,23 @@ fn the_guest_of_a_machine_that_broke_goes_on_at_the_standby() {
 }
 
 #[test]
+fn a_machine_that_cannot_be_captured_is_broken_only_if_somebody_else_can_go_on() {
+    let hangs = || {
+        let what = "KVM hangs".to_owned();
+        MachineEvent::CaptureHangs { what }
+    };
+    // A hang may end: it costs no guest that nobody else has.
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(deeds(guest(&mut core, hangs())), []);
+    let protected = Input::Replication(ReplicationEvent::Protected);
+    core.input(Duration::from_secs(1), protected);
+    let what = "KVM hangs".to_owned();
+    assert_eq!(guest(&mut core, hangs()), [Effect::BreakMachine(what)]);
+    guest(&mut core, broke());
+    assert_eq!(guest(&mut core, hangs()), [], "it is");
+}
+
+#[test]
 fn a_guest_that_waits_to_be_started_over_is_not_if_its_machine_breaks() {
     let mut core = in_role(Role::Primary, RULES, true);
     guest(&mut core, MachineEvent::GuestReset);
