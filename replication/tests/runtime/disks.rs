@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -17,9 +16,8 @@ use understudy_replication::runtime::{
 use understudy_transport::Endpoint;
 
 use crate::fake::Fake;
-use crate::hang::Heals;
 use crate::images::{self, IMAGE_BYTES, Images};
-use crate::{PATIENCE, endpoint, promoted, wait_for};
+use crate::{endpoint, promoted, wait_for};
 
 fn open(directory: &Path, host: &str, shared: bool) -> Images {
     Images::open(directory, host, shared, DiskLimits::default())
@@ -93,65 +91,6 @@ fn fail_over(
     panics.store(true, Ordering::Release);
     assert!(primary.wait().is_err(), "it was to panic: {directory:?}");
     promoted(standby)
-}
-
-/// Nobody else may run the guest then, so the only copy of its memory must not end with an error, and a person must know.
-#[test]
-fn a_promotion_waits_for_storage_that_fails_or_hangs_until_it_is_well() {
-    type SetIll = fn(&Images, bool);
-    let ways: [(SetIll, &str); 2] = [
-        (
-            |images, is_full| images.is_full.store(is_full, Ordering::Release),
-            "the promotion waits: this host's storage fails",
-        ),
-        (
-            |images, hangs| images.hangs.set(hangs),
-            "the promotion waits: this host's storage does not answer",
-        ),
-    ];
-    for (set_ill, said) in ways {
-        let directory = tempfile::tempdir().unwrap();
-        let directory = directory.path();
-        // What the journal has goes to the image when the standby is promoted, not before.
-        let lazy = DiskLimits {
-            destage_interval: Duration::from_secs(3600),
-            destage_bytes: u64::MAX,
-            ..DiskLimits::default()
-        };
-        let a = Images::open(directory, "a", false, DiskLimits::default());
-        let b = Images::open(directory, "b", false, lazy);
-        let first = Fake::new().with_disks(&a);
-        let panics = first.pause_panics.clone();
-        let standby = standby(directory, Fake::new().with_disks(&b))
-            .start()
-            .unwrap();
-        let primary = primary(directory, first).protect().unwrap();
-        let handle = standby.handle();
-        wait_for("protected", || primary.handle().status(), protected);
-        set_ill(&b, true);
-        panics.store(true, Ordering::Release);
-        assert!(primary.wait().is_err(), "it was to panic");
-        // A test that fails here must not wait for what hangs.
-        let _heals = Heals(Arc::clone(&b.hangs));
-        let status = || {
-            let (sender, answer) = std::sync::mpsc::channel();
-            let handle = handle.clone();
-            std::thread::spawn(move || sender.send(handle.status()).ok());
-            answer.recv_timeout(PATIENCE).expect("a status in time")
-        };
-        let told = |status: &Status| status.alarm.as_deref().is_some_and(|it| it.contains(said));
-        wait_for(said, status, told);
-        set_ill(&b, false);
-        let mut promoted = promoted(standby);
-        wait_for(
-            "writing",
-            || handle.status(),
-            |_| promoted.machine.disk_use.writes.load(Ordering::Acquire) > 100,
-        );
-        promoted.machine.stop();
-        promoted.machine.assert_consistent();
-        assert_eq!(handle.status().alarm, None);
-    }
 }
 
 #[test]
