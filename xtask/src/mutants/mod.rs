@@ -132,6 +132,23 @@ impl Mutant {
 }
 
 impl Test {
+    /// Whether a file that may have the test has one of that name.
+    fn is_there(&self) -> Result<bool> {
+        let package = self.package.trim_start_matches("understudy-");
+        let name = self.test.rsplit("::").next().unwrap_or_default();
+        let mut git = Command::new("git");
+        git.args(["grep", "--quiet", "--untracked", "--fixed-strings"])
+            .args([&format!("fn {name}("), "--"])
+            .current_dir(root());
+        match &self.target {
+            None => git.arg(format!("{package}/src")),
+            Some(target) => git
+                .arg(format!("{package}/tests/{target}.rs"))
+                .arg(format!("{package}/tests/{target}")),
+        };
+        Ok(git.status().context("cannot run git")?.success())
+    }
+
     fn run(&self, copy: &Path) -> Result<Outcome> {
         eprintln!("+ {} ({})", self.test, self.package);
         let built = self.cargo(copy, &["--no-run"])?;
@@ -170,7 +187,7 @@ impl Test {
     }
 }
 
-/// The list, whose texts are all found.
+/// The list, whose texts and tests are all found.
 fn read() -> Result<Vec<Mutant>> {
     let path = root().join("xtask/mutants.toml");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -182,6 +199,11 @@ fn read() -> Result<Vec<Mutant>> {
         let text = std::fs::read_to_string(root().join(&mutant.file))
             .with_context(|| format!("mutant {name:?}: {}", mutant.file.display()))?;
         mutant.apply(&text)?;
+        ensure!(
+            mutant.test.is_there()?,
+            "mutant {name:?}: there is no test {} where it is said to be: change xtask/mutants.toml",
+            mutant.test.test
+        );
     }
     Ok(list.mutant)
 }
@@ -219,7 +241,7 @@ fn copy_tree(copy: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn every_mutant_is_found_in_its_file() {
+    fn every_mutant_and_its_test_are_found() {
         super::read().unwrap();
     }
 }
