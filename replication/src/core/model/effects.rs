@@ -275,7 +275,10 @@ impl World {
                 }
                 let is_linked = self.link.as_ref().is_some_and(|it| it.ends[host].open);
                 let can_go_on = is_linked && !self.hosts[1 - host].broke;
-                if self.hosts[host].cannot_load && can_go_on {
+                // A claim that comes after a later grant is refused.
+                let (latest, _) = self.arbiter.latest();
+                let takes_it = known.0 == latest;
+                if self.hosts[host].cannot_load && can_go_on && takes_it {
                     self.breaks(Rule::LeavesIt);
                 }
                 let known = known.0;

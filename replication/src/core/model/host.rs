@@ -422,7 +422,7 @@ impl World {
 
     pub(super) fn restore_tried(&mut self, host: usize, outcome: Result<(), String>) {
         if let Some(ticket) = self.hosts[host].trying.take() {
-            self.hosts[host].cannot_load |= outcome.is_err();
+            self.hosts[host].cannot_load = outcome.is_err();
             self.backup(host, BackupInput::RestoreTried { ticket, outcome });
         }
     }

@@ -241,7 +241,12 @@ fn a_person_gives_orders() {
         lost: 1,
         ..ONE_SESSION
     };
-    let large = Left { orders: 2, ..small };
+    let large = Left {
+        orders: 2,
+        crashes: 1,
+        failures: 1,
+        ..small
+    };
     explore("orders", Kind::File, (BOUNDS, small), (BOUNDS, large));
 }
 
@@ -349,4 +354,59 @@ fn one_host_asks_a_copy_of_the_arbiter() {
         ..bounds
     };
     explore("apart", Kind::File, (bounds, small), (two_epochs, large));
+}
+
+#[test]
+fn a_stranger_speaks_while_a_person_gives_orders() {
+    let small = Left {
+        orders: 1,
+        lies: 1,
+        ..ONE_SESSION
+    };
+    let large = Left {
+        orders: 2,
+        failures: 1,
+        stalls: 1,
+        ..small
+    };
+    explore("meddlers", Kind::File, (BOUNDS, small), (BOUNDS, large));
+}
+
+#[test]
+fn all_else_fails_while_the_record_is_wrong() {
+    let small = Left {
+        past: 1,
+        crashes: 1,
+        ..ONE_SESSION
+    };
+    let large = Left {
+        orders: 1,
+        failures: 1,
+        stalls: 1,
+        lost: 1,
+        ..small
+    };
+    explore("disasters", Kind::File, (BOUNDS, small), (BOUNDS, large));
+}
+
+#[test]
+fn another_session_begins_while_all_else_fails() {
+    let small = Left {
+        sessions: 2,
+        orders: 1,
+        failures: 1,
+        ..ONE_SESSION
+    };
+    let large = Left {
+        crashes: 1,
+        restarts: 1,
+        stalls: 1,
+        ..small
+    };
+    let one_epoch = Bounds {
+        epochs: 1,
+        ..BOUNDS
+    };
+    let kind = Kind::File;
+    explore("returns", kind, (one_epoch, small), (one_epoch, large));
 }

@@ -90,7 +90,13 @@ impl PrimaryCore {
         let may_go_on_there = self.ending.is_none();
         let through = match &self.phase {
             Phase::Fenced | Phase::Stopped => return,
-            Phase::Protected(_) if self.has_let_go() => return,
+            Phase::Protected(_) if self.has_let_go() => {
+                // It goes on as it is, but no dismissal that came after it does.
+                if !self.is_claim_open() {
+                    self.withdraw_claim(out);
+                }
+                return;
+            }
             Phase::Protected(epochs) if may_go_on_there => epochs.acked(),
             Phase::Claiming { .. } if may_go_on_there => EpochId(0),
             _ => {

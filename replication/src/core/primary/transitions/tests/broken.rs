@@ -200,6 +200,25 @@ fn a_claim_that_is_about_to_be_repeated_is_withdrawn() {
 }
 
 #[test]
+fn a_backup_that_was_told_to_take_over_is_not_dismissed_once_the_machine_has_broken() {
+    let mut bench = Bench::protected();
+    let why = "this host is to stop".into();
+    bench.give(Input::HandOver { why });
+    bench.ship(2);
+    let effects = bench.ack(2);
+    assert!(
+        matches!(effects[..], [_, Effect::Send(Message::TakeOver { .. })]),
+        "{effects:?}"
+    );
+    let cause = "another one is wanted".into();
+    assert_eq!(bench.give(Input::BackupDismissed { cause }), [claim()]);
+    bench.give(unavailable());
+    assert_eq!(bench.give(broke()), []);
+    let effects = bench.pass(patience() - MS, true, true);
+    assert!(!effects.contains(&claim()), "{effects:?}");
+}
+
+#[test]
 fn a_claim_that_the_arbiter_has_before_it_is_not_repeated() {
     let mut bench = claiming();
     assert_eq!(bench.give(broke()), []);
