@@ -21,7 +21,7 @@ use understudy_replication::core::primary::{
     Pause, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
 use understudy_replication::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
-use understudy_replication::output::SealedOutput;
+use understudy_replication::output::{NetworkFrame, SealedOutput};
 use understudy_replication::page_set::{MemoryLayout, Region};
 use understudy_replication::ports::{MachineError, PageMemory};
 
@@ -200,6 +200,14 @@ fn messages() -> impl Strategy<Value = Message> {
         any::<bool>().prop_map(|machine_broke| Message::TakeOver {
             why: "so".into(),
             machine_broke,
+        }),
+        proptest::collection::vec(any::<u16>(), 0..9).prop_map(|devices| {
+            let bytes = Bytes::from_static(b"so");
+            let frame = |device| NetworkFrame {
+                device,
+                bytes: bytes.clone(),
+            };
+            Message::Arrived(devices.into_iter().map(frame).collect())
         }),
         Just(Message::Health(vec![Trouble::new("net0", "so")])),
         proptest::collection::vec(any::<bool>(), 0..9).prop_map(Message::Compared),

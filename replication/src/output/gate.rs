@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::arrivals::{Arrivals, Incoming};
 use super::console::ConsolePort;
 use super::counters::{Counters, OutputCounts};
 use super::limits::{GateLimits, nearly_full};
 use super::line::FrameLine;
 use super::network::NetPort;
-use super::sealed::SealedOutput;
+use super::sealed::{NetworkFrame, SealedOutput};
 use super::signals::OutputListener;
 use super::sink::{ConsoleSink, FrameSink};
 use super::state::{Console, GateInner, GateMode, GateState, Network};
@@ -212,8 +213,40 @@ impl OutputGate {
         self.drain(|| true);
     }
 
-    /// Sets the listener, which is told that output has begun to wait or that the gate is nearly
-    /// full. It is called from device threads and must be cheap. It replaces the one before.
+    /// From the end of the running epoch on, keeps copies of what the guest is given: it is to be handed over.
+    pub fn keep_arrivals(&self) {
+        self.inner.state.lock().incoming = Incoming::Kept(Arrivals::default());
+    }
+
+    /// The guest goes on elsewhere. What it was given since follows it, see [`OutputGate::take_arrivals`]; the
+    /// listener is told when there is more.
+    pub fn follow_arrivals(&self) {
+        self.inner.state.lock().incoming.follow();
+    }
+
+    /// Takes what is to follow the guest, if anything is.
+    pub fn take_arrivals(&self) -> Vec<NetworkFrame> {
+        self.inner.state.lock().incoming.take()
+    }
+
+    /// The guest stays. It has had everything itself.
+    pub fn forget_arrivals(&self) {
+        self.inner.state.lock().incoming = Incoming::Ignored;
+    }
+
+    /// Gives the devices what came with the guest from its old host. Called before the guest runs.
+    pub fn deliver(&self, arrivals: Vec<NetworkFrame>) {
+        let mut state = self.inner.state.lock();
+        for frame in arrivals {
+            // The other side chose the number.
+            if let Some(network) = state.networks.get_mut(usize::from(frame.device)) {
+                network.arrived.push_back(frame.bytes);
+            }
+        }
+    }
+
+    /// Sets the listener, which is told that output has begun to wait, that the gate is nearly
+    /// full, or that something is to follow the guest. It is called from device threads and must be cheap. It replaces the one before.
     pub fn set_listener(&self, listener: OutputListener) {
         self.inner.state.lock().listener = Some(listener);
     }

@@ -90,6 +90,7 @@
 //! [`announce`] and sends them through [`NetPort::announce`].
 
 pub mod announce;
+mod arrivals;
 mod block;
 mod bucket;
 mod console;
@@ -108,6 +109,7 @@ mod state;
 mod tests;
 mod writer;
 
+pub use arrivals::{ARRIVALS_BYTES_MAX, Arrivals};
 pub use console::ConsolePort;
 pub use counters::OutputCounts;
 pub use gate::OutputGate;

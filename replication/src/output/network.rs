@@ -59,6 +59,26 @@ impl NetPort {
         }
     }
 
+    /// To be told of every frame that the guest is given, as the backend had it: it follows a guest that is being
+    /// handed over.
+    pub fn received(&self, frame: &[u8]) {
+        let listener = {
+            let mut state = self.gate.state.lock();
+            let follows = state.incoming.received(self.device, frame);
+            follows.then(|| state.listener.clone()).flatten()
+        };
+        if let Some(listener) = listener {
+            listener(OutputEvent::Arrived);
+        }
+    }
+
+    /// The next frame that came with the guest from its old host, to be given to it before those of the backend.
+    #[must_use]
+    pub fn arrived(&self) -> Option<Bytes> {
+        let mut state = self.gate.state.lock();
+        state.networks[usize::from(self.device)].arrived.pop_front()
+    }
+
     /// Sends a frame without holding it: one that the VMM itself makes to say where the guest is,
     /// never one of the guest's. A shut gate stops this too.
     ///

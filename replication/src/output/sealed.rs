@@ -41,7 +41,7 @@ pub struct ConsoleProgress {
 }
 
 /// One Ethernet frame that the guest sent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NetworkFrame {
     /// Number of the network device, in configuration order.
     pub device: u16,

@@ -17,6 +17,8 @@ pub enum OutputEvent {
     Waiting,
     /// The gate is so full that it slows the guest's output.
     Full,
+    /// Something was added to what follows the guest to its next host.
+    Arrived,
 }
 
 /// The gate is full. The device must keep the output and try again when its port's waker is called.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::arrivals::{Arrived, Incoming};
 use super::block::Block;
 use super::bucket::Bucket;
 use super::counters::Counters;
@@ -65,6 +66,8 @@ pub(super) struct GateState {
     outbox_bytes: usize,
     /// Where small frames are copied to.
     block: Block,
+    /// What the guest is given.
+    pub(super) incoming: Incoming,
     pub(super) listener: Option<OutputListener>,
 }
 
@@ -74,6 +77,8 @@ pub(super) struct Network {
     outbox: VecDeque<Bytes>,
     /// The device was refused and waits to be woken.
     device_waits: bool,
+    /// For the device to give to the guest.
+    pub(super) arrived: Arrived,
 }
 
 pub(super) struct Console {
@@ -100,6 +105,7 @@ impl Network {
             line,
             outbox: VecDeque::new(),
             device_waits: false,
+            arrived: Arrived::default(),
         }
     }
 }
@@ -132,6 +138,7 @@ impl GateState {
             sent_through: EpochId(0),
             outbox_bytes: 0,
             block: Block::default(),
+            incoming: Incoming::default(),
             listener: None,
         }
     }
@@ -154,6 +161,7 @@ impl GateState {
     pub(super) fn seal(&mut self, epoch: EpochId, repeat_bytes_max: usize) -> SealedOutput {
         let mut output = self.held.current().copy(repeat_bytes_max);
         self.held.seal(epoch);
+        self.incoming.seal();
         output.sent_through = self.sent_through;
         for (device, console) in (0..).zip(&self.consoles) {
             let (written, pending) = console.writer.progress(self.is_first);

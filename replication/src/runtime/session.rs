@@ -106,8 +106,8 @@ impl Session {
     }
 
     /// Queues a message without waiting. If the queue is full, the peer reads slowly or not at all.
-    /// A heartbeat is then left out: behind so much data it would be no sign of life. Any other
-    /// message must not get lost, so the link is broken.
+    /// A heartbeat is then left out: behind so much data it would be no sign of life. So is what arrived for the
+    /// guest, as networks may lose frames. Any other message must not get lost, so the link is broken.
     pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame {
@@ -123,7 +123,7 @@ impl Session {
         {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => tracing::debug!(%error, "a message was not queued"),
-            Poll::Pending if matches!(message, Message::Heartbeat) => {}
+            Poll::Pending if matches!(message, Message::Heartbeat | Message::Arrived(_)) => {}
             Poll::Pending => self.queue.fail(LinkError::Closed),
         }
         self.farewell |= matches!(

@@ -245,6 +245,8 @@ impl World {
                 }
                 self.send(host, generation, &message);
             }
+            // Nothing comes in.
+            PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             PrimaryEffect::StartSync { .. } => {
                 node.attach();
                 self.arbiter.note(generation, true);

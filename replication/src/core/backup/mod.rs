@@ -68,6 +68,7 @@ use super::disk::DiskSyncPlan;
 use super::message::{Holdings, Message, Trouble};
 use crate::arbiter::{Mark, Record, Verdict};
 use crate::ids::{EpochId, Generation};
+use crate::output::NetworkFrame;
 
 /// What happens to the backup.
 ///
@@ -268,6 +269,9 @@ pub enum BackupEffect {
         cause: String,
         /// Because the primary's machine has broken. If this one soon breaks, too, it is the guest.
         machine_broke: bool,
+        /// What the guest was given on the primary's host after this epoch: its devices are to have it
+        /// first.
+        arrivals: Vec<NetworkFrame>,
     },
     /// This side ends.
     Stop,

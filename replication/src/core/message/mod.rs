@@ -14,7 +14,7 @@ use super::disk::{DiskSyncPlan, PeerDisk};
 use crate::arbiter::{ArbiterId, Mark};
 use crate::fingerprint::{Difference, Fingerprint};
 use crate::ids::{EpochId, Generation};
-use crate::output::SealedOutput;
+use crate::output::{NetworkFrame, SealedOutput};
 use crate::page_set::MemoryLayout;
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
@@ -35,7 +35,7 @@ pub const ANSWERS_MAX: usize = 4096;
 /// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
 /// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
 /// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Health` once the backup has a
-/// whole epoch, `TakeOver` and `Bye` last. An
+/// whole epoch, `TakeOver`, `Arrived` and `Bye` last. An
 /// `Inquiry` and its answer are a session of their own.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
@@ -120,6 +120,9 @@ pub enum Message {
         /// soon happens here, it was the guest.
         machine_broke: bool,
     },
+    /// What the guest was given on the primary's host after its last epoch, in order: it is to be given to it
+    /// again. Comes after `TakeOver`, perhaps several times.
+    Arrived(Vec<NetworkFrame>),
     /// The sender leaves on purpose.
     Bye(Bye),
     /// A side that is about to start the guest asks what the receiver has of it. Comes in place of
@@ -301,6 +304,7 @@ impl Message {
             Self::NoArbiter(_) => "NoArbiter",
             Self::Health(_) => "Health",
             Self::TakeOver { .. } => "TakeOver",
+            Self::Arrived(_) => "Arrived",
             Self::Bye(_) => "Bye",
             Self::Inquiry(_) => "Inquiry",
             Self::Holdings(_) => "Holdings",

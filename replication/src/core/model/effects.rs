@@ -100,6 +100,8 @@ impl World {
                 self.hosts[host].work = Some(Work::WriteShared(epoch.0));
             }
             PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
+            // Nothing comes in.
+            PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             // As a node does: without a machine there is no guest.
             PrimaryEffect::NotHandedOver { .. } if self.hosts[host].broke => self.end_guest(host),
             PrimaryEffect::NotHandedOver { .. } => {}

@@ -225,6 +225,11 @@ pub enum PrimaryEffect {
     Compared(Vec<bool>),
     /// Let output through this epoch leave. Emitted only for acked epochs (R1).
     Release(EpochId),
+    /// From the end of the running epoch on, keep copies of what the guest is given.
+    KeepArrivals,
+    /// Send the backup what the guest was given since, and what it is given from now on, for as long as the
+    /// link is up.
+    SendArrivals,
     /// Close the link to the backup. Drop what is still queued for it, except a `Bye` or `TakeOver` just before.
     CloseLink,
     /// Ask the arbiter for the generation after this one.

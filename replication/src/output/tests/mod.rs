@@ -1,6 +1,7 @@
 //! The gate's rules, each by a test that fails when the rule is broken.
 
 mod accounts;
+mod arrivals;
 mod console;
 mod kept;
 mod model;

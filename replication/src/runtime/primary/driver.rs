@@ -309,6 +309,9 @@ impl Driver {
                 });
             }
             Happened::Output => {
+                if self.output.take_arrived() {
+                    self.send_arrivals();
+                }
                 if self.output.take_full() {
                     inputs.push_back(PrimaryInput::CheckpointWanted);
                 }
@@ -474,6 +477,7 @@ impl Driver {
             return;
         };
         session.close().await;
+        self.setup.gate.forget_arrivals();
         self.retry.session_ended(Instant::now());
         self.order(CaptureJob::Detach);
     }
@@ -539,7 +543,15 @@ impl Driver {
                 }
                 self.order(CaptureJob::OpenGate(generation));
             }
-            PrimaryEffect::NotHandedOver { why } => self.metrics.not_handed_over(why),
+            PrimaryEffect::KeepArrivals => self.setup.gate.keep_arrivals(),
+            PrimaryEffect::SendArrivals => {
+                self.setup.gate.follow_arrivals();
+                self.send_arrivals();
+            }
+            PrimaryEffect::NotHandedOver { why } => {
+                self.setup.gate.forget_arrivals();
+                self.metrics.not_handed_over(why);
+            }
             PrimaryEffect::LeftToBackup { why } => {
                 self.shut();
                 self.ended = Some(Finish::Ended(self.metrics.left_to_backup(why)));
@@ -553,6 +565,14 @@ impl Driver {
             }
         }
         None
+    }
+
+    /// What the guest was given here follows it.
+    fn send_arrivals(&mut self) {
+        let arrivals = self.setup.gate.take_arrivals();
+        if let (Some(session), false) = (&mut self.session, arrivals.is_empty()) {
+            session.send(self.core.generation(), &Message::Arrived(arrivals));
+        }
     }
 
     fn start_sync(&mut self, disks: Vec<PeerDisk>) {

@@ -14,6 +14,8 @@ pub(super) struct OutputSignal {
     fresh: AtomicBool,
     /// The gate is nearly full.
     full: AtomicBool,
+    /// Something is to follow the guest that the driver does not know of.
+    arrived: AtomicBool,
     notify: Notify,
 }
 
@@ -24,6 +26,7 @@ impl OutputSignal {
             let flag = match event {
                 OutputEvent::Waiting => &signal.fresh,
                 OutputEvent::Full => &signal.full,
+                OutputEvent::Arrived => &signal.arrived,
             };
             if !flag.swap(true, Ordering::AcqRel) {
                 signal.notify.notify_one();
@@ -31,7 +34,8 @@ impl OutputSignal {
         })
     }
 
-    /// Waits for the first output since the last [`OutputSignal::clear_fresh`], or for a full gate.
+    /// Waits for the first output since the last [`OutputSignal::clear_fresh`], for a full gate, or for
+    /// something that is to follow the guest.
     pub(super) async fn wait(&self) {
         self.notify.notified().await;
     }
@@ -44,6 +48,11 @@ impl OutputSignal {
     /// Whether the gate has filled up since the last call.
     pub(super) fn take_full(&self) -> bool {
         self.full.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether something has come since the last call that is to follow the guest.
+    pub(super) fn take_arrived(&self) -> bool {
+        self.arrived.swap(false, Ordering::AcqRel)
     }
 
     /// Whether output has come since the last [`OutputSignal::clear_fresh`].

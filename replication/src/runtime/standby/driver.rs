@@ -20,6 +20,7 @@ use crate::core::message::{Inquiry, Message, Refusal, Welcome};
 use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
+use crate::output::NetworkFrame;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{Disks, Machine, PageMemory};
 use crate::runtime::alarms::Topic;
@@ -115,6 +116,8 @@ enum Ended {
         cause: String,
         /// The primary's machine has broken.
         machine_broke: bool,
+        /// What follows the guest from its old host.
+        arrivals: Vec<NetworkFrame>,
     },
     Stopped,
     Starts {
@@ -195,7 +198,8 @@ impl<M: Machine> Driver<M> {
                 epoch,
                 cause,
                 machine_broke,
-            } => self.promote(generation, epoch, cause, machine_broke),
+                arrivals,
+            } => self.promote(generation, epoch, cause, machine_broke, arrivals),
         }
     }
 
@@ -566,12 +570,14 @@ impl<M: Machine> Driver<M> {
                 epoch,
                 cause,
                 machine_broke,
+                arrivals,
             } => {
                 self.ended = Some(Ended::Promoted {
                     generation,
                     epoch,
                     cause,
                     machine_broke,
+                    arrivals,
                 });
             }
             BackupEffect::Reset { reason } => self.reset(&reason)?,

@@ -13,6 +13,7 @@ use super::driver::{Detected, Driver};
 use super::{Outcome, Request};
 use crate::causes::causes;
 use crate::ids::{EpochId, Generation};
+use crate::output::NetworkFrame;
 use crate::ports::{BackupDisks, DiskError, Machine};
 use crate::runtime::alarms::Topic;
 use crate::runtime::clock::monotonic_ns;
@@ -32,6 +33,7 @@ impl<M: Machine> Driver<M> {
         epoch: EpochId,
         cause: String,
         machine_broke: bool,
+        arrivals: Vec<NetworkFrame>,
     ) -> Result<Outcome<M>, RuntimeError> {
         if !self.promote_disks(generation, epoch)? {
             return Ok(Outcome::Stopped);
@@ -45,6 +47,7 @@ impl<M: Machine> Driver<M> {
         machine.restore(self.core.committed_state())?;
         machine.announce();
         machine.gate().repeat(&self.core.output_to_repeat());
+        machine.gate().deliver(arrivals);
         machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
         let detected = self.detected.unwrap_or(Detected {

@@ -128,6 +128,7 @@ impl BackupCore {
         let Phase::Claiming {
             cause,
             machine_broke,
+            arrivals,
             ..
         } = &mut self.phase
         else {
@@ -141,6 +142,7 @@ impl BackupCore {
         match verdict {
             Verdict::Granted(granted) if granted > self.generation => {
                 let (cause, machine_broke) = (std::mem::take(cause), *machine_broke);
+                let arrivals = arrivals.take();
                 self.question = None;
                 self.generation = granted;
                 self.phase = Phase::Promoted;
@@ -156,6 +158,7 @@ impl BackupCore {
                         epoch,
                         cause,
                         machine_broke,
+                        arrivals,
                     });
                 }
             }

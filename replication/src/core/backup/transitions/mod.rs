@@ -38,7 +38,7 @@ use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{EpochId, Generation};
-use crate::output::KeptOutput;
+use crate::output::{Arrivals, KeptOutput};
 use crate::page_set::MemoryLayout;
 use crate::ports::PageMemory;
 
@@ -88,6 +88,8 @@ enum Phase {
         asked: bool,
         /// This side is to end unless it was.
         stops: bool,
+        /// What follows a guest that is handed over.
+        arrivals: Arrivals,
     },
     Promoted,
 }
@@ -432,7 +434,13 @@ impl BackupCore {
             }
             // From the claim on, nothing is staged or acked: an ack would release output that the
             // promoted side does not have. Whatever the primary says, the arbiter decides.
-            (Link::Welcomed, _) if matches!(self.phase, Phase::Claiming { .. }) => {}
+            (Link::Welcomed, message) if matches!(self.phase, Phase::Claiming { .. }) => {
+                if let (Message::Arrived(frames), Phase::Claiming { arrivals, .. }) =
+                    (message, &mut self.phase)
+                {
+                    arrivals.add(frames);
+                }
+            }
             (Link::Welcomed, message) => {
                 self.heard_at = self.now;
                 self.is_reading();

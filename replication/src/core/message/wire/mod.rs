@@ -16,6 +16,7 @@ use super::{
 use crate::core::disk::DiskSyncPlan;
 use crate::core::{codec, disk};
 use crate::ids::EpochId;
+use crate::output::{ARRIVALS_BYTES_MAX, FRAME_OVERHEAD_BYTES, NetworkFrame};
 use crate::peer_words::{NAME_CHARS_MAX, REASON_CHARS_MAX, at_most, for_people};
 
 /// Largest body of `Hello`, `Refuse`, `SyncDisks`, `EpochEnd`, `Ack`, `Bye`, `Marked`, `Seen`,
@@ -52,6 +53,10 @@ const COMPARED: u16 = 18;
 const INQUIRY: u16 = 19;
 const HOLDINGS: u16 = 20;
 const HEALTH: u16 = 22;
+const ARRIVED: u16 = 23;
+
+/// Most frames that fit into what follows a guest.
+const ARRIVALS_MAX: usize = ARRIVALS_BYTES_MAX / FRAME_OVERHEAD_BYTES;
 
 /// Why bytes are not a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +132,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         COMPARED => ("Compared", false, SMALL_BODY_BYTES_MAX),
         INQUIRY => ("Inquiry", false, SMALL_BODY_BYTES_MAX),
         HOLDINGS => ("Holdings", false, SMALL_BODY_BYTES_MAX),
+        ARRIVED => ("Arrived", false, ARRIVALS_BYTES_MAX),
         HEALTH => ("Health", false, SMALL_BODY_BYTES_MAX),
         _ => return None,
     })
@@ -143,6 +149,10 @@ struct Answers(#[serde(deserialize_with = "at_most::<ANSWERS_MAX, _, _>")] Vec<b
 /// The body of `Health`.
 #[derive(Deserialize)]
 struct Troubles(#[serde(deserialize_with = "at_most::<TROUBLES_MAX, _, _>")] Vec<Trouble>);
+
+/// The body of `Arrived`.
+#[derive(Deserialize)]
+struct Frames(#[serde(deserialize_with = "at_most::<ARRIVALS_MAX, _, _>")] Vec<NetworkFrame>);
 
 /// Serialises a small body. Our own types cannot fail: they have no maps of unknown length and no
 /// floats.
@@ -193,6 +203,7 @@ impl Message {
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
             Self::TakeOver { why, machine_broke } => (TAKE_OVER, 0, small(&(why, machine_broke))),
+            Self::Arrived(frames) => (ARRIVED, 0, small(frames)),
             Self::Health(troubles) => (HEALTH, 0, small(troubles)),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
             Self::Inquiry(inquiry) => (INQUIRY, 0, small(inquiry)),
@@ -273,6 +284,7 @@ impl Message {
                     machine_broke,
                 }
             }
+            ARRIVED => Self::Arrived(parse::<Frames>(name, &body)?.0),
             HEALTH => {
                 let troubles = parse::<Troubles>(name, &body)?.0;
                 let shown = |it: &Trouble| Trouble::new(&it.topic, &it.why);

@@ -134,6 +134,7 @@ fn golden_session() -> Vec<Golden> {
             0,
             "017801",
         ),
+        (Message::Arrived(output().frames), 23, 0, "010102aabb"),
         (
             Message::Health(vec![Trouble::new("n", "x")]),
             22,
@@ -333,13 +334,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 23, 0xffff] {
+    for kind in [0, 24, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=20 {
+    for kind in 1..=23 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(

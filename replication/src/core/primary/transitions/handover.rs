@@ -2,13 +2,13 @@
 //! because something of it fails that the backup's host has.
 //!
 //! The epoch ends. Once it is released, the backup is told, and claims the guest while the link
-//! stays up. From then on nothing more ends or leaves here, so that what the guest goes on with
+//! stays up. What the guest was given after its last epoch follows it. From then on nothing more ends or leaves here, so that what the guest goes on with
 //! there is all that it ever said. The arbiter decides as ever. If it grants the guest to the
 //! backup, this side is fenced. If the backup cannot ask it, or takes too long, this side claims the
 //! guest itself and goes on.
 //!
 //! A machine that has broken is captured no more: it goes on from the last epoch that the backup
-//! has. This side waits only for what is on its way, and never claims the guest, of which it has
+//! has, and nothing follows it. This side waits only for what is on its way, and never claims the guest, of which it has
 //! nothing any more. If the backup does not take the guest over in time, or is lost, this side ends
 //! without a farewell, as if its host had died, and leaves the guest to the backup.
 //!
@@ -67,6 +67,7 @@ impl PrimaryCore {
         let is_possible = self.is_protected() && self.ending.is_none() && self.dismissal.is_none();
         match &mut self.phase {
             Phase::Protected(epochs) if is_possible => {
+                out.push(Effect::KeepArrivals);
                 epochs.want_checkpoint();
                 self.handover = Some(Handover {
                     why,
@@ -241,6 +242,9 @@ impl PrimaryCore {
                 why: handover.why.clone(),
                 machine_broke: self.machine_broke,
             }));
+            if !self.machine_broke {
+                out.push(Effect::SendArrivals);
+            }
             let now = self.now;
             if let Some(handover) = &mut self.handover {
                 (handover.told, handover.since) = (true, now);

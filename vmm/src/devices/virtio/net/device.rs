@@ -19,7 +19,9 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::announcer::Announcer;
-use super::backend::{BackendError, FRAME_BYTES_MAX, FrameSource, Framing, HEADER_BYTES};
+use super::backend::{
+    BackendError, FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameSource, Framing, HEADER_BYTES,
+};
 use super::control::{self, CONTROL};
 use super::offload::{self, Offload, PLAIN};
 use super::packet::{MalformedChain, read_packet, write_frame};
@@ -222,6 +224,9 @@ impl NetDevice {
     /// The next frame from the backend into `buffer`, always behind a header; its length without. A backend
     /// that fails takes the link down.
     fn receive(&mut self) -> Option<usize> {
+        if let Some(len) = self.take_arrived() {
+            return Some(len);
+        }
         if !self.backend_up {
             return None;
         }
@@ -241,6 +246,26 @@ impl NetDevice {
             Err(error) => {
                 self.backend_failed(&error);
                 None
+            }
+        }
+    }
+
+    /// What came with the guest from its old host, into `buffer` as from the backend, which looks the same there.
+    fn take_arrived(&mut self) -> Option<usize> {
+        loop {
+            let packet = self.port.arrived()?;
+            let header = match self.framing {
+                Framing::Bare => &PLAIN[..],
+                Framing::Headers => &[],
+            };
+            let bytes = header.len() + packet.len();
+            let len = bytes.saturating_sub(HEADER_BYTES);
+            // Only that host's word says that it came from a backend.
+            if (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&len) {
+                let (front, rest) = self.buffer.split_at_mut(header.len());
+                front.copy_from_slice(header);
+                rest[..packet.len()].copy_from_slice(&packet);
+                return Some(len);
             }
         }
     }
@@ -304,6 +329,10 @@ impl NetDevice {
             let head = chain.head_index();
             let frame = &self.buffer[HEADER_BYTES..HEADER_BYTES + len];
             self.addresses.received(frame);
+            self.port.received(match self.framing {
+                Framing::Bare => frame,
+                Framing::Headers => &self.buffer[..HEADER_BYTES + len],
+            });
             let written = match write_frame(chain, rings, &header, frame) {
                 Ok(written) => {
                     self.counters.rx_frames += 1;

@@ -1,6 +1,7 @@
 //! R4: nobody is promoted without the arbiter's grant.
 
 use super::*;
+use crate::output::{ARRIVALS_BYTES_MAX, FRAME_OVERHEAD_BYTES, NetworkFrame};
 
 #[test]
 fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_resets() {
@@ -50,6 +51,7 @@ fn promotion_when_asked_for_claims_from_the_committed_epoch() {
                 epoch: EpochId(1),
                 cause: "promotion was asked for".into(),
                 machine_broke: false,
+                arrivals: Vec::new(),
             }
         ]
     );
@@ -176,6 +178,55 @@ fn who_takes_over_knows_whether_the_machine_had_broken() {
                 machine_broke: false,
                 ..
             })
+        ),
+        "{effects:?}"
+    );
+}
+
+fn arrivals(of: &[u8]) -> Vec<NetworkFrame> {
+    let frame = |text: &u8| NetworkFrame {
+        device: 0,
+        bytes: Bytes::copy_from_slice(&[*text]),
+    };
+    of.iter().map(frame).collect()
+}
+
+#[test]
+fn what_the_guest_was_given_after_its_last_epoch_follows_it() {
+    let mut bench = Bench::standby();
+    bench.hear(take_over(false));
+    assert_eq!(bench.hear(Message::Arrived(arrivals(b"12"))), []);
+    assert_eq!(bench.hear(Message::Arrived(arrivals(b"3"))), []);
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    assert!(
+        matches!(effects.last(), Some(Effect::Promote { arrivals: all, .. }) if *all == arrivals(b"123")),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_flood_of_what_follows_the_guest_is_bounded() {
+    let mut bench = Bench::standby();
+    bench.hear(take_over(false));
+    for _ in 0..2 * ARRIVALS_BYTES_MAX / FRAME_OVERHEAD_BYTES / 1000 {
+        bench.hear(Message::Arrived(arrivals(&[0; 1000])));
+    }
+    let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+    let room = ARRIVALS_BYTES_MAX / (FRAME_OVERHEAD_BYTES + 1);
+    assert!(
+        matches!(effects.last(), Some(Effect::Promote { arrivals, .. }) if arrivals.len() == room),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn nothing_follows_a_guest_that_is_not_handed_over() {
+    let mut bench = Bench::standby();
+    let effects = bench.hear(Message::Arrived(arrivals(b"1")));
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::Send(Message::Bye(Bye::Protocol(_))), ..]
         ),
         "{effects:?}"
     );

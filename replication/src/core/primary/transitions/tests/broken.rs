@@ -207,7 +207,7 @@ fn a_backup_that_was_told_to_take_over_is_not_dismissed_once_the_machine_has_bro
     bench.ship(2);
     let effects = bench.ack(2);
     assert!(
-        matches!(effects[..], [_, Effect::Send(Message::TakeOver { .. })]),
+        matches!(effects[..], [_, Effect::Send(Message::TakeOver { .. }), _]),
         "{effects:?}"
     );
     let cause = "another one is wanted".into();
@@ -400,7 +400,8 @@ fn a_handover_that_has_begun_goes_on_without_another_epoch() {
     let mut bench = Bench::protected();
     let why = "this host is to stop".into();
     let effects = bench.give(Input::HandOver { why });
-    assert_eq!(effects, [Effect::Capture(EpochId(2))]);
+    let ends = [Effect::KeepArrivals, Effect::Capture(EpochId(2))];
+    assert_eq!(effects, ends);
     assert_eq!(bench.give(broke()), []);
     let (epoch, error) = (EpochId(2), "the machine has broken".into());
     let effects = bench.give(Input::CaptureFailed { epoch, error });

@@ -7,7 +7,8 @@ fn handing_over() -> Bench {
     let mut bench = Bench::protected();
     let why = "this host is to stop".into();
     let effects = bench.give(Input::HandOver { why });
-    assert_eq!(effects, [Effect::Capture(EpochId(2))], "the epoch ends");
+    let ends = [Effect::KeepArrivals, Effect::Capture(EpochId(2))];
+    assert_eq!(effects, ends, "the epoch ends");
     bench
 }
 
@@ -21,7 +22,8 @@ fn let_go() -> Bench {
         why,
         machine_broke: false,
     });
-    assert_eq!(effects, [Effect::Release(EpochId(2)), told]);
+    let all = [Effect::Release(EpochId(2)), told, Effect::SendArrivals];
+    assert_eq!(effects, all);
     bench
 }
 
@@ -186,7 +188,11 @@ fn a_stall_before_the_backup_is_told_has_the_arbiter_asked_first() {
     assert!(
         matches!(
             &effects[..],
-            [Effect::Release(_), Effect::Send(Message::TakeOver { .. })]
+            [
+                Effect::Release(_),
+                Effect::Send(Message::TakeOver { .. }),
+                Effect::SendArrivals
+            ]
         ),
         "{effects:?}"
     );

@@ -14,7 +14,7 @@ use understudy_replication::Fingerprint;
 use understudy_replication::ids::EpochId;
 use understudy_replication::output::announce::{Station, gratuitous_arp, rarp};
 use understudy_replication::output::{
-    FRAME_OVERHEAD_BYTES, FrameSink, GateLimits, OutputGate, SendError,
+    FRAME_OVERHEAD_BYTES, FrameSink, GateLimits, NetworkFrame, OutputGate, SendError,
 };
 use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
@@ -247,6 +247,37 @@ fn frames_without_a_buffer_wait_in_the_backend() {
     device.handle_event(RX_KICK);
     assert_eq!(rx.used().len(), 2);
     assert_eq!(cable.arriving(), 1);
+}
+
+#[test]
+fn what_the_guest_was_given_elsewhere_comes_first() {
+    let (memory, cable) = (ram(), Cable::new());
+    let (mut there, gate, mut rx, _tx) = running(&memory, &cable);
+    gate.follow_arrivals();
+    rx.offer(&[(RX_DATA, 2048, true)]);
+    rx.offer(&[(RX_DATA, 2048, true)]);
+    cable.arrive(&frame(1));
+    cable.arrive(&frame(2));
+    there.handle_event(BACKEND);
+    let mut arrivals = gate.take_arrivals();
+    let too_long = vec![0; super::backend::FRAME_BYTES_MAX + 1];
+    for bytes in [vec![0; 13], too_long] {
+        let (device, bytes) = (0, bytes.into());
+        arrivals.insert(1, NetworkFrame { device, bytes });
+    }
+    let (memory, cable) = (ram(), Cable::new());
+    let (mut here, gate, mut rx, _tx) = running(&memory, &cable);
+    gate.deliver(arrivals);
+    cable.arrive(&frame(3));
+    let heads: Vec<u16> = (0..4)
+        .map(|number| rx.offer(&[(RX_DATA + 2048 * number, 2048, true)]))
+        .collect();
+    here.handle_event(RX_KICK);
+    assert_eq!(rx.used(), [(heads[0], 72), (heads[1], 72), (heads[2], 72)]);
+    for number in 0..3 {
+        let got = bytes_at(&memory, RX_DATA + 2048 * number + 12, 60);
+        assert_eq!(got, frame(number as u8 + 1));
+    }
 }
 
 #[test]

@@ -96,6 +96,38 @@ fn the_backend_knows_what_the_driver_takes_upon_itself() {
 }
 
 #[test]
+fn what_a_guest_was_given_elsewhere_keeps_its_header() {
+    let mut arrivals = Vec::new();
+    for gave in [true, false] {
+        let (memory, cable) = (ram(), with_headers());
+        let (mut device, gate) = device(&memory, &cable);
+        device.start();
+        let (mut rx, tx) = (Ring::new(&memory, RX_RING), Ring::new(&memory, TX_RING));
+        assert_eq!(
+            initialise(&mut device, VERSION_1 | OFFLOAD, &[&rx, &tx]),
+            READY
+        );
+        rx.offer(&[(RX_DATA, 2048, true)]);
+        if gave {
+            gate.follow_arrivals();
+            cable.arrive(&[&unsegmented()[..], &frame(1)].concat());
+        } else {
+            gate.deliver(std::mem::take(&mut arrivals));
+        }
+        device.handle_event(BACKEND);
+        let mut header = unsegmented();
+        header[10] = 1;
+        assert_eq!(rx.used().len(), 1);
+        assert_eq!(
+            bytes_at(&memory, RX_DATA, 72),
+            [&header[..], &frame(1)].concat()
+        );
+        arrivals = gate.take_arrivals();
+        assert_eq!(arrivals.len(), usize::from(gave));
+    }
+}
+
+#[test]
 fn guests_get_only_what_they_understand() {
     let (memory, cable) = (ram(), with_headers());
     let (mut device, _gate) = device(&memory, &cable);

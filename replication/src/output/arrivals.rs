@@ -1,0 +1,99 @@
+//! What comes in for the guest while it is handed over.
+//!
+//! Frames that the guest was given after its last epoch are in no state that the other host has, and a client
+//! that sent one would notice only when its time-out for a repetition expires. So the network devices tell their
+//! ports what they give to the guest. Once a handover has begun, copies are kept. They follow the guest, and its
+//! devices there take them before anything else.
+//!
+//! An ordinary epoch's are not kept: a network may lose frames, and all of the guest's input would travel twice.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::limits::cost;
+use super::sealed::NetworkFrame;
+
+/// How much follows a guest that is handed over, with [`FRAME_OVERHEAD_BYTES`](super::FRAME_OVERHEAD_BYTES) for each
+/// frame. More is left to whoever sent it to repeat.
+pub const ARRIVALS_BYTES_MAX: usize = 2 << 20;
+
+/// Frames for the guest, in order, at most [`ARRIVALS_BYTES_MAX`] of them from first to last.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Arrivals {
+    frames: Vec<NetworkFrame>,
+    /// Those that were taken are included.
+    bytes: usize,
+}
+
+impl Arrivals {
+    /// Adds frames as long as there is room for them.
+    pub fn add(&mut self, frames: impl IntoIterator<Item = NetworkFrame>) {
+        for frame in frames {
+            let bytes = self.bytes + cost(&frame.bytes);
+            if bytes > ARRIVALS_BYTES_MAX {
+                return;
+            }
+            self.bytes = bytes;
+            self.frames.push(frame);
+        }
+    }
+
+    /// Takes the frames. What is added later still counts together with them.
+    pub fn take(&mut self) -> Vec<NetworkFrame> {
+        std::mem::take(&mut self.frames)
+    }
+}
+
+/// What becomes of copies of what the guest is given.
+#[derive(Debug, Default)]
+pub(super) enum Incoming {
+    /// None is made.
+    #[default]
+    Ignored,
+    /// They are kept from the end of the running epoch on.
+    Kept(Arrivals),
+    /// They follow the guest.
+    Followed(Arrivals),
+}
+
+impl Incoming {
+    /// Whatever came before is part of the epoch that ends.
+    pub(super) fn seal(&mut self) {
+        if let Self::Kept(arrivals) = self {
+            *arrivals = Arrivals::default();
+        }
+    }
+
+    /// From now on copies follow the guest.
+    pub(super) fn follow(&mut self) {
+        let arrivals = match std::mem::take(self) {
+            Self::Ignored => Arrivals::default(),
+            Self::Kept(arrivals) | Self::Followed(arrivals) => arrivals,
+        };
+        *self = Self::Followed(arrivals);
+    }
+
+    /// What is to follow the guest now.
+    pub(super) fn take(&mut self) -> Vec<NetworkFrame> {
+        match self {
+            Self::Followed(arrivals) => arrivals.take(),
+            Self::Ignored | Self::Kept(_) => Vec::new(),
+        }
+    }
+
+    /// The guest was given a frame. Says whether there is now something that is to follow it.
+    pub(super) fn received(&mut self, device: u16, frame: &[u8]) -> bool {
+        let (arrivals, follows) = match self {
+            Self::Ignored => return false,
+            Self::Kept(arrivals) => (arrivals, false),
+            Self::Followed(arrivals) => (arrivals, true),
+        };
+        let bytes = Bytes::copy_from_slice(frame);
+        arrivals.add([NetworkFrame { device, bytes }]);
+        follows && !arrivals.frames.is_empty()
+    }
+}
+
+/// What came with the guest for one device.
+pub(super) type Arrived = VecDeque<Bytes>;
