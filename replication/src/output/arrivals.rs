@@ -5,13 +5,15 @@
 //! ports what they give to the guest. Once a handover has begun, copies are kept. They follow the guest, and its
 //! devices there take them before anything else.
 //!
+//! The same goes for what comes in at the new host once the network knows that the guest is there, until it runs.
+//!
 //! An ordinary epoch's are not kept: a network may lose frames, and all of the guest's input would travel twice.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::limits::cost;
+use super::limits::{FRAME_OVERHEAD_BYTES, cost};
 use super::sealed::NetworkFrame;
 
 /// How much follows a guest that is handed over, with [`FRAME_OVERHEAD_BYTES`](super::FRAME_OVERHEAD_BYTES) for each
@@ -95,5 +97,36 @@ impl Incoming {
     }
 }
 
-/// What came with the guest for one device.
-pub(super) type Arrived = VecDeque<Bytes>;
+/// What waits for the guest to run, for one device.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    frames: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Arrived {
+    /// Adds a frame, if there is room for it.
+    pub(super) fn push(&mut self, frame: &[u8]) -> bool {
+        let bytes = self.bytes + frame.len() + FRAME_OVERHEAD_BYTES;
+        let has_room = bytes <= ARRIVALS_BYTES_MAX;
+        if has_room {
+            self.bytes = bytes;
+            self.frames.push_back(Bytes::copy_from_slice(frame));
+        }
+        has_room
+    }
+
+    /// Puts frames before all others. They are bounded by themselves.
+    pub(super) fn put_first(&mut self, frames: impl DoubleEndedIterator<Item = Bytes>) {
+        for frame in frames.rev() {
+            self.bytes += cost(&frame);
+            self.frames.push_front(frame);
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= cost(&frame);
+        Some(frame)
+    }
+}

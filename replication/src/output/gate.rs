@@ -234,14 +234,14 @@ impl OutputGate {
         self.inner.state.lock().incoming = Incoming::Ignored;
     }
 
-    /// Gives the devices what came with the guest from its old host. Called before the guest runs.
-    pub fn deliver(&self, arrivals: Vec<NetworkFrame>) {
+    /// Gives the devices what came with the guest from its old host, before all that they have kept for it. Called
+    /// before the guest runs.
+    pub fn deliver(&self, arrivals: &[NetworkFrame]) {
         let mut state = self.inner.state.lock();
-        for frame in arrivals {
-            // The other side chose the number.
-            if let Some(network) = state.networks.get_mut(usize::from(frame.device)) {
-                network.arrived.push_back(frame.bytes);
-            }
+        for (device, network) in (0..).zip(&mut state.networks) {
+            let is_its_own = |frame: &&NetworkFrame| frame.device == device;
+            let own = arrivals.iter().filter(is_its_own);
+            network.arrived.put_first(own.map(|it| it.bytes.clone()));
         }
     }
 

@@ -72,11 +72,19 @@ impl NetPort {
         }
     }
 
-    /// The next frame that came with the guest from its old host, to be given to it before those of the backend.
+    /// The next frame that came with the guest from its old host, or was kept until it runs, to be given to it
+    /// before those of the backend.
     #[must_use]
     pub fn arrived(&self) -> Option<Bytes> {
         let mut state = self.gate.state.lock();
-        state.networks[usize::from(self.device)].arrived.pop_front()
+        state.networks[usize::from(self.device)].arrived.pop()
+    }
+
+    /// Keeps a frame for a guest that is about to run, as the backend had it. Says whether there was room for it.
+    #[must_use]
+    pub fn defer(&self, frame: &[u8]) -> bool {
+        let mut state = self.gate.state.lock();
+        state.networks[usize::from(self.device)].arrived.push(frame)
     }
 
     /// Sends a frame without holding it: one that the VMM itself makes to say where the guest is,

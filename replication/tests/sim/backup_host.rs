@@ -174,6 +174,7 @@ impl World {
                 if persisting {
                     self.violate(format!("R2: host {host} is promoted while it persists"));
                 }
+                self.backup(host, BackupInput::Runs);
                 self.promote(host, generation);
             }
             BackupEffect::ClaimWaits { .. } => self.count("claims that waited for a trial"),

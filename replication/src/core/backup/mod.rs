@@ -68,7 +68,7 @@ use super::disk::DiskSyncPlan;
 use super::message::{Holdings, Message, Trouble};
 use crate::arbiter::{Mark, Record, Verdict};
 use crate::ids::{EpochId, Generation};
-use crate::output::NetworkFrame;
+use crate::output::Arrivals;
 
 /// What happens to the backup.
 ///
@@ -141,6 +141,8 @@ pub enum BackupInput {
     /// side, it waits for the answer, as nobody else could run the guest then. Asked again, it ends
     /// at once.
     StopWanted,
+    /// The guest of [`BackupEffect::Promote`] runs here.
+    Runs,
     /// The arbiter's answer to [`BackupEffect::Claim`].
     Verdict(Verdict),
     /// The arbiter's record, as [`BackupEffect::Rehearse`] found it. It could also be written.
@@ -259,7 +261,8 @@ pub enum BackupEffect {
     },
     /// Whether this side's takeover would be granted now. Emitted when that has changed.
     Takeover(Result<(), String>),
-    /// This side now owns the guest: restore the committed state, announce, run.
+    /// This side now owns the guest: restore the committed state, announce, run, report `Runs`. The link of a
+    /// primary that lives stays open until then.
     Promote {
         /// The generation granted.
         generation: Generation,
@@ -270,8 +273,8 @@ pub enum BackupEffect {
         /// Because the primary's machine has broken. If this one soon breaks, too, it is the guest.
         machine_broke: bool,
         /// What the guest was given on the primary's host after this epoch: its devices are to have it
-        /// first.
-        arrivals: Vec<NetworkFrame>,
+        /// first. More of it may still come over the link.
+        arrivals: Arrivals,
     },
     /// This side ends.
     Stop,

@@ -324,6 +324,8 @@ impl World {
         if state != state_of([before, session, epoch]) || self.hosts[host].persisting.is_some() {
             self.breaks(Rule::WholeEpochs);
         }
+        // A link that fails, or a crash right after it, is one whose last message never arrives.
+        self.backup(host, BackupInput::Runs);
         self.reign(host, generation, Base::Copy(before, (session, epoch)));
     }
 }

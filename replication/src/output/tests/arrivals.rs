@@ -87,14 +87,34 @@ fn each_device_gets_what_is_its_own() {
     let (gate, port, _wire) = gate_with(GateLimits::default());
     let second = gate.add_network(Arc::new(MemoryFrames::default()), || {});
     assert_eq!(port.arrived(), None);
-    gate.deliver(vec![
+    assert!(port.defer(b"four"));
+    gate.deliver(&[
         arrival(1, "one"),
         arrival(0, "two"),
         arrival(9, "for nobody"),
         arrival(1, "three"),
     ]);
     assert_eq!(port.arrived(), Some(frame("two")));
+    assert_eq!(port.arrived(), Some(frame("four")));
     assert_eq!(second.arrived(), Some(frame("one")));
     assert_eq!(second.arrived(), Some(frame("three")));
     assert_eq!((port.arrived(), second.arrived()), (None, None));
+}
+
+#[test]
+fn a_guest_that_does_not_run_has_only_so_much_kept_for_it() {
+    let (gate, port, _wire) = gate_with(GateLimits::default());
+    let frame = [7; 4096];
+    let kept = (0..1000).filter(|_| port.defer(&frame)).count();
+    assert_eq!(
+        kept,
+        ARRIVALS_BYTES_MAX / (frame.len() + FRAME_OVERHEAD_BYTES)
+    );
+    assert!(port.arrived().is_some());
+    assert!(port.defer(&frame), "there is room again");
+    assert!(!port.defer(&frame));
+    // What comes with the guest is bounded by itself.
+    gate.deliver(&[arrival(0, "one")]);
+    let all = std::iter::from_fn(|| port.arrived());
+    assert_eq!(all.count(), kept + 1);
 }

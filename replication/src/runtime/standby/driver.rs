@@ -11,6 +11,7 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread};
+use super::promotion::Granted;
 use super::strangers::{Introduced, Strangers};
 use super::trials::Trials;
 use super::{Outcome, Request};
@@ -20,7 +21,7 @@ use crate::core::message::{Inquiry, Message, Refusal, Welcome};
 use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
-use crate::output::NetworkFrame;
+use crate::output::Arrivals;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{Disks, Machine, PageMemory};
 use crate::runtime::alarms::Topic;
@@ -51,7 +52,7 @@ pub(super) struct Driver<M: Machine> {
     pub(super) trials: Trials<M>,
     /// The machine's.
     all_disks: Arc<dyn Disks>,
-    memory: Arc<dyn PageMemory>,
+    pub(super) memory: Arc<dyn PageMemory>,
     pub(super) disks: DiskThread,
     /// The welcome, while this side's disks are being described for it. Nothing else is sent before
     /// it.
@@ -61,10 +62,10 @@ pub(super) struct Driver<M: Machine> {
     pub(super) requests: Receiver<Request>,
     pub(super) arbitration: Arbitration,
     pub(super) metrics: Metrics,
-    clock: Clock,
+    pub(super) clock: Clock,
     pub(super) core: BackupCore,
     strangers: Strangers,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     log: LogThinning,
     /// Last sign of life of the primary, on any path.
     pub(super) last_contact: Instant,
@@ -117,7 +118,7 @@ enum Ended {
         /// The primary's machine has broken.
         machine_broke: bool,
         /// What follows the guest from its old host.
-        arrivals: Vec<NetworkFrame>,
+        arrivals: Arrivals,
     },
     Stopped,
     Starts {
@@ -184,13 +185,13 @@ impl<M: Machine> Driver<M> {
         })?;
         match ended {
             Ended::Stopped => {
-                if let Err(error) = self.trials.into_machine() {
+                if let Err(error) = self.trials.take_machine() {
                     tracing::warn!("{error}");
                 }
                 Ok(Outcome::Stopped)
             }
             Ended::Starts { known } => {
-                self.trials.into_machine()?;
+                self.trials.take_machine()?;
                 Ok(Outcome::Starts { known })
             }
             Ended::Promoted {
@@ -199,7 +200,15 @@ impl<M: Machine> Driver<M> {
                 cause,
                 machine_broke,
                 arrivals,
-            } => self.promote(generation, epoch, cause, machine_broke, arrivals),
+            } => {
+                let granted = Granted {
+                    generation,
+                    epoch,
+                    cause,
+                    machine_broke,
+                };
+                self.promote(granted, arrivals, &runtime)
+            }
         }
     }
 
@@ -213,7 +222,9 @@ impl<M: Machine> Driver<M> {
         loop {
             self.publish();
             if let Some(ended) = self.ended.take() {
-                if let Some(session) = self.session.take() {
+                // That of a guest that goes on here is of use for a moment longer.
+                let is_promoted = matches!(ended, Ended::Promoted { .. });
+                if let Some(session) = self.session.take_if(|_| !is_promoted) {
                     session.close().await;
                 }
                 return Ok(ended);
@@ -502,7 +513,7 @@ impl<M: Machine> Driver<M> {
         (self.arbitration).inquire(other, inquiry, Arc::clone(&self.all_disks));
     }
 
-    async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
+    pub(super) async fn perform(&mut self, effect: BackupEffect) -> Result<(), RuntimeError> {
         match effect {
             // No heartbeat is sent before the welcome.
             BackupEffect::Send(Message::Heartbeat) if self.welcome.is_some() => {}

@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
 use super::driver::{Detected, Driver};
 use super::{Outcome, Request};
 use crate::causes::causes;
+use crate::core::backup::BackupInput;
+use crate::core::message::Message;
 use crate::ids::{EpochId, Generation};
-use crate::output::NetworkFrame;
+use crate::output::Arrivals;
 use crate::ports::{BackupDisks, DiskError, Machine};
 use crate::runtime::alarms::Topic;
 use crate::runtime::clock::monotonic_ns;
@@ -23,18 +26,37 @@ use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::status::FailoverFigures;
 use crate::runtime::threads::spawn;
 
+/// What the arbiter has granted, and why this side asked.
+pub(super) struct Granted {
+    pub(super) generation: Generation,
+    pub(super) epoch: EpochId,
+    pub(super) cause: String,
+    pub(super) machine_broke: bool,
+}
+
 impl<M: Machine> Driver<M> {
-    /// This side owns the guest: it finishes what is committed, announces where the guest is, and
-    /// runs it. The frames of the last epoch follow the announcement, so that switches already know
+    /// This side owns the guest: it announces where the guest is, finishes what is committed, and runs it.
+    ///
+    /// The announcement comes as early as it can, because whatever clients send until then is lost or has to come
+    /// after the guest. What they send afterwards waits in the devices for the guest to run, which may take a while
+    /// if storage is slow. The frames of the last epoch follow the announcement, so that switches already know
     /// the new port.
     pub(super) fn promote(
         mut self,
-        generation: Generation,
-        epoch: EpochId,
-        cause: String,
-        machine_broke: bool,
-        arrivals: Vec<NetworkFrame>,
+        granted: Granted,
+        mut arrivals: Arrivals,
+        runtime: &Runtime,
     ) -> Result<Outcome<M>, RuntimeError> {
+        let Granted {
+            generation,
+            epoch,
+            cause,
+            machine_broke,
+        } = granted;
+        let mut machine = self.trials.take_machine()?;
+        machine.restore(self.core.committed_state())?;
+        machine.announce();
+        machine.gate().repeat(&self.core.output_to_repeat());
         if !self.promote_disks(generation, epoch)? {
             return Ok(Outcome::Stopped);
         }
@@ -43,11 +65,8 @@ impl<M: Machine> Driver<M> {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
             return Ok(Outcome::Stopped);
         }
-        let mut machine = self.trials.into_machine()?;
-        machine.restore(self.core.committed_state())?;
-        machine.announce();
-        machine.gate().repeat(&self.core.output_to_repeat());
-        machine.gate().deliver(arrivals);
+        runtime.block_on(self.late_arrivals(&mut arrivals));
+        machine.gate().deliver(&arrivals.take());
         machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
         let detected = self.detected.unwrap_or(Detected {
@@ -79,6 +98,7 @@ impl<M: Machine> Driver<M> {
             "failover: this side runs the guest now"
         );
         self.metrics.promoted(figures, Some(detected.last_contact));
+        runtime.block_on(self.take_leave());
         self.metrics.set_phase("promoted", generation, epoch, false);
         Ok(Outcome::Promoted(Promoted {
             machine: machine.hand_on(),
@@ -89,6 +109,37 @@ impl<M: Machine> Driver<M> {
                 ..self.setup.reign
             }),
         }))
+    }
+
+    /// Adds what has come over the link since the grant, from a primary that has handed the guest over.
+    async fn late_arrivals(&mut self, arrivals: &mut Arrivals) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        for _ in 0..LATE_MESSAGES_MAX {
+            // What is here already is found in one go through the runtime.
+            let received = tokio::select! {
+                biased;
+                received = session.recv() => received,
+                () = tokio::task::yield_now() => return,
+            };
+            match received {
+                Ok((_, Message::Arrived(frames))) => arrivals.add(frames),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Tells a primary that lives, if it still has a link, that the guest is here now.
+    async fn take_leave(&mut self) {
+        let (now, memory) = (self.clock.now(), Arc::clone(&self.memory));
+        for effect in self.core.handle(now, BackupInput::Runs, &*memory) {
+            if let Err(error) = self.perform(effect).await {
+                // The guest runs, whatever becomes of the link.
+                tracing::warn!(%error, "cannot take leave of the primary");
+            }
+        }
     }
 
     /// Brings the disks to the epoch. Storage that fails is tried again and again: nobody else may run the guest any more, and
@@ -176,6 +227,8 @@ impl<M: Machine> Driver<M> {
     }
 }
 
+/// More messages than a primary has to send at the end: nobody keeps this side from running the guest.
+const LATE_MESSAGES_MAX: usize = 4096;
 /// Pause between attempts to bring the disks to the epoch on storage that fails.
 const STORAGE_RETRY: Duration = Duration::from_millis(500);
 /// How often the driver looks whether it is to stop while an attempt says nothing.

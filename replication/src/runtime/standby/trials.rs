@@ -113,7 +113,7 @@ impl<M: Machine> Trials<M> {
     ///
     /// # Errors
     /// If a trial has it. It is left behind then, and stopped should it ever come back.
-    pub(super) fn into_machine(self) -> Result<StoppedOnDrop<M>, RuntimeError> {
-        self.machine.ok_or(RuntimeError::TrialHangs)
+    pub(super) fn take_machine(&mut self) -> Result<StoppedOnDrop<M>, RuntimeError> {
+        self.machine.take().ok_or(RuntimeError::TrialHangs)
     }
 }

@@ -142,16 +142,11 @@ impl BackupCore {
         match verdict {
             Verdict::Granted(granted) if granted > self.generation => {
                 let (cause, machine_broke) = (std::mem::take(cause), *machine_broke);
-                let arrivals = arrivals.take();
+                let arrivals = std::mem::take(arrivals);
                 self.question = None;
                 self.generation = granted;
                 self.phase = Phase::Promoted;
-                if self.link == Link::Welcomed {
-                    // A living primary that hears this asks the arbiter at once.
-                    let current = granted;
-                    out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
-                    self.close_link(out);
-                }
+                self.promise.end();
                 if let Some(epoch) = self.committed_epoch() {
                     out.push(Effect::Promote {
                         generation: granted,
@@ -177,6 +172,16 @@ impl BackupCore {
                 let why = format!("it granted {granted} after {known}, which cannot be");
                 self.arbiter_unavailable(why, out);
             }
+        }
+    }
+
+    /// The guest runs here. Until now, what it was given at its old host still came over the link.
+    pub(super) fn runs(&mut self, out: &mut Vec<Effect>) {
+        if self.link == Link::Welcomed {
+            // A living primary that hears this asks the arbiter at once.
+            let current = self.generation;
+            out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
+            self.close_link(out);
         }
     }
 

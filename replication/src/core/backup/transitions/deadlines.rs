@@ -69,7 +69,8 @@ impl BackupCore {
     /// Not while claiming: a primary that gets no more acks then goes on alone if the arbiter takes
     /// long to answer this side.
     pub(super) fn sends_beats(&self) -> bool {
-        self.link == Link::Welcomed && !matches!(self.phase, Phase::Claiming { .. })
+        let is_copying = matches!(self.phase, Phase::Syncing | Phase::Standby { .. });
+        self.link == Link::Welcomed && is_copying
     }
 
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.

@@ -363,6 +363,7 @@ impl BackupCore {
                     self.claim_from_living("promotion was asked for".into(), false, out);
                 }
             }
+            Input::Runs => self.runs(out),
             Input::Verdict(verdict) => self.verdict(verdict, out),
             Input::Health(troubles) => self.health.found(troubles),
             Input::StopWanted => self.stop(out),

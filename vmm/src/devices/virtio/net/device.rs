@@ -68,6 +68,8 @@ pub struct NetDevice {
     guest_is_asked: bool,
     addresses: Addresses,
     announcer: Announcer,
+    /// The network knows that the guest is here, and it does not run yet.
+    is_about_to_run: bool,
     /// Where a frame rests between backend and ring, within one call.
     buffer: Box<[u8]>,
     counters: NetCounters,
@@ -121,6 +123,7 @@ impl NetDevice {
             guest_is_asked: false,
             addresses: Addresses::of(mac),
             announcer: Announcer::new()?,
+            is_about_to_run: false,
             buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX].into_boxed_slice(),
             counters: NetCounters::default(),
         })
@@ -162,6 +165,7 @@ impl NetDevice {
     /// If the backend does not take the frames or the gate is shut.
     pub fn announce(&mut self) -> Result<(), SendError> {
         let mut announced = Ok(());
+        self.is_about_to_run = true;
         for frame in self.addresses.announcements() {
             // What one could not be told of the others still can.
             let sent = self.port.announce(&self.framed(&frame));
@@ -224,9 +228,10 @@ impl NetDevice {
     /// The next frame from the backend into `buffer`, always behind a header; its length without. A backend
     /// that fails takes the link down.
     fn receive(&mut self) -> Option<usize> {
-        if let Some(len) = self.take_arrived() {
-            return Some(len);
-        }
+        self.take_arrived().or_else(|| self.receive_from_backend())
+    }
+
+    fn receive_from_backend(&mut self) -> Option<usize> {
         if !self.backend_up {
             return None;
         }
@@ -284,13 +289,25 @@ impl NetDevice {
         }
     }
 
+    /// What comes in while there is no guest to take it. It is kept for one that is about to run.
     fn drop_input(&mut self) {
         for _ in 0..DROPS_PER_CALL {
-            if self.receive().is_none() {
+            let Some(len) = self.receive_from_backend() else {
                 return;
+            };
+            if !self.is_about_to_run || !self.port.defer(self.received_packet(len)) {
+                self.counters.rx_dropped += 1;
             }
-            self.counters.rx_dropped += 1;
         }
+    }
+
+    /// The frame of `len` bytes in `buffer`, as the backend had it.
+    fn received_packet(&self, len: usize) -> &[u8] {
+        let from = match self.framing {
+            Framing::Bare => HEADER_BYTES,
+            Framing::Headers => 0,
+        };
+        &self.buffer[from..HEADER_BYTES + len]
     }
 
     /// Backend to guest, as long as both have something.
@@ -329,10 +346,7 @@ impl NetDevice {
             let head = chain.head_index();
             let frame = &self.buffer[HEADER_BYTES..HEADER_BYTES + len];
             self.addresses.received(frame);
-            self.port.received(match self.framing {
-                Framing::Bare => frame,
-                Framing::Headers => &self.buffer[..HEADER_BYTES + len],
-            });
+            self.port.received(self.received_packet(len));
             let written = match write_frame(chain, rings, &header, frame) {
                 Ok(written) => {
                     self.counters.rx_frames += 1;
@@ -473,6 +487,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn start(&mut self, rings: Option<&mut Rings<'_>>) {
+        self.is_about_to_run = false;
         match rings {
             // This host's link need not be what the old host's was.
             Some(rings) => {
@@ -481,7 +496,13 @@ impl VirtioDevice for NetDevice {
                     self.ask_guest(rings);
                 }
             }
-            None => self.link_up = self.backend_up,
+            None => {
+                self.link_up = self.backend_up;
+                // Nobody is there to take it.
+                while self.port.arrived().is_some() {
+                    self.counters.rx_dropped += 1;
+                }
+            }
         }
     }
 

@@ -267,7 +267,7 @@ fn what_the_guest_was_given_elsewhere_comes_first() {
     }
     let (memory, cable) = (ram(), Cable::new());
     let (mut here, gate, mut rx, _tx) = running(&memory, &cable);
-    gate.deliver(arrivals);
+    gate.deliver(&arrivals);
     cable.arrive(&frame(3));
     let heads: Vec<u16> = (0..4)
         .map(|number| rx.offer(&[(RX_DATA + 2048 * number, 2048, true)]))
@@ -277,6 +277,38 @@ fn what_the_guest_was_given_elsewhere_comes_first() {
     for number in 0..3 {
         let got = bytes_at(&memory, RX_DATA + 2048 * number + 12, 60);
         assert_eq!(got, frame(number as u8 + 1));
+    }
+}
+
+#[test]
+fn what_comes_in_once_the_network_knows_of_the_guest_waits_until_it_runs() {
+    let (memory, cable) = (ram(), Cable::new());
+    let (there, _gate, mut rx, _tx) = running(&memory, &cable);
+    rx.offer(&[(RX_DATA, 2048, true)]);
+    rx.offer(&[(RX_DATA + 2048, 2048, true)]);
+    for has_driver in [true, false] {
+        let (mut here, gate) = device(&memory, &cable);
+        if has_driver {
+            here.restore(&there.save().unwrap()).unwrap();
+        }
+        cable.arrive(&frame(1));
+        here.handle_event(BACKEND);
+        here.device_mut().announce().unwrap();
+        cable.arrive(&frame(2));
+        here.handle_event(BACKEND);
+        gate.deliver(&[NetworkFrame {
+            device: 0,
+            bytes: frame(3).into(),
+        }]);
+        here.start();
+        let counts = here.device().counters();
+        if has_driver {
+            assert_eq!((counts.rx_dropped, counts.rx_frames), (1, 2));
+            assert_eq!(bytes_at(&memory, RX_DATA + 12, 60), frame(3));
+            assert_eq!(bytes_at(&memory, RX_DATA + 2048 + 12, 60), frame(2));
+        } else {
+            assert_eq!((counts.rx_dropped, counts.rx_frames), (3, 0));
+        }
     }
 }
 

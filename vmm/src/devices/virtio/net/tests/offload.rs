@@ -112,7 +112,7 @@ fn what_a_guest_was_given_elsewhere_keeps_its_header() {
             gate.follow_arrivals();
             cable.arrive(&[&unsegmented()[..], &frame(1)].concat());
         } else {
-            gate.deliver(std::mem::take(&mut arrivals));
+            gate.deliver(&std::mem::take(&mut arrivals));
         }
         device.handle_event(BACKEND);
         let mut header = unsegmented();
