@@ -117,6 +117,17 @@ impl Metrics {
         Ended::LeftToBackup { reason }
     }
 
+    /// Whether a takeover would be granted now.
+    pub(super) fn takeover(&self, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => self.over(Topic::Takeover),
+            Err(why) => {
+                let what = format!("a takeover would not be granted now: {why}");
+                self.alarm(Topic::Takeover, what);
+            }
+        }
+    }
+
     /// The guest was to be handed over, and stays here.
     pub(super) fn not_handed_over(&self, why: String) {
         tracing::warn!("the guest could not be handed over: {why}");

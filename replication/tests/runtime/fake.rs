@@ -89,6 +89,8 @@ pub(crate) struct Gate {
     port: NetPort,
     network: MemoryFrames,
     said: Mutex<Vec<u64>>,
+    /// The guest's step when it began to run here, and what waited for it.
+    found: Mutex<(u64, Vec<u64>)>,
 }
 
 impl Gate {
@@ -100,6 +102,7 @@ impl Gate {
             port,
             network,
             said: Mutex::default(),
+            found: Mutex::default(),
         }
     }
 
@@ -107,6 +110,16 @@ impl Gate {
         let frame = number.to_le_bytes().to_vec();
         self.port.send(frame.into()).expect("room in the gate");
         self.said.lock().unwrap().push(number);
+    }
+
+    /// With each step, the guest is given a frame with the step's number.
+    fn give(&self, number: u64) {
+        self.port.received(&number.to_le_bytes());
+    }
+
+    /// How far the guest was when it began to run here, and what waited for it.
+    pub(crate) fn found(&self) -> (u64, Vec<u64>) {
+        self.found.lock().unwrap().clone()
     }
 
     /// Everything that left, in order.
@@ -288,6 +301,7 @@ fn step(guest: &Mutex<Guest>, memory: &Memory, gate: &Gate, disks: &DiskSet, use
     memory.write_page(page, &content).unwrap();
     memory.count(guest.steps);
     memory.dirty.lock().unwrap().insert(page);
+    gate.give(guest.steps);
     gate.say(guest.steps);
 }
 
@@ -358,6 +372,10 @@ impl Machine for Fake {
     }
 
     fn run(&mut self) -> Result<(), MachineError> {
+        let waiting = std::iter::from_fn(|| self.gate.port.arrived());
+        let waiting = waiting.map(|frame| u64::from_le_bytes(frame[..].try_into().unwrap()));
+        let steps = self.guest.lock().unwrap().steps;
+        *self.gate.found.lock().unwrap() = (steps, waiting.collect());
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));
         let (disks, used, pace) = (self.disks.clone(), self.disk_use.clone(), self.pace);

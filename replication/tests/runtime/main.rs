@@ -8,6 +8,7 @@ mod disks;
 mod failing_disks;
 mod fake;
 mod floods;
+mod handover;
 mod hang;
 mod health;
 mod images;

@@ -5,7 +5,6 @@
 use super::driver::Driver;
 use crate::causes::causes;
 use crate::core::primary::{PrimaryInput, PrimaryPhase};
-use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Answer, Answered};
 
 impl Driver {
@@ -27,17 +26,6 @@ impl Driver {
                     self.retry.refused();
                 }
                 Some(PrimaryInput::ArbiterUnavailable { why })
-            }
-        }
-    }
-
-    /// Whether the standby's takeover would be granted now.
-    pub(super) fn takeover(&self, outcome: Result<(), String>) {
-        match outcome {
-            Ok(()) => self.metrics.over(Topic::Takeover),
-            Err(why) => {
-                let what = format!("a takeover would not be granted now: {why}");
-                self.metrics.alarm(Topic::Takeover, what);
             }
         }
     }

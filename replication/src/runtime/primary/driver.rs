@@ -55,7 +55,7 @@ type Connected = Result<Box<Link>, String>;
 type Connecting = Pin<Box<dyn Future<Output = Connected>>>;
 
 pub(super) struct Driver {
-    setup: Setup,
+    pub(super) setup: Setup,
     requests: Receiver<Request>,
     jobs: SyncSender<CaptureJob>,
     events: UnboundedReceiver<SessionEvent>,
@@ -64,19 +64,19 @@ pub(super) struct Driver {
     pub(super) metrics: Metrics,
     clock: Clock,
     pub(super) core: PrimaryCore,
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     /// Number of the current session, or of the last one.
     session_number: u64,
     output: Arc<OutputSignal>,
     pub(super) retry: Retry,
     /// A stop of the guest was requested.
-    stop_asked: bool,
+    pub(super) stop_asked: bool,
     /// This side is to end at once: the stop was requested twice, or no handle is left.
-    abandoned: bool,
+    pub(super) abandoned: bool,
     /// The machine is to be given back as soon as it runs alone.
-    unprotecting: bool,
+    pub(super) unprotecting: bool,
     /// An attempt to reach the old backup is now useless.
-    backup_changed: bool,
+    pub(super) backup_changed: bool,
     ended: Option<Finish>,
     /// The capture thread has panicked.
     broken: bool,
@@ -325,51 +325,6 @@ impl Driver {
         }
     }
 
-    /// `None`: no handle is left, so nobody could ask again.
-    fn requested(&mut self, request: Option<Request>, inputs: &mut VecDeque<PrimaryInput>) {
-        match request {
-            Some(Request::Checkpoint) => inputs.push_back(PrimaryInput::CheckpointWanted),
-            // A guest that has ended is not reset.
-            Some(Request::ResetGuest) if self.core.is_ending() => {}
-            Some(Request::ResetGuest) => self.order(CaptureJob::ResetGuest),
-            Some(Request::SetBackup(backup)) => self.set_backup(backup, inputs),
-            Some(Request::Unprotect) => {
-                self.unprotecting = true;
-                self.set_backup(None, inputs);
-            }
-            Some(Request::HandOver(why)) => inputs.push_back(PrimaryInput::HandOver { why }),
-            Some(Request::MachineBroke(why)) => {
-                inputs.push_back(PrimaryInput::MachineBroke { why });
-            }
-            Some(Request::GuestStopped) => inputs.push_back(PrimaryInput::GuestStopped),
-            Some(Request::Stop) if !self.stop_asked => {
-                self.stop_asked = true;
-                inputs.push_back(PrimaryInput::GuestStopped);
-            }
-            Some(Request::Stop) | None => {
-                let held = self.setup.gate.counts().held_bytes;
-                tracing::warn!("ending at once: {held} bytes of the guest's output are dropped");
-                self.abandoned = true;
-                inputs.push_back(PrimaryInput::Abandoned);
-            }
-        }
-    }
-
-    /// Sets another backup or none. The present one is dismissed.
-    fn set_backup(&mut self, backup: Option<Endpoint>, inputs: &mut VecDeque<PrimaryInput>) {
-        if self.setup.backup == backup {
-            return;
-        }
-        let cause = match &backup {
-            Some(endpoint) => format!("the guest is to be protected by {endpoint} instead"),
-            None => "the guest is not to be protected any more".into(),
-        };
-        self.setup.backup = backup;
-        self.backup_changed = true;
-        self.retry = Retry::new();
-        inputs.push_back(PrimaryInput::BackupDismissed { cause });
-    }
-
     fn report(&mut self, report: SessionEvent, inputs: &mut VecDeque<PrimaryInput>) {
         match report.event {
             CaptureEvent::Session(input) if self.is_present(report.session) => {
@@ -528,7 +483,7 @@ impl Driver {
                 beat,
                 mark,
             }),
-            PrimaryEffect::Takeover(outcome) => self.takeover(outcome),
+            PrimaryEffect::Takeover(outcome) => self.metrics.takeover(outcome),
             PrimaryEffect::GoAlone { generation, cause } => {
                 self.metrics.over(Topic::Takeover);
                 if self.core.is_ending() {
@@ -544,14 +499,8 @@ impl Driver {
                 self.order(CaptureJob::OpenGate(generation));
             }
             PrimaryEffect::KeepArrivals => self.setup.gate.keep_arrivals(),
-            PrimaryEffect::SendArrivals => {
-                self.setup.gate.follow_arrivals();
-                self.send_arrivals();
-            }
-            PrimaryEffect::NotHandedOver { why } => {
-                self.setup.gate.forget_arrivals();
-                self.metrics.not_handed_over(why);
-            }
+            PrimaryEffect::SendArrivals => self.guest_leaves(),
+            PrimaryEffect::NotHandedOver { why } => self.guest_stays(why),
             PrimaryEffect::LeftToBackup { why } => {
                 self.shut();
                 self.ended = Some(Finish::Ended(self.metrics.left_to_backup(why)));
@@ -565,14 +514,6 @@ impl Driver {
             }
         }
         None
-    }
-
-    /// What the guest was given here follows it.
-    fn send_arrivals(&mut self) {
-        let arrivals = self.setup.gate.take_arrivals();
-        if let (Some(session), false) = (&mut self.session, arrivals.is_empty()) {
-            session.send(self.core.generation(), &Message::Arrived(arrivals));
-        }
     }
 
     fn start_sync(&mut self, disks: Vec<PeerDisk>) {
@@ -589,7 +530,7 @@ impl Driver {
         self.order(CaptureJob::StartSync(disks));
     }
 
-    fn order(&self, job: CaptureJob) {
+    pub(super) fn order(&self, job: CaptureJob) {
         // The capture thread outlives this one unless it panicked; then `events` ends too.
         let _ = self.jobs.send(job);
     }

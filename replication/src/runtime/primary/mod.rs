@@ -3,7 +3,9 @@
 mod answers;
 mod claim;
 mod driver;
+mod leaving;
 mod output_signal;
+mod requests;
 mod retry;
 mod shared_disks;
 mod told;

@@ -2,7 +2,8 @@
 //!
 //! Must not be done here: deciding what follows; the core does that.
 
-use super::driver::{Detected, Driver};
+use super::driver::Driver;
+use super::ending::Detected;
 use crate::arbiter::Mark;
 use crate::causes::causes;
 use crate::core::backup::{BackupInput, BackupPhase};

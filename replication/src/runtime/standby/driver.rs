@@ -11,7 +11,7 @@ use understudy_transport::heartbeat::Sender;
 use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread};
-use super::promotion::Granted;
+use super::ending::{Detected, Ended, Granted};
 use super::strangers::{Introduced, Strangers};
 use super::trials::Trials;
 use super::{Outcome, Request};
@@ -21,12 +21,11 @@ use crate::core::message::{Inquiry, Message, Refusal, Welcome};
 use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
-use crate::output::Arrivals;
 use crate::ports::disks::EpochToPersist;
 use crate::ports::{Disks, Machine, PageMemory};
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
-use crate::runtime::clock::{Clock, beat, monotonic_ns, until};
+use crate::runtime::clock::{Clock, beat, until};
 use crate::runtime::error::RuntimeError;
 use crate::runtime::heartbeats::Heartbeats;
 use crate::runtime::metrics::Metrics;
@@ -88,42 +87,6 @@ enum Happened {
     Heard(Heartbeat),
     Heartbeat,
     Timer,
-}
-
-/// The moment at which the primary counted as lost.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Detected {
-    pub(super) at: Instant,
-    pub(super) monotonic_ns: u64,
-    /// The primary's last sign of life before. One that comes later, as with a promotion that was
-    /// asked for, belongs to no outage.
-    pub(super) last_contact: Instant,
-}
-
-impl Detected {
-    pub(super) fn now(last_contact: Instant) -> Self {
-        Self {
-            at: Instant::now(),
-            monotonic_ns: monotonic_ns(),
-            last_contact,
-        }
-    }
-}
-
-enum Ended {
-    Promoted {
-        generation: Generation,
-        epoch: EpochId,
-        cause: String,
-        /// The primary's machine has broken.
-        machine_broke: bool,
-        /// What follows the guest from its old host.
-        arrivals: Arrivals,
-    },
-    Stopped,
-    Starts {
-        known: Generation,
-    },
 }
 
 impl<M: Machine> Driver<M> {
@@ -194,21 +157,7 @@ impl<M: Machine> Driver<M> {
                 self.trials.take_machine()?;
                 Ok(Outcome::Starts { known })
             }
-            Ended::Promoted {
-                generation,
-                epoch,
-                cause,
-                machine_broke,
-                arrivals,
-            } => {
-                let granted = Granted {
-                    generation,
-                    epoch,
-                    cause,
-                    machine_broke,
-                };
-                self.promote(granted, arrivals, &runtime)
-            }
+            Ended::Promoted(granted) => self.promote(granted, &runtime),
         }
     }
 
@@ -223,7 +172,7 @@ impl<M: Machine> Driver<M> {
             self.publish();
             if let Some(ended) = self.ended.take() {
                 // That of a guest that goes on here is of use for a moment longer.
-                let is_promoted = matches!(ended, Ended::Promoted { .. });
+                let is_promoted = matches!(ended, Ended::Promoted(_));
                 if let Some(session) = self.session.take_if(|_| !is_promoted) {
                     session.close().await;
                 }
@@ -571,11 +520,7 @@ impl<M: Machine> Driver<M> {
                 self.metrics.alarm(Topic::Peer, what);
             }
             BackupEffect::StartGuest { known } => self.ended = Some(Ended::Starts { known }),
-            BackupEffect::Takeover(Ok(())) => self.metrics.over(Topic::Takeover),
-            BackupEffect::Takeover(Err(why)) => {
-                let what = format!("a takeover would not be granted now: {why}");
-                self.metrics.alarm(Topic::Takeover, what);
-            }
+            BackupEffect::Takeover(outcome) => self.metrics.takeover(outcome),
             BackupEffect::Promote {
                 generation,
                 epoch,
@@ -583,13 +528,13 @@ impl<M: Machine> Driver<M> {
                 machine_broke,
                 arrivals,
             } => {
-                self.ended = Some(Ended::Promoted {
+                self.ended = Some(Ended::Promoted(Granted {
                     generation,
                     epoch,
                     cause,
                     machine_broke,
                     arrivals,
-                });
+                }));
             }
             BackupEffect::Reset { reason } => self.reset(&reason)?,
         }

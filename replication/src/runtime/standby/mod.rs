@@ -4,6 +4,7 @@
 mod answers;
 mod disks;
 mod driver;
+mod ending;
 mod promotion;
 mod strangers;
 mod trials;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::Receiver;
 
-use super::driver::{Detected, Driver};
+use super::driver::Driver;
+use super::ending::{Detected, Granted};
 use super::{Outcome, Request};
 use crate::causes::causes;
 use crate::core::backup::BackupInput;
@@ -26,14 +27,6 @@ use crate::runtime::reign::{Promoted, Reign};
 use crate::runtime::status::FailoverFigures;
 use crate::runtime::threads::spawn;
 
-/// What the arbiter has granted, and why this side asked.
-pub(super) struct Granted {
-    pub(super) generation: Generation,
-    pub(super) epoch: EpochId,
-    pub(super) cause: String,
-    pub(super) machine_broke: bool,
-}
-
 impl<M: Machine> Driver<M> {
     /// This side owns the guest: it announces where the guest is, finishes what is committed, and runs it.
     ///
@@ -44,7 +37,6 @@ impl<M: Machine> Driver<M> {
     pub(super) fn promote(
         mut self,
         granted: Granted,
-        mut arrivals: Arrivals,
         runtime: &Runtime,
     ) -> Result<Outcome<M>, RuntimeError> {
         let Granted {
@@ -52,6 +44,7 @@ impl<M: Machine> Driver<M> {
             epoch,
             cause,
             machine_broke,
+            mut arrivals,
         } = granted;
         let mut machine = self.trials.take_machine()?;
         machine.restore(self.core.committed_state())?;

@@ -150,6 +150,13 @@ struct Answers(#[serde(deserialize_with = "at_most::<ANSWERS_MAX, _, _>")] Vec<b
 #[derive(Deserialize)]
 struct Troubles(#[serde(deserialize_with = "at_most::<TROUBLES_MAX, _, _>")] Vec<Trouble>);
 
+impl Troubles {
+    fn for_people(self) -> Vec<Trouble> {
+        let shown = |it: &Trouble| Trouble::new(&it.topic, &it.why);
+        self.0.iter().map(shown).collect()
+    }
+}
+
 /// The body of `Arrived`.
 #[derive(Deserialize)]
 struct Frames(#[serde(deserialize_with = "at_most::<ARRIVALS_MAX, _, _>")] Vec<NetworkFrame>);
@@ -285,11 +292,7 @@ impl Message {
                 }
             }
             ARRIVED => Self::Arrived(parse::<Frames>(name, &body)?.0),
-            HEALTH => {
-                let troubles = parse::<Troubles>(name, &body)?.0;
-                let shown = |it: &Trouble| Trouble::new(&it.topic, &it.why);
-                Self::Health(troubles.iter().map(shown).collect())
-            }
+            HEALTH => Self::Health(parse::<Troubles>(name, &body)?.for_people()),
             COMPARED => Self::Compared(parse::<Answers>(name, &body)?.0),
             // Names that are compared stay as they are; whoever shows them makes them fit to be
             // shown.
