@@ -91,7 +91,7 @@ impl BitSet {
     pub(crate) fn first_run(&self, most: u64) -> Option<Range<u64>> {
         let at = self.words.iter().position(|word| *word != 0)?;
         let start = at as u64 * 64 + u64::from(self.words[at].trailing_zeros());
-        let mut end = start + 1;
+        let mut end = start;
         while end < self.len && end - start < most && self.contains(end) {
             end += 1;
         }
