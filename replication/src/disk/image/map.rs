@@ -537,8 +537,8 @@ impl DirtyMap {
         self.damaged = false;
         self.distrust = None;
         // It need not be durable, and a failure takes nothing away: this header is stored.
-        let other = SLOTS[((self.header.number + 1) % 2) as usize];
-        let _ = self.opened().and_then(|file| file.write_at(other, &header));
+        let mut others = SLOTS.into_iter().filter(|other| *other != slot);
+        let _ = others.try_for_each(|other| self.opened()?.write_at(other, &header));
         Ok(())
     }
 
