@@ -354,8 +354,8 @@ fn ran() -> Duration {
 fn a_standby_that_does_not_answer_ends_it_and_it_is_waited_for_without_work() {
     let (_a, _b, primary, _session) = pair(14);
     let patience = Duration::from_millis(400);
-    // The second one waits for the answers to the first one.
-    for _ in 0..2 {
+    // The second one reads nothing: it waits for the answers to the first one.
+    for work in [1, 20] {
         let (began, had_run) = (Instant::now(), ran());
         let mut compared = Vec::new();
         let ended = primary.verify_within(patience, &mut |found| {
@@ -364,7 +364,7 @@ fn a_standby_that_does_not_answer_ends_it_and_it_is_waited_for_without_work() {
         });
         assert!(why(ended).contains("not answered for 0.4 s"));
         assert!(began.elapsed() >= patience);
-        assert!(ran() - had_run < began.elapsed() / 4);
+        assert!(ran() - had_run < began.elapsed() / work);
         assert!(compared.iter().all(|bytes| *bytes == 0), "{compared:?}");
     }
 }
