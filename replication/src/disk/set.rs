@@ -14,7 +14,7 @@ use super::backup::BackupImages;
 use super::image::header::Header;
 use super::image::map::DirtyMap;
 use super::image::{DiskMode, Drive, Drives, Storage, shared};
-use super::primary::PrimaryImages;
+use super::primary::{ANSWER_PATIENCE, PrimaryImages};
 use super::{Disk, DiskError, DiskLimits, DiskSpec, Verified, VerifyOptions};
 use crate::files::{FileSystem, HostFiles, Open};
 use crate::ports::disks::{BackupDisks, DiskCounts, DiskStatus, Disks, History, PrimaryDisks};
@@ -149,7 +149,21 @@ impl DiskSet {
         options: VerifyOptions,
         progress: &mut dyn FnMut(&Verified) -> bool,
     ) -> Result<Verified, DiskError> {
-        self.primary.verify(options, progress)
+        self.primary.verify(options, ANSWER_PATIENCE, progress)
+    }
+
+    /// The same, with less patience.
+    #[cfg(test)]
+    pub(super) fn verify_within(
+        &self,
+        patience: Duration,
+        progress: &mut dyn FnMut(&Verified) -> bool,
+    ) -> Result<Verified, DiskError> {
+        let options = VerifyOptions {
+            bytes_per_second: u64::MAX,
+            repair: false,
+        };
+        self.primary.verify(options, patience, progress)
     }
 
     /// Whether the copy that is kept here has failed.

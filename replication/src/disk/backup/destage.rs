@@ -37,7 +37,7 @@ impl Replica {
                         state.slots[slot] = Slot::default();
                     }
                     state.applied = applied.unwrap_or(state.applied);
-                    if !work.finish.is_empty() && state.candidates == work.finish {
+                    if state.candidates == work.finish {
                         state.candidates.clear();
                     }
                 }

@@ -87,17 +87,11 @@ impl BitSet {
         }
     }
 
-    /// The first run of members at or after `from`, with at most `most` members.
-    pub(crate) fn next_run(&self, from: u64, most: u64) -> Option<Range<u64>> {
-        let first_word = (from / 64) as usize;
-        let start = (first_word..self.words.len()).find_map(|at| {
-            let mut word = self.words[at];
-            if at == first_word {
-                word &= u64::MAX << (from % 64);
-            }
-            (word != 0).then(|| at as u64 * 64 + u64::from(word.trailing_zeros()))
-        })?;
-        let mut end = start + 1;
+    /// The first run of members, with at most `most` of them.
+    pub(crate) fn first_run(&self, most: u64) -> Option<Range<u64>> {
+        let at = self.words.iter().position(|word| *word != 0)?;
+        let start = at as u64 * 64 + u64::from(self.words[at].trailing_zeros());
+        let mut end = start;
         while end < self.len && end - start < most && self.contains(end) {
             end += 1;
         }

@@ -176,7 +176,9 @@ impl DirtyMap {
         if self.header.history == before && self.file.is_some() {
             return Ok(());
         }
-        self.store()
+        let stored = self.store();
+        // Another attempt must not believe that it is there.
+        stored.inspect_err(|_| self.header.history = before)
     }
 
     // ---- who changes the image ----
@@ -510,10 +512,13 @@ impl DirtyMap {
 
     /// Writes the header durably. Creates the file if there is none.
     fn store(&mut self) -> Result<(), DiskError> {
-        self.header.number += 1;
-        self.header.identity.clone_from(&self.identity);
-        let header = self.header.encode();
-        let slot = SLOTS[(self.header.number % 2) as usize];
+        let next = Header {
+            number: self.header.number + 1,
+            identity: self.identity.clone(),
+            ..self.header.clone()
+        };
+        let header = next.encode();
+        let slot = SLOTS[(next.number % 2) as usize];
         let stored = match &self.file {
             Some(file) => file.write_at(slot, &header).and_then(|()| file.sync()),
             None => {
@@ -526,17 +531,14 @@ impl DirtyMap {
                 created.map(|file| self.file = Some(file))
             }
         };
-        if let Err(error) = stored {
-            // The next header goes to the same slot, because the other slot may have the only good
-            // one now.
-            self.header.number -= 1;
-            return Err(self.failed("write", error));
-        }
+        // After a failure, the next header goes to the same slot: the other one may have the only good one.
+        stored.map_err(|error| self.failed("write", error))?;
+        self.header = next;
         self.damaged = false;
         self.distrust = None;
         // It need not be durable, and a failure takes nothing away: this header is stored.
-        let other = SLOTS[((self.header.number + 1) % 2) as usize];
-        let _ = self.opened().and_then(|file| file.write_at(other, &header));
+        let mut others = SLOTS.into_iter().filter(|other| *other != slot);
+        let _ = others.try_for_each(|other| self.opened()?.write_at(other, &header));
         Ok(())
     }
 

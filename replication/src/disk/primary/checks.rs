@@ -248,4 +248,22 @@ mod tests {
         assert_eq!(checks.answer(&[true]), None);
         assert_eq!(checks.open_bytes(), 0);
     }
+
+    #[test]
+    fn answers_are_counted_by_what_they_say() {
+        let mut checks = Checks::default();
+        for number in 0..4 {
+            checks.ask(Check {
+                disk: 0,
+                offset: number * 4096,
+                bytes: 512 << number,
+            });
+        }
+        assert_eq!(checks.answer(&[true, false]), Some((1024, 512)));
+        assert_eq!(checks.answer(&[true, true]), Some((0, 2048 + 4096)));
+        assert_eq!(checks.open_bytes(), 512 + 2048 + 4096);
+        assert_eq!((checks.asked_bytes(), checks.equal_bytes()), (0, 1024));
+        assert_eq!(checks.take_differing().len(), 3);
+        assert_eq!(checks.open_bytes(), 0);
+    }
 }

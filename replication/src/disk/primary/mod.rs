@@ -5,7 +5,7 @@
 //!                └─ shared ──► overlay ── seal, release ──► image     (releaser's thread)
 //! ```
 
-mod checks;
+pub(super) mod checks;
 mod device;
 pub(super) mod log;
 mod marks;
@@ -16,6 +16,7 @@ mod verify;
 mod write_log;
 
 pub use device::Disk;
+pub(super) use verify::ANSWER_PATIENCE;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -39,8 +40,8 @@ pub(super) struct PrimaryImages {
     limits: DiskLimits,
     releaser: Releaser,
     marks: Marks,
-    /// Number of synchronisations begun.
-    sessions: AtomicU64,
+    /// The number of the next synchronisation. 0 stands for none.
+    next_session: AtomicU64,
     /// Held while the images are compared with the backup's.
     verifying: Mutex<()>,
 }
@@ -54,7 +55,7 @@ impl PrimaryImages {
             drives,
             log,
             limits,
-            sessions: AtomicU64::new(0),
+            next_session: AtomicU64::new(1),
             verifying: Mutex::new(()),
         }
     }
@@ -140,7 +141,7 @@ impl PrimaryDisks for PrimaryImages {
     }
 
     fn durable(&self, epoch: EpochId) {
-        if epoch.0 > 0 && self.drives.iter().any(|drive| drive.map.is_some()) {
+        if self.drives.iter().any(|drive| drive.map.is_some()) {
             self.marks.durable(epoch);
         }
     }

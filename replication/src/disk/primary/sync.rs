@@ -62,7 +62,7 @@ impl PrimaryImages {
     pub(super) fn begin(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.check_peer(peer)?;
         self.log.end();
-        let session = 1 + self.sessions.fetch_add(1, Ordering::Relaxed);
+        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
         self.releaser.begin_session(session);
         self.marks.begin_session(session);
         let (mut plan, mut compared) = (Vec::new(), Vec::new());
@@ -146,10 +146,6 @@ impl PrimaryImages {
         }
         let (bytes_left, bytes_equal) = (log.bytes_left(), log.checks.equal_bytes());
         drop(log);
-        if bytes_left == 0 && !self.is_holding() {
-            // This leaves little to flush while the guest is paused.
-            self.flush_shared()?;
-        }
         Ok(SyncStep {
             writes,
             bytes_left,
@@ -171,14 +167,14 @@ impl PrimaryImages {
             let to_copy = to_copy.as_mut()?;
             let block = to_copy.block_bytes;
             let run_max = (most / block).max(1);
-            let known = to_copy.blocks.next_run(0, run_max);
+            let known = to_copy.blocks.first_run(run_max);
             let (run, ask) = match known {
                 Some(run) => {
                     to_copy.blocks.remove(run.clone());
                     (run, false)
                 }
                 None => {
-                    let run = to_copy.unknown.next_run(0, run_max)?;
+                    let run = to_copy.unknown.first_run(run_max)?;
                     let next = pace.next(checks.asked_bytes());
                     if next == Next::Wait {
                         return None;

@@ -20,8 +20,8 @@ use crate::disk::verify::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions}
 const ASKED_BYTES_MAX: u64 = 256 << 20;
 /// How often the caller hears of progress, and how long a wait lasts at most.
 const LOOK: Duration = Duration::from_millis(50);
-/// The backup must have answered something for so long. It brings its journal to the images twice a second.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// For so long the backup may answer nothing. It brings its journal to the images twice a second.
+pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 fn not_compared(why: impl Into<String>) -> DiskError {
     DiskError::NotCompared { why: why.into() }
@@ -38,13 +38,15 @@ struct Verifier<'a> {
     found: Verified,
     progress: &'a mut dyn FnMut(&Verified) -> bool,
     told_at: Instant,
+    patience: Duration,
 }
 
 impl PrimaryImages {
-    /// See [`DiskSet::verify`](crate::disk::DiskSet::verify).
+    /// See [`DiskSet::verify`](crate::disk::DiskSet::verify). Answers may keep it waiting for `patience`.
     pub(crate) fn verify(
         &self,
         options: VerifyOptions,
+        patience: Duration,
         progress: &mut dyn FnMut(&Verified) -> bool,
     ) -> Result<Verified, DiskError> {
         let Some(_only) = self.verifying.try_lock() else {
@@ -75,6 +77,7 @@ impl PrimaryImages {
             },
             progress,
             told_at: now,
+            patience,
         };
         verifier.await_earlier()?;
         for drive in drives() {
@@ -102,12 +105,12 @@ impl Verifier<'_> {
     }
 
     fn check_patience(&self) -> Result<(), DiskError> {
-        if self.answered_at.elapsed() <= ANSWER_PATIENCE {
+        if self.answered_at.elapsed() <= self.patience {
             return Ok(());
         }
         Err(not_compared(format!(
             "the standby has not answered for {} s",
-            ANSWER_PATIENCE.as_secs()
+            self.patience.as_secs_f64()
         )))
     }
 

@@ -1,13 +1,15 @@
 //! Images of which nothing is known are compared, and only what differs is sent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 
 use super::host::*;
 use super::session::*;
-use crate::core::disk::{DiskWrite, What};
+use crate::core::disk::{DiskWrite, PairId, What};
 use crate::disk::DiskMode::Replicated;
+use crate::disk::digest::DigestKey;
 use crate::disk::{DiskError, DiskLimits, DiskSet, Storage};
 
 const BLOCK: u64 = 64 << 10;
@@ -308,4 +310,102 @@ fn a_check_of_a_shared_disk_is_refused() {
         matches!(refused, DiskError::PeerDiffers { .. }),
         "{refused}"
     );
+}
+
+#[test]
+fn a_step_waits_for_answers_only_if_there_are_to_be_some() {
+    let patience = Duration::from_millis(20);
+    let (_a, _b, primary, backup) = nearly_equal(&[], 12);
+    let mut session = Session::begin(&primary, &backup, 1);
+    let step = || primary.primary().sync_some().unwrap();
+    until("all is asked", || {
+        let writes = step().writes;
+        for batch in batches(&writes) {
+            backup.backup().apply_sync(&batch).unwrap();
+        }
+        writes.is_empty()
+    });
+    let began = Instant::now();
+    assert!(step().bytes_left > 0);
+    assert!(began.elapsed() >= patience, "it asks again and again");
+    session.sync();
+    let (began, steps) = (Instant::now(), 100);
+    for _ in 0..steps {
+        assert_eq!(step().bytes_left, 0);
+    }
+    assert!(
+        began.elapsed() < patience * steps,
+        "there is nobody to answer"
+    );
+}
+
+#[test]
+fn a_step_reads_adjacent_blocks_at_once_and_sends_zeros_as_one() {
+    let (a, _b, primary, backup) = Setup::new(&[Replicated], BYTES, 13).sets();
+    // The second step is of zeros, the first one is not.
+    let slice = limits().sync_slice_bytes;
+    let mut content = a.content("disk0");
+    content[slice as usize..2 * slice as usize].fill(0);
+    a.set_content("disk0", content.0);
+    primary.copy_everything().unwrap();
+    let _session = Session::begin(&primary, &backup, 1);
+    let step = || {
+        a.take_events();
+        let writes = primary.primary().sync_some().unwrap().writes;
+        let reads = a.take_events().into_iter();
+        let reads = reads.filter(|call| matches!(call, Event::Read { .. }));
+        assert_eq!(reads.count(), 1);
+        writes
+    };
+    assert_eq!(step().len() as u64, slice / BLOCK);
+    let zeros = DiskWrite {
+        disk: 0,
+        offset: slice,
+        what: What::Zero { bytes: slice },
+    };
+    assert_eq!(step(), [zeros]);
+}
+
+#[test]
+fn zeros_that_are_not_adjacent_stay_where_they_are() {
+    let (a, b, primary, backup, session) = Setup::new(&[Replicated], BYTES, 14).protected();
+    until("nothing is marked", || primary.counts().marked_bytes == 0);
+    primary.primary().detach();
+    backup.backup().abandon();
+    for block in [2, 3, 9, 20] {
+        primary.disks()[0]
+            .write_zeroes(block * BLOCK, BLOCK, true)
+            .unwrap();
+    }
+    drop(session);
+    let session = Session::protect(&primary, &backup, 2);
+    assert_eq!(session.full, [false]);
+    assert_equal(&a, &b, "in the end");
+}
+
+#[test]
+fn a_long_check_is_of_all_that_it_spans() {
+    let (a, b, ..) = Setup::new(&[Replicated], BYTES, 15).sets();
+    let key = DigestKey::of(PairId(1));
+    let content = a.content("disk0");
+    // Two pieces and a part of one are read.
+    let (offset, bytes) = (4096, 600 << 10);
+    let digest = key.digest(&content[offset..offset + bytes]);
+    let differs = |host: &Host| {
+        let image = host.storage("disk0");
+        key.differs(&*image, offset as u64, bytes as u64, &digest)
+    };
+    assert!(!differs(&a) && differs(&b));
+    for (at, expected) in [
+        (offset - 1, false),
+        (offset, true),
+        (offset + (256 << 10), true),
+        (offset + bytes - 1, true),
+        (offset + bytes, false),
+    ] {
+        let mut changed = content.clone();
+        changed[at] ^= 1;
+        b.set_content("disk0", changed.0);
+        assert_eq!(differs(&b), expected, "byte {at}");
+    }
 }

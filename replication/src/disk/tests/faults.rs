@@ -1,6 +1,6 @@
 //! The host's storage fails: errors that name the disk or the file, and nothing that is half-done counts.
 
-use std::io::ErrorKind::{Other, StorageFull};
+use std::io::ErrorKind::{Other, StorageFull, Unsupported};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -494,4 +494,31 @@ fn another_copy_makes_up_for_a_flush_that_failed() {
         assert_eq!(a.content("disk0"), b.content("disk0"));
     }
     assert!(failures > 1, "a write and a flush, at least");
+}
+
+#[test]
+fn a_discard_that_storage_does_not_know_writes_zeros_and_one_that_fails_is_a_failure() {
+    for (kind, is_known) in [(Unsupported, false), (Other, true)] {
+        let (_a, b, primary, backup) = Setup::new(&[Replicated], BYTES, 2).sets();
+        let _session = Session::begin(&primary, &backup, 1);
+        let before = b.content("disk0");
+        b.fail_discards(kind);
+        let discard = DiskWrite {
+            disk: 0,
+            offset: 4096,
+            what: What::Discard { bytes: 4096 },
+        };
+        let applied = backup.backup().apply_sync(&batches(&[discard])[0]);
+        if is_known {
+            let refused = applied.unwrap_err();
+            assert!(
+                matches!(&refused, DiskError::Io { disk, .. } if disk == "disk0"),
+                "{refused}"
+            );
+            assert_eq!(b.content("disk0"), before);
+        } else {
+            applied.unwrap();
+            assert_eq!(b.content("disk0")[4096..8192], [0; 4096]);
+        }
+    }
 }

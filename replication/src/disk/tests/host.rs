@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -61,6 +62,9 @@ pub(super) struct Host {
     unreadable: Arc<Mutex<(String, Range<u64>)>>,
     /// Is done once, after the next read of an image.
     after_read: Arc<Mutex<Option<Hook>>>,
+    open_images: Arc<AtomicUsize>,
+    /// How discards fail.
+    no_discard: Arc<Mutex<Option<io::ErrorKind>>>,
 }
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -77,6 +81,8 @@ impl Host {
             locks: Arc::default(),
             unreadable: Arc::new(Mutex::new((String::new(), 0..0))),
             after_read: Arc::default(),
+            open_images: Arc::default(),
+            no_discard: Arc::default(),
         }
     }
 
@@ -88,6 +94,8 @@ impl Host {
             locks: self.locks.clone(),
             unreadable: self.unreadable.clone(),
             after_read: self.after_read.clone(),
+            open_images: Arc::default(),
+            no_discard: Arc::default(),
         }
     }
 
@@ -151,6 +159,11 @@ impl Host {
         *self.unreadable.lock().unwrap() = (name.into(), bytes);
     }
 
+    /// From now on, discards fail, and only they.
+    pub(super) fn fail_discards(&self, kind: io::ErrorKind) {
+        *self.no_discard.lock().unwrap() = Some(kind);
+    }
+
     /// Does something after the next read of an image, before its reader goes on.
     pub(super) fn after_read(&self, hook: impl FnOnce() + Send + 'static) {
         *self.after_read.lock().unwrap() = Some(Box::new(hook));
@@ -197,10 +210,16 @@ impl Host {
     }
 
     pub(super) fn storage(&self, name: &str) -> Box<dyn Storage> {
+        self.open_images.fetch_add(1, Ordering::SeqCst);
         Box::new(MemoryImage {
             host: self.clone(),
             name: name.into(),
         })
+    }
+
+    /// How many of its images its user has open.
+    pub(super) fn open_images(&self) -> usize {
+        self.open_images.load(Ordering::SeqCst)
     }
 
     /// A set of images `disk0` … of which each is replicated or shared.
@@ -236,6 +255,12 @@ impl MemoryImage {
     }
 }
 
+impl Drop for MemoryImage {
+    fn drop(&mut self) {
+        self.host.open_images.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Storage for MemoryImage {
     fn bytes(&self) -> u64 {
         self.host.files.look(&self.name).unwrap().bytes
@@ -261,6 +286,9 @@ impl Storage for MemoryImage {
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        if let Some(kind) = *self.host.no_discard.lock().unwrap() {
+            return Err(kind.into());
+        }
         self.write_at(offset, &vec![0; bytes as usize])
     }
 

@@ -124,6 +124,12 @@ fn after_a_promotion_a_missing_or_other_journal_is_refused() {
         );
         assert!(refused.to_string().contains("disk0-map"), "{refused}");
     }
+    // One is there, and nothing is in it.
+    let left = b.after_kill();
+    let name = active(&left);
+    left.set_content(&name, Vec::new());
+    let text = refused(&open(&left), &left).to_string();
+    assert!(text.contains(&name) && text.contains("header"), "{text}");
     // Another path is named, where there is nothing, and where another copy's journal is.
     for other in ["elsewhere", "others"] {
         let left = b.after_kill();

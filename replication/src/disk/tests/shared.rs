@@ -12,15 +12,15 @@ use crate::disk::Storage;
 use crate::disk::{DiskError, DiskLimits, DiskSet};
 use crate::ids::EpochId;
 
-const BYTES: u64 = 256 << 10;
+pub(super) const BYTES: u64 = 256 << 10;
 
 /// Two users of the same storage, the first one of which owns the image.
-fn users(seed: u64) -> (Host, Host, DiskSet, DiskSet) {
+pub(super) fn users(seed: u64) -> (Host, Host, DiskSet, DiskSet) {
     Setup::new(&[Shared], BYTES, seed).sets()
 }
 
 /// As [`users`], and the first epoch has ended: writes are held.
-fn holding(seed: u64) -> (Host, Host, DiskSet, DiskSet, Session) {
+pub(super) fn holding(seed: u64) -> (Host, Host, DiskSet, DiskSet, Session) {
     let (a, b, primary, backup) = users(seed);
     let mut session = Session::begin(&primary, &backup, 1);
     session.sync();
@@ -28,7 +28,7 @@ fn holding(seed: u64) -> (Host, Host, DiskSet, DiskSet, Session) {
     (a, b, primary, backup, session)
 }
 
-fn image(host: &Host) -> Content {
+pub(super) fn image(host: &Host) -> Content {
     host.content("disk0")
 }
 
@@ -38,13 +38,13 @@ fn read_all(set: &DiskSet) -> Content {
     Content(all)
 }
 
-fn release(set: &DiskSet, epoch: EpochId) -> Result<(), DiskError> {
+pub(super) fn release(set: &DiskSet, epoch: EpochId) -> Result<(), DiskError> {
     let (told, released) = done();
     set.primary().release(epoch, told);
     released.recv_timeout(DEADLINE).unwrap()
 }
 
-fn go_alone(set: &DiskSet) -> Result<(), DiskError> {
+pub(super) fn go_alone(set: &DiskSet) -> Result<(), DiskError> {
     let (told, gone) = done();
     set.primary().go_alone(told);
     gone.recv_timeout(DEADLINE).unwrap()
@@ -314,21 +314,25 @@ fn after_a_failed_flush_everything_since_the_last_one_is_written_again() {
     let disk = &primary.disks()[0];
     let before = image(&a);
     let mut model = image(&a);
-    for place in 0..3_u8 {
+    for place in 0..5_u8 {
         let at = usize::from(place) * 512;
         model[at..at + 512].fill(place + 1);
         disk.write_at(at as u64, &[place + 1; 512]).unwrap();
-        if place == 0 {
+        if place < 2 {
             release(&primary, session.epoch()).unwrap();
         }
     }
     disk.flush().unwrap();
     let epoch = session.epoch();
-    // Its two writes, and from the second time on that of before, too.
-    for writes in [2, 3, 3] {
+    // Its three writes, and from the second time on those of before, too.
+    for writes in [3, 5, 5] {
+        a.take_events();
         a.fail("disk0", writes, std::io::ErrorKind::HostUnreachable);
         let refused = release(&primary, epoch).unwrap_err();
         assert!(refused.to_string().contains("disk0"), "{refused}");
+        let calls = a.take_events().into_iter();
+        let written = calls.filter(|call| matches!(call, Event::Write { .. }));
+        assert_eq!(written.count() as u64, writes);
         a.set_content("disk0", before.to_vec());
         a.heal();
         assert_eq!(
@@ -469,6 +473,7 @@ fn one_guest_can_have_both_kinds() {
     let (primary, backup) = (a.open(&modes, limits()), b.open(&modes, limits()));
     primary.claim_images().unwrap();
     let mut session = Session::protect(&primary, &backup, 1);
+    let before = b.content("disk1");
     for round in 0..20u8 {
         for disk in primary.disks() {
             disk.write_at(u64::from(round) * 512, &[round; 1024])
@@ -477,6 +482,10 @@ fn one_guest_can_have_both_kinds() {
         session.epoch();
     }
     assert_ne!(a.content("disk0"), a.content("disk1"));
+    // The journal has the writes of both, and only the one image is the backup's to write.
+    session.settle();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+    assert_eq!(b.content("disk1"), before);
     b.as_user("a").unlock();
     backup
         .backup()

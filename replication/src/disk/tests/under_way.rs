@@ -56,22 +56,31 @@ fn an_epoch_ends_in_the_middle_of_a_write_and_the_mark_of_its_block_stays() {
 fn a_read_of_what_is_being_written_is_answered_once_that_is_logged() {
     let (a, _b, primary, _backup, _session) = Setup::new(&[Replicated], BYTES, 1).protected();
     let disk = primary.disks()[0].clone();
-    disk.write_at(0, &[1; 512]).unwrap();
+    disk.write_at(4096, &[1; 512]).unwrap();
     let (told, answered) = channel();
     let answered = Arc::new(Mutex::new(answered));
     let (reader, early) = (disk.clone(), answered.clone());
     a.before_write(move || {
-        let mut data = [0; 512];
-        // Elsewhere on the disk nothing is waited for.
-        reader.read_at(BLOCK_BYTES, &mut data).unwrap();
-        std::thread::spawn(move || told.send(reader.read_at(0, &mut [0; 512])).unwrap());
+        // Elsewhere on the disk nothing is waited for, not even right beside it.
+        let (other, elsewhere) = (reader.clone(), channel());
+        std::thread::spawn(move || {
+            for at in [BLOCK_BYTES, 4096 - 512, 4096 + 512] {
+                other.read_at(at, &mut [0; 512]).unwrap();
+            }
+            elsewhere.0.send(()).unwrap();
+        });
+        elsewhere.1.recv_timeout(DEADLINE).unwrap();
+        std::thread::spawn(move || {
+            let read = reader.read_at(4096 - 512, &mut [0; 1024]);
+            told.send(read).unwrap();
+        });
         let early = early
             .lock()
             .unwrap()
             .recv_timeout(Duration::from_millis(200));
         assert!(early.is_err(), "answered in the middle of a write");
     });
-    disk.write_at(0, &[2; 512]).unwrap();
+    disk.write_at(4096, &[2; 512]).unwrap();
     let read = answered.lock().unwrap().recv_timeout(DEADLINE);
     read.unwrap().unwrap();
 }

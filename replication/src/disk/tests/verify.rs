@@ -1,12 +1,17 @@
 //! A protected pair is compared while the guest writes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::host::*;
 use super::session::*;
 use crate::disk::DiskMode::{Replicated, Shared};
-use crate::disk::{Differing, DiskError, DiskLimits, DiskSet, Storage, Verified, VerifyOptions};
+use crate::disk::{
+    Differing, DiskError, DiskLimits, DiskSet, Storage, VERIFY_RANGES_MAX, Verified, VerifyOptions,
+};
 use crate::ids::EpochId;
 
 const BLOCK: u64 = 64 << 10;
@@ -293,7 +298,7 @@ fn the_rate_is_kept() {
         bytes_per_second: 4 << 20,
         ..FAST
     };
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     verify(&mut session, options, |_| {}).unwrap();
     // All but the last block wait for their turn.
     let least = (BYTES - 2 * BLOCK) as f64 / options.bytes_per_second as f64;
@@ -336,4 +341,113 @@ fn checks_in_the_journal_do_not_hinder_a_promotion_or_a_replay() {
             assert_eq!(a.content("disk0"), b.content("disk0"));
         }
     }
+}
+
+/// How long this thread has run.
+fn ran() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn a_standby_that_does_not_answer_ends_it_and_it_is_waited_for_without_work() {
+    let (_a, _b, primary, _session) = pair(14);
+    let patience = Duration::from_millis(400);
+    // The second one reads nothing: it waits for the answers to the first one.
+    for work in [1, 20] {
+        let (began, had_run) = (Instant::now(), ran());
+        let mut compared = Vec::new();
+        let ended = primary.verify_within(patience, &mut |found| {
+            compared.push(found.compared_bytes);
+            true
+        });
+        assert!(why(ended).contains("not answered for 0.4 s"));
+        assert!(began.elapsed() >= patience);
+        assert!(ran() - had_run < began.elapsed() / work);
+        assert!(compared.iter().all(|bytes| *bytes == 0), "{compared:?}");
+    }
+}
+
+#[test]
+fn a_standby_that_answers_slowly_is_waited_for() {
+    let (_a, _b, primary, backup, mut session) = Setup::new(&[Replicated], BYTES, 15).protected();
+    let patience = Duration::from_secs(1);
+    let (began, mut told) = (Instant::now(), Vec::new());
+    let found = primary.verify_within(patience, &mut |found| {
+        if told.is_empty() {
+            let epoch = session.ship();
+            backup.backup().committed(epoch);
+        }
+        told.push(found.compared_bytes);
+        // It is asked several times a second.
+        let one = backup.backup().take_compared(1);
+        primary.primary().compared(&one).unwrap();
+        true
+    });
+    assert_eq!(found.unwrap().compared_bytes, BYTES);
+    assert!(began.elapsed() > patience && told.is_sorted(), "{told:?}");
+}
+
+#[test]
+fn what_is_sent_again_waits_for_room_in_the_log() {
+    let log_bytes_max = 256 << 10;
+    let small = DiskLimits {
+        log_bytes_max,
+        ..limits()
+    };
+    let setup = Setup {
+        limits: [small, limits()],
+        ..Setup::new(&[Replicated], BYTES, 16)
+    };
+    let (a, b, primary, backup, mut session) = setup.protected();
+    let blocks = BYTES.div_ceil(BLOCK) as usize;
+    for block in 0..blocks as u64 {
+        flip(&b, block * BLOCK);
+    }
+    let repair = VerifyOptions {
+        repair: true,
+        ..FAST
+    };
+    let (told, over) = channel();
+    let set = primary.clone();
+    std::thread::spawn(move || told.send(set.verify(repair, &mut |_| true)));
+    let mut differ = Vec::new();
+    until("all is compared", || {
+        let epoch = session.ship();
+        backup.backup().committed(epoch);
+        differ.extend(backup.backup().take_compared(usize::MAX));
+        differ.len() == blocks
+    });
+    primary.primary().compared(&differ).unwrap();
+    until("the log is full", || !primary.disks()[0].has_room());
+    let early = over.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "it does not wait");
+    assert!(primary.counts().log_bytes < log_bytes_max + 2 * BLOCK);
+    let mut found = None;
+    until("all is sent", || {
+        session.epoch();
+        found = over.try_recv().ok();
+        found.is_some()
+    });
+    let found = found.unwrap().unwrap();
+    assert_eq!(found.repaired_blocks, blocks as u64);
+    session.epoch();
+    session.settle();
+    assert_eq!(a.content("disk0"), b.content("disk0"));
+}
+
+#[test]
+fn of_many_ranges_that_differ_the_first_ones_are_named() {
+    let bytes = 2 * (VERIFY_RANGES_MAX as u64 + 4) * BLOCK;
+    let (_a, b, _primary, _backup, mut session) = Setup::new(&[Replicated], bytes, 17).protected();
+    let mut content = b.content("disk0");
+    for at in (0..bytes).step_by(2 * BLOCK as usize) {
+        content[at as usize] ^= 1;
+    }
+    b.set_content("disk0", content.0);
+    let found = verify(&mut session, FAST, |_| {}).unwrap();
+    assert_eq!(found.differing_blocks, VERIFY_RANGES_MAX as u64 + 4);
+    let ranges = (0..VERIFY_RANGES_MAX as u64).map(|at| range(2 * at * BLOCK, BLOCK));
+    assert_eq!(found.first, ranges.collect::<Vec<_>>());
 }
