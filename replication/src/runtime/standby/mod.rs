@@ -4,6 +4,7 @@
 mod answers;
 mod disks;
 mod driver;
+mod health;
 mod promotion;
 mod strangers;
 mod trials;
@@ -13,6 +14,7 @@ use std::thread::JoinHandle;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
+use self::health::HealthTeller;
 use super::error::RuntimeError;
 use super::metrics::EndTold;
 use super::reign::{Promoted, Reign, check_history};
@@ -49,7 +51,7 @@ pub struct StandbyRun<M: Machine> {
 }
 
 /// Reads the status of a standby and makes requests, from any thread.
-pub type StandbyHandle = SideHandle<Request>;
+pub type StandbyHandle = SideHandle<Request, HealthTeller>;
 
 /// How a standby's work ended.
 // A process has only one of these, so its size does not matter.
@@ -74,8 +76,6 @@ pub enum Outcome<M: Machine> {
 pub enum Request {
     /// See [`StandbyHandle::promote`].
     Promote,
-    /// See [`StandbyHandle::report_health`].
-    Health(Vec<Trouble>),
     /// See [`StandbyHandle::stop`].
     Stop,
 }
@@ -131,7 +131,9 @@ impl<M: Machine> StandbyBuilder<M> {
             check_history(&*self.part.machine.disks(), &known)?;
         }
         let reign = Reign::new(Side::Standby, self.settings, arbiter, known);
-        let (handle, requested) = SideHandle::new(&*self.part.machine, reign.metrics.clone());
+        let (health, health_news) = health::channel();
+        let (handle, requested) =
+            SideHandle::new(&*self.part.machine, reign.metrics.clone(), health);
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
         let end = EndTold::new(reign.metrics.clone());
         let setup = driver::Setup {
@@ -140,7 +142,7 @@ impl<M: Machine> StandbyBuilder<M> {
             starts: self.part.starts,
             other: self.part.other,
         };
-        let driver = Driver::new(setup, self.part.machine, requested)?;
+        let driver = Driver::new(setup, self.part.machine, requested, health_news)?;
         let driver = spawn("driver", move || {
             driver.setup.reign.settings.set_driver_up();
             let outcome = driver.run(&ready);
@@ -197,14 +199,14 @@ impl StandbyHandle {
 
     /// Says all that fails on this host of what the guest would need here; what is not named works.
     /// The primary is told, see [`EventKind::BackupHealth`], now and in each later session. Of more
-    /// than [`TROUBLES_MAX`], the first ones count. Waits while the queue of requests is full. Must
-    /// not be called from within an asynchronous runtime. Returns whether the request was taken; it
-    /// is not once the standby has ended.
+    /// than [`TROUBLES_MAX`], the first ones count. Never waits: what comes before this side has looked
+    /// at the last one takes its place. Returns whether it was taken; it is not once the standby has
+    /// ended.
     ///
     /// [`EventKind::BackupHealth`]: super::EventKind::BackupHealth
     pub fn report_health(&self, mut troubles: Vec<Trouble>) -> bool {
         troubles.truncate(TROUBLES_MAX);
-        self.ask(Request::Health(troubles))
+        self.newest.tell(troubles)
     }
 
     /// Ends the standby. Waits while the queue of requests is full. Must not be called from within
