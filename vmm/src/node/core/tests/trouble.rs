@@ -83,9 +83,13 @@ fn a_guest_whose_network_lost_its_connection_here_goes_where_it_has_one() {
 #[test]
 fn a_lost_connection_leads_to_no_more_than_its_network_says() {
     for (on_cut, alarms) in [(OnCut::Report, 1), (OnCut::Ignore, 0)] {
-        let (id, tap) = ("net0".to_owned(), None);
         let mut core = protected();
-        core.know_networks(vec![GuestNetwork { id, tap, on_cut }]);
+        core.know_networks(vec![GuestNetwork {
+            id: "net0".into(),
+            tap: None,
+            on_cut,
+            ping: Vec::new(),
+        }]);
         let (device, what) = ("net0".to_owned(), "its link is down".to_owned());
         let effects = guest(&mut core, MachineEvent::BackendLost { device, what });
         assert!(
