@@ -28,6 +28,9 @@ fn what_fails_on_the_standbys_host_is_known_to_the_primary_until_it_loses_it() {
             None => false,
             Some(troubles) => {
                 assert_eq!(troubles.len(), TROUBLES_MAX);
+                let further = troubles.last().unwrap();
+                assert!(further.is_further(), "{further:?}");
+                assert!(further.why.starts_with("10 further"), "{further:?}");
                 assert!(!troubles[0].why.contains('\u{1b}'), "{troubles:?}");
                 troubles[0].topic == "net0"
             }

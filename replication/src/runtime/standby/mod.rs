@@ -22,7 +22,7 @@ use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
-use crate::core::message::{TROUBLES_MAX, Trouble};
+use crate::core::message::Trouble;
 use crate::core::start::Starts;
 use crate::ids::Generation;
 use crate::ports::Machine;
@@ -199,14 +199,14 @@ impl StandbyHandle {
 
     /// Says all that fails on this host of what the guest would need here; what is not named works.
     /// The primary is told, see [`EventKind::BackupHealth`], now and in each later session. Of more
-    /// than [`TROUBLES_MAX`], the first ones count. Never waits: what comes before this side has looked
+    /// than [`TROUBLES_MAX`](crate::core::message::TROUBLES_MAX), the last one stands for the rest
+    /// ([`Trouble::is_further`]). Never waits: what comes before this side has looked
     /// at the last one takes its place. Returns whether it was taken; it is not once the standby has
     /// ended.
     ///
     /// [`EventKind::BackupHealth`]: super::EventKind::BackupHealth
-    pub fn report_health(&self, mut troubles: Vec<Trouble>) -> bool {
-        troubles.truncate(TROUBLES_MAX);
-        self.newest.tell(troubles)
+    pub fn report_health(&self, troubles: Vec<Trouble>) -> bool {
+        self.newest.tell(Trouble::bounded(troubles))
     }
 
     /// Ends the standby. Waits while the queue of requests is full. Must not be called from within

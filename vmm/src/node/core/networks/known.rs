@@ -122,6 +122,11 @@ impl NetworkSeen {
         })
     }
 
+    /// The same, also if it may be among those that are not named.
+    fn may_lack(&self, troubles: &[Trouble]) -> bool {
+        self.lacks(troubles).is_some() || troubles.iter().any(Trouble::is_further)
+    }
+
     /// Whether the standby says that it does not know.
     fn is_unwatched(&self, troubles: &[Trouble]) -> bool {
         let topic = unwatched_topic(&self.watched.id);
@@ -156,7 +161,7 @@ impl Networks {
             Some(troubles) if self.costs_another(troubles) => {
                 Some("but the standby's host lacks another one, which works here: the guest stays")
             }
-            Some(troubles) if network.lacks(troubles).is_some() => {
+            Some(troubles) if network.may_lack(troubles) => {
                 Some("and the standby's does not work either: the guest stays")
             }
             Some(troubles) if network.is_unwatched(troubles) => {
@@ -169,7 +174,7 @@ impl Networks {
     /// Whether clients would lose the guest that reach it now.
     fn costs_another(&self, troubles: &[Trouble]) -> bool {
         let mut here = self.here.iter().flatten();
-        here.any(|network| network.cut.is_none() && network.lacks(troubles).is_some())
+        here.any(|network| network.cut.is_none() && network.may_lack(troubles))
     }
 
     /// What a primary's people should know.
@@ -187,7 +192,10 @@ impl Networks {
                 .chain(network.silent_from_the_start())
                 .chain(there)
         };
-        self.here.iter().flatten().flat_map(of_network).collect()
+        let further = there.iter().filter(|trouble| trouble.is_further());
+        let further = further.map(|trouble| format!("on the standby's host: {}", trouble.why));
+        let all = self.here.iter().flatten().flat_map(of_network);
+        all.chain(further).collect()
     }
 
     /// What a standby's people should know.

@@ -369,3 +369,28 @@ fn a_standby_whose_targets_have_not_answered_is_no_better_than_a_primary_whose_h
     standby_sees(&mut core, Some(whole()));
     assert!(hands_over(&sees(&mut core, silent())));
 }
+
+/// They do not fit into what it may say.
+#[test]
+fn a_standby_that_lacks_more_than_it_can_name_is_handed_nothing() {
+    let mut standby = in_role(Role::Standby, RULES, true);
+    let others = (0..99).map(|number| {
+        let mut seen = cut();
+        seen.watched.id = format!("x{number}");
+        seen
+    });
+    let effects = deeds(standby.input(NOW, Input::Networks(others.collect())));
+    let [Effect::ReportHealth(said)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    // As replication does.
+    let troubles = Some(Trouble::bounded(said.clone()));
+    let mut core = protected();
+    replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+    let [alarm] = &alarms(&core)[..] else {
+        panic!("{:?}", alarms(&core));
+    };
+    assert!(alarm.contains("further troubles"), "{alarm}");
+    assert_eq!(sees(&mut core, cut()), []);
+    assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+}
