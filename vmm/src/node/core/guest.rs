@@ -22,10 +22,12 @@ impl NodeCore {
                 let trouble = format!("{device} lost its connection: {what}");
                 let topic = device.clone();
                 self.tell(EventKind::ConnectionLost { device, what }, effects);
-                match self.on_cut(&topic) {
-                    OnCut::Handover => self.host_fails(now, &topic, trouble, effects),
-                    OnCut::Report => self.lacks.push(trouble),
-                    OnCut::Ignore => {}
+                let on_cut = self.on_cut(&topic);
+                if on_cut != OnCut::Ignore {
+                    self.lost_connections.insert(topic.clone(), trouble.clone());
+                }
+                if on_cut == OnCut::Handover {
+                    self.host_fails(now, &topic, trouble, effects);
                 }
             }
             MachineEvent::DiskFailed { device, what } => {
@@ -83,6 +85,13 @@ impl NodeCore {
                 self.tell(EventKind::CaptureHangs { what }, effects);
             }
             MachineEvent::MachineBroke { what } => self.machine_broke(now, what, effects),
+        }
+    }
+
+    /// There is a new machine, and it is connected: nothing else brings a lost connection back.
+    pub(super) fn connected_anew(&mut self) {
+        for device in std::mem::take(&mut self.lost_connections).into_keys() {
+            self.host_works(&device);
         }
     }
 
