@@ -427,6 +427,10 @@ impl Shell {
                     (self.panel.iter()).for_each(|panel| panel.breaker.break_machine(what.clone()));
                     Ok(())
                 }
+                Effect::RememberBroken => {
+                    (self.panel.iter()).for_each(|panel| panel.breaker.another_broke());
+                    Ok(())
+                }
                 Effect::LeaveMachine(what) => {
                     self.work.machine_broke(&what);
                     Ok(())

@@ -77,6 +77,7 @@ impl NodeCore {
                 let what = format!("the guest crashed: {what}");
                 self.guest_over(Ended::GuestFailed { what }, effects);
             }
+            MachineEvent::BrokeBefore { ago } => self.broken.broke_earlier(now, ago),
             // A hang may end. Nothing is lost by waiting if nobody else has the guest.
             MachineEvent::CaptureHangs { what } if self.may_escape() => {
                 effects.push(Effect::BreakMachine(what));

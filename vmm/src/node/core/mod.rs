@@ -129,6 +129,8 @@ pub(super) enum Effect {
     RetryFailed(String),
     /// The machine is to count as broken.
     BreakMachine(String),
+    /// The guest's state is to say that the machine it comes from broke just now.
+    RememberBroken,
     /// The machine has broken: the guest is to go on at the standby, from the last epoch.
     LeaveMachine(String),
     /// Tell a standby's primary what the guest would lack here.
@@ -388,6 +390,9 @@ impl NodeCore {
             } if self.role == Role::Standby => {
                 let epoch = epoch.0;
                 self.broken.taken_over(now, machine_broke);
+                if machine_broke {
+                    effects.push(Effect::RememberBroken);
+                }
                 self.tell(EventKind::Promoted { epoch, cause }, effects);
                 self.promoted(now, effects);
             }
