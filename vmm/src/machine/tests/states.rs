@@ -177,8 +177,7 @@ fn a_state_says_how_long_ago_another_machine_broke_under_the_guest() {
             }
         });
         load(&mut rig.machine);
-        let told = *told.lock().unwrap();
-        told
+        *told.lock().unwrap()
     };
     let save = |rig: &mut Rig| {
         let mut state = Vec::new();

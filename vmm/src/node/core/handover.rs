@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::{Effect, NodeCore, SyncState};
 use crate::config::OnSigterm;
-use crate::node::Role;
 use crate::node::events::EventKind;
 use crate::node::status::NotHandedOver;
 
@@ -82,7 +81,7 @@ impl NodeCore {
     /// The same, if only there were somebody to take it.
     fn would_escape(&self) -> bool {
         let stays = self.ending.is_some() || self.is_leaving || self.broken.is_so();
-        self.role == Role::Primary && !stays
+        self.is_primary() && !stays
     }
 
     pub(super) fn escape(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -118,7 +117,7 @@ impl NodeCore {
 
     /// What was to be and is not.
     pub(super) fn not_handed_over(&self) -> Option<NotHandedOver> {
-        if self.role != Role::Primary {
+        if !self.is_primary() {
             return None;
         }
         let waits = || {

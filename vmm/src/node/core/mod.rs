@@ -238,6 +238,10 @@ impl NodeCore {
         }
     }
 
+    fn is_primary(&self) -> bool {
+        self.role == Role::Primary
+    }
+
     /// When [`Input::Timer`] is due, in time since the node's start.
     pub(super) fn next_timer(&self) -> Option<Duration> {
         let role = self.start_at.or(self.restart_at).or(self.steady_at);

@@ -16,7 +16,7 @@ use self::probe::Probe;
 /// Looks from one round to the next: a second, by [`LOOK`](super::LOOK).
 const ROUND_LOOKS: u32 = 2;
 /// So many rounds without an answer in a row show that it lasts.
-pub(super) const ROUNDS_CUT: u32 = 3;
+const ROUNDS_CUT: u32 = 3;
 
 /// What is known by the answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
