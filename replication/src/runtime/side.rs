@@ -117,17 +117,20 @@ pub(super) fn required<T>(side: Side, what: &str, setting: Option<T>) -> Result<
 
 /// Reads the status of a working side and makes requests, from any thread: see
 /// [`ProtectionHandle`](super::ProtectionHandle) and [`StandbyHandle`](super::StandbyHandle).
-pub struct SideHandle<R> {
+pub struct SideHandle<R, N = ()> {
     requests: mpsc::Sender<R>,
+    /// What a side is told of which only the newest counts.
+    pub(super) newest: N,
     metrics: Metrics,
     gate: OutputGate,
     disks: Arc<dyn Disks>,
 }
 
-impl<R> Clone for SideHandle<R> {
+impl<R, N: Clone> Clone for SideHandle<R, N> {
     fn clone(&self) -> Self {
         Self {
             requests: self.requests.clone(),
+            newest: self.newest.clone(),
             metrics: self.metrics.clone(),
             gate: self.gate.clone(),
             disks: Arc::clone(&self.disks),
@@ -135,13 +138,18 @@ impl<R> Clone for SideHandle<R> {
     }
 }
 
-impl<R> SideHandle<R> {
+impl<R, N> SideHandle<R, N> {
     /// A handle, and where its requests arrive.
-    pub(super) fn new(machine: &impl Machine, metrics: Metrics) -> (Self, mpsc::Receiver<R>) {
+    pub(super) fn new(
+        machine: &impl Machine,
+        metrics: Metrics,
+        newest: N,
+    ) -> (Self, mpsc::Receiver<R>) {
         metrics.begin();
         let (requests, requested) = mpsc::channel(REQUESTS_MAX);
         let handle = Self {
             requests,
+            newest,
             metrics,
             gate: machine.gate(),
             disks: machine.disks(),

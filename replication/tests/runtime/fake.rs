@@ -27,6 +27,7 @@ struct Guest {
 pub(crate) struct Memory {
     /// Nothing can be written by replication.
     write_fails: Arc<AtomicBool>,
+    write_hangs: Arc<Hang>,
     layout: MemoryLayout,
     pages: Mutex<Vec<Box<Page>>>,
     dirty: Mutex<PageSet>,
@@ -62,6 +63,7 @@ impl PageMemory for Memory {
     }
 
     fn write_page(&self, page: PageIndex, from: &Page) -> Result<(), MachineError> {
+        self.write_hangs.pass();
         if self.write_fails.load(Ordering::Acquire) {
             return Err(MachineError::new("this write fails on purpose"));
         }
@@ -155,6 +157,8 @@ pub(crate) struct Fake {
     pub(crate) save_failures: Arc<AtomicU64>,
     /// While set, no page can be written.
     pub(crate) write_fails: Arc<AtomicBool>,
+    /// While set, whoever writes a page waits.
+    pub(crate) write_hangs: Arc<Hang>,
     /// While set, no state can be loaded.
     pub(crate) refuses_state: Arc<AtomicBool>,
     /// While set, a trial does not come to an end.
@@ -186,10 +190,13 @@ impl Fake {
         let mut fingerprint = Fingerprint::new();
         fingerprint.set("memory.pages", PAGES);
         let write_fails = Arc::new(AtomicBool::new(false));
+        let write_hangs = Arc::<Hang>::default();
         Self {
             write_fails: Arc::clone(&write_fails),
+            write_hangs: Arc::clone(&write_hangs),
             memory: Arc::new(Memory {
                 write_fails,
+                write_hangs,
                 pages: Mutex::new((0..PAGES).map(|_| Box::new([0; PAGE_BYTES])).collect()),
                 dirty: Mutex::new(PageSet::empty(&layout)),
                 layout,

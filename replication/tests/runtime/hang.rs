@@ -1,11 +1,14 @@
 //! What can be made to hang: whoever comes to it waits until it does not any more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
 pub(crate) struct Hang {
     hangs: Mutex<bool>,
     over: Condvar,
+    /// Somebody came while it hung.
+    held: AtomicBool,
 }
 
 impl Hang {
@@ -14,9 +17,15 @@ impl Hang {
         self.over.notify_all();
     }
 
+    /// Whether somebody has had to wait.
+    pub(crate) fn has_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
     /// Waits while it hangs.
     pub(crate) fn pass(&self) {
         let hangs = self.hangs.lock().unwrap();
+        self.held.fetch_or(*hangs, Ordering::AcqRel);
         drop(self.over.wait_while(hangs, |hangs| *hangs).unwrap());
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! What must not be done here: open any of them.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 use understudy_replication::disk::DiskMode;
 
-use super::keys::{self, Key};
+use super::keys::{self, Key, Values};
 use super::{ConfigError, Drive, GuestNetwork, NetworkInterface};
 use crate::devices::virtio::blk::ID_BYTES_MAX;
 use crate::machine::{DriveConfig, DriveKind, NetBackend, NetConfig, beside};
@@ -141,6 +142,10 @@ pub(super) fn guest_networks(interfaces: &[NetworkInterface]) -> Vec<GuestNetwor
             id: interface.iface_id.clone()?,
             tap: interface.host_dev_name.clone(),
             on_cut: interface.on_cut.unwrap_or_default(),
+            // What is none has been refused.
+            ping: (interface.ping.iter().flatten())
+                .filter_map(|text| parse_target(text))
+                .collect(),
         })
     });
     networks.collect()
@@ -171,6 +176,7 @@ fn net_config(
             return wrong(&keys::NET_TAP, why);
         }
     };
+    check_ping(interface).map_err(|why| ConfigError::of_item(&keys::NET_PING, &item, &*why))?;
     let mac = match &interface.guest_mac {
         Some(text) => match parse_mac(text) {
             Some(mac) => mac,
@@ -186,6 +192,30 @@ fn net_config(
         mac,
         backend,
     })
+}
+
+fn check_ping(interface: &NetworkInterface) -> Result<(), String> {
+    let Some(targets) = &interface.ping else {
+        return Ok(());
+    };
+    let form = &keys::NET_PING.values;
+    if interface.host_dev_name.is_none() {
+        return Err("only a tap's network is watched (host_dev_name): leave it out".into());
+    }
+    if matches!(form, Values::Addresses { max } if targets.len() > *max) {
+        return Err(format!("there are {}; write {form}", targets.len()));
+    }
+    match targets.iter().find(|text| parse_target(text).is_none()) {
+        Some(wrong) => Err(format!("{wrong:?} is none; write {form}")),
+        None => Ok(()),
+    }
+}
+
+/// The address of one host.
+fn parse_target(text: &str) -> Option<IpAddr> {
+    let address: IpAddr = text.parse().ok()?;
+    let is_many = address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    (!is_many && !address.is_unspecified()).then_some(address)
 }
 
 pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {

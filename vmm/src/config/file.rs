@@ -121,6 +121,7 @@ pub struct NetworkInterface {
     pub guest_mac: Option<String>,
     pub offload: Option<bool>,
     pub on_cut: Option<OnCut>,
+    pub ping: Option<Vec<String>>,
 }
 
 /// `entropy`.

@@ -15,6 +15,8 @@ use crate::machine::{MachineConfig, OnError, OnPanic, OnReboot, OnWatchdog, VCPU
 use crate::memory::{MIB_MAX, MIB_MIN};
 use crate::vcpu::CpuTemplate;
 
+/// Most ping targets of a network.
+const PINGS_MAX: usize = 8;
 /// Longest name: it is part of log lines, of the arbiter's record and of messages between the hosts.
 const NAME_CHARS_MAX: usize = 64;
 
@@ -53,6 +55,11 @@ pub enum Values {
     Path,
     /// What people and logs call something: one line.
     Name,
+    /// A list of addresses of hosts.
+    Addresses {
+        /// How many at most.
+        max: usize,
+    },
     /// Text of this form.
     Text(&'static str),
     /// A section, perhaps without anything in it.
@@ -96,6 +103,12 @@ impl fmt::Display for Values {
             Self::Switch => f.write_str("true or false"),
             Self::Path => f.write_str("a path"),
             Self::Name => write!(f, "a name of 1 to {NAME_CHARS_MAX} characters"),
+            Self::Addresses { max } => {
+                write!(
+                    f,
+                    "a list of at most {max} addresses, IPv4 or IPv6, each of one host"
+                )
+            }
             Self::Text(form) => f.write_str(form),
             Self::Section => f.write_str("a section, {…}"),
         }
@@ -143,6 +156,12 @@ impl Key {
 /// The key at `path`, in which items of lists may have names or numbers: `drives.root.map_path`, `drives[0].map_path`.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Key> {
+    // An item of a value that is a list is part of it.
+    let is_item = path.ends_with(']') && path.contains('.');
+    let path = match path.rsplit_once('[') {
+        Some((list, _)) if is_item => list,
+        _ => path,
+    };
     KEYS.into_iter().find(|key| {
         let Some((list, name)) = key.path.split_once("[].") else {
             return key.path == path;
@@ -262,6 +281,10 @@ keys! {
         "When a protected guest reaches nobody through this host's tap any more (the tap, its bridge or all uplinks of the \
          bridge are down) and the standby's tap is all right: the guest goes on there (`handover`), it is an alarm \
          (`report`), or nobody looks (`ignore`). A tap that is part of no bridge on the primary is not judged by that";
+    NET_PING: "network-interfaces[].ping", Some("--net"), Values::Addresses { max: PINGS_MAX }, Unset::Nothing,
+        "Whom this host asks once a second whether the tap's network still leads there (ICMP echo, through the bridge that the \
+         tap is part of, which needs an address of this host). If one of them has answered, and for three seconds none does any \
+         more, the network counts as cut on this host. Give both hosts some";
     ENTROPY: "entropy", Some("--rng"), Values::Section, Unset::Nothing,
         "Give the guest a virtio entropy device";
     WATCHDOG: "watchdog", Some("--watchdog"), Values::Section, Unset::Nothing,

@@ -1,5 +1,6 @@
 //! Which networks of the guest are watched on this host, and what follows when one is cut.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ pub struct GuestNetwork {
     pub tap: Option<String>,
     /// What follows when it is cut.
     pub on_cut: OnCut,
+    /// Who answers while it is not.
+    pub ping: Vec<IpAddr>,
 }
 
 impl GuestNetwork {
@@ -24,6 +27,7 @@ impl GuestNetwork {
             id: self.id.clone(),
             tap,
             on_cut: self.on_cut,
+            ping: self.ping.clone(),
         })
     }
 }
@@ -37,6 +41,8 @@ pub struct WatchedNetwork {
     pub tap: String,
     /// What follows when it is cut.
     pub on_cut: OnCut,
+    /// Who answers this host while it is not.
+    pub ping: Vec<IpAddr>,
 }
 
 /// When a network of a primary's host is cut, and the standby's is not.

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::past::Past;
 
 /// Something happened to the machine that its owner should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,11 @@ pub enum MachineEvent {
         /// In plain words.
         what: String,
     },
+    /// The state that was loaded says that a machine broke under this guest before.
+    BrokeBefore {
+        /// How long ago.
+        ago: Duration,
+    },
     /// A device lost what it is connected to on this host.
     BackendLost {
         /// The device's name.
@@ -106,6 +114,7 @@ pub(super) struct Events {
     /// Set when the guest wants a reset or wants to end: vCPUs stop when it is set.
     pub(super) halted: Arc<AtomicBool>,
     broken: AtomicBool,
+    pub(super) past: Past,
 }
 
 /// Has a machine count as broken, while replication owns it.
@@ -116,6 +125,11 @@ impl Breaker {
     /// The machine stands still from now on, and cannot be captured any more. [`MachineEvent::MachineBroke`] follows, once.
     pub fn break_machine(&self, what: String) {
         self.0.break_machine(what);
+    }
+
+    /// The machine that the guest comes from broke just now. From now on the guest's state says so.
+    pub fn another_broke(&self) {
+        self.0.past.machine_broke(Duration::ZERO);
     }
 }
 

@@ -23,6 +23,7 @@ mod configured_devices;
 mod event_loop;
 mod events;
 mod hang;
+mod past;
 mod pause;
 mod port;
 mod reset;

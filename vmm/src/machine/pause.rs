@@ -9,7 +9,8 @@ use tracing::trace_span;
 use understudy_replication::PageSet;
 
 use super::hang::Calls;
-use super::state::{self, StateError};
+use super::past::Past;
+use super::state::{self, Source, StateError};
 use super::{Machine, MachineFault, Phase};
 use crate::devices::{Device, lock};
 use crate::dirty::{DirtyError, DirtyTracker};
@@ -30,6 +31,7 @@ pub struct Paused<'a> {
     cpu: &'a CpuModel,
     msrs: &'a MsrList,
     clock: GuestClock,
+    past: &'a Past,
     phase: &'a mut Phase,
     calls: &'a Calls,
 }
@@ -99,6 +101,7 @@ impl<'a> Paused<'a> {
             cpu,
             msrs,
             clock: *clock,
+            past: &machine_events.past,
             phase,
             calls,
         })
@@ -121,9 +124,14 @@ impl<'a> Paused<'a> {
         let _call = self.calls.begin();
         let devices = self.devices.iter().map(|device| device.save());
         let vcpus = self.vcpus.vcpus.iter().map(|vcpu| &**vcpu.handle());
-        state::save(
-            devices, self.vm, self.cpu, vcpus, self.msrs, self.clock, into,
-        )
+        let source = Source {
+            vm: self.vm,
+            cpu: self.cpu,
+            msrs: self.msrs,
+            clock: self.clock,
+            past: self.past,
+        };
+        state::save(devices, vcpus, &source, into)
     }
 
     /// Puts devices, interrupt controllers, timer and vCPUs back to their state before the machine

@@ -6,6 +6,7 @@
 //! here: guest memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
@@ -14,13 +15,14 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
-use super::Machine;
+use super::past::Past;
+use super::{Machine, MachineEvent};
 use crate::devices::{DeviceError, DeviceState, lock};
 use crate::kvm::{KvmError, VcpuHandle};
 use crate::vcpu::{CpuError, CpuModel, GuestClock, MsrList, VcpuError, VcpuState, exact};
 
 /// Version of the blob's layout and of what devices put into it. Equal on both hosts of a pair.
-pub(super) const VERSION: u16 = 5;
+pub(super) const VERSION: u16 = 6;
 
 /// The interrupt controllers of a PC, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [
@@ -102,6 +104,17 @@ pub struct MachineState {
     vm: VmState,
     cpu: CpuModel,
     vcpus: Vec<VcpuState>,
+    /// How long ago another machine broke under this guest, in milliseconds.
+    broke_ago_ms: Option<u64>,
+}
+
+/// What of a machine is saved beside its devices and vCPUs, and how vCPUs are read.
+pub(super) struct Source<'a> {
+    pub(super) vm: &'a VmFd,
+    pub(super) cpu: &'a CpuModel,
+    pub(super) msrs: &'a MsrList,
+    pub(super) clock: GuestClock,
+    pub(super) past: &'a Past,
 }
 
 /// What belongs to the VM as a whole.
@@ -172,20 +185,19 @@ impl Initial {
 /// the VM, right before the vCPUs' counters, to which it belongs.
 pub(super) fn save<'a>(
     devices: impl Iterator<Item = Result<DeviceState, DeviceError>>,
-    vm: &VmFd,
-    cpu: &CpuModel,
     vcpus: impl Iterator<Item = &'a VcpuHandle>,
-    msrs: &MsrList,
-    clock: GuestClock,
+    source: &Source<'_>,
     into: &mut Vec<u8>,
 ) -> Result<(), StateError> {
+    let broke_ago = source.past.machine_broke_ago();
     let state = MachineState {
         devices: devices.collect::<Result<_, _>>()?,
-        vm: VmState::save(vm, clock)?,
-        cpu: cpu.clone(),
+        vm: VmState::save(source.vm, source.clock)?,
+        cpu: source.cpu.clone(),
         vcpus: vcpus
-            .map(|handle| VcpuState::save(handle, msrs))
+            .map(|handle| VcpuState::save(handle, source.msrs))
             .collect::<Result<_, _>>()?,
+        broke_ago_ms: broke_ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
     };
     state.encode(into)
 }
@@ -358,6 +370,11 @@ impl MachineState {
         self.vm.restore_clock(&machine.vm)?;
         if let (Some(vcpu), Some(state)) = (machine.vcpus.first(), self.vcpus.first()) {
             state.renew_wall_clock(vcpu.handle())?;
+        }
+        if let Some(ms) = self.broke_ago_ms {
+            let ago = Duration::from_millis(ms);
+            machine.events.past.machine_broke(ago);
+            machine.events.tell(&MachineEvent::BrokeBefore { ago });
         }
         for vcpu in &machine.vcpus {
             // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,

@@ -88,7 +88,8 @@ pub use settings::{
     BuildError, BuildMachine, NodeSettings, ReplicationSettings, SettingsError, StartAs,
 };
 pub use status::{
-    GuestStatus, NodeStatus, RoleStatus, Standing, StatusWatch, UnprotectedRole, UnprotectedStatus,
+    GuestStatus, NodeStatus, NotHandedOver, RoleStatus, Standing, StatusWatch, UnprotectedRole,
+    UnprotectedStatus,
 };
 pub use understudy_replication::disk::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions};
 pub use understudy_replication::output::OutputCounts;
@@ -380,6 +381,7 @@ impl NodeHandle {
             uptime_s: self.since.elapsed().as_secs(),
             guest: standing.guest,
             host_alarms,
+            not_handed_over: standing.not_handed_over,
             memory,
             metrics,
             events: self.log.last(STATUS_EVENTS_MAX),

@@ -411,22 +411,12 @@ impl Shell {
                 Effect::StopStandby => self.work.stop_standby(),
                 Effect::Promote => self.work.promote(),
                 Effect::HandOver(why) => self.work.hand_over(&why),
-                Effect::AnswerFailed(disk) => {
-                    self.panel
-                        .iter()
-                        .for_each(|panel| panel.answer_failed(&disk));
-                    Ok(())
-                }
-                Effect::RetryFailed(disk) => {
-                    self.panel
-                        .iter()
-                        .for_each(|panel| panel.retry_failed(&disk));
-                    Ok(())
-                }
+                Effect::AnswerFailed(disk) => self.at_panel(|panel| panel.answer_failed(&disk)),
+                Effect::RetryFailed(disk) => self.at_panel(|panel| panel.retry_failed(&disk)),
                 Effect::BreakMachine(what) => {
-                    (self.panel.iter()).for_each(|panel| panel.breaker.break_machine(what.clone()));
-                    Ok(())
+                    self.at_panel(|panel| panel.breaker.break_machine(what))
                 }
+                Effect::RememberBroken => self.at_panel(|panel| panel.breaker.another_broke()),
                 Effect::LeaveMachine(what) => {
                     self.work.machine_broke(&what);
                     Ok(())
@@ -435,10 +425,7 @@ impl Shell {
                     self.work.report_health(troubles);
                     Ok(())
                 }
-                Effect::PressPowerButton => {
-                    self.panel.iter().for_each(Panel::press_power_button);
-                    Ok(())
-                }
+                Effect::PressPowerButton => self.at_panel(Panel::press_power_button),
                 Effect::Checkpoint => {
                     self.work.checkpoint();
                     Ok(())
@@ -460,6 +447,14 @@ impl Shell {
             done = done.and(performed);
         }
         done
+    }
+
+    /// Without a machine, there is nothing to be done.
+    fn at_panel(&self, act: impl FnOnce(&Panel)) -> Result<(), Denial> {
+        if let Some(panel) = &self.panel {
+            act(panel);
+        }
+        Ok(())
     }
 
     fn end_if(&mut self, is_over: bool) {

@@ -1,6 +1,7 @@
 //! How a node is doing, as values: [`Standing`] changes when something happens and can be waited for, and
 //! [`NodeStatus`] adds the figures that change all the time, filled in when it is read.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,6 +25,25 @@ pub struct GuestStatus {
     pub alarm: Option<String>,
 }
 
+/// A handover that was wanted and could not be done: the guest is still here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotHandedOver {
+    /// Why it was wanted.
+    pub wanted: String,
+    /// Why it could not be done.
+    pub why: String,
+}
+
+impl fmt::Display for NotHandedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, why } = self;
+        write!(
+            f,
+            "the guest was to go on at the standby ({wanted}), and is still here: {why}"
+        )
+    }
+}
+
 /// How a node is doing: the answer to `vmm status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -37,6 +57,9 @@ pub struct NodeStatus {
     /// What is wrong now with this host, and with the guest's networks here and on the host of a primary's standby.
     #[serde(default)]
     pub host_alarms: Vec<String>,
+    /// The last handover that was to be and was not, until its reason is gone, or the guest is protected anew.
+    #[serde(default)]
+    pub not_handed_over: Option<NotHandedOver>,
     /// The process's memory.
     #[serde(default)]
     pub memory: MemoryStatus,
@@ -106,6 +129,8 @@ pub struct Standing {
     pub guest: GuestStatus,
     /// What is wrong now with this host, and with the guest's networks here and on the host of a primary's standby.
     pub host_alarms: Vec<String>,
+    /// As in [`NodeStatus`]; it is one of the alarms, too.
+    pub not_handed_over: Option<NotHandedOver>,
     /// How the node ended, if it has.
     pub ended: Option<Ended>,
 }

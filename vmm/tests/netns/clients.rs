@@ -107,6 +107,57 @@ fn with_both_cut_the_guest_stays_until_the_standby_has_its_clients_again() {
     goes_on_at_b(pair, stream, "no uplink of the bridge guests works");
 }
 
+/// Both hosts have addresses on their bridges, and ask `targets`.
+fn asking(targets: &str) -> Pair {
+    let topology = Topology::new();
+    topology.client.ip("addr add fd77::1/64 dev lan nodad");
+    for (side, end) in [(Side::A, "11"), (Side::B, "12")] {
+        let host = topology.host(side);
+        host.ip(&format!("addr add 10.77.0.{end}/24 dev guests"));
+        host.ip(&format!("addr add fd77::{end}/64 dev guests nodad"));
+    }
+    Pair::with(topology, &format!(",ping={targets}"))
+}
+
+/// All that this host sees is well: the failure is in the clients' network.
+fn a_switch_fails(target: &str) {
+    let _alone = alone();
+    let pair = asking(target);
+    await_known(&pair);
+    let stream = Stream::start(&pair.topology.client);
+    stream.await_more(FURTHER_BYTES);
+    // Otherwise a silence would mean nothing.
+    await_some("the primary was answered", || {
+        let log = pair.a.log();
+        log.contains("the ping target answers").then_some(())
+    });
+    pair.topology.client.ip("link set port-a nomaster");
+    let why = format!("no ping target answers any more ({target})");
+    goes_on_at_b(pair, stream, &why);
+}
+
+#[test]
+fn a_primary_whose_ping_target_is_silent_hands_over() {
+    a_switch_fails("10.77.0.1");
+}
+
+#[test]
+fn a_primary_whose_ping_target_is_silent_hands_over_with_ipv6_too() {
+    a_switch_fails("fd77::1");
+}
+
+#[test]
+fn a_ping_target_that_never_answered_is_an_alarm_and_no_more() {
+    let _alone = alone();
+    let pair = asking("10.77.0.99");
+    let never = "network net0: no ping target has ever answered this host";
+    await_alarm(&pair, Side::B, never);
+    await_alarm(&pair, Side::A, never);
+    let a = pair.a.status().expect("the primary answers");
+    assert!(a.protected && a.generation == 1, "{a:?}");
+    assert!(!pair.a.log().contains("handing the guest over"));
+}
+
 #[test]
 fn a_standby_without_a_bridge_is_an_alarm_on_both_hosts_before_anything_happens() {
     let _alone = alone();

@@ -32,6 +32,11 @@ impl Pair {
     }
 
     pub(crate) fn on(topology: Topology) -> Self {
+        Self::with(topology, "")
+    }
+
+    /// With these further options of `--net` on both sides.
+    pub(crate) fn with(topology: Topology, net: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let sniffer = Sniffer::start(&topology.client);
         let listen = format!("{}:7000", Way::Channel.address(Side::B));
@@ -40,6 +45,7 @@ impl Pair {
             Side::B,
             directory.path(),
             ["standby", "--listen", &listen],
+            net,
         );
         b.await_status("listening", DEADLINE, |status| {
             status.side == runtime::Side::Standby
@@ -50,6 +56,7 @@ impl Pair {
             Side::A,
             directory.path(),
             ["primary", "--backup", &listen],
+            net,
         );
         a.await_status("protected", DEADLINE, |status| status.protected)
             .unwrap_or_else(|error| panic!("{error}"));
@@ -76,7 +83,13 @@ impl Pair {
     }
 }
 
-fn start(topology: &Topology, side: Side, directory: &Path, role: [&str; 3]) -> VmmProcess {
+fn start(
+    topology: &Topology,
+    side: Side,
+    directory: &Path,
+    role: [&str; 3],
+    net: &str,
+) -> VmmProcess {
     let other = match side {
         Side::A => Side::B,
         Side::B => Side::A,
@@ -94,7 +107,7 @@ fn start(topology: &Topology, side: Side, directory: &Path, role: [&str; 3]) -> 
         ("--heartbeat", format!("{}={}", beat(side), beat(other))),
         ("--timeout-ms", TIMEOUT_MS.to_string()),
         ("--memory-mib", "64".into()),
-        ("--net", format!("tap=tap0,mac={GUEST_MAC}")),
+        ("--net", format!("tap=tap0,mac={GUEST_MAC}{net}")),
         (
             "--cmdline",
             format!(

@@ -100,7 +100,8 @@ impl Topology {
             b: Namespace::new("b"),
         };
         let client = &topology.client;
-        client.ip("link add lan type bridge");
+        // Else it has a port's address, and another one when that port leaves it.
+        client.ip("link add lan address 52:54:00:75:73:02 type bridge");
         client.ip("addr add 10.77.0.1/24 dev lan");
         client.ip("link set lan up");
         for side in Side::BOTH {

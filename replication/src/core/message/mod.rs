@@ -22,8 +22,10 @@ pub use wire::MessageError;
 
 /// Most disks that a `Welcome` or a `SyncDisks` may name.
 pub const DISKS_MAX: usize = 1024;
-/// Most troubles that a `Health` names.
+/// Most troubles that a `Health` names. Of more, the last one says so: see [`Trouble::is_further`].
 pub const TROUBLES_MAX: usize = 32;
+/// The topic of that one.
+const FURTHER: &str = "further";
 /// Longest reason of a trouble, in characters.
 const TROUBLE_CHARS_MAX: usize = 200;
 /// Most checks that a `Compared` answers.
@@ -239,6 +241,24 @@ impl Trouble {
             topic: for_people(topic, NAME_CHARS_MAX),
             why: for_people(why, TROUBLE_CHARS_MAX),
         }
+    }
+
+    /// As many as a message holds: what does not fit is said to be left out.
+    #[must_use]
+    pub fn bounded(mut all: Vec<Self>) -> Vec<Self> {
+        if all.len() > TROUBLES_MAX {
+            let left_out = all.len() - (TROUBLES_MAX - 1);
+            all.truncate(TROUBLES_MAX - 1);
+            let why = format!("{left_out} further troubles, which are not named");
+            all.push(Self::new(FURTHER, &why));
+        }
+        all
+    }
+
+    /// Whether it stands for others that are not named: what is not named may not work then.
+    #[must_use]
+    pub fn is_further(&self) -> bool {
+        self.topic == FURTHER
     }
 }
 

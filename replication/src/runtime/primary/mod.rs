@@ -264,7 +264,7 @@ fn start<M: Machine>(
     let (jobs, to_do) = std::sync::mpsc::sync_channel(JOBS_MAX);
     // Bounded by the jobs.
     let (events, happened) = mpsc::unbounded_channel();
-    let (handle, requested) = SideHandle::new(&*machine, reign.metrics.clone());
+    let (handle, requested) = SideHandle::new(&*machine, reign.metrics.clone(), ());
     let driver = Driver::new(
         driver::Setup {
             reign: reign.clone(),

@@ -12,12 +12,13 @@ use understudy_transport::{ConnectError, Endpoint, Link, Listener};
 
 use super::disks::{DiskEvent, DiskThread};
 use super::ending::{Detected, Ended, Granted};
+use super::health::HealthNews;
 use super::strangers::{Introduced, Strangers};
 use super::trials::Trials;
 use super::{Outcome, Request};
 use crate::core::backup::{BackupCore, BackupEffect, BackupIdentity, BackupInput, BackupPhase};
 use crate::core::heartbeats::Heartbeat;
-use crate::core::message::{Inquiry, Message, Refusal, Welcome};
+use crate::core::message::{Inquiry, Message, Refusal, Trouble, Welcome};
 use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
@@ -59,6 +60,7 @@ pub(super) struct Driver<M: Machine> {
     /// The last epoch that the core knows to be durable.
     durable: EpochId,
     pub(super) requests: Receiver<Request>,
+    health: HealthNews,
     pub(super) arbitration: Arbitration,
     pub(super) metrics: Metrics,
     pub(super) clock: Clock,
@@ -83,6 +85,7 @@ enum Happened {
     Disks(DiskEvent),
     Tried(u64, Result<(), String>),
     Requested(Option<Request>),
+    Health(Vec<Trouble>),
     Replied(Reply),
     Heard(Heartbeat),
     Heartbeat,
@@ -94,6 +97,7 @@ impl<M: Machine> Driver<M> {
         setup: Setup,
         machine: StoppedOnDrop<M>,
         requests: Receiver<Request>,
+        health: HealthNews,
     ) -> Result<Self, RuntimeError> {
         let clock = Clock::start();
         let (memory, disks) = (machine.memory(), machine.disks());
@@ -128,6 +132,7 @@ impl<M: Machine> Driver<M> {
             welcome: None,
             durable: EpochId(0),
             requests,
+            health,
             clock,
             core,
             session: None,
@@ -240,6 +245,7 @@ impl<M: Machine> Driver<M> {
             // Rare events first: during a synchronisation there is always something to receive.
             reply = self.arbitration.reply() => Happened::Replied(reply),
             request = self.requests.recv() => Happened::Requested(request),
+            troubles = self.health.next() => Happened::Health(troubles),
             event = self.disks.event() => Happened::Disks(event?),
             tried = self.trials.done() => {
                 let (ticket, outcome) = tried?;
@@ -303,9 +309,7 @@ impl<M: Machine> Driver<M> {
                 }
                 inputs.push_back(BackupInput::PromotionWanted);
             }
-            Happened::Requested(Some(Request::Health(troubles))) => {
-                inputs.push_back(BackupInput::Health(troubles));
-            }
+            Happened::Health(troubles) => inputs.push_back(BackupInput::Health(troubles)),
             Happened::Requested(Some(Request::Stop) | None) => {
                 self.say_what_a_stop_means();
                 inputs.push_back(BackupInput::StopWanted);

@@ -5,6 +5,7 @@ mod answers;
 mod disks;
 mod driver;
 mod ending;
+mod health;
 mod promotion;
 mod strangers;
 mod trials;
@@ -14,6 +15,7 @@ use std::thread::JoinHandle;
 use understudy_transport::Endpoint;
 
 use self::driver::Driver;
+use self::health::HealthTeller;
 use super::error::RuntimeError;
 use super::metrics::EndTold;
 use super::reign::{Promoted, Reign, check_history};
@@ -21,7 +23,7 @@ use super::side::{SideBuilder, SideHandle, required};
 use super::status::Side;
 use super::stopped_on_drop::StoppedOnDrop;
 use super::threads::spawn;
-use crate::core::message::{TROUBLES_MAX, Trouble};
+use crate::core::message::Trouble;
 use crate::core::start::Starts;
 use crate::ids::Generation;
 use crate::ports::Machine;
@@ -50,7 +52,7 @@ pub struct StandbyRun<M: Machine> {
 }
 
 /// Reads the status of a standby and makes requests, from any thread.
-pub type StandbyHandle = SideHandle<Request>;
+pub type StandbyHandle = SideHandle<Request, HealthTeller>;
 
 /// How a standby's work ended.
 // A process has only one of these, so its size does not matter.
@@ -75,8 +77,6 @@ pub enum Outcome<M: Machine> {
 pub enum Request {
     /// See [`StandbyHandle::promote`].
     Promote,
-    /// See [`StandbyHandle::report_health`].
-    Health(Vec<Trouble>),
     /// See [`StandbyHandle::stop`].
     Stop,
 }
@@ -132,7 +132,9 @@ impl<M: Machine> StandbyBuilder<M> {
             check_history(&*self.part.machine.disks(), &known)?;
         }
         let reign = Reign::new(Side::Standby, self.settings, arbiter, known);
-        let (handle, requested) = SideHandle::new(&*self.part.machine, reign.metrics.clone());
+        let (health, health_news) = health::channel();
+        let (handle, requested) =
+            SideHandle::new(&*self.part.machine, reign.metrics.clone(), health);
         let (ready, listening) = std::sync::mpsc::sync_channel(1);
         let end = EndTold::new(reign.metrics.clone());
         let setup = driver::Setup {
@@ -141,7 +143,7 @@ impl<M: Machine> StandbyBuilder<M> {
             starts: self.part.starts,
             other: self.part.other,
         };
-        let driver = Driver::new(setup, self.part.machine, requested)?;
+        let driver = Driver::new(setup, self.part.machine, requested, health_news)?;
         let driver = spawn("driver", move || {
             driver.setup.reign.settings.set_driver_up();
             let outcome = driver.run(&ready);
@@ -198,14 +200,14 @@ impl StandbyHandle {
 
     /// Says all that fails on this host of what the guest would need here; what is not named works.
     /// The primary is told, see [`EventKind::BackupHealth`], now and in each later session. Of more
-    /// than [`TROUBLES_MAX`], the first ones count. Waits while the queue of requests is full. Must
-    /// not be called from within an asynchronous runtime. Returns whether the request was taken; it
-    /// is not once the standby has ended.
+    /// than [`TROUBLES_MAX`](crate::core::message::TROUBLES_MAX), the last one stands for the rest
+    /// ([`Trouble::is_further`]). Never waits: what comes before this side has looked
+    /// at the last one takes its place. Returns whether it was taken; it is not once the standby has
+    /// ended.
     ///
     /// [`EventKind::BackupHealth`]: super::EventKind::BackupHealth
-    pub fn report_health(&self, mut troubles: Vec<Trouble>) -> bool {
-        troubles.truncate(TROUBLES_MAX);
-        self.ask(Request::Health(troubles))
+    pub fn report_health(&self, troubles: Vec<Trouble>) -> bool {
+        self.newest.tell(Trouble::bounded(troubles))
     }
 
     /// Ends the standby. Waits while the queue of requests is full. Must not be called from within

@@ -236,3 +236,10 @@ fn derived_addresses_depend_on_both_names() {
     assert_ne!(derived_mac("web", "net0"), derived_mac("web", "net1"));
     assert_ne!(derived_mac("web", "net0"), derived_mac("webn", "et0"));
 }
+
+#[test]
+fn only_a_taps_network_has_ping_targets() {
+    let net = r#"{"network-interfaces": [{"iface_id": "n", "socket_path": "/s", "ping": ["192.0.2.1"]}]}"#;
+    let error = refused(net);
+    assert!(error.starts_with("network-interfaces.n.ping: "), "{error}");
+}

@@ -54,6 +54,28 @@ fn examples(key: &Key) -> (Vec<Value>, Vec<(Value, String)>) {
             vec![json!(false)],
             vec![(json!("no"), "invalid type".into()), wrong_type],
         ),
+        Values::Addresses { max } => {
+            let right = json!(["192.0.2.1", "2001:db8::1"]);
+            let mut wrong = vec![
+                (json!("192.0.2.1"), "invalid type".into()),
+                (json!(7), "invalid type".into()),
+                wrong_type,
+                (json!(vec!["192.0.2.1"; max + 1]), "write a list".into()),
+            ];
+            let none = [
+                "",
+                "gateway",
+                "192.0.2.1:7",
+                "0.0.0.0",
+                "::",
+                "255.255.255.255",
+                "224.0.0.1",
+                "ff02::1",
+                "a\u{1b}[2Jb",
+            ];
+            wrong.extend(none.map(|text| (json!([text]), "write a list".into())));
+            (vec![right, json!([])], wrong)
+        }
         Values::Path | Values::Name | Values::Text(_) => {
             let mut wrong = vec![(json!(7), "invalid type".into()), wrong_type];
             // A command line may be empty.

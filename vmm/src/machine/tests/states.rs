@@ -164,3 +164,47 @@ fn fingerprints_name_what_differs() {
     }
     assert!(!keys.iter().any(|key| key.starts_with("device.numbers")));
 }
+
+/// Through any number of hosts.
+#[test]
+fn a_state_says_how_long_ago_another_machine_broke_under_the_guest() {
+    let ago = |rig: &mut Rig, load: &dyn Fn(&mut Machine)| {
+        let told = Arc::new(Mutex::new(None));
+        let tells = told.clone();
+        rig.machine.on_event(move |event| {
+            if let MachineEvent::BrokeBefore { ago } = event {
+                *tells.lock().unwrap() = Some(*ago);
+            }
+        });
+        load(&mut rig.machine);
+        *told.lock().unwrap()
+    };
+    let save = |rig: &mut Rig| {
+        let mut state = Vec::new();
+        let mut paused = rig.machine.pause_guest().unwrap();
+        paused.save_state(&mut state).unwrap();
+        state
+    };
+    let mut first = rig(COUNTING);
+    first.machine.start().unwrap();
+    let innocent = save(&mut first);
+    let load = |state: &[u8]| {
+        let state = state.to_vec();
+        move |machine: &mut Machine| machine.load(&state).unwrap()
+    };
+    assert_eq!(ago(&mut standby(), &load(&innocent)), None);
+    first.machine.breaker().another_broke();
+    let mut state = save(&mut first);
+    for least in [0, 60, 120].map(Duration::from_secs) {
+        let mut next = standby();
+        let tried = ago(&mut next, &|machine| machine.try_load(&state).unwrap());
+        assert_eq!(tried, None, "it is not taken over");
+        let told = ago(&mut next, &load(&state)).expect("it is told");
+        assert!(told >= least && told < least + DEADLINE, "{told:?}");
+        next.machine.start().unwrap();
+        // A minute later.
+        let past = &next.machine.events.past;
+        past.machine_broke(past.machine_broke_ago().unwrap() + Duration::from_secs(60));
+        state = save(&mut next);
+    }
+}

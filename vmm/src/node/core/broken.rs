@@ -4,7 +4,8 @@
 //!
 //! Some guests break any machine: they have KVM meet what it cannot do. So a machine that breaks soon after its guest was
 //! taken over from another one that broke does so because of its guest, which ends there. Between two such takeovers lie
-//! at least [`ITS_OWN_WITHIN`], so the guest does not go back and forth.
+//! at least [`ITS_OWN_WITHIN`], so the guest does not go back and forth. The guest's state says that a machine broke, so
+//! takeovers for other reasons in between change nothing.
 //!
 //! What must not be done here: tell what is the host's failure from what is the guest's doing. `vcpu::ending` does.
 
@@ -19,19 +20,25 @@ pub(super) const TOPIC: &str = "machine";
 pub(super) struct Broken {
     /// Why, if it is.
     what: Option<String>,
-    /// When the guest was taken over from a machine that had broken.
-    inherited_at: Option<Duration>,
+    /// Another machine has broken under this guest: when this side heard of it, and how long ago it was then.
+    before: Option<(Duration, Duration)>,
 }
 
 impl Broken {
     /// The guest was taken over, from a machine that had broken or not.
     pub(super) fn taken_over(&mut self, now: Duration, machine_broke: bool) {
-        self.inherited_at = machine_broke.then_some(now);
+        self.before = machine_broke.then_some((now, Duration::ZERO));
+    }
+
+    /// The guest was taken over for whatever reason, and its state says this of an earlier takeover.
+    pub(super) fn broke_earlier(&mut self, now: Duration, ago: Duration) {
+        self.before.get_or_insert((now, ago));
     }
 
     /// How long ago another machine broke under this guest, if that is why this one does.
     pub(super) fn broke_before(&self, now: Duration) -> Option<Duration> {
-        let before = self.inherited_at.map(|at| now.saturating_sub(at));
+        let (at, ago) = self.before?;
+        let before = Some(ago.saturating_add(now.saturating_sub(at)));
         before.filter(|before| *before < ITS_OWN_WITHIN)
     }
 

@@ -75,7 +75,8 @@ impl NodeCore {
     pub(super) fn guest_stays(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let mut waiting = BTreeMap::new();
         for (device, held) in std::mem::take(&mut self.held.disks) {
-            self.host_works(&topic(&device));
+            // It does not work: there is nothing left to be done elsewhere.
+            self.failing.end(&topic(&device));
             if !held.waits {
                 effects.push(Effect::AnswerFailed(device));
                 continue;

@@ -27,8 +27,9 @@ impl Failing {
         self.what.insert(topic.to_owned(), what);
     }
 
-    pub(super) fn end(&mut self, topic: &str) {
-        self.what.remove(topic);
+    /// Returns whether it was wrong.
+    pub(super) fn end(&mut self, topic: &str) -> bool {
+        self.what.remove(topic).is_some()
     }
 
     /// All that is wrong, in plain words.

@@ -22,10 +22,12 @@ impl NodeCore {
                 let trouble = format!("{device} lost its connection: {what}");
                 let topic = device.clone();
                 self.tell(EventKind::ConnectionLost { device, what }, effects);
-                match self.on_cut(&topic) {
-                    OnCut::Handover => self.host_fails(now, &topic, trouble, effects),
-                    OnCut::Report => self.lacks.push(trouble),
-                    OnCut::Ignore => {}
+                let on_cut = self.on_cut(&topic);
+                if on_cut != OnCut::Ignore {
+                    self.lost_connections.insert(topic.clone(), trouble.clone());
+                }
+                if on_cut == OnCut::Handover {
+                    self.host_fails(now, &topic, trouble, effects);
                 }
             }
             MachineEvent::DiskFailed { device, what } => {
@@ -75,6 +77,7 @@ impl NodeCore {
                 let what = format!("the guest crashed: {what}");
                 self.guest_over(Ended::GuestFailed { what }, effects);
             }
+            MachineEvent::BrokeBefore { ago } => self.broken.broke_earlier(now, ago),
             // A hang may end. Nothing is lost by waiting if nobody else has the guest.
             MachineEvent::CaptureHangs { what } if self.may_escape() => {
                 effects.push(Effect::BreakMachine(what));
@@ -83,6 +86,13 @@ impl NodeCore {
                 self.tell(EventKind::CaptureHangs { what }, effects);
             }
             MachineEvent::MachineBroke { what } => self.machine_broke(now, what, effects),
+        }
+    }
+
+    /// There is a new machine, and it is connected: nothing else brings a lost connection back.
+    pub(super) fn connected_anew(&mut self) {
+        for device in std::mem::take(&mut self.lost_connections).into_keys() {
+            self.host_works(&device);
         }
     }
 

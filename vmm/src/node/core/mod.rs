@@ -7,11 +7,13 @@ mod broken;
 mod disks;
 mod failing;
 mod guest;
+mod handover;
 mod networks;
 mod pace;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use understudy_replication::Generation;
@@ -20,12 +22,13 @@ use understudy_replication::runtime::{EventKind as ReplicationEvent, Trouble};
 use self::broken::Broken;
 use self::disks::HeldRequests;
 use self::failing::Failing;
+use self::handover::Handover;
 use self::networks::known::Networks;
 use self::pace::Pace;
 use super::events::EventKind;
 use super::networks::NetworkSeen;
 use super::request::{Denial, Request};
-use super::status::{GuestStatus, Standing};
+use super::status::{GuestStatus, NotHandedOver, Standing};
 use super::{Ended, Role};
 use crate::config::OnSigterm;
 use crate::machine::{MachineEvent, OnPanic, OnReboot, OnWatchdog};
@@ -126,6 +129,8 @@ pub(super) enum Effect {
     RetryFailed(String),
     /// The machine is to count as broken.
     BreakMachine(String),
+    /// The guest's state is to say that the machine it comes from broke just now.
+    RememberBroken,
     /// The machine has broken: the guest is to go on at the standby, from the last epoch.
     LeaveMachine(String),
     /// Tell a standby's primary what the guest would lack here.
@@ -172,11 +177,14 @@ pub(super) struct NodeCore {
     is_leaving: bool,
     /// What fails on this host.
     failing: Failing,
+    handover: Handover,
     held: HeldRequests,
     broken: Broken,
     networks: Networks,
     /// What was asked of this host and cannot be had.
     pub(super) lacks: Vec<String>,
+    /// Devices of the present machine that lost what they were connected to, and what is said of it.
+    lost_connections: BTreeMap<String, String>,
     /// The standby was told to stop. It ends, also if it is promoted first.
     is_stopping_standby: bool,
     /// What became of a guest that was taken over before its standby was told that it is the primary.
@@ -199,10 +207,12 @@ impl NodeCore {
             ending: None,
             is_leaving: false,
             failing: Failing::default(),
+            handover: Handover::default(),
             held: HeldRequests::default(),
             broken: Broken::default(),
             networks: Networks::default(),
             lacks: Vec::new(),
+            lost_connections: BTreeMap::new(),
             is_stopping_standby: false,
             before_promotion: Vec::new(),
         }
@@ -210,14 +220,26 @@ impl NodeCore {
 
     /// How things stand while the node has not ended.
     pub(super) fn standing(&self) -> Standing {
+        let not_handed_over = self.not_handed_over();
+        let stays = not_handed_over.as_ref().map(NotHandedOver::to_string);
+        let lost = self.lost_connections.values().cloned();
+        let host_alarms = (self.lacks.iter().cloned())
+            .chain(lost)
+            .chain(self.networks.alarms().iter().cloned())
+            .chain(stays);
         Standing {
             role: self.role,
             protected: self.protected,
             alarm: self.alarm.clone(),
             guest: self.guest.clone(),
-            host_alarms: [&self.lacks, self.networks.alarms()].concat(),
+            host_alarms: host_alarms.collect(),
+            not_handed_over,
             ended: None,
         }
+    }
+
+    fn is_primary(&self) -> bool {
+        self.role == Role::Primary
     }
 
     /// When [`Input::Timer`] is due, in time since the node's start.
@@ -239,6 +261,7 @@ impl NodeCore {
                     self.alarm = None;
                 }
                 self.pace.started(now);
+                self.connected_anew();
                 self.tell(EventKind::RoleBegan { role }, &mut effects);
                 self.weigh_networks(now, &mut effects);
                 self.report_health(&mut effects);
@@ -322,42 +345,6 @@ impl NodeCore {
         }
     }
 
-    fn may_hand_over(&self, sync: &SyncState) -> bool {
-        self.rules.on_sigterm == OnSigterm::Handover && sync.in_sync && self.ending.is_none()
-    }
-
-    fn hand_over(&self, why: &str) -> Vec<Effect> {
-        let why = why.to_owned();
-        let told = EventKind::HandingOver { why: why.clone() };
-        vec![Effect::Tell(told), Effect::HandOver(why)]
-    }
-
-    /// Something of this host fails that the standby's may have: the guest is to go on there, now or as soon as there is
-    /// one in sync. `topic` tells it from everything else that may fail.
-    fn host_fails(&mut self, now: Duration, topic: &str, what: String, effects: &mut Vec<Effect>) {
-        self.failing.begin(topic, what);
-        self.escape(now, effects);
-    }
-
-    /// It works again.
-    fn host_works(&mut self, topic: &str) {
-        self.failing.end(topic);
-    }
-
-    /// Whether a guest may be handed over because of what fails here.
-    fn may_escape(&self) -> bool {
-        let stays = self.ending.is_some() || self.is_leaving || self.broken.is_so();
-        self.role == Role::Primary && self.protected && !stays
-    }
-
-    fn escape(&mut self, now: Duration, effects: &mut Vec<Effect>) {
-        if self.may_escape()
-            && let Some(why) = self.failing.escape(now)
-        {
-            effects.extend(self.hand_over(&why));
-        }
-    }
-
     fn stop_guest(&mut self) -> Vec<Effect> {
         self.is_leaving = false;
         self.end(Ended::Stopped);
@@ -407,6 +394,9 @@ impl NodeCore {
             } if self.role == Role::Standby => {
                 let epoch = epoch.0;
                 self.broken.taken_over(now, machine_broke);
+                if machine_broke {
+                    effects.push(Effect::RememberBroken);
+                }
                 self.tell(EventKind::Promoted { epoch, cause }, effects);
                 self.promoted(now, effects);
             }
@@ -414,6 +404,7 @@ impl NodeCore {
                 self.protected = true;
                 // What went wrong before has been made good.
                 self.alarm = None;
+                self.handover_is_possible();
                 self.tell(EventKind::Protected, effects);
                 self.escape(now, effects);
             }
@@ -428,6 +419,7 @@ impl NodeCore {
                 let told = EventKind::NotHandedOver { why: why.clone() };
                 self.tell(told, effects);
                 self.failing.stayed(now);
+                self.handover_failed(&why);
                 self.weigh_networks(now, effects);
                 if self.stays_broken(&why, effects) {
                     return;

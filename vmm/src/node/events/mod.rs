@@ -13,6 +13,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
+use understudy_replication::LogThinning;
 
 use super::{Ended, Role};
 use crate::machine::OnWatchdog;
@@ -202,9 +203,16 @@ impl EventKind {
         )
     }
 
-    /// The line in the log. Whoever started the node says itself how it ended.
-    fn log(&self) {
+    /// Whether the other host can cause it as often as it likes.
+    fn may_flood(&self) -> bool {
+        matches!(self, Self::NetworkFails { .. } | Self::NetworkWorks { .. })
+    }
+
+    /// The line in the log; so many like it had none. Whoever started the node says itself how it ended.
+    fn log(&self, left_out: u64) {
         match self {
+            Self::NetworkFails { .. } if left_out > 0 => tracing::warn!(left_out, "{self}"),
+            _ if left_out > 0 => tracing::info!(left_out, "{self}"),
             Self::DiskFailed { .. }
             | Self::DiskHangs { .. }
             | Self::DiskWaits { .. }
@@ -323,6 +331,7 @@ struct Inner {
     node: String,
     kept: Mutex<Kept>,
     happened: Condvar,
+    thinning: Mutex<LogThinning>,
 }
 
 #[derive(Debug, Default)]
@@ -339,12 +348,15 @@ impl EventLog {
             node: node.into(),
             kept: Mutex::default(),
             happened: Condvar::new(),
+            thinning: Mutex::default(),
         }))
     }
 
     /// Logs it, keeps it, and tells subscribers. Waits for none of them.
     pub(super) fn tell(&self, what: EventKind) {
-        what.log();
+        if let Some(left_out) = self.line(&what) {
+            what.log(left_out);
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let at_unix_ms = since.map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -363,6 +375,14 @@ impl EventLog {
         };
         kept.events.push_back(event);
         self.0.happened.notify_all();
+    }
+
+    /// Whether it is to be logged: then how many like it were not since the last line.
+    fn line(&self, what: &EventKind) -> Option<u64> {
+        match what.may_flood() {
+            true => self.0.thinning.lock().line(&what.to_string()),
+            false => Some(0),
+        }
     }
 
     /// The last `most` events, the oldest first.

@@ -83,3 +83,24 @@ fn an_event_goes_over_the_wire_and_back() {
     let back: Vec<NodeEvent> = serde_json::from_str(&text).unwrap();
     assert_eq!(back, events);
 }
+
+#[test]
+fn what_the_other_host_says_again_and_again_is_logged_once_a_second() {
+    let log = log();
+    let what = || "on the standby's host: the cable is out".to_owned();
+    let fails = EventKind::NetworkFails { what: what() };
+    let works = EventKind::NetworkWorks { what: what() };
+    assert_eq!(log.line(&fails), Some(0));
+    assert_eq!(log.line(&works), Some(0));
+    assert_eq!(log.line(&fails), None);
+    assert_eq!(log.line(&works), None);
+    // Nor is it, in ever new words.
+    let lines = (0..1_000).filter(|number| {
+        let what = format!("on the standby's host: look {number}");
+        log.line(&EventKind::NetworkFails { what }).is_some()
+    });
+    assert!(lines.count() < 100);
+    // This host's own events are few.
+    assert_eq!(log.line(&EventKind::Unprotected), Some(0));
+    assert_eq!(log.line(&EventKind::Unprotected), Some(0));
+}

@@ -54,6 +54,7 @@ fn subject(event: &MachineEvent) -> Option<(&str, Topic)> {
         | MachineEvent::GuestPoweredOff
         | MachineEvent::GuestShutdown { .. }
         | MachineEvent::CaptureHangs { .. }
+        | MachineEvent::BrokeBefore { .. }
         | MachineEvent::MachineBroke { .. } => None,
     }
 }

@@ -2,12 +2,14 @@
 //! waits for it.
 //!
 //! ```text
-//!   sysfs: what there is of a tap ──► judge: for how long ──► the node's core: what follows
+//!   sysfs: what there is of a tap ──┬─► judge: for how long ──► the node's core: what follows
+//!   ping: who answers ──────────────┘
 //! ```
 //!
 //! What must not be done here: decide what follows.
 
 mod judge;
+pub(super) mod ping;
 mod sysfs;
 
 use std::io;
@@ -17,7 +19,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use self::judge::Judge;
-use self::sysfs::look;
+use self::ping::{Answers, Pings};
+use self::sysfs::{Tap, look};
 use crate::config::WatchedNetwork;
 
 /// Where the kernel shows interfaces.
@@ -45,6 +48,8 @@ pub(super) struct NetworkSeen {
     pub(super) reach: Reach,
     /// Why they reach nobody now.
     pub(super) cut: Option<Cut>,
+    /// What its ping targets say to this host.
+    pub(super) answers: Answers,
 }
 
 /// The guest's frames reach nobody.
@@ -65,24 +70,12 @@ pub(super) type Seen = watch::Receiver<Option<Vec<NetworkSeen>>>;
 /// If there is no thread to be had.
 pub(super) fn watch_all(networks: Vec<WatchedNetwork>) -> io::Result<Seen> {
     let (tell, seen) = watch::channel(None);
-    let mut watched: Vec<(WatchedNetwork, Judge)> = (networks.into_iter())
-        .map(|network| (network, Judge::default()))
-        .collect();
+    let mut watched: Vec<Watch> = networks.into_iter().map(Watch::new).collect();
     std::thread::Builder::new()
         .name("networks".into())
         .spawn(move || {
             while !tell.is_closed() {
-                let now = watched.iter_mut().map(|(network, judge)| {
-                    let (reach, cut) =
-                        judge.judge(&network.tap, look(Path::new(SYSFS), &network.tap));
-                    let watched = network.clone();
-                    NetworkSeen {
-                        watched,
-                        reach,
-                        cut,
-                    }
-                });
-                let now = Some(now.collect());
+                let now = Some(watched.iter_mut().map(Watch::look).collect());
                 tell.send_if_modified(|last| {
                     let changes = *last != now;
                     *last = now;
@@ -92,4 +85,34 @@ pub(super) fn watch_all(networks: Vec<WatchedNetwork>) -> io::Result<Seen> {
             }
         })?;
     Ok(seen)
+}
+
+/// A network, and what is known of it so far.
+struct Watch {
+    network: WatchedNetwork,
+    judge: Judge,
+    pings: Pings,
+}
+
+impl Watch {
+    fn new(network: WatchedNetwork) -> Self {
+        Self {
+            judge: Judge::default(),
+            pings: Pings::new(&network.ping),
+            network,
+        }
+    }
+
+    fn look(&mut self) -> NetworkSeen {
+        let tap = look(Path::new(SYSFS), &self.network.tap);
+        self.pings.look(tap.as_ref().and_then(Tap::bridge));
+        let silence = self.pings.silence();
+        let (reach, cut) = self.judge.judge(&self.network.tap, tap, silence);
+        NetworkSeen {
+            watched: self.network.clone(),
+            reach,
+            cut,
+            answers: self.pings.answers(),
+        }
+    }
 }

@@ -119,9 +119,10 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "MIB", help = keys::MEMORY.help())]
     memory_mib: Option<u64>,
     /// A network interface, as `tap=NAME` or `socket=PATH` (a listening socket of passt or QEMU's
-    /// stream backend), with optional `,mac=MAC`, `,id=NAME`, `,offload=off` and `,on-cut=handover|report|ignore`.
-    /// Repeatable. A tap takes over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
-    /// `on-cut` is what follows when the tap leads to nobody any more while the standby's does.
+    /// stream backend), with optional `,mac=MAC`, `,id=NAME`, `,offload=off`, `,on-cut=handover|report|ignore` and
+    /// `,ping=ADDRESS[+ADDRESS…]`. Repeatable. A tap takes over checksums and TCP segmentation; a socket cannot, and both hosts must do alike.
+    /// `on-cut` is what follows when the tap leads to nobody any more while the standby's does; `ping` names who answers
+    /// this host for as long as it leads to somebody.
     #[arg(long, value_name = "SPEC")]
     net: Vec<String>,
     /// A disk, as `path=FILE` (a raw image or a block device), with optional `,id=NAME` and one of
@@ -449,11 +450,15 @@ fn network_interface(number: usize, spec: &str) -> Result<NetworkInterface> {
                     .map_err(|error| anyhow!("--net: {part:?}: {error}"))?;
                 interface.on_cut.replace(word).is_none()
             }
+            Some(("ping", targets)) => {
+                let targets = targets.split('+').map(str::to_owned).collect();
+                interface.ping.replace(targets).is_none()
+            }
             Some(("offload", "on")) => interface.offload.replace(true).is_none(),
             Some(("offload", "off")) => interface.offload.replace(false).is_none(),
             _ => bail!(
                 "--net: {part:?} is none of tap=NAME, socket=PATH, mac=MAC, id=NAME, offload=on, offload=off, \
-                 on-cut=WORD"
+                 on-cut=WORD, ping=ADDRESS[+ADDRESS…]"
             ),
         };
         if !is_first {

@@ -74,6 +74,13 @@ fn interfaces_and_heartbeats_are_parsed_or_explained() {
     assert_eq!(config.replication.heartbeat.unwrap().peer.port(), 7001);
     let config = loaded(&["--net", "tap=tap0,on-cut=report"]).unwrap();
     assert_eq!(config.networks[0].on_cut, OnCut::Report);
+    let config = loaded(&["--net", "tap=tap0,ping=192.0.2.1+2001:db8::1"]).unwrap();
+    let targets: Vec<String> = (config.networks[0].ping.iter())
+        .map(|target| target.to_string())
+        .collect();
+    assert_eq!(targets, ["192.0.2.1", "2001:db8::1"]);
+    let error = loaded(&["--net", "tap=a,ping=gateway"]).unwrap_err();
+    assert!(error.to_string().contains("IPv4 or IPv6"), "{error}");
     let error = loaded(&["--net", "tap=a,on-cut=stop"]).unwrap_err();
     assert!(error.to_string().contains("handover, report"), "{error}");
     let error = loaded(&["--net", "tapp=tap0"]).unwrap_err().to_string();
@@ -83,6 +90,7 @@ fn interfaces_and_heartbeats_are_parsed_or_explained() {
         "tap=a,offload=on,offload=off",
         "tap=a,id=a,id=b",
         "tap=a,on-cut=report,on-cut=ignore",
+        "tap=a,ping=192.0.2.1,ping=192.0.2.2",
     ] {
         let error = loaded(&["--net", twice]).unwrap_err().to_string();
         assert!(error.contains("says twice"), "{error}");

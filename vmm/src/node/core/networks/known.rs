@@ -5,6 +5,7 @@
 use understudy_replication::runtime::Trouble;
 
 use crate::config::{GuestNetwork, OnCut, digest};
+use crate::node::networks::ping::{self, Answers};
 use crate::node::networks::{Cut, NetworkSeen, Reach};
 
 /// What is known of the networks.
@@ -46,6 +47,10 @@ fn uplink_topic(id: &str) -> String {
     format!("uplink of network {}", short(id))
 }
 
+fn ping_topic(id: &str) -> String {
+    format!("ping of network {}", short(id))
+}
+
 /// It is no trouble, but nobody knows whether there is one.
 fn unwatched_topic(id: &str) -> String {
     format!("unwatched network {}", short(id))
@@ -61,18 +66,34 @@ impl NetworkSeen {
     }
 
     /// What a guest that comes from a better place would lack here.
-    pub(super) fn trouble(&self) -> Option<Trouble> {
+    pub(super) fn troubles(&self) -> Vec<Trouble> {
         let id = &self.watched.id;
-        let (topic, why) = match (&self.cut, self.reach) {
-            (Some(cut), _) => (cut_topic(id), cut.why.clone()),
-            (None, Reach::Tap) => (bridge_topic(id), self.lacks_bridge()),
+        let reach = match (&self.cut, self.reach) {
+            (Some(cut), _) => Some((cut_topic(id), cut.why.clone())),
+            (None, Reach::Tap) => Some((bridge_topic(id), self.lacks_bridge())),
             (None, Reach::Bridge) => {
                 let why = "the bridge has no uplink, as the primary's has".into();
-                (uplink_topic(id), why)
+                Some((uplink_topic(id), why))
             }
-            (None, Reach::Uplink) => return None,
+            (None, Reach::Uplink) => None,
         };
-        Some(Trouble::new(&topic, &self.in_words(&why)))
+        let ping = match self.answers {
+            Answers::NotYet => Some("no ping target has answered yet".into()),
+            Answers::Never => Some(self.lacks_answers()),
+            Answers::NotAsked | Answers::Some => None,
+        };
+        let ping = ping.map(|why| (ping_topic(id), why));
+        (reach.into_iter().chain(ping))
+            .map(|(topic, why)| Trouble::new(&topic, &self.in_words(&why)))
+            .collect()
+    }
+
+    fn lacks_answers(&self) -> String {
+        let targets = ping::in_words(&self.watched.ping);
+        format!(
+            "no ping target has ever answered this host, so none says whether clients are reached ({targets}); does the \
+             bridge have an address of this host?"
+        )
     }
 
     fn lacks_bridge(&self) -> String {
@@ -83,6 +104,12 @@ impl NetworkSeen {
         )
     }
 
+    /// It is not judged by its ping targets then.
+    fn silent_from_the_start(&self) -> Option<String> {
+        let is_so = self.answers == Answers::Never;
+        is_so.then(|| self.in_words(&self.lacks_answers()))
+    }
+
     /// What of this the standby says that it lacks.
     fn lacks<'a>(&self, troubles: &'a [Trouble]) -> Option<&'a Trouble> {
         let id = &self.watched.id;
@@ -91,7 +118,13 @@ impl NetworkSeen {
             topic == cut_topic(id)
                 || (topic == bridge_topic(id) && self.reach >= Reach::Bridge)
                 || (topic == uplink_topic(id) && self.reach >= Reach::Uplink)
+                || (topic == ping_topic(id) && self.answers == Answers::Some)
         })
+    }
+
+    /// The same, also if it may be among those that are not named.
+    fn may_lack(&self, troubles: &[Trouble]) -> bool {
+        self.lacks(troubles).is_some() || troubles.iter().any(Trouble::is_further)
     }
 
     /// Whether the standby says that it does not know.
@@ -105,7 +138,7 @@ impl Networks {
     /// What a standby has to say; `None` before the first look.
     pub(super) fn troubles(&self) -> Option<Vec<Trouble>> {
         let here = self.here.as_ref()?;
-        let lacks = here.iter().filter_map(NetworkSeen::trouble);
+        let lacks = here.iter().flat_map(NetworkSeen::troubles);
         let unwatched = self.all.iter().filter(|it| it.watched().is_none());
         let unwatched = unwatched.map(|network| {
             let id = &network.id;
@@ -128,7 +161,7 @@ impl Networks {
             Some(troubles) if self.costs_another(troubles) => {
                 Some("but the standby's host lacks another one, which works here: the guest stays")
             }
-            Some(troubles) if network.lacks(troubles).is_some() => {
+            Some(troubles) if network.may_lack(troubles) => {
                 Some("and the standby's does not work either: the guest stays")
             }
             Some(troubles) if network.is_unwatched(troubles) => {
@@ -141,7 +174,7 @@ impl Networks {
     /// Whether clients would lose the guest that reach it now.
     fn costs_another(&self, troubles: &[Trouble]) -> bool {
         let mut here = self.here.iter().flatten();
-        here.any(|network| network.cut.is_none() && network.lacks(troubles).is_some())
+        here.any(|network| network.cut.is_none() && network.may_lack(troubles))
     }
 
     /// What a primary's people should know.
@@ -155,18 +188,26 @@ impl Networks {
             });
             let lacks = network.lacks(there);
             let there = lacks.map(|trouble| format!("on the standby's host: {}", trouble.why));
-            here.into_iter().chain(there)
+            here.into_iter()
+                .chain(network.silent_from_the_start())
+                .chain(there)
         };
-        self.here.iter().flatten().flat_map(of_network).collect()
+        let further = there.iter().filter(|trouble| trouble.is_further());
+        let further = further.map(|trouble| format!("on the standby's host: {}", trouble.why));
+        let all = self.here.iter().flatten().flat_map(of_network);
+        all.chain(further).collect()
     }
 
     /// What a standby's people should know.
     pub(super) fn alarms_of_standby(&self) -> Vec<String> {
-        let of_network = |network: &NetworkSeen| match network.lasting_cut() {
-            Some(cut) => Some(network.in_words(&cut.why)),
-            None => (network.reach == Reach::Tap && network.cut.is_none())
-                .then(|| network.in_words(&network.lacks_bridge())),
+        let of_network = |network: &NetworkSeen| {
+            let reach = match network.lasting_cut() {
+                Some(cut) => Some(network.in_words(&cut.why)),
+                None => (network.reach == Reach::Tap && network.cut.is_none())
+                    .then(|| network.in_words(&network.lacks_bridge())),
+            };
+            reach.into_iter().chain(network.silent_from_the_start())
         };
-        self.here.iter().flatten().filter_map(of_network).collect()
+        self.here.iter().flatten().flat_map(of_network).collect()
     }
 }

@@ -3,6 +3,7 @@ use super::super::{Ended, Input, ReplicationEvent, RoleEnd};
 use super::known::Networks;
 use super::*;
 use crate::config::{OnCut, WatchedNetwork};
+use crate::node::networks::ping::Answers;
 use crate::node::networks::{Cut, Reach};
 
 const NOW: Duration = Duration::from_secs(9);
@@ -13,7 +14,9 @@ fn network(reach: Reach, cut: Option<bool>) -> NetworkSeen {
             id: "net0".into(),
             tap: "tap0".into(),
             on_cut: OnCut::Handover,
+            ping: Vec::new(),
         },
+        answers: Answers::NotAsked,
         reach,
         cut: cut.map(|lasts| Cut {
             why: "the cable is out".into(),
@@ -36,7 +39,7 @@ fn sees(core: &mut NodeCore, seen: NetworkSeen) -> Vec<Effect> {
 
 /// The standby's host sees this.
 fn standby_sees(core: &mut NodeCore, seen: Option<NetworkSeen>) -> Vec<Effect> {
-    let troubles = seen.map(|seen| seen.trouble().into_iter().collect());
+    let troubles = seen.map(|seen| seen.troubles());
     replication(core, ReplicationEvent::BackupHealth { troubles })
 }
 
@@ -176,7 +179,7 @@ fn what_is_only_to_be_reported_is_only_reported() {
 fn a_standby_says_what_it_lacks_at_once_and_anew_when_it_begins() {
     let mut core = in_role(Role::Standby, RULES, true);
     let short = network(Reach::Uplink, Some(false));
-    let said = short.trouble().into_iter().collect::<Vec<_>>();
+    let said = short.troubles();
     assert_eq!(sees(&mut core, short), [Effect::ReportHealth(said.clone())]);
     assert_eq!(alarms(&core), [""; 0]);
     let (role, can_restart) = (Role::Standby, true);
@@ -213,7 +216,7 @@ fn a_guest_does_not_leave_for_a_host_that_lacks_another_of_its_networks() {
         network
     };
     let mut core = in_role(Role::Primary, RULES, true);
-    let troubles = Some(other(Some(true)).trouble().into_iter().collect());
+    let troubles = Some(other(Some(true)).troubles());
     replication(&mut core, ReplicationEvent::BackupHealth { troubles });
     replication(&mut core, ReplicationEvent::Protected);
     let seen = vec![cut(), other(None)];
@@ -268,7 +271,14 @@ fn a_standby_that_does_not_watch_a_network_is_not_handed_a_guest_for_it() {
     let socket = (None, OnCut::Handover);
     for (tap, on_cut) in [ignored, socket] {
         let id = "net0".to_owned();
-        let troubles = said_of_unwatched(vec![GuestNetwork { id, tap, on_cut }]);
+        let ping = Vec::new();
+        let networks = vec![GuestNetwork {
+            id,
+            tap,
+            on_cut,
+            ping,
+        }];
+        let troubles = said_of_unwatched(networks);
         let mut core = protected();
         replication(&mut core, ReplicationEvent::BackupHealth { troubles });
         assert_eq!(alarms(&core), [""; 0], "it is nothing that fails");
@@ -298,9 +308,89 @@ fn a_network_with_a_long_name_is_told_from_others_on_both_hosts() {
         assert!(hands_over(&sees(&mut core, named("a", cut()))));
     }
     let id = named("a", whole()).watched.id;
-    let (tap, on_cut) = (None, OnCut::Handover);
-    let troubles = said_of_unwatched(vec![GuestNetwork { id, tap, on_cut }]);
+    let networks = vec![GuestNetwork {
+        id,
+        tap: None,
+        on_cut: OnCut::Handover,
+        ping: Vec::new(),
+    }];
+    let troubles = said_of_unwatched(networks);
     let mut core = protected();
     replication(&mut core, ReplicationEvent::BackupHealth { troubles });
     assert_eq!(sees(&mut core, named("a", cut())), []);
+}
+
+fn answering(answers: Answers, cut: Option<bool>) -> NetworkSeen {
+    let mut seen = network(Reach::Uplink, cut);
+    seen.watched.ping = vec![[192, 0, 2, 1].into()];
+    seen.answers = answers;
+    seen
+}
+
+#[test]
+fn targets_that_never_answered_are_an_alarm_on_both_hosts_and_nothing_is_judged_by_them() {
+    for role in [Role::Primary, Role::Standby] {
+        let mut core = in_role(role, RULES, true);
+        sees(&mut core, answering(Answers::NotYet, None));
+        assert_eq!(alarms(&core), [""; 0], "it is too early");
+        sees(&mut core, answering(Answers::Never, None));
+        let [alarm] = &alarms(&core)[..] else {
+            panic!("{:?}", alarms(&core));
+        };
+        assert!(
+            alarm.contains("net0: no ping target has ever answered") && alarm.contains("192.0.2.1"),
+            "{alarm}"
+        );
+        sees(&mut core, answering(Answers::Some, None));
+        assert_eq!(alarms(&core), [""; 0]);
+    }
+    let mut core = protected();
+    let standby = answering(Answers::Never, None);
+    assert_eq!(standby_sees(&mut core, Some(standby)), []);
+    assert_eq!(sees(&mut core, answering(Answers::Never, None)), []);
+    let said = alarms(&core).join("\n");
+    assert!(!said.contains("on the standby's host"), "{said}");
+}
+
+#[test]
+fn a_standby_whose_targets_have_not_answered_is_no_better_than_a_primary_whose_have_stopped() {
+    let silent = || answering(Answers::Some, Some(true));
+    for answers in [Answers::NotYet, Answers::Never] {
+        let mut core = protected();
+        standby_sees(&mut core, Some(answering(answers, None)));
+        assert_eq!(sees(&mut core, silent()), []);
+        let said = alarms(&core).join("\n");
+        assert!(said.contains("does not work either"), "{said}");
+        let effects = standby_sees(&mut core, Some(answering(Answers::Some, None)));
+        assert!(hands_over(&effects), "{effects:?}");
+    }
+    // One that asks nobody is judged by its interfaces.
+    let mut core = protected();
+    standby_sees(&mut core, Some(whole()));
+    assert!(hands_over(&sees(&mut core, silent())));
+}
+
+/// They do not fit into what it may say.
+#[test]
+fn a_standby_that_lacks_more_than_it_can_name_is_handed_nothing() {
+    let mut standby = in_role(Role::Standby, RULES, true);
+    let others = (0..99).map(|number| {
+        let mut seen = cut();
+        seen.watched.id = format!("x{number}");
+        seen
+    });
+    let effects = deeds(standby.input(NOW, Input::Networks(others.collect())));
+    let [Effect::ReportHealth(said)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    // As replication does.
+    let troubles = Some(Trouble::bounded(said.clone()));
+    let mut core = protected();
+    replication(&mut core, ReplicationEvent::BackupHealth { troubles });
+    let [alarm] = &alarms(&core)[..] else {
+        panic!("{:?}", alarms(&core));
+    };
+    assert!(alarm.contains("further troubles"), "{alarm}");
+    assert_eq!(sees(&mut core, cut()), []);
+    assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
 }

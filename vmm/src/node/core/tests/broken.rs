@@ -125,3 +125,47 @@ fn a_guest_whose_machine_breaks_on_both_hosts_breaks_them_itself() {
         "{effects:?}"
     );
 }
+
+/// As its state says.
+fn broke_before(ago: Duration) -> NodeCore {
+    let mut core = in_role(Role::Standby, RULES, true);
+    // It is loaded before the standby is told that it is the primary.
+    guest(&mut core, MachineEvent::BrokeBefore { ago });
+    core.input(Duration::from_secs(1), promoted());
+    core
+}
+
+#[test]
+fn that_a_machine_broke_is_known_after_takeovers_for_other_reasons() {
+    let second = Duration::from_secs(1);
+    let within = super::super::broken::ITS_OWN_WITHIN;
+    let breaks = |core: &mut NodeCore| deeds(core.input(second * 5, Input::Guest(broke())));
+    let mut core = broke_before(within - second * 5);
+    assert_eq!(breaks(&mut core), [Effect::EndRole]);
+    let what = text(over(&mut core, RoleEnd::Done));
+    assert!(what.contains("599 s ago"), "{what}");
+    for ago in [within - second * 4, Duration::MAX] {
+        let effects = breaks(&mut broke_before(ago));
+        assert!(
+            matches!(effects[..], [Effect::LeaveMachine(_)]),
+            "{effects:?}"
+        );
+    }
+}
+
+#[test]
+fn the_state_of_a_guest_whose_machine_broke_says_so_from_then_on() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    let ago = Duration::from_secs(3600);
+    guest(&mut core, MachineEvent::BrokeBefore { ago });
+    let promoted = ReplicationEvent::Promoted {
+        epoch: EpochId(7),
+        cause: "the primary hands the guest over".into(),
+        machine_broke: true,
+    };
+    let effects = deeds(core.input(Duration::from_secs(1), Input::Replication(promoted)));
+    assert_eq!(effects, [Effect::RememberBroken, Effect::Protect]);
+    // The last one counts.
+    let effects = deeds(core.input(Duration::from_secs(2), Input::Guest(broke())));
+    assert_eq!(effects, [Effect::EndRole]);
+}

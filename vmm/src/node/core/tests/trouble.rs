@@ -83,9 +83,13 @@ fn a_guest_whose_network_lost_its_connection_here_goes_where_it_has_one() {
 #[test]
 fn a_lost_connection_leads_to_no_more_than_its_network_says() {
     for (on_cut, alarms) in [(OnCut::Report, 1), (OnCut::Ignore, 0)] {
-        let (id, tap) = ("net0".to_owned(), None);
         let mut core = protected();
-        core.know_networks(vec![GuestNetwork { id, tap, on_cut }]);
+        core.know_networks(vec![GuestNetwork {
+            id: "net0".into(),
+            tap: None,
+            on_cut,
+            ping: Vec::new(),
+        }]);
         let (device, what) = ("net0".to_owned(), "its link is down".to_owned());
         let effects = guest(&mut core, MachineEvent::BackendLost { device, what });
         assert!(
@@ -236,4 +240,82 @@ fn a_guest_leaves_storage_that_stalls_unless_it_moves_before_somebody_can_take_i
     guest(&mut core, stalls());
     let effects = replication(&mut core, 2, ReplicationEvent::Unprotected);
     assert_eq!(effects, [], "that is under way");
+}
+
+fn alarms(core: &NodeCore) -> String {
+    core.standing().host_alarms.join("\n")
+}
+
+#[test]
+fn a_handover_that_was_wanted_and_could_not_be_done_is_an_alarm_until_its_reason_is_gone() {
+    let mut core = in_role(Role::Primary, RULES, true);
+    assert_eq!(core.standing().not_handed_over, None);
+    fails(&mut core, 1, "disk0");
+    let waits = core.standing().not_handed_over.unwrap();
+    assert_eq!(waits.wanted, "disk0 is broken");
+    assert!(waits.why.contains("no standby"), "{waits}");
+    assert!(alarms(&core).contains(&waits.to_string()));
+    replication(&mut core, 2, ReplicationEvent::Protected);
+    assert_eq!(core.standing().not_handed_over, None, "it is under way");
+    not_handed_over(&mut core);
+    let stays = core.standing().not_handed_over.unwrap();
+    assert_eq!(
+        (&*stays.wanted, &*stays.why),
+        ("disk0 is broken", "it does not answer")
+    );
+    assert!(alarms(&core).contains(&stays.to_string()));
+    // While it is tried again, and while something else fails.
+    fails(&mut core, 3, "net0");
+    core.host_works("disk0");
+    core.host_works("disk0");
+    assert_eq!(core.standing().not_handed_over, Some(stays));
+    core.host_works("net0");
+    assert_eq!(core.standing().not_handed_over, None);
+    assert_eq!(alarms(&core), "");
+}
+
+#[test]
+fn a_handover_that_somebody_wanted_in_vain_is_an_alarm_until_it_is_possible_anew() {
+    let mut core = protected();
+    request(&mut core, Request::Failover).unwrap();
+    not_handed_over(&mut core);
+    let stays = core.standing().not_handed_over.unwrap();
+    assert!(stays.wanted.contains("somebody"), "{stays}");
+    replication(&mut core, 2, ReplicationEvent::Unprotected);
+    assert!(core.standing().not_handed_over.is_some());
+    replication(&mut core, 3, ReplicationEvent::Protected);
+    assert_eq!(core.standing().not_handed_over, None);
+}
+
+/// The guest has seen the error, and nothing more waits for another host.
+#[test]
+fn that_a_disk_failed_in_front_of_the_guest_because_nobody_took_it_stays_an_alarm() {
+    let mut core = protected();
+    holds(&mut core, "disk0", false);
+    let answered = [Effect::AnswerFailed("disk0".into())];
+    assert_eq!(not_handed_over(&mut core), answered);
+    let stays = core.standing().not_handed_over.unwrap();
+    assert!(stays.wanted.contains("disk0 fails"), "{stays}");
+    replication(&mut core, 2, ReplicationEvent::Unprotected);
+    replication(&mut core, 3, ReplicationEvent::Protected);
+    assert_eq!(core.standing().not_handed_over, None);
+}
+
+#[test]
+fn a_lost_connection_is_an_alarm_until_there_is_a_machine_that_is_connected_anew() {
+    let mut core = in_role(Role::Standby, RULES, true);
+    for what in ["its link is down", "its socket was closed"] {
+        let (device, what) = ("net0".to_owned(), what.to_owned());
+        guest(&mut core, MachineEvent::BackendLost { device, what });
+    }
+    let said = alarms(&core);
+    assert!(
+        said.contains("socket was closed") && !said.contains("link is down"),
+        "{said}"
+    );
+    let (role, can_restart) = (Role::Primary, true);
+    core.input(Duration::ZERO, Input::Began { role, can_restart });
+    assert_eq!(alarms(&core), "");
+    let effects = replication(&mut core, 9, ReplicationEvent::Protected);
+    assert_eq!(effects, [], "nothing fails here");
 }
