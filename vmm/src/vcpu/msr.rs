@@ -19,6 +19,9 @@ pub(super) const MSR_TSC: u32 = 0x10;
 /// Writing it has KVM compute that time anew.
 pub(super) const MSR_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 
+/// Where KVM keeps the kvmclock of a vCPU for the guest, by its old and its new number.
+pub(super) const MSR_KVM_SYSTEM_TIME: [u32; 2] = [0x12, 0x4b56_4d01];
+
 /// The part of a fingerprint that lists MSRs.
 const PART: &str = "KVM";
 

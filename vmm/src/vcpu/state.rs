@@ -8,7 +8,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::msr::{MSR_KVM_WALL_CLOCK, MSR_TSC, Msr, MsrList};
+use super::msr::{MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_TSC, Msr, MsrList};
 use super::time::{CounterMove, GuestClock};
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, counter_offset, get_xsave, set_xsave};
@@ -119,11 +119,11 @@ impl VcpuState {
     }
 
     /// The state without what a trial must not write: the time-stamp counter, by which KVM judges the next one that is
-    /// written, and registers by which KVM writes to the guest's memory at once.
+    /// written, and registers by which KVM writes to the guest's memory at once, or soon.
     #[must_use]
     pub fn for_trial(mut self) -> Self {
-        self.msrs
-            .retain(|msr| !MSR_KVM_WALL_CLOCK.contains(&msr.index));
+        let writes = [MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME].concat();
+        self.msrs.retain(|msr| !writes.contains(&msr.index));
         self.counter_offset = None;
         self.without_counter()
     }

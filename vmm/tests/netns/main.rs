@@ -17,6 +17,7 @@ mod pair;
 mod sniffer;
 mod taps;
 mod topology;
+mod trials;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
