@@ -71,13 +71,23 @@ impl Left {
         let a = Images::open(directory.path(), "a", false, DiskLimits::default());
         let images = Images::open(directory.path(), "b", false, lazy);
         let first = Fake::new().with_disks(&a);
-        let panics = first.pause_panics.clone();
+        let (panics, used) = (first.pause_panics.clone(), first.disk_use.clone());
         let standby = standby(directory.path(), Fake::new().with_disks(&images))
             .start()
             .unwrap();
         let primary = primary(directory.path(), first).protect().unwrap();
         let protected = |status: &Status| status.protected && status.epochs >= 5;
-        wait_for("protected", || primary.handle().status(), protected);
+        let handle = primary.handle();
+        wait_for("protected", || handle.status(), protected);
+        // The journal is to have something, and nothing is to be on its way to it once the storage is ill: the standby
+        // would give its copy up.
+        let written = used.writes.load(Ordering::Acquire);
+        let more = |_: &_| used.writes.load(Ordering::Acquire) > written;
+        wait_for("writing", || handle.status(), more);
+        used.rests.store(true, Ordering::Release);
+        let epochs = handle.status().epochs;
+        let later = |status: &Status| status.protected && status.epochs >= epochs + 3;
+        wait_for("all is journaled", || handle.status(), later);
         let heals = Heals(Arc::clone(&images.hangs));
         set_ill(&images);
         panics.store(true, Ordering::Release);
