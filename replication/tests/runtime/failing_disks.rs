@@ -79,6 +79,9 @@ impl Left {
         let protected = |status: &Status| status.protected && status.epochs >= 5;
         let handle = primary.handle();
         wait_for("protected", || handle.status(), protected);
+        // It brings to the image what was copied, and whatever the journal has by then.
+        let is_copied = |status: &Status| status.disks.durable_epoch > 0;
+        wait_for("copied", || standby.handle().status(), is_copied);
         // The journal is to have something, and nothing is to be on its way to it once the storage is ill: the standby
         // would give its copy up.
         let written = used.writes.load(Ordering::Acquire);
