@@ -378,6 +378,7 @@ proptest! {
             host: None,
             starts: Default::default(),
             has_replicated: false,
+            has_shared: false,
             fingerprint: Default::default(),
             layout: memory.layout().clone(),
             disks: vec![DISK_BYTES],

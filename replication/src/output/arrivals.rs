@@ -9,7 +9,7 @@
 //!
 //! An ordinary epoch's are not kept: a network may lose frames, and all of the guest's input would travel twice.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -116,12 +116,18 @@ impl Arrived {
         has_room
     }
 
-    /// Puts frames before all others. They are bounded by themselves.
-    pub(super) fn put_first(&mut self, frames: impl DoubleEndedIterator<Item = Bytes>) {
+    /// Puts frames before all others. They are bounded by themselves. What is for everybody reached both hosts; once
+    /// is enough.
+    pub(super) fn put_first<'a>(
+        &mut self,
+        frames: impl DoubleEndedIterator<Item = &'a Bytes> + Clone,
+    ) {
+        let twice: HashSet<&Bytes> = frames.clone().collect();
+        self.frames.retain(|frame| !twice.contains(frame));
         for frame in frames.rev() {
-            self.bytes += cost(&frame);
-            self.frames.push_front(frame);
+            self.frames.push_front(frame.clone());
         }
+        self.bytes = self.frames.iter().map(cost).sum();
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {

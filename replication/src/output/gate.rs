@@ -241,7 +241,7 @@ impl OutputGate {
         for (device, network) in (0..).zip(&mut state.networks) {
             let is_its_own = |frame: &&NetworkFrame| frame.device == device;
             let own = arrivals.iter().filter(is_its_own);
-            network.arrived.put_first(own.map(|it| it.bytes.clone()));
+            network.arrived.put_first(own.map(|it| &it.bytes));
         }
     }
 

@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::DiskError;
 use crate::arbiter::ArbiterId;
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PeerDisk};
+use crate::disk::DiskMode;
 use crate::ids::{EpochId, Generation};
 
 /// Reports that something may go on. It is called on threads of the disks, and must not call the
@@ -47,6 +48,13 @@ pub struct DiskStatus {
     pub mode: String,
     /// Its size, in bytes.
     pub bytes: u64,
+}
+
+impl DiskStatus {
+    /// Whether there is one image for both hosts.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.mode == DiskMode::Shared.name()
+    }
 }
 
 /// What the disks of a machine keep for the other side.

@@ -27,8 +27,8 @@
 //! | [`looked`](Machine::looked) | capture | runs | after the pages of an epoch were encoded | once per epoch | it cannot fail |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
 //! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why; the standby ends if the machine is unusable |
-//! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written, and before the disks are brought to the epoch | no | the guest runs nowhere; the machine is stopped |
-//! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before the gate's `repeat`, the disks' [`promote`](BackupDisks::promote), which may take long, and `run` | no | it cannot fail: log it |
+//! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written and the disks are at the epoch | no | the guest runs nowhere; the machine is stopped |
+//! | [`announce`](Machine::announce) | standby: driver, not in tokio | has never run | after `restore`, before `repeat` and `run` | no | it cannot fail: log it |
 //! | [`stop`](Machine::stop) | capture, driver or caller, not in tokio | any, or has never run | last, on every way out, also after a panic of another method | yes, idempotent | it cannot fail |
 //! | [`read_pages`](PageMemory::read_pages) | capture | paused (epochs) or runs (synchronisation) | – | yes | as `pause` |
 //! | [`read_page`](PageMemory::read_page) | standby: driver, in tokio | has never run | – | yes | the epoch is discarded |
@@ -207,7 +207,7 @@ pub trait Machine: Send + 'static {
     fn pause(&mut self) -> Result<Box<dyn PausedMachine + '_>, MachineError>;
 
     /// Loads state saved by [`PausedMachine::save`] into this machine, which has never run or is
-    /// stopped. Memory was written before; the disks are not where they are to be yet.
+    /// stopped. Memory was written before.
     ///
     /// # Errors
     /// If the state is malformed or does not fit. The machine must not be run then.

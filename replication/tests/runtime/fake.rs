@@ -173,7 +173,6 @@ pub(crate) struct Fake {
     pub(crate) pause_panics: Arc<AtomicBool>,
     disks: DiskSet,
     pub(crate) disk_use: Arc<DiskUse>,
-    was_restored: bool,
     /// Between two steps of the guest.
     pace: Duration,
     /// The guest does at most one step after each pause, if `turn` is set.
@@ -215,7 +214,6 @@ impl Fake {
             pause_panics: Arc::default(),
             disks: DiskSet::empty(),
             disk_use: Arc::default(),
-            was_restored: false,
             pace: Duration::from_micros(300),
             a_step_per_pause: false,
             turn: Arc::default(),
@@ -373,7 +371,10 @@ impl Machine for Fake {
     fn restore(&mut self, state: &[u8]) -> Result<(), MachineError> {
         let steps = self.check_state(state)?;
         self.guest.lock().unwrap().steps = steps;
-        self.was_restored = true;
+        if !self.disks.is_empty() {
+            // Exactly at this moment: a little later the guest has written everything once more.
+            images::assert_written(&self.disks, steps);
+        }
         Ok(())
     }
 
@@ -381,10 +382,6 @@ impl Machine for Fake {
         let waiting = std::iter::from_fn(|| self.gate.port.arrived());
         let waiting = waiting.map(|frame| u64::from_le_bytes(frame[..].try_into().unwrap()));
         let steps = self.guest.lock().unwrap().steps;
-        if self.was_restored && !self.disks.is_empty() {
-            // Exactly at this moment: a little later the guest has written everything once more.
-            images::assert_written(&self.disks, steps);
-        }
         *self.gate.found.lock().unwrap() = (steps, waiting.collect());
         let (guest, memory) = (Arc::clone(&self.guest), Arc::clone(&self.memory));
         let (gate, stop) = (Arc::clone(&self.gate), Arc::clone(&self.stop));

@@ -65,6 +65,7 @@ impl World {
             host: None,
             starts: Default::default(),
             has_replicated: false,
+            has_shared: false,
             fingerprint: introduction.fingerprint,
             layout: introduction.layout,
             disks: DISK_BYTES.to_vec(),

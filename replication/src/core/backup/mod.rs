@@ -261,8 +261,8 @@ pub enum BackupEffect {
     },
     /// Whether this side's takeover would be granted now. Emitted when that has changed.
     Takeover(Result<(), String>),
-    /// This side now owns the guest: restore the committed state, announce, run, report `Runs`. The link of a
-    /// primary that lives stays open until then.
+    /// This side now owns the guest: restore the committed state, announce, run, report `Runs`. If something
+    /// follows the guest, the link stays open until then.
     Promote {
         /// The generation granted.
         generation: Generation,
@@ -272,9 +272,9 @@ pub enum BackupEffect {
         cause: String,
         /// Because the primary's machine has broken. If this one soon breaks, too, it is the guest.
         machine_broke: bool,
-        /// What the guest was given on the primary's host after this epoch: its devices are to have it
-        /// first. More of it may still come over the link.
-        arrivals: Arrivals,
+        /// What the guest was given on the primary's host after this epoch, if it was handed over: its devices are
+        /// to have it first. If the link is still open, more of it may come.
+        arrivals: Option<Arrivals>,
     },
     /// This side ends.
     Stop,

@@ -209,6 +209,7 @@ impl World {
             host: None,
             starts: Starts::Never,
             has_replicated: self.bounds.disks,
+            has_shared: false,
         };
         let mut core = BackupCore::new(policy(), identity, known, NOW);
         core.forget_time(self.bounds.promises);

@@ -98,6 +98,15 @@ impl Addresses {
         }
     }
 
+    /// Whether a frame that the guest is given comes from what is behind its own device, as a switch returns it
+    /// to where the guest was before.
+    #[must_use]
+    pub fn is_own(&self, frame: &[u8]) -> bool {
+        open(frame).is_some_and(|(station, ..)| {
+            station.mac == self.own || self.stations.iter().any(|known| known.station == station)
+        })
+    }
+
     /// Forgets what a frame that the guest has received says to be elsewhere.
     pub fn received(&mut self, frame: &[u8]) {
         let Some((station, protocol, payload)) = open(frame) else {

@@ -87,6 +87,7 @@ fn each_device_gets_what_is_its_own() {
     let (gate, port, _wire) = gate_with(GateLimits::default());
     let second = gate.add_network(Arc::new(MemoryFrames::default()), || {});
     assert_eq!(port.arrived(), None);
+    assert!(port.defer(b"two"), "both hosts got it");
     assert!(port.defer(b"four"));
     gate.deliver(&[
         arrival(1, "one"),

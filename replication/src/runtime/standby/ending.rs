@@ -40,6 +40,6 @@ pub(super) struct Granted {
     pub(super) cause: String,
     /// The primary's machine has broken.
     pub(super) machine_broke: bool,
-    /// What follows the guest from its old host.
-    pub(super) arrivals: Arrivals,
+    /// What follows the guest from its old host, if it was handed over.
+    pub(super) arrivals: Option<Arrivals>,
 }

@@ -28,12 +28,9 @@ use crate::runtime::status::FailoverFigures;
 use crate::runtime::threads::spawn;
 
 impl<M: Machine> Driver<M> {
-    /// This side owns the guest: it announces where the guest is, finishes what is committed, and runs it.
-    ///
-    /// The announcement comes as early as it can, because whatever clients send until then is lost or has to come
-    /// after the guest. What they send afterwards waits in the devices for the guest to run, which may take a while
-    /// if storage is slow. The frames of the last epoch follow the announcement, so that switches already know
-    /// the new port.
+    /// This side owns the guest: it finishes what is committed, announces where the guest is, and
+    /// runs it. Only with its disks is the guest's output true that is repeated. The frames of the last epoch
+    /// follow the announcement, so that switches already know the new port.
     pub(super) fn promote(
         mut self,
         granted: Granted,
@@ -44,12 +41,8 @@ impl<M: Machine> Driver<M> {
             epoch,
             cause,
             machine_broke,
-            mut arrivals,
+            arrivals,
         } = granted;
-        let mut machine = self.trials.take_machine()?;
-        machine.restore(self.core.committed_state())?;
-        machine.announce();
-        machine.gate().repeat(&self.core.output_to_repeat());
         if !self.promote_disks(generation, epoch)? {
             return Ok(Outcome::Stopped);
         }
@@ -58,8 +51,14 @@ impl<M: Machine> Driver<M> {
             tracing::warn!("stopped right before the promotion, the guest runs nowhere");
             return Ok(Outcome::Stopped);
         }
-        runtime.block_on(self.late_arrivals(&mut arrivals));
-        machine.gate().deliver(&arrivals.take());
+        let mut machine = self.trials.take_machine()?;
+        machine.restore(self.core.committed_state())?;
+        machine.announce();
+        machine.gate().repeat(&self.core.output_to_repeat());
+        if let Some(mut arrivals) = arrivals {
+            runtime.block_on(self.late_arrivals(&mut arrivals));
+            machine.gate().deliver(&arrivals.take());
+        }
         machine.run()?;
         let (running, running_ns) = (Instant::now(), monotonic_ns());
         let detected = self.detected.unwrap_or(Detected {
@@ -104,22 +103,19 @@ impl<M: Machine> Driver<M> {
         }))
     }
 
-    /// Adds what has come over the link since the grant, from a primary that has handed the guest over.
+    /// Adds what comes over the link from a primary that hands the guest over, since the grant and for a moment after the
+    /// announcement, in which switches still sent frames there.
     async fn late_arrivals(&mut self, arrivals: &mut Arrivals) {
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        for _ in 0..LATE_MESSAGES_MAX {
-            // What is here already is found in one go through the runtime.
-            let received = tokio::select! {
-                biased;
-                received = session.recv() => received,
-                () = tokio::task::yield_now() => return,
-            };
-            match received {
-                Ok((_, Message::Arrived(frames))) => arrivals.add(frames),
-                Ok(_) => {}
-                Err(_) => return,
+        let ends_at = tokio::time::Instant::now() + LATE_ARRIVALS;
+        while let Some(session) = &mut self.session {
+            match tokio::time::timeout_at(ends_at, session.recv()).await {
+                Ok(Ok((_, Message::Arrived(frames)))) => arrivals.add(frames),
+                Ok(Ok(_)) => {}
+                // The time is over, or the link is gone.
+                Ok(Err(_)) | Err(_) => return,
+            }
+            if tokio::time::Instant::now() >= ends_at {
+                return;
             }
         }
     }
@@ -220,8 +216,9 @@ impl<M: Machine> Driver<M> {
     }
 }
 
-/// More messages than a primary has to send at the end: nobody keeps this side from running the guest.
-const LATE_MESSAGES_MAX: usize = 4096;
+/// How long a guest waits for what may still be on its way from its old host. Without it, whoever sent that would wait for
+/// a time-out of 200 ms or more.
+const LATE_ARRIVALS: Duration = Duration::from_millis(1);
 /// Pause between attempts to bring the disks to the epoch on storage that fails.
 const STORAGE_RETRY: Duration = Duration::from_millis(500);
 /// How often the driver looks whether it is to stop while an attempt says nothing.

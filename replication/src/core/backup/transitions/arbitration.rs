@@ -142,11 +142,15 @@ impl BackupCore {
         match verdict {
             Verdict::Granted(granted) if granted > self.generation => {
                 let (cause, machine_broke) = (std::mem::take(cause), *machine_broke);
-                let arrivals = std::mem::take(arrivals);
+                let arrivals = arrivals.take();
                 self.question = None;
                 self.generation = granted;
                 self.phase = Phase::Promoted;
                 self.promise.end();
+                // A shared disk is the primary's until it knows.
+                if arrivals.is_none() || self.identity.has_shared {
+                    self.take_leave(out);
+                }
                 if let Some(epoch) = self.committed_epoch() {
                     out.push(Effect::Promote {
                         generation: granted,
@@ -175,8 +179,8 @@ impl BackupCore {
         }
     }
 
-    /// The guest runs here. Until now, what it was given at its old host still came over the link.
-    pub(super) fn runs(&mut self, out: &mut Vec<Effect>) {
+    /// The guest is here now. Nothing more of it comes over the link.
+    pub(super) fn take_leave(&mut self, out: &mut Vec<Effect>) {
         if self.link == Link::Welcomed {
             // A living primary that hears this asks the arbiter at once.
             let current = self.generation;

@@ -5,7 +5,7 @@
 use super::{BackupCore, Disks, Effect, Link, Phase, ProtocolViolation, StagingError};
 use crate::core::message::{Bye, Message};
 use crate::ids::EpochId;
-use crate::output::{Arrivals, KeptOutput};
+use crate::output::KeptOutput;
 
 impl BackupCore {
     pub(super) fn close_link(&mut self, out: &mut Vec<Effect>) {
@@ -88,7 +88,7 @@ impl BackupCore {
             ask_at: Some(self.now),
             asked: false,
             stops: false,
-            arrivals: Arrivals::default(),
+            arrivals: None,
         };
         self.say_what_a_claim_waits_for(out);
     }

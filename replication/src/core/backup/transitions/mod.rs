@@ -59,6 +59,8 @@ pub struct BackupIdentity {
     pub starts: Starts,
     /// Whether each host has images of its own.
     pub has_replicated: bool,
+    /// Whether it has disks that the primary has, too, and must let go of before the guest can run here.
+    pub has_shared: bool,
     /// Its machine.
     pub fingerprint: Fingerprint,
     /// Its guest memory.
@@ -88,8 +90,8 @@ enum Phase {
         asked: bool,
         /// This side is to end unless it was.
         stops: bool,
-        /// What follows a guest that is handed over.
-        arrivals: Arrivals,
+        /// What follows a guest that is handed over; `None` if it is not.
+        arrivals: Option<Arrivals>,
     },
     Promoted,
 }
@@ -363,7 +365,7 @@ impl BackupCore {
                     self.claim_from_living("promotion was asked for".into(), false, out);
                 }
             }
-            Input::Runs => self.runs(out),
+            Input::Runs => self.take_leave(out),
             Input::Verdict(verdict) => self.verdict(verdict, out),
             Input::Health(troubles) => self.health.found(troubles),
             Input::StopWanted => self.stop(out),
@@ -436,8 +438,13 @@ impl BackupCore {
             // From the claim on, nothing is staged or acked: an ack would release output that the
             // promoted side does not have. Whatever the primary says, the arbiter decides.
             (Link::Welcomed, message) if matches!(self.phase, Phase::Claiming { .. }) => {
-                if let (Message::Arrived(frames), Phase::Claiming { arrivals, .. }) =
-                    (message, &mut self.phase)
+                if let (
+                    Message::Arrived(frames),
+                    Phase::Claiming {
+                        arrivals: Some(arrivals),
+                        ..
+                    },
+                ) = (message, &mut self.phase)
                 {
                     arrivals.add(frames);
                 }
@@ -488,6 +495,10 @@ impl BackupCore {
             {
                 let cause = format!("the primary hands the guest over: {why}");
                 self.claim_from_living(cause, machine_broke, out);
+                if let (false, Phase::Claiming { arrivals, .. }) = (machine_broke, &mut self.phase)
+                {
+                    *arrivals = Some(Arrivals::default());
+                }
             }
             Message::Bye(Bye::GuestStopped) => self.reset("the guest stopped".into(), out),
             Message::Bye(Bye::Fenced { current }) => {

@@ -345,8 +345,11 @@ impl NetDevice {
             };
             let head = chain.head_index();
             let frame = &self.buffer[HEADER_BYTES..HEADER_BYTES + len];
+            // The announcements of the guest's next host come here, too.
+            if !self.addresses.is_own(frame) {
+                self.port.received(self.received_packet(len));
+            }
             self.addresses.received(frame);
-            self.port.received(self.received_packet(len));
             let written = match write_frame(chain, rings, &header, frame) {
                 Ok(written) => {
                     self.counters.rx_frames += 1;

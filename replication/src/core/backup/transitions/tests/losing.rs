@@ -47,7 +47,7 @@ fn a_closed_link_is_acted_on_at_once_and_the_torn_epoch_named() {
             epoch: EpochId(1),
             cause: "the primary closed the link".into(),
             machine_broke: false,
-            arrivals: Arrivals::default(),
+            arrivals: None,
         }]
     );
     assert_eq!(bench.fill(), 1, "nothing of epoch 2");

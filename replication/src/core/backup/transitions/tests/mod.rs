@@ -118,6 +118,7 @@ impl Bench {
             host: None,
             starts: Default::default(),
             has_replicated: false,
+            has_shared: false,
             fingerprint: Fingerprint::new(),
             layout: memory.layout().clone(),
             disks: Vec::new(),

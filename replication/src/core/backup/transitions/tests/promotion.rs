@@ -1,7 +1,7 @@
 //! R4: nobody is promoted without the arbiter's grant.
 
 use super::*;
-use crate::output::{ARRIVALS_BYTES_MAX, Arrivals, FRAME_OVERHEAD_BYTES, NetworkFrame};
+use crate::output::{ARRIVALS_BYTES_MAX, FRAME_OVERHEAD_BYTES, NetworkFrame};
 
 #[test]
 fn a_claim_is_repeated_while_the_arbiter_is_silent_and_a_refusal_resets() {
@@ -43,16 +43,19 @@ fn promotion_when_asked_for_claims_from_the_committed_epoch() {
     let current = Generation(4);
     assert_eq!(
         effects,
-        [Effect::Promote {
-            generation: current,
-            epoch: EpochId(1),
-            cause: "promotion was asked for".into(),
-            machine_broke: false,
-            arrivals: Arrivals::default(),
-        }]
+        [
+            Effect::Send(Message::Bye(Bye::Fenced { current })),
+            Effect::CloseLink,
+            Effect::Promote {
+                generation: current,
+                epoch: EpochId(1),
+                cause: "promotion was asked for".into(),
+                machine_broke: false,
+                arrivals: None,
+            }
+        ]
     );
-    let farewell = Effect::Send(Message::Bye(Bye::Fenced { current }));
-    assert_eq!(bench.give(Input::Runs), [farewell, Effect::CloseLink]);
+    assert_eq!(bench.give(Input::Runs), []);
     assert_eq!(bench.fill(), 1, "nothing of epoch 2");
 }
 
@@ -197,9 +200,31 @@ fn what_the_guest_was_given_after_its_last_epoch_follows_it() {
     assert_eq!(bench.hear(Message::Arrived(arrivals(b"3"))), []);
     let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     assert!(
-        matches!(effects.last(), Some(Effect::Promote { arrivals: all, .. }) if all.clone().take() == arrivals(b"123")),
+        matches!(effects.last(), Some(Effect::Promote { arrivals: Some(all), .. }) if all.clone().take() == arrivals(b"123")),
         "{effects:?}"
     );
+}
+
+#[test]
+fn nothing_is_waited_for_that_a_primary_gives_up_only_once_it_knows() {
+    // A shared disk, or a machine that has broken.
+    for (has_shared, broke) in [(true, false), (false, true)] {
+        let mut bench = Bench::standby();
+        bench.core.identity.has_shared = has_shared;
+        bench.hear(take_over(broke));
+        let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
+        assert!(
+            matches!(
+                effects[..],
+                [
+                    Effect::Send(Message::Bye(Bye::Fenced { .. })),
+                    Effect::CloseLink,
+                    Effect::Promote { .. }
+                ]
+            ),
+            "{effects:?}"
+        );
+    }
 }
 
 #[test]
@@ -212,7 +237,7 @@ fn a_flood_of_what_follows_the_guest_is_bounded() {
     let effects = bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     let room = ARRIVALS_BYTES_MAX / (FRAME_OVERHEAD_BYTES + 1);
     assert!(
-        matches!(effects.last(), Some(Effect::Promote { arrivals, .. }) if arrivals.clone().take().len() == room),
+        matches!(effects.last(), Some(Effect::Promote { arrivals: Some(arrivals), .. }) if arrivals.clone().take().len() == room),
         "{effects:?}"
     );
 }

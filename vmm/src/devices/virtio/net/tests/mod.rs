@@ -170,6 +170,13 @@ fn frame(number: u8) -> Vec<u8> {
     frame
 }
 
+/// A client's.
+fn clients_frame(number: u8) -> Vec<u8> {
+    let mut frame = frame(number);
+    frame[6..12].copy_from_slice(&[0x52, 0x54, 0, 9, 9, 9]);
+    frame
+}
+
 /// The guest says that it has `10.77.0.LAST`.
 fn arp(last: u8) -> Vec<u8> {
     gratuitous_arp(Station::untagged(MAC), Ipv4Addr::new(10, 77, 0, last))
@@ -254,11 +261,15 @@ fn what_the_guest_was_given_elsewhere_comes_first() {
     let (memory, cable) = (ram(), Cable::new());
     let (mut there, gate, mut rx, _tx) = running(&memory, &cable);
     gate.follow_arrivals();
-    rx.offer(&[(RX_DATA, 2048, true)]);
-    rx.offer(&[(RX_DATA, 2048, true)]);
-    cable.arrive(&frame(1));
-    cable.arrive(&frame(2));
+    for _ in 0..3 {
+        rx.offer(&[(RX_DATA, 2048, true)]);
+    }
+    cable.arrive(&clients_frame(1));
+    // The next host says where the guest is now.
+    cable.arrive(&rarp(Station::untagged(MAC)));
+    cable.arrive(&clients_frame(2));
     there.handle_event(BACKEND);
+    assert_eq!(rx.used().len(), 3);
     let mut arrivals = gate.take_arrivals();
     let too_long = vec![0; super::backend::FRAME_BYTES_MAX + 1];
     for bytes in [vec![0; 13], too_long] {
@@ -268,7 +279,7 @@ fn what_the_guest_was_given_elsewhere_comes_first() {
     let (memory, cable) = (ram(), Cable::new());
     let (mut here, gate, mut rx, _tx) = running(&memory, &cable);
     gate.deliver(&arrivals);
-    cable.arrive(&frame(3));
+    cable.arrive(&clients_frame(3));
     let heads: Vec<u16> = (0..4)
         .map(|number| rx.offer(&[(RX_DATA + 2048 * number, 2048, true)]))
         .collect();
@@ -276,7 +287,7 @@ fn what_the_guest_was_given_elsewhere_comes_first() {
     assert_eq!(rx.used(), [(heads[0], 72), (heads[1], 72), (heads[2], 72)]);
     for number in 0..3 {
         let got = bytes_at(&memory, RX_DATA + 2048 * number + 12, 60);
-        assert_eq!(got, frame(number as u8 + 1));
+        assert_eq!(got, clients_frame(number as u8 + 1));
     }
 }
 
@@ -291,21 +302,21 @@ fn what_comes_in_once_the_network_knows_of_the_guest_waits_until_it_runs() {
         if has_driver {
             here.restore(&there.save().unwrap()).unwrap();
         }
-        cable.arrive(&frame(1));
+        cable.arrive(&clients_frame(1));
         here.handle_event(BACKEND);
         here.device_mut().announce().unwrap();
-        cable.arrive(&frame(2));
+        cable.arrive(&clients_frame(2));
         here.handle_event(BACKEND);
         gate.deliver(&[NetworkFrame {
             device: 0,
-            bytes: frame(3).into(),
+            bytes: clients_frame(3).into(),
         }]);
         here.start();
         let counts = here.device().counters();
         if has_driver {
             assert_eq!((counts.rx_dropped, counts.rx_frames), (1, 2));
-            assert_eq!(bytes_at(&memory, RX_DATA + 12, 60), frame(3));
-            assert_eq!(bytes_at(&memory, RX_DATA + 2048 + 12, 60), frame(2));
+            assert_eq!(bytes_at(&memory, RX_DATA + 12, 60), clients_frame(3));
+            assert_eq!(bytes_at(&memory, RX_DATA + 2048 + 12, 60), clients_frame(2));
         } else {
             assert_eq!((counts.rx_dropped, counts.rx_frames), (3, 0));
         }

@@ -110,7 +110,7 @@ fn what_a_guest_was_given_elsewhere_keeps_its_header() {
         rx.offer(&[(RX_DATA, 2048, true)]);
         if gave {
             gate.follow_arrivals();
-            cable.arrive(&[&unsegmented()[..], &frame(1)].concat());
+            cable.arrive(&[&unsegmented()[..], &clients_frame(1)].concat());
         } else {
             gate.deliver(&std::mem::take(&mut arrivals));
         }
@@ -120,7 +120,7 @@ fn what_a_guest_was_given_elsewhere_keeps_its_header() {
         assert_eq!(rx.used().len(), 1);
         assert_eq!(
             bytes_at(&memory, RX_DATA, 72),
-            [&header[..], &frame(1)].concat()
+            [&header[..], &clients_frame(1)].concat()
         );
         arrivals = gate.take_arrivals();
         assert_eq!(arrivals.len(), usize::from(gave));
