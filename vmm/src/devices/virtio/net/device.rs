@@ -171,7 +171,6 @@ impl NetDevice {
             let sent = self.port.announce(&self.framed(&frame));
             announced = announced.and(sent);
         }
-        // Asking for the carrier takes time.
         self.announcer.begin(self.backend.carries());
         announced
     }
@@ -185,8 +184,7 @@ impl NetDevice {
         for frame in self.addresses.announcements() {
             let frame = self.framed(&frame);
             if self.port.send(frame.into()).is_err() {
-                // The gate is full of what the guest says: the network will hear of it anyhow.
-                break;
+                break; // The gate is full of what the guest says, which the network hears anyhow.
             }
         }
         if let Some(rings) = rings {
@@ -259,17 +257,12 @@ impl NetDevice {
     fn take_arrived(&mut self) -> Option<usize> {
         loop {
             let packet = self.port.arrived()?;
-            let header = match self.framing {
-                Framing::Bare => &PLAIN[..],
-                Framing::Headers => &[],
-            };
-            let bytes = header.len() + packet.len();
-            let len = bytes.saturating_sub(HEADER_BYTES);
+            let from = self.packet_start();
+            let len = (from + packet.len()).saturating_sub(HEADER_BYTES);
             // Only that host's word says that it came from a backend.
             if (FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&len) {
-                let (front, rest) = self.buffer.split_at_mut(header.len());
-                front.copy_from_slice(header);
-                rest[..packet.len()].copy_from_slice(&packet);
+                self.buffer[..HEADER_BYTES].copy_from_slice(&PLAIN);
+                self.buffer[from..from + packet.len()].copy_from_slice(&packet);
                 return Some(len);
             }
         }
@@ -303,11 +296,15 @@ impl NetDevice {
 
     /// The frame of `len` bytes in `buffer`, as the backend had it.
     fn received_packet(&self, len: usize) -> &[u8] {
-        let from = match self.framing {
+        &self.buffer[self.packet_start()..HEADER_BYTES + len]
+    }
+
+    /// Where what the backend has begins in `buffer`.
+    fn packet_start(&self) -> usize {
+        match self.framing {
             Framing::Bare => HEADER_BYTES,
             Framing::Headers => 0,
-        };
-        &self.buffer[from..HEADER_BYTES + len]
+        }
     }
 
     /// Backend to guest, as long as both have something.
@@ -471,7 +468,7 @@ impl VirtioDevice for NetDevice {
         read_space(&space, offset, data);
     }
 
-    /// Nothing is writable without the legacy interface.
+    /// Needs the legacy interface.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// A driver that refuses `STATUS` does not look at it.
