@@ -246,7 +246,10 @@ impl NodeCore {
     pub(super) fn next_timer(&self) -> Option<Duration> {
         let role = self.start_at.or(self.restart_at).or(self.steady_at);
         let escape = self.failing.due().filter(|_| self.may_escape());
-        role.into_iter().chain(escape).chain(self.held.due()).min()
+        let rest = [self.held.due(), self.networks.due()];
+        (role.into_iter().chain(escape))
+            .chain(rest.into_iter().flatten())
+            .min()
     }
 
     /// What follows from something that happened.
@@ -450,6 +453,7 @@ impl NodeCore {
     fn timer(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         self.escape(now, effects);
         self.retry_held(now, effects);
+        self.standby_settles(now, effects);
         if let Some(at) = self.start_at {
             if at <= now {
                 self.start_at = None;

@@ -16,7 +16,7 @@ use super::{Cut, Reach};
 /// So many looks in a row show that it lasts: a second, at least, and not two.
 const LOOKS_CUT: u32 = 3;
 /// So many looks in a row show that it is over.
-const LOOKS_GOOD: u32 = 3;
+pub(super) const LOOKS_GOOD: u32 = 3;
 
 /// Judges one tap, look by look.
 #[derive(Debug, Default)]

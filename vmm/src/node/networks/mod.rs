@@ -27,6 +27,10 @@ use crate::config::WatchedNetwork;
 const SYSFS: &str = "/sys/class/net";
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// A host has seen by then that a network leads somewhere again: the round of pings that was under way ends without an
+/// answer, the next one has one, and the judge waits for some more good looks.
+pub(super) const GOOD_AGAIN_WITHIN: Duration =
+    LOOK.saturating_mul(2 * ping::ROUND_LOOKS + judge::LOOKS_GOOD - 1);
 
 /// How far the guest's frames get on this host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,11 +2,14 @@
 //!
 //! What must not be done here: decide what follows.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use understudy_replication::runtime::Trouble;
 
 use crate::config::{GuestNetwork, OnCut, digest};
 use crate::node::networks::ping::{self, Answers};
-use crate::node::networks::{Cut, NetworkSeen, Reach};
+use crate::node::networks::{Cut, GOOD_AGAIN_WITHIN, NetworkSeen, Reach};
 
 /// What is known of the networks.
 #[derive(Debug, Default)]
@@ -17,8 +20,19 @@ pub(in crate::node::core) struct Networks {
     pub(super) here: Option<Vec<NetworkSeen>>,
     /// What a primary's standby says that it lacks; `None`: nothing.
     pub(super) there: Option<Vec<Trouble>>,
+    /// Those of the guest's that the standby lacked, by name, until it has had them for long enough.
+    lacked: BTreeMap<String, Lacked>,
     /// What stands of it, for people.
     pub(super) alarms: Vec<String>,
+}
+
+/// A network that the standby lacked.
+#[derive(Debug, Clone, Copy)]
+enum Lacked {
+    /// It has not said anything else yet.
+    Still,
+    /// It has it again: if this host has not by then, the standby is the better place.
+    Until(Duration),
 }
 
 /// Longest name of a network that stands in a topic as it is: more is cut off on the way to the other host, and would not
@@ -148,6 +162,30 @@ impl Networks {
         Some(lacks.chain(unwatched).collect())
     }
 
+    /// Notes what the standby lacks at this time. What has cut both hosts is over on both, but not in the same moment.
+    pub(super) fn note_lacked(&mut self, now: Duration) {
+        if let (Some(troubles), Some(here)) = (&self.there, &self.here) {
+            for network in here {
+                let id = &network.watched.id;
+                if network.may_lack(troubles) {
+                    self.lacked.insert(id.clone(), Lacked::Still);
+                } else if let Some(lacked @ Lacked::Still) = self.lacked.get_mut(id) {
+                    *lacked = Lacked::Until(now + GOOD_AGAIN_WITHIN);
+                }
+            }
+        }
+        (self.lacked).retain(|_, lacked| !matches!(lacked, Lacked::Until(at) if *at <= now));
+    }
+
+    /// When the standby will have had a network for long enough.
+    pub(in crate::node::core) fn due(&self) -> Option<Duration> {
+        let until = |lacked: &Lacked| match lacked {
+            Lacked::Still => None,
+            Lacked::Until(at) => Some(*at),
+        };
+        self.lacked.values().filter_map(until).min()
+    }
+
     /// What a person should know now.
     pub(in crate::node::core) fn alarms(&self) -> &[String] {
         &self.alarms
@@ -166,6 +204,9 @@ impl Networks {
             }
             Some(troubles) if network.is_unwatched(troubles) => {
                 Some("and nobody watches the standby's: the guest stays")
+            }
+            Some(_) if self.lacked.contains_key(&network.watched.id) => {
+                Some("and the standby's has only just come back: the guest stays for now")
             }
             Some(_) => None,
         }

@@ -7,6 +7,7 @@
 //! | yes | yes | an alarm; it stays |
 //! | yes | nothing is known, or nobody looks | the same |
 //! | no | yes | an alarm: a takeover would cost the guest its clients |
+//! | yes | not any more | the guest goes on there if it is still cut here when a host would have seen that it is not |
 //!
 //! A standby tells its primary at once, a primary acts only on what lasts. So a switch that fails both hosts has the guest
 //! go nowhere. What the standby says is hearsay (R10): it leads to no more than an offer, about which the arbiter decides.
@@ -71,8 +72,16 @@ impl NodeCore {
         }
     }
 
+    /// The time of [`Networks::due`](known::Networks::due) may have come.
+    pub(super) fn standby_settles(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.networks.due().is_some_and(|at| at <= now) {
+            self.weigh_networks(now, effects);
+        }
+    }
+
     /// Something of this is new, or the role is.
     pub(super) fn weigh_networks(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        self.networks.note_lacked(now);
         let alarms = match self.role {
             Role::Primary => self.networks.alarms_of_primary(),
             Role::Standby => self.networks.alarms_of_standby(),

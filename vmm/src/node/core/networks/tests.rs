@@ -60,6 +60,14 @@ fn hands_over(effects: &[Effect]) -> bool {
     matches!(effects, [Effect::HandOver(why)] if why.contains("the cable is out"))
 }
 
+/// The standby has had its networks for long enough.
+fn settled(core: &mut NodeCore) -> Vec<Effect> {
+    let at = core.next_timer().expect("it is waited for");
+    assert!(at > NOW, "not at once");
+    assert_eq!(deeds(core.input(NOW, Input::Timer)), [], "not yet");
+    deeds(core.input(at, Input::Timer))
+}
+
 fn alarms(core: &NodeCore) -> Vec<String> {
     core.standing().host_alarms
 }
@@ -98,7 +106,8 @@ fn with_both_cut_the_guest_stays_until_the_standbys_network_is_back() {
         let alarms = alarms(&core).join("\n");
         assert!(alarms.contains("does not work either"), "{alarms}");
         assert!(alarms.contains("on the standby's host: "), "{alarms}");
-        assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+        assert_eq!(standby_sees(&mut core, Some(whole())), []);
+        assert!(hands_over(&settled(&mut core)));
     }
 }
 
@@ -109,8 +118,48 @@ fn a_guest_whose_own_network_is_back_has_no_reason_to_go() {
     sees(&mut core, cut());
     assert_eq!(sees(&mut core, whole()), []);
     assert_eq!(standby_sees(&mut core, Some(whole())), []);
-    assert_eq!(core.next_timer(), None);
     assert_eq!(alarms(&core), [""; 0]);
+    assert_eq!(settled(&mut core), []);
+    assert_eq!(core.next_timer(), None);
+}
+
+/// A switch or a ping target comes back, and both hosts see so, but not in the same moment.
+#[test]
+fn what_cut_both_hosts_and_is_over_moves_no_guest_whichever_host_sees_so_first() {
+    let after_both_cut = || {
+        let mut core = protected();
+        standby_sees(&mut core, Some(cut()));
+        sees(&mut core, cut());
+        assert_eq!(core.next_timer(), None);
+        core
+    };
+    let mut core = after_both_cut();
+    assert_eq!(standby_sees(&mut core, Some(whole())), []);
+    let said = alarms(&core).join("\n");
+    assert!(said.contains("only just come back"), "{said}");
+    assert_eq!(sees(&mut core, whole()), []);
+    assert_eq!(settled(&mut core), []);
+    assert_eq!((alarms(&core), core.next_timer()), (vec![], None));
+    // Nor in a new session, or if it was over at the standby before it was known to last here.
+    let mut core = after_both_cut();
+    standby_sees(&mut core, None);
+    assert_eq!(standby_sees(&mut core, Some(whole())), []);
+    standby_sees(&mut core, None);
+    assert_eq!(settled(&mut core), []);
+    assert_eq!(core.next_timer(), None);
+    let mut core = protected();
+    standby_sees(&mut core, Some(network(Reach::Uplink, Some(false))));
+    standby_sees(&mut core, Some(whole()));
+    assert_eq!(sees(&mut core, cut()), []);
+    // It begins anew if the standby's comes and goes.
+    let at = core.next_timer().unwrap();
+    standby_sees(&mut core, Some(cut()));
+    assert_eq!(core.next_timer(), None);
+    let troubles = Some(Vec::new());
+    let event = ReplicationEvent::BackupHealth { troubles };
+    let effects = deeds(core.input(at, Input::Replication(event)));
+    assert_eq!(effects, []);
+    assert_eq!(core.next_timer(), Some(at + (at - NOW)));
 }
 
 #[test]
@@ -362,7 +411,8 @@ fn a_standby_whose_targets_have_not_answered_is_no_better_than_a_primary_whose_h
         let said = alarms(&core).join("\n");
         assert!(said.contains("does not work either"), "{said}");
         let effects = standby_sees(&mut core, Some(answering(Answers::Some, None)));
-        assert!(hands_over(&effects), "{effects:?}");
+        assert_eq!(effects, []);
+        assert!(hands_over(&settled(&mut core)));
     }
     // One that asks nobody is judged by its interfaces.
     let mut core = protected();
@@ -392,5 +442,6 @@ fn a_standby_that_lacks_more_than_it_can_name_is_handed_nothing() {
     };
     assert!(alarm.contains("further troubles"), "{alarm}");
     assert_eq!(sees(&mut core, cut()), []);
-    assert!(hands_over(&standby_sees(&mut core, Some(whole()))));
+    assert_eq!(standby_sees(&mut core, Some(whole())), []);
+    assert!(hands_over(&settled(&mut core)));
 }

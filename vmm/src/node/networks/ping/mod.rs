@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use self::probe::Probe;
 
 /// Looks from one round to the next: a second, by [`LOOK`](super::LOOK).
-const ROUND_LOOKS: u32 = 2;
+pub(super) const ROUND_LOOKS: u32 = 2;
 /// So many rounds without an answer in a row show that it lasts.
 const ROUNDS_CUT: u32 = 3;
 
