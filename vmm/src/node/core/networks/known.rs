@@ -65,6 +65,11 @@ fn ping_topic(id: &str) -> String {
     format!("ping of network {}", short(id))
 }
 
+/// It may be over in a moment.
+fn doubt_topic(id: &str) -> String {
+    format!("doubtful network {}", short(id))
+}
+
 /// It is no trouble, but nobody knows whether there is one.
 fn unwatched_topic(id: &str) -> String {
     format!("unwatched network {}", short(id))
@@ -82,7 +87,7 @@ impl NetworkSeen {
     /// What a guest that comes from a better place would lack here.
     pub(super) fn troubles(&self) -> Vec<Trouble> {
         let id = &self.watched.id;
-        let reach = match (&self.cut, self.reach) {
+        let reach = match (self.lasting_cut(), self.reach) {
             (Some(cut), _) => Some((cut_topic(id), cut.why.clone())),
             (None, Reach::Tap) => Some((bridge_topic(id), self.lacks_bridge())),
             (None, Reach::Bridge) => {
@@ -91,13 +96,15 @@ impl NetworkSeen {
             }
             (None, Reach::Uplink) => None,
         };
+        let doubt = self.cut.as_ref().filter(|cut| !cut.lasts);
+        let doubt = doubt.map(|cut| (doubt_topic(id), cut.why.clone()));
         let ping = match self.answers {
             Answers::NotYet => Some("no ping target has answered yet".into()),
             Answers::Never => Some(self.lacks_answers()),
             Answers::NotAsked | Answers::Some => None,
         };
         let ping = ping.map(|why| (ping_topic(id), why));
-        (reach.into_iter().chain(ping))
+        (reach.into_iter().chain(doubt).chain(ping))
             .map(|(topic, why)| Trouble::new(&topic, &self.in_words(&why)))
             .collect()
     }
@@ -136,9 +143,11 @@ impl NetworkSeen {
         })
     }
 
-    /// The same, also if it may be among those that are not named.
+    /// The same, also if it is over in a moment, or may be among those that are not named.
     fn may_lack(&self, troubles: &[Trouble]) -> bool {
-        self.lacks(troubles).is_some() || troubles.iter().any(Trouble::is_further)
+        let doubt = doubt_topic(&self.watched.id);
+        let is_in_doubt = |trouble: &Trouble| trouble.topic == doubt || trouble.is_further();
+        self.lacks(troubles).is_some() || troubles.iter().any(is_in_doubt)
     }
 
     /// Whether the standby says that it does not know.

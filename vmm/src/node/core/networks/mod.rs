@@ -9,7 +9,8 @@
 //! | no | yes | an alarm: a takeover would cost the guest its clients |
 //! | yes | not any more | the guest goes on there if it is still cut here when a host would have seen that it is not |
 //!
-//! A standby tells its primary at once, a primary acts only on what lasts. So a switch that fails both hosts has the guest
+//! A standby tells its primary at once, and what lasts it tells by another name: a primary acts only on what lasts, and no
+//! person hears of anything else. So a switch that fails both hosts has the guest
 //! go nowhere. What the standby says is hearsay (R10): it leads to no more than an offer, about which the arbiter decides.
 //! What must not be done here: look at interfaces.
 

@@ -105,7 +105,8 @@ fn with_both_cut_the_guest_stays_until_the_standbys_network_is_back() {
         assert_eq!(sees(&mut core, cut()), []);
         let alarms = alarms(&core).join("\n");
         assert!(alarms.contains("does not work either"), "{alarms}");
-        assert!(alarms.contains("on the standby's host: "), "{alarms}");
+        let says_why = alarms.contains("on the standby's host: ");
+        assert_eq!(says_why, lasts, "{alarms}");
         assert_eq!(standby_sees(&mut core, Some(whole())), []);
         assert!(hands_over(&settled(&mut core)));
     }
@@ -121,6 +122,25 @@ fn a_guest_whose_own_network_is_back_has_no_reason_to_go() {
     assert_eq!(alarms(&core), [""; 0]);
     assert_eq!(settled(&mut core), []);
     assert_eq!(core.next_timer(), None);
+}
+
+/// An echo gets lost, or a cable is put elsewhere.
+#[test]
+fn a_moments_doubt_of_the_standby_keeps_the_guest_and_alarms_nobody() {
+    let doubts = |reach| network(reach, Some(false));
+    let mut core = protected();
+    let troubles = Some(doubts(Reach::Uplink).troubles());
+    let event = ReplicationEvent::BackupHealth { troubles };
+    assert_eq!(core.input(NOW, Input::Replication(event)), [], "not told");
+    assert_eq!(alarms(&core), [""; 0]);
+    assert_eq!(sees(&mut core, cut()), [], "but kept in mind");
+    // What lasts beside it is no doubt.
+    let mut core = protected();
+    standby_sees(&mut core, Some(network(Reach::Tap, None)));
+    let said = alarms(&core);
+    assert_eq!(said.len(), 1, "{said:?}");
+    standby_sees(&mut core, Some(doubts(Reach::Tap)));
+    assert_eq!(alarms(&core), said);
 }
 
 /// A switch or a ping target comes back, and both hosts see so, but not in the same moment.
