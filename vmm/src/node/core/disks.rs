@@ -42,6 +42,11 @@ struct Told {
 }
 
 impl HeldRequests {
+    /// Whether the guest waits for a disk of this host.
+    pub(super) fn has_guest_wait(&self) -> bool {
+        !self.told.is_empty()
+    }
+
     pub(super) fn due(&self) -> Option<Duration> {
         let works = self.told.values().filter_map(|told| told.works_at);
         self.retry_at.into_iter().chain(works).min()
@@ -63,6 +68,9 @@ impl NodeCore {
     ) {
         let trouble = format!("{device} fails: {what}");
         let topic = topic(&device);
+        if let Some(told) = self.held.told.get_mut(&device) {
+            told.works_at = None;
+        }
         self.held.disks.insert(device, Held { what, waits });
         if (self.may_escape() && self.failing.may_try_soon(now)) || self.is_leaving {
             self.host_fails(now, &topic, trouble, effects);
@@ -82,9 +90,7 @@ impl NodeCore {
                 continue;
             }
             self.held.retry_at.get_or_insert(now + RETRY);
-            if let Some(told) = self.held.told.get_mut(&device) {
-                told.works_at = None;
-            } else {
+            if !self.held.told.contains_key(&device) {
                 let (name, device, what) = (device.clone(), device.clone(), held.what.clone());
                 let event = EventKind::DiskWaits { device, what };
                 let (alarm, works_at) = (event.to_string(), None);
@@ -110,6 +116,9 @@ impl NodeCore {
         }
         let works = |_: &String, told: &mut Told| told.works_at.is_some_and(|at| at <= now);
         let over: Vec<_> = self.held.told.extract_if(.., works).collect();
+        if !over.is_empty() {
+            self.forget_if_all_works();
+        }
         for (device, told) in over {
             self.alarm.take_if(|alarm| *alarm == told.alarm);
             let what = "it has done what it had failed".to_owned();

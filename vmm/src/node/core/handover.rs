@@ -67,8 +67,14 @@ impl NodeCore {
 
     /// It works again.
     pub(super) fn host_works(&mut self, topic: &str) {
-        let was_wrong = self.failing.end(topic);
-        if was_wrong && self.failing.in_words().is_none() {
+        if self.failing.end(topic) {
+            self.forget_if_all_works();
+        }
+    }
+
+    /// Something works again: with the last reason goes the alarm that the guest is still here.
+    pub(super) fn forget_if_all_works(&mut self) {
+        if self.failing.in_words().is_none() && !self.held.has_guest_wait() {
             self.forget_failed(Because::HostFails);
         }
     }

@@ -301,6 +301,41 @@ fn that_a_disk_failed_in_front_of_the_guest_because_nobody_took_it_stays_an_alar
     assert_eq!(core.standing().not_handed_over, None);
 }
 
+/// Storage was full, nobody took the guest, and there is room again.
+#[test]
+fn a_disk_that_the_guest_waited_for_and_that_works_again_leaves_no_alarm() {
+    let at = Duration::from_secs;
+    let mut core = protected();
+    holds(&mut core, "disk0", true);
+    fails(&mut core, 1, "net0");
+    not_handed_over(&mut core);
+    let stays = core.standing().not_handed_over.unwrap();
+    assert!(stays.wanted.contains("disk0 fails"), "{stays}");
+    core.host_works("net0");
+    let retry = [Effect::RetryFailed("disk0".into())];
+    assert_eq!(deeds(core.input(at(2), Input::Timer)), retry);
+    // What fails while it is tried elsewhere has not been done here.
+    holds(&mut core, "disk0", true);
+    assert_eq!(deeds(core.input(at(3), Input::Timer)).len(), 1);
+    assert_eq!(core.input(at(9), Input::Timer), [], "it is under way");
+    not_handed_over(&mut core);
+    assert_eq!(deeds(core.input(at(10), Input::Timer)), retry);
+    assert!(
+        core.standing().not_handed_over.is_some(),
+        "nobody knows yet"
+    );
+    let due = core.next_timer().unwrap();
+    assert!(matches!(
+        core.input(due, Input::Timer)[..],
+        [Effect::Tell(EventKind::DiskAnswers { .. })]
+    ));
+    assert_eq!(core.standing().not_handed_over, None);
+    assert_eq!(
+        (alarms(&core), core.standing().alarm),
+        (String::new(), None)
+    );
+}
+
 #[test]
 fn a_lost_connection_is_an_alarm_until_there_is_a_machine_that_is_connected_anew() {
     let mut core = in_role(Role::Standby, RULES, true);
