@@ -283,7 +283,8 @@ keys! {
          (`report`), or nobody looks (`ignore`). A tap that is part of no bridge on the primary is not judged by that";
     NET_PING: "network-interfaces[].ping", Some("--net"), Values::Addresses { max: PINGS_MAX }, Unset::Nothing,
         "Whom this host asks once a second whether the tap's network still leads there (ICMP echo, through the bridge that the \
-         tap is part of, which needs an address of this host). If one of them has answered, and for three seconds none does any \
+         tap is part of, which needs an address of this host; for a tap that is part of no kernel bridge, such as a routed one \
+         or one of Open vSwitch, the way that this host's routes lead). If one of them has answered, and for three seconds none does any \
          more, the network counts as cut on this host. Give both hosts some";
     ENTROPY: "entropy", Some("--rng"), Values::Section, Unset::Nothing,
         "Give the guest a virtio entropy device";

@@ -21,6 +21,9 @@ use crate::machine::OnWatchdog;
 /// Events that are kept.
 pub const KEPT_MAX: usize = 256;
 
+/// How the words begin of what the standby says of its own host.
+pub(super) const ON_STANDBY: &str = "on the standby's host: ";
+
 /// Something happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEvent {
@@ -203,9 +206,19 @@ impl EventKind {
         )
     }
 
-    /// Whether the other host can cause it as often as it likes.
-    fn may_flood(&self) -> bool {
-        matches!(self, Self::NetworkFails { .. } | Self::NetworkWorks { .. })
+    /// As which kind it is thinned in the log, if the other host can cause it as often as it likes. All that host's words
+    /// are one kind, so that new ones gain it nothing, and hide nothing of this host's.
+    fn thinned_as(&self) -> Option<String> {
+        match self {
+            Self::NetworkFails { what } if what.starts_with(ON_STANDBY) => {
+                Some("fails there".into())
+            }
+            Self::NetworkWorks { what } if what.starts_with(ON_STANDBY) => {
+                Some("works there".into())
+            }
+            Self::NetworkFails { .. } | Self::NetworkWorks { .. } => Some(self.to_string()),
+            _ => None,
+        }
     }
 
     /// The line in the log; so many like it had none. Whoever started the node says itself how it ended.
@@ -379,9 +392,9 @@ impl EventLog {
 
     /// Whether it is to be logged: then how many like it were not since the last line.
     fn line(&self, what: &EventKind) -> Option<u64> {
-        match what.may_flood() {
-            true => self.0.thinning.lock().line(&what.to_string()),
-            false => Some(0),
+        match what.thinned_as() {
+            Some(kind) => self.0.thinning.lock().line(&kind),
+            None => Some(0),
         }
     }
 

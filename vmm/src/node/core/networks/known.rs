@@ -8,6 +8,7 @@ use std::time::Duration;
 use understudy_replication::runtime::Trouble;
 
 use crate::config::{GuestNetwork, OnCut, digest};
+use crate::node::events::ON_STANDBY;
 use crate::node::networks::ping::{self, Answers};
 use crate::node::networks::{Cut, GOOD_AGAIN_WITHIN, NetworkSeen, Reach};
 
@@ -237,13 +238,13 @@ impl Networks {
                 format!("{}{stays}", network.in_words(&cut.why))
             });
             let lacks = network.lacks(there);
-            let there = lacks.map(|trouble| format!("on the standby's host: {}", trouble.why));
+            let there = lacks.map(|trouble| format!("{ON_STANDBY}{}", trouble.why));
             here.into_iter()
                 .chain(network.silent_from_the_start())
                 .chain(there)
         };
         let further = there.iter().filter(|trouble| trouble.is_further());
-        let further = further.map(|trouble| format!("on the standby's host: {}", trouble.why));
+        let further = further.map(|trouble| format!("{ON_STANDBY}{}", trouble.why));
         let all = self.here.iter().flatten().flat_map(of_network);
         all.chain(further).collect()
     }

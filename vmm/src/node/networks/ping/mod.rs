@@ -1,5 +1,5 @@
 //! Whether a network's ping targets answer this host: it asks all of them about once a second, through the bridge that the
-//! guest's tap is part of.
+//! guest's tap is part of, or by this host's routes if there is no such bridge.
 //!
 //! One that answers is enough. Whether they are silent because they are cut off, or because nobody ever was there, is told
 //! by whether they have answered before. What must not be done here: wait.
