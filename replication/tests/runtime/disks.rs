@@ -310,6 +310,42 @@ fn a_guest_s_end_waits_for_its_disks_unless_it_is_told_twice_to_be_quick() {
 }
 
 #[test]
+fn a_shared_disk_that_hangs_in_what_is_released_is_an_alarm_until_it_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", true), open(directory, "b", true));
+    let storage = a.shared.clone();
+    let standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    drop(b);
+    let machine = Fake::new().with_disks(&a);
+    drop(a);
+    let primary = primary(directory, machine).protect().unwrap();
+    let handle = primary.handle();
+    wait_for("protected", || handle.status(), protected);
+    storage.hangs.set(true);
+    storage.is_on.store(true, Ordering::Release);
+    let alarm = |status: &Status| status.alarm.clone().unwrap_or_default();
+    wait_for(
+        "an alarm",
+        || handle.status(),
+        |status| alarm(status).contains("their storage does not answer"),
+    );
+    storage.is_on.store(false, Ordering::Release);
+    storage.hangs.set(false);
+    wait_for(
+        "no alarm",
+        || handle.status(),
+        |status| alarm(status).is_empty(),
+    );
+    handle.guest_stopped();
+    assert_eq!(primary.wait().unwrap(), Ended::GuestStopped);
+    standby.handle().stop();
+    standby.await_promotion().unwrap();
+}
+
+#[test]
 fn a_release_that_failed_is_not_tried_again_in_the_next_session() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

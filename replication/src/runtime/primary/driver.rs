@@ -111,7 +111,8 @@ impl Driver {
         setup
             .disks
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
-        let shared_disks = SharedDisks::new(setup.disks.clone());
+        let patience = setup.reign.settings.policy.storage_timeout;
+        let shared_disks = SharedDisks::new(setup.disks.clone(), patience);
         let core = PrimaryCore::new(
             setup.reign.settings.policy.clone(),
             setup.hello(),

@@ -22,9 +22,14 @@ const DISKS_RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct SharedDisks {
     disks: Arc<dyn PrimaryDisks>,
-    /// Reports. The core asks for one write at a time, so they are bounded.
+    /// Reports. The core asks for one write at a time, so they are bounded, but for those that come too late to
+    /// matter: as many as epochs are released within `patience`.
     done: UnboundedSender<DisksWritten>,
     written: UnboundedReceiver<DisksWritten>,
+    /// What is being written: the session and the epoch.
+    open: Option<(u64, EpochId)>,
+    /// Storage that has not answered for so long hangs.
+    patience: Duration,
 }
 
 /// How writing to shared disks ended.
@@ -37,23 +42,29 @@ pub(super) struct DisksWritten {
 enum Outcome {
     Written,
     Failed(String),
+    /// The storage has not answered yet.
+    Hangs,
     /// It failed some time ago and is to be tried again if its session is still the present one. In
     /// another session the same number names an epoch that may not be acknowledged.
     TryAgain,
 }
 
 impl SharedDisks {
-    pub(super) fn new(disks: Arc<dyn PrimaryDisks>) -> Self {
+    pub(super) fn new(disks: Arc<dyn PrimaryDisks>, patience: Duration) -> Self {
         let (done, written) = unbounded_channel();
         Self {
             disks,
             done,
             written,
+            open: None,
+            patience,
         }
     }
 
     /// Lets what is held through `epoch` go; [`SharedDisks::written`] reports the outcome.
-    pub(super) fn write(&self, session: u64, epoch: EpochId) {
+    pub(super) fn write(&mut self, session: u64, epoch: EpochId) {
+        self.open = Some((session, epoch));
+        self.report_later(self.patience, session, epoch, Outcome::Hangs);
         let done = self.done.clone();
         let told = move |outcome: Result<(), DiskError>| {
             let outcome = match outcome {
@@ -80,29 +91,42 @@ impl SharedDisks {
     }
 
     /// The core's input from a report of the present session, if any.
-    pub(super) fn input(&self, written: DisksWritten, metrics: &Metrics) -> Option<PrimaryInput> {
+    pub(super) fn input(
+        &mut self,
+        written: DisksWritten,
+        metrics: &Metrics,
+    ) -> Option<PrimaryInput> {
         let DisksWritten { session, epoch, .. } = written;
+        let is_open = self.open == Some((session, epoch));
         match written.outcome {
+            Outcome::Hangs if is_open => refused(metrics, "their storage does not answer"),
+            Outcome::Hangs => {}
             Outcome::Written => {
+                self.open = None;
                 metrics.over(Topic::Disks);
                 return Some(PrimaryInput::DisksWritten { epoch });
             }
             Outcome::TryAgain => self.write(session, epoch),
             Outcome::Failed(error) => {
+                self.open = None;
                 refused(metrics, &error);
-                let again = self.done.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(DISKS_RETRY).await;
-                    // Fails only if the driver is gone.
-                    let _ = again.send(DisksWritten {
-                        session,
-                        epoch,
-                        outcome: Outcome::TryAgain,
-                    });
-                });
+                self.report_later(DISKS_RETRY, session, epoch, Outcome::TryAgain);
             }
         }
         None
+    }
+
+    fn report_later(&self, time: Duration, session: u64, epoch: EpochId, outcome: Outcome) {
+        let done = self.done.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            // Fails only if the driver is gone.
+            let _ = done.send(DisksWritten {
+                session,
+                epoch,
+                outcome,
+            });
+        });
     }
 }
 
