@@ -205,6 +205,10 @@ impl Disks for DiskSet {
         self.drives.iter().any(|drive| drive.map.is_some())
     }
 
+    fn has_shared(&self) -> bool {
+        self.drives.iter().any(|drive| drive.is_shared())
+    }
+
     fn check_whole(&self) -> Result<(), DiskError> {
         for drive in self.drives.iter() {
             let Some(map) = &drive.map else { continue };

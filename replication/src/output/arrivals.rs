@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::limits::{FRAME_OVERHEAD_BYTES, cost};
 use super::sealed::NetworkFrame;
 
-/// How much follows a guest that is handed over, with [`FRAME_OVERHEAD_BYTES`](super::FRAME_OVERHEAD_BYTES) for each
+/// How much follows a guest that is handed over, with [`FRAME_OVERHEAD_BYTES`] for each
 /// frame. More is left to whoever sent it to repeat.
 pub const ARRIVALS_BYTES_MAX: usize = 2 << 20;
 

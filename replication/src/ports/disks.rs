@@ -29,7 +29,6 @@ use serde::{Deserialize, Serialize};
 use super::DiskError;
 use crate::arbiter::ArbiterId;
 use crate::core::disk::{DiskSyncPlan, DiskWrite, PeerDisk};
-use crate::disk::DiskMode;
 use crate::ids::{EpochId, Generation};
 
 /// Reports that something may go on. It is called on threads of the disks, and must not call the
@@ -48,13 +47,6 @@ pub struct DiskStatus {
     pub mode: String,
     /// Its size, in bytes.
     pub bytes: u64,
-}
-
-impl DiskStatus {
-    /// Whether there is one image for both hosts.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.mode == DiskMode::Shared.name()
-    }
 }
 
 /// What the disks of a machine keep for the other side.
@@ -141,6 +133,9 @@ pub trait Disks: Send + Sync {
 
     /// Whether some disks have an image on each host.
     fn has_replicated(&self) -> bool;
+
+    /// Whether some disks have one image for both hosts.
+    fn has_shared(&self) -> bool;
 
     /// Checks, as far as possible, that a guest may be run from the images.
     ///
@@ -362,6 +357,10 @@ impl Disks for NoDisks {
     }
 
     fn has_replicated(&self) -> bool {
+        false
+    }
+
+    fn has_shared(&self) -> bool {
         false
     }
 

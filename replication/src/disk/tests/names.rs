@@ -38,15 +38,13 @@ fn a_set_lists_its_disks() {
     assert_eq!(primary.primary().names(), ["disk0", "disk1"]);
     let shown = format!("{primary:?}");
     assert!(shown.contains("0: disk0, replicated"), "{shown}");
-    assert_eq!(
-        (primary.has_replicated(), primary.is_empty()),
-        (true, false)
-    );
+    let kinds = |set: &DiskSet| (set.has_replicated(), set.has_shared(), set.is_empty());
+    assert_eq!(kinds(&primary), (true, true, false));
     let none = DiskSet::empty();
-    assert_eq!((none.has_replicated(), none.is_empty()), (false, true));
+    assert_eq!(kinds(&none), (false, false, true));
     assert_eq!(none.list(), []);
     let (_a, _b, shared, _backup) = Setup::new(&[Shared], BYTES, 1).sets();
-    assert_eq!((shared.has_replicated(), shared.is_empty()), (false, false));
+    assert_eq!(kinds(&shared), (false, true, false));
 }
 
 /// A device may ask it for all that it may ask any storage for.

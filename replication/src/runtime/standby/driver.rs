@@ -22,7 +22,7 @@ use crate::core::message::{Inquiry, Message, Refusal, Trouble, Welcome};
 use crate::core::start::Starts;
 use crate::ids::{EpochId, Generation};
 use crate::log_thinning::LogThinning;
-use crate::ports::disks::{DiskStatus, EpochToPersist};
+use crate::ports::disks::EpochToPersist;
 use crate::ports::{Disks, Machine, PageMemory};
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
@@ -109,7 +109,7 @@ impl<M: Machine> Driver<M> {
                 host: setup.reign.settings.host.clone(),
                 starts: setup.starts,
                 has_replicated: disks.has_replicated(),
-                has_shared: disks.list().iter().any(DiskStatus::is_shared),
+                has_shared: disks.has_shared(),
                 fingerprint: machine.fingerprint(),
                 layout: memory.layout().clone(),
                 disks: disks.list().iter().map(|disk| disk.bytes).collect(),
