@@ -140,4 +140,17 @@ mod tests {
         promise.prove(ms(120));
         assert_eq!(expires(&promise), after(ms(120)));
     }
+
+    #[test]
+    fn nothing_is_reported_before_there_is_a_proof_and_then_each_change_once() {
+        let mut promise = Promise::default();
+        promise.begin(Duration::ZERO);
+        assert_eq!(promise.news(), None);
+        promise.prove(Duration::ZERO);
+        assert_eq!(promise.news(), Some(Ok(())));
+        assert_eq!(promise.news(), None);
+        promise.expire();
+        assert!(matches!(promise.news(), Some(Err(_))));
+        assert_eq!(promise.news(), None);
+    }
 }

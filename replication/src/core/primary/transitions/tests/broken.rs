@@ -135,6 +135,22 @@ fn a_stall_has_the_arbiter_asked_before_anything_leaves() {
 }
 
 #[test]
+fn a_side_in_doubt_tells_the_backup_once_the_arbiter_has_confirmed_its_generation() {
+    let mut bench = Bench::protected();
+    bench.now += Policy::default().heartbeat_timeout;
+    assert_eq!(bench.pass(MS, false, false), [doubt()]);
+    assert_eq!(bench.give(broke()), []);
+    assert_eq!(bench.give(confirmed()), [told()]);
+}
+
+#[test]
+fn a_machine_that_breaks_where_the_guest_is_no_more_is_no_news() {
+    let mut bench = claiming();
+    assert!(is_fenced(&bench.give(refused())));
+    assert_eq!(bench.give(broke()), []);
+}
+
+#[test]
 fn without_a_whole_copy_elsewhere_the_guest_stays_and_is_captured_no_more() {
     let stays = |effects: &[Effect]| matches!(effects, [Effect::NotHandedOver { .. }]);
     assert!(stays(&Bench::new().give(broke())), "alone");
@@ -340,6 +356,7 @@ fn a_backup_that_cannot_keep_its_copy_may_go_on_from_what_it_has() {
         why.contains("its disk failed; it goes on if it still has one"),
         "{why}"
     );
+    assert!(!why.contains("if its copy is whole"), "it was: {why}");
 }
 
 #[test]
@@ -376,6 +393,18 @@ fn a_guest_that_ends_has_its_last_words_by_a_grant() {
             .iter()
             .any(|it| matches!(it, Effect::GoAlone { .. }))
     );
+    // It ended, the backup was lost, and the arbiter is away.
+    let mut bench = Bench::protected();
+    bench.give(Input::GuestStopped);
+    let cause = "reset".into();
+    assert!(claims(&bench.give(Input::LinkDown { cause })));
+    assert_eq!(bench.give(unavailable()), []);
+    let effects = bench.give(broke());
+    assert!(
+        matches!(effects[..], [Effect::NotHandedOver { .. }]),
+        "{effects:?}"
+    );
+    assert_eq!(bench.pass(patience(), false, false), [claim()]);
     // Somebody stops it before the backup was told.
     let mut bench = Bench::protected().in_capture();
     bench.give(broke());

@@ -232,3 +232,26 @@ fn a_backup_that_would_not_be_granted_the_guest_any_more_is_not_told() {
     assert!(effects.iter().any(is_off), "{effects:?}");
     assert_eq!(bench.core.phase(), PrimaryPhase::Protected);
 }
+
+#[test]
+fn a_side_that_slept_has_not_waited_for_its_backup() {
+    let mut bench = handing_over();
+    bench.ship(2);
+    bench.now += patience();
+    let effects = bench.pass(MS, true, true);
+    assert!(!is_not_handed_over(&effects), "{effects:?}");
+    let effects = bench.pass(patience() - MS, true, true);
+    assert!(!is_not_handed_over(&effects), "{effects:?}");
+    assert!(is_not_handed_over(&bench.pass(MS, true, true)));
+}
+
+/// Nothing is due while only the arbiter is waited for.
+#[test]
+fn a_claim_that_takes_longer_than_a_handover_may_keeps_nobody_busy() {
+    let mut bench = let_go();
+    let cause = "reset".into();
+    assert!(claims(&bench.give(Input::LinkDown { cause })));
+    assert_eq!(bench.pass(2 * patience(), false, false), []);
+    let next = bench.core.next_wakeup();
+    assert!(next.is_none_or(|at| at > bench.now), "{next:?}");
+}

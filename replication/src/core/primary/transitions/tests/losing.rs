@@ -57,6 +57,17 @@ fn losing_the_backup_from_the_capture_of_epoch_1_on_needs_a_grant() {
 }
 
 #[test]
+fn why_a_backup_left_is_said_in_its_own_words() {
+    let mut bench = Bench::protected();
+    let bye = Bye::Unable("its disk is full".into());
+    let cause = bye.to_string();
+    assert!(claims(&bench.hear(Message::Bye(bye))));
+    let generation = Generation(4);
+    let effects = bench.give(Input::Verdict(Verdict::Granted(generation)));
+    assert_eq!(effects, [Effect::GoAlone { generation, cause }]);
+}
+
+#[test]
 fn silence_on_every_path_loses_the_backup_and_one_living_path_does_not() {
     let mut bench = Bench::protected();
     bench.give(Input::CheckpointWanted);

@@ -85,3 +85,22 @@ fn it_is_said_what_the_end_waits_for() {
     bench.give(Input::Verdict(Verdict::Granted(Generation(4))));
     assert_eq!(bench.core.ending_awaits(), Some(EndingAwaits::Disks));
 }
+
+#[test]
+fn whose_primary_it_is_is_known_from_the_welcome_until_the_backup_is_lost() {
+    let of = |bench: &Bench| {
+        let (node, host) = (bench.core.backup_node(), bench.core.backup_host());
+        (node.map(str::to_owned), host.map(str::to_owned))
+    };
+    let mut bench = Bench::new();
+    bench.give(link_up());
+    assert_eq!(of(&bench), (None, None));
+    bench.hear(Message::Welcome(Welcome {
+        host: Some("2e".into()),
+        ..welcome_of_b()
+    }));
+    assert_eq!(of(&bench), (Some("b".into()), Some("2e".into())));
+    let cause = "gone".into();
+    bench.give(Input::LinkDown { cause });
+    assert_eq!(of(&bench), (None, None));
+}
