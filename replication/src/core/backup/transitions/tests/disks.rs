@@ -423,6 +423,15 @@ fn storage_that_takes_nothing_of_a_copy_any_more_ends_it() {
 }
 
 #[test]
+fn storage_that_slept_with_its_host_has_not_hung() {
+    let mut bench = Bench::copying();
+    bench.give(Input::NotReading);
+    bench.now += 100_000 * MS;
+    assert_eq!(bench.pass(MS, true, true), []);
+    assert_eq!(bench.core.phase(), BackupPhase::Syncing);
+}
+
+#[test]
 fn a_side_that_does_not_read_does_not_judge_silence() {
     let mut bench = Bench::copying();
     for _ in 0..100 {

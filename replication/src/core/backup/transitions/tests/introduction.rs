@@ -263,7 +263,14 @@ fn who_cannot_write_to_the_record_is_sent_away() {
     let mut bench = welcomed();
     let time = 2 * Policy::default().arbiter_check;
     assert_eq!(bench.pass(time - MS, true, true), []);
-    assert_is_sent_away(&bench.pass(MS, true, true), "in time");
+    assert_is_sent_away(&bench.pass(MS, true, true), "not written a mark in time");
+    // It does, but this side's arbiter does not answer. That it goes on writing gains no time.
+    let mut bench = welcomed();
+    assert_eq!(bench.hear(Message::Marked(mark(1))), [Effect::Rehearse]);
+    assert_eq!(bench.pass(time / 2, true, true), []);
+    assert_eq!(bench.hear(Message::Marked(mark(2))), []);
+    assert_eq!(bench.pass(time / 2 - MS, true, true), []);
+    assert_is_sent_away(&bench.pass(MS, true, true), "has not answered in time");
     // It says so, and has not.
     let mut bench = welcomed();
     bench.hear(Message::Marked(mark(1)));

@@ -5,6 +5,11 @@ use super::*;
 /// All but epoch 1, which is whole and waits for its trial; and the trial's ticket.
 fn in_trial() -> (Bench, u64) {
     let mut bench = Bench::syncing();
+    let ticket = first_trial(&mut bench);
+    (bench, ticket)
+}
+
+fn first_trial(bench: &mut Bench) -> u64 {
     let mut effects = Vec::new();
     for message in epoch_messages(1, 1) {
         let generation = GENERATION;
@@ -17,7 +22,7 @@ fn in_trial() -> (Bench, u64) {
         panic!("no trial before the acknowledgement: {effects:?}");
     };
     assert_eq!(*state, STATE);
-    (bench, *ticket)
+    *ticket
 }
 
 fn tried(ticket: u64, outcome: Result<(), &str>) -> Input {
@@ -55,8 +60,11 @@ fn a_guest_whose_state_cannot_be_loaded_is_not_protected_and_its_primary_is_told
     assert_eq!(bench.core.phase(), BackupPhase::Listening);
     // The link is closed; nobody claims anything.
     assert_eq!(bench.pass(1000 * MS, false, false), []);
-    // Another session has another trial.
+    // Another session has another trial, and what is said late of the first is not taken for it.
     assert_eq!(bench.introduce(GENERATION), [welcomed()]);
+    bench.prove();
+    assert_ne!(first_trial(&mut bench), ticket);
+    assert_eq!(bench.give(tried(ticket, Ok(()))), []);
 }
 
 #[test]
@@ -148,6 +156,19 @@ fn a_copy_that_cannot_be_loaded_is_kept_but_a_primary_that_may_live_comes_first(
         assert_eq!(bench.pass(long_silence() - MS, false, false), []);
         assert_eq!(bench.pass(MS, false, false), [claim()]);
     }
+}
+
+/// It is another copy, and perhaps of another guest.
+#[test]
+fn a_new_session_is_not_in_doubt_for_what_an_earlier_one_could_not_load() {
+    let mut bench = Bench::standby();
+    let ticket = next_trial(&mut bench);
+    bench.give(tried(ticket, Err("MSR 0x1")));
+    bench.introduce(Generation(4));
+    assert_eq!(bench.core.phase(), BackupPhase::Syncing);
+    let timeout = Policy::default().heartbeat_timeout;
+    bench.pass(timeout + MS, false, false);
+    assert_eq!(bench.core.phase(), BackupPhase::Listening);
 }
 
 #[test]

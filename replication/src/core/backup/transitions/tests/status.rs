@@ -46,3 +46,14 @@ fn output_that_the_primary_has_not_reported_as_out_is_to_be_repeated() {
     bench.give(Input::Tick);
     assert_eq!(bench.core.output_to_repeat().frames, [frame]);
 }
+
+#[test]
+fn it_may_have_been_granted_the_guest_from_its_question_on() {
+    let mut bench = Bench::standby();
+    assert!(!bench.core.has_asked());
+    assert_eq!(bench.give(Input::PromotionWanted), [claim()]);
+    assert!(bench.core.has_asked());
+    // The arbiter may be asked again, but nothing is known to have been granted.
+    assert_eq!(bench.give(unavailable()), [Effect::CloseLink]);
+    assert!(bench.core.has_asked());
+}
