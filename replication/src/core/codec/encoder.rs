@@ -206,12 +206,6 @@ impl BatchWriter {
         })
     }
 
-    /// Drops the pages appended since the last [`BatchWriter::finish`].
-    pub fn clear(&mut self) {
-        self.body.clear();
-        self.pages = 0;
-    }
-
     fn record(&mut self, kind: u8, page: PageIndex) -> u8 {
         if self.pages == 0 {
             self.body.reserve(self.bytes_max);

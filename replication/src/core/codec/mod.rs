@@ -78,7 +78,7 @@ pub struct CodecStats {
     pub lz4_pages: u64,
     /// Pages sent raw.
     pub raw_pages: u64,
-    /// Bytes of the page records.
+    /// Bytes of the page records, and of their batches' headers.
     pub encoded_bytes: u64,
 }
 

@@ -1,5 +1,6 @@
 //! Round trips over a model of the backup, exact sizes of each encoding, and corrupt batches.
 
+use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
@@ -92,6 +93,39 @@ fn every_encoding_is_used_for_what_it_is_least_for() {
     commit(&batch, &memory);
     assert_eq!(memory.content()[2], *noise(2));
     assert_eq!(encoder.stats().pages(), 6);
+
+    // Half of its words: less than the page, and noise again.
+    let mut half = noise(2);
+    half[..PAGE_BYTES / 2].copy_from_slice(&noise(5)[..PAGE_BYTES / 2]);
+    let batch = encode(&mut encoder, &[(102, half)]);
+    assert_eq!(batch.body.len(), 4 + (8 + 4 + 1 + 4 * 8 + PAGE_BYTES / 2));
+    commit(&batch, &memory);
+    // All words changed, but the page says little.
+    let mut encoder = Encoder::new(16);
+    encode(&mut encoder, &[(101, text)]);
+    let before = encoder.stats();
+    let [nines, zeroes] = [9, 0].map(|fill| Box::new([fill; PAGE_BYTES]));
+    let batch = encode(&mut encoder, &[(101, nines), (103, zeroes)]);
+    let stats = encoder.stats();
+    assert_eq!(stats.lz4_pages, before.lz4_pages + 1);
+    let bytes = stats.encoded_bytes - before.encoded_bytes;
+    assert_eq!(bytes, batch.body.len() as u64);
+}
+
+#[test]
+fn a_delta_is_as_long_as_it_is_said_to_be() {
+    let old = noise(1);
+    for words in [1, 2, 64, 65, 512] {
+        let mut new = old.clone();
+        new.iter_mut()
+            .step_by(8)
+            .take(words)
+            .for_each(|it| *it ^= 1);
+        let delta = delta::Delta::between(&old, &new);
+        let mut written = BytesMut::new();
+        delta.write(&old, &new, &mut written);
+        assert_eq!(delta.encoded_bytes(), written.len(), "{words}");
+    }
 }
 
 #[test]
@@ -217,7 +251,9 @@ fn noise_is_hardly_ever_tried_to_compress() {
         encoder.stats().raw_pages - 1000 + encoder.stats().lz4_pages,
         100
     );
-    assert!(encoder.stats().lz4_pages >= 100 - 63);
+    // After each that was tried, this many were not: 1, 3, 7, 15, 31, and 63 from then on.
+    let found = 2 + 4 + 8 + 16 + 32 + 15 * 64;
+    assert_eq!(encoder.stats().lz4_pages, 1100 - found);
 }
 
 fn record(page: u64, kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -303,6 +339,31 @@ fn each_malformation_is_named() {
         decode_over_zeroes(&many),
         Err(CodecError::Truncated { .. })
     ));
+}
+
+#[test]
+fn how_much_is_missing_is_named() {
+    // A checksum, a mask, and then too little of a bitmap or of a word.
+    let delta = [0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 7, 7, 7];
+    for (length, missing) in [(3, 1), (4, 1), (8, 5), (16, 5)] {
+        let truncated = decode_over_zeroes(&record(100, KIND_DELTA, &delta[..length]));
+        assert_eq!(
+            truncated,
+            Err(CodecError::Truncated {
+                record: 0,
+                offset: 12 + length,
+                missing
+            })
+        );
+    }
+    assert_eq!(
+        decode_over_zeroes(&record(100, KIND_LZ4, &[5, 0, 7, 7])),
+        Err(CodecError::Truncated {
+            record: 0,
+            offset: 16,
+            missing: 3
+        })
+    );
 }
 
 /// What a guest does to a page.

@@ -231,6 +231,27 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn how_much_is_missing_is_named() {
+    // Four bytes of a record's header, of a digest, and of a sector's data.
+    let cut = |kind: u8| {
+        let mut body = [&[1, 0, 0, 0, kind][..], &[0; 19]].concat();
+        body[17] = 2;
+        body.extend([0; 4]);
+        decode(&body.into())
+    };
+    for (error, expected) in [
+        (decode(&vec![1, 0, 0, 0, 9, 9, 9, 9].into()), 16),
+        (cut(3), 12),
+        (cut(0), 508),
+    ] {
+        assert!(
+            matches!(error, Err(DiskBatchError::Truncated { missing, .. }) if missing == expected),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
 fn a_decoded_batch_shares_the_memory_it_came_in() {
     let write = DiskWrite {
         disk: 0,
@@ -307,20 +328,73 @@ fn a_peer_cannot_have_more_checked_than_it_may() {
 
 #[test]
 fn a_writer_ends_a_batch_that_has_enough_to_check() {
-    let check = DiskWrite {
-        disk: 0,
-        offset: 0,
-        what: What::Check {
-            bytes: CHECK_BYTES_MAX,
-            digest: [1; DIGEST_BYTES],
-        },
-    };
-    let count = CHECKED_BYTES_MAX / CHECK_BYTES_MAX;
-    let batches = encode(&vec![check; 2 * count as usize + 1], DISK_BATCH_BYTES_MAX);
-    assert_eq!(batches.len(), 3);
-    for batch in batches {
-        decode(&batch.body).unwrap();
+    let count = (CHECKED_BYTES_MAX / CHECK_BYTES_MAX) as usize;
+    for (bytes, checks, expected) in [
+        (CHECK_BYTES_MAX, 2 * count, 2),
+        (CHECK_BYTES_MAX, 2 * count + 1, 3),
+        // They never come to the most that is allowed.
+        (CHECK_BYTES_MAX - SECTOR_BYTES, 2 * count + 1, 3),
+    ] {
+        let check = DiskWrite {
+            disk: 0,
+            offset: 0,
+            what: What::Check {
+                bytes,
+                digest: [1; DIGEST_BYTES],
+            },
+        };
+        let batches = encode(&vec![check; checks], DISK_BATCH_BYTES_MAX);
+        assert_eq!(batches.len(), expected);
+        for batch in batches {
+            decode(&batch.body).unwrap();
+        }
     }
+}
+
+#[test]
+fn a_batch_takes_all_that_fits() {
+    let data = |offset: u64, sectors: usize| DiskWrite {
+        disk: 0,
+        offset,
+        what: What::Data(vec![1; sectors * 512].into()),
+    };
+    let writes_of = |writes: &[DiskWrite], bytes_max: usize| {
+        let batches = encode(writes, bytes_max).into_iter();
+        batches.map(|batch| batch.writes).collect::<Vec<_>>()
+    };
+    // Two that fill it.
+    assert_eq!(
+        writes_of(&[data(0, 1), data(512, 1)], 4 + 2 * (20 + 512)),
+        [2]
+    );
+    // A long one in the longest pieces of whole sectors.
+    assert_eq!(writes_of(&[data(0, 12)], 4 + 20 + 4 * 512 + 100), [1, 1, 1]);
+}
+
+#[test]
+fn what_is_kept_of_a_write_is_counted() {
+    let itself = size_of::<DiskWrite>() as u64;
+    let of = |what| {
+        let write = DiskWrite {
+            disk: 0,
+            offset: 0,
+            what,
+        };
+        (write.memory_bytes() - itself, write.is_check())
+    };
+    assert_eq!(of(What::Data(vec![1; 4096].into())), (4096, false));
+    assert_eq!(of(What::Discard { bytes: 4096 }), (0, false));
+    let (bytes, digest) = (4096, [1; DIGEST_BYTES]);
+    assert_eq!(of(What::Check { bytes, digest }), (0, true));
+}
+
+#[test]
+fn a_map_has_no_more_blocks_than_it_may() {
+    let largest = BLOCK_BYTES_MIN * BLOCKS_MAX;
+    assert_eq!(block_bytes_for(SECTOR_BYTES), BLOCK_BYTES_MIN);
+    assert_eq!(block_bytes_for(largest), BLOCK_BYTES_MIN);
+    assert_eq!(block_bytes_for(largest + SECTOR_BYTES), 2 * BLOCK_BYTES_MIN);
+    assert_eq!(block_bytes_for(16 * largest), 16 * BLOCK_BYTES_MIN);
 }
 
 #[test]
@@ -335,6 +409,7 @@ fn a_backup_cannot_describe_what_is_no_disk() {
         dirty: vec![0xff; 2].into(),
     };
     good.check().unwrap();
+    assert_eq!(good.ids[1].to_string(), format!("{:0>32}", 2));
     let bad: [fn(&mut PeerDisk); 5] = [
         |disk| disk.bytes = 0,
         |disk| disk.bytes += 1,

@@ -316,6 +316,8 @@ fn disk_writes_out_of_order_of_other_epochs_or_other_disks_are_refused() {
     staging.restart(one);
     assert!(!staging.has_begun());
     assert!(staging.take_disk_batches().is_empty());
+    staging.state(one, STATE).expect("nothing was written");
+    assert!(staging.has_begun(), "and state is something, too");
 }
 
 #[test]

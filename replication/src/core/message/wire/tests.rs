@@ -288,6 +288,49 @@ fn every_kind_has_its_golden_bytes_and_comes_back() {
     }
 }
 
+/// They go into logs, and into the arbiter's record.
+#[test]
+fn what_a_peer_calls_itself_is_made_fit_to_be_shown() {
+    let name = format!("a\n{}", "x".repeat(1000));
+    let fit = for_people(&name, NAME_CHARS_MAX);
+    let hello = Message::Hello(Hello {
+        node: name.clone(),
+        ..hello()
+    });
+    let welcome = Message::Welcome(Welcome {
+        node: name.clone(),
+        host: Some(name),
+        session: 1,
+        disks: Vec::new(),
+    });
+    for message in [hello, welcome] {
+        let (kind, epoch, body) = message.encode();
+        let shown = match Message::decode(kind, epoch, body) {
+            Ok(Message::Hello(hello)) => vec![hello.node],
+            Ok(Message::Welcome(welcome)) => vec![welcome.node, welcome.host.unwrap()],
+            other => panic!("{other:?}"),
+        };
+        assert!(shown.iter().all(|shown| *shown == fit), "{shown:?}");
+    }
+}
+
+#[test]
+fn troubles_that_do_not_fit_into_a_message_are_said_to_be_left_out() {
+    let troubles = |count: usize| {
+        let all = (0..count).map(|number| Trouble::new(&format!("disk {number}"), "it fails"));
+        Trouble::bounded(all.collect())
+    };
+    assert_eq!(troubles(TROUBLES_MAX).len(), TROUBLES_MAX);
+    assert!(!troubles(TROUBLES_MAX).iter().any(Trouble::is_further));
+    let mut bounded = troubles(TROUBLES_MAX + 3);
+    let last = bounded.pop().unwrap();
+    assert!(
+        last.is_further() && last.why.starts_with("4 further"),
+        "{last:?}"
+    );
+    assert_eq!(bounded, troubles(TROUBLES_MAX)[..TROUBLES_MAX - 1]);
+}
+
 #[test]
 fn a_byte_too_many_is_an_error_wherever_the_length_is_known() {
     for (message, kind, epoch, _) in golden() {
