@@ -110,6 +110,10 @@ fn addresses_are_learned_from_arp() {
     let mut forged = gratuitous_arp(Station::untagged(OTHER), Ipv4Addr::new(10, 0, 0, 9));
     forged[6..12].copy_from_slice(&MAC);
     addresses.sent(&forged);
+    // What no single host can have as its address.
+    for octets in [[127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
+        addresses.sent(&gratuitous_arp(own(), octets.into()));
+    }
     // Nor whom an IPv4 packet is from: the guest may route.
     let mut packet = padded(&gratuitous_arp(own(), ADDRESS)[..12]);
     packet[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
@@ -140,6 +144,12 @@ fn addresses_are_learned_from_neighbour_discovery() {
     addresses.sent(&discovery(MAC, of(1), ADVERTISE, &option));
     addresses.sent(&discovery(MAC, of(7), 128, &[0; 4]));
     addresses.sent(&discovery(MAC, unspecified, 133, &[0; 4]));
+    for none in [
+        Ipv6Addr::LOCALHOST,
+        Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
+    ] {
+        addresses.sent(&discovery(MAC, of(1), ADVERTISE, &about(0x20, none)));
+    }
     assert_eq!(addresses, before);
 }
 
@@ -185,6 +195,11 @@ fn each_station_and_each_vlan_is_announced_with_its_tags() {
             untagged.clone(),
         ]
     );
+    // One with a priority outside of both.
+    let before = addresses.clone();
+    let frame = gratuitous_arp(nested, ADDRESS);
+    addresses.sent(&[&frame[..12], &[0x88, 0xa8, 0xe0, 0], &frame[12..]].concat());
+    assert_ne!(addresses, before, "it is the one that was heard last");
     // More tags than are understood, and a group as sender.
     let before = addresses.clone();
     let tag = [0x81, 0, 0, 9];
@@ -276,4 +291,21 @@ proptest::proptest! {
             proptest::prop_assert!(![0, 2].contains(&kind) || known(&addresses).is_empty());
         }
     }
+}
+
+#[test]
+fn whoever_sends_more_than_may_be_kept_is_not_believed() {
+    let of = |stations: usize, addresses: usize| {
+        let known = |_| (own(), false);
+        let address = |_| (IpAddr::from(ADDRESS), own());
+        let stations: Vec<_> = (0..stations).map(known).collect();
+        let addresses: Vec<_> = (0..addresses).map(address).collect();
+        let bytes = postcard::to_stdvec(&(MAC, stations, addresses)).unwrap();
+        postcard::from_bytes::<Addresses>(&bytes).unwrap()
+    };
+    let full = of(ADDRESSES_MAX, ADDRESSES_MAX);
+    assert!(full.is_possible());
+    assert_eq!(full.own(), MAC);
+    assert!(!of(ADDRESSES_MAX + 1, 0).is_possible());
+    assert!(!of(0, ADDRESSES_MAX + 1).is_possible());
 }

@@ -1,5 +1,6 @@
 //! R5: a full gate slows the guest and loses nothing.
 
+use std::io;
 use std::sync::{Arc, mpsc};
 
 use super::{console, far, frame, gate_with, send, waking_gate_with};
@@ -44,6 +45,36 @@ fn a_full_gate_refuses_and_wakes_the_device_when_there_is_room() {
     gate.release(EpochId(2), far());
     assert_eq!(wakes.take(), 0);
     assert_eq!(wire.take(), [b"x"]);
+}
+
+#[test]
+fn what_is_not_sealed_yet_is_being_collected() {
+    let (gate, port, _wire) = gate_with(GateLimits::default());
+    let (console, _screen) = console(&gate);
+    gate.hold();
+    assert!(!gate.is_collecting());
+    send(&port, "x");
+    assert!(gate.is_collecting());
+    gate.seal(EpochId(1));
+    assert!(!gate.is_collecting(), "it is held, but sealed");
+    console.write(b"x").unwrap();
+    assert!(gate.is_collecting());
+}
+
+/// As those who print expect of a writer.
+#[test]
+fn a_full_console_would_block_its_writer() {
+    let limits = GateLimits {
+        console_bytes_max: 8,
+        ..GateLimits::default()
+    };
+    let gate = OutputGate::new(limits);
+    let (mut console, _screen) = console(&gate);
+    gate.hold();
+    assert_eq!(io::Write::write(&mut console, b"12345").unwrap(), 5);
+    let refused = io::Write::write(&mut console, b"12345").unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(console.position(), 5);
 }
 
 #[test]
