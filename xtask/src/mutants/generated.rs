@@ -10,13 +10,14 @@ use crate::workspace::root;
 
 /// Name, files below `replication/src`, and what the tests that cover them are called.
 const ROOMS: &str = "
-    arbiter      | arbiter/file/*.rs                     | arbiter:: --skip interleavings
-    output       | output/{gate,kept,state,writer}.rs    | output::
-    core-start   | core/{start,promise}.rs               | core::start core::promise core::backup core::primary
-    core-backup  | core/{backup,epoch}/**/*.rs           | core::backup core::epoch
-    core-primary | core/primary/**/*.rs                  | core::primary
-    disk-backup  | disk/{backup,image}/*.rs              | disk::tests
-    disk-primary | disk/primary/*.rs                     | disk::tests --skip crashes";
+    arbiter      | arbiter/file/*.rs                         | arbiter:: --skip interleavings
+    output       | output/**/*.rs                            | output::
+    core-wire    | core/{codec,disk,message}/**/*.rs         | core::codec core::disk core::message
+    core-start   | core/{heartbeats,promise,start,timers}.rs | core:: --skip core::model
+    core-backup  | core/{backup,epoch}/**/*.rs               | core::backup core::epoch
+    core-primary | core/primary/**/*.rs                      | core::primary
+    disk-backup  | disk/{backup,image}/*.rs                  | disk::tests
+    disk-primary | disk/primary/*.rs                         | disk::tests --skip crashes";
 
 /// Runs the rooms whose name begins with `name`.
 pub(super) fn run(name: &str) -> Result<()> {
