@@ -309,3 +309,14 @@ fn whoever_sends_more_than_may_be_kept_is_not_believed() {
     assert!(!of(ADDRESSES_MAX + 1, 0).is_possible());
     assert!(!of(0, ADDRESSES_MAX + 1).is_possible());
 }
+
+#[test]
+fn a_frame_is_a_guests_own_if_a_station_of_it_has_sent_it() {
+    let mut addresses = Addresses::of(MAC);
+    let behind = Station::untagged(OTHER);
+    assert!(addresses.is_own(&gratuitous_arp(own(), ADDRESS)));
+    assert!(!addresses.is_own(&rarp(behind)));
+    addresses.sent(&rarp(behind));
+    assert!(addresses.is_own(&rarp(behind)), "it was heard");
+    assert!(!addresses.is_own(&rarp(Station::untagged([2; 6]))));
+}
