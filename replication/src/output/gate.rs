@@ -246,7 +246,8 @@ impl OutputGate {
     }
 
     /// Sets the listener, which is told that output has begun to wait, that the gate is nearly
-    /// full, or that something is to follow the guest. It is called from device threads and must be cheap. It replaces the one before.
+    /// full, or that something is to follow the guest. It is called from device threads and must be cheap.
+    /// It replaces the one before.
     pub fn set_listener(&self, listener: OutputListener) {
         self.inner.state.lock().listener = Some(listener);
     }

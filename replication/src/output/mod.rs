@@ -88,6 +88,11 @@
 //!
 //! After a promotion [`Machine::announce`](crate::ports::Machine::announce) makes frames with
 //! [`announce`] and sends them through [`NetPort::announce`].
+//!
+//! A network device also tells its port what it gives to the guest ([`NetPort::received`]), so that it can follow
+//! a guest that is handed over, and gives the guest first what has come with it ([`NetPort::arrived`]). Between the
+//! announcement and the guest's first instruction it keeps what comes in ([`NetPort::defer`]). Without that, clients
+//! have to send again what they sent during a handover.
 
 pub mod announce;
 mod arrivals;

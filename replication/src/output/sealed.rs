@@ -40,7 +40,7 @@ pub struct ConsoleProgress {
     pub position: u64,
 }
 
-/// One Ethernet frame that the guest sent.
+/// One Ethernet frame that the guest sent, or was given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NetworkFrame {
     /// Number of the network device, in configuration order.

@@ -58,6 +58,16 @@ fn begin(session: &Session, epoch: u64, write: &DiskWrite) -> Receiver<Result<()
     persisted
 }
 
+/// Epoch 2 is persisted, and takes the room that epoch 3 waits for.
+fn second_waits(session: &Session) -> Receiver<Result<(), DiskError>> {
+    let first = begin(session, 2, &write(40, 1));
+    first.recv_timeout(DEADLINE).unwrap().unwrap();
+    let second = begin(session, 3, &write(40, 2));
+    let early = second.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "there is no room");
+    second
+}
+
 #[test]
 fn an_epoch_that_finds_no_room_has_the_journal_brought_to_the_image() {
     let (a, b, primary, _backup, mut session) = setup(small(), 1).protected();
@@ -77,11 +87,7 @@ fn an_epoch_that_finds_no_room_has_the_journal_brought_to_the_image() {
 fn an_epoch_that_waits_for_room_goes_on_when_the_one_before_is_committed() {
     let (_a, b, _primary, backup, session) = setup(small(), 2).protected();
     let before = b.content("disk0");
-    let first = begin(&session, 2, &write(40, 1));
-    first.recv_timeout(DEADLINE).unwrap().unwrap();
-    let second = begin(&session, 3, &write(40, 2));
-    let early = second.recv_timeout(Duration::from_millis(200));
-    assert!(early.is_err(), "there is no room");
+    let second = second_waits(&session);
     assert_eq!(b.content("disk0"), before, "nothing is committed");
     backup.backup().committed(EpochId(2));
     second.recv_timeout(DEADLINE).unwrap().unwrap();
@@ -92,11 +98,7 @@ fn an_epoch_that_waits_for_room_goes_on_when_the_one_before_is_committed() {
 fn an_epoch_that_waits_for_room_is_given_up_with_the_copy() {
     let (_a, b, _primary, backup, session) = setup(small(), 3).protected();
     let before = b.content("disk0");
-    let first = begin(&session, 2, &write(40, 1));
-    first.recv_timeout(DEADLINE).unwrap().unwrap();
-    let second = begin(&session, 3, &write(40, 2));
-    let early = second.recv_timeout(Duration::from_millis(200));
-    assert!(early.is_err(), "there is no room");
+    let second = second_waits(&session);
     backup.backup().abandon();
     let refused = second.recv_timeout(DEADLINE).unwrap().unwrap_err();
     assert!(matches!(refused, DiskError::Shut), "{refused}");
