@@ -86,6 +86,8 @@ struct State {
     /// When there last was some, or the gap was last forgotten.
     last: Instant,
     longest: Duration,
+    /// How long each answer took, in microseconds.
+    answers: Vec<u32>,
     losses: Losses,
     fault: Option<String>,
     /// The fault is what came, not that nothing came.
@@ -128,10 +130,21 @@ impl Clients {
         all.map(|client| client.state.lock().progress).collect()
     }
 
+    /// How long each answer took of which the gaps were not forgotten, in microseconds, the shortest first.
+    pub(crate) fn answers(&self) -> Vec<u32> {
+        let all = self.all.iter();
+        let mut answers: Vec<u32> = all
+            .flat_map(|client| client.state.lock().answers.clone())
+            .collect();
+        answers.sort_unstable();
+        answers
+    }
+
     /// Forgets how long anybody has waited so far.
     pub(crate) fn forget_gaps(&self) {
         for client in &self.all {
             let mut state = client.state.lock();
+            state.answers.clear();
             state.longest = Duration::ZERO;
             state.last = Instant::now();
         }
@@ -197,6 +210,7 @@ impl Work {
             progress: 0,
             last: Instant::now(),
             longest: Duration::ZERO,
+            answers: Vec::new(),
             losses: Losses::default(),
             fault: None,
             is_wrong: false,
@@ -292,6 +306,7 @@ impl Work {
         let mut line = Vec::new();
         let mut value = 0;
         loop {
+            let asked = Instant::now();
             connection
                 .write_all(request.as_bytes())
                 .context("the connection broke")?;
@@ -307,6 +322,8 @@ impl Work {
             let answer = line.drain(..=end).collect::<Vec<u8>>();
             self.answered(&answer[..end], value + 1)?;
             value += 1;
+            let took = u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX);
+            self.state.lock().answers.push(took);
             self.progressed(1);
             std::thread::sleep(THINK);
         }

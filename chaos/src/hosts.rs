@@ -26,14 +26,30 @@ const IMAGE_BYTES: u64 = DISK_BLOCKS as u64 * 4096;
 /// Room for an image, its map, a journal and the ext4 journal.
 const STORAGE_MIB: u32 = 96;
 const ARBITER_MIB: u32 = 8;
-const WORKLOAD: &str = "workload=stream,counter,disk stream.rate=262144 disk.rate=100 \
-                        disk.flush_every=8 disk.log_ms=20 gateway=10.77.0.1";
+const WORKLOAD: &str = "workload=stream,counter,disk stream.rate=262144 disk.rate=100 disk.flush_every=8 disk.log_ms=20";
 /// A service manager's pause before it starts a process again.
 const RESTART: Duration = Duration::from_millis(300);
 /// A host whose process is started more often does not work.
 const STARTS_MAX: usize = 20;
 /// How often somebody asks for the status.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The guest of a pair.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    pub(crate) memory_mib: u64,
+    /// What it does, as its command line says.
+    pub(crate) workload: String,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            memory_mib: 64,
+            workload: format!("{WORKLOAD} disk.blocks={DISK_BLOCKS}"),
+        }
+    }
+}
 
 /// What ran on one host.
 #[derive(Debug)]
@@ -69,6 +85,7 @@ pub(crate) struct World {
     pub(crate) network: Arc<Network>,
     directory: PathBuf,
     vmm: PathBuf,
+    guest: Guest,
     /// Further options of each process.
     options: Vec<String>,
     looked: Instant,
@@ -79,7 +96,12 @@ pub(crate) struct World {
 
 impl World {
     /// Makes everything in `directory`; starts nothing. All processes get `options`.
-    pub(crate) fn new(directory: &Path, vmm: &Path, options: &[String]) -> Result<Self> {
+    pub(crate) fn new(
+        directory: &Path,
+        vmm: &Path,
+        guest: Guest,
+        options: &[String],
+    ) -> Result<Self> {
         let storage = |name: &str, mib| Storage::new(&directory.join(name), mib);
         let host = |side: Side| {
             let name = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -101,6 +123,7 @@ impl World {
             network: Arc::new(Network::new()?),
             directory: directory.into(),
             vmm: vmm.into(),
+            guest,
             options: options.to_vec(),
             looked: Instant::now(),
             protected: 0,
@@ -192,7 +215,7 @@ impl World {
             ("--heartbeat", beat),
             ("--arbiter", self.arbiter_link().display().to_string()),
             ("--kernel", "builtin".into()),
-            ("--memory-mib", "64".into()),
+            ("--memory-mib", self.guest.memory_mib.to_string()),
             (
                 "--drive",
                 format!("path={},on-error=wait", self.image(side).display()),
@@ -200,7 +223,7 @@ impl World {
             ("--net", format!("tap=tap0,mac={GUEST_MAC}")),
             (
                 "--cmdline",
-                format!("{WORKLOAD} disk.blocks={DISK_BLOCKS} ip={GUEST}/24"),
+                format!("{} gateway=10.77.0.1 ip={GUEST}/24", self.guest.workload),
             ),
         ] {
             arguments.extend([flag.to_owned(), value]);
@@ -332,7 +355,7 @@ impl World {
     }
 
     /// A host's status, unless it could not answer.
-    fn status(&self, side: Side) -> Option<Status> {
+    pub(crate) fn status(&self, side: Side) -> Option<Status> {
         let host = &self.hosts[side as usize];
         let process = host
             .process

@@ -8,6 +8,7 @@
 //!   failures   how each is made and undone
 //!   clients    check every byte and every number;  speakers: check who sends
 //!   report     figures of all runs
+//!   links      instead of all that: what clients see of a guest that changes more than a slow link ships
 //!   stalls     instead of all that: how often a pair acts although its hosts only stood still for a while
 //! ```
 
@@ -15,6 +16,7 @@ mod clients;
 mod failures;
 mod flood;
 mod hosts;
+mod links;
 mod network;
 mod pressure;
 mod programs;
@@ -55,6 +57,7 @@ struct Call {
 #[derive(Debug, Subcommand)]
 enum Task {
     Chaos(Options),
+    Links(links::Options),
     Stalls(stalls::Options),
 }
 
@@ -108,6 +111,7 @@ fn main() -> Result<()> {
     programs::run("mount", &["-t", "tmpfs", "tmpfs", &work])?;
     let done = match &call.task {
         Task::Chaos(options) => chaos(options, &place),
+        Task::Links(options) => links::run(options, &place),
         Task::Stalls(options) => stalls::run(options, &place),
     };
     programs::run("umount", &["--lazy", &work])?;

@@ -196,6 +196,16 @@ impl Network {
             .tc(&format!("qdisc replace dev {interface} root {kind}"))
     }
 
+    /// From now on this way ships at most so much, each way. What waits for it, waits for 50 ms at most, or is dropped.
+    pub(crate) fn set_rate(&self, way: Way, mbit_per_s: u64) -> Result<()> {
+        let interface = way.interface();
+        Side::BOTH.into_iter().try_for_each(|side| {
+            self.host(side).tc(&format!(
+                "qdisc replace dev {interface} root tbf rate {mbit_per_s}mbit burst 64kb latency 50ms"
+            ))
+        })
+    }
+
     pub(crate) fn set_uplink(&self, side: Side, is_up: bool) -> Result<()> {
         let state = if is_up { "up" } else { "down" };
         self.host(side).ip(&format!("link set uplink {state}"))

@@ -10,7 +10,7 @@ use understudy_vmm::local_cluster::{GuestDiskProgress, WorkloadDisk};
 
 use crate::clients::{Clients, Losses, Seen};
 use crate::failures;
-use crate::hosts::{DISK_BLOCKS, World};
+use crate::hosts::{DISK_BLOCKS, Guest, World};
 use crate::network::Side;
 use crate::schedule::Schedule;
 use crate::speakers::{self, Sniffer};
@@ -87,7 +87,7 @@ struct Run {
 
 impl Run {
     fn start(outcome: Outcome, directory: &Path, vmm: &Path) -> Result<Self> {
-        let mut world = World::new(directory, vmm, &[])?;
+        let mut world = World::new(directory, vmm, Guest::default(), &[])?;
         let sniffer = Sniffer::start(&world.network)?;
         protect(&mut world)?;
         await_some(&mut world, START, |world| {

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::clients::Clients;
-use crate::hosts::World;
+use crate::hosts::{Guest, World};
 use crate::network::Side;
 use crate::run::{await_some, protect};
 use crate::{Place, write_json};
@@ -157,7 +157,7 @@ fn one(
     if disturbance.is_plain() {
         further.extend(PLAIN.map(str::to_owned));
     }
-    let mut world = World::new(&directory, &place.vmm, &further)?;
+    let mut world = World::new(&directory, &place.vmm, Guest::default(), &further)?;
     protect(&mut world)?;
     let clients = Clients::start(&world.network);
     let mut random = ChaCha8Rng::seed_from_u64(number as u64);

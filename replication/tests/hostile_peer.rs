@@ -329,7 +329,7 @@ proptest! {
                     PrimaryInput::Verdict(verdict)
                 }
             };
-            if let PrimaryInput::Shipped { epoch } = input {
+            if let PrimaryInput::Shipped { epoch, bytes: 0 } = input {
                 shipped = epoch;
             }
             let has_verdict = matches!(input, PrimaryInput::Verdict(_));
@@ -346,11 +346,11 @@ proptest! {
                     // R10: only the arbiter fences.
                     PrimaryEffect::Fenced { .. } => prop_assert!(has_verdict),
                     PrimaryEffect::StartSync { .. } | PrimaryEffect::SyncRound => {
-                        todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0 });
+                        todo.push(PrimaryInput::SyncRoundShipped { pages_left: 0, disk_bytes_left: 0, left_takes: Duration::ZERO });
                     }
                     PrimaryEffect::Capture(epoch) => {
                         todo.push(PrimaryInput::Captured { epoch, pause: Pause::default() });
-                        todo.push(PrimaryInput::Shipped { epoch });
+                        todo.push(PrimaryInput::Shipped { epoch, bytes: 0 });
                     }
                     PrimaryEffect::CloseLink => {
                         todo.clear();

@@ -24,6 +24,9 @@ const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// takes no byte of what waits for it.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How much the kernel takes of what the network does not.
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
+
 /// Buffer size requested for Unix sockets. Their default of 208 KiB makes the two sides switch back
 /// and forth for one batch of pages. The kernel caps it at `net.core.wmem_max`. TCP buffers are
 /// left alone: setting them would turn off the kernel's own, better tuning.
@@ -241,6 +244,9 @@ fn tcp_link(stream: TcpStream, limits: Limits) -> io::Result<Link> {
     let socket = SockRef::from(&stream);
     // Each batch of frames is one write, so holding back its last segment only adds delay.
     socket.set_tcp_nodelay(true)?;
+    // What waits, waits in the queue before the socket: there its length is known, and a heartbeat or an epoch's end is
+    // not behind megabytes that no network has seen yet.
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()

@@ -89,6 +89,68 @@ async fn stuck_reader_bounds_what_is_queued_and_blocks_the_sender() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_wait_is_queued_although_there_is_no_room_and_is_bounded_too() {
+    let (near, mut far) = ends();
+    let (queue, task) = SendQueue::new(near.writer, 20_000);
+    let running = tokio::spawn(task.run());
+    let taken = send_until_stuck(&queue).await;
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.send(frame(1_000_000, 1024)).await }
+    });
+    tokio::task::yield_now().await;
+    let full = queue.queued_bytes();
+    let mut urgent = 0;
+    while queue.send_now(frame(taken + urgent, 1024)).unwrap() {
+        urgent += 1;
+    }
+    assert!(urgent > 100, "{urgent}");
+    assert!(queue.queued_bytes() - full <= 256 << 10);
+    // It comes behind what was queued, and before what waits for room.
+    for epoch in 0..taken + urgent {
+        assert_eq!(soon(far.reader.recv()).await.unwrap(), frame(epoch, 1024));
+    }
+    assert_eq!(soon(far.reader.recv()).await.unwrap().epoch, 1_000_000);
+    soon(waiting).await.unwrap().unwrap();
+    assert!(
+        queue.send_now(frame(0, 1024)).unwrap(),
+        "there is room again"
+    );
+    running.abort();
+    let _ = running.await;
+    let closed = queue.send_now(frame(0, 1024));
+    assert!(matches!(closed, Err(LinkError::Closed)), "{closed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_until_all_is_written_waits_for_the_reader_or_the_end_of_the_link() {
+    let (near, mut far) = ends();
+    let (queue, task) = SendQueue::new(near.writer, 20_000);
+    let running = tokio::spawn(task.run());
+    soon(queue.written()).await.expect("nothing was queued");
+    let taken = send_until_stuck(&queue).await;
+    let wait = || {
+        let queue = queue.clone();
+        tokio::spawn(async move { queue.written().await })
+    };
+    let waiting = wait();
+    stuck().await;
+    assert!(!waiting.is_finished());
+    for _ in 0..taken {
+        soon(far.reader.recv()).await.unwrap();
+    }
+    soon(waiting).await.unwrap().unwrap();
+
+    send_until_stuck(&queue).await;
+    let waiting = wait();
+    stuck().await;
+    assert!(!waiting.is_finished());
+    running.abort();
+    let ended = soon(waiting).await.unwrap();
+    assert!(matches!(ended, Err(LinkError::Closed)), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn frame_larger_than_the_queue_goes_through_alone() {
     let (near, mut far) = ends();
     let (queue, task) = SendQueue::new(near.writer, 1000);

@@ -1,4 +1,4 @@
-//! `cargo xtask chaos` and `cargo xtask stalls`: builds `vmm` and the program in `chaos/`, and runs that with a mount namespace of its own.
+//! `cargo xtask chaos`, `stalls` and `links`: builds `vmm` and the program in `chaos/`, and runs that with a mount namespace of its own.
 
 use std::process::Command;
 

@@ -89,6 +89,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Measure what clients see of a guest that changes memory faster than a slow logging channel ships it.
+    ///
+    /// In the same surroundings as `chaos`. Needs root, and a quiet machine; `cargo xtask links --help` prints the options.
+    #[command(disable_help_flag = true)]
+    Links {
+        /// The options.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
     /// Fuzz everything that a peer, a state file or a guest can say, for a while each.
     ///
     /// What reaches something new is kept in fuzz/corpus, what crashes in fuzz/artifacts.
@@ -115,6 +124,7 @@ fn main() -> Result<()> {
         Task::Simulate(options) => simulate::run(&options),
         Task::Chaos { options } => chaos::run("chaos", &options),
         Task::Stalls { options } => chaos::run("stalls", &options),
+        Task::Links { options } => chaos::run("links", &options),
         Task::Fuzz(arguments) => fuzz::command(&arguments),
         Task::GuestImage(arguments) => guest_image::command(&arguments),
         Task::Testbed(command) => testbed::command(command),

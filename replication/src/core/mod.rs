@@ -12,6 +12,7 @@ pub mod policy;
 pub mod primary;
 mod promise;
 pub mod start;
+pub mod throttle;
 mod timers;
 pub mod violation;
 

@@ -28,6 +28,11 @@ pub struct Policy {
     ///
     /// Default 10, range 0 to 100; more counts as 100.
     pub overhead_percent: u32,
+    /// How long an epoch may take from its end to its acknowledgement, beyond what any takes. A guest whose
+    /// changes take longer to ship is slowed ([`throttle`](super::throttle)). With zero, none is.
+    ///
+    /// Default 100 ms, at most 10 s.
+    pub latency_target: Duration,
     /// The longest time between two heartbeats that are sent.
     ///
     /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
@@ -54,11 +59,13 @@ pub struct Policy {
     ///
     /// Default 2 s, range 1 ms to 10 min.
     pub arbiter_check: Duration,
-    /// Pre-copy ends when a round leaves at most this many dirty pages.
+    /// Pre-copy ends when a round leaves at most this many dirty pages, and they can be shipped in a third of
+    /// [`latency_target`](Self::latency_target).
     ///
     /// Default 4096 pages (16 MiB), any number.
     pub sync_pages_left: u64,
-    /// Pre-copy ends after this many rounds in any case.
+    /// After this many rounds, however much is left, pre-copy ends as soon as that can be shipped in time, or the guest is
+    /// slowed as far as it can be, and each further round slows it.
     ///
     /// Default 8 rounds, range 1 and up; 0 counts as 1.
     pub sync_rounds_max: u32,
@@ -69,6 +76,7 @@ impl Default for Policy {
         Self {
             epoch_interval: Duration::from_millis(25),
             overhead_percent: 10,
+            latency_target: Duration::from_millis(100),
             heartbeat_interval: Duration::from_millis(20),
             heartbeat_timeout: Duration::from_millis(150),
             storage_timeout: Duration::from_millis(600),

@@ -16,7 +16,7 @@
 //!
 //! | method | thread | guest | order | repeated | an error means |
 //! | --- | --- | --- | --- | --- | --- |
-//! | [`fingerprint`](Machine::fingerprint), [`memory`](Machine::memory), [`gate`](Machine::gate), [`disks`](Machine::disks) | caller; capture and driver when they start | any | before all others | yes; always the same answer | – |
+//! | [`fingerprint`](Machine::fingerprint), [`memory`](Machine::memory), [`gate`](Machine::gate), [`disks`](Machine::disks), [`speed`](Machine::speed) | caller; capture and driver when they start | any | before all others | yes; always the same answer | – |
 //! | [`run`](Machine::run) | primary: caller; standby: driver, not in tokio | has never run | after the arbiter's grant; on a standby last, after `restore`, `announce` and the gate's `repeat` | no | the guest does not run; the machine is stopped |
 //! | [`start_tracking`](Machine::start_tracking) | capture | runs | once the disks are copied, before the first page is read | after each `stop_tracking`, and after a failed session | the backup is lost, the guest continues |
 //! | [`stop_tracking`](Machine::stop_tracking) | capture | runs | when the backup is lost | only after `start_tracking` | an alarm |
@@ -25,6 +25,7 @@
 //! | [`harvest`](PausedMachine::harvest), then [`save`](PausedMachine::save) | capture | paused | once each per pause; memory is read between them; the first pause for a backup has only `save`, to see whether the state can be sent | once per pause | as `pause`; harvested bits are kept for the next try |
 //! | drop of [`PausedMachine`] | capture | runs again | after the gate was sealed | – | it cannot fail (R7) |
 //! | [`looked`](Machine::looked) | capture | runs | after the pages of an epoch were encoded | once per epoch | it cannot fail |
+//! | [`set`](GuestSpeed::set) | driver, in tokio | any | while there is a backup; full once there is none | yes | it cannot fail |
 //! | [`reset`](Machine::reset) | capture | runs, not paused | between two epochs | yes | an alarm; the guest continues as it is |
 //! | [`try_restore`](Machine::try_restore) | standby: trial | has never run | before the first acknowledgement of each primary's epochs, then now and then | yes | the copy is given up, the primary is told why; the standby ends if the machine is unusable |
 //! | [`restore`](Machine::restore) | standby: driver, not in tokio | has never run | once, after all memory was written and the disks are at the epoch | no | the guest runs nowhere; the machine is stopped |
@@ -53,6 +54,7 @@ use std::sync::Arc;
 pub use disk_error::DiskError;
 pub use disks::{BackupDisks, Disks, NoDisks, PrimaryDisks};
 
+use crate::core::throttle::RunShare;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{PAGE_BYTES, Page, PageIndex};
 use crate::open_pages::Looked;
@@ -153,6 +155,13 @@ pub trait PageMemory: Send + Sync {
     }
 }
 
+/// How much of its time a guest runs. A pause is not counted: the guest stands still in it whatever its share.
+pub trait GuestSpeed: Send + Sync {
+    /// Lets each vCPU run for this part of the time from now on, evenly, in slices that are short against the time in
+    /// which a client notices. It must not wait for that.
+    fn set(&self, share: RunShare);
+}
+
 /// A virtual machine that can be protected, or can take over another machine's state.
 pub trait Machine: Send + 'static {
     /// What must be equal on both hosts besides the memory layout. Nothing by default.
@@ -169,6 +178,12 @@ pub trait Machine: Send + 'static {
     /// The machine's writable disks that are replicated or shared. None by default.
     fn disks(&self) -> Arc<dyn Disks> {
         Arc::new(NoDisks)
+    }
+
+    /// What slows the guest down. Always the same one. Without one, as by default, the guest is not slowed, however long
+    /// its epochs take.
+    fn speed(&self) -> Option<Arc<dyn GuestSpeed>> {
+        None
     }
 
     /// Starts tracking dirty pages while the guest runs. Every page written from now on is dirty;

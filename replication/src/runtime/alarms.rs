@@ -14,6 +14,8 @@ pub(super) enum Topic {
     Disks,
     /// The other side, or the copy there or here.
     Peer,
+    /// The guest is slowed.
+    Speed,
 }
 
 /// The alarms that stand, the oldest first.
@@ -27,6 +29,11 @@ impl Alarms {
             Some((_, standing)) => *standing = text,
             None => self.0.push((topic, text)),
         }
+    }
+
+    /// Whether one of this topic stands.
+    pub(super) fn stands(&self, topic: Topic) -> bool {
+        self.0.iter().any(|(other, _)| *other == topic)
     }
 
     /// The topic's cause is gone.

@@ -18,6 +18,7 @@ use super::status::{
 };
 use crate::core::codec::CodecStats;
 use crate::core::message::Trouble;
+use crate::core::throttle::RunShare;
 use crate::ids::{EpochId, Generation, PAGE_BYTES};
 use crate::log_thinning::LogThinning;
 use crate::ports::disks::SyncPlan;
@@ -27,6 +28,10 @@ use crate::ports::disks::SyncPlan;
 const HISTOGRAM_MAX: u64 = 60_000_000;
 /// How many epochs' capture times are kept for their acks.
 const PENDING_EPOCHS_MAX: usize = 64;
+
+/// A guest with a smaller share of the time for so long is an alarm, until it has twice that.
+const SLOW: f64 = 0.25;
+const SLOW_FOR: Duration = Duration::from_secs(1);
 
 /// Shared by the runtime's threads.
 #[derive(Debug, Clone)]
@@ -47,6 +52,8 @@ struct Inner {
     link: Arc<LinkCounters>,
     /// Why the arbiter gave no answer, until it does.
     no_answer: Option<String>,
+    /// Since when the guest has been slowed a lot.
+    slow_since: Option<Instant>,
     /// The side's work has ended.
     ended: bool,
     /// Keeps what a peer can cause from filling the log and the events.
@@ -83,6 +90,7 @@ impl Metrics {
             copying_since: None,
             link: Arc::default(),
             no_answer: None,
+            slow_since: None,
             ended: false,
             log: LogThinning::default(),
         })))
@@ -233,6 +241,33 @@ impl Metrics {
         self.lock().alarms.over(topic);
     }
 
+    /// The guest may run for this part of the time from now on.
+    pub(super) fn throttled(&self, share: RunShare) {
+        let mut inner = self.lock();
+        let share = share.fraction();
+        inner.status.slowed_percent = ((1.0 - share) * 1000.0).round() / 10.0;
+        inner.slow_since = match share < SLOW {
+            true => inner.slow_since.or_else(|| Some(Instant::now())),
+            false => None,
+        };
+        if share >= 2.0 * SLOW {
+            inner.alarms.over(Topic::Speed);
+        }
+    }
+
+    /// A guest that has been slow for a while is an alarm. To be called now and then.
+    fn look_at_speed(&self) {
+        let inner = self.lock();
+        let is_slow = inner.slow_since.is_some_and(|at| at.elapsed() >= SLOW_FOR);
+        let is_known = inner.alarms.stands(Topic::Speed);
+        drop(inner);
+        if is_slow && !is_known {
+            let what = "the guest runs at less than a quarter of its speed, because its changes cannot be shipped any faster: it \
+                        needs a faster link to its standby, or a longer latency target";
+            self.alarm(Topic::Speed, what.into());
+        }
+    }
+
     /// The arbiter gave no answer. It may be asked many times a second, so the same reason is an alarm
     /// only once.
     pub(super) fn no_answer(&self, alarm: String) {
@@ -308,6 +343,7 @@ impl Metrics {
 
     pub(super) fn synchronised(&self, wire_bytes: u64) {
         self.lock().status.sync_bytes += wire_bytes;
+        self.look_at_speed();
     }
 
     /// Disks will be copied as planned.
@@ -363,6 +399,7 @@ impl Metrics {
 
     /// ⑧ on the primary: epochs through `epoch` were acknowledged and released.
     pub(super) fn acked(&self, epoch: EpochId) {
+        self.look_at_speed();
         let mut inner = self.lock();
         while inner
             .captured

@@ -1,8 +1,6 @@
 //! One connection between the two sides: converts frames to messages and back.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -105,9 +103,9 @@ impl Session {
         self.reader.try_recv()?.map(decode).transpose()
     }
 
-    /// Queues a message without waiting. If the queue is full, the peer reads slowly or not at all.
-    /// A heartbeat is then left out: behind so much data it would be no sign of life. So is what arrived for the
-    /// guest, as networks may lose frames. Any other message must not get lost, so the link is broken.
+    /// Queues a message without waiting, also while the queue is full of pages. If there is no room for such messages any
+    /// more, the peer reads nothing. A heartbeat is then left out: behind so much it would be no sign of life. So is what
+    /// arrived for the guest, as networks may lose frames. Any other message must not get lost, so the link is broken.
     pub(super) fn send(&mut self, generation: Generation, message: &Message) {
         let (kind, epoch, body) = message.encode();
         let frame = Frame {
@@ -116,15 +114,11 @@ impl Session {
             epoch,
             body,
         };
-        let mut sending = std::pin::pin!(self.queue.send(frame));
-        match sending
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => tracing::debug!(%error, "a message was not queued"),
-            Poll::Pending if matches!(message, Message::Heartbeat | Message::Arrived(_)) => {}
-            Poll::Pending => self.queue.fail(LinkError::Closed),
+        match self.queue.send_now(frame) {
+            Ok(true) => {}
+            Err(error) => tracing::debug!(%error, "a message was not queued"),
+            Ok(false) if matches!(message, Message::Heartbeat | Message::Arrived(_)) => {}
+            Ok(false) => self.queue.fail(LinkError::Closed),
         }
         self.farewell |= matches!(
             message,
@@ -151,4 +145,47 @@ impl Session {
 fn decode(frame: Frame) -> Result<(Generation, Message), SessionError> {
     let message = Message::decode(frame.kind, frame.epoch, frame.body)?;
     Ok((Generation(frame.generation), message))
+}
+
+#[cfg(test)]
+mod tests {
+    use understudy_transport::memory::{Faults, pair_with};
+
+    use super::*;
+    use crate::arbiter::Mark;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_goes_out_while_the_queue_is_full_of_pages() {
+        let faults = Faults {
+            in_flight_bytes_max: 10_000,
+            ..Faults::default()
+        };
+        let (near, mut far) = pair_with(1, faults.clone(), faults, Limits::default());
+        let mut session = Session::start(near, 20_000);
+        // Then smaller ones, for the last bytes of room.
+        let frame = |bytes| Frame {
+            body: vec![0; bytes].into(),
+            ..Frame::default()
+        };
+        let mut queued = Vec::new();
+        let queue = session.queue();
+        // Expires when nothing moves any more.
+        let stuck = Duration::from_secs(3600);
+        for bytes in [1024, 0] {
+            while tokio::time::timeout(stuck, queue.send(frame(bytes)))
+                .await
+                .is_ok()
+            {
+                queued.push(bytes);
+            }
+        }
+        let mark = Message::Marked(Mark::default());
+        session.send(Generation(1), &mark);
+        for bytes in queued {
+            let got = far.reader.recv().await.expect("the link is up");
+            assert_eq!(got.body.len(), bytes);
+        }
+        let (_, message) = decode(far.reader.recv().await.expect("the link is up")).unwrap();
+        assert_eq!(message, mark);
+    }
 }

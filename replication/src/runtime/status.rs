@@ -105,6 +105,10 @@ pub struct Status {
     /// Pages that are not write-protected now, because that is cheaper: they count as dirty in every epoch.
     #[serde(default)]
     pub open_pages: u64,
+    /// How much of its time the guest is kept from running, in percent, because its changes could not be shipped in
+    /// time otherwise.
+    #[serde(default)]
+    pub slowed_percent: f64,
     /// Dirty pages of all epochs.
     pub dirty_pages_total: u64,
     /// Their size before encoding, in bytes.

@@ -73,7 +73,7 @@ impl Event {
                 let what = match work {
                     Work::Capture(_) => What::Capture,
                     Work::Sync | Work::SyncShipped => What::Copy,
-                    Work::Ship(..) | Work::Shipped(_) => What::Ship,
+                    Work::Ship(..) | Work::Shipped(..) => What::Ship,
                     Work::WriteShared(_) => What::SharedDisk,
                 };
                 (who, what)

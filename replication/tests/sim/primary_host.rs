@@ -14,6 +14,7 @@ use understudy_replication::core::message::{Bye, Hello, Message};
 use understudy_replication::core::primary::{
     Pause, PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase,
 };
+use understudy_replication::core::throttle::RunShare;
 use understudy_replication::ids::{EpochId, Generation};
 use understudy_replication::page_set::PageSet;
 
@@ -30,6 +31,8 @@ pub struct PrimaryHost {
     pub guest: Guest,
     pub gate: Gate,
     pub running: bool,
+    /// How much of its time it may run, as its vCPUs were told.
+    share: RunShare,
     /// Its machine has broken.
     pub broke: bool,
     pub disks: PrimaryDisks,
@@ -46,9 +49,15 @@ pub enum Work {
     SyncShipped,
     WriteShared(EpochId),
     Capture(EpochId),
-    Ship(EpochId, VecDeque<Message>),
-    Shipped(EpochId),
+    /// Its messages, and how many bytes they are in all.
+    Ship(EpochId, VecDeque<Message>, u64),
+    Shipped(EpochId, u64),
 }
+
+/// What the initial synchronisation takes for a page.
+const PAGE_TAKES: Duration = Duration::from_micros(300);
+/// Simulated epochs count for so many times what they are: they are small.
+const EPOCH_TIMES: u64 = 8;
 
 /// Small, so that epochs have several batches: of two disk writes at most.
 const BATCHES: BatchBytes = BatchBytes {
@@ -114,6 +123,7 @@ impl PrimaryHost {
             guest,
             gate: Gate::new(),
             running: false,
+            share: RunShare::FULL,
             broke: false,
             alone_until: Duration::ZERO,
             encoder: Encoder::new(CACHE_PAGES),
@@ -216,8 +226,19 @@ impl World {
         if after == PrimaryPhase::Stopped && before != after {
             self.check_end(host);
         }
+        self.check_speed(host);
         self.check_protected(host);
         self.schedule_wake(host);
+    }
+
+    /// A guest without a backup has nothing to wait for.
+    fn check_speed(&mut self, host: usize) {
+        if let Side::Primary(node) = &self.hosts[host].side
+            && node.core.phase() == PrimaryPhase::Alone
+            && !node.share.is_full()
+        {
+            self.violate(format!("host {host} slows a guest without a backup"));
+        }
     }
 
     /// A side that ends with its guest has let out all that the guest has said.
@@ -245,8 +266,7 @@ impl World {
                 }
                 self.send(host, generation, &message);
             }
-            // Nothing comes in.
-            PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
+            PrimaryEffect::Throttle(share) => node.share = share,
             PrimaryEffect::StartSync { .. } => {
                 node.attach();
                 self.arbiter.note(generation, true);
@@ -262,12 +282,12 @@ impl World {
                 }
                 self.begin_work(host, Work::Capture(epoch));
             }
-            PrimaryEffect::WriteDisks(through) => {
-                self.begin_work(host, Work::WriteShared(through));
-            }
+            PrimaryEffect::WriteDisks(epoch) => self.begin_work(host, Work::WriteShared(epoch)),
             PrimaryEffect::Durable(epoch) => self.check_durable(host, epoch),
-            // No images are compared here.
-            PrimaryEffect::Compared(_) => {}
+            // No images are compared here, and nothing comes in.
+            PrimaryEffect::Compared(_)
+            | PrimaryEffect::KeepArrivals
+            | PrimaryEffect::SendArrivals => {}
             PrimaryEffect::Release(through) => self.release(host, generation, through),
             PrimaryEffect::CloseLink => {
                 node.disks.detach();
@@ -389,12 +409,13 @@ impl World {
                         PrimaryInput::SyncRoundShipped {
                             pages_left,
                             disk_bytes_left,
+                            left_takes: PAGE_TAKES * pages_left as u32,
                         },
                     );
                 }
             }
             Work::Capture(epoch) => self.capture(host, epoch),
-            Work::Ship(epoch, mut messages) => {
+            Work::Ship(epoch, mut messages, bytes) => {
                 if let Some(message) = messages.pop_front() {
                     let Side::Primary(node) = &self.hosts[host].side else {
                         return;
@@ -404,13 +425,15 @@ impl World {
                 }
                 let done = messages.is_empty();
                 let next = if done {
-                    Work::Shipped(epoch)
+                    Work::Shipped(epoch, bytes)
                 } else {
-                    Work::Ship(epoch, messages)
+                    Work::Ship(epoch, messages, bytes)
                 };
                 self.begin_work(host, next);
             }
-            Work::Shipped(epoch) => self.primary(host, PrimaryInput::Shipped { epoch }),
+            Work::Shipped(epoch, bytes) => {
+                self.primary(host, PrimaryInput::Shipped { epoch, bytes });
+            }
         }
     }
 
@@ -538,6 +561,10 @@ impl World {
                 pause: Pause::default(),
             },
         );
-        self.begin_work(host, Work::Ship(epoch, messages.into()));
+        let bytes = messages
+            .iter()
+            .map(|message| message.encode().2.len() as u64);
+        let bytes = EPOCH_TIMES * bytes.sum::<u64>();
+        self.begin_work(host, Work::Ship(epoch, messages.into(), bytes));
     }
 }

@@ -61,6 +61,7 @@ pub fn policy() -> Policy {
     Policy {
         epoch_interval: ms(8),
         overhead_percent: 10,
+        latency_target: ms(12),
         heartbeat_interval: ms(5),
         heartbeat_timeout: ms(40),
         storage_timeout: ms(100),

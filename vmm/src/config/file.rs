@@ -158,6 +158,7 @@ pub struct Replication {
     pub heartbeat: Option<HeartbeatSection>,
     pub epoch_ms: Option<u64>,
     pub overhead_percent: Option<u64>,
+    pub latency_target_ms: Option<u64>,
     pub heartbeat_ms: Option<u64>,
     pub timeout_ms: Option<u64>,
     pub storage_timeout_ms: Option<u64>,
@@ -289,7 +290,7 @@ impl ConfigFile {
             vcpu_count, mem_size_mib, cpu_template, on_reboot, on_panic);
         lay_over!(self.serial, serial, Serial: output);
         lay_over!(self.replication, replication, Replication:
-            vm, node, backup, listen, arbiter, heartbeat, epoch_ms, overhead_percent, heartbeat_ms, timeout_ms,
+            vm, node, backup, listen, arbiter, heartbeat, epoch_ms, overhead_percent, latency_target_ms, heartbeat_ms, timeout_ms,
             storage_timeout_ms, on_sigterm, oom_protection, lock_memory, priority, control_socket, disk_journal,
             disk_journal_mib, disk_log_mib);
         self.drives = drives.or(self.drives);

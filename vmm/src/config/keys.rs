@@ -317,6 +317,10 @@ keys! {
         Unset::Value(|| Policy::default().overhead_percent.to_string()),
         "How much of a busy guest's time pauses may take before its output has to wait for the longest epoch to end. An idle \
          guest's output leaves at once, and costs nothing. With 0 it always waits";
+    LATENCY_TARGET: "replication.latency_target_ms", Some("--latency-target-ms"), Values::number(0, 10_000, "ms"),
+        Unset::Value(|| ms(Policy::default().latency_target)),
+        "How long shipping what the guest has changed in an epoch may take, in milliseconds, beyond what an empty one takes: a \
+         guest that changes more is slowed. With 0 it is not, and its output may wait for long";
     HEARTBEAT: "replication.heartbeat_ms", Some("--heartbeat-ms"), SOME_MS,
         Unset::Value(|| ms(Policy::default().heartbeat_interval)),
         "Pause between heartbeats, in milliseconds";

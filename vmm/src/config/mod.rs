@@ -328,6 +328,11 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
             &keys::TIMEOUT,
         ),
         (
+            &mut policy.latency_target,
+            section.latency_target_ms,
+            &keys::LATENCY_TARGET,
+        ),
+        (
             &mut policy.storage_timeout,
             section.storage_timeout_ms,
             &keys::STORAGE_TIMEOUT,

@@ -20,6 +20,7 @@ use super::event_loop::{EventLoop, EventLoopError};
 use super::events::{Events, MachineEvent};
 use super::hang::Watch;
 use super::state::Initial;
+use super::throttle::Throttle;
 use super::{Blocks, Machine, MachineFault, Networks, Phase};
 use crate::boot::{self, Cmdline, Payload};
 use crate::devices::switch::PowerSwitch;
@@ -224,9 +225,11 @@ impl MachineBuilder {
         let vcpus = handles
             .into_iter()
             .map(|handle| VcpuThread::spawn(handle, buses.clone(), on_end.clone()))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Arc<[_]>, _>>()?;
+        let throttle = Throttle::start(vcpus.clone()).map_err(EventLoopError::Thread)?;
         Ok(Machine {
             vcpus,
+            throttle,
             event_loop,
             watch,
             devices: self.devices,

@@ -28,6 +28,7 @@ mod pause;
 mod port;
 mod reset;
 mod state;
+mod throttle;
 mod trial;
 
 use std::collections::BTreeMap;
@@ -67,6 +68,7 @@ use attach::Attached;
 use event_loop::EventLoop;
 use events::Events;
 use state::Initial;
+use throttle::Throttle;
 
 /// What can go wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +166,8 @@ pub type Blocks = Vec<VirtioHandle<BlkDevice>>;
 /// [`understudy_replication::ports::Machine`].
 pub struct Machine {
     // vCPU threads end first when a machine is dropped, then the event thread, then what they used.
-    vcpus: Vec<VcpuThread>,
+    vcpus: Arc<[VcpuThread]>,
+    throttle: Throttle,
     event_loop: EventLoop,
     watch: hang::Watch,
     devices: Vec<Attached>,
@@ -380,7 +383,8 @@ impl Machine {
 
     /// Stops the guest for good. Does nothing if it is stopped already.
     pub fn shut_down(&mut self) {
-        self.vcpus.iter_mut().for_each(VcpuThread::stop);
+        self.vcpus.iter().for_each(VcpuThread::stop);
+        self.throttle.stop();
         self.event_loop.stop();
         for attached in &self.devices {
             // Includes a machine that a panic left half-changed: this only lets go of the outside.

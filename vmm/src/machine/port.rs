@@ -5,7 +5,7 @@ use std::sync::Arc;
 use understudy_replication::open_pages::Looked;
 use understudy_replication::output::OutputGate;
 use understudy_replication::ports::{
-    Disks, Machine as MachinePort, MachineError, PageMemory, PausedMachine,
+    Disks, GuestSpeed, Machine as MachinePort, MachineError, PageMemory, PausedMachine,
 };
 use understudy_replication::{Fingerprint, PageSet};
 
@@ -27,6 +27,10 @@ impl MachinePort for Machine {
 
     fn disks(&self) -> Arc<dyn Disks> {
         Arc::new(self.disks.clone())
+    }
+
+    fn speed(&self) -> Option<Arc<dyn GuestSpeed>> {
+        Some(self.throttle.speed())
     }
 
     fn start_tracking(&mut self) -> Result<(), MachineError> {

@@ -376,7 +376,7 @@ impl MachineState {
             machine.events.past.machine_broke(ago);
             machine.events.tell(&MachineEvent::BrokeBefore { ago });
         }
-        for vcpu in &machine.vcpus {
+        for vcpu in machine.vcpus.iter() {
             // Tells the guest's watchdogs that it was stopped. Refused if the guest does not use kvmclock,
             // and then not needed.
             if let Err(error) = vcpu.handle().lock().kvmclock_ctrl() {
@@ -398,7 +398,7 @@ impl MachineState {
         // CPUID before everything else, and before the vCPUs ever run: KVM checks registers against
         // it.
         let vcpus = machine.vcpus.len() as u8;
-        for vcpu in &machine.vcpus {
+        for vcpu in machine.vcpus.iter() {
             self.cpu
                 .give_to(vcpu.handle(), vcpus)
                 .map_err(CpuError::from)?;

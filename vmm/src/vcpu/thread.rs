@@ -8,6 +8,8 @@
 //!    └──────────► ended ◄─────┘
 //! ```
 //!
+//! While the guest is slowed, a vCPU that should run is *held* again and again: it is parked in all but name, too.
+//!
 //! While the guest is *halted* (it wants a reset, or wants to end), a vCPU that should run stands
 //! still too. It is parked in all but name, so its state can be saved like any other.
 //!
@@ -67,10 +69,19 @@ enum Phase {
     Ended,
 }
 
-/// What the thread should do and what it does, with a condition variable for both sides.
+/// What the thread should do and what it does.
+#[derive(Debug)]
+struct State {
+    order: Order,
+    /// The guest is slowed: a vCPU that should run stands still for a moment.
+    held: bool,
+    phase: Phase,
+}
+
+/// The state, with a condition variable for both sides.
 #[derive(Debug)]
 struct Control {
-    state: Mutex<(Order, Phase)>,
+    state: Mutex<State>,
     changed: Condvar,
 }
 
@@ -78,7 +89,7 @@ struct Control {
 pub struct VcpuThread {
     handle: Arc<VcpuHandle>,
     control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl VcpuThread {
@@ -96,7 +107,11 @@ impl VcpuThread {
             source: error.into(),
         })?;
         let control = Arc::new(Control {
-            state: Mutex::new((Order::Park, Phase::Parked)),
+            state: Mutex::new(State {
+                order: Order::Park,
+                held: false,
+                phase: Phase::Parked,
+            }),
             changed: Condvar::new(),
         });
         let runner = Runner {
@@ -112,7 +127,7 @@ impl VcpuThread {
         Ok(Self {
             handle,
             control,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -125,8 +140,8 @@ impl VcpuThread {
     /// Lets the vCPU run.
     pub fn resume(&self) {
         let mut state = self.control.state.lock();
-        if state.0 == Order::Park {
-            state.0 = Order::Run;
+        if state.order == Order::Park {
+            state.order = Order::Run;
             self.control.changed.notify_all();
         }
     }
@@ -142,16 +157,22 @@ impl VcpuThread {
 
     fn request(&self, order: Order) -> Result<(), VcpuError> {
         let mut state = self.control.state.lock();
-        if state.0 == Order::Stop {
+        if state.order == Order::Stop {
             return Ok(());
         }
-        state.0 = order;
+        state.order = order;
+        self.interrupt(&state)
+    }
+
+    /// Has the thread look at its state.
+    fn interrupt(&self, state: &State) -> Result<(), VcpuError> {
         // Byte first, then the signal: see `ExitPage`. Both under the lock, so that the thread
         // cannot start to run in between and clear the byte.
         self.handle.exit().request();
         self.control.changed.notify_all();
-        if state.1 == Phase::Running
-            && let Some(thread) = &self.thread
+        let thread = self.thread.lock();
+        if state.phase == Phase::Running
+            && let Some(thread) = &*thread
         {
             thread.kill(SIGRTMIN()).map_err(|error| VcpuError::Signal {
                 vcpu: self.handle.id(),
@@ -161,36 +182,65 @@ impl VcpuThread {
         Ok(())
     }
 
+    /// Keeps the vCPU from running until [`VcpuThread::release`], whatever else it is told, without waiting for it to
+    /// stop.
+    ///
+    /// # Errors
+    /// If the thread cannot be signalled.
+    pub fn hold(&self) -> Result<(), VcpuError> {
+        let mut state = self.control.state.lock();
+        state.held = true;
+        match state.phase {
+            Phase::Running => self.interrupt(&state),
+            Phase::Parked | Phase::Ended => Ok(()),
+        }
+    }
+
+    /// Ends what [`VcpuThread::hold`] began.
+    pub fn release(&self) {
+        self.control.state.lock().held = false;
+        self.control.changed.notify_all();
+    }
+
     /// Waits until the vCPU stands still.
     ///
     /// # Errors
     /// If it does not stop, or if it has ended and there is nothing left to pause.
     pub fn wait_parked(&self) -> Result<(), VcpuError> {
+        self.wait_parked_for(STOP_LIMIT)
+    }
+
+    /// The same, for so long at most.
+    ///
+    /// # Errors
+    /// As [`VcpuThread::wait_parked`].
+    pub fn wait_parked_for(&self, limit: Duration) -> Result<(), VcpuError> {
         let vcpu = self.handle.id();
         let started = Instant::now();
         let mut state = self.control.state.lock();
-        while state.1 == Phase::Running {
-            let left = STOP_LIMIT.saturating_sub(started.elapsed());
+        while state.phase == Phase::Running {
+            let left = limit.saturating_sub(started.elapsed());
             if left.is_zero() {
                 return Err(VcpuError::Stuck {
                     vcpu,
-                    waited_ms: STOP_LIMIT.as_millis(),
+                    waited_ms: limit.as_millis(),
                 });
             }
             self.control.changed.wait_for(&mut state, left);
         }
-        if state.1 == Phase::Ended {
+        if state.phase == Phase::Ended {
             return Err(VcpuError::Ended { vcpu });
         }
         Ok(())
     }
 
     /// Ends the thread and waits for it.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         if let Err(error) = self.request(Order::Stop) {
             tracing::error!("{error}");
         }
-        if let Some(thread) = self.thread.take()
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
             && thread.join().is_err()
         {
             tracing::error!("the thread of vCPU {} panicked", self.handle.id());
@@ -224,7 +274,7 @@ impl Drop for EndGuard<'_> {
             on_end,
             ..
         } = self.0;
-        control.state.lock().1 = Phase::Ended;
+        control.state.lock().phase = Phase::Ended;
         control.changed.notify_all();
         if std::thread::panicking() {
             on_end(handle.id(), Ending::of_panic());
@@ -251,15 +301,17 @@ impl Runner {
     /// Waits for an order. Returns `false` on the order to stop.
     fn park(&self) -> bool {
         let mut state = self.control.state.lock();
-        state.1 = Phase::Parked;
+        state.phase = Phase::Parked;
         self.control.changed.notify_all();
-        while state.0 == Order::Park || (state.0 == Order::Run && self.is_halted()) {
+        while state.order == Order::Park
+            || (state.order == Order::Run && (state.held || self.is_halted()))
+        {
             self.control.changed.wait(&mut state);
         }
-        if state.0 == Order::Stop {
+        if state.order == Order::Stop {
             return false;
         }
-        state.1 = Phase::Running;
+        state.phase = Phase::Running;
         self.handle.exit().clear();
         true
     }

@@ -14,6 +14,7 @@ mod kill;
 mod namespace;
 mod offload;
 mod pair;
+mod slow_link;
 mod sniffer;
 mod taps;
 mod topology;

@@ -37,6 +37,11 @@ impl Pair {
 
     /// With these further options of `--net` on both sides.
     pub(crate) fn with(topology: Topology, net: &str) -> Self {
+        Self::working(topology, net, "")
+    }
+
+    /// The guest also does `more`, which continues its list of workloads.
+    pub(crate) fn working(topology: Topology, net: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let sniffer = Sniffer::start(&topology.client);
         let listen = format!("{}:7000", Way::Channel.address(Side::B));
@@ -45,7 +50,7 @@ impl Pair {
             Side::B,
             directory.path(),
             ["standby", "--listen", &listen],
-            net,
+            (net, more),
         );
         b.await_status("listening", DEADLINE, |status| {
             status.side == runtime::Side::Standby
@@ -56,7 +61,7 @@ impl Pair {
             Side::A,
             directory.path(),
             ["primary", "--backup", &listen],
-            net,
+            (net, more),
         );
         a.await_status("protected", DEADLINE, |status| status.protected)
             .unwrap_or_else(|error| panic!("{error}"));
@@ -88,7 +93,7 @@ fn start(
     side: Side,
     directory: &Path,
     role: [&str; 3],
-    net: &str,
+    (net, more): (&str, &str),
 ) -> VmmProcess {
     let other = match side {
         Side::A => Side::B,
@@ -111,7 +116,7 @@ fn start(
         (
             "--cmdline",
             format!(
-                "workload=stream stream.rate={STREAM_BYTES_PER_S} ip={GUEST}/24 gateway=10.77.0.1"
+                "workload=stream{more} stream.rate={STREAM_BYTES_PER_S} ip={GUEST}/24 gateway=10.77.0.1"
             ),
         ),
     ] {

@@ -148,6 +148,16 @@ impl Topology {
         );
     }
 
+    /// From now on this way ships at most so much, in each direction.
+    pub(crate) fn slow_down(&self, way: Way, mbit_per_s: u32) {
+        for side in Side::BOTH {
+            let interface = way.interface();
+            let tbf = format!("tbf rate {mbit_per_s}mbit burst 64kb latency 50ms");
+            self.host(side)
+                .tool("tc", &format!("qdisc replace dev {interface} root {tbf}"));
+        }
+    }
+
     /// Undoes `cut`.
     pub(crate) fn heal(&self, way: Way, from: Side) {
         let interface = way.interface();

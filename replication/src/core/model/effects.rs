@@ -99,7 +99,8 @@ impl World {
                 self.check_acked(session, epoch);
                 self.hosts[host].work = Some(Work::WriteShared(epoch.0));
             }
-            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
+            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) | PrimaryEffect::Throttle(_) => {
+            }
             // Nothing comes in.
             PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             // As a node does: without a machine there is no guest.
@@ -128,14 +129,12 @@ impl World {
                 mark,
             } => {
                 let generation = generation.0;
-                self.asks(
-                    host,
-                    Ask::Confirm {
-                        generation,
-                        beat,
-                        mark,
-                    },
-                );
+                let ask = Ask::Confirm {
+                    generation,
+                    beat,
+                    mark,
+                };
+                self.asks(host, ask);
             }
             PrimaryEffect::Takeover(outcome) => self.check_promise(outcome.is_ok()),
             PrimaryEffect::GoAlone { generation, .. } => {

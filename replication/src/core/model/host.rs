@@ -3,6 +3,7 @@
 //! Must not be done here: helping a core with what it should do itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Rule;
 use super::arbiter::{Answer, Ask, Call, Stage};
@@ -20,6 +21,7 @@ use crate::ids::{EpochId, Generation};
 pub(super) fn policy() -> Policy {
     Policy {
         overhead_percent: 0,
+        latency_target: Duration::ZERO,
         sync_rounds_max: 1,
         ..Policy::default()
     }
@@ -375,6 +377,7 @@ impl World {
                 PrimaryInput::SyncRoundShipped {
                     pages_left: 0,
                     disk_bytes_left: 0,
+                    left_takes: Duration::ZERO,
                 },
             ),
             Work::Capture(epoch) => {
@@ -397,7 +400,7 @@ impl World {
             }
             Work::Ship(epoch) => {
                 let epoch = EpochId(epoch);
-                self.primary(host, PrimaryInput::Shipped { epoch });
+                self.primary(host, PrimaryInput::Shipped { epoch, bytes: 0 });
             }
             Work::WriteShared(epoch) => {
                 let epoch = EpochId(epoch);

@@ -28,6 +28,10 @@ pub(super) struct Epochs {
     /// The last one that is durable on the backup's images.
     durable: EpochId,
     boundary: Boundary,
+    /// What the last one that was shipped needed on the wire.
+    bytes: u64,
+    /// An epoch has just been acked.
+    just_acked: bool,
     /// When the running epoch began, that is, when the guest ran again.
     began: Duration,
     /// When the timer of the running epoch started. The timer keeps its beat: neither the pause nor
@@ -79,6 +83,8 @@ impl Epochs {
             written: EpochId(0),
             durable: EpochId(0),
             boundary: Boundary::Passed,
+            bytes: 0,
+            just_acked: false,
             began: now,
             beat: now,
             output_at: None,
@@ -129,6 +135,11 @@ impl Epochs {
             Boundary::InFlight { since, .. } => Some(since),
             _ => None,
         }
+    }
+
+    /// What the epoch needed on the wire that has just been acked; once for each.
+    pub(super) fn take_acked(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.just_acked).then_some(self.bytes)
     }
 
     /// Whether nothing of epoch 1 can have left yet.
@@ -230,10 +241,11 @@ impl Epochs {
         Ok(self.failures)
     }
 
-    pub(super) fn shipped(&mut self, reported: EpochId) -> Result<(), OutOfOrder> {
+    pub(super) fn shipped(&mut self, reported: EpochId, bytes: u64) -> Result<(), OutOfOrder> {
         match &mut self.boundary {
             Boundary::InFlight { epoch, shipped, .. } if *epoch == reported && !*shipped => {
                 *shipped = true;
+                self.bytes = bytes;
                 self.settle();
                 Ok(())
             }
@@ -283,6 +295,7 @@ impl Epochs {
         } = self.boundary
         {
             self.acked = epoch;
+            self.just_acked = true;
             self.boundary = Boundary::Passed;
         }
     }
@@ -341,6 +354,7 @@ impl Epochs {
     #[cfg(test)]
     pub(super) fn forget_time(&mut self, now: Duration) {
         (self.began, self.beat, self.paid_at) = (now, now, now);
+        (self.bytes, self.just_acked) = (0, false);
         if let Boundary::InFlight { since, .. } = &mut self.boundary {
             *since = now;
         }

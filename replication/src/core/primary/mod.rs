@@ -61,6 +61,7 @@ use std::time::Duration;
 
 use super::disk::PeerDisk;
 use super::message::Message;
+use super::throttle::RunShare;
 use crate::arbiter::{Mark, Verdict};
 use crate::ids::{EpochId, Generation};
 
@@ -120,6 +121,8 @@ pub enum PrimaryInput {
         /// Bytes of disks still to be copied. Memory comes after the disks, so rounds before that
         /// do not count.
         disk_bytes_left: u64,
+        /// How long shipping those pages would take, as far as the last round tells.
+        left_takes: Duration,
     },
     /// The epoch's pages, state and output are captured and sealed, and the guest runs again.
     Captured {
@@ -140,6 +143,8 @@ pub enum PrimaryInput {
     Shipped {
         /// The epoch.
         epoch: EpochId,
+        /// What it needed on the wire, without the machine's state.
+        bytes: u64,
     },
     /// Everything that [`PrimaryEffect::WriteDisks`] released has been written.
     DisksWritten {
@@ -232,6 +237,8 @@ pub enum PrimaryEffect {
     SendArrivals,
     /// Close the link to the backup. Drop what is still queued for it, except a `Bye` or `TakeOver` just before.
     CloseLink,
+    /// Let the guest's vCPUs run for this part of the time from now on.
+    Throttle(RunShare),
     /// Ask the arbiter for the generation after this one.
     Claim {
         /// The generation held.

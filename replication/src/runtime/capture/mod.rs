@@ -313,6 +313,7 @@ impl<M: Machine> Capturer<M> {
             self.report(PrimaryInput::SyncRoundShipped {
                 pages_left: self.dirty.len(),
                 disk_bytes_left,
+                left_takes: Duration::ZERO,
             });
             return Ok(());
         }
@@ -337,7 +338,10 @@ impl<M: Machine> Capturer<M> {
         let mut encoder = Encoder::new(0);
         let mut assembler = SyncAssembler::new(BatchBytes::default(), target.clone());
         let (mut left, mut read) = (self.dirty.iter(), Vec::with_capacity(SYNC_PAGES));
+        // Pages that are left out are quickly read.
+        let (mut sending, mut sent) = (Duration::ZERO, 0);
         loop {
+            let (began, sent_before) = (Instant::now(), sent);
             read.extend(left.by_ref().take(SYNC_PAGES).map(|page| {
                 let frame = self.spare.pop().unwrap_or_else(new_frame);
                 (page, frame)
@@ -351,6 +355,7 @@ impl<M: Machine> Capturer<M> {
                     self.spare.push(frame);
                     continue;
                 }
+                sent += 1;
                 self.spare
                     .extend(assembler.page(&mut encoder, page, frame)?.spare);
                 if assembler.is_between_batches() {
@@ -358,9 +363,16 @@ impl<M: Machine> Capturer<M> {
                     self.sync_disks(target.clone())?;
                 }
             }
+            if sent > sent_before {
+                sending += began.elapsed();
+            }
         }
         drop(left);
+        let began = Instant::now();
         self.metrics.synchronised(assembler.end()?.machine_bytes);
+        // What is only queued says nothing about how long it takes.
+        target.queue.blocking_written()?;
+        let took = sending + began.elapsed();
         self.dirty.clear();
         self.machine.harvest_running(&mut self.dirty)?;
         let pages_left = self.dirty.len();
@@ -368,6 +380,7 @@ impl<M: Machine> Capturer<M> {
         self.report(PrimaryInput::SyncRoundShipped {
             pages_left,
             disk_bytes_left: 0,
+            left_takes: scaled(took, pages_left, sent),
         });
         Ok(())
     }
@@ -428,6 +441,7 @@ impl<M: Machine> Capturer<M> {
             flush: disks.flush,
             written_through: disks.written_through,
         };
+        let state_bytes = state.len() as u64;
         let assembled = assembler.end(parts, state.into(), output)?;
         self.metrics.disks_shipped(assembled.disk_bytes);
         self.disks.shipped(epoch);
@@ -437,7 +451,10 @@ impl<M: Machine> Capturer<M> {
         let wire_bytes = assembled.machine_bytes + assembled.disk_bytes;
         self.metrics
             .shipped(self.encoder.stats(), wire_bytes, open_pages);
-        self.report(PrimaryInput::Shipped { epoch });
+        self.report(PrimaryInput::Shipped {
+            epoch,
+            bytes: wire_bytes.saturating_sub(state_bytes),
+        });
         Ok(())
     }
 
@@ -555,6 +572,11 @@ fn encode(
         }
     }
     Ok(())
+}
+
+/// How long `pages` take if `sent` took this long.
+fn scaled(took: Duration, pages: u64, sent: u64) -> Duration {
+    took.mul_f64(pages as f64 / sent.max(1) as f64)
 }
 
 fn check_size(state: &[u8]) -> Result<(), MachineError> {

@@ -22,11 +22,12 @@ use crate::core::heartbeats::Heartbeat;
 use crate::core::message::{Bye, Hello, Message, Refusal};
 use crate::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhase};
 use crate::core::start;
+use crate::core::throttle::RunShare;
 use crate::fingerprint::Fingerprint;
 use crate::ids::Generation;
 use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
-use crate::ports::PrimaryDisks;
+use crate::ports::{GuestSpeed, PrimaryDisks};
 use crate::runtime::alarms::Topic;
 use crate::runtime::arbitration::{Arbitration, Question, Reply, overdue, part_of_session};
 use crate::runtime::capture::{CaptureEvent, CaptureJob, SessionEvent, Target};
@@ -49,6 +50,7 @@ pub(super) struct Setup {
     pub(super) layout: MemoryLayout,
     pub(super) gate: OutputGate,
     pub(super) disks: Arc<dyn PrimaryDisks>,
+    pub(super) speed: Option<Arc<dyn GuestSpeed>>,
 }
 
 type Connected = Result<Box<Link>, String>;
@@ -113,13 +115,12 @@ impl Driver {
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
         let patience = setup.reign.settings.policy.storage_timeout;
         let shared_disks = SharedDisks::new(setup.disks.clone(), patience);
-        let core = PrimaryCore::new(
-            setup.reign.settings.policy.clone(),
-            setup.hello(),
-            setup.reign.generation,
-            clock.now(),
-        )
-        .with_shared_disks(!setup.disks.is_empty());
+        let mut policy = setup.reign.settings.policy.clone();
+        if setup.speed.is_none() {
+            policy.latency_target = Duration::ZERO;
+        }
+        let core = PrimaryCore::new(policy, setup.hello(), setup.reign.generation, clock.now())
+            .with_shared_disks(!setup.disks.is_empty());
         Ok(Self {
             arbitration: setup.reign.arbitration(),
             metrics: setup.reign.metrics.clone(),
@@ -148,6 +149,7 @@ impl Driver {
         if result.is_err() {
             self.shut();
         }
+        self.set_speed(RunShare::FULL);
         // The capture thread stops the guest. It may be waiting for the link, which is closed
         // already.
         drop(self.session.take());
@@ -358,6 +360,13 @@ impl Driver {
         self.session.is_some() && session == self.session_number
     }
 
+    fn set_speed(&self, share: RunShare) {
+        if let Some(speed) = &self.setup.speed {
+            speed.set(share);
+        }
+        self.metrics.throttled(share);
+    }
+
     /// Stops everything that is held from ever leaving.
     fn shut(&self) {
         self.setup.gate.shut();
@@ -472,6 +481,7 @@ impl Driver {
             PrimaryEffect::CloseLink => {
                 self.close_session().await;
             }
+            PrimaryEffect::Throttle(share) => self.set_speed(share),
             PrimaryEffect::Claim { known, mark } => {
                 self.arbitration.ask(Question::Claim { known, mark });
             }

@@ -273,6 +273,7 @@ fn start<M: Machine>(
             layout: machine.memory().layout().clone(),
             gate: machine.gate(),
             disks: machine.disks().primary(),
+            speed: machine.speed(),
         },
         requested,
         jobs.clone(),

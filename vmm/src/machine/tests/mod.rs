@@ -7,6 +7,7 @@ mod discovery;
 mod pvh;
 mod resets;
 mod running;
+mod slowing;
 mod states;
 mod time;
 mod trials;

@@ -221,6 +221,7 @@ impl PrimaryCore {
         {
             self.phase = Phase::Syncing {
                 rounds: 0,
+                round_at: self.now,
                 capture_at: None,
                 failures: 0,
             };

@@ -34,6 +34,8 @@ pub(in crate::core) enum Timer {
     Ask,
     /// The backup has not seen a mark for too long.
     Promise,
+    /// The epoch that is captured or in flight takes so long that the guest is to be slowed.
+    Late,
 }
 
 impl PrimaryCore {
@@ -72,6 +74,7 @@ impl PrimaryCore {
         };
         let handover = self.handover_at();
         let promise = self.promise.expires_at(&self.policy);
+        let late = self.throttle.late_at();
         let timers = &mut self.timers;
         timers.set(Timer::AllSaid, all_said);
         timers.set(Timer::LastAnswer, last_answer);
@@ -83,6 +86,7 @@ impl PrimaryCore {
         timers.set(Timer::Capture, capture);
         timers.set(Timer::Ask, ask);
         timers.set(Timer::Promise, promise);
+        timers.set(Timer::Late, late);
     }
 
     /// When `handle` must be called next if nothing happens before; `None` if no timer runs.

@@ -38,7 +38,14 @@ impl PrimaryCore {
                 cause.clear();
                 forget_when(ask_at, now);
             }
-            Phase::Syncing { capture_at, .. } => forget_when(capture_at, now),
+            Phase::Syncing {
+                capture_at,
+                round_at,
+                ..
+            } => {
+                forget_when(capture_at, now);
+                *round_at = NOW;
+            }
             Phase::Protected(epochs) => epochs.forget_time(NOW),
             _ => {}
         }
@@ -60,14 +67,14 @@ impl PrimaryCore {
 
     /// What may expire, apart from heartbeats. `Unacked` ends as `Silence` does.
     pub(in crate::core) fn waits(&self) -> impl Iterator<Item = Timer> {
-        let is_dull = |timer: &Timer| matches!(timer, Timer::Beat | Timer::Unacked);
+        let is_dull = |timer: &Timer| matches!(timer, Timer::Beat | Timer::Unacked | Timer::Late);
         self.timers.armed().filter(move |timer| !is_dull(timer))
     }
 
     /// Lets this time-out expire before anything else happens.
     pub(in crate::core) fn let_expire(&mut self, timer: Timer) {
         match timer {
-            Timer::AllSaid | Timer::Beat | Timer::Unacked => {}
+            Timer::AllSaid | Timer::Beat | Timer::Unacked | Timer::Late => {}
             Timer::HandOver => {
                 if let Some(handover) = &mut self.handover {
                     handover.forget(NOW - AGE);
@@ -135,6 +142,8 @@ impl Hash for PrimaryCore {
             mark_before,
             beat_written,
             promise,
+            // The model's guests are never slowed.
+            throttle: _,
             backup_node,
             backup_host: _,
             // It decides nothing here.

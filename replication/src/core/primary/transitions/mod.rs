@@ -10,6 +10,7 @@ mod ending;
 pub(in crate::core) mod for_model;
 mod handover;
 mod status;
+mod syncing;
 
 use std::time::Duration;
 
@@ -27,13 +28,10 @@ use crate::core::disk::PeerDisk;
 use crate::core::message::{Bye, Hello, Message, Refusal, Trouble, session_number};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
+use crate::core::throttle::Throttle;
 use crate::core::timers::Timers;
 use crate::core::violation::ProtocolViolation;
-use crate::ids::{EpochId, Generation};
-
-/// After this many failed captures in a row, protection is given up: held output must not wait
-/// forever.
-const CAPTURE_FAILURES_MAX: u32 = 5;
+use crate::ids::Generation;
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
@@ -47,6 +45,8 @@ enum Phase {
     },
     Syncing {
         rounds: u32,
+        /// When the round of memory began that is being shipped.
+        round_at: Duration,
         /// When to try the failed capture of epoch 1 again.
         capture_at: Option<Duration>,
         failures: u32,
@@ -97,6 +97,7 @@ pub struct PrimaryCore {
     /// The beat of the last mark that was written in this generation; 0 if none was.
     beat_written: u64,
     promise: Promise,
+    throttle: Throttle,
     backup_node: Option<String>,
     /// What tells the backup's host from others of that name.
     backup_host: Option<String>,
@@ -120,6 +121,7 @@ impl PrimaryCore {
     #[must_use]
     pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
         let policy_check = policy.arbiter_check;
+        let throttle = Throttle::new(policy.latency_target, policy.epoch_interval);
         let mut core = Self {
             policy,
             timers: Timers::new(),
@@ -142,6 +144,7 @@ impl PrimaryCore {
             mark_before: (Mark::default(), now),
             beat_written: 0,
             promise: Promise::default(),
+            throttle,
             backup_node: None,
             backup_host: None,
             backup_troubles: None,
@@ -175,9 +178,11 @@ impl PrimaryCore {
             self.expired(Timer::AllSaid, &mut out);
         }
         self.apply(input, &mut out);
+        self.look_at_acked();
         self.release(&mut out);
         self.look_at_timers(&mut out);
         self.settle_handover(&mut out);
+        out.extend(self.throttle.news().map(Effect::Throttle));
         out.extend(self.promise.news().map(Effect::Takeover));
         out
     }
@@ -205,6 +210,7 @@ impl PrimaryCore {
         if let Some(handover) = &mut self.handover {
             handover.slept(jump);
         }
+        self.throttle.slept(jump);
         self.begin_to_doubt();
     }
 
@@ -253,11 +259,13 @@ impl PrimaryCore {
                 }
                 Phase::Protected(epochs) => {
                     out.push(Effect::Capture(epochs.end(self.now, &self.policy)));
+                    self.throttle.ended(self.now);
                 }
                 _ => {}
             },
             Timer::Ask => self.ask_arbiter(out),
             Timer::Promise => self.promise.expire(),
+            Timer::Late => self.throttle.late(self.now),
         }
     }
 
@@ -307,8 +315,10 @@ impl PrimaryCore {
             }
             Input::SyncRoundShipped {
                 pages_left,
-                disk_bytes_left,
-            } => self.round_shipped(pages_left, disk_bytes_left, out),
+                disk_bytes_left: 0,
+                left_takes,
+            } => self.round_shipped(pages_left, left_takes, out),
+            Input::SyncRoundShipped { .. } => self.disks_shipped(out),
             Input::DisksWritten { epoch } => {
                 self.report(|epochs| epochs.disks_written(epoch), out);
             }
@@ -320,7 +330,9 @@ impl PrimaryCore {
                 let (now, policy) = (self.now, self.policy.clone());
                 self.report(|epochs| epochs.captured(epoch, pause, now, &policy), out);
             }
-            Input::Shipped { epoch } => self.report(|epochs| epochs.shipped(epoch), out),
+            Input::Shipped { epoch, bytes } => {
+                self.report(|epochs| epochs.shipped(epoch, bytes), out);
+            }
             Input::CaptureFailed { epoch, error } => self.capture_failed(epoch, &error, out),
             Input::HandOver { why } => self.hand_over(why, out),
             Input::MachineBroke { why } => self.machine_broke(why, out),
@@ -449,35 +461,6 @@ impl PrimaryCore {
         }
     }
 
-    fn round_shipped(&mut self, pages_left: u64, disk_bytes_left: u64, out: &mut Vec<Effect>) {
-        let Phase::Syncing {
-            rounds, capture_at, ..
-        } = &mut self.phase
-        else {
-            return;
-        };
-        if capture_at.is_some() || self.machine_broke {
-            return;
-        }
-        if disk_bytes_left > 0 {
-            return out.push(Effect::SyncRound);
-        }
-        *rounds += 1;
-        if pages_left <= self.policy.sync_pages_left || *rounds >= self.policy.sync_rounds_max {
-            self.capture_first(0, out);
-        } else {
-            out.push(Effect::SyncRound);
-        }
-    }
-
-    /// From here on, losing the backup needs a grant: the end of epoch 1 may be on its way before
-    /// the runtime's report is read.
-    fn capture_first(&mut self, failures: u32, out: &mut Vec<Effect>) {
-        let mut epochs = Epochs::new(self.now, failures);
-        out.push(Effect::Capture(epochs.end(self.now, &self.policy)));
-        self.phase = Phase::Protected(epochs);
-    }
-
     fn report<E: std::fmt::Display>(
         &mut self,
         apply: impl FnOnce(&mut Epochs) -> Result<(), E>,
@@ -488,31 +471,6 @@ impl PrimaryCore {
             && let Err(error) = apply(epochs)
         {
             self.lose_backup(error.to_string(), out);
-        }
-    }
-
-    fn capture_failed(&mut self, epoch: EpochId, error: &str, out: &mut Vec<Effect>) {
-        let retry_at = self.now + self.policy.epoch_interval;
-        let Phase::Protected(epochs) = &mut self.phase else {
-            return;
-        };
-        match epochs.capture_failed(epoch, self.now) {
-            Err(out_of_order) => self.lose_backup(out_of_order.to_string(), out),
-            Ok(failures) if failures >= CAPTURE_FAILURES_MAX => {
-                if epochs.before_first() {
-                    self.phase = syncing_again(retry_at, failures);
-                }
-                if self.ending_needs_grant() && !matches!(self.phase, Phase::Syncing { .. }) {
-                    return;
-                }
-                let cause = format!("capture failed {failures} times in a row: {error}");
-                self.lose_backup(cause, out);
-            }
-            Ok(failures) => {
-                if epochs.before_first() {
-                    self.phase = syncing_again(retry_at, failures);
-                }
-            }
         }
     }
 
@@ -533,6 +491,7 @@ impl PrimaryCore {
         self.backup_host = None;
         self.backup_troubles = None;
         self.promise.end();
+        self.throttle.end();
     }
 
     fn violated(&mut self, violation: &ProtocolViolation, out: &mut Vec<Effect>) {
@@ -582,14 +541,6 @@ impl PrimaryCore {
             ),
         });
         self.end_session(Phase::Fenced);
-    }
-}
-
-fn syncing_again(capture_at: Duration, failures: u32) -> Phase {
-    Phase::Syncing {
-        rounds: 0,
-        capture_at: Some(capture_at),
-        failures,
     }
 }
 

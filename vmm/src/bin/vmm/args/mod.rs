@@ -200,6 +200,8 @@ pub(crate) struct ReplicatedArgs {
     epoch_ms: Option<u64>,
     #[arg(long, value_name = "PERCENT", help = keys::OVERHEAD.help())]
     overhead_percent: Option<u64>,
+    #[arg(long, value_name = "MS", help = keys::LATENCY_TARGET.help())]
+    latency_target_ms: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::HEARTBEAT.help())]
     heartbeat_ms: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::TIMEOUT.help())]
@@ -405,6 +407,7 @@ impl ReplicatedArgs {
             heartbeat: self.heartbeat.as_deref().map(heartbeat).transpose()?,
             epoch_ms: self.epoch_ms,
             overhead_percent: self.overhead_percent,
+            latency_target_ms: self.latency_target_ms,
             heartbeat_ms: self.heartbeat_ms,
             timeout_ms: self.timeout_ms,
             storage_timeout_ms: self.storage_timeout_ms,

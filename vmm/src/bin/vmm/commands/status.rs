@@ -165,6 +165,13 @@ fn replicated(status: &Status, metrics: &NodeMetrics) -> String {
                 pages.p50, pages.p99, pages.max, status.open_pages
             ),
         );
+        if status.slowed_percent > 0.0 {
+            let slowed = status.slowed_percent;
+            line(
+                "slowed",
+                format!("by {slowed} %, because its changes cannot be shipped any faster"),
+            );
+        }
         let encoded = &status.encoded;
         line(
             "sent",

@@ -473,6 +473,7 @@ fn a_first_mark_that_was_seen_long_ago_promises_nothing_for_longer() {
     bench.give(Input::SyncRoundShipped {
         pages_left: 0,
         disk_bytes_left: 0,
+        left_takes: Duration::ZERO,
     });
     bench.ship(1);
     bench.ack(1);

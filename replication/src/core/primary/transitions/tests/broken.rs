@@ -159,6 +159,7 @@ fn without_a_whole_copy_elsewhere_the_guest_stays_and_is_captured_no_more() {
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 0,
         disk_bytes_left: 0,
+        left_takes: Duration::ZERO,
     });
     assert!(!captures(&effects), "{effects:?}");
     // The first epoch is never whole.

@@ -9,6 +9,7 @@ fn disks_are_copied_before_rounds_of_memory_count() {
         let effects = bench.give(Input::SyncRoundShipped {
             pages_left: 0,
             disk_bytes_left,
+            left_takes: Duration::ZERO,
         });
         assert_eq!(effects, [Effect::SyncRound]);
     }
@@ -16,12 +17,14 @@ fn disks_are_copied_before_rounds_of_memory_count() {
         let effects = bench.give(Input::SyncRoundShipped {
             pages_left: 5000,
             disk_bytes_left: 0,
+            left_takes: Duration::ZERO,
         });
         assert_eq!(effects, [Effect::SyncRound], "all rounds are left");
     }
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 5000,
         disk_bytes_left: 0,
+        left_takes: Duration::ZERO,
     });
     assert_eq!(effects, [Effect::Capture(EpochId(1))]);
 }
@@ -38,6 +41,7 @@ impl Bench {
         bench.give(Input::SyncRoundShipped {
             pages_left: 0,
             disk_bytes_left: 0,
+            left_takes: Duration::ZERO,
         });
         bench.ship(1);
         assert_eq!(bench.ack(1), [Effect::WriteDisks(EpochId(1))]);

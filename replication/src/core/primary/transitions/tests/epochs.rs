@@ -9,12 +9,14 @@ fn pre_copy_goes_on_until_little_is_left_or_the_rounds_are_used_up() {
         let effects = bench.give(Input::SyncRoundShipped {
             pages_left: 5000,
             disk_bytes_left: 0,
+            left_takes: Duration::ZERO,
         });
         assert_eq!(effects, [Effect::SyncRound]);
     }
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 5000,
         disk_bytes_left: 0,
+        left_takes: Duration::ZERO,
     });
     assert_eq!(effects, [Effect::Capture(EpochId(1))]);
     assert_eq!(bench.core.phase(), PrimaryPhase::Syncing);
@@ -59,7 +61,7 @@ fn an_ack_that_overtakes_the_report_of_shipping_waits_for_it() {
     );
     assert_eq!(bench.ack(1), []);
     assert_eq!(
-        bench.give(Input::Shipped { epoch }),
+        bench.give(Input::Shipped { epoch, bytes: 0 }),
         [Effect::Release(epoch)]
     );
 }
@@ -95,7 +97,7 @@ fn finish(bench: &mut Bench, number: u64, lost: Duration, output_waits: bool) ->
     if output_waits {
         bench.give(Input::OutputWaiting);
     }
-    bench.give(Input::Shipped { epoch });
+    bench.give(Input::Shipped { epoch, bytes: 0 });
     let mut effects = bench.ack(number);
     assert_eq!(effects.remove(0), Effect::Release(epoch));
     effects
@@ -185,7 +187,7 @@ fn a_guest_that_only_looks_idle_runs_as_long_as_it_stood_still() {
         },
     });
     bench.give(Input::OutputWaiting);
-    bench.give(Input::Shipped { epoch });
+    bench.give(Input::Shipped { epoch, bytes: 0 });
     assert_eq!(bench.ack(2), [Effect::Release(epoch)]);
     assert_eq!(bench.pass(4 * MS, true, false), []);
     assert_eq!(bench.pass(MS, true, false), [Effect::Capture(EpochId(3))]);
@@ -324,6 +326,7 @@ fn a_new_session_starts_over_at_epoch_1() {
     let effects = bench.give(Input::SyncRoundShipped {
         pages_left: 0,
         disk_bytes_left: 0,
+        left_takes: Duration::ZERO,
     });
     assert_eq!(effects, [Effect::Capture(EpochId(1))]);
     bench.ship(1);

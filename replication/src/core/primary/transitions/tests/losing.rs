@@ -43,7 +43,13 @@ fn losing_the_backup_from_the_capture_of_epoch_1_on_needs_a_grant() {
             "one question at a time"
         );
         // Late reports of the lost session change nothing.
-        assert_eq!(bench.give(Input::Shipped { epoch: EpochId(1) }), []);
+        assert_eq!(
+            bench.give(Input::Shipped {
+                epoch: EpochId(1),
+                bytes: 0
+            }),
+            []
+        );
         assert_eq!(bench.ack(1), []);
         assert_eq!(
             bench.give(Input::Verdict(Verdict::Granted(Generation(4)))),

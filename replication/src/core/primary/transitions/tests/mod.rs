@@ -12,11 +12,14 @@ mod health;
 mod losing;
 mod status;
 mod strays;
+mod throttle;
 
+use super::syncing::CAPTURE_FAILURES_MAX;
 use super::*;
 use crate::arbiter::{ArbiterId, Verdict};
 use crate::core::message::{EpochSummary, Welcome};
 use crate::core::primary::Pause;
+use crate::ids::EpochId;
 
 const MS: Duration = Duration::from_millis(1);
 const GENERATION: Generation = Generation(3);
@@ -103,13 +106,16 @@ impl Bench {
         }
     }
 
-    /// Without what both sides tell each other about the arbiter; see [`Bench::give_all`].
+    /// Without what both sides tell each other about the arbiter, and how much the guest is slowed; see
+    /// [`Bench::give_all`].
     fn give(&mut self, input: Input) -> Vec<Effect> {
         let mut out = self.give_all(input);
         out.retain(|effect| {
             !matches!(
                 effect,
-                Effect::Takeover(_) | Effect::Send(Message::Marked(_) | Message::NoArbiter(_))
+                Effect::Takeover(_)
+                    | Effect::Throttle(_)
+                    | Effect::Send(Message::Marked(_) | Message::NoArbiter(_))
             )
         });
         out
@@ -178,6 +184,7 @@ impl Bench {
         let effects = bench.give(Input::SyncRoundShipped {
             pages_left: 0,
             disk_bytes_left: 0,
+            left_takes: Duration::ZERO,
         });
         assert_eq!(effects, [Effect::Capture(EpochId(1))]);
         bench
@@ -192,7 +199,7 @@ impl Bench {
             }),
             []
         );
-        assert_eq!(self.give(Input::Shipped { epoch }), []);
+        assert_eq!(self.give(Input::Shipped { epoch, bytes: 0 }), []);
     }
 
     /// The next epoch is being captured.

@@ -35,7 +35,7 @@ fn an_epoch_that_was_shipped_twice_or_is_another_one_ends_the_session() {
         for epoch in reports {
             assert_eq!(effects, []);
             let epoch = EpochId(*epoch);
-            effects = bench.give(Input::Shipped { epoch });
+            effects = bench.give(Input::Shipped { epoch, bytes: 0 });
         }
         assert!(claims(&effects), "{reports:?}: {effects:?}");
     }
