@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::memory::{GuestRam, MMIO_HOLE_START, low_ram_end};
 
-pub use acpi::{ButtonRegister, Hardware, MmioDevice, PortDevice};
+pub use acpi::{Hardware, MmioDevice, PortDevice, PowerRegisters};
 pub use params::{BOOT_PARAMS_ADDRESS, CMDLINE_ADDRESS, CMDLINE_BYTES_MAX, Cmdline};
 pub use registers::{entry_sregs, initial_regs, initial_sregs};
 pub use wdat::Watchdog;

@@ -41,15 +41,16 @@ fn hardware() -> Hardware {
             count: 8,
             gsi: 4,
         },
-        button: ButtonRegister {
-            port: 0x604,
-            pressed: 1,
+        power: PowerRegisters {
+            event_port: 0x600,
+            event_ports: 4,
+            control_port: 0x604,
+            control_ports: 2,
             gsi: 3,
+            sleep_type_off: 5,
         },
         panic_port: 0x505,
         watchdog: None,
-        sleep_port: 0x600,
-        sleep_type_off: 5,
         reset: (0x64, 0xfe),
     }
 }

@@ -191,9 +191,11 @@ impl Wiring<'_> {
         base: u64,
     ) -> Result<(), KvmError> {
         if let Some((irq, gsi)) = interrupt {
-            self.vm
-                .register_irqfd(irq.event(), gsi)
-                .map_err(KvmError::call(format!("connect interrupt {gsi} (irqfd)")))?;
+            match irq.handled() {
+                Some(handled) => (self.vm).register_irqfd_with_resample(irq.event(), handled, gsi),
+                None => self.vm.register_irqfd(irq.event(), gsi),
+            }
+            .map_err(KvmError::call(format!("connect interrupt {gsi} (irqfd)")))?;
         }
         for (queue, doorbell) in doorbells.iter().enumerate() {
             let address = base + NOTIFY_OFFSET;

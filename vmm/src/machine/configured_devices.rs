@@ -19,7 +19,7 @@ use super::config::{
     ConfigError, Console, Discovery, DriveConfig, DriveKind, NetBackend, NetConfig, Start,
 };
 use super::{Machine, MachineEvent, MachineFault, Networks, OnError, OnPanic, OnWatchdog};
-use crate::boot::{ButtonRegister, Hardware, MmioDevice, PortDevice, Watchdog};
+use crate::boot::{Hardware, MmioDevice, PortDevice, PowerRegisters, Watchdog};
 use crate::devices::pvpanic::{self, Panic};
 use crate::devices::switch::{self, Kind, PowerSwitch, Switch};
 use crate::devices::virtio::VirtioDevice;
@@ -38,7 +38,7 @@ use crate::output::{ConsoleFile, NoConsole, SpaceEvent, Terminal};
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
-/// The second serial port's interrupt on a PC.
+/// ACPI's system control interrupt, the only level-triggered one: the second serial port's on a PC.
 const BUTTON_GSI: u32 = 3;
 const SERIAL_NAME: &str = "console0";
 const RNG_NAME: &str = "rng0";
@@ -48,7 +48,7 @@ impl MachineBuilder {
     pub(super) fn attach_switches(&mut self) -> Result<PowerSwitch, MachineFault> {
         self.attach_switch(Kind::Reset, switch::RESET_PORT, MachineEvent::GuestReset)?;
         let off = MachineEvent::GuestPoweredOff;
-        self.attach_switch(Kind::PowerOff, switch::SLEEP_PORT, off)
+        self.attach_switch(Kind::PowerOff, switch::CONTROL_PORT, off)
             .map(PowerSwitch::of)
     }
 
@@ -67,11 +67,12 @@ impl MachineBuilder {
 
     /// Attaches the power button and returns the handle that presses it.
     pub(super) fn attach_button(&mut self) -> Result<PowerButton, MachineFault> {
-        let irq = Irq::new().map_err(create("the power button"))?;
+        let irq = Irq::level().map_err(create("the power button"))?;
         let device = ButtonDevice::new(irq.clone()).map_err(create("the power button"))?;
         let button = device.button();
         let (device, line) = (Arc::new(Mutex::new(device)), Some((BUTTON_GSI, irq)));
-        self.attach_at_ports(device, button::EVENT_PORT, 1, line, "button")?;
+        let (base, count) = (button::EVENT_PORT, button::EVENT_PORTS);
+        self.attach_at_ports(device, base, count, line, "button")?;
         Ok(button)
     }
 
@@ -320,10 +321,13 @@ fn hardware(vcpus: u8, discovery: Discovery, devices: &[Attached]) -> Hardware {
             count: serial::PORTS as u8,
             gsi: SERIAL_GSI,
         },
-        button: ButtonRegister {
-            port: button::EVENT_PORT,
-            pressed: button::EVENT_PRESSED,
+        power: PowerRegisters {
+            event_port: button::EVENT_PORT,
+            event_ports: button::EVENT_PORTS as u8,
+            control_port: switch::CONTROL_PORT,
+            control_ports: Kind::PowerOff.ports() as u8,
             gsi: BUTTON_GSI,
+            sleep_type_off: switch::SLEEP_TYPE_OFF,
         },
         panic_port: pvpanic::PORT,
         watchdog: (devices.iter())
@@ -335,8 +339,6 @@ fn hardware(vcpus: u8, discovery: Discovery, devices: &[Attached]) -> Hardware {
                 tick_ms: watchdog::TICK_MS,
                 ticks_max: watchdog::TICKS_MAX,
             }),
-        sleep_port: switch::SLEEP_PORT,
-        sleep_type_off: switch::SLEEP_TYPE_OFF,
         reset: (switch::RESET_PORT as u8, switch::RESET_COMMAND),
     }
 }

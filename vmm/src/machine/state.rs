@@ -22,7 +22,7 @@ use crate::kvm::{KvmError, VcpuHandle};
 use crate::vcpu::{CpuError, CpuModel, GuestClock, MsrList, VcpuError, VcpuState, exact};
 
 /// Version of the blob's layout and of what devices put into it. Equal on both hosts of a pair.
-pub(super) const VERSION: u16 = 6;
+pub(super) const VERSION: u16 = 7;
 
 /// The interrupt controllers of a PC, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [

@@ -49,8 +49,8 @@ pub(crate) fn wait_for_interrupt() {
     unsafe { asm!("hlt") };
 }
 
-/// ACPI's sleep control register, and "soft off" in it.
-const SLEEP_CONTROL: u16 = 0x600;
+/// The upper byte of ACPI's PM1 control register, and "soft off" in it.
+const SLEEP_CONTROL: u16 = 0x605;
 const SOFT_OFF: u8 = 0b11_0100;
 
 /// Ends the machine: powers off, or at least resets it where that cannot be done.

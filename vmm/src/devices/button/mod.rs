@@ -1,6 +1,7 @@
-//! The power button: a person or a program outside asks the guest to shut itself down. ACPI tells the guest
-//! about the button (`PNP0C0C`) and about the event device (`ACPI0013`) that reads its register when the
-//! interrupt comes; Linux' driver is `button`.
+//! The power button: a person or a program outside asks the guest to shut itself down, or wakes it. It is what ACPI
+//! calls fixed hardware: an event that the PM1 status register shows, that the PM1 enable register lets through, and
+//! that the system control interrupt tells of (ACPI 6.5, 4.8.3.1). Linux takes no other interrupt of ACPI's for a
+//! reason to wake from suspend-to-idle; its driver is `button`.
 //!
 //! What must not be done here: end anything. The guest may take its time, or ignore the button.
 
@@ -9,4 +10,4 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use device::{ButtonDevice, EVENT_PORT, EVENT_PRESSED, PowerButton};
+pub use device::{ButtonDevice, EVENT_PORT, EVENT_PORTS, PowerButton};

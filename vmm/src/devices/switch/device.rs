@@ -9,12 +9,15 @@ use crate::devices::{BusDevice, Device, DeviceError, DeviceState, EventSource, S
 pub const RESET_PORT: u16 = 0x64;
 /// The command "pulse the reset line".
 pub const RESET_COMMAND: u8 = 0xfe;
-/// The first port of power-off: sleep control; the next one is sleep status.
-pub const SLEEP_PORT: u16 = 0x600;
+/// The first port of power-off: the PM1 control register, 16 bits.
+pub const CONTROL_PORT: u16 = 0x604;
 /// The type of sleep that is soft off, as the guest is told in `_S5`.
 pub const SLEEP_TYPE_OFF: u8 = 5;
 
-const SLEEP_CONTROL: u64 = 0;
+/// Fixed hardware is ACPI's, always: there is no firmware that would have it otherwise.
+const ACPI_ENABLED: u8 = 1 << 0;
+/// What ends the run is in the register's upper byte.
+const UPPER_BYTE: u64 = 1;
 const SLEEP_ENABLE: u8 = 1 << 5;
 pub(super) const SLEEP_TYPE_SHIFT: u8 = 2;
 pub(super) const SLEEP_TYPE_MASK: u8 = 0b111;
@@ -51,7 +54,7 @@ impl Kind {
     fn is_turned_by(self, offset: u64, data: &[u8]) -> bool {
         match (self, offset, data) {
             (Self::Reset, _, &[command]) => command == RESET_COMMAND,
-            (Self::PowerOff, SLEEP_CONTROL, &[control]) => {
+            (Self::PowerOff, 0, &[_, control]) | (Self::PowerOff, UPPER_BYTE, &[control]) => {
                 let sleep_type = control >> SLEEP_TYPE_SHIFT & SLEEP_TYPE_MASK;
                 control & SLEEP_ENABLE != 0 && sleep_type == SLEEP_TYPE_OFF
             }
@@ -105,9 +108,12 @@ impl Switch {
 }
 
 impl BusDevice for Switch {
-    /// All registers read as zero: nothing set, nothing to read, ready for a command.
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+    /// The keyboard controller has nothing to say and is ready for a command.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if let (Kind::PowerOff, 0, Some(low)) = (self.kind, offset, data.first_mut()) {
+            *low = ACPI_ENABLED;
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {

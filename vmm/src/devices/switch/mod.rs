@@ -1,6 +1,6 @@
 //! The two switches by which a guest ends its run. *Reset* is what is left of the keyboard controller: the
-//! one command that the ACPI tables also name. *Power-off* is the pair of sleep registers of hardware-reduced
-//! ACPI (ACPI 6.5, 4.8.3.7); the only sleep here is soft off (S5).
+//! one command that the ACPI tables also name. *Power-off* is ACPI's PM1 control register (ACPI 6.5, 4.8.3.2.1); the
+//! only sleep here is soft off (S5).
 //!
 //! What must not be done here: decide what follows. The machine's owner does.
 
@@ -10,5 +10,5 @@ mod state;
 mod tests;
 
 pub use device::{
-    Kind, PowerSwitch, RESET_COMMAND, RESET_PORT, SLEEP_PORT, SLEEP_TYPE_OFF, Switch,
+    CONTROL_PORT, Kind, PowerSwitch, RESET_COMMAND, RESET_PORT, SLEEP_TYPE_OFF, Switch,
 };

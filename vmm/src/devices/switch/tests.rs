@@ -36,19 +36,33 @@ fn only_the_reset_command_resets() {
 #[test]
 fn only_soft_off_powers_off() {
     let (mut device, turns) = switch(Kind::PowerOff);
-    // Not enabled, another sleep, another register, another width.
-    device.write(0, &[0b01_0100]);
-    device.write(0, &[0b10_1100]);
-    device.write(1, &[OFF]);
-    device.write(0, &[OFF, 0]);
-    device.write(0, &[]);
-    device.write(0, &[RESET_COMMAND & !(SLEEP_TYPE_MASK << SLEEP_TYPE_SHIFT)]);
-    assert_eq!(turns.load(Ordering::Relaxed), 0);
+    // Not enabled, another sleep, the other byte, another width.
+    device.write(0, &[0, 0b01_0100]);
+    device.write(0, &[0, 0b10_1100]);
+    device.write(1, &[0b01_0100]);
     device.write(0, &[OFF]);
+    device.write(0, &[OFF, 0]);
+    device.write(1, &[OFF, 0]);
+    device.write(0, &[0, OFF, 0, 0]);
+    device.write(0, &[]);
+    device.write(1, &[RESET_COMMAND & !(SLEEP_TYPE_MASK << SLEEP_TYPE_SHIFT)]);
+    assert_eq!(turns.load(Ordering::Relaxed), 0);
+    device.write(0, &[0, OFF]);
     assert_eq!(turns.load(Ordering::Relaxed), 1);
-    let mut registers = [0xff; 2];
-    device.read(0, &mut registers);
-    assert_eq!(registers, [0, 0]);
+    device.write(1, &[OFF]);
+    assert_eq!(turns.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn acpi_is_on_and_nothing_else_of_its_control_register() {
+    let (mut device, _) = switch(Kind::PowerOff);
+    device.write(0, &[0, OFF]);
+    let mut register = [0xff; 2];
+    device.read(0, &mut register);
+    assert_eq!(register, [1, 0]);
+    let mut upper = [0xff];
+    device.read(1, &mut upper);
+    assert_eq!(upper, [0]);
 }
 
 #[test]

@@ -136,8 +136,13 @@ pub(crate) const COUNTING: &[u8] = &[
 /// Writes 0xfe to port 0x64, then does nothing for ever.
 const RESETTING: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
 
-/// Writes "soft off" to port 0x600, then does nothing for ever.
-const POWERING_OFF: &[u8] = &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee, 0xeb, 0xfe];
+/// Writes "soft off" to port 0x604, 16 bits, then does nothing for ever.
+const POWERING_OFF: &[u8] = &[
+    0x66, 0xb8, 0x00, 0x34, // mov ax, 0x3400
+    0x66, 0xba, 0x04, 0x06, // mov dx, 0x604
+    0x66, 0xef, // out dx, ax
+    0xeb, 0xfe, // jmp $
+];
 
 /// Writes a value to a port, then does nothing for ever.
 const fn telling(port: u16, value: u8) -> [u8; 9] {

@@ -14,5 +14,11 @@ case "$(cat /proc/cmdline)" in
     echo "guest: waits for its power button, $(cat /sys/class/input/event0/device/name)"
     dd if=/dev/input/event0 of=/dev/null bs=24 count=1 && poweroff -f
     ;;
+*end=suspend*)
+    echo "guest: suspends itself"
+    echo freeze > /sys/power/state
+    echo "guest: woken, slept $(cat /sys/power/suspend_stats/success) times"
+    poweroff -f
+    ;;
 esac
 # An init that ends makes the kernel panic.

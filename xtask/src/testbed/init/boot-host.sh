@@ -60,5 +60,15 @@ await 1 "guest: waits for its power button"
 vmm power-button --control /tmp/control
 wait $!
 judge "power button" $? "guest: waits for its power button, Power Button" "is powered off"
+
+start primary suspend --vcpus 2 --arbiter /tmp/arbiter-2 --control /tmp/control
+await 1 "guest: suspends itself"
+# Pressed too early, the guest takes it for an ordinary press.
+while kill -0 $! 2> /dev/null && ! grep -q "guest: woken" /tmp/log; do
+    vmm power-button --control /tmp/control
+    sleep 1
+done
+wait $!
+judge "power button of a suspended guest" $? "guest: woken, slept 1 times" "is powered off"
 echo "testbed: done"
 poweroff -f
