@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::network::GUEST;
-use super::{init, shell};
+use super::{chrony, init, shell};
 use crate::debian::{Flavor, Kernel, Tree};
 use crate::guest_image;
 
@@ -102,16 +102,39 @@ pub(super) fn linux(mode: Mode) -> Result<Guest> {
 
 /// Lines of the web guest's file.
 pub(super) const WEB_LINES: u64 = 600_000;
-const WEB_MODULES: [&str; 3] = ["virtio_mmio", "virtio_net", "virtio_rng"];
+const WEB_MODULES: [&str; 5] = ["virtio_mmio", "virtio_net", "virtio_rng", "button", "evdev"];
 
 /// The guest for scenarios without disks: the kernel and an initramfs that serves `/numbers`, the lines 1 to
 /// [`WEB_LINES`], over HTTP.
 pub(super) fn web(directory: &Path, kernel: &Kernel) -> Result<Guest> {
+    small(directory, kernel, "web", &[], |_| Ok(()))
+}
+
+/// The same with chrony, and the clock of its host.
+pub(super) fn clock(directory: &Path) -> Result<Guest> {
+    let kernel = Kernel::find(directory)?;
+    small(
+        directory,
+        &kernel,
+        "clock",
+        &["ptp_kvm"],
+        chrony::copy_for_guest,
+    )
+}
+
+fn small(
+    directory: &Path,
+    kernel: &Kernel,
+    name: &str,
+    modules: &[&str],
+    fill: impl FnOnce(&Tree) -> Result<()>,
+) -> Result<Guest> {
     let init = init::script(include_str!("init/web-guest.sh"));
-    let tree = Tree::new(directory, "web-guest", &init)?;
-    tree.modules(kernel, &WEB_MODULES)?;
+    let tree = Tree::new(directory, &format!("{name}-guest"), &init)?;
+    tree.modules(kernel, &[&WEB_MODULES[..], modules].concat())?;
+    fill(&tree)?;
     Ok(Guest {
-        name: "web".into(),
+        name: name.into(),
         kernel: kernel.image.clone(),
         initrd: Some(tree.pack()?),
         cmdline: format!("console=ttyS0 loglevel=4 panic=-1 address={GUEST}/24 lines={WEB_LINES}"),

@@ -6,7 +6,7 @@
 //!   init/         what hosts and guests do after their boot: begin.sh, then each a script of its own
 //!   sandbox.rs    namespaces around everything below
 //!   two_hosts.rs  two hosts (host.rs), networks (network.rs), storage (storage.rs), vmm in the hosts (vmm.rs)
-//!   guest.rs      guests; client.rs, shell.rs, speakers.rs: what one sees of them from outside; native.rs: what
+//!   guest.rs      guests; client.rs, shell.rs, speakers.rs, announcements.rs: what one sees of them from outside; native.rs: what
 //!                 their programs do without a guest
 //!   scenarios/    what is tried; report.rs: what it cost
 //! ```
@@ -15,7 +15,9 @@
 //! too. What must not be done here: conclude anything from absolute times. Everything in there is some 30 times
 //! slower than on a real machine.
 
+mod announcements;
 mod boot;
+mod chrony;
 mod client;
 mod guest;
 mod host;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{qemu, sandbox, storage, vmm_binary};
+use super::{chrony, qemu, sandbox, storage, vmm_binary};
 use crate::debian::{self, Flavor, Kernel};
 use crate::workspace::root;
 
@@ -41,6 +41,7 @@ pub(super) fn two_hosts() -> Result<()> {
     sandbox::check(&CLUSTER)?;
     let (directory, _, _) = one_host()?;
     debian::provide_busybox()?;
+    chrony::provide()?;
     storage::provide(&directory)
 }
 

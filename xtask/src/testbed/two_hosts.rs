@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::announcements::Announcements;
 use super::guest::{self, Guest, Mode};
 use super::host::{Host, LOGS};
 use super::init;
@@ -31,7 +32,7 @@ const HOST_MODULES: [&str; 8] = [
     "bridge",
     "nfsv4",
 ];
-const GUEST_BOOT: Duration = Duration::from_secs(120);
+const GUEST_BOOT: Duration = Duration::from_secs(300);
 /// Attempts to boot both hosts so that each has measured its counter right.
 const BOOTS_MAX: u32 = 5;
 /// Further apart than this, `vmm` refuses: they are the same counter in truth.
@@ -47,6 +48,7 @@ pub(super) struct Testbed {
     hosts: [Host; 2],
     storage: Storage,
     pub(super) speakers: Speakers,
+    pub(super) announcements: Announcements,
     pub(super) web: Guest,
     pub(super) measures: Vec<Measure>,
     /// The scenario under way and how long each log was when it began.
@@ -73,6 +75,7 @@ impl Testbed {
             hosts: [host(Side::A)?, host(Side::B)?],
             storage: Storage::start(directory)?,
             speakers: Speakers::listen(&directory.join("speakers.log"))?,
+            announcements: Announcements::listen()?,
             web: guest::web(directory, &kernel)?,
             measures: Vec::new(),
             scenario: String::new(),
@@ -130,7 +133,7 @@ impl Testbed {
     }
 
     /// The same, as hosts see it.
-    fn shared_in_hosts(&self) -> String {
+    pub(super) fn shared_in_hosts(&self) -> String {
         format!("/shared/{}", self.scenario)
     }
 

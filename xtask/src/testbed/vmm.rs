@@ -121,6 +121,12 @@ pub(super) fn kill(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// Presses the power button of the guest that runs on a host.
+pub(super) fn press_power_button(host: &Host) -> Result<()> {
+    host.must(&format!("vmm power-button --control {CONTROL}"))?;
+    Ok(())
+}
+
 /// What `vmm status --json` says, if a `vmm` answers.
 pub(super) fn status(host: &Host) -> Result<Option<Value>> {
     status_at(host, CONTROL)

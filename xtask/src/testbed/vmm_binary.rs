@@ -1,6 +1,7 @@
 //! The `vmm` binary for hosts that have nothing else: as the tests build it, without debugging information, and
 //! with the libraries it is linked with, which are this machine's.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,6 +9,9 @@ use anyhow::{Result, ensure};
 
 use crate::debian::{Tree, quiet, text_of};
 use crate::workspace::{root, run};
+
+/// Where every program looks for its libraries.
+const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
 /// Builds it with the tests, which have other features: after them, nothing is left to build.
 pub(super) fn build(directory: &Path) -> Result<PathBuf> {
@@ -24,11 +28,26 @@ pub(super) fn build(directory: &Path) -> Result<PathBuf> {
 
 /// Puts it and its libraries into a host.
 pub(super) fn copy(vmm: &Path, tree: &Tree) -> Result<()> {
-    tree.copy(vmm, "bin/vmm")?;
-    let libraries = libraries(&quiet(Command::new("ldd").arg(vmm))?);
-    ensure!(!libraries.is_empty(), "ldd names no library of vmm");
+    copy_program(vmm, "bin/vmm", OsStr::new(""), tree)
+}
+
+/// Puts a program and its libraries into a tree: those in the directories `own`, each where its program looks for it
+/// without being told, and this machine's.
+pub(super) fn copy_program(program: &Path, to: &str, own: &OsStr, tree: &Tree) -> Result<()> {
+    tree.copy(program, to)?;
+    let listed = quiet(Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", own))?;
+    let libraries = libraries(&listed);
+    ensure!(!libraries.is_empty(), "ldd names no library of {to}");
+    let own: Vec<PathBuf> = std::env::split_paths(own).collect();
     for library in libraries {
-        tree.copy(&library, library.strip_prefix("/")?)?;
+        let from_here = library
+            .parent()
+            .is_some_and(|parent| own.iter().any(|it| it == parent));
+        let place = match library.file_name() {
+            Some(name) if from_here => Path::new(LIBRARIES).join(name),
+            _ => library.strip_prefix("/")?.to_owned(),
+        };
+        tree.copy(&library, place)?;
     }
     Ok(())
 }

@@ -47,9 +47,10 @@ impl Fault {
     }
 }
 
-/// Lets a fault happen to the host with the guest, and waits until the other one runs it. An old primary that
+/// Lets a fault happen to the host with the guest, and waits until the other one runs it and has announced it. An old primary that
 /// comes back must stop, say why, and not have spoken. Returns `failover` of the new primary's status.
 pub(super) fn strike(testbed: &mut Testbed, fault: Fault, side: Side) -> Result<Value> {
+    let announced = testbed.announcements.mark();
     match fault {
         Fault::PowerFailure => testbed.power_off(side)?,
         Fault::Freeze => testbed.freeze(side)?,
@@ -58,6 +59,12 @@ pub(super) fn strike(testbed: &mut Testbed, fault: Fault, side: Side) -> Result<
             .try_for_each(|network| testbed.cut(*network, side))?,
     }
     let failover = testbed.await_takeover(side.other())?;
+    let kinds = (testbed.announcements).await_from(side.other(), announced)?;
+    say(format_args!(
+        "{} has announced the guest {} times",
+        side.other().name(),
+        kinds.len()
+    ));
     let mark = testbed.speakers.mark()?;
     match fault {
         Fault::PowerFailure => return Ok(failover),

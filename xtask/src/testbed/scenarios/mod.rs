@@ -1,6 +1,7 @@
 //! What is tried: each scenario is a short function of actions and of checks that a client of the guest could
 //! make. A new one is such a function and a line in [`ALL`].
 
+mod clocks;
 mod disks;
 mod faults;
 mod guide;
@@ -70,6 +71,21 @@ pub(super) const ALL: &[Scenario] = &[
         "cut-channel",
         "the hosts no longer reach each other: one goes on, one stops",
         faults::cut_channel,
+    ),
+    scenario(
+        "suspended",
+        "a guest that has suspended itself is taken over, and woken by its power button",
+        clocks::suspended,
+    ),
+    scenario(
+        "clock",
+        "chrony sets the guest's clock right after power failures, from host to host and back (--times N)",
+        clocks::corrected,
+    ),
+    scenario(
+        "clock-jump",
+        "the clocks of both hosts are set an hour ahead and back: nobody minds",
+        clocks::jump,
     ),
     scenario(
         "random",
