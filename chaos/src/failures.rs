@@ -39,8 +39,10 @@ pub(crate) fn set(world: &mut World, planned: &Planned, begins: bool) -> Result<
         Failure::ArbiterFull => world.arbiter().set_full(begins)?,
         Failure::PrimaryStorageHung => world.storage(primary).set_frozen(begins)?,
         Failure::PrimaryStorageFails => world.storage(primary).set_full(begins)?,
+        Failure::PrimaryStorageEio => world.set_storage_gone(primary, begins)?,
         Failure::StandbyStorageHung => world.storage(standby).set_frozen(begins)?,
         Failure::StandbyStorageFails => world.storage(standby).set_full(begins)?,
+        Failure::StandbyStorageEio => world.set_storage_gone(standby, begins)?,
         Failure::Flood => {
             let flood = begins.then(|| Flood::start(&world.network));
             world.flood = flood.transpose()?;

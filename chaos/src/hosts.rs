@@ -61,6 +61,8 @@ struct Host {
     is_frozen: bool,
     /// It lost its power and has not got it back.
     is_down: bool,
+    /// The process was killed by this program.
+    is_killed: bool,
     group: Option<MemoryGroup>,
     /// Consoles of all processes.
     consoles: Vec<PathBuf>,
@@ -111,6 +113,7 @@ impl World {
                 ended: None,
                 is_frozen: false,
                 is_down: false,
+                is_killed: false,
                 group: MemoryGroup::new(&format!("{name}-{}", side.letter())),
                 consoles: Vec::new(),
             }
@@ -232,15 +235,29 @@ impl World {
         arguments
     }
 
-    /// SIGKILL. The process may be gone later: not while it waits for storage that hangs.
+    /// Its storage is gone, or back. Who had files open there cannot use them any more, so a process that lives is killed in
+    /// the end; it is started again once its storage is mounted.
+    pub(crate) fn set_storage_gone(&mut self, side: Side, is_gone: bool) -> Result<()> {
+        if !is_gone {
+            self.end_process(side)?;
+        }
+        self.storage(side).set_gone(is_gone)
+    }
+
+    /// SIGKILL, and no power. The process may be gone later: not while it waits for storage that hangs.
     pub(crate) fn kill(&mut self, side: Side) -> Result<()> {
+        self.hosts[side as usize].is_down = true;
+        self.end_process(side)
+    }
+
+    fn end_process(&mut self, side: Side) -> Result<()> {
         let other_is_gone = self.is_gone(side.other());
         let host = &mut self.hosts[side as usize];
-        host.is_down = true;
         host.is_frozen = false;
         if host.process.is_none() {
             return Ok(());
         }
+        host.is_killed = true;
         self.signal(side, Signal::SIGKILL)?;
         self.note_loss(side, other_is_gone);
         Ok(())
@@ -317,7 +334,7 @@ impl World {
                 && let Ok(exit) = process.await_exit(Duration::ZERO)
             {
                 let was_killed = std::os::unix::process::ExitStatusExt::signal(&exit) == Some(9);
-                let by_us = host.is_down;
+                let by_us = std::mem::take(&mut host.is_killed);
                 host.process = None;
                 host.is_frozen = false;
                 host.ended = Some(Instant::now());
@@ -326,6 +343,9 @@ impl World {
                     let other_is_gone = self.is_gone(side.other());
                     self.note_loss(side, other_is_gone);
                 }
+            }
+            if self.hosts[side as usize].process.is_none() {
+                self.storage(side).mount_again()?;
             }
             let host = &self.hosts[side as usize];
             let is_due = host.ended.is_some_and(|at| at.elapsed() >= RESTART);

@@ -106,9 +106,11 @@ fn main() -> Result<()> {
         std::fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    // So that no run waits for this machine's disk, which others use.
+    // So that no run waits for this machine's disk, which others use. What is unmounted there goes from the mount namespaces
+    // of all processes.
     let work = place.work.display().to_string();
-    programs::run("mount", &["-t", "tmpfs", "tmpfs", &work])?;
+    let options = ["--make-shared", "-t", "tmpfs", "tmpfs", &work];
+    programs::run("mount", &options)?;
     let done = match &call.task {
         Task::Chaos(options) => chaos(options, &place),
         Task::Links(options) => links::run(options, &place),

@@ -222,6 +222,8 @@ impl Network {
             &net,
             "unshare",
             "--mount",
+            "--propagation",
+            "slave",
             "sh",
             "-c",
             "mount -t sysfs none /sys && exec \"$@\"",

@@ -40,8 +40,11 @@ pub(crate) enum Failure {
     PrimaryStorageHung,
     /// It has no room.
     PrimaryStorageFails,
+    /// Its device is gone: all fails with EIO. At the end the process is killed and started again with the device.
+    PrimaryStorageEio,
     StandbyStorageHung,
     StandbyStorageFails,
+    StandbyStorageEio,
     /// Connections and datagrams that make no sense, to both hosts' ports.
     Flood,
     /// Memory of the primary's process is scarce.

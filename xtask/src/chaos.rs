@@ -8,7 +8,7 @@ use crate::debian::{install, is_root, search_path};
 use crate::workspace::{root, run as run_command};
 
 /// Programs it calls, and the Debian package each is in.
-const NEEDED: [(&str, &str); 8] = [
+const NEEDED: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("setpriv", "util-linux"),
@@ -17,6 +17,7 @@ const NEEDED: [(&str, &str); 8] = [
     ("fsfreeze", "util-linux"),
     ("mount", "mount"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("xfs_io", "xfsprogs"),
 ];
 
 /// `task` is what the program is to do.
