@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod arbiter;
+mod broken;
 mod commands;
 mod console;
 mod demo;
@@ -18,5 +19,6 @@ mod reboot;
 mod standby_loss;
 mod streams;
 mod support;
+mod tracing;
 mod unprotected;
 mod usage;
