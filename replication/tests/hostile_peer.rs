@@ -197,9 +197,10 @@ fn messages() -> impl Strategy<Value = Message> {
         (SESSION..SESSION + 2, 0u64..4)
             .prop_map(|(session, beat)| Message::Seen(Mark { session, beat })),
         Just(Message::NoArbiter("so".into())),
-        any::<bool>().prop_map(|machine_broke| Message::TakeOver {
+        (any::<bool>(), 0u64..4).prop_map(|(machine_broke, left)| Message::TakeOver {
             why: "so".into(),
             machine_broke,
+            left_through: EpochId(left),
         }),
         proptest::collection::vec(any::<u16>(), 0..9).prop_map(|devices| {
             let bytes = Bytes::from_static(b"so");

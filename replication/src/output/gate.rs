@@ -161,10 +161,16 @@ impl OutputGate {
         }
         let all = self.drain(is_in_time);
         if all {
-            let mut state = self.inner.state.lock();
-            state.sent_through = state.sent_through.max(through);
+            self.inner.state.lock().sent(through);
         }
         all
+    }
+
+    /// The frames of all epochs up to this one have left, and the networks took each. Who takes the guest over need not
+    /// repeat them.
+    #[must_use]
+    pub fn left_through(&self) -> EpochId {
+        self.inner.state.lock().left_through
     }
 
     /// Lets everything leave and opens the gate: the arbiter granted this side to run alone.
@@ -269,7 +275,9 @@ impl OutputGate {
                         state.lock().put_back(device, batch, counters);
                         return false;
                     }
-                    line.hand_over(frame, counters);
+                    if !line.hand_over(frame, counters) {
+                        state.lock().is_some_refused = true;
+                    }
                     batch.pop_front();
                 }
             }

@@ -25,6 +25,8 @@ pub const KEPT_CONSOLE_BYTES_MAX: usize = 4 << 20;
 pub struct KeptOutput {
     frames: VecDeque<(EpochId, NetworkFrame)>,
     frame_bytes: usize,
+    /// Frames of epochs up to this one have left.
+    left_through: EpochId,
     consoles: Vec<KeptConsole>,
 }
 
@@ -55,14 +57,11 @@ impl KeptConsole {
 impl KeptOutput {
     /// Keeps the output of `epoch`, and forgets what it reports as out.
     pub fn add(&mut self, epoch: EpochId, output: SealedOutput) {
-        let is_out = |(epoch, _): &mut (EpochId, _)| *epoch <= output.sent_through;
-        while let Some((_, frame)) = self.frames.pop_front_if(is_out) {
-            self.frame_bytes -= cost(&frame.bytes);
-        }
         for frame in output.frames {
             self.frame_bytes += cost(&frame.bytes);
             self.frames.push_back((epoch, frame));
         }
+        self.have_left(output.sent_through);
         while self.frame_bytes > KEPT_FRAME_BYTES_MAX
             && let Some((_, frame)) = self.frames.pop_front()
         {
@@ -78,6 +77,15 @@ impl KeptOutput {
             self.add_run(run);
         }
         self.consoles.retain(|console| !console.bytes.is_empty());
+    }
+
+    /// The frames of all epochs up to this one have left, also of those that are still to be added.
+    pub fn have_left(&mut self, through: EpochId) {
+        self.left_through = self.left_through.max(through);
+        let is_out = |(epoch, _): &mut (EpochId, _)| *epoch <= self.left_through;
+        while let Some((_, frame)) = self.frames.pop_front_if(is_out) {
+            self.frame_bytes -= cost(&frame.bytes);
+        }
     }
 
     fn add_run(&mut self, run: ConsoleOutput) {

@@ -46,13 +46,15 @@ impl FrameLine {
 }
 
 impl LineGuard<'_> {
-    /// Gives one of the guest's frames to the sink. The gate's state must not be locked.
-    pub(super) fn hand_over(&self, frame: &Bytes, counters: &Counters) {
-        match self.sink.send(frame) {
-            Ok(()) => counters.sent.add(frame),
+    /// Gives one of the guest's frames to the sink. The gate's state must not be locked. Says whether the sink took it.
+    pub(super) fn hand_over(&self, frame: &Bytes, counters: &Counters) -> bool {
+        let is_taken = self.sink.send(frame).is_ok();
+        match is_taken {
+            true => counters.sent.add(frame),
             // A network may lose frames. The backend itself reports that it is closed.
-            Err(_) => counters.dropped.add(frame),
+            false => counters.dropped.add(frame),
         }
+        is_taken
     }
 
     /// Gives one of the VMM's own frames to the sink.

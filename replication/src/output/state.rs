@@ -62,6 +62,10 @@ pub(super) struct GateState {
     is_first: bool,
     /// The frames of all epochs up to this one were handed to their sinks.
     pub(super) sent_through: EpochId,
+    /// The same, and the sinks took each.
+    pub(super) left_through: EpochId,
+    /// A sink has refused a frame of an epoch after `sent_through`.
+    pub(super) is_some_refused: bool,
     /// Cost of all frames in the outboxes.
     outbox_bytes: usize,
     /// Where small frames are copied to.
@@ -136,6 +140,8 @@ impl GateState {
             held: EpochQueue::default(),
             is_first: false,
             sent_through: EpochId(0),
+            left_through: EpochId(0),
+            is_some_refused: false,
             outbox_bytes: 0,
             block: Block::default(),
             incoming: Incoming::default(),
@@ -149,6 +155,8 @@ impl GateState {
             self.mode = GateMode::Holding;
             self.is_first = true;
             self.sent_through = EpochId(0);
+            self.left_through = EpochId(0);
+            self.is_some_refused = false;
         }
     }
 
@@ -193,6 +201,14 @@ impl GateState {
                 console.held_bytes -= run.bytes.len();
                 console.writer.push(run.position, &run.bytes);
             }
+        }
+    }
+
+    /// What was released through this epoch was handed to the sinks.
+    pub(super) fn sent(&mut self, through: EpochId) {
+        self.sent_through = self.sent_through.max(through);
+        if !std::mem::take(&mut self.is_some_refused) {
+            self.left_through = self.sent_through;
         }
     }
 

@@ -42,6 +42,10 @@ impl Gate {
         self.left()
     }
 
+    pub fn left_through(&self) -> EpochId {
+        self.gate.left_through()
+    }
+
     pub fn open(&self) -> Vec<Output> {
         self.gate.open();
         self.left()

@@ -267,6 +267,22 @@ impl World {
                 self.send(host, generation, &message);
             }
             PrimaryEffect::Throttle(share) => node.share = share,
+            }
+            PrimaryEffect::Throttle(share) => {
+                node.share = share;
+                self.count("times that a guest was slowed or not any more");
+            }
+            PrimaryEffect::TakeOver { why, machine_broke } => {
+                let left_through = node.gate.left_through();
+                let message = Message::TakeOver {
+                    why,
+                    machine_broke,
+                    left_through,
+                };
+                self.send(host, generation, &message);
+            }
+            // Nothing comes in.
+            PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             PrimaryEffect::StartSync { .. } => {
                 node.attach();
                 self.arbiter.note(generation, true);

@@ -121,6 +121,8 @@ pub enum Message {
         /// Something of the primary's host failed, and its machine is of no more use. If the same
         /// soon happens here, it was the guest.
         machine_broke: bool,
+        /// The frames of all epochs up to this one have left, and the network took each: they need not be repeated.
+        left_through: EpochId,
     },
     /// What the guest was given on the primary's host after its last epoch, in order: it is to be given to it
     /// again. Comes after `TakeOver`, perhaps several times.

@@ -101,6 +101,11 @@ impl World {
             }
             PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) | PrimaryEffect::Throttle(_) => {
             }
+            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
+            // It has no measure of time.
+            PrimaryEffect::Throttle(_) => {}
+            // What leaves is not looked at again.
+            PrimaryEffect::TakeOver { .. } => self.send_wire(host, generation, Wire::TakeOver),
             // Nothing comes in.
             PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             // As a node does: without a machine there is no guest.

@@ -164,6 +164,7 @@ impl Wire {
             Self::TakeOver => Message::TakeOver {
                 why: none(),
                 machine_broke: false,
+                left_through: EpochId(0),
             },
             Self::GuestStopped => Message::Bye(Bye::GuestStopped),
             Self::BackupStopped => Message::Bye(Bye::BackupStopped),

@@ -230,6 +230,13 @@ pub enum PrimaryEffect {
     Compared(Vec<bool>),
     /// Let output through this epoch leave. Emitted only for acked epochs (R1).
     Release(EpochId),
+    /// Send the backup a `TakeOver`, with how much has left that was released.
+    TakeOver {
+        /// The reason, for people.
+        why: String,
+        /// Something of this side's host failed, and its machine is of no more use.
+        machine_broke: bool,
+    },
     /// From the end of the running epoch on, keep copies of what the guest is given.
     KeepArrivals,
     /// Send the backup what the guest was given since, and what it is given from now on, for as long as the

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use super::{DEADLINE, attach, far, frame, gate_with, send, shown};
 use crate::ids::EpochId;
 use crate::output::{
-    ConsoleOutput, ConsoleProgress, ConsoleSink, FRAME_OVERHEAD_BYTES, GateLimits,
+    ConsoleOutput, ConsoleProgress, ConsoleSink, FRAME_OVERHEAD_BYTES, FrameSink, GateLimits,
     KEPT_CONSOLE_BYTES_MAX, KEPT_FRAME_BYTES_MAX, KeptOutput, MemoryConsole, NetworkFrame,
-    SealedOutput,
+    OutputGate, SealedOutput, SendError,
 };
 
 /// A console that takes nothing while somebody holds the lock.
@@ -100,6 +101,76 @@ fn frames_of_an_epoch_are_repeated_until_all_of_it_has_left() {
     gate.open();
     gate.hold();
     assert_eq!(gate.seal(EpochId(1)).sent_through, EpochId(0));
+}
+
+/// A network that takes nothing at times.
+#[derive(Default)]
+struct Fickle {
+    refuses: AtomicBool,
+}
+
+impl FrameSink for Fickle {
+    fn send(&self, _frame: &[u8]) -> Result<(), SendError> {
+        match self.refuses.load(Ordering::Relaxed) {
+            true => Err(SendError::Busy),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn what_the_network_did_not_take_has_not_left() {
+    let (gate, sink) = (OutputGate::default(), Arc::new(Fickle::default()));
+    let port = gate.add_network(sink.clone(), || ());
+    gate.hold();
+    let release = |epoch: u64, is_in_time: &dyn Fn() -> bool| {
+        send(&port, "one");
+        send(&port, "two");
+        gate.seal(EpochId(epoch));
+        gate.release(EpochId(epoch), is_in_time);
+        gate.left_through().0
+    };
+    assert_eq!(release(1, &|| true), 1);
+    sink.refuses.store(true, Ordering::Relaxed);
+    assert_eq!(release(2, &|| true), 1);
+    sink.refuses.store(false, Ordering::Relaxed);
+    assert_eq!(release(3, &|| true), 3);
+    // It refuses the first frame of the next epoch, and takes the rest of it after a stall.
+    sink.refuses.store(true, Ordering::Relaxed);
+    let frames = AtomicUsize::new(0);
+    assert_eq!(
+        release(4, &|| frames.fetch_add(1, Ordering::Relaxed) < 1),
+        3
+    );
+    sink.refuses.store(false, Ordering::Relaxed);
+    assert!(gate.release(EpochId(4), far()));
+    assert_eq!(gate.left_through(), EpochId(3));
+    assert_eq!(release(5, &|| true), 5);
+    // Another backup gets other epochs.
+    gate.open();
+    gate.hold();
+    assert_eq!(gate.left_through(), EpochId(0));
+}
+
+#[test]
+fn what_has_left_at_a_handover_is_not_kept() {
+    let (gate, port, _wire) = gate_with(GateLimits::default());
+    gate.hold();
+    let mut kept = KeptOutput::default();
+    let outputs = [1, 2, 3].map(|epoch| {
+        send(&port, "x");
+        (EpochId(epoch), gate.seal(EpochId(epoch)))
+    });
+    for (epoch, output) in outputs {
+        // It may come before the last epochs are committed.
+        if epoch == EpochId(2) {
+            kept.have_left(EpochId(2));
+        }
+        kept.add(epoch, output);
+    }
+    assert_eq!(kept.to_repeat().frames.len(), 1);
+    kept.have_left(EpochId(3));
+    assert_eq!(kept.to_repeat().frames, []);
 }
 
 #[test]

@@ -509,6 +509,7 @@ impl Driver {
                 }
                 self.order(CaptureJob::OpenGate(generation));
             }
+            PrimaryEffect::TakeOver { why, machine_broke } => self.hand_over(why, machine_broke),
             PrimaryEffect::KeepArrivals => self.setup.gate.keep_arrivals(),
             PrimaryEffect::SendArrivals => self.guest_leaves(),
             PrimaryEffect::NotHandedOver { why } => self.guest_stays(why),

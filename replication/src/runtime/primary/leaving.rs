@@ -4,6 +4,18 @@ use super::driver::Driver;
 use crate::core::message::Message;
 
 impl Driver {
+    /// The backup is to take the guest over. What the network has taken, it need not repeat.
+    pub(super) fn hand_over(&mut self, why: String, machine_broke: bool) {
+        let message = Message::TakeOver {
+            why,
+            machine_broke,
+            left_through: self.setup.gate.left_through(),
+        };
+        if let Some(session) = &mut self.session {
+            session.send(self.core.generation(), &message);
+        }
+    }
+
     /// The backup was told to take the guest over.
     pub(super) fn guest_leaves(&mut self) {
         self.setup.gate.follow_arrivals();

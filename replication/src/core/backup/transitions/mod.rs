@@ -490,9 +490,12 @@ impl BackupCore {
             Message::Heartbeat => {}
             Message::Marked(mark) => self.told(mark)?,
             Message::NoArbiter(why) => self.promise.fail(format!("the primary says: {why}")),
-            Message::TakeOver { why, machine_broke }
-                if matches!(self.phase, Phase::Standby { .. }) =>
-            {
+            Message::TakeOver {
+                why,
+                machine_broke,
+                left_through,
+            } if matches!(self.phase, Phase::Standby { .. }) => {
+                self.kept.have_left(left_through);
                 let cause = format!("the primary hands the guest over: {why}");
                 self.claim_from_living(cause, machine_broke, out);
                 if let (false, Phase::Claiming { arrivals, .. }) = (machine_broke, &mut self.phase)

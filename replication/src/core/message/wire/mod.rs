@@ -209,7 +209,11 @@ impl Message {
             Self::Marked(mark) => (MARKED, 0, small(mark)),
             Self::Seen(mark) => (SEEN, 0, small(mark)),
             Self::NoArbiter(why) => (NO_ARBITER, 0, small(why)),
-            Self::TakeOver { why, machine_broke } => (TAKE_OVER, 0, small(&(why, machine_broke))),
+            Self::TakeOver {
+                why,
+                machine_broke,
+                left_through,
+            } => (TAKE_OVER, 0, small(&(why, machine_broke, left_through))),
             Self::Arrived(frames) => (ARRIVED, 0, small(frames)),
             Self::Health(troubles) => (HEALTH, 0, small(troubles)),
             Self::Compared(differ) => (COMPARED, 0, small(differ)),
@@ -285,10 +289,11 @@ impl Message {
                 Self::NoArbiter(for_people(&why, REASON_CHARS_MAX))
             }
             TAKE_OVER => {
-                let (why, machine_broke): (String, bool) = parse(name, &body)?;
+                let (why, machine_broke, left_through): (String, _, _) = parse(name, &body)?;
                 Self::TakeOver {
                     why: for_people(&why, REASON_CHARS_MAX),
                     machine_broke,
+                    left_through,
                 }
             }
             ARRIVED => Self::Arrived(parse::<Frames>(name, &body)?.0),

@@ -129,10 +129,11 @@ fn golden_session() -> Vec<Golden> {
             Message::TakeOver {
                 why: "x".into(),
                 machine_broke: true,
+                left_through: EpochId(300),
             },
             21,
             0,
-            "017801",
+            "017801ac02",
         ),
         (Message::Arrived(output().frames), 23, 0, "010102aabb"),
         (

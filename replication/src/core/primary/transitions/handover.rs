@@ -151,7 +151,7 @@ impl PrimaryCore {
             if !was_told {
                 // Perhaps it arrives: whoever goes on should know why.
                 let (why, machine_broke) = (why.clone(), true);
-                out.push(Effect::Send(Message::TakeOver { why, machine_broke }));
+                out.push(Effect::TakeOver { why, machine_broke });
             }
             out.push(Effect::CloseLink);
         }
@@ -238,10 +238,10 @@ impl PrimaryCore {
         };
         // Whatever is still on its way from a machine that has broken is given up.
         if self.may_tell(handover, epochs) || (self.leaves_guest() && !handover.told) {
-            out.push(Effect::Send(Message::TakeOver {
+            out.push(Effect::TakeOver {
                 why: handover.why.clone(),
                 machine_broke: self.machine_broke,
-            }));
+            });
             if !self.machine_broke {
                 out.push(Effect::SendArrivals);
             }

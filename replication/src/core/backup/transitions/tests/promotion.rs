@@ -151,6 +151,7 @@ fn take_over(machine_broke: bool) -> Message {
     Message::TakeOver {
         why: "it is to stop".into(),
         machine_broke,
+        left_through: EpochId(0),
     }
 }
 

@@ -124,6 +124,7 @@ fn a_copy_that_cannot_be_loaded_is_kept_but_a_primary_that_may_live_comes_first(
     let hand_over = || Message::TakeOver {
         why: "it is to stop".into(),
         machine_broke: false,
+        left_through: EpochId(0),
     };
     let ways: [fn(&mut Bench, Message); 3] = [
         |_, _| {},
@@ -191,6 +192,7 @@ fn a_copy_that_cannot_be_loaded_is_claimed_for_when_the_primary_is_gone() {
     bench.hear(Message::TakeOver {
         why: "its machine broke".into(),
         machine_broke: true,
+        left_through: EpochId(0),
     });
     let effects = bench.give(tried(ticket, Err("MSR 0x1")));
     assert!(is_doubtful(&effects[0]), "{effects:?}");
@@ -214,6 +216,7 @@ fn a_claim_waits_for_a_trial_and_says_so_if_that_takes_long() {
             message: Message::TakeOver {
                 why: "it is to stop".into(),
                 machine_broke: false,
+                left_through: EpochId(0),
             },
         },
     ];

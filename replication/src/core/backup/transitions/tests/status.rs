@@ -45,6 +45,13 @@ fn output_that_the_primary_has_not_reported_as_out_is_to_be_repeated() {
     assert_eq!(bench.core.output_to_repeat().frames, [], "not committed");
     bench.give(Input::Tick);
     assert_eq!(bench.core.output_to_repeat().frames, [frame]);
+    // The guest is handed over, and the primary's network has taken the frame.
+    bench.hear(Message::TakeOver {
+        why: "it is to stop".into(),
+        machine_broke: false,
+        left_through: EpochId(1),
+    });
+    assert_eq!(bench.core.output_to_repeat().frames, []);
 }
 
 #[test]

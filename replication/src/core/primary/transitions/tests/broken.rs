@@ -9,10 +9,10 @@ fn broke() -> Input {
 }
 
 fn told() -> Effect {
-    Effect::Send(Message::TakeOver {
+    Effect::TakeOver {
         why: WHY.into(),
         machine_broke: true,
-    })
+    }
 }
 
 fn patience() -> Duration {
@@ -224,7 +224,7 @@ fn a_backup_that_was_told_to_take_over_is_not_dismissed_once_the_machine_has_bro
     bench.ship(2);
     let effects = bench.ack(2);
     assert!(
-        matches!(effects[..], [_, Effect::Send(Message::TakeOver { .. }), _]),
+        matches!(effects[..], [_, Effect::TakeOver { .. }, _]),
         "{effects:?}"
     );
     let cause = "another one is wanted".into();

@@ -18,10 +18,10 @@ fn let_go() -> Bench {
     bench.ship(2);
     let effects = bench.ack(2);
     let why = "this host is to stop".into();
-    let told = Effect::Send(Message::TakeOver {
+    let told = Effect::TakeOver {
         why,
         machine_broke: false,
-    });
+    };
     let all = [Effect::Release(EpochId(2)), told, Effect::SendArrivals];
     assert_eq!(effects, all);
     bench
@@ -190,7 +190,7 @@ fn a_stall_before_the_backup_is_told_has_the_arbiter_asked_first() {
             &effects[..],
             [
                 Effect::Release(_),
-                Effect::Send(Message::TakeOver { .. }),
+                Effect::TakeOver { .. },
                 Effect::SendArrivals
             ]
         ),
@@ -206,7 +206,7 @@ fn a_guest_that_ends_meanwhile_is_not_handed_over() {
     assert!(is_not_handed_over(&effects), "{effects:?}");
     bench.ship(2);
     let told = |effects: &[Effect]| {
-        let is_told = |it: &Effect| matches!(it, Effect::Send(Message::TakeOver { .. }));
+        let is_told = |it: &Effect| matches!(it, Effect::TakeOver { .. });
         effects.iter().any(is_told)
     };
     let effects = bench.ack(2);
@@ -225,7 +225,7 @@ fn a_backup_that_would_not_be_granted_the_guest_any_more_is_not_told() {
     bench.ship(2);
     assert_eq!(bench.ack(2)[0], Effect::Release(EpochId(2)));
     let effects = bench.pass(patience(), true, true);
-    let is_told = |it: &Effect| matches!(it, Effect::Send(Message::TakeOver { .. }));
+    let is_told = |it: &Effect| matches!(it, Effect::TakeOver { .. });
     assert!(!effects.iter().any(is_told), "{effects:?}");
     let is_off =
         |it: &Effect| matches!(it, Effect::NotHandedOver { why } if why.contains("granted"));
