@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use journal::{FILE_HEADER_BYTES, JournalFile};
 use parking_lot::Mutex;
-use replica::{Replica, SYNC_FLUSH_BYTES, State};
+use replica::{Replica, SYNC_FLUSH_BYTES, State, given_up};
 
 use super::digest::DigestKey;
 use super::image::{Drive, Drives, shared};
@@ -259,16 +259,16 @@ impl BackupDisks for BackupImages {
     fn persist(&self, epoch: EpochToPersist, done: Completion) {
         let mut state = self.replica.state.lock();
         let refused = match &state.failed {
-            Some(failed) => Some(failed.clone()),
-            None if !state.session => Some("the copy of the disks was given up".into()),
-            None if state.job.is_some() || state.persisting => {
-                Some("the epoch before is not persisted yet".into())
-            }
+            Some(failed) => Some(DiskError::Failed(failed.clone())),
+            None if !state.session => Some(given_up()),
+            None if state.job.is_some() || state.persisting => Some(DiskError::Failed(
+                "the epoch before is not persisted yet".into(),
+            )),
             None => None,
         };
         if let Some(refused) = refused {
             drop(state);
-            return done(Err(DiskError::Failed(refused)));
+            return done(Err(refused));
         }
         state.job = Some((epoch, done));
         self.replica.bell.notify_all();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::journal::{FILE_HEADER_BYTES, JournalFile, Record};
-use super::replica::Replica;
+use super::replica::{Replica, given_up};
 use crate::disk::DiskError;
 use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::place::Place;
@@ -29,7 +29,8 @@ impl Replica {
             let done = self.put_down(epoch);
             let mut now = self.state.lock();
             now.persisting = false;
-            if let Err(error) = &done {
+            // A copy that was given up has not failed: whoever asks for more of it is told why there is none.
+            if let (Err(error), true) = (&done, now.session) {
                 now.failed.get_or_insert(error.to_string());
             }
             drop(now);
@@ -111,7 +112,7 @@ impl Replica {
                 return Err(DiskError::Failed(failed.clone()));
             }
             if state.stop || !state.session {
-                return Err(DiskError::Shut);
+                return Err(given_up());
             }
             state.needs_room = true;
             self.bell.notify_all();

@@ -89,6 +89,11 @@ pub(super) struct Replica {
     pub(super) hurry: AtomicBool,
 }
 
+/// Nothing of this session is kept any more.
+pub(super) fn given_up() -> DiskError {
+    DiskError::Failed("the copy of the disks was given up".into())
+}
+
 impl Replica {
     pub(super) fn new(
         drives: Drives,
