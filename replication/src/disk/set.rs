@@ -149,21 +149,24 @@ impl DiskSet {
         options: VerifyOptions,
         progress: &mut dyn FnMut(&Verified) -> bool,
     ) -> Result<Verified, DiskError> {
-        self.primary.verify(options, ANSWER_PATIENCE, progress)
+        let clock = &std::time::Instant::now;
+        self.primary
+            .verify(options, ANSWER_PATIENCE, clock, progress)
     }
 
-    /// The same, with less patience.
+    /// The same, with less patience, by another clock.
     #[cfg(test)]
     pub(super) fn verify_within(
         &self,
         patience: Duration,
+        clock: &dyn Fn() -> std::time::Instant,
         progress: &mut dyn FnMut(&Verified) -> bool,
     ) -> Result<Verified, DiskError> {
         let options = VerifyOptions {
             bytes_per_second: u64::MAX,
             repair: false,
         };
-        self.primary.verify(options, patience, progress)
+        self.primary.verify(options, patience, clock, progress)
     }
 
     /// Whether the copy that is kept here has failed.

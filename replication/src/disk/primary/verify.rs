@@ -39,14 +39,16 @@ struct Verifier<'a> {
     progress: &'a mut dyn FnMut(&Verified) -> bool,
     told_at: Instant,
     patience: Duration,
+    clock: &'a dyn Fn() -> Instant,
 }
 
 impl PrimaryImages {
-    /// See [`DiskSet::verify`](crate::disk::DiskSet::verify). Answers may keep it waiting for `patience`.
+    /// See [`DiskSet::verify`](crate::disk::DiskSet::verify). Answers may keep it waiting for `patience`, by `clock`.
     pub(crate) fn verify(
         &self,
         options: VerifyOptions,
         patience: Duration,
+        clock: &dyn Fn() -> Instant,
         progress: &mut dyn FnMut(&Verified) -> bool,
     ) -> Result<Verified, DiskError> {
         let Some(_only) = self.verifying.try_lock() else {
@@ -63,7 +65,7 @@ impl PrimaryImages {
                 "there is no standby with a whole copy, so there is nothing to compare with",
             )
         })?;
-        let now = Instant::now();
+        let now = clock();
         let mut verifier = Verifier {
             images: self,
             options,
@@ -78,6 +80,7 @@ impl PrimaryImages {
             progress,
             told_at: now,
             patience,
+            clock,
         };
         verifier.await_earlier()?;
         for drive in drives() {
@@ -104,8 +107,12 @@ impl Verifier<'_> {
         Ok(())
     }
 
+    fn since(&self, then: Instant) -> Duration {
+        (self.clock)().saturating_duration_since(then)
+    }
+
     fn check_patience(&self) -> Result<(), DiskError> {
-        if self.answered_at.elapsed() <= self.patience {
+        if self.since(self.answered_at) <= self.patience {
             return Ok(());
         }
         Err(not_compared(format!(
@@ -119,7 +126,7 @@ impl Verifier<'_> {
         let rate = self.options.bytes_per_second.max(1);
         loop {
             let due = Duration::from_secs_f64(self.asked_bytes as f64 / rate as f64);
-            let early = due.saturating_sub(self.began.elapsed());
+            let early = due.saturating_sub(self.since(self.began));
             let open = self.collect()?;
             let has_room = self.images.log.lock().bytes_are_few();
             if early.is_zero() && open < ASKED_BYTES_MAX && has_room {
@@ -184,7 +191,7 @@ impl Verifier<'_> {
         drop(log);
         let compared = self.asked_bytes - open;
         if compared > self.found.compared_bytes || open == 0 {
-            self.answered_at = Instant::now();
+            self.answered_at = (self.clock)();
         } else {
             self.check_patience()?;
         }
@@ -192,8 +199,8 @@ impl Verifier<'_> {
         for check in &differing {
             self.differs(check)?;
         }
-        if self.told_at.elapsed() >= LOOK {
-            self.told_at = Instant::now();
+        if self.since(self.told_at) >= LOOK {
+            self.told_at = (self.clock)();
             if !(self.progress)(&self.found) {
                 return Err(not_compared("it was given up"));
             }
