@@ -71,6 +71,11 @@ fn doubt_topic(id: &str) -> String {
     format!("doubtful network {}", short(id))
 }
 
+/// None has answered, but may do so in a moment.
+fn early_ping_topic(id: &str) -> String {
+    format!("early ping of network {}", short(id))
+}
+
 /// It is no trouble, but nobody knows whether there is one.
 fn unwatched_topic(id: &str) -> String {
     format!("unwatched network {}", short(id))
@@ -100,11 +105,13 @@ impl NetworkSeen {
         let doubt = self.cut.as_ref().filter(|cut| !cut.lasts);
         let doubt = doubt.map(|cut| (doubt_topic(id), cut.why.clone()));
         let ping = match self.answers {
-            Answers::NotYet => Some("no ping target has answered yet".into()),
-            Answers::Never => Some(self.lacks_answers()),
+            Answers::NotYet => {
+                let why = "no ping target has answered yet".into();
+                Some((early_ping_topic(id), why))
+            }
+            Answers::Never => Some((ping_topic(id), self.lacks_answers())),
             Answers::NotAsked | Answers::Some => None,
         };
-        let ping = ping.map(|why| (ping_topic(id), why));
         (reach.into_iter().chain(doubt).chain(ping))
             .map(|(topic, why)| Trouble::new(&topic, &self.in_words(&why)))
             .collect()
@@ -146,8 +153,13 @@ impl NetworkSeen {
 
     /// The same, also if it is over in a moment, or may be among those that are not named.
     fn may_lack(&self, troubles: &[Trouble]) -> bool {
-        let doubt = doubt_topic(&self.watched.id);
-        let is_in_doubt = |trouble: &Trouble| trouble.topic == doubt || trouble.is_further();
+        let id = &self.watched.id;
+        let is_in_doubt = |trouble: &Trouble| {
+            let topic = trouble.topic.as_str();
+            topic == doubt_topic(id)
+                || (topic == early_ping_topic(id) && self.answers == Answers::Some)
+                || trouble.is_further()
+        };
         self.lacks(troubles).is_some() || troubles.iter().any(is_in_doubt)
     }
 

@@ -440,6 +440,20 @@ fn a_standby_whose_targets_have_not_answered_is_no_better_than_a_primary_whose_h
     assert!(hands_over(&sees(&mut core, silent())));
 }
 
+#[test]
+fn a_standby_whose_targets_have_not_answered_yet_alarms_nobody() {
+    let mut core = protected();
+    sees(&mut core, answering(Answers::Some, None));
+    standby_sees(&mut core, Some(answering(Answers::NotYet, None)));
+    assert_eq!(alarms(&core), [""; 0], "it is too early");
+    standby_sees(&mut core, Some(answering(Answers::Never, None)));
+    let said = alarms(&core).join("\n");
+    assert!(
+        said.contains("no ping target has ever answered this host"),
+        "{said}"
+    );
+}
+
 /// They do not fit into what it may say.
 #[test]
 fn a_standby_that_lacks_more_than_it_can_name_is_handed_nothing() {
