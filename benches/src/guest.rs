@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use understudy_vmm::local_cluster::{GUEST, Network};
 
 /// Pause between two looks at a console.
 const LOOK: Duration = Duration::from_millis(5);
@@ -24,6 +25,34 @@ pub(crate) fn binaries(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
         );
     }
     Ok(vec![beside])
+}
+
+/// The arguments of a `vmm` whose guest nobody protects, for a network's `port`.
+pub(crate) fn alone(memory_mib: u64, port: &Path, workload: &str) -> Vec<String> {
+    let arguments = [
+        "run",
+        "--memory-mib",
+        &memory_mib.to_string(),
+        "--rng",
+        "--net",
+        &format!("socket={},mac=52:54:00:75:73:01", port.display()),
+        "--cmdline",
+        &format!("{workload} ip={GUEST}/24"),
+    ];
+    arguments.map(ToString::to_string).to_vec()
+}
+
+/// Connects so many clients that stream, and that count, and waits until all are served.
+pub(crate) fn connect(network: &Network, streams: usize, counters: usize) -> Result<()> {
+    network.connect(streams, counters)?;
+    let deadline = Instant::now() + PATIENCE;
+    while network.figures()?.clients_served < streams + counters {
+        if Instant::now() > deadline {
+            bail!("not all clients were served within {PATIENCE:?}");
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
 }
 
 /// The last part of a binary's path that tells it from others.

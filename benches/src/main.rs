@@ -4,6 +4,7 @@
 //! What must not be done here: deciding whether something is correct. Tests do that, and never by time.
 
 mod codec;
+mod disk;
 mod epochs;
 mod guest;
 mod pause;
@@ -32,6 +33,8 @@ enum Bench {
     Epochs(epochs::Arguments),
     /// Streaming and counting clients under several shortest epochs (sync on output).
     Stream(stream::Arguments),
+    /// A replicated disk, also one that is slow to flush, against no disk. Needs strace.
+    Disk(disk::Arguments),
     /// What the pause is made of, step by step, in one process.
     Pause(pause::Arguments),
     /// Encoding and decoding pages of several kinds, against copying them.
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
     let table = match &cli.bench {
         Bench::Epochs(arguments) => epochs::run(arguments)?,
         Bench::Stream(arguments) => stream::run(arguments)?,
+        Bench::Disk(arguments) => disk::run(arguments)?,
         Bench::Pause(arguments) => pause::run(arguments)?,
         Bench::Codec(arguments) => codec::run(arguments)?,
     };

@@ -12,8 +12,6 @@ use understudy_vmm::local_cluster::{ClusterOptions, LocalCluster, Network, VmmPr
 use crate::guest::{self, Speedometer};
 use crate::table::{Cell, Progress, Table, number, text};
 
-/// Longest wait for clients to be served.
-const PATIENCE: Duration = Duration::from_secs(30);
 const MEMORY_MIB: u64 = 256;
 
 #[derive(Debug, Args)]
@@ -77,19 +75,6 @@ impl Arguments {
         format!("workload=stream,counter,dirty {}", self.dirty)
     }
 
-    fn connect(&self, network: &Network) -> Result<()> {
-        let counters = self.counters;
-        network.connect(self.clients, counters)?;
-        let deadline = Instant::now() + PATIENCE;
-        while network.figures()?.clients_served < self.clients + counters {
-            if Instant::now() > deadline {
-                bail!("not all clients were served within {PATIENCE:?}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
     /// A guest that serves the same clients unprotected.
     fn unprotected(&self, binary: &Path, progress: &Progress) -> Result<Alone> {
         progress.say(&format!("{}: unprotected", guest::label(binary)));
@@ -98,26 +83,10 @@ impl Arguments {
             .tempdir()?;
         let port = directory.path().join("alone.net");
         let network = Network::start(&[&port])?;
-        let arguments: Vec<String> = [
-            "run",
-            "--memory-mib",
-            &MEMORY_MIB.to_string(),
-            "--rng",
-            "--net",
-            &format!("socket={},mac=52:54:00:75:73:01", port.display()),
-            "--cmdline",
-            &format!(
-                "{} ip={}/24",
-                self.workload(),
-                understudy_vmm::local_cluster::GUEST
-            ),
-        ]
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+        let arguments = guest::alone(MEMORY_MIB, &port, &self.workload());
         let _host = VmmProcess::start(binary, "alone", directory.path(), &arguments)?;
         let mut meter = Speedometer::start(&directory.path().join("alone.console"), 1)?;
-        self.connect(&network)?;
+        guest::connect(&network, self.clients, self.counters)?;
         meter.watch(Duration::from_secs(self.seconds.min(10)), |_| {});
         let figures = network.figures()?;
         Ok(Alone {
@@ -147,7 +116,7 @@ impl Arguments {
             arguments: with.split_whitespace().map(String::from).collect(),
         };
         let cluster = LocalCluster::start(directory.path(), &options)?;
-        self.connect(&cluster.network)?;
+        guest::connect(&cluster.network, self.clients, self.counters)?;
         let mut meter = Speedometer::start(&directory.path().join("primary.console"), 1)?;
         let status = || {
             cluster
