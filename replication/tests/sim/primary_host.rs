@@ -273,11 +273,10 @@ impl World {
                 self.count("times that a guest was slowed or not any more");
             }
             PrimaryEffect::TakeOver { why, machine_broke } => {
-                let left_through = node.gate.left_through();
                 let message = Message::TakeOver {
                     why,
                     machine_broke,
-                    left_through,
+                    left_through: node.gate.left_through(),
                 };
                 self.send(host, generation, &message);
             }
@@ -323,10 +322,7 @@ impl World {
             PrimaryEffect::Takeover(outcome) => self.takeover(host, outcome),
             PrimaryEffect::GoAlone { generation, cause } => self.go_alone(host, generation, &cause),
             // Nobody has the guest any more, and its process ends.
-            PrimaryEffect::NotHandedOver { .. } if node.broke => {
-                self.count("guests lost with their machine");
-                self.kill_and_restart(host, false);
-            }
+            PrimaryEffect::NotHandedOver { .. } if node.broke => self.lost_with_machine(host),
             PrimaryEffect::NotHandedOver { .. } => self.count("guests not handed over"),
             PrimaryEffect::LeftToBackup { .. } => {
                 node.gate.shut();
@@ -339,15 +335,24 @@ impl World {
             } => {
                 node.gate.shut();
                 node.running = false;
-                self.trace(host, || format!("is fenced: {reason}"));
-                self.check_fenced(host, generation);
-                self.count("fenced");
-                if handed_over {
-                    self.count("guests handed over");
-                }
-                self.kill_and_restart(host, false);
+                self.fenced(host, generation, &reason, handed_over);
             }
         }
+    }
+
+    fn lost_with_machine(&mut self, host: usize) {
+        self.count("guests lost with their machine");
+        self.kill_and_restart(host, false);
+    }
+
+    fn fenced(&mut self, host: usize, generation: Generation, reason: &str, handed_over: bool) {
+        self.trace(host, || format!("is fenced: {reason}"));
+        self.check_fenced(host, generation);
+        self.count("fenced");
+        if handed_over {
+            self.count("guests handed over");
+        }
+        self.kill_and_restart(host, false);
     }
 
     fn claim_alone(&mut self, host: usize, known: Generation, mark: Mark) {

@@ -104,15 +104,13 @@ impl World {
             PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
             // It has no measure of time.
             PrimaryEffect::Throttle(_) => {}
-            // What leaves is not looked at again.
             PrimaryEffect::TakeOver { .. } => self.send_wire(host, generation, Wire::TakeOver),
             // Nothing comes in.
             PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             // As a node does: without a machine there is no guest.
             PrimaryEffect::NotHandedOver { .. } if self.hosts[host].broke => self.end_guest(host),
-            PrimaryEffect::NotHandedOver { .. } => {}
-            // Its process ends, as with every one that has stopped.
-            PrimaryEffect::LeftToBackup { .. } => {}
+            // A process ends whose guest is left to the backup, as with every one that has stopped.
+            PrimaryEffect::NotHandedOver { .. } | PrimaryEffect::LeftToBackup { .. } => {}
             PrimaryEffect::Release(epoch) => {
                 self.check_acked(session, epoch);
                 self.say(host, generation, (session, epoch.0));

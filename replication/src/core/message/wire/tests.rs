@@ -73,6 +73,14 @@ fn golden() -> Vec<Golden> {
     all
 }
 
+fn take_over() -> Message {
+    Message::TakeOver {
+        why: "x".into(),
+        machine_broke: true,
+        left_through: EpochId(300),
+    }
+}
+
 fn golden_session() -> Vec<Golden> {
     vec![
         (
@@ -125,16 +133,7 @@ fn golden_session() -> Vec<Golden> {
         (Message::Marked(mark()), 15, 0, "ac0209"),
         (Message::Seen(mark()), 16, 0, "ac0209"),
         (Message::NoArbiter("x".into()), 17, 0, "0178"),
-        (
-            Message::TakeOver {
-                why: "x".into(),
-                machine_broke: true,
-                left_through: EpochId(300),
-            },
-            21,
-            0,
-            "017801ac02",
-        ),
+        (take_over(), 21, 0, "017801ac02"),
         (Message::Arrived(output().frames), 23, 0, "010102aabb"),
         (
             Message::Health(vec![Trouble::new("n", "x")]),
