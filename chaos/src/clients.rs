@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use serde::Serialize;
 use understudy_workload::{COUNTER_PORT, STREAM_PORT, counter, pattern};
@@ -22,6 +23,10 @@ const COUNTERS: usize = 2;
 const LOOK: Duration = Duration::from_millis(50);
 /// Between a counter's answer and its next request.
 const THINK: Duration = Duration::from_millis(2);
+/// How often a client asks whether its connection is still known while nothing comes, in seconds.
+const KEEP_ALIVE_S: u32 = 2;
+/// It waits for an answer for longer than any run takes.
+const KEEP_ALIVES: u32 = 60;
 /// A client that cannot connect for so long says so.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Longest HTTP response header accepted.
@@ -227,6 +232,11 @@ impl Work {
         let connection = TcpStream::connect_timeout(&address, CONNECT).context("cannot connect")?;
         connection.set_nodelay(true)?;
         connection.set_read_timeout(Some(LOOK))?;
+        // A client that only waits would never hear that there is another guest, which was started from its disk.
+        setsockopt(&connection, sockopt::KeepAlive, &true)?;
+        setsockopt(&connection, sockopt::TcpKeepIdle, &KEEP_ALIVE_S)?;
+        setsockopt(&connection, sockopt::TcpKeepInterval, &KEEP_ALIVE_S)?;
+        setsockopt(&connection, sockopt::TcpKeepCount, &KEEP_ALIVES)?;
         Ok(connection)
     }
 

@@ -91,8 +91,10 @@ impl Run {
         let sniffer = Sniffer::start(&world.network)?;
         protect(&mut world)?;
         await_some(&mut world, START, |world| {
-            let words = GuestDiskProgress::latest(world.consoles().first()?);
-            (words.ok().flatten()?.flushed > 0).then_some(())
+            // On a busy machine it may have been taken over already.
+            let consoles = world.consoles().into_iter();
+            let mut words = consoles.filter_map(|it| GuestDiskProgress::latest(&it).ok().flatten());
+            words.any(|it| it.flushed > 0).then_some(())
         })?
         .with_context(|| format!("the guest flushes nothing within {START:?}"))?;
         Ok(Self {

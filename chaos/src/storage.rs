@@ -128,15 +128,19 @@ impl Storage {
         self.settle()
     }
 
-    /// The device is gone: all that is asked of what is open here fails with EIO from now on, and what was not synced is
-    /// lost. That is undone when everybody has let go of it and [`Storage::mount_again`] is called.
+    /// The device is gone: all that is asked of what is open here fails with EIO from now on, and what is written in that
+    /// moment and not synced is lost. That is undone when everybody has let go of it and [`Storage::mount_again`] is called.
     pub(crate) fn set_gone(&mut self, is_gone: bool) -> Result<()> {
         if !is_gone {
             self.is_back = self.is_gone.then(Instant::now);
             return Ok(());
         }
         if !self.is_gone {
-            // Without flushing its log. What is frozen must be told, too, and what waits there goes on waiting.
+            // What was written long before is on the device. What is frozen is, too, and must be told; what waits there
+            // goes on waiting.
+            if self.freezer.is_none() {
+                run("sync", &["-f", &self.at()])?;
+            }
             run("xfs_io", &["-x", "-c", "shutdown", &self.at()])?;
             self.is_gone = true;
         }
