@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::journal::{FILE_HEADER_BYTES, JournalFile, Record};
+use super::journal::{FILE_HEADER_BYTES, Record};
 use super::replica::{Replica, given_up};
 use crate::disk::DiskError;
 use crate::disk::epoch_writes::EpochWrites;
@@ -57,14 +57,29 @@ impl Replica {
             self.append(place, epoch.batches)?;
         }
         if epoch.flush {
-            // Sync both files: an earlier epoch's writes may be in the other one.
-            let (files, last) = {
-                let state = self.state.lock();
-                (state.journal.clone(), state.last)
-            };
-            files.iter().flatten().try_for_each(JournalFile::sync)?;
-            self.state.lock().synced = last;
+            self.sync_journal()?;
         }
+        Ok(())
+    }
+
+    /// Makes what this thread has appended survive a loss of power. An earlier epoch's writes may be in the other file. What
+    /// is on the images already, or was synced, is not synced again: that may take long.
+    fn sync_journal(&self) -> Result<(), DiskError> {
+        let mut state = self.state.lock();
+        let last = state.last;
+        for number in 0..state.slots.len() {
+            let files = state.journal.as_ref();
+            let Some(file) = files.filter(|_| state.slots[number].is_unsynced) else {
+                continue;
+            };
+            let file = file[number].clone();
+            drop(state);
+            file.sync()?;
+            state = self.state.lock();
+            // Only this thread appends. If it was emptied meanwhile, it has none.
+            state.slots[number].is_unsynced = false;
+        }
+        state.synced = last;
         Ok(())
     }
 
@@ -128,6 +143,7 @@ impl Replica {
         record.previous = state.last;
         state.slots[active].first.get_or_insert(place.1);
         state.slots[active].last = place;
+        state.slots[active].is_unsynced = true;
         drop(state);
         file.append(&record, at)?;
         let mut state = self.state.lock();

@@ -39,6 +39,8 @@ pub(super) struct Slot {
     pub(super) first: Option<EpochId>,
     pub(super) last: Place,
     pub(super) since: Option<Instant>,
+    /// It has records that may not survive a loss of power.
+    pub(super) is_unsynced: bool,
 }
 
 #[derive(Default)]
