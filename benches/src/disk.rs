@@ -1,6 +1,6 @@
 //! `disk`: what a replicated disk costs a protected guest's pauses and its clients, and what they and the disk have if
-//! storage is slow to flush. Clients count over the local cluster's network while the guest rewrites memory and, with a disk,
-//! writes that as fast as it can, with a flush after every few writes.
+//! storage is slow to flush. A client counts over the local cluster's network while the guest rewrites memory and, with a disk,
+//! writes that, with a flush after every few writes.
 //!
 //! Storage is made slow by strace: each fsync and fdatasync of both processes, whatever it is for, takes that much longer. Both
 //! processes are traced in all rows, also where nothing is delayed, as that alone costs time.
@@ -43,10 +43,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 8)]
     flush_every: u32,
     /// Writes of the guest in a second, at most; 0 for as many as can be.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     rate: u32,
     /// Clients that count: each sends a request as soon as the one before is answered.
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     counters: usize,
     /// How long each row is watched.
     #[arg(long, value_name = "S", default_value_t = 10)]
