@@ -282,12 +282,7 @@ impl World {
             }
             // Nothing comes in.
             PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
-            PrimaryEffect::StartSync { .. } => {
-                node.attach();
-                self.arbiter.note(generation, true);
-                self.send(host, generation, &plan());
-                self.begin_work(host, Work::Sync);
-            }
+            PrimaryEffect::StartSync { .. } => self.start_sync(host, generation),
             PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync),
             PrimaryEffect::Capture(epoch) => {
                 if node.broke {
@@ -338,6 +333,15 @@ impl World {
                 self.fenced(host, generation, &reason, handed_over);
             }
         }
+    }
+
+    fn start_sync(&mut self, host: usize, generation: Generation) {
+        if let Side::Primary(node) = &mut self.hosts[host].side {
+            node.attach();
+        }
+        self.arbiter.note(generation, true);
+        self.send(host, generation, &plan());
+        self.begin_work(host, Work::Sync);
     }
 
     fn lost_with_machine(&mut self, host: usize) {

@@ -73,6 +73,14 @@ impl World {
         }
     }
 
+    fn start_sync(&mut self, host: usize, past: bool, generation: u64) {
+        self.arbiter.note_backup(past, generation, true);
+        if self.bounds.disks {
+            self.send_wire(host, generation, Wire::Plan);
+        }
+        self.hosts[host].work = Some(Work::Sync);
+    }
+
     fn primary_effect(&mut self, host: usize, effect: PrimaryEffect, cause: &Cause, before: u64) {
         let past = self.hosts[host].sees_past;
         let Some(core) = self.hosts[host].primary() else {
@@ -81,13 +89,7 @@ impl World {
         let (generation, session) = (core.generation().0, core.session());
         match effect {
             PrimaryEffect::Send(message) => self.send(host, &message),
-            PrimaryEffect::StartSync { .. } => {
-                self.arbiter.note_backup(past, generation, true);
-                if self.bounds.disks {
-                    self.send_wire(host, generation, Wire::Plan);
-                }
-                self.hosts[host].work = Some(Work::Sync);
-            }
+            PrimaryEffect::StartSync { .. } => self.start_sync(host, past, generation),
             PrimaryEffect::SyncRound => self.hosts[host].work = Some(Work::Sync),
             PrimaryEffect::Capture(epoch) => {
                 if self.hosts[host].broke {

@@ -24,7 +24,7 @@ use crate::core::primary::{PrimaryCore, PrimaryEffect, PrimaryInput, PrimaryPhas
 use crate::core::start;
 use crate::core::throttle::RunShare;
 use crate::fingerprint::Fingerprint;
-use crate::ids::Generation;
+use crate::ids::{EpochId, Generation};
 use crate::output::{OutputEvent, OutputGate};
 use crate::page_set::MemoryLayout;
 use crate::ports::{GuestSpeed, PrimaryDisks};
@@ -467,17 +467,7 @@ impl Driver {
                 let what = self.setup.disks.compared(&differ).err()?.to_string();
                 return Some(PrimaryInput::DisksMisreported { what });
             }
-            PrimaryEffect::Release(epoch) => {
-                // If this side stalled for longer than this during the release, the core would have
-                // a doubt.
-                let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
-                let clock = self.clock;
-                let is_in_time = || clock.now() <= decided + patience;
-                if !self.setup.gate.release(epoch, is_in_time) {
-                    tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
-                }
-                self.metrics.acked(epoch);
-            }
+            PrimaryEffect::Release(epoch) => self.release(epoch, decided),
             PrimaryEffect::CloseLink => {
                 self.close_session().await;
             }
@@ -526,6 +516,17 @@ impl Driver {
             }
         }
         None
+    }
+
+    fn release(&self, epoch: EpochId, decided: Duration) {
+        // If this side stalled for longer than this during the release, the core would have a doubt.
+        let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
+        let clock = self.clock;
+        let is_in_time = || clock.now() <= decided + patience;
+        if !self.setup.gate.release(epoch, is_in_time) {
+            tracing::warn!(%epoch, "stalled while releasing; the rest waits for the arbiter");
+        }
+        self.metrics.acked(epoch);
     }
 
     fn start_sync(&mut self, disks: Vec<PeerDisk>) {
