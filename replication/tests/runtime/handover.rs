@@ -5,8 +5,15 @@ use understudy_replication::runtime::Ended;
 
 use super::{assert_counts_up, pair, promoted};
 
+/// In some of so many, the last epoch has output.
+const HANDOVERS: usize = 20;
+
 #[test]
 fn what_a_guest_is_given_while_it_is_handed_over_follows_it() {
+    (0..HANDOVERS).for_each(|_| hand_over());
+}
+
+fn hand_over() {
     let directory = tempfile::tempdir().unwrap();
     let pair = pair(directory.path());
     assert!(pair.primary.handle().hand_over("this host is to stop"));
