@@ -267,11 +267,6 @@ impl World {
                 self.send(host, generation, &message);
             }
             PrimaryEffect::Throttle(share) => node.share = share,
-            }
-            PrimaryEffect::Throttle(share) => {
-                node.share = share;
-                self.count("times that a guest was slowed or not any more");
-            }
             PrimaryEffect::TakeOver { why, machine_broke } => {
                 let message = Message::TakeOver {
                     why,
@@ -280,8 +275,6 @@ impl World {
                 };
                 self.send(host, generation, &message);
             }
-            // Nothing comes in.
-            PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
             PrimaryEffect::StartSync { .. } => self.start_sync(host, generation),
             PrimaryEffect::SyncRound => self.begin_work(host, Work::Sync),
             PrimaryEffect::Capture(epoch) => {

@@ -103,9 +103,6 @@ impl World {
             }
             PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) | PrimaryEffect::Throttle(_) => {
             }
-            PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) => {}
-            // It has no measure of time.
-            PrimaryEffect::Throttle(_) => {}
             PrimaryEffect::TakeOver { .. } => self.send_wire(host, generation, Wire::TakeOver),
             // Nothing comes in.
             PrimaryEffect::KeepArrivals | PrimaryEffect::SendArrivals => {}
