@@ -65,7 +65,7 @@ pub struct Policy {
     /// Default 4096 pages (16 MiB), any number.
     pub sync_pages_left: u64,
     /// After this many rounds, however much is left, pre-copy ends as soon as that can be shipped in time, or the guest is
-    /// slowed as far as it can be, and each further round slows it.
+    /// slowed as far as it can be, and each further round slows it. After twice as many it ends.
     ///
     /// Default 8 rounds, range 1 and up; 0 counts as 1.
     pub sync_rounds_max: u32,

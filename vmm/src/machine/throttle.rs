@@ -113,8 +113,20 @@ impl Pace {
             // A slice takes longer than it should where processors are busy, and the guest's share is kept all the same.
             // But who stood still for another reason, as in a pause, does not stand still for that, too.
             let ran = began.elapsed().min(run * LONGER_MAX);
-            self.pass(&mut orders, standstill(ran, share));
+            self.stand(&mut orders, ran, share);
             drop(held);
+        }
+    }
+
+    /// Lets the vCPUs stand still after they ran for so long. A larger share that is told meanwhile counts at once.
+    fn stand(&self, orders: &mut MutexGuard<'_, Orders>, ran: Duration, mut share: RunShare) {
+        let began = Instant::now();
+        while !orders.ended && !orders.share.is_full() {
+            share = share.max(orders.share);
+            let until = began + standstill(ran, share);
+            if self.changed.wait_until(orders, until).timed_out() {
+                return;
+            }
         }
     }
 

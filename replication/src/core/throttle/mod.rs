@@ -26,10 +26,8 @@ const SMALL_BYTES: u64 = 64 << 10;
 const SMOOTH: u32 = 4;
 /// A late epoch halves the share again whenever so many parts of the target have passed.
 const LATE_PARTS: u32 = 2;
-/// A share grows with each epoch at most to so many times what it was.
-const GROWTH: u32 = 2;
-/// About so many epochs tell what a guest changes that is slowed.
-const SEEN_EPOCHS: u32 = 8;
+/// What a guest changes that is slowed is told by what it did in about so many times the target.
+const SEEN_TARGETS: u32 = 4;
 /// A share that may be smaller than it need be grows by one part of so many.
 const PROBE_PARTS: u32 = 32;
 /// An epoch cuts the share at most to one part of so many: it may have been bad luck. So does a round that leaves nearly
@@ -76,8 +74,10 @@ impl RunShare {
         Self((self.0 + (self.0 / parts).max(1)).min(Self::FULL.0))
     }
 
-    fn times(self, factor: u32) -> Self {
-        Self((self.0 * factor).min(Self::FULL.0))
+    /// This share times `to / from`.
+    fn scaled(self, to: Duration, from: Duration) -> Self {
+        let scaled = u128::from(self.0) * to.as_nanos() / from.as_nanos().max(1);
+        Self(scaled.clamp(Self::LEAST.0.into(), Self::FULL.0.into()) as u32)
     }
 }
 
@@ -98,9 +98,12 @@ struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, took: Duration, ran: Duration) {
-        self.took = self.took - self.took / SEEN_EPOCHS + took;
-        self.ran = self.ran - self.ran / SEEN_EPOCHS + ran;
+    /// Adds an epoch, `passed` after the one before.
+    fn add(&mut self, took: Duration, ran: Duration, passed: Duration, target: Duration) {
+        let window = target * SEEN_TARGETS;
+        let kept = window.as_secs_f64() / (window + passed).as_secs_f64();
+        self.took = self.took.mul_f64(kept) + took;
+        self.ran = self.ran.mul_f64(kept) + ran;
     }
 }
 
@@ -119,6 +122,8 @@ pub(crate) struct Throttle {
     least: Duration,
     /// What the last one took beyond that.
     took: Duration,
+    /// When it was acknowledged.
+    acked_at: Duration,
     seen: Seen,
     /// For how long the guest has run in the running epoch, until `counted_at`.
     ran: Duration,
@@ -136,6 +141,7 @@ impl Throttle {
             late: 0,
             least: Duration::ZERO,
             took: Duration::ZERO,
+            acked_at: Duration::ZERO,
             seen: Seen::default(),
             ran: Duration::ZERO,
             counted_at: Duration::ZERO,
@@ -166,6 +172,7 @@ impl Throttle {
     /// Nothing was done for so long, which says nothing about what is awaited.
     pub(crate) fn slept(&mut self, jump: Duration) {
         self.counted_at += jump;
+        self.acked_at += jump;
         if let Some(awaited) = &mut self.awaited {
             awaited.ended_at += jump;
         }
@@ -224,6 +231,7 @@ impl Throttle {
         };
         self.count(now);
         self.late = 0;
+        let passed = now.saturating_sub(std::mem::replace(&mut self.acked_at, now));
         let took = now.saturating_sub(awaited.ended_at);
         if bytes <= SMALL_BYTES {
             self.least = match took.checked_sub(self.least) {
@@ -240,7 +248,7 @@ impl Throttle {
             // Its speed is what it was in that epoch, and not what it was before.
             self.seen = Seen::default();
         }
-        self.seen.add(took, awaited.ran);
+        self.seen.add(took, awaited.ran, passed, self.target);
         if self.share.is_full() && took <= self.target {
             return;
         }
@@ -251,7 +259,10 @@ impl Throttle {
             // It may be that no share makes any difference, as the guest changes the same pages again and again.
             self.share.grown(PROBE_PARTS)
         } else {
-            fitting.clamp(self.share, self.share.times(GROWTH))
+            // It doubles within the target at most, however many epochs that has.
+            let passed = passed.min(self.target);
+            let most = self.share.scaled(self.target + passed, self.target);
+            fitting.clamp(self.share, most)
         };
     }
 

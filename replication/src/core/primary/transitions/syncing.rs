@@ -52,9 +52,12 @@ impl PrimaryCore {
         *round_at = self.now;
         self.throttle.copied(self.now);
         let is_little = pages_left <= self.policy.sync_pages_left;
-        let is_last = *rounds >= self.policy.sync_rounds_max;
-        if (is_little || is_last)
-            && (self.throttle.is_in_time(left_takes) || self.throttle.is_exhausted())
+        let max = self.policy.sync_rounds_max;
+        let is_last = *rounds >= max;
+        // At its slowest, a guest is given some more while they become shorter.
+        let is_hopeless = is_last && (left_takes > took / 2 || *rounds >= max.saturating_mul(2));
+        if (is_little || is_last) && self.throttle.is_in_time(left_takes)
+            || is_hopeless && self.throttle.is_exhausted()
         {
             return self.capture_first(0, out);
         }
