@@ -13,10 +13,6 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestRam;
 
-/// A thread more for each so many pages that are copied out at once (8 MiB, about half a millisecond), because starting one
-/// takes a twentieth of that.
-const PAGES_PER_THREAD: usize = 2048;
-
 /// [`PageMemory`] for a machine's RAM.
 #[derive(Debug)]
 pub struct GuestPages {
@@ -26,8 +22,6 @@ pub struct GuestPages {
     hosts: Vec<usize>,
     /// Keeps the regions mapped.
     ram: GuestRam,
-    /// While the guest stands still, its processors have nothing else to do.
-    processors: usize,
 }
 
 impl GuestPages {
@@ -41,13 +35,7 @@ impl GuestPages {
                 .collect(),
         );
         let hosts = ram.iter().map(|region| region.as_ptr() as usize).collect();
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            layout,
-            hosts,
-            ram,
-            processors,
-        }
+        Self { layout, hosts, ram }
     }
 
     /// Gives `copy` the host address of each page, which is page-aligned and has [`PAGE_BYTES`] mapped
@@ -83,27 +71,6 @@ impl GuestPages {
             // `into` is a page of ours. The guest may write its page at the same time; it is a
             // processor outside the Rust program, and no reference to its page is created.
             unsafe { copy_page(from.cast_const(), into.as_mut_ptr()) };
-        })
-    }
-
-    /// The same with several threads, if that is worth it: the processors copy more together than one of them.
-    fn read_in_parallel(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
-        let read = |pages: &mut [(PageIndex, Box<Page>)]| {
-            self.read(pages.iter_mut().map(|(page, into)| (*page, &mut **into)))
-        };
-        let threads = (pages.len() / PAGES_PER_THREAD).clamp(1, self.processors);
-        let mut parts = pages.chunks_mut(pages.len().div_ceil(threads).max(1));
-        let first = parts.next().unwrap_or_default();
-        std::thread::scope(|scope| {
-            let others: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
-            let mut all = read(first);
-            for other in others {
-                let other = other
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                all = all.and(other);
-            }
-            all
         })
     }
 
@@ -155,7 +122,7 @@ impl PageMemory for GuestPages {
     }
 
     fn read_pages(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
-        self.read_in_parallel(pages)
+        self.read(pages.iter_mut().map(|(page, into)| (*page, &mut **into)))
     }
 
     fn write_pages(&self, pages: &[(PageIndex, Box<Page>)]) -> Result<(), MachineError> {

@@ -43,38 +43,6 @@ proptest! {
 }
 
 #[test]
-fn many_pages_come_out_each_into_its_frame_and_a_page_that_is_not_there_is_an_error() {
-    let memory = Memory::allocate(64, Backing::Anonymous).unwrap();
-    let pages = memory.pages();
-    // Not a multiple of what one thread copies.
-    let numbers = (0..16_000).rev().step_by(2).map(PageIndex);
-    let frame = || Box::new([0xff; PAGE_BYTES]);
-    let mut wanted: Vec<_> = numbers.map(|page| (page, frame())).collect();
-    for (page, _) in &wanted {
-        let mut content = [0; PAGE_BYTES];
-        content[..8].copy_from_slice(&page.0.to_le_bytes());
-        content[PAGE_BYTES - 8..].copy_from_slice(&page.0.to_le_bytes());
-        pages.write_page(*page, &content).unwrap();
-    }
-    pages.read_pages(&mut wanted).unwrap();
-    for (page, frame) in &wanted {
-        let number = page.0.to_le_bytes();
-        assert!(
-            frame.starts_with(&number) && frame.ends_with(&number),
-            "{page}"
-        );
-    }
-    let outside = PageIndex(1 << 30);
-    for place in [0, 5_000, wanted.len() - 1] {
-        let before = std::mem::replace(&mut wanted[place].0, outside);
-        let error = pages.read_pages(&mut wanted).unwrap_err();
-        assert!(error.to_string().contains("is not guest RAM"), "{error}");
-        wanted[place].0 = before;
-    }
-    pages.read_pages(&mut []).unwrap();
-}
-
-#[test]
 fn locked_memory_is_cleared_as_any_other() {
     let memory = Memory::allocate(2, Backing::Anonymous).unwrap();
     let region = memory.ram().iter().next().unwrap();
