@@ -9,7 +9,7 @@
 //!   consists of is bounded, however long it takes.
 //! - An acknowledgement tells how long it takes to ship what the guest changes in a second of running. From that, and
 //!   from what the epoch that runs now has in it already, follows the share with which the one after it is in time. What
-//!   counts is the time for which the guest has really run: an epoch that was awaited for long holds what was changed
+//!   counts is the time for which the guest was let run: an epoch that was awaited for long holds what was changed
 //!   before anybody knew.
 //! - A round of the initial synchronisation that leaves nearly as much as there was before cuts it, too.
 //!
@@ -233,13 +233,14 @@ impl Throttle {
         self.late = 0;
         let passed = now.saturating_sub(std::mem::replace(&mut self.acked_at, now));
         let took = now.saturating_sub(awaited.ended_at);
-        if bytes <= SMALL_BYTES {
+        let is_small = bytes <= SMALL_BYTES;
+        if is_small {
             self.least = match took.checked_sub(self.least) {
                 Some(longer) if !self.least.is_zero() => self.least + longer / SMOOTH,
                 _ => took,
             };
         }
-        let took = match bytes <= SMALL_BYTES {
+        let took = match is_small {
             true => Duration::ZERO,
             false => took.saturating_sub(self.least),
         };
