@@ -15,6 +15,7 @@ use understudy_replication::ids::Page;
 use understudy_replication::output::ConsoleSink;
 use understudy_replication::ports::{Machine as _, PageMemory};
 use understudy_replication::{PAGE_BYTES, PageSet};
+use understudy_vmm::boot::BootProtocol;
 use understudy_vmm::devices::virtio::net::backend::socket;
 use understudy_vmm::machine::{
     Console, Discovery, DriveConfig, DriveKind, Kernel, Machine, MachineConfig, MachineEvent,
@@ -213,6 +214,21 @@ fn four_vcpus_go_on_in_another_machine() {
         (first, lines) = (second, further);
     }
     drop(lines);
+}
+
+#[test]
+fn other_machines_may_boot_the_guest_by_pvh() {
+    let (sink, lines) = console();
+    let mut machine = Machine::build(MachineConfig {
+        console: sink,
+        boot_protocol: BootProtocol::Pvh,
+        ..config(2, 128, "workload=dirty dirty.pages=100 dirty.rate=50")
+    })
+    .unwrap();
+    machine.run().unwrap();
+    for _ in 0..2 {
+        await_line(&lines, "ready: dirty vcpu=");
+    }
 }
 
 #[test]

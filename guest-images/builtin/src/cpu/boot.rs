@@ -1,35 +1,55 @@
-//! What the boot protocol hands over: the command line and the memory map.
+//! What a boot protocol hands over, Linux' or PVH's: the command line and the memory map.
 
 use core::{ptr, slice};
 
-const CMD_LINE_PTR: usize = 0x228;
-const E820_ENTRIES: usize = 0x1e8;
-const E820_TABLE: usize = 0x2d0;
-const E820_ENTRY_BYTES: usize = 20;
-const E820_ENTRIES_MAX: usize = 128;
-const E820_RAM: u32 = 1;
+/// Offsets in Linux' zero page.
+mod linux {
+    pub(super) const CMD_LINE_PTR: usize = 0x228;
+    pub(super) const MAP_ENTRIES: usize = 0x1e8;
+    pub(super) const MAP: usize = 0x2d0;
+    pub(super) const MAP_ENTRY_BYTES: usize = 20;
+}
+
+/// Offsets in PVH's start info, which is told by its magic number.
+mod pvh {
+    pub(super) const MAGIC: u32 = 0x336e_c578;
+    pub(super) const CMDLINE_PTR: usize = 24;
+    pub(super) const MAP_PTR: usize = 40;
+    pub(super) const MAP_ENTRIES: usize = 48;
+    pub(super) const MAP_ENTRY_BYTES: usize = 24;
+}
+
+const MAP_ENTRIES_MAX: usize = 128;
+const MAP_RAM: u32 = 1;
 const COMMAND_LINE_BYTES_MAX: usize = 2048;
 
-/// The Linux boot protocol's zero page.
+/// Linux' zero page, or PVH's start info.
 pub(crate) struct BootParams(usize);
 
 impl BootParams {
     /// # Safety
     ///
-    /// `address` must be the `boot_params` the machine was entered with, unchanged since.
+    /// `address` must be the `boot_params` or the start info the machine was entered with, unchanged since.
     pub(crate) unsafe fn new(address: usize) -> Self {
         Self(address)
     }
 
     fn read<T: Copy>(&self, offset: usize) -> T {
-        // SAFETY: offsets are constants of the protocol inside the 4 KiB page that `new` was promised,
-        // read as plain integers without assuming alignment.
-        unsafe { ptr::read_unaligned((self.0 + offset) as *const T) }
+        // SAFETY: offsets are constants of the protocol inside what `new` was promised, or lie in the map that it
+        // points to, read as plain integers without assuming alignment.
+        unsafe { ptr::read_unaligned(self.0.wrapping_add(offset) as *const T) }
+    }
+
+    fn is_pvh(&self) -> bool {
+        self.read::<u32>(0) == pvh::MAGIC
     }
 
     /// The command line, or an empty one if it is not text. The page it lies in is never written.
     pub(crate) fn command_line(&self) -> &'static str {
-        let start = self.read::<u32>(CMD_LINE_PTR) as usize;
+        let start = match self.is_pvh() {
+            true => self.read::<u64>(pvh::CMDLINE_PTR) as usize,
+            false => self.read::<u32>(linux::CMD_LINE_PTR) as usize,
+        };
         if start == 0 {
             return "";
         }
@@ -45,9 +65,20 @@ impl BootParams {
 
     /// The first address after the RAM that contains `address`, or 0 if no RAM does.
     pub(crate) fn ram_end(&self, address: usize) -> usize {
-        let entries = usize::from(self.read::<u8>(E820_ENTRIES)).min(E820_ENTRIES_MAX);
-        (0..entries)
-            .map(|entry| E820_TABLE + entry * E820_ENTRY_BYTES)
+        let (map, entries, bytes) = match self.is_pvh() {
+            true => (
+                (self.read::<u64>(pvh::MAP_PTR) as usize).wrapping_sub(self.0),
+                self.read::<u32>(pvh::MAP_ENTRIES) as usize,
+                pvh::MAP_ENTRY_BYTES,
+            ),
+            false => (
+                linux::MAP,
+                usize::from(self.read::<u8>(linux::MAP_ENTRIES)),
+                linux::MAP_ENTRY_BYTES,
+            ),
+        };
+        (0..entries.min(MAP_ENTRIES_MAX))
+            .map(|entry| map.wrapping_add(entry * bytes))
             .map(|at| {
                 (
                     self.read::<u64>(at),
@@ -55,7 +86,7 @@ impl BootParams {
                     self.read::<u32>(at + 16),
                 )
             })
-            .filter(|(_, _, kind)| *kind == E820_RAM)
+            .filter(|(_, _, kind)| *kind == MAP_RAM)
             .map(|(start, length, _)| (start as usize, start.saturating_add(length) as usize))
             .find(|(start, end)| (*start..*end).contains(&address))
             .map_or(0, |(_, end)| end)

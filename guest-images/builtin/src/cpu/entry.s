@@ -1,13 +1,45 @@
-# From the boot protocol (64-bit entry, boot_params in RSI) or a start-up IPI to CPL 3.
+# From the boot protocol (64-bit entry, boot_params in RSI), PVH's (32-bit entry, start info in EBX) or a start-up
+# IPI to CPL 3.
 #
 # What must not be done here: loops, memory clearing, anything CPL 3 can do itself. Only plain integer
 # instructions: on some hosts all of this is emulated.
 
+# Says where PVH's entry is: other virtual machine monitors boot an ELF image by it.
+.section .pvh, "a", @note
+    .long 4, 4, 18               # XEN_ELFNOTE_PHYS32_ENTRY
+    .asciz "Xen"
+    .long pvh_start
+
 .section .text.entry, "ax", @progbits
+.code32
+pvh_start:
+    mov esi, ebx                 # start info
+    mov esp, 0x8ff0
+    lgdt [gdt_pointer]
+    mov eax, 0x20                # PAE
+    mov cr4, eax
+    mov eax, PML4
+    mov cr3, eax
+    mov ecx, 0xc0000080
+    mov eax, 0x100               # long mode
+    xor edx, edx
+    wrmsr
+    mov eax, 0x80000033          # paging, numeric errors, extension type, monitor, protection
+    mov cr0, eax
+    .byte 0xea                   # ljmp 0x10:pvh_long
+    .long pvh_long
+    .word 0x10
+.code64
+pvh_long:
+    mov eax, 0x18
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+
 .global _start
 _start:
     cli
-    mov r12, rsi                 # boot_params
+    mov r12, rsi                 # boot_params or start info
     xor r13d, r13d               # vCPU 0
     lgdt [rip + gdt_pointer]
     mov eax, PML4
