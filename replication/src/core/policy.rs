@@ -3,7 +3,10 @@
 //! Must not be done here: reading configuration. A core takes any policy. Code that reads one from
 //! a person checks the ranges given here.
 
+use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// How many times [`Policy::storage_timeout`] a backup's storage may take for what a copy begins and
 /// ends with: opening and comparing images, and making all of the copy safe.
@@ -12,11 +15,61 @@ pub const FIRST_STORAGE_TIMEOUTS: u32 = 100;
 /// How often a standby tries whether its machine could load the state that it has.
 pub(crate) const TRY_EVERY: Duration = Duration::from_secs(10);
 
+/// How epochs are made of a running guest. All but the first are there to be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Checkpointing {
+    /// As this library does it: hot pages stay open, output ends its epoch, what has changed is encoded while the
+    /// guest runs, and a guest that changes too much is slowed.
+    #[default]
+    Adaptive,
+    /// As Remus did it (Cully et al., "Remus: High Availability via Asynchronous Virtual Machine Replication", NSDI
+    /// 2008): at a fixed interval the guest is stopped, its changed pages are copied to a buffer, and sent as they are
+    /// while it runs on. Output leaves when the backup has acknowledged.
+    Remus,
+    /// At a fixed interval the guest is stopped until its changed pages have been sent as they are.
+    StopAndSend,
+}
+
+impl FromStr for Checkpointing {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "adaptive" => Ok(Self::Adaptive),
+            "remus" => Ok(Self::Remus),
+            "stop-and-send" => Ok(Self::StopAndSend),
+            _ => Err("expected one of: adaptive, remus, stop-and-send".into()),
+        }
+    }
+}
+
+impl Checkpointing {
+    /// The policy by which epochs are made like this.
+    #[must_use]
+    pub fn policy(self, policy: Policy) -> Policy {
+        let policy = Policy {
+            checkpointing: self,
+            ..policy
+        };
+        match self {
+            Self::Adaptive => policy,
+            Self::Remus | Self::StopAndSend => Policy {
+                overhead_percent: 0,
+                latency_target: Duration::ZERO,
+                ..policy
+            },
+        }
+    }
+}
+
 /// When epochs end, and when a silent peer counts as lost.
 ///
 /// The two hosts may have different policies. Each side uses its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
+    /// How epochs are made. To be set by [`Checkpointing::policy`], since it is more than one number.
+    pub checkpointing: Checkpointing,
     /// The longest epoch. Output waits at most about this long for its end.
     ///
     /// Default 25 ms, range 1 ms to 10 s.
@@ -74,6 +127,7 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
+            checkpointing: Checkpointing::Adaptive,
             epoch_interval: Duration::from_millis(25),
             overhead_percent: 10,
             latency_target: Duration::from_millis(100),

@@ -1,7 +1,5 @@
 //! Disks end to end: real images, maps and journals in files, both runtimes in one process.
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,6 +15,7 @@ use understudy_transport::Endpoint;
 
 use crate::fake::Fake;
 use crate::images::{self, IMAGE_BYTES, Images};
+use crate::relay::relay;
 use crate::{endpoint, promoted, wait_for};
 
 fn open(directory: &Path, host: &str, shared: bool) -> Images {
@@ -449,35 +448,6 @@ fn a_standby_whose_disk_is_full_says_so_and_the_guest_goes_on_unprotected() {
     ));
 }
 
-/// Passes on what comes in at `from` to `to`, so many bytes a millisecond, and everything that comes back.
-fn slow_link(from: &Path, to: &Path, bytes_per_ms: usize) {
-    let listener = UnixListener::bind(from).unwrap();
-    let to = to.to_owned();
-    std::thread::spawn(move || {
-        for near in listener.incoming() {
-            let (Ok(near), Ok(far)) = (near, UnixStream::connect(&to)) else {
-                return;
-            };
-            let (mut back_in, mut back_out) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            std::thread::spawn(move || {
-                // Both ends see the end of either.
-                let _ = std::io::copy(&mut back_in, &mut back_out);
-                let _ = back_out.shutdown(std::net::Shutdown::Both);
-            });
-            let (mut near, mut far) = (near, far);
-            let mut piece = vec![0; bytes_per_ms * 5];
-            while let Ok(bytes @ 1..) = near.read(&mut piece) {
-                // The pace of the link.
-                std::thread::sleep(Duration::from_micros((bytes * 1000 / bytes_per_ms) as u64));
-                if far.write_all(&piece[..bytes]).is_err() {
-                    break;
-                }
-            }
-            let _ = far.shutdown(std::net::Shutdown::Both);
-        }
-    });
-}
-
 #[test]
 fn a_guest_that_writes_faster_than_the_link_is_slowed_and_memory_is_bounded() {
     const LOG_BYTES_MAX: u64 = 512 << 10;
@@ -497,7 +467,9 @@ fn a_guest_that_writes_faster_than_the_link_is_slowed_and_memory_is_bounded() {
         .start()
         .unwrap();
     let slow = directory.join("slow");
-    slow_link(&slow, &directory.join("channel"), 20_000);
+    // 20 MB/s.
+    let pace = |bytes: usize| std::thread::sleep(Duration::from_nanos(bytes as u64 * 50));
+    relay(&slow, &directory.join("channel"), pace);
     let primary = primary(directory, machine)
         .backup(Endpoint::Unix(slow))
         .protect()

@@ -3,6 +3,7 @@
 
 mod arbiters;
 mod breaks;
+mod checkpointing;
 mod conformance;
 mod disks;
 mod failing_disks;
@@ -12,6 +13,7 @@ mod handover;
 mod hang;
 mod health;
 mod images;
+mod relay;
 mod restarts;
 mod trials;
 mod unprotect;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use understudy_replication::core::policy::Checkpointing;
 use understudy_replication::disk::DiskMode;
 
 use super::ConfigError;
@@ -157,6 +158,7 @@ pub struct Replication {
     pub arbiter: Option<PathBuf>,
     pub heartbeat: Option<HeartbeatSection>,
     pub epoch_ms: Option<u64>,
+    pub checkpointing: Option<Checkpointing>,
     pub overhead_percent: Option<u64>,
     pub latency_target_ms: Option<u64>,
     pub heartbeat_ms: Option<u64>,
@@ -290,7 +292,8 @@ impl ConfigFile {
             vcpu_count, mem_size_mib, cpu_template, on_reboot, on_panic);
         lay_over!(self.serial, serial, Serial: output);
         lay_over!(self.replication, replication, Replication:
-            vm, node, backup, listen, arbiter, heartbeat, epoch_ms, overhead_percent, latency_target_ms, heartbeat_ms, timeout_ms,
+            vm, node, backup, listen, arbiter, heartbeat, epoch_ms, checkpointing, overhead_percent, latency_target_ms, heartbeat_ms,
+            timeout_ms,
             storage_timeout_ms, on_sigterm, oom_protection, lock_memory, priority, control_socket, disk_journal,
             disk_journal_mib, disk_log_mib);
         self.drives = drives.or(self.drives);

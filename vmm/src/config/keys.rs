@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use understudy_replication::core::policy::Policy;
+use understudy_replication::core::policy::{Checkpointing, Policy};
 use understudy_replication::disk::DiskLimits;
 
 use super::on_sigterm::OnSigterm;
@@ -313,6 +313,10 @@ keys! {
     EPOCH: "replication.epoch_ms", Some("--epoch-ms"), SOME_MS,
         Unset::Value(|| ms(Policy::default().epoch_interval)),
         "Longest epoch, in milliseconds";
+    CHECKPOINTING: "replication.checkpointing", Some("--checkpointing"),
+        Values::Words(&["adaptive", "remus", "stop-and-send"]), Unset::Value(|| word(Checkpointing::default())),
+        "How the guest is checkpointed: `adaptive`, or, to compare with, at a fixed interval with everything sent as it is: \
+         after the guest runs again (`remus`, as its paper has it) or before (`stop-and-send`)";
     OVERHEAD: "replication.overhead_percent", Some("--overhead-percent"), Values::number(0, 100, "percent"),
         Unset::Value(|| Policy::default().overhead_percent.to_string()),
         "How much of a busy guest's time pauses may take before its output has to wait for the longest epoch to end. An idle \

@@ -40,6 +40,7 @@ pub use file::{
     BootSource, ConfigFile, Drive, Entropy, HeartbeatSection, Ignored, MachineSection,
     NetworkInterface, Replication, Serial, WatchdogSection,
 };
+pub use understudy_replication::core::policy::Checkpointing;
 pub use understudy_replication::disk::DiskMode;
 
 pub use crate::boot::BootProtocol;
@@ -351,6 +352,22 @@ fn policy(section: &Replication) -> Result<Policy, ConfigError> {
         let percent = ConfigError::check(&keys::OVERHEAD, percent)?;
         policy.overhead_percent = u32::try_from(percent).unwrap_or(u32::MAX);
     }
+    let checkpointing = section.checkpointing.unwrap_or_default();
+    if checkpointing != Checkpointing::Adaptive {
+        for (key, given) in [
+            (&keys::OVERHEAD, section.overhead_percent),
+            (&keys::LATENCY_TARGET, section.latency_target_ms),
+        ] {
+            if given.is_some_and(|value| value > 0) {
+                let why = format!(
+                    "there is none of it with {}, which has a fixed interval: leave it out",
+                    keys::CHECKPOINTING.path
+                );
+                return Err(ConfigError::value(key, why));
+            }
+        }
+    }
+    policy = checkpointing.policy(policy);
     let least = policy.heartbeat_interval * 3;
     if policy.heartbeat_timeout < least {
         let why = format!(

@@ -28,6 +28,8 @@ const LZ4_SKIP_PAGES_MAX: u32 = 63;
 /// It remembers what it sent. The backup has the same only as long as every epoch arrives. Call
 /// [`Encoder::forget`] whenever the link changes or something encoded was not sent.
 pub struct Encoder {
+    /// Every page is sent as it is.
+    plain: bool,
     cache: PageCache,
     table: CompressTable,
     scratch: Vec<u8>,
@@ -77,12 +79,22 @@ impl Encoder {
     #[must_use]
     pub fn new(cache_pages_max: usize) -> Self {
         Self {
+            plain: false,
             cache: PageCache::new(cache_pages_max),
             table: CompressTable::default(),
             scratch: vec![0; get_maximum_output_size(PAGE_BYTES)],
             lz4_skip_pages: 0,
             lz4_backoff_pages: 0,
             stats: CodecStats::default(),
+        }
+    }
+
+    /// An encoder that sends each page as it is, and remembers none.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self {
+            plain: true,
+            ..Self::new(0)
         }
     }
 
@@ -96,6 +108,14 @@ impl Encoder {
     ) -> EncodedPage {
         debug_assert!(!batch.is_full(), "finish a full batch first");
         let before = batch.body.len();
+        if self.plain {
+            let kind = batch.raw(page, &frame);
+            self.stats.count(kind, batch.body.len() - before);
+            return EncodedPage {
+                spare: Some(frame),
+                changed: false,
+            };
+        }
         let zero = *frame == ZERO_PAGE;
         let kind;
         let spare;

@@ -32,6 +32,7 @@ use crate::core::epoch::assemble::{
     BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
 };
 use crate::core::message::Message;
+use crate::core::policy::Checkpointing;
 use crate::core::primary::{Pause, PrimaryInput};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
 use crate::open_pages::Looked;
@@ -141,6 +142,7 @@ pub(super) struct Capturer<M: Machine> {
     /// When the guest last stood still.
     paused_at: Option<Instant>,
     epoch_interval: Duration,
+    checkpointing: Checkpointing,
     tracking: bool,
 }
 
@@ -151,6 +153,7 @@ impl<M: Machine> Capturer<M> {
         events: UnboundedSender<SessionEvent>,
     ) -> Self {
         let (memory, limits) = (machine.memory(), reign.settings.limits.clone());
+        let policy = &reign.settings.policy;
         Self {
             gate: machine.gate(),
             disks: machine.disks().primary(),
@@ -159,8 +162,12 @@ impl<M: Machine> Capturer<M> {
             dirty: PageSet::empty(memory.layout()),
             changed: PageSet::empty(memory.layout()),
             paused_at: None,
-            epoch_interval: reign.settings.policy.epoch_interval,
-            encoder: Encoder::new(limits.cache_pages_max),
+            epoch_interval: policy.epoch_interval,
+            checkpointing: policy.checkpointing,
+            encoder: match policy.checkpointing {
+                Checkpointing::Adaptive => Encoder::new(limits.cache_pages_max),
+                Checkpointing::Remus | Checkpointing::StopAndSend => Encoder::plain(),
+            },
             machine,
             notes: Notes::new(Arc::clone(&reign.arbiter)),
             memory,
@@ -430,11 +437,13 @@ impl<M: Machine> Capturer<M> {
             copying,
             epoch: interval,
             // An open page that is not remembered is sent whole, and one too many is encoded in the pause.
-            open_max: self
-                .limits
-                .cache_pages_max
-                .min(self.limits.capture_pages_max) as u64
-                / 2,
+            open_max: match self.checkpointing {
+                Checkpointing::Adaptive => {
+                    let limits = &self.limits;
+                    limits.cache_pages_max.min(limits.capture_pages_max) as u64 / 2
+                }
+                Checkpointing::Remus | Checkpointing::StopAndSend => 0,
+            },
         });
         let parts = EpochDisks {
             writes: &disks.writes,
@@ -496,6 +505,20 @@ impl<M: Machine> Capturer<M> {
         self.memory.read_pages(&mut self.captured)?;
         let copying = copying.elapsed();
         drop(step);
+        if self.checkpointing == Checkpointing::StopAndSend {
+            let _step = trace_span!(target: "understudy::pause", "send").entered();
+            encode(
+                &mut self.captured,
+                &mut self.spare,
+                &mut self.encoder,
+                assembler,
+                &mut self.changed,
+            )?;
+            assembler.end_batch()?;
+            if let Some(target) = &self.target {
+                target.queue.blocking_written()?;
+            }
+        }
         {
             let _step = trace_span!(target: "understudy::pause", "save").entered();
             paused.save(&mut state)?;

@@ -39,6 +39,22 @@ fn heartbeats_go_to_another_address_that_can_be_reached() {
 }
 
 #[test]
+fn a_fixed_interval_is_not_also_ended_by_output_nor_the_guest_slowed_for_it() {
+    for way in ["remus", "stop-and-send"] {
+        let section = format!(r#""checkpointing": "{way}", "overhead_percent": 5"#);
+        replication_refused(&section, "overhead_percent", "fixed interval");
+        let section = format!(r#""checkpointing": "{way}", "latency_target_ms": 50"#);
+        replication_refused(&section, "latency_target_ms", "fixed interval");
+        let section = format!(r#"{{"replication": {{"checkpointing": "{way}"}}}}"#);
+        let policy = config(&section).replication.policy;
+        assert_eq!(
+            (policy.overhead_percent, policy.latency_target),
+            (0, Duration::ZERO)
+        );
+    }
+}
+
+#[test]
 fn devices_have_names_of_their_own() {
     let error = refused(
         r#"{"drives": [{"drive_id": "a", "path_on_host": "/a"}, {"drive_id": "a", "path_on_host": "/b"}]}"#,

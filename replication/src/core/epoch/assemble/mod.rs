@@ -193,6 +193,15 @@ impl<S: MessageSink> EpochAssembler<S> {
             .page(encoder, page, frame, |batch| counted(epoch, batch, tally))
     }
 
+    /// Hands the pages so far to the sink.
+    ///
+    /// # Errors
+    /// If the sink does not take a batch.
+    pub fn end_batch(&mut self) -> Result<(), S::Error> {
+        let (epoch, tally) = (self.epoch, &mut self.tally);
+        self.batches.end_pages(|batch| counted(epoch, batch, tally))
+    }
+
     /// Ends the epoch with everything that comes after its pages.
     ///
     /// # Errors

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use understudy_vmm::config::{
-    BootProtocol, BootSource, Config, ConfigFile, CpuTemplate, DiskMode, Drive, Entropy,
-    HeartbeatSection, LockMemory, MachineSection, NetworkInterface, OnPanic, OnReboot, OnSigterm,
-    OnWatchdog, Priority, Replication, Serial, WatchdogSection, keys,
+    BootProtocol, BootSource, Checkpointing, Config, ConfigFile, CpuTemplate, DiskMode, Drive,
+    Entropy, HeartbeatSection, LockMemory, MachineSection, NetworkInterface, OnPanic, OnReboot,
+    OnSigterm, OnWatchdog, Priority, Replication, Serial, WatchdogSection, keys,
 };
 
 const AFTER_HELP: &str = "\
@@ -198,6 +198,8 @@ pub(crate) struct ReplicatedArgs {
     disk_journal: Option<PathBuf>,
     #[arg(long, value_name = "MS", help = keys::EPOCH.help())]
     epoch_ms: Option<u64>,
+    #[arg(long, value_name = "WORD", help = keys::CHECKPOINTING.help())]
+    checkpointing: Option<Checkpointing>,
     #[arg(long, value_name = "PERCENT", help = keys::OVERHEAD.help())]
     overhead_percent: Option<u64>,
     #[arg(long, value_name = "MS", help = keys::LATENCY_TARGET.help())]
@@ -406,6 +408,7 @@ impl ReplicatedArgs {
             arbiter: self.arbiter,
             heartbeat: self.heartbeat.as_deref().map(heartbeat).transpose()?,
             epoch_ms: self.epoch_ms,
+            checkpointing: self.checkpointing,
             overhead_percent: self.overhead_percent,
             latency_target_ms: self.latency_target_ms,
             heartbeat_ms: self.heartbeat_ms,
