@@ -1,16 +1,16 @@
 //! `epochs`: a primary and its standby, each a `vmm` process, whose guest rewrites memory.
 //!
-//! Each row runs the guest unprotected first and protected then, so that its speed under protection is
-//! a ratio of one run. Several `--binary` are measured in turn, row by row.
+//! Each scenario runs the guest unprotected first and protected then, so that its speed under protection is
+//! a ratio of one run. Several `--binary`, several `--with` and QEMU's COLO are measured in turn, row by row.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use understudy_replication::runtime::Status;
 use understudy_vmm::local_cluster::{ClusterOptions, LocalCluster, VmmProcess};
 
+use crate::colo;
 use crate::guest::{self, Speedometer};
 use crate::table::{Cell, Progress, Table, number, text};
 
@@ -49,6 +49,12 @@ pub(crate) struct Arguments {
     /// others a quarter.
     #[arg(long, value_name = "S", default_value_t = 60)]
     seconds: u64,
+    /// Options of both sides' vmm, such as "--checkpointing remus"; repeat to compare several [default: none].
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    with: Vec<String>,
+    /// Measure QEMU's COLO, too: the command that starts QEMU 7.2, as "env LD_LIBRARY_PATH=… qemu-system-x86_64 -L …".
+    #[arg(long, value_name = "COMMAND")]
+    colo: Option<String>,
     /// How often each row is run.
     #[arg(long, value_name = "N", default_value_t = 1)]
     repeat: u32,
@@ -81,13 +87,6 @@ struct Scenario {
     seconds: u64,
 }
 
-fn value_name(value: impl ValueEnum) -> String {
-    let value = value.to_possible_value();
-    value
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
     let binaries = guest::binaries(&arguments.binary)?;
     let progress = Progress::start()?;
@@ -95,7 +94,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
     for scenario in scenarios(arguments) {
         for _ in 0..arguments.repeat {
             for binary in &binaries {
-                table.push(scenario.measure(binary, &progress)?);
+                scenario.measure(
+                    binary,
+                    guest::each_with(&arguments.with),
+                    &progress,
+                    &mut table,
+                )?;
+            }
+            if let Some(qemu) = &arguments.colo {
+                table.push(scenario.colo(qemu, &progress)?);
             }
         }
     }
@@ -152,8 +159,8 @@ impl Scenario {
         format!(
             "workload=dirty dirty.pages={} dirty.mode={} dirty.pattern={} dirty.rate={}",
             (self.pages / u32::from(self.vcpus)).max(1),
-            value_name(self.mode),
-            value_name(self.pattern),
+            guest::word(self.mode),
+            guest::word(self.pattern),
             self.rate
         )
     }
@@ -168,47 +175,70 @@ impl Scenario {
             self.memory_mib,
             self.vcpus,
             self.pages,
-            value_name(self.mode),
-            value_name(self.pattern),
+            guest::word(self.mode),
+            guest::word(self.pattern),
             self.epoch_ms
         )
     }
 
-    fn measure(&self, binary: &Path, progress: &Progress) -> Result<Vec<(&'static str, Cell)>> {
+    /// Adds a row for each `with`.
+    fn measure<'a>(
+        &self,
+        binary: &Path,
+        withs: impl Iterator<Item = &'a str>,
+        progress: &Progress,
+        table: &mut Table,
+    ) -> Result<()> {
         let name = self.name();
         progress.say(&format!("{name}: {}: unprotected", guest::label(binary)));
-        let directory = tempfile::Builder::new()
-            .prefix("understudy-bench-")
-            .tempdir()?;
+        let directory = guest::scratch()?;
         let alone = self.unprotected(binary, directory.path(), progress)?;
-        progress.say(&format!("{name}: {}: protected", guest::label(binary)));
-        let (before, after, seconds, speed) = self.protected(binary, directory.path(), progress)?;
-        let per_s = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
-        let mib_per_s = |from, to| per_s(from, to) / f64::from(1 << 20);
-        let raw = mib_per_s(before.raw_dirty_bytes, after.raw_dirty_bytes);
-        let wire = mib_per_s(before.wire_bytes, after.wire_bytes);
-        let ms = |us: u64| number(us as f64 / 1e3, 2);
-        Ok(vec![
-            ("scenario", text(name)),
-            ("vmm", text(guest::label(binary))),
-            (
-                "epochs_per_s",
-                number(per_s(before.epochs, after.epochs), 1),
-            ),
-            ("pause_p50_ms", ms(after.pause_us.p50)),
-            ("p90", ms(after.pause_us.p90)),
-            ("p99", ms(after.pause_us.p99)),
-            ("max", ms(after.pause_us.max)),
-            ("ack_p50_ms", ms(after.ack_us.p50)),
-            ("ack_p99_ms", ms(after.ack_us.p99)),
-            ("dirty_pages_p50", number(after.dirty_pages.p50 as f64, 0)),
-            ("raw_mib_per_s", number(raw, 1)),
-            ("wire_mib_per_s", number(wire, 1)),
-            ("raw_by_wire", number(raw / wire.max(f64::MIN_POSITIVE), 1)),
-            ("iterations_per_s_alone", number(alone, 0)),
-            ("protected", number(speed, 0)),
-            ("ratio", number(speed / alone.max(f64::MIN_POSITIVE), 2)),
-        ])
+        for with in withs {
+            progress.say(&format!(
+                "{name}: {}: protected {with}",
+                guest::label(binary)
+            ));
+            let row = self.protected(binary, with, progress)?;
+            table.push(row.cells(self, alone));
+        }
+        Ok(())
+    }
+
+    /// The same guest in QEMU.
+    fn colo(&self, qemu: &str, progress: &Progress) -> Result<Vec<(&'static str, Cell)>> {
+        let name = self.name();
+        progress.say(&format!("{name}: QEMU COLO"));
+        let directory = guest::scratch()?;
+        let workload = self.workload();
+        let pair = colo::Pair {
+            qemu,
+            directory: directory.path(),
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+            workload: &workload,
+        };
+        let colo = pair.start()?;
+        let mut meter = Speedometer::start(&pair.console(), self.vcpus)?;
+        meter.watch(self.unprotected_time(), |_| {});
+        let alone = meter.iterations_per_s();
+        colo.protect(Duration::from_millis(self.epoch_ms))?;
+        let mut meter = Speedometer::start(&pair.console(), self.vcpus)?;
+        let (mark, began) = (colo.mark(), Instant::now());
+        meter.watch(Duration::from_secs(self.seconds), |_| {});
+        let (figures, seconds) = (colo.since(mark), began.elapsed().as_secs_f64());
+        let row = Row {
+            vmm: "QEMU".into(),
+            with: "COLO".into(),
+            epochs_per_s: figures.checkpoints as f64 / seconds,
+            pause_us: [0.5, 0.9, 0.99, 1.0].map(|part| figures.pause(part).as_secs_f64() * 1e6),
+            shipped: None,
+            speed: meter.iterations_per_s(),
+        };
+        Ok(row.cells(self, alone))
+    }
+
+    fn unprotected_time(&self) -> Duration {
+        Duration::from_secs(self.seconds.clamp(2, UNPROTECTED_S_MAX))
     }
 
     fn unprotected(&self, binary: &Path, directory: &Path, progress: &Progress) -> Result<f64> {
@@ -227,8 +257,7 @@ impl Scenario {
         .collect();
         let _host = VmmProcess::start(binary, "alone", directory, &arguments)?;
         let mut meter = Speedometer::start(&directory.join("alone.console"), self.vcpus)?;
-        let time = Duration::from_secs(self.seconds.clamp(2, UNPROTECTED_S_MAX));
-        meter.watch(time, |done| {
+        meter.watch(self.unprotected_time(), |done| {
             progress.show(&format!(
                 "{}: unprotected, {} s",
                 self.name(),
@@ -238,22 +267,21 @@ impl Scenario {
         Ok(meter.iterations_per_s())
     }
 
-    fn protected(
-        &self,
-        binary: &Path,
-        directory: &Path,
-        progress: &Progress,
-    ) -> Result<(Status, Status, f64, f64)> {
+    fn protected(&self, binary: &Path, with: &str, progress: &Progress) -> Result<Row> {
+        let directory = guest::scratch()?;
+        let mut arguments = vec!["--epoch-ms".into(), self.epoch_ms.to_string()];
+        arguments.extend(with.split_whitespace().map(String::from));
         let options = ClusterOptions {
             binary: binary.into(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             workload: self.workload(),
             disk: None,
-            arguments: vec!["--epoch-ms".into(), self.epoch_ms.to_string()],
+            arguments,
         };
-        let cluster = LocalCluster::start(directory, &options)?;
-        let mut meter = Speedometer::start(&directory.join("primary.console"), self.vcpus)?;
+        let cluster = LocalCluster::start(directory.path(), &options)?;
+        let console = directory.path().join("primary.console");
+        let mut meter = Speedometer::start(&console, self.vcpus)?;
         let status = || {
             cluster
                 .primary
@@ -265,6 +293,86 @@ impl Scenario {
             progress.show(&format!("{}: protected, {} s", self.name(), done.as_secs()));
         });
         let (after, seconds) = (status()?, began.elapsed().as_secs_f64());
-        Ok((before, after, seconds, meter.iterations_per_s()))
+        let per_s = |from: u64, to: u64| to.saturating_sub(from) as f64 / seconds;
+        let mib_per_s = |from, to| per_s(from, to) / f64::from(1 << 20);
+        let pause = &after.pause_us;
+        Ok(Row {
+            vmm: guest::label(binary),
+            with: with.into(),
+            epochs_per_s: per_s(before.epochs, after.epochs),
+            pause_us: [pause.p50, pause.p90, pause.p99, pause.max].map(|us| us as f64),
+            shipped: Some(Shipped {
+                ack_us: [after.ack_us.p50, after.ack_us.p99].map(|us| us as f64),
+                dirty_pages_p50: after.dirty_pages.p50 as f64,
+                raw_mib_per_s: mib_per_s(before.raw_dirty_bytes, after.raw_dirty_bytes),
+                wire_mib_per_s: mib_per_s(before.wire_bytes, after.wire_bytes),
+            }),
+            speed: meter.iterations_per_s(),
+        })
+    }
+}
+
+/// What a protected guest showed.
+struct Row {
+    vmm: String,
+    with: String,
+    epochs_per_s: f64,
+    /// p50, p90, p99 and the longest.
+    pause_us: [f64; 4],
+    /// What only ours tells.
+    shipped: Option<Shipped>,
+    speed: f64,
+}
+
+struct Shipped {
+    /// p50 and p99.
+    ack_us: [f64; 2],
+    dirty_pages_p50: f64,
+    raw_mib_per_s: f64,
+    wire_mib_per_s: f64,
+}
+
+impl Row {
+    fn cells(self, scenario: &Scenario, alone: f64) -> Vec<(&'static str, Cell)> {
+        let ms = |us: f64| number(us / 1e3, 2);
+        let [p50, p90, p99, max] = self.pause_us.map(ms);
+        let shipped =
+            |value: &dyn Fn(&Shipped) -> Cell| self.shipped.as_ref().map_or(Cell::Unknown, value);
+        vec![
+            ("scenario", text(scenario.name())),
+            ("vmm", text(self.vmm)),
+            ("with", text(self.with)),
+            ("epochs_per_s", number(self.epochs_per_s, 1)),
+            ("pause_p50_ms", p50),
+            ("p90", p90),
+            ("p99", p99),
+            ("max", max),
+            ("ack_p50_ms", shipped(&|it| ms(it.ack_us[0]))),
+            ("ack_p99_ms", shipped(&|it| ms(it.ack_us[1]))),
+            (
+                "dirty_pages_p50",
+                shipped(&|it| number(it.dirty_pages_p50, 0)),
+            ),
+            ("raw_mib_per_s", shipped(&|it| number(it.raw_mib_per_s, 1))),
+            (
+                "wire_mib_per_s",
+                shipped(&|it| number(it.wire_mib_per_s, 1)),
+            ),
+            (
+                "raw_by_wire",
+                shipped(&|it| {
+                    number(
+                        it.raw_mib_per_s / it.wire_mib_per_s.max(f64::MIN_POSITIVE),
+                        1,
+                    )
+                }),
+            ),
+            ("iterations_per_s_alone", number(alone, 0)),
+            ("protected", number(self.speed, 0)),
+            (
+                "ratio",
+                number(self.speed / alone.max(f64::MIN_POSITIVE), 4),
+            ),
+        ]
     }
 }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use tempfile::TempDir;
 use understudy_vmm::local_cluster::{GUEST, Network};
 
 /// Pause between two looks at a console.
@@ -25,6 +27,12 @@ pub(crate) fn binaries(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
         );
     }
     Ok(vec![beside])
+}
+
+/// The options to compare: none, if none are given.
+pub(crate) fn each_with(given: &[String]) -> impl Iterator<Item = &str> {
+    let none = given.is_empty().then_some("");
+    none.into_iter().chain(given.iter().map(String::as_str))
 }
 
 /// The arguments of a `vmm` whose guest nobody protects, for a network's `port`.
@@ -53,6 +61,22 @@ pub(crate) fn connect(network: &Network, streams: usize, counters: usize) -> Res
         std::thread::sleep(LOOK);
     }
     Ok(())
+}
+
+/// A directory for one measurement.
+pub(crate) fn scratch() -> Result<TempDir> {
+    let directory = tempfile::Builder::new()
+        .prefix("understudy-bench-")
+        .tempdir()?;
+    Ok(directory)
+}
+
+/// The word that the command line has for a value.
+pub(crate) fn word(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
 }
 
 /// The last part of a binary's path that tells it from others.

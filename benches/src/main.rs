@@ -4,9 +4,11 @@
 //! What must not be done here: deciding whether something is correct. Tests do that, and never by time.
 
 mod codec;
+mod colo;
 mod disk;
 mod epochs;
 mod guest;
+mod outage;
 mod pause;
 mod stream;
 mod table;
@@ -35,6 +37,8 @@ enum Bench {
     Stream(stream::Arguments),
     /// A replicated disk, also one that is slow to flush, against no disk. Needs strace.
     Disk(disk::Arguments),
+    /// Guests that lose their host, over and over, while clients stream and count.
+    Outage(outage::Arguments),
     /// What the pause is made of, step by step, in one process.
     Pause(pause::Arguments),
     /// Encoding and decoding pages of several kinds, against copying them.
@@ -47,6 +51,7 @@ fn main() -> Result<()> {
         Bench::Epochs(arguments) => epochs::run(arguments)?,
         Bench::Stream(arguments) => stream::run(arguments)?,
         Bench::Disk(arguments) => disk::run(arguments)?,
+        Bench::Outage(arguments) => outage::run(arguments)?,
         Bench::Pause(arguments) => pause::run(arguments)?,
         Bench::Codec(arguments) => codec::run(arguments)?,
     };

@@ -47,15 +47,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
     let binaries = guest::binaries(&arguments.binary)?;
     let progress = Progress::start()?;
     let mut table = Table::default();
-    let none = String::new();
-    let all: Vec<&String> = match &arguments.with[..] {
-        [] => vec![&none],
-        some => some.iter().collect(),
-    };
     for _ in 0..arguments.repeat {
         for binary in &binaries {
             let alone = arguments.unprotected(binary, &progress)?;
-            for with in &all {
+            for with in guest::each_with(&arguments.with) {
                 table.push(arguments.protected(binary, with, &alone, &progress)?);
             }
         }
@@ -78,9 +73,7 @@ impl Arguments {
     /// A guest that serves the same clients unprotected.
     fn unprotected(&self, binary: &Path, progress: &Progress) -> Result<Alone> {
         progress.say(&format!("{}: unprotected", guest::label(binary)));
-        let directory = tempfile::Builder::new()
-            .prefix("understudy-bench-")
-            .tempdir()?;
+        let directory = guest::scratch()?;
         let port = directory.path().join("alone.net");
         let network = Network::start(&[&port])?;
         let arguments = guest::alone(MEMORY_MIB, &port, &self.workload());
@@ -104,9 +97,7 @@ impl Arguments {
         progress: &Progress,
     ) -> Result<Vec<(&'static str, Cell)>> {
         progress.say(&format!("{}: protected {with}", guest::label(binary)));
-        let directory = tempfile::Builder::new()
-            .prefix("understudy-bench-")
-            .tempdir()?;
+        let directory = guest::scratch()?;
         let options = ClusterOptions {
             binary: binary.into(),
             memory_mib: MEMORY_MIB,

@@ -15,6 +15,8 @@ pub(crate) struct Table {
 pub(crate) enum Cell {
     Text(String),
     Number(f64, usize),
+    /// This was not measured.
+    Unknown,
 }
 
 pub(crate) fn text(value: impl Into<String>) -> Cell {
@@ -30,6 +32,7 @@ impl Cell {
         match self {
             Self::Text(text) => text.clone(),
             Self::Number(value, digits) => format!("{value:.digits$}"),
+            Self::Unknown => "–".into(),
         }
     }
 
@@ -37,6 +40,7 @@ impl Cell {
         match self {
             Self::Text(text) => Value::from(text.clone()),
             Self::Number(value, _) => Value::from(*value),
+            Self::Unknown => Value::Null,
         }
     }
 }
