@@ -30,21 +30,21 @@ pub(crate) struct Arguments {
     /// Number of vCPUs [default: 1].
     #[arg(long, value_name = "N")]
     vcpus: Option<u8>,
-    /// Pages rewritten by each iteration of the guest, over all vCPUs [default: 1000].
-    #[arg(long, value_name = "N")]
-    pages: Option<u32>,
-    /// Whole pages of noise, or one word of each page [default: word].
-    #[arg(long)]
-    mode: Option<Mode>,
-    /// Which pages [default: sequential].
-    #[arg(long)]
-    pattern: Option<Pattern>,
+    /// Pages rewritten by each iteration of the guest, over all vCPUs; several in turn [default: 1000].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pages: Vec<u32>,
+    /// Whole pages of noise, or one word of each page; both in turn [default: word].
+    #[arg(long, value_delimiter = ',')]
+    mode: Vec<Mode>,
+    /// Which pages; several in turn [default: sequential].
+    #[arg(long, value_delimiter = ',')]
+    pattern: Vec<Pattern>,
     /// Iterations per second; 0 runs freely [default: one per epoch].
     #[arg(long, value_name = "N")]
     rate: Option<u32>,
-    /// Longest epoch in milliseconds [default: 25].
-    #[arg(long, value_name = "MS")]
-    epoch_ms: Option<u64>,
+    /// Longest epoch in milliseconds; several in turn [default: 25].
+    #[arg(long, value_name = "MS", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    epoch_ms: Vec<u64>,
     /// How long the protected guest is watched. In the suite only the first row takes so long, the
     /// others a quarter.
     #[arg(long, value_name = "S", default_value_t = 60)]
@@ -110,28 +110,48 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
 }
 
 fn scenarios(arguments: &Arguments) -> Vec<Scenario> {
-    let epoch_ms = arguments.epoch_ms.unwrap_or(25).max(1);
-    let one_per_epoch = u32::try_from(1000 / epoch_ms).unwrap_or(0).max(1);
-    let given = Scenario {
-        memory_mib: arguments.memory_mib.unwrap_or(256),
-        vcpus: arguments.vcpus.unwrap_or(1).max(1),
-        pages: arguments.pages.unwrap_or(1000),
-        mode: arguments.mode.unwrap_or(Mode::Word),
-        pattern: arguments.pattern.unwrap_or(Pattern::Sequential),
-        rate: arguments.rate.unwrap_or(one_per_epoch),
-        epoch_ms,
-        seconds: arguments.seconds.max(2),
-    };
     let about_the_guest = arguments.memory_mib.is_some()
         || arguments.vcpus.is_some()
-        || arguments.pages.is_some()
-        || arguments.mode.is_some()
-        || arguments.pattern.is_some()
+        || !arguments.pages.is_empty()
+        || !arguments.mode.is_empty()
+        || !arguments.pattern.is_empty()
         || arguments.rate.is_some()
-        || arguments.epoch_ms.is_some();
-    if about_the_guest {
-        return vec![given];
+        || !arguments.epoch_ms.is_empty();
+    let mut given = Vec::new();
+    for mode in or(&arguments.mode, Mode::Word) {
+        for pattern in or(&arguments.pattern, Pattern::Sequential) {
+            for pages in or(&arguments.pages, 1000) {
+                for epoch_ms in or(&arguments.epoch_ms, 25) {
+                    let one_per_epoch = u32::try_from(1000 / epoch_ms).unwrap_or(0).max(1);
+                    given.push(Scenario {
+                        memory_mib: arguments.memory_mib.unwrap_or(256),
+                        vcpus: arguments.vcpus.unwrap_or(1).max(1),
+                        pages,
+                        mode,
+                        pattern,
+                        rate: arguments.rate.unwrap_or(one_per_epoch),
+                        epoch_ms,
+                        seconds: arguments.seconds.max(2),
+                    });
+                }
+            }
+        }
     }
+    match given.first() {
+        Some(first) if !about_the_guest => suite(first.clone()),
+        _ => given,
+    }
+}
+
+fn or<T: Copy>(given: &[T], default: T) -> Vec<T> {
+    match given {
+        [] => vec![default],
+        given => given.to_vec(),
+    }
+}
+
+/// What is measured if nothing is said about the guest.
+fn suite(given: Scenario) -> Vec<Scenario> {
     let rest = Scenario {
         seconds: (given.seconds / SUITE_PART).max(2),
         ..given.clone()
@@ -222,6 +242,7 @@ impl Scenario {
         meter.watch(self.unprotected_time(), |_| {});
         let alone = meter.iterations_per_s();
         colo.protect(Duration::from_millis(self.epoch_ms))?;
+        colo.await_checkpoints(3)?;
         let mut meter = Speedometer::start(&pair.console(), self.vcpus)?;
         let (mark, began) = (colo.mark(), Instant::now());
         meter.watch(Duration::from_secs(self.seconds), |_| {});

@@ -8,9 +8,13 @@ mod colo;
 mod disk;
 mod epochs;
 mod guest;
+mod machine;
 mod outage;
 mod pause;
+mod plot;
+mod report;
 mod stream;
+mod suite;
 mod table;
 
 use anyhow::Result;
@@ -41,6 +45,12 @@ enum Bench {
     Outage(outage::Arguments),
     /// What the pause is made of, step by step, in one process.
     Pause(pause::Arguments),
+    /// Whole parts of the report, or all of it: each benchmark with the options that it has there.
+    ///
+    /// Results go to files; `report` makes a document of them.
+    Suite(suite::Arguments),
+    /// Make docs/BENCHMARKS.md, with its charts, of the results of `suite`.
+    Report(report::Arguments),
     /// Encoding and decoding pages of several kinds, against copying them.
     Codec(codec::Arguments),
 }
@@ -54,6 +64,8 @@ fn main() -> Result<()> {
         Bench::Outage(arguments) => outage::run(arguments)?,
         Bench::Pause(arguments) => pause::run(arguments)?,
         Bench::Codec(arguments) => codec::run(arguments)?,
+        Bench::Suite(arguments) => return suite::run(arguments),
+        Bench::Report(arguments) => return report::run(arguments),
     };
     if cli.json {
         println!("{}", table.json()?);

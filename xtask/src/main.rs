@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask <task>`.
 
+mod bench;
 mod chaos;
 mod check;
 mod debian;
@@ -69,6 +70,11 @@ enum Task {
     ///
     /// Prints each seed that fails with the rule it broke, and a line that replays it.
     Simulate(simulate::Options),
+    /// Measure, beside QEMU's COLO, Remus' way and stop and send, and write docs/BENCHMARKS.md with its charts.
+    ///
+    /// Takes about an hour, and a quiet machine: it says how busy that was. Downloads QEMU 7.2 from Debian, and installs
+    /// nothing of it.
+    Bench(bench::Options),
     /// Let hosts, networks, storage and arbiter of a protected guest fail, and check what its clients see.
     ///
     /// All failures alone and in pairs, at moments that a seed decides, on real KVM between network namespaces of its own.
@@ -122,6 +128,7 @@ fn main() -> Result<()> {
             generated,
         } => mutants::run(&filter, list, generated),
         Task::Simulate(options) => simulate::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Chaos { options } => chaos::run("chaos", &options),
         Task::Stalls { options } => chaos::run("stalls", &options),
         Task::Links { options } => chaos::run("links", &options),
