@@ -8,13 +8,13 @@ mod colo;
 mod disk;
 mod epochs;
 mod guest;
-mod machine;
 mod outage;
 mod pause;
 mod plot;
 mod report;
 mod stream;
 mod suite;
+mod surroundings;
 mod table;
 
 use anyhow::Result;

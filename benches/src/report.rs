@@ -69,10 +69,14 @@ fn part(suite: &Suite, results: &Results, charts: &Path) -> Result<String> {
     text.push('\n');
     for chart in suite.charts {
         let groups = groups(suite, &rows, chart);
+        let title = match chart.log {
+            true => format!("{} (bars by logarithm)", chart.title),
+            false => chart.title.into(),
+        };
         for format in ["svg", "png"] {
             plot::draw(
                 &charts.join(chart.file).with_extension(format),
-                chart.title,
+                &title,
                 &groups,
                 chart.log,
             )?;
@@ -84,8 +88,8 @@ fn part(suite: &Suite, results: &Results, charts: &Path) -> Result<String> {
     }
     let measured = format!(
         "Measured {}: {}",
-        results.machine.date,
-        results.machine.describe()
+        results.surroundings.date,
+        results.surroundings.describe()
     );
     text.push_str(&format!("{}\n\n", wrap(&measured)));
     Ok(text)
@@ -220,6 +224,7 @@ fn groups(suite: &Suite, rows: &[Kind], chart: &Chart) -> Vec<Group> {
 fn who(vmm: &str, with: &str) -> String {
     let with = with.trim_start_matches("--checkpointing ");
     match (vmm, with) {
+        ("vmm", "") => "Understudy".into(),
         (vmm, "") => vmm.into(),
         ("vmm", with) => with.into(),
         (vmm, with) => format!("{vmm} {with}"),
@@ -305,7 +310,7 @@ mod tests {
             .iter()
             .map(|group| group.bars.iter().map(|bar| &*bar.name).collect())
             .collect();
-        assert_eq!(names, [vec!["vmm", "remus"], vec!["QEMU COLO"]]);
+        assert_eq!(names, [vec!["Understudy", "remus"], vec!["QEMU COLO"]]);
         assert_eq!(groups[1].bars[0].shown, "0.25");
     }
 

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::machine::MachineFacts;
+use crate::surroundings::Surroundings;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -324,7 +324,7 @@ pub(crate) const SUITES: [Suite; 6] = [
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Results {
     pub(crate) suite: String,
-    pub(crate) machine: MachineFacts,
+    pub(crate) surroundings: Surroundings,
     pub(crate) rows: Vec<Map<String, Value>>,
 }
 
@@ -357,13 +357,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("{}", suite.title);
         let mut results = Results {
             suite: suite.name.into(),
-            machine: MachineFacts::now(&arguments.revision)?,
+            surroundings: Surroundings::now(&arguments.revision)?,
             rows: Vec::new(),
         };
         for run in suite.runs {
             results.rows.extend(arguments.rows(run)?);
         }
-        results.machine.ends();
+        results.surroundings.ends();
         let path = file(&arguments.results, suite.name);
         fs::write(&path, serde_json::to_vec_pretty(&results)?)
             .with_context(|| format!("cannot write {}", path.display()))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use understudy_replication::core::backup::BackupInput;
 use understudy_replication::core::heartbeats::HeartbeatFilter;
-use understudy_replication::core::policy::Policy;
+use understudy_replication::core::policy::{Checkpointing, Policy};
 use understudy_replication::core::primary::PrimaryInput;
 use understudy_replication::ids::{EpochId, Generation};
 
@@ -59,6 +59,7 @@ pub struct Settings {
 /// Policy of all simulated hosts: shorter times than the defaults, for more epochs and failovers.
 pub fn policy() -> Policy {
     Policy {
+        checkpointing: Checkpointing::Adaptive,
         epoch_interval: ms(8),
         overhead_percent: 10,
         latency_target: ms(12),

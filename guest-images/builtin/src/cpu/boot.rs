@@ -2,22 +2,18 @@
 
 use core::{ptr, slice};
 
-/// Offsets in Linux' zero page.
-mod linux {
-    pub(super) const CMD_LINE_PTR: usize = 0x228;
-    pub(super) const MAP_ENTRIES: usize = 0x1e8;
-    pub(super) const MAP: usize = 0x2d0;
-    pub(super) const MAP_ENTRY_BYTES: usize = 20;
-}
+// Offsets in Linux' zero page.
+const LINUX_CMDLINE_PTR: usize = 0x228;
+const LINUX_MAP_ENTRIES: usize = 0x1e8;
+const LINUX_MAP: usize = 0x2d0;
+const LINUX_MAP_ENTRY_BYTES: usize = 20;
 
-/// Offsets in PVH's start info, which is told by its magic number.
-mod pvh {
-    pub(super) const MAGIC: u32 = 0x336e_c578;
-    pub(super) const CMDLINE_PTR: usize = 24;
-    pub(super) const MAP_PTR: usize = 40;
-    pub(super) const MAP_ENTRIES: usize = 48;
-    pub(super) const MAP_ENTRY_BYTES: usize = 24;
-}
+// Offsets in PVH's start info, which is told by its magic number.
+const PVH_MAGIC: u32 = 0x336e_c578;
+const PVH_CMDLINE_PTR: usize = 24;
+const PVH_MAP_PTR: usize = 40;
+const PVH_MAP_ENTRIES: usize = 48;
+const PVH_MAP_ENTRY_BYTES: usize = 24;
 
 const MAP_ENTRIES_MAX: usize = 128;
 const MAP_RAM: u32 = 1;
@@ -41,14 +37,14 @@ impl BootParams {
     }
 
     fn is_pvh(&self) -> bool {
-        self.read::<u32>(0) == pvh::MAGIC
+        self.read::<u32>(0) == PVH_MAGIC
     }
 
     /// The command line, or an empty one if it is not text. The page it lies in is never written.
     pub(crate) fn command_line(&self) -> &'static str {
         let start = match self.is_pvh() {
-            true => self.read::<u64>(pvh::CMDLINE_PTR) as usize,
-            false => self.read::<u32>(linux::CMD_LINE_PTR) as usize,
+            true => self.read::<u64>(PVH_CMDLINE_PTR) as usize,
+            false => self.read::<u32>(LINUX_CMDLINE_PTR) as usize,
         };
         if start == 0 {
             return "";
@@ -67,14 +63,14 @@ impl BootParams {
     pub(crate) fn ram_end(&self, address: usize) -> usize {
         let (map, entries, bytes) = match self.is_pvh() {
             true => (
-                (self.read::<u64>(pvh::MAP_PTR) as usize).wrapping_sub(self.0),
-                self.read::<u32>(pvh::MAP_ENTRIES) as usize,
-                pvh::MAP_ENTRY_BYTES,
+                (self.read::<u64>(PVH_MAP_PTR) as usize).wrapping_sub(self.0),
+                self.read::<u32>(PVH_MAP_ENTRIES) as usize,
+                PVH_MAP_ENTRY_BYTES,
             ),
             false => (
-                linux::MAP,
-                usize::from(self.read::<u8>(linux::MAP_ENTRIES)),
-                linux::MAP_ENTRY_BYTES,
+                LINUX_MAP,
+                usize::from(self.read::<u8>(LINUX_MAP_ENTRIES)),
+                LINUX_MAP_ENTRY_BYTES,
             ),
         };
         (0..entries.min(MAP_ENTRIES_MAX))

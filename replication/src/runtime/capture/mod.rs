@@ -7,6 +7,7 @@
 //! fails, the guest runs on (R7).
 
 mod notes;
+mod sync;
 mod target;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use understudy_transport::LinkError;
 
 use self::notes::Notes;
 pub(super) use self::target::Target;
-use super::disk_progress::{DiskProgress, DiskStep};
+use super::disk_progress::DiskProgress;
 use super::metrics::Metrics;
 use super::reign::Reign;
 use super::settings::Limits;
@@ -28,10 +29,7 @@ use crate::arbiter::ArbiterError;
 use crate::causes::causes;
 use crate::core::codec::Encoder;
 use crate::core::disk::PeerDisk;
-use crate::core::epoch::assemble::{
-    BatchBytes, EpochAssembler, EpochDisks, MessageSink, SyncAssembler,
-};
-use crate::core::message::Message;
+use crate::core::epoch::assemble::{BatchBytes, EpochAssembler, EpochDisks};
 use crate::core::policy::Checkpointing;
 use crate::core::primary::{Pause, PrimaryInput};
 use crate::ids::{EpochId, Generation, PAGE_BYTES, Page, PageIndex};
@@ -43,8 +41,6 @@ use crate::ports::{DiskError, Machine, MachineError, PageMemory, PrimaryDisks, S
 
 /// Frames kept in addition to those that the next capture probably needs (1 MiB).
 const SPARE_FRAMES_MIN: usize = 256;
-/// How many pages the synchronisation reads at once (256 KiB): they stay in the processor's cache.
-const SYNC_PAGES: usize = 64;
 
 /// The driver's jobs for this thread, done in order.
 #[derive(Debug)]
@@ -264,73 +260,6 @@ impl<M: Machine> Capturer<M> {
         self.tell(CaptureEvent::Opened);
     }
 
-    fn start_sync(&mut self, peer: &[PeerDisk]) -> Result<(), ShipError> {
-        let Some(mut target) = self.target.clone() else {
-            return Ok(());
-        };
-        // What no epoch could carry must not be found out after a copy of the whole guest.
-        let mut state = Vec::new();
-        self.machine.pause()?.save(&mut state)?;
-        check_size(&state)?;
-        // Noted before there can be a copy, so that no copy is ever forgotten.
-        self.notes.backup(target.generation, &target.backup)?;
-        self.copying = true;
-        if !self.disks.is_empty() {
-            let plan = self.disks.begin_sync(peer)?;
-            self.metrics.disks_planned(&plan);
-            self.progress.begin(&*self.disks, &plan);
-            target.put(Message::SyncDisks(plan.disks))?;
-        }
-        self.sync_round()
-    }
-
-    /// Ships the next piece of the disks. Returns how far the copy is.
-    fn sync_disks(&self, target: Target) -> Result<DiskStep, ShipError> {
-        if self.disks.is_empty() {
-            return Ok(DiskStep::default());
-        }
-        let step = self.disks.sync_some()?;
-        let mut assembler = SyncAssembler::new(BatchBytes::default(), target);
-        assembler.disk(&step.writes)?;
-        let bytes = assembler.end()?.disk_bytes;
-        // Without what the guest has written meanwhile: that may never stop.
-        let bytes_left = self.disks.copy_bytes_left();
-        let step = DiskStep {
-            bytes_sent: bytes,
-            bytes_left,
-            bytes_equal: step.bytes_equal,
-        };
-        self.metrics.disks_synchronised(step);
-        Ok(step)
-    }
-
-    /// One round of the synchronisation. Disks come first because they take longest: memory need
-    /// not be tracked in that time.
-    fn sync_round(&mut self) -> Result<(), ShipError> {
-        let Some(target) = self.target.clone() else {
-            return Ok(());
-        };
-        let step = self.sync_disks(target.clone())?;
-        if !self.copying {
-            return self.memory_round(target, false);
-        }
-        self.progress.step(step);
-        let disk_bytes_left = step.bytes_left;
-        if disk_bytes_left > 0 {
-            self.report(PrimaryInput::SyncRoundShipped {
-                pages_left: self.dirty.len(),
-                disk_bytes_left,
-                left_takes: Duration::ZERO,
-            });
-            return Ok(());
-        }
-        self.copying = false;
-        self.machine.start_tracking()?;
-        self.tracking = true;
-        self.dirty = PageSet::full(self.memory.layout());
-        self.memory_round(target, true)
-    }
-
     fn stop_tracking(&mut self) -> Result<(), ShipError> {
         if std::mem::take(&mut self.tracking) {
             self.machine.stop_tracking()?;
@@ -338,65 +267,11 @@ impl<M: Machine> Capturer<M> {
         Ok(())
     }
 
-    /// One pre-copy round. The running guest may tear pages; then they are dirty again. The
-    /// backup's memory starts as zero, so the first round leaves out zero pages.
-    fn memory_round(&mut self, target: Target, first: bool) -> Result<(), ShipError> {
-        // A separate encoder: these pages would only crowd the cache of the epochs' encoder.
-        let mut encoder = Encoder::new(0);
-        let mut assembler = SyncAssembler::new(BatchBytes::default(), target.clone());
-        let (mut left, mut read) = (self.dirty.iter(), Vec::with_capacity(SYNC_PAGES));
-        // Pages that are left out are quickly read.
-        let (mut sending, mut sent) = (Duration::ZERO, 0);
-        loop {
-            let (began, sent_before) = (Instant::now(), sent);
-            read.extend(left.by_ref().take(SYNC_PAGES).map(|page| {
-                let frame = self.spare.pop().unwrap_or_else(new_frame);
-                (page, frame)
-            }));
-            if read.is_empty() {
-                break;
-            }
-            self.memory.read_pages(&mut read)?;
-            for (page, frame) in read.drain(..) {
-                if first && frame.iter().all(|byte| *byte == 0) {
-                    self.spare.push(frame);
-                    continue;
-                }
-                sent += 1;
-                self.spare
-                    .extend(assembler.page(&mut encoder, page, frame)?.spare);
-                if assembler.is_between_batches() {
-                    // A guest that writes to disks meanwhile must not be slowed for a whole round.
-                    self.sync_disks(target.clone())?;
-                }
-            }
-            if sent > sent_before {
-                sending += began.elapsed();
-            }
-        }
-        drop(left);
-        let began = Instant::now();
-        self.metrics.synchronised(assembler.end()?.machine_bytes);
-        // What is only queued says nothing about how long it takes.
-        target.queue.blocking_written()?;
-        let took = sending + began.elapsed();
-        self.dirty.clear();
-        self.machine.harvest_running(&mut self.dirty)?;
-        let pages_left = self.dirty.len();
-        self.provide_frames(pages_left);
-        self.report(PrimaryInput::SyncRoundShipped {
-            pages_left,
-            disk_bytes_left: 0,
-            left_takes: scaled(took, pages_left, sent),
-        });
-        Ok(())
-    }
-
     fn epoch(&mut self, epoch: EpochId) -> Result<(), ShipError> {
         let Some(target) = self.target.clone() else {
             return Ok(());
         };
-        let mut assembler = EpochAssembler::new(epoch, BatchBytes::default(), target);
+        let mut assembler = EpochAssembler::new(epoch, BatchBytes::default(), target.clone());
         self.changed.clear();
         let Captured {
             disks,
@@ -406,7 +281,7 @@ impl<M: Machine> Capturer<M> {
             pages,
             copying,
             interval,
-        } = match self.capture(epoch, &mut assembler) {
+        } = match self.capture(epoch, &target, &mut assembler) {
             Ok(captured) => captured,
             Err(error) => {
                 // The copied pages belong to a moment at which no epoch ends, and the encoded ones
@@ -472,6 +347,7 @@ impl<M: Machine> Capturer<M> {
     fn capture(
         &mut self,
         epoch: EpochId,
+        target: &Target,
         assembler: &mut EpochAssembler<Target>,
     ) -> Result<Captured, ShipError> {
         let mut state = Vec::with_capacity(64 * 1024);
@@ -479,10 +355,8 @@ impl<M: Machine> Capturer<M> {
         self.disks.hold()?;
         let began = Instant::now();
         let mut paused = self.machine.pause()?;
-        {
-            let _step = trace_span!(target: "understudy::pause", "harvest").entered();
-            paused.harvest(&mut self.dirty)?;
-        }
+        trace_span!(target: "understudy::pause", "harvest")
+            .in_scope(|| paused.harvest(&mut self.dirty))?;
         let step = trace_span!(target: "understudy::pause", "copy").entered();
         let copying = Instant::now();
         let mut pages = 0;
@@ -515,9 +389,7 @@ impl<M: Machine> Capturer<M> {
                 &mut self.changed,
             )?;
             assembler.end_batch()?;
-            if let Some(target) = &self.target {
-                target.queue.blocking_written()?;
-            }
+            target.queue.blocking_written()?;
         }
         {
             let _step = trace_span!(target: "understudy::pause", "save").entered();
@@ -532,10 +404,7 @@ impl<M: Machine> Capturer<M> {
         self.gate.hold();
         let output = self.gate.seal(epoch);
         drop(step);
-        {
-            let _step = trace_span!(target: "understudy::pause", "resume").entered();
-            drop(paused);
-        }
+        trace_span!(target: "understudy::pause", "resume").in_scope(|| drop(paused));
         let took = began.elapsed();
         self.metrics.captured(epoch, began, took, pages);
         let before = self.paused_at.replace(began);
@@ -595,11 +464,6 @@ fn encode(
         }
     }
     Ok(())
-}
-
-/// How long `pages` take if `sent` took this long.
-fn scaled(took: Duration, pages: u64, sent: u64) -> Duration {
-    took.mul_f64(pages as f64 / sent.max(1) as f64)
 }
 
 fn check_size(state: &[u8]) -> Result<(), MachineError> {

@@ -8,7 +8,7 @@ use understudy_vmm::kvm;
 use understudy_vmm::vcpu::fault_cost;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct MachineFacts {
+pub(crate) struct Surroundings {
     /// Days since 1970 would do; people want a date.
     pub(crate) date: String,
     /// Of the program.
@@ -25,7 +25,7 @@ pub(crate) struct MachineFacts {
     pub(crate) load: [f64; 2],
 }
 
-impl MachineFacts {
+impl Surroundings {
     pub(crate) fn now(revision: &str) -> Result<Self> {
         let cpuinfo = read("/proc/cpuinfo")?;
         let field = |name: &str| {
