@@ -5,6 +5,7 @@
 
 mod codec;
 mod colo;
+mod copy;
 mod disk;
 mod epochs;
 mod guest;
@@ -43,6 +44,8 @@ enum Bench {
     Disk(disk::Arguments),
     /// Guests that lose their host, over and over, while clients stream and count.
     Outage(outage::Arguments),
+    /// The first copy of a guest that is full of noise, against a plain sender.
+    Copy(copy::Arguments),
     /// What the pause is made of, step by step, in one process.
     Pause(pause::Arguments),
     /// Whole parts of the report, or all of it: each benchmark with the options that it has there.
@@ -62,6 +65,7 @@ fn main() -> Result<()> {
         Bench::Stream(arguments) => stream::run(arguments)?,
         Bench::Disk(arguments) => disk::run(arguments)?,
         Bench::Outage(arguments) => outage::run(arguments)?,
+        Bench::Copy(arguments) => copy::run(arguments)?,
         Bench::Pause(arguments) => pause::run(arguments)?,
         Bench::Codec(arguments) => codec::run(arguments)?,
         Bench::Suite(arguments) => return suite::run(arguments),

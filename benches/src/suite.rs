@@ -130,7 +130,7 @@ pub(crate) struct Chart {
 }
 
 /// All parts, in the order of the report.
-pub(crate) const SUITES: [Suite; 6] = [
+pub(crate) const SUITES: [Suite; 7] = [
     Suite {
         name: "speed",
         title: "Speed of a busy guest, and how long it stands still",
@@ -301,6 +301,23 @@ pub(crate) const SUITES: [Suite; 6] = [
             column: "outage_p50_ms",
             log: true,
         }],
+    },
+    Suite {
+        name: "copy",
+        title: "The first copy",
+        says: "A guest that has filled its memory with noise, which nothing makes shorter, gets a new standby. A plain sender hands as \
+               many bytes out of memory to a Unix socket, whose other end puts them into memory: that is as fast as it gets \
+               with one stream.",
+        runs: &[Run::new("copy --noise-mib 2048 --repeat 5")],
+        columns: &[
+            ("noise_mib", "noise MiB"),
+            ("vmm", "program"),
+            ("took_ms", "took ms"),
+            ("mb_per_s", "MB/s"),
+            ("plain_mb_per_s", "plain sender MB/s"),
+            ("by_plain", "part of it"),
+        ],
+        charts: &[],
     },
     Suite {
         name: "codec",

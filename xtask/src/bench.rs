@@ -11,7 +11,7 @@ use crate::workspace::{root, run as run_command};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Parts to measure: speed, pause, answers, streams, outage, codec [default: all].
+    /// Parts to measure: speed, pause, answers, streams, outage, copy, codec [default: all].
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Measure this revision, too, in turn with the working tree; repeat for several.

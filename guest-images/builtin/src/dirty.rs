@@ -75,7 +75,15 @@ impl DirtyLoop {
 
     /// When to run the next slice.
     pub(crate) fn next_ns(&self) -> u64 {
-        self.next_ns.min(self.log_ns)
+        match self.rests() {
+            true => self.log_ns,
+            false => self.next_ns.min(self.log_ns),
+        }
+    }
+
+    /// All that was planned is done.
+    fn rests(&self) -> bool {
+        self.plan.iterations > 0 && self.iterations >= u64::from(self.plan.iterations)
     }
 
     /// Runs a slice if it is time, and tells the console once a second how far it is.
@@ -89,7 +97,7 @@ impl DirtyLoop {
             );
             self.log_ns = now_ns + NS_PER_S;
         }
-        if now_ns < self.next_ns {
+        if now_ns < self.next_ns || self.rests() {
             return;
         }
         let writes = (self.plan.pages - self.written).min(SLICE_WRITES);

@@ -65,6 +65,8 @@ pub struct Dirty {
     pub pattern: DirtyPattern,
     /// Iterations per second on each vCPU; 0 runs freely.
     pub rate: u32,
+    /// Iterations of each vCPU after which it rests; 0 never.
+    pub iterations: u32,
 }
 
 impl Default for Dirty {
@@ -74,6 +76,7 @@ impl Default for Dirty {
             mode: DirtyMode::Page,
             pattern: DirtyPattern::Sequential,
             rate: 0,
+            iterations: 0,
         }
     }
 }
@@ -197,7 +200,7 @@ impl fmt::Display for OptionError<'_> {
 impl core::error::Error for OptionError<'_> {}
 
 /// Every key but `virtio_mmio.device`, which may be repeated.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "workload",
     "ip",
     "gateway",
@@ -206,6 +209,7 @@ const KEYS: [&str; 15] = [
     "dirty.mode",
     "dirty.pattern",
     "dirty.rate",
+    "dirty.iterations",
     "disk.blocks",
     "disk.rate",
     "disk.flush_every",
@@ -275,6 +279,9 @@ impl Options {
             "dirty.rate" => {
                 self.dirty.rate =
                     number(value, 0, 1_000_000, "0 to 1000000 iterations per second")?;
+            }
+            "dirty.iterations" => {
+                self.dirty.iterations = number(value, 0, u32::MAX, "0 to 4294967295")?;
             }
             "disk.blocks" => {
                 let (least, most) = (disk::BLOCKS_MIN, disk::BLOCKS_MAX);
@@ -410,6 +417,7 @@ impl fmt::Display for Options {
             mode,
             pattern,
             rate,
+            iterations,
         } = self.dirty;
         let mode = match mode {
             DirtyMode::Page => "page",
@@ -422,7 +430,10 @@ impl fmt::Display for Options {
         };
         write!(f, " stream.rate={}", self.stream_rate)?;
         write!(f, " dirty.pages={pages} dirty.mode={mode}")?;
-        write!(f, " dirty.pattern={pattern} dirty.rate={rate}")?;
+        write!(
+            f,
+            " dirty.pattern={pattern} dirty.rate={rate} dirty.iterations={iterations}"
+        )?;
         let Disk {
             blocks,
             rate,
@@ -522,7 +533,7 @@ mod tests {
             log_ms in 10_u32..=60_000,
             ip: u32, prefix_bits in 1_u8..=32, gateway: Option<u32>,
             stream_rate in 0..=1_u64 << 40, pages in 1..=DIRTY_PAGES_MAX,
-            word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, exit_after_ms: u64, reboot_after_ms: u64,
+            word: bool, pattern in 0..3, rate in 0_u32..=1_000_000, iterations: u32, exit_after_ms: u64, reboot_after_ms: u64,
         ) -> Options {
             Options {
                 workloads: Workloads { stream, counter, echo, dirty, disk },
@@ -539,6 +550,7 @@ mod tests {
                         _ => DirtyPattern::HotCold,
                     },
                     rate,
+                    iterations,
                 },
                 disk: Disk { blocks, rate: disk_rate, flush_every, log_ms },
                 exit_after_ms,
