@@ -31,6 +31,9 @@ pub(crate) struct FuzzArgs {
     /// How long each target runs, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// Only build the targets.
+    #[arg(long)]
+    build_only: bool,
 }
 
 pub(crate) fn command(arguments: &FuzzArgs) -> Result<()> {
@@ -51,6 +54,9 @@ pub(crate) fn command(arguments: &FuzzArgs) -> Result<()> {
         build.extend(["--bin", target]);
     }
     run("cargo", &build, &[("RUSTFLAGS", FLAGS)])?;
+    if arguments.build_only {
+        return Ok(());
+    }
     for target in &targets {
         fuzz(target, arguments.seconds)?;
     }
