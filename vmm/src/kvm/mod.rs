@@ -7,6 +7,7 @@
 
 mod capabilities;
 mod dirty_log;
+pub mod exit_signal;
 mod permission;
 mod vcpu_fd;
 
@@ -17,6 +18,7 @@ use vmm_sys_util::errno;
 
 pub use capabilities::{Capabilities, Capability};
 pub use dirty_log::{DirtyLog, KvmDirtyLog};
+pub use exit_signal::{AlarmTimer, Leaves};
 pub use vcpu_fd::{
     ExitPage, VcpuHandle, counter_offset, get_xsave, internal_error_kind, set_counter_offset,
     set_xsave,

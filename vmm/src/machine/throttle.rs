@@ -20,8 +20,8 @@ use crate::vcpu::VcpuThread;
 const PERIOD: Duration = Duration::from_millis(10);
 /// They run at least for so long before they stand still again. Leaving the guest takes as long again.
 const RUN_MIN: Duration = Duration::from_micros(100);
-/// A slice that took longer counts for so many at most.
-const LONGER_MAX: u32 = 3;
+/// A vCPU that has not left the guest so long after the end of its slice is stopped.
+const LATE: Duration = Duration::from_micros(200);
 /// How long the slowest vCPU may take to stand still.
 const HOLD_LIMIT: Duration = Duration::from_millis(10);
 
@@ -102,28 +102,34 @@ impl Pace {
                 self.changed.wait(&mut orders);
                 continue;
             }
-            // What is told meanwhile counts from the next slice on.
-            let share = orders.share;
-            let (began, run) = (Instant::now(), slice(share));
-            self.pass(&mut orders, run);
-            if orders.ended || orders.share.is_full() {
-                continue;
+            let slowed = Slowed(vcpus);
+            while !orders.ended && !orders.share.is_full() {
+                // What is told meanwhile counts from the next slice on.
+                let share = orders.share;
+                let (began, run) = (Instant::now(), slice(share));
+                MutexGuard::unlocked(&mut orders, || slowed.run_for(run));
+                // They hold themselves.
+                self.pass(&mut orders, run + LATE);
+                if orders.ended || orders.share.is_full() {
+                    break;
+                }
+                let ran = MutexGuard::unlocked(&mut orders, || slowed.hold());
+                self.stand(&mut orders, began, ran, share);
             }
-            let held = MutexGuard::unlocked(&mut orders, || Held::new(vcpus));
-            // A slice takes longer than it should where processors are busy, and the guest's share is kept all the same.
-            // But who stood still for another reason, as in a pause, does not stand still for that, too.
-            let ran = began.elapsed().min(run * LONGER_MAX);
-            self.stand(&mut orders, ran, share);
-            drop(held);
         }
     }
 
-    /// Lets the vCPUs stand still after they ran for so long. A larger share that is told meanwhile counts at once.
-    fn stand(&self, orders: &mut MutexGuard<'_, Orders>, ran: Duration, mut share: RunShare) {
-        let began = Instant::now();
+    /// Lets the vCPUs stand still that ran for so long since then. A larger share that is told meanwhile counts at once.
+    fn stand(
+        &self,
+        orders: &mut MutexGuard<'_, Orders>,
+        began: Instant,
+        ran: Duration,
+        mut share: RunShare,
+    ) {
         while !orders.ended && !orders.share.is_full() {
             share = share.max(orders.share);
-            let until = began + standstill(ran, share);
+            let until = began + period(ran, share);
             if self.changed.wait_until(orders, until).timed_out() {
                 return;
             }
@@ -141,27 +147,36 @@ impl Pace {
     }
 }
 
-/// vCPUs that stand still, until this is dropped (R7).
-struct Held<'a>(&'a [VcpuThread]);
+/// vCPUs that run for a slice now and then, until this is dropped (R7).
+struct Slowed<'a>(&'a [VcpuThread]);
 
-impl<'a> Held<'a> {
-    fn new(vcpus: &'a [VcpuThread]) -> Self {
-        let held = Self(vcpus);
-        for vcpu in vcpus {
+impl Slowed<'_> {
+    fn run_for(&self, time: Duration) {
+        for vcpu in self.0 {
+            if let Err(error) = vcpu.run_for(time) {
+                tracing::warn!("cannot slow the guest: {error}");
+            }
+        }
+    }
+
+    /// Holds those that have not done so themselves. Returns for how long one has run at most.
+    fn hold(&self) -> Duration {
+        for vcpu in self.0 {
             if let Err(error) = vcpu.hold() {
                 // It runs on, a little longer than it should.
                 tracing::warn!("cannot slow the guest: {error}");
             }
         }
-        for vcpu in vcpus {
+        for vcpu in self.0 {
             // One that has ended, or is stuck, is told of by whoever needs it.
             let _ = vcpu.wait_parked_for(HOLD_LIMIT);
         }
-        held
+        let ran = self.0.iter().map(VcpuThread::ran_for);
+        ran.max().unwrap_or(Duration::ZERO)
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Slowed<'_> {
     fn drop(&mut self) {
         self.0.iter().for_each(VcpuThread::release);
     }
@@ -172,9 +187,10 @@ fn slice(share: RunShare) -> Duration {
     PERIOD.mul_f64(share.fraction()).max(RUN_MIN)
 }
 
-/// For how long they stand still after they ran for so long.
-fn standstill(ran: Duration, share: RunShare) -> Duration {
-    ran.div_f64(share.fraction()).saturating_sub(ran)
+/// How long a slice and what they stand still after it take together. Who stood still for another reason, as in a pause,
+/// does not stand still for that, too.
+fn period(ran: Duration, share: RunShare) -> Duration {
+    ran.max(RUN_MIN).div_f64(share.fraction())
 }
 
 #[cfg(test)]
@@ -185,14 +201,13 @@ mod tests {
     fn vcpus_run_for_their_share_of_the_time_and_never_too_briefly_to_be_of_use() {
         let mut share = RunShare::FULL;
         assert_eq!(slice(share), PERIOD);
-        assert_eq!(standstill(slice(share), share), Duration::ZERO);
+        assert_eq!(period(slice(share), share), PERIOD);
         while share > RunShare::LEAST {
             share = share.divided(2);
             assert!(slice(share) >= RUN_MIN, "{share:?}");
             // Also if it took longer than it should.
             for ran in [slice(share), 3 * slice(share)] {
-                let all = ran + standstill(ran, share);
-                let really = ran.as_secs_f64() / all.as_secs_f64();
+                let really = ran.as_secs_f64() / period(ran, share).as_secs_f64();
                 assert!(
                     (really / share.fraction() - 1.0).abs() < 0.01,
                     "{really} at {share:?}"

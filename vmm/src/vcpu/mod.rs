@@ -10,6 +10,7 @@ mod ending;
 pub(crate) mod exact;
 mod fault_cost;
 mod msr;
+mod slice;
 mod state;
 mod thread;
 mod time;

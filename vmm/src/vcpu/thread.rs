@@ -8,7 +8,8 @@
 //!    └──────────► ended ◄─────┘
 //! ```
 //!
-//! While the guest is slowed, a vCPU that should run is *held* again and again: it is parked in all but name, too.
+//! While the guest is slowed, a vCPU that should run is *held* again and again: it is parked in all but name, too. In between
+//! it runs for a slice of time, whose end it sees to itself.
 //!
 //! While the guest is *halted* (it wants a reset, or wants to end), a vCPU that should run stands
 //! still too. It is parked in all but name, so its state can be saved like any other.
@@ -31,12 +32,13 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::{Condvar, Mutex};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 use super::VcpuError;
 use super::ending::Ending;
+use super::slice::Slice;
 use crate::devices::Bus;
-use crate::kvm::VcpuHandle;
+use crate::kvm::{AlarmTimer, Leaves, VcpuHandle, exit_signal};
 
 /// How long a vCPU may take to leave the guest before it counts as stuck. It usually takes 0.2 ms.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -75,6 +77,8 @@ struct State {
     order: Order,
     /// The guest is slowed: a vCPU that should run stands still for a moment.
     held: bool,
+    /// It may run for so long, and is held then.
+    slice: Option<Slice>,
     phase: Phase,
 }
 
@@ -99,17 +103,12 @@ impl VcpuThread {
     /// If the host cannot start another thread.
     pub fn spawn(handle: Arc<VcpuHandle>, buses: Buses, on_end: OnEnd) -> Result<Self, VcpuError> {
         let vcpu = handle.id();
-        // The handler does nothing: the interruption is all that is needed. Registering it again
-        // for each vCPU changes nothing.
-        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        register_signal_handler(SIGRTMIN(), nothing).map_err(|error| VcpuError::Signal {
-            vcpu,
-            source: error.into(),
-        })?;
+        exit_signal::register().map_err(|source| VcpuError::Signal { vcpu, source })?;
         let control = Arc::new(Control {
             state: Mutex::new(State {
                 order: Order::Park,
                 held: false,
+                slice: None,
                 phase: Phase::Parked,
             }),
             changed: Condvar::new(),
@@ -196,9 +195,44 @@ impl VcpuThread {
         }
     }
 
-    /// Ends what [`VcpuThread::hold`] began.
+    /// Lets a vCPU that is held run for so long, if it should run at all, and holds it again. One that is not held begins a
+    /// slice, too.
+    ///
+    /// # Errors
+    /// If the thread cannot be signalled.
+    pub fn run_for(&self, time: Duration) -> Result<(), VcpuError> {
+        let mut state = self.control.state.lock();
+        state.held = false;
+        state.slice = Some(Slice::new(time));
+        match state.phase {
+            // It sets its timer when it runs again.
+            Phase::Running => self.interrupt(&state),
+            Phase::Parked | Phase::Ended => {
+                self.control.changed.notify_all();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether it is kept from running, or has come to the end of its slice.
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.control.state.lock().held
+    }
+
+    /// For how long it has run since [`VcpuThread::run_for`].
+    #[must_use]
+    pub fn ran_for(&self) -> Duration {
+        let slice = self.control.state.lock().slice;
+        slice.map_or(Duration::ZERO, |slice| slice.ran(Instant::now()))
+    }
+
+    /// Ends what [`VcpuThread::hold`] or [`VcpuThread::run_for`] began.
     pub fn release(&self) {
-        self.control.state.lock().held = false;
+        let mut state = self.control.state.lock();
+        state.held = false;
+        state.slice = None;
+        drop(state);
         self.control.changed.notify_all();
     }
 
@@ -285,7 +319,12 @@ impl Drop for EndGuard<'_> {
 impl Runner {
     fn run_orders(self) {
         let _end = EndGuard(&self);
-        while self.park() {
+        let _leaves = Leaves::by(self.handle.exit());
+        // Without one, whoever gives slices has to end them.
+        let timer = AlarmTimer::new()
+            .inspect_err(|error| tracing::warn!("a vCPU has no timer for its slices: {error}"))
+            .ok();
+        while self.park(timer.as_ref()) {
             let ending = {
                 let mut fd = self.handle.lock();
                 self.run(&mut fd)
@@ -299,8 +338,12 @@ impl Runner {
     }
 
     /// Waits for an order. Returns `false` on the order to stop.
-    fn park(&self) -> bool {
+    fn park(&self, timer: Option<&AlarmTimer>) -> bool {
         let mut state = self.control.state.lock();
+        let is_over = |slice: &mut Slice| slice.stop(Instant::now());
+        if state.slice.as_mut().is_some_and(is_over) {
+            state.held = true;
+        }
         state.phase = Phase::Parked;
         self.control.changed.notify_all();
         while state.order == Order::Park
@@ -313,6 +356,11 @@ impl Runner {
         }
         state.phase = Phase::Running;
         self.handle.exit().clear();
+        if let (Some(slice), Some(timer)) = (&mut state.slice, timer)
+            && let Err(error) = timer.set(slice.start(Instant::now()))
+        {
+            tracing::debug!("a vCPU's slice is not ended by its timer: {error}");
+        }
         true
     }
 

@@ -8,6 +8,14 @@ use super::*;
 /// Long enough for the guest to say something if it could.
 const MOMENT: Duration = Duration::from_millis(50);
 
+/// Waits until the vCPU has left the guest because its slice is over.
+fn await_end_of_slice(vcpu: &VcpuThread) {
+    let began = Instant::now();
+    while vcpu.wait_parked_for(MOMENT).is_err() || !vcpu.is_held() {
+        assert!(began.elapsed() < DEADLINE, "a slice does not end");
+    }
+}
+
 #[test]
 fn a_vcpu_that_is_held_stands_still_whatever_else_it_is_told_until_it_is_released() {
     let mut rig = rig(COUNTING);
@@ -27,6 +35,46 @@ fn a_vcpu_that_is_held_stands_still_whatever_else_it_is_told_until_it_is_release
     drop(paused);
     assert!(rig.numbers.recv_timeout(MOMENT).is_err());
 
+    vcpus.iter().for_each(VcpuThread::release);
+    rig.next();
+}
+
+#[test]
+fn a_slice_ends_by_itself_and_another_one_follows() {
+    let mut rig = rig(COUNTING);
+    rig.machine.start().unwrap();
+    rig.await_number(10);
+    let vcpus = rig.machine.vcpus.clone();
+    // It runs when the first one is given, and stands still for the others.
+    for _ in 0..3 {
+        for vcpu in vcpus.iter() {
+            vcpu.run_for(MOMENT).unwrap();
+            await_end_of_slice(vcpu);
+            assert!(vcpu.ran_for() >= MOMENT);
+        }
+        rig.next();
+        rig.numbers.try_iter().for_each(drop);
+        assert!(rig.numbers.recv_timeout(MOMENT).is_err());
+    }
+    vcpus.iter().for_each(VcpuThread::release);
+    rig.next();
+}
+
+#[test]
+fn a_slice_that_a_pause_interrupts_goes_on_after_it() {
+    let mut rig = rig(COUNTING);
+    rig.machine.start().unwrap();
+    rig.await_number(10);
+    let vcpus = rig.machine.vcpus.clone();
+    vcpus
+        .iter()
+        .for_each(|vcpu| vcpu.run_for(4 * MOMENT).unwrap());
+    drop(rig.machine.pause_guest().unwrap());
+    rig.next();
+    for vcpu in vcpus.iter() {
+        await_end_of_slice(vcpu);
+        assert!(vcpu.ran_for() >= 4 * MOMENT);
+    }
     vcpus.iter().for_each(VcpuThread::release);
     rig.next();
 }
