@@ -15,6 +15,17 @@ pub struct Region {
     pub pages: u64,
 }
 
+/// So many words of a bitmap are passed over at once if they have no bit: those of 16 MiB.
+pub const BLOCK_WORDS: usize = 64;
+
+/// Whether words have no bit. Unlike a search for one, this looks at several words at once.
+#[must_use]
+pub fn is_zero(words: &[u64]) -> bool {
+    words
+        .chunks(BLOCK_WORDS)
+        .all(|block| block.iter().fold(0, |all, word| all | word) == 0)
+}
+
 /// The regions of guest RAM, ascending and disjoint.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryLayout {
@@ -209,20 +220,22 @@ impl PageSet {
 
     /// The pages, ascending.
     pub fn iter(&self) -> impl Iterator<Item = PageIndex> + '_ {
-        self.layout
-            .regions
-            .iter()
-            .zip(&self.words)
-            .flat_map(|(region, words)| {
-                words.iter().enumerate().flat_map(move |(number, word)| {
-                    let first = region.first.0 + number as u64 * 64;
-                    std::iter::successors((*word != 0).then_some(*word), |rest| {
-                        let rest = rest & (rest - 1);
-                        (rest != 0).then_some(rest)
-                    })
-                    .map(move |rest| PageIndex(first + u64::from(rest.trailing_zeros())))
-                })
+        let regions = self.layout.regions.iter().zip(&self.words);
+        let blocks = regions.flat_map(|(region, words)| {
+            let blocks = words.chunks(BLOCK_WORDS).zip(0..);
+            let first = |number: u64| region.first.0 + number * 64 * BLOCK_WORDS as u64;
+            blocks.map(move |(block, number)| (first(number), block))
+        });
+        let words = blocks
+            .filter(|(_, block)| !is_zero(block))
+            .flat_map(|(first, block)| block.iter().zip((first..).step_by(64)));
+        words.flat_map(|(word, first)| {
+            std::iter::successors((*word != 0).then_some(*word), |rest| {
+                let rest = rest & (rest - 1);
+                (rest != 0).then_some(rest)
             })
+            .map(move |rest| PageIndex(first + u64::from(rest.trailing_zeros())))
+        })
     }
 }
 
@@ -256,6 +269,26 @@ mod tests {
             for page in 0..1200 {
                 prop_assert_eq!(set.contains(PageIndex(page)), valid.contains(&PageIndex(page)));
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pages_far_apart_are_all_found(
+            pages in proptest::collection::btree_set(0u64..3 * 64 * 64 + 70, 0..6),
+        ) {
+            let first = 1 << 20;
+            let layout = MemoryLayout::new(vec![
+                Region { first: PageIndex(0), pages: 64 * 64 },
+                Region { first: PageIndex(first), pages: 3 * 64 * 64 + 70 },
+            ]);
+            let mut set = PageSet::empty(&layout);
+            let pages: Vec<PageIndex> = pages.iter().map(|page| PageIndex(first + page)).collect();
+            for page in &pages {
+                prop_assert!(is_zero(set.region_words(1)) == set.is_empty());
+                set.insert(*page);
+            }
+            prop_assert_eq!(set.iter().collect::<Vec<_>>(), pages);
         }
     }
 

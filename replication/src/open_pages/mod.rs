@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use crate::page_set::{MemoryLayout, PageSet};
+use crate::page_set::{BLOCK_WORDS, MemoryLayout, PageSet};
 
 /// Patience is at most so many epochs, however dear faults are: what was written a second ago says little.
 const PATIENCE_MAX: u32 = 64;
@@ -58,6 +58,8 @@ pub struct OpenPages {
     /// By region and page: the epoch in which the page was last seen written, or 0.
     written_in: Vec<Vec<u32>>,
     epoch: u32,
+    /// By region and block: how many pages are open.
+    open_in: Vec<Vec<u32>>,
     open_pages: u64,
     /// Never more than this.
     open_max: u64,
@@ -75,11 +77,13 @@ impl OpenPages {
     #[must_use]
     pub fn new(layout: &MemoryLayout) -> Self {
         let pages = layout.regions().iter().map(|region| region.pages as usize);
+        let blocks = pages.clone().map(|pages| pages.div_ceil(64 * BLOCK_WORDS));
         Self {
             open: PageSet::empty(layout),
             closing: PageSet::empty(layout),
             written_in: pages.map(|pages| vec![0; pages]).collect(),
             epoch: 1,
+            open_in: blocks.map(|blocks| vec![0; blocks]).collect(),
             open_pages: 0,
             open_max: 0,
             fault: Duration::ZERO,
@@ -98,6 +102,7 @@ impl OpenPages {
         self.written_in
             .iter_mut()
             .for_each(|pages| *pages = vec![0; pages.len()]);
+        self.open_in.iter_mut().for_each(|blocks| blocks.fill(0));
         (self.epoch, self.open_pages, self.open_max) = (1, 0, 0);
         self.fault = fault;
         (self.copy, self.unmeasured) = (None, (0, Duration::ZERO));
@@ -128,22 +133,20 @@ impl OpenPages {
         self.patience
     }
 
-    /// Reduces `dirty`, the log of a region, to the bits that are to be cleared. What remains set in the log is
-    /// open. To be called while the guest stands still, because pages that are closed must be copied before it
-    /// goes on. The time it takes depends on how many pages are newly dirty, each of which has cost a fault.
-    pub fn settle(&mut self, region: usize, dirty: &mut [u64]) {
-        let Self {
-            open,
-            closing,
-            written_in,
-            ..
-        } = self;
-        let written_in = &mut written_in[region];
-        let open = open.region_words_mut(region).iter_mut();
-        let closing = closing.region_words_mut(region).iter_mut();
-        for (number, ((dirty, open), closing)) in
-            dirty.iter_mut().zip(open).zip(closing).enumerate()
-        {
+    /// Reduces `dirty`, a block of a region's log, to the bits that are to be cleared. What remains set in the log is
+    /// open. To be called for each block of the log, while the guest stands still, because pages that are closed must be
+    /// copied before it goes on. The time it takes depends on how many pages are newly dirty, each of which has cost a
+    /// fault.
+    ///
+    /// A block that has no page has nothing to settle if it is [`OpenPages::has_none_in`].
+    pub fn settle(&mut self, region: usize, block: usize, dirty: &mut [u64]) {
+        let words = block * BLOCK_WORDS..block * BLOCK_WORDS + dirty.len();
+        let open = &mut self.open.region_words_mut(region)[words.clone()];
+        let closing = &mut self.closing.region_words_mut(region)[words];
+        let written_in = &mut self.written_in[region][block * BLOCK_WORDS * 64..];
+        let mut open_here = 0;
+        let words = dirty.iter_mut().zip(open).zip(closing);
+        for (number, ((dirty, open), closing)) in words.enumerate() {
             let mut kept = *open & *dirty & !std::mem::take(closing);
             self.open_pages -= u64::from((*open & !kept).count_ones());
             let mut fresh = *dirty & !*open;
@@ -162,9 +165,17 @@ impl OpenPages {
                     self.open_pages += 1;
                 }
             }
+            open_here += kept.count_ones();
             *open = kept;
             *dirty &= !kept;
         }
+        self.open_in[region][block] = open_here;
+    }
+
+    /// Whether no page of a block is open.
+    #[must_use]
+    pub fn has_none_in(&self, region: usize, block: usize) -> bool {
+        self.open_in[region][block] == 0
     }
 
     /// Takes what was found out about the pages of the last harvest. To be called after each, while the guest

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::PageIndex;
-use crate::page_set::Region;
+use crate::page_set::{Region, is_zero};
 
 const PAGES: u64 = 300;
 const EPOCH: Duration = Duration::from_millis(20);
@@ -54,7 +54,7 @@ impl Guest {
         let mut dirty = PageSet::empty(&layout());
         let mut clear = self.log.clone();
         dirty.region_words_mut(0).copy_from_slice(&clear);
-        self.open.settle(0, &mut clear);
+        self.open.settle(0, 0, &mut clear);
         for (log, clear) in self.log.iter_mut().zip(&clear) {
             *log &= !clear;
         }
@@ -94,6 +94,54 @@ proptest! {
             }
             let open = (0..PAGES).filter(|page| guest.is_open(*page)).count();
             prop_assert_eq!(guest.open.len(), open as u64);
+        }
+    }
+
+    /// Blocks that have nothing to settle are passed over, and others are not: one large region does as several small
+    /// ones that are settled whatever they have.
+    #[test]
+    fn a_large_region_is_settled_as_its_parts_would_be(
+        epochs in prop::collection::vec(prop::collection::vec((0u64..3, 0u64..6), 0..6), 1..60),
+    ) {
+        const BLOCK_PAGES: u64 = 64 * BLOCK_WORDS as u64;
+        let regions = |count: u64, pages| {
+            let first = |number| PageIndex(number * pages);
+            let regions = (0..count).map(|number| Region { first: first(number), pages });
+            MemoryLayout::new(regions.collect())
+        };
+        let layouts = [regions(1, 3 * BLOCK_PAGES), regions(3, BLOCK_PAGES)];
+        let mut open = layouts.each_ref().map(OpenPages::new);
+        open.iter_mut().for_each(|open| open.start(Duration::from_micros(10)));
+        let mut log = vec![0u64; 3 * BLOCK_WORDS];
+        for (number, written) in epochs.into_iter().enumerate() {
+            let pages = written.iter().map(|(block, page)| block * BLOCK_PAGES + page);
+            pages.clone().for_each(|page| log[(page / 64) as usize] |= 1 << (page % 64));
+            // A log may also forget.
+            let forgotten = (number as u64 % 7 * BLOCK_PAGES / 64) as usize;
+            log.get_mut(forgotten).into_iter().for_each(|word| *word = 0);
+            let [mut whole, mut parts] = [log.clone(), log.clone()];
+            for (block, words) in whole.chunks_mut(BLOCK_WORDS).enumerate() {
+                if !is_zero(words) || !open[0].has_none_in(0, block) {
+                    open[0].settle(0, block, words);
+                }
+            }
+            for (region, words) in parts.chunks_mut(BLOCK_WORDS).enumerate() {
+                open[1].settle(region, 0, words);
+            }
+            prop_assert_eq!(&whole, &parts);
+            prop_assert_eq!(open[0].len(), open[1].len());
+            log.iter_mut().zip(&whole).for_each(|(log, clear)| *log &= !clear);
+            for (open, layout) in open.iter_mut().zip(&layouts) {
+                let mut changed = PageSet::empty(layout);
+                pages.clone().for_each(|page| { changed.insert(PageIndex(page)); });
+                open.looked(Looked {
+                    changed: &changed,
+                    pages: 100,
+                    copying: COPY * 100,
+                    epoch: EPOCH,
+                    open_max: 7,
+                });
+            }
         }
     }
 
@@ -203,7 +251,7 @@ fn copying_the_open_pages_takes_at_most_half_of_an_epoch() {
     for _ in 0..4 {
         let mut dirty = vec![u64::MAX; 4];
         dirty.push((1 << (PAGES % 64)) - 1);
-        guest.open.settle(0, &mut dirty);
+        guest.open.settle(0, 0, &mut dirty);
         guest.open.epoch += 1;
     }
     assert_eq!(guest.open.len(), most);
@@ -224,7 +272,7 @@ fn copying_the_open_pages_takes_at_most_half_of_an_epoch() {
         let mut dirty = vec![u64::MAX; 4];
         dirty.push((1 << (PAGES % 64)) - 1);
         guest.open.patience = 0;
-        guest.open.settle(0, &mut dirty);
+        guest.open.settle(0, 0, &mut dirty);
         assert_eq!(guest.open.len(), left);
         let is_open = |page: &&u64| guest.open.open.contains(PageIndex(**page));
         let written = open[..10].iter().filter(is_open).count();
@@ -268,7 +316,7 @@ fn a_bit_that_could_not_be_cleared_is_not_a_second_write() {
     guest.write(7);
     for _ in 0..2 {
         let mut clear = guest.log.clone();
-        guest.open.settle(0, &mut clear);
+        guest.open.settle(0, 0, &mut clear);
         assert_eq!(clear, guest.log);
     }
     assert!(guest.open.is_empty());

@@ -17,6 +17,7 @@ use std::io;
 use std::time::Duration;
 
 use understudy_replication::open_pages::{Looked, OpenPages};
+use understudy_replication::page_set::{BLOCK_WORDS, is_zero};
 use understudy_replication::{MemoryLayout, PageSet};
 use vm_memory::GuestMemoryBackend;
 
@@ -65,6 +66,8 @@ pub struct DirtyTracker {
     layout: MemoryLayout,
     /// Bits that were read in a harvest that failed.
     pending: PageSet,
+    /// Looking whether there are any takes as long as taking them.
+    has_pending: bool,
     /// The buffer for reading logs; as long as the longest slot.
     scratch: Vec<u64>,
     tracking: bool,
@@ -80,6 +83,7 @@ impl DirtyTracker {
             log,
             ram,
             pending: PageSet::empty(&layout),
+            has_pending: false,
             scratch: vec![0; longest.unwrap_or(0).div_ceil(64) as usize],
             open: OpenPages::new(&layout),
             layout,
@@ -95,12 +99,12 @@ impl DirtyTracker {
     /// If KVM refuses; then nothing is tracked.
     pub fn start(&mut self, fault: Duration) -> Result<(), DirtyError> {
         self.tracking = false;
-        self.pending.clear();
+        self.forget_pending();
         self.open.start(fault);
         // Device bits first: anything a device writes from here on may be reported, which is
         // harmless.
         for region in self.ram.iter() {
-            region.get_mmap().bitmap().reset();
+            region.get_mmap().bitmap().take(|_, _| {});
         }
         for slot in 0..self.layout.regions().len() {
             self.clean(slot)?;
@@ -112,7 +116,12 @@ impl DirtyTracker {
     /// Discards all dirty bits.
     pub fn stop(&mut self) {
         self.tracking = false;
+        self.forget_pending();
+    }
+
+    fn forget_pending(&mut self) {
         self.pending.clear();
+        self.has_pending = false;
     }
 
     /// Clears all bits of a slot that has just started logging.
@@ -182,13 +191,16 @@ impl DirtyTracker {
         });
         match result {
             Ok(()) => {
-                into.union(&self.pending);
-                self.pending.clear();
+                if std::mem::take(&mut self.has_pending) {
+                    into.union(&self.pending);
+                    self.pending.clear();
+                }
                 Ok(())
             }
             Err(error) => {
                 // A superset of what this harvest took: `into` may already have held other pages.
                 self.pending.union(into);
+                self.has_pending = true;
                 into.union(&self.pending);
                 Err(error)
             }
@@ -199,12 +211,12 @@ impl DirtyTracker {
         let Some(region) = self.ram.iter().nth(slot) else {
             return;
         };
-        // Takes and resets each word atomically: a device thread's bit is either in this harvest or
-        // stays set.
-        let bits = region.get_mmap().bitmap().get_and_reset();
-        for (word, bits) in into.region_words_mut(slot).iter_mut().zip(bits) {
-            *word |= bits;
-        }
+        // A device thread's bit is either in this harvest or stays set.
+        let words = into.region_words_mut(slot);
+        region
+            .get_mmap()
+            .bitmap()
+            .take(|number, bits| words[number] |= bits);
     }
 
     fn harvest_vcpus(
@@ -222,14 +234,20 @@ impl DirtyTracker {
                 slot: number,
                 source,
             })?;
-        // Copy the bits out first, then clear them: see the top of the file.
-        for (word, bits) in into.region_words_mut(slot).iter_mut().zip(words.iter()) {
-            *word |= bits;
+        // Copy the bits out first, then clear them: see the top of the file. Most blocks of a large guest have none.
+        let into = into.region_words_mut(slot).chunks_mut(BLOCK_WORDS);
+        for (block, (into, bits)) in into.zip(words.chunks_mut(BLOCK_WORDS)).enumerate() {
+            if is_zero(bits) && self.open.has_none_in(slot, block) {
+                continue;
+            }
+            for (word, bits) in into.iter_mut().zip(&*bits) {
+                *word |= bits;
+            }
+            if leave_open && self.log.is_manual() {
+                self.open.settle(slot, block, bits);
+            }
         }
         if self.log.is_manual() {
-            if leave_open {
-                self.open.settle(slot, words);
-            }
             clear_chunks(self.log.as_mut(), number, pages, words)?;
         }
         Ok(())
@@ -244,7 +262,7 @@ fn clear_chunks(
     words: &[u64],
 ) -> Result<(), DirtyError> {
     for (number, chunk) in words.chunks((CHUNK_PAGES / 64) as usize).enumerate() {
-        if chunk.iter().all(|word| *word == 0) {
+        if is_zero(chunk) {
             continue;
         }
         let first_page = number as u64 * CHUNK_PAGES;

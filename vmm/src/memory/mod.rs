@@ -6,13 +6,14 @@
 
 mod layout;
 mod pages;
+mod written;
 
 use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use understudy_replication::MemoryLayout;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -24,9 +25,10 @@ use crate::kvm::{self, KvmError};
 pub(crate) use layout::available_mib;
 pub use layout::{MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
 pub use pages::GuestPages;
+pub use written::Written;
 
 /// Guest RAM as devices see it: cheap to clone. A bitmap records every write through it.
-pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+pub type GuestRam = GuestMemoryMmap<Written>;
 
 /// What guest RAM is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -181,10 +183,8 @@ impl Memory {
     }
 }
 
-fn map(bytes: usize, backing: Backing) -> io::Result<vm_memory::MmapRegion<AtomicBitmap>> {
-    let page = std::num::NonZeroUsize::new(understudy_replication::PAGE_BYTES)
-        .expect("a page is not empty");
-    let builder = MmapRegionBuilder::new_with_bitmap(bytes, AtomicBitmap::new(bytes, page))
+fn map(bytes: usize, backing: Backing) -> io::Result<vm_memory::MmapRegion<Written>> {
+    let builder = MmapRegionBuilder::new_with_bitmap(bytes, Written::with_len(bytes))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match backing {
         Backing::Anonymous => {

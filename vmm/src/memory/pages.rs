@@ -13,6 +13,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::GuestRam;
 
+/// The processor's caches keep fewer pages than this until somebody looks at them, as the first copy does at once.
+const STREAMED_MIN: usize = 65;
+/// The length of a line of the caches.
+const LINE_BYTES: usize = 64;
+
 /// [`PageMemory`] for a machine's RAM.
 #[derive(Debug)]
 pub struct GuestPages {
@@ -74,6 +79,19 @@ impl GuestPages {
         })
     }
 
+    /// The same past the processor's caches, for more pages than they keep until somebody looks at them.
+    fn stream(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
+        let pages = pages.iter_mut().map(|(page, into)| (*page, &mut **into));
+        let done = self.for_each(pages, |from, into| {
+            // SAFETY: as in `read`. The processor has AVX, as the caller has found out.
+            unsafe { stream_page(from.cast_const(), into.as_mut_ptr()) };
+        });
+        // SAFETY: has no preconditions. Such stores are not ordered before what follows otherwise, not even before
+        // the locks by which other threads get the pages.
+        unsafe { std::arch::x86_64::_mm_sfence() };
+        done
+    }
+
     fn write<'a>(
         &self,
         pages: impl IntoIterator<Item = (PageIndex, &'a Page)>,
@@ -108,6 +126,66 @@ unsafe fn copy_page(from: *const u8, into: *mut u8) {
     }
 }
 
+/// Copies one page past the caches: its target is not read before it is overwritten, which is a third of what a copy
+/// costs in which no cache helps. The same holds for bytes that a guest is writing.
+///
+/// # Safety
+/// As [`copy_page`]; and the processor must have AVX.
+unsafe fn stream_page(from: *const u8, into: *mut u8) {
+    // Only whole lines of the cache are worth it; the first and the last may be shared with others.
+    let head = into.align_offset(LINE_BYTES);
+    let lines = (PAGE_BYTES - head) / LINE_BYTES;
+    // SAFETY: the instructions read and write exactly what the caller vouches for: the first line's length and the
+    // last's, wherever they begin, and between them `lines` lines from `head` on, which end within the page. They use
+    // neither the stack nor other registers than those named.
+    unsafe {
+        std::arch::asm!(
+            "vmovdqu ymm0, [{from}]",
+            "vmovdqu ymm1, [{from} + 32]",
+            "vmovdqu ymm2, [{from} + 4032]",
+            "vmovdqu ymm3, [{from} + 4064]",
+            "vmovdqu [{into}], ymm0",
+            "vmovdqu [{into} + 32], ymm1",
+            "vmovdqu [{into} + 4032], ymm2",
+            "vmovdqu [{into} + 4064], ymm3",
+            "add {from}, {head}",
+            "add {into}, {head}",
+            "2:",
+            "vmovdqu ymm0, [{from}]",
+            "vmovdqu ymm1, [{from} + 32]",
+            "vmovntdq [{into}], ymm0",
+            "vmovntdq [{into} + 32], ymm1",
+            "add {from}, 64",
+            "add {into}, 64",
+            "dec {lines}",
+            "jnz 2b",
+            "vzeroupper",
+            from = inout(reg) from => _,
+            into = inout(reg) into => _,
+            head = in(reg) head,
+            lines = inout(reg) lines => _,
+            out("ymm0") _,
+            out("ymm1") _,
+            out("ymm2") _,
+            out("ymm3") _,
+            // `vzeroupper`, which spares SSE code a wait on some processors, clears their upper halves.
+            out("ymm4") _,
+            out("ymm5") _,
+            out("ymm6") _,
+            out("ymm7") _,
+            out("ymm8") _,
+            out("ymm9") _,
+            out("ymm10") _,
+            out("ymm11") _,
+            out("ymm12") _,
+            out("ymm13") _,
+            out("ymm14") _,
+            out("ymm15") _,
+            options(nostack),
+        );
+    }
+}
+
 impl PageMemory for GuestPages {
     fn layout(&self) -> &MemoryLayout {
         &self.layout
@@ -122,7 +200,10 @@ impl PageMemory for GuestPages {
     }
 
     fn read_pages(&self, pages: &mut [(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
-        self.read(pages.iter_mut().map(|(page, into)| (*page, &mut **into)))
+        if pages.len() < STREAMED_MIN || !is_x86_feature_detected!("avx") {
+            return self.read(pages.iter_mut().map(|(page, into)| (*page, &mut **into)));
+        }
+        self.stream(pages)
     }
 
     fn write_pages(&self, pages: &[(PageIndex, Box<Page>)]) -> Result<(), MachineError> {
@@ -148,9 +229,7 @@ impl PageMemory for GuestPages {
 
 /// Gives the region's pages back to the host; the next access finds zeros. The mapping stays, so
 /// KVM's memory slots stay valid (the kernel drops the guest's translations on its own).
-fn clear_region(
-    region: &vm_memory::GuestRegionMmap<vm_memory::bitmap::AtomicBitmap>,
-) -> io::Result<()> {
+fn clear_region(region: &vm_memory::GuestRegionMmap<super::Written>) -> io::Result<()> {
     if let Some(file) = region.file_offset() {
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let at = |offset: u64| i64::try_from(offset).map_err(io::Error::other);
@@ -170,4 +249,34 @@ fn clear_region(
     };
     // Locked memory takes only the first, and kernels before 5.18 know only the second.
     give_back(libc::MADV_DONTNEED_LOCKED).or_else(|_| give_back(libc::MADV_DONTNEED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_streamed_whole_wherever_its_frame_lies_and_nothing_beside_it() {
+        if !is_x86_feature_detected!("avx") {
+            println!("this processor has no AVX: pages are not streamed on it");
+            return;
+        }
+        let from: Vec<u8> = (0..2 * PAGE_BYTES).map(|at| (at * 7 / 3) as u8).collect();
+        let mut into = vec![0; 2 * PAGE_BYTES];
+        for shift in 0..=LINE_BYTES {
+            into.fill(0xaa);
+            // SAFETY: both ranges lie in their vectors, as the shifts are no longer than a page; AVX was found.
+            unsafe {
+                stream_page(
+                    from.as_ptr().add(shift),
+                    into.as_mut_ptr().add(shift / 2 + 1),
+                )
+            };
+            let (before, rest) = into.split_at(shift / 2 + 1);
+            let (page, after) = rest.split_at(PAGE_BYTES);
+            assert!(page == &from[shift..][..PAGE_BYTES], "shift {shift}");
+            let mut beside = before.iter().chain(after);
+            assert!(beside.all(|byte| *byte == 0xaa), "shift {shift}");
+        }
+    }
 }

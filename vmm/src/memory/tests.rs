@@ -117,3 +117,33 @@ fn more_than_the_host_has_is_refused_with_both_numbers() {
         assert!(matches!(error, MemoryError::Size { .. }), "{error}");
     }
 }
+
+/// As many as are copied one by one, or past the caches.
+#[test]
+fn pages_are_the_same_however_many_are_read_at_once() {
+    let memory = Memory::allocate(16, Backing::Anonymous).unwrap();
+    let content = |page: u64| -> Page {
+        std::array::from_fn(|at| (page as usize * 31 + at / 3 * 7 + at) as u8)
+    };
+    let pages = (0..4096).filter(|page| page % 3 != 0);
+    for page in pages.clone() {
+        let content = content(page);
+        memory
+            .pages()
+            .write_page(PageIndex(page), &content)
+            .unwrap();
+    }
+    for count in [1, 63, 64, 65, 66, 1000, 2700] {
+        let pages = pages.clone().rev().take(count);
+        let mut read: Vec<_> = pages
+            .map(|page| (PageIndex(page), Box::new([0xff; PAGE_BYTES])))
+            .collect();
+        memory.pages().read_pages(&mut read).unwrap();
+        for (page, frame) in &read {
+            assert!(**frame == content(page.0), "{page} of {count}");
+        }
+        read[count / 2].0 = PageIndex(4096);
+        let error = memory.pages().read_pages(&mut read).unwrap_err();
+        assert!(error.to_string().contains("is not guest RAM"), "{error}");
+    }
+}
