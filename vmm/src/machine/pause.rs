@@ -34,6 +34,8 @@ pub struct Paused<'a> {
     past: &'a Past,
     phase: &'a mut Phase,
     calls: &'a Calls,
+    /// Whether all vCPUs are idle, by the state that was saved.
+    is_idle: bool,
 }
 
 /// Lets the vCPUs continue when dropped. It is dropped after all the fields it must follow.
@@ -104,6 +106,7 @@ impl<'a> Paused<'a> {
             past: &machine_events.past,
             phase,
             calls,
+            is_idle: false,
         })
     }
 
@@ -131,7 +134,8 @@ impl<'a> Paused<'a> {
             clock: self.clock,
             past: self.past,
         };
-        state::save(devices, vcpus, &source, into)
+        self.is_idle = state::save(devices, vcpus, &source, into)?;
+        Ok(())
     }
 
     /// Puts devices, interrupt controllers, timer and vCPUs back to their state before the machine
@@ -153,6 +157,13 @@ impl<'a> Paused<'a> {
     pub fn stay(&mut self) {
         self.vcpus.stay = true;
         *self.phase = Phase::Stopped;
+    }
+
+    /// Whether all vCPUs waited for an interrupt, or were never started, when the state was saved. To ask KVM anew
+    /// would take as long as to read all of a vCPU's registers.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.is_idle
     }
 
     /// The vCPUs, all parked.

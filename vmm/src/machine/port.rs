@@ -10,7 +10,6 @@ use understudy_replication::ports::{
 use understudy_replication::{Fingerprint, PageSet};
 
 use super::{Machine, MachineFault, Paused};
-use crate::vcpu::is_idle;
 
 impl MachinePort for Machine {
     fn fingerprint(&self) -> Fingerprint {
@@ -90,7 +89,7 @@ impl PausedMachine for Paused<'_> {
     }
 
     fn is_idle(&self) -> bool {
-        self.vcpu_handles().all(is_idle)
+        Paused::is_idle(self)
     }
 
     fn save(&mut self, into: &mut Vec<u8>) -> Result<(), MachineError> {

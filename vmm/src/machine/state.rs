@@ -155,7 +155,10 @@ impl Initial {
             vm: VmState::save(vm, clock)?,
             vcpus: vcpus
                 .iter()
-                .map(|handle| Ok(VcpuState::save(handle, msrs)?.without_counter()))
+                .map(|handle| {
+                    let state = VcpuState::save(handle, msrs, clock.counter)?;
+                    Ok(state.without_counter())
+                })
                 .collect::<Result<_, StateError>>()?,
         })
     }
@@ -176,7 +179,7 @@ impl Initial {
     }
 }
 
-/// Saves a machine that stands still.
+/// Saves a machine that stands still, and says whether all of its vCPUs are idle.
 ///
 /// The order: devices, then the VM, then vCPUs. Devices raise interrupts into the VM's controllers,
 /// and those into the vCPUs' LAPICs. If something moves along that path while we read (work that
@@ -188,18 +191,28 @@ pub(super) fn save<'a>(
     vcpus: impl Iterator<Item = &'a VcpuHandle>,
     source: &Source<'_>,
     into: &mut Vec<u8>,
-) -> Result<(), StateError> {
+) -> Result<bool, StateError> {
     let broke_ago = source.past.machine_broke_ago();
-    let state = MachineState {
-        devices: devices.collect::<Result<_, _>>()?,
-        vm: VmState::save(source.vm, source.clock)?,
-        cpu: source.cpu.clone(),
-        vcpus: vcpus
-            .map(|handle| VcpuState::save(handle, source.msrs))
-            .collect::<Result<_, _>>()?,
-        broke_ago_ms: broke_ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
-    };
-    state.encode(into)
+    let broke_ago = broke_ago.map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX));
+    let devices = devices.collect::<Result<Vec<_>, _>>()?;
+    let vm = VmState::save(source.vm, source.clock)?;
+    let vcpus = vcpus
+        .map(|handle| VcpuState::save(handle, source.msrs, source.clock.counter))
+        .collect::<Result<Vec<_>, _>>()?;
+    // The fields of `MachineState` in their order, which is how `postcard` encodes a structure, without a copy of the
+    // CPU's description: making one takes longer than encoding all the rest.
+    append(&(VERSION, devices, vm, source.cpu, &vcpus, broke_ago), into)?;
+    Ok(vcpus.iter().all(VcpuState::is_idle))
+}
+
+fn append(state: &impl Serialize, into: &mut Vec<u8>) -> Result<(), StateError> {
+    let before = into.len();
+    let bytes = postcard::to_extend(state, std::mem::take(into));
+    *into = bytes.map_err(|source| StateError::Malformed {
+        bytes: before,
+        source,
+    })?;
+    Ok(())
 }
 
 impl VmState {
@@ -267,19 +280,9 @@ impl VmState {
 }
 
 impl MachineState {
+    #[cfg(test)]
     pub(super) fn encode(&self, into: &mut Vec<u8>) -> Result<(), StateError> {
-        let start = into.len();
-        let bytes = postcard::to_extend(&(VERSION, self), std::mem::take(into));
-        match bytes {
-            Ok(bytes) => {
-                *into = bytes;
-                Ok(())
-            }
-            Err(source) => Err(StateError::Malformed {
-                bytes: start,
-                source,
-            }),
-        }
+        append(&(VERSION, self), into)
     }
 
     /// Makes the state of vCPU number `number` another's.

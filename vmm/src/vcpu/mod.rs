@@ -24,7 +24,7 @@ pub use cpuid::{CpuError, CpuModel, CpuTemplate, Feature, Register, TemplateErro
 pub use ending::Ending;
 pub use fault_cost::fault_cost;
 pub use msr::{Msr, MsrList};
-pub use state::{VcpuState, is_idle};
+pub use state::VcpuState;
 pub use thread::{Buses, OnEnd, VcpuThread};
 pub use time::{Counter, CounterMove, GuestClock, guest_counter, use_host_counter};
 

@@ -9,7 +9,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::msr::{MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_TSC, Msr, MsrList};
-use super::time::{CounterMove, GuestClock};
+use super::time::{Counter, CounterMove, GuestClock};
 use super::{VcpuError, exact, msr};
 use crate::kvm::{KvmError, VcpuHandle, counter_offset, get_xsave, set_xsave};
 
@@ -39,25 +39,12 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
-/// Whether a parked vCPU waits for an interrupt, or was never started. A failure to find out counts as no:
-/// saving its state says why.
-#[must_use]
-pub fn is_idle(handle: &VcpuHandle) -> bool {
-    let idle = [
-        KVM_MP_STATE_HALTED,
-        KVM_MP_STATE_UNINITIALIZED,
-        KVM_MP_STATE_INIT_RECEIVED,
-    ];
-    let state = handle.lock().get_mp_state();
-    state.is_ok_and(|state| idle.contains(&state.mp_state))
-}
-
 impl VcpuState {
-    /// Reads the state of a stopped vCPU.
+    /// Reads the state of a stopped vCPU, whose guest reads this `counter`.
     ///
     /// # Errors
     /// If KVM refuses some of it.
-    pub fn save(handle: &VcpuHandle, list: &MsrList) -> Result<Self, VcpuError> {
+    pub fn save(handle: &VcpuHandle, list: &MsrList, counter: Counter) -> Result<Self, VcpuError> {
         let vcpu = handle.id();
         let fd = handle.lock();
         let call = |what: &'static str| {
@@ -86,9 +73,24 @@ impl VcpuState {
             debugregs,
             lapic,
             msrs,
-            counter_offset: counter_offset(&fd),
+            // Restored with the vCPU's own counter only.
+            counter_offset: match counter {
+                Counter::Own => counter_offset(&fd),
+                Counter::Host => None,
+            },
             events,
         })
+    }
+
+    /// Whether the vCPU waits for an interrupt, or was never started.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        [
+            KVM_MP_STATE_HALTED,
+            KVM_MP_STATE_UNINITIALIZED,
+            KVM_MP_STATE_INIT_RECEIVED,
+        ]
+        .contains(&self.mp_state.mp_state)
     }
 
     /// How far all vCPUs' counter offsets move so that this vCPU's counter goes on, after matching

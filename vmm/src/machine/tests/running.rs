@@ -274,3 +274,30 @@ fn panics_and_watchdogs_are_told_and_do_what_they_are_configured_to() {
     drop(rig.machine.pause_guest().unwrap());
     assert!(!rig.machine.events.is_halted());
 }
+
+#[test]
+fn a_guest_whose_vcpus_have_all_halted_or_never_started_is_idle() {
+    const HALTING: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd]; // cli; again: hlt; jmp again
+    for (code, idles) in [(HALTING, true), (COUNTING, false)] {
+        let config = MachineConfig {
+            vcpus: 2,
+            ..config(code)
+        };
+        let mut rig = rig_with(config, &["numbers"]);
+        rig.machine.start().unwrap();
+        if !idles {
+            rig.await_number(3);
+        }
+        let started = Instant::now();
+        loop {
+            let mut paused = rig.machine.pause_guest().unwrap();
+            assert!(!paused.is_idle(), "nothing is known yet");
+            paused.save_state(&mut Vec::new()).unwrap();
+            if paused.is_idle() == idles {
+                break;
+            }
+            assert!(idles, "it counts");
+            assert!(started.elapsed() < DEADLINE, "it does not halt");
+        }
+    }
+}
