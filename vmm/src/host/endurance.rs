@@ -15,6 +15,7 @@ use thread_priority::{
 
 use super::Finding;
 use crate::config::{Endurance, LockMemory, Priority};
+use crate::memory::Keeper;
 
 /// Low enough that everything else goes first, but what has said the same and what may never be ended.
 const OOM_SCORE: &str = "-900";
@@ -108,6 +109,31 @@ pub fn raise_priority(priority: Priority) -> io::Result<()> {
         thread_priority::Error::OS(errno) => io::Error::from_raw_os_error(errno),
         other => io::Error::other(format!("{other:?}")),
     })
+}
+
+/// Keeps this process's memory from being freed before its sockets are closed when it is killed, so that the other host
+/// learns of that at once, however much memory it is. Without it, only that takes longer.
+pub fn keep_memory() {
+    let started = std::thread::Builder::new()
+        .name("keeper".into())
+        .spawn(|| match Keeper::start() {
+            Ok(keeper) => {
+                let ended = keeper.wait();
+                tracing::warn!(
+                    "the process that keeps this one's memory has ended ({ended:?}): if this one is killed now, the other host learns of it only when all memory has been freed"
+                );
+            }
+            Err(error) => cannot_keep(&error),
+        });
+    if let Err(error) = started {
+        cannot_keep(&error);
+    }
+}
+
+fn cannot_keep(error: &io::Error) {
+    tracing::warn!(
+        "if this process is killed, the other host learns of it only when all memory has been freed: no process can be started that keeps it: {error}"
+    );
 }
 
 /// Tries it on a thread that ends at once.

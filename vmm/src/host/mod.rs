@@ -16,7 +16,7 @@ use crate::memory::available_mib;
 use crate::vcpu::{CpuModel, CpuTemplate};
 
 pub(crate) use endurance::field as process_field;
-pub use endurance::{Lack, endure, raise_priority};
+pub use endurance::{Lack, endure, keep_memory, raise_priority};
 
 /// One thing that a host has or lacks.
 #[derive(Debug, Serialize)]

@@ -4,6 +4,7 @@
 //! writes whole pages for replication and records nothing. What must not be done here: interpret
 //! the bytes, or decide which pages are dirty.
 
+mod keeper;
 mod layout;
 mod pages;
 mod written;
@@ -22,6 +23,7 @@ use vm_memory::{
 
 use crate::kvm::{self, KvmError};
 
+pub(crate) use keeper::Keeper;
 pub(crate) use layout::available_mib;
 pub use layout::{MIB_MAX, MIB_MIN, MMIO_HOLE_START, ranges};
 pub use pages::GuestPages;

@@ -49,6 +49,7 @@ pub(crate) fn standby(arguments: ReplicatedArgs) -> Result<()> {
 /// Takes what the host gives for a protected guest's process; returns what was asked for and is not given.
 fn endure(config: &Config) -> Vec<String> {
     let lacks = host::endure(config.replication.endurance).into_iter();
+    host::keep_memory();
     let (asked, others): (Vec<Lack>, Vec<Lack>) = lacks.partition(|lack| lack.asked);
     for lack in others {
         tracing::info!("{}", lack.what);
