@@ -88,12 +88,13 @@ pub struct Policy {
     pub latency_target: Duration,
     /// The longest time between two heartbeats that are sent.
     ///
-    /// Default 20 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
+    /// Default 10 ms, range 1 ms to a third of [`heartbeat_timeout`](Self::heartbeat_timeout): two
     /// late packets must not cause a failover.
     pub heartbeat_interval: Duration,
-    /// The peer counts as lost after this long without a sign of life on any path. A backup also
-    /// counts as lost if it is silent on the link for this long while an epoch waits for its
-    /// acknowledgement.
+    /// The peer counts as lost after at most this long without a sign of life on any path, and after less, but
+    /// not before [`shortest_timeout`](Self::shortest_timeout), if its heartbeats have always come in time
+    /// ([`Patience`](super::heartbeats::Patience)). A backup also counts as lost if it is silent on the link for
+    /// this long while an epoch waits for its acknowledgement.
     ///
     /// Default 150 ms, range 10 ms to 10 min.
     pub heartbeat_timeout: Duration,
@@ -131,7 +132,7 @@ impl Default for Policy {
             epoch_interval: Duration::from_millis(25),
             overhead_percent: 10,
             latency_target: Duration::from_millis(100),
-            heartbeat_interval: Duration::from_millis(20),
+            heartbeat_interval: Duration::from_millis(10),
             heartbeat_timeout: Duration::from_millis(150),
             storage_timeout: Duration::from_millis(600),
             arbiter_retry: Duration::from_millis(100),
@@ -139,5 +140,24 @@ impl Default for Policy {
             sync_pages_left: 4096,
             sync_rounds_max: 8,
         }
+    }
+}
+
+/// A host that is well may stand still for 40 ms, and its last heartbeat was one interval before that.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(70);
+
+impl Policy {
+    /// The least time of silence after which the peer may count as lost: 70 ms, or two fifths of
+    /// [`heartbeat_timeout`](Self::heartbeat_timeout) if that is more.
+    #[must_use]
+    pub fn shortest_timeout(&self) -> Duration {
+        let longest = self.heartbeat_timeout;
+        SHORTEST_TIMEOUT.max(longest * 2 / 5).min(longest)
+    }
+
+    /// Whoever did nothing for longer than this may have been replaced meanwhile, or has not read yet what came: a peer
+    /// with the same policy waits twice as long before it acts.
+    pub(crate) fn stalls_after(&self) -> Duration {
+        self.shortest_timeout() / 2
     }
 }

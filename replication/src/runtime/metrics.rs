@@ -212,6 +212,10 @@ impl Metrics {
         }
     }
 
+    pub(super) fn set_silence_timeout(&self, timeout: Duration) {
+        self.lock().status.silence_timeout_ms = milliseconds(timeout);
+    }
+
     pub(super) fn set_peer(&self, peer: Option<String>) {
         self.lock().status.peer = peer;
     }

@@ -94,6 +94,9 @@ pub struct Status {
     pub protected: bool,
     /// The other side's name, when there is one.
     pub peer: Option<String>,
+    /// How long the other side may be silent now before it counts as lost, in milliseconds.
+    #[serde(default)]
+    pub silence_timeout_ms: f64,
     /// Epochs acknowledged (primary) or committed (standby) by this process.
     pub epochs: u64,
     /// Time the guest stood still per epoch, in microseconds.

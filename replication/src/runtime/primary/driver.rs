@@ -520,7 +520,7 @@ impl Driver {
 
     fn release(&self, epoch: EpochId, decided: Duration) {
         // If this side stalled for longer than this during the release, the core would have a doubt.
-        let patience = self.setup.reign.settings.policy.heartbeat_timeout / 2;
+        let patience = self.setup.reign.settings.policy.stalls_after();
         let clock = self.clock;
         let is_in_time = || clock.now() <= decided + patience;
         if !self.setup.gate.release(epoch, is_in_time) {

@@ -32,6 +32,7 @@ impl Driver {
             core.acked().unwrap_or_default(),
             core.is_protected(),
         );
+        self.metrics.set_silence_timeout(core.silence_timeout());
         self.metrics.set_peer(core.backup_node().map(str::to_owned));
         self.metrics.set_backup_troubles(core.backup_troubles());
         let awaits = core.ending_awaits();

@@ -554,6 +554,7 @@ impl<M: Machine> Driver<M> {
             core.committed_epoch().unwrap_or_default(),
             core.is_protecting(),
         );
+        self.metrics.set_silence_timeout(core.silence_timeout());
         self.metrics
             .set_peer(core.primary_node().map(str::to_owned));
     }

@@ -111,6 +111,8 @@ impl Hash for BackupCore {
             promise,
             welcomed_at: _,
             heard_at,
+            // In the model nothing is heard often enough to conclude anything from it.
+            patience: _,
             beat_sent_at,
             // A process that has stopped is gone.
             stopped: _,

@@ -30,6 +30,7 @@ pub use status::BackupPhase;
 use super::{BackupEffect as Effect, BackupInput as Input};
 use crate::arbiter::{ArbiterId, Mark};
 use crate::core::epoch::staging::{Committed, Staging, StagingError};
+use crate::core::heartbeats::Patience;
 use crate::core::message::{Bye, Hello, Message};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
@@ -150,6 +151,8 @@ pub struct BackupCore {
     welcomed_at: Duration,
     /// Last sign of life of the primary on any path.
     heard_at: Duration,
+    /// How long it may be silent.
+    patience: Patience,
     beat_sent_at: Duration,
     /// This side ends: nothing follows any more, above all no claim, which could be granted to nobody.
     stopped: bool,
@@ -165,6 +168,7 @@ impl BackupCore {
         now: Duration,
     ) -> Self {
         let staging = Staging::new(&identity.layout);
+        let patience = Patience::new(&policy, now);
         let mut core = Self {
             policy,
             timers: Timers::new(),
@@ -189,6 +193,7 @@ impl BackupCore {
             health: Health::default(),
             welcomed_at: now,
             heard_at: now,
+            patience,
             beat_sent_at: now,
             stopped: false,
         };
@@ -229,7 +234,7 @@ impl BackupCore {
     fn advance(&mut self, now: Duration) {
         let jump = now.saturating_sub(self.now);
         self.now = self.now.max(now);
-        if jump > self.policy.heartbeat_timeout / 2 {
+        if jump > self.policy.stalls_after() {
             // This side slept, so the other side's silence says nothing: what it sent meanwhile is
             // not read yet.
             self.heard_at += jump;
@@ -274,6 +279,15 @@ impl BackupCore {
             Timer::Storage => self.storage_hangs(out),
             Timer::Trial => self.trial_expired(out),
         }
+    }
+
+    /// There is a sign of life of the primary.
+    fn heard(&mut self) {
+        if matches!(self.phase, Phase::Syncing | Phase::Standby { .. }) {
+            let gap = self.now.saturating_sub(self.heard_at);
+            self.patience.heard(gap, self.now);
+        }
+        self.heard_at = self.now;
     }
 
     fn primary_is_silent(&mut self, out: &mut Vec<Effect>) {
@@ -347,7 +361,8 @@ impl BackupCore {
                 // A heartbeat of another generation is no sign of life of our primary. If it is of
                 // a later one, ours falls silent and the arbiter tells us.
                 if (session, generation) == (self.told.session, self.generation) {
-                    self.heard_at = self.now;
+                    self.heard();
+                    self.patience.heartbeat();
                 }
             }
             Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),
@@ -450,7 +465,7 @@ impl BackupCore {
                 }
             }
             (Link::Welcomed, message) => {
-                self.heard_at = self.now;
+                self.heard();
                 self.is_reading();
                 if let Err(violation) = self.in_session(message, memory, out) {
                     self.violated(&violation, out);

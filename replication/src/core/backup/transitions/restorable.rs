@@ -136,7 +136,7 @@ impl BackupCore {
     pub(super) fn silence_patience(&self) -> Duration {
         match self.restorable.is_doubtful {
             true => self.trial_patience(),
-            false => self.policy.heartbeat_timeout,
+            false => self.patience.timeout(),
         }
     }
 

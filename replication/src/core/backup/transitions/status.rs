@@ -1,5 +1,7 @@
 //! What a backup reports about itself, and the committed state it holds. Changes nothing.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::{BackupCore, Phase};
@@ -98,5 +100,11 @@ impl BackupCore {
     #[must_use]
     pub fn primary_node(&self) -> Option<&str> {
         self.primary_node.as_deref()
+    }
+
+    /// How long the primary may be silent now before it counts as lost.
+    #[must_use]
+    pub fn silence_timeout(&self) -> Duration {
+        self.silence_patience()
     }
 }

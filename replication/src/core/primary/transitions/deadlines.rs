@@ -104,7 +104,7 @@ impl PrimaryCore {
     }
 
     fn silent_at(&self) -> Duration {
-        self.link_heard_at.max(self.beat_heard_at) + self.policy.heartbeat_timeout
+        self.link_heard_at.max(self.beat_heard_at) + self.patience.timeout()
     }
 
     fn beat_at(&self) -> Duration {

@@ -25,6 +25,7 @@ use super::epochs::Epochs;
 use super::{PrimaryEffect as Effect, PrimaryInput as Input};
 use crate::arbiter::Mark;
 use crate::core::disk::PeerDisk;
+use crate::core::heartbeats::Patience;
 use crate::core::message::{Bye, Hello, Message, Refusal, Trouble, session_number};
 use crate::core::policy::Policy;
 use crate::core::promise::Promise;
@@ -111,6 +112,8 @@ pub struct PrimaryCore {
     message_at: Duration,
     /// When a heartbeat last came on the separate path; time that this side slept is not counted.
     beat_heard_at: Duration,
+    /// How long the backup may be silent.
+    patience: Patience,
     /// When a heartbeat was last sent over the link.
     beat_sent_at: Duration,
 }
@@ -121,6 +124,7 @@ impl PrimaryCore {
     #[must_use]
     pub fn new(policy: Policy, introduction: Hello, generation: Generation, now: Duration) -> Self {
         let policy_check = policy.arbiter_check;
+        let patience = Patience::new(&policy, now);
         let throttle = Throttle::new(policy.latency_target, policy.epoch_interval);
         let mut core = Self {
             policy,
@@ -152,6 +156,7 @@ impl PrimaryCore {
             link_heard_at: now,
             message_at: now,
             beat_heard_at: now,
+            patience,
             beat_sent_at: now,
         };
         // It may be long until something happens to a primary that has no backup.
@@ -199,7 +204,7 @@ impl PrimaryCore {
     fn advance(&mut self, now: Duration) {
         let jump = now.saturating_sub(self.now);
         self.now = self.now.max(now);
-        if jump <= self.policy.heartbeat_timeout / 2 {
+        if jump <= self.policy.stalls_after() {
             return;
         }
         // This side slept, so the other side's silence says nothing: what it sent meanwhile is not
@@ -227,6 +232,14 @@ impl PrimaryCore {
         }
     }
 
+    /// There is a sign of life of the backup, which is not noted yet.
+    fn heard(&mut self) {
+        if matches!(self.phase, Phase::Syncing { .. } | Phase::Protected(_)) {
+            let last = self.link_heard_at.max(self.beat_heard_at);
+            self.patience.heard(self.now.saturating_sub(last), self.now);
+        }
+    }
+
     fn expired(&mut self, timer: Timer, out: &mut Vec<Effect>) {
         match timer {
             Timer::AllSaid => self.await_last_answer(),
@@ -239,7 +252,7 @@ impl PrimaryCore {
                 self.lose_backup(cause.into(), out);
             }
             Timer::Silence => {
-                let silence = self.policy.heartbeat_timeout;
+                let silence = self.patience.timeout();
                 self.lose_backup(format!("no sign of life for {silence:?}"), out);
             }
             Timer::Unacked => {
@@ -310,6 +323,8 @@ impl PrimaryCore {
                 } else if generation > self.generation {
                     self.hear_of_later();
                 } else if generation == self.generation {
+                    self.heard();
+                    self.patience.heartbeat();
                     self.beat_heard_at = self.now;
                 }
             }
@@ -403,10 +418,11 @@ impl PrimaryCore {
             let current = self.generation;
             return out.push(Effect::Send(Message::Bye(Bye::Fenced { current })));
         }
-        if self.now.saturating_sub(self.message_at) > self.policy.heartbeat_timeout / 2 {
+        if self.now.saturating_sub(self.message_at) > self.policy.stalls_after() {
             // What comes now may have been on its way for long.
             self.begin_to_doubt();
         }
+        self.heard();
         self.message_at = self.now;
         self.link_heard_at = self.now;
         match (&mut self.phase, message) {

@@ -1,5 +1,7 @@
 //! What a primary reports about itself, for people, metrics and the runtime. Changes nothing.
 
+use std::time::Duration;
+
 use super::{Phase, PrimaryCore};
 use crate::core::message::Trouble;
 use crate::core::primary::epochs::Epochs;
@@ -64,6 +66,12 @@ impl PrimaryPhase {
 }
 
 impl PrimaryCore {
+    /// How long the backup may be silent now before it counts as lost.
+    #[must_use]
+    pub fn silence_timeout(&self) -> Duration {
+        self.patience.timeout()
+    }
+
     /// Where this primary stands.
     #[must_use]
     pub fn phase(&self) -> PrimaryPhase {

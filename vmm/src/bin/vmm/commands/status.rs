@@ -153,6 +153,13 @@ fn replicated(status: &Status, metrics: &NodeMetrics) -> String {
         ),
     );
     line("epochs", status.epochs.to_string());
+    if let Some(peer) = &status.peer {
+        let silence = status.silence_timeout_ms;
+        line(
+            "silence",
+            format!("{peer} counts as lost after {silence} ms"),
+        );
+    }
     line("output", output(&status.output));
     if status.side == Side::Primary && status.pause_us.count > 0 {
         line("pause", times(&status.pause_us));

@@ -58,9 +58,33 @@ fn a_closed_link_is_acted_on_at_once_and_the_torn_epoch_named() {
 #[test]
 fn silence_on_every_path_claims_and_one_living_path_does_not() {
     let mut bench = Bench::torn();
-    assert_eq!(bench.pass(400 * MS, false, true), []);
     assert_eq!(bench.pass(400 * MS, true, false), []);
     assert_eq!(bench.pass(149 * MS, false, false), []);
+    assert_discards_and_claims(&bench.pass(MS, false, false));
+}
+
+#[test]
+fn a_primary_whose_heartbeats_came_in_time_counts_as_lost_earlier() {
+    let shortest = Policy::default().shortest_timeout();
+    let mut bench = Bench::torn();
+    assert_eq!(bench.pass(400 * MS, false, true), []);
+    assert_eq!(bench.core.silence_timeout(), shortest);
+    assert_eq!(bench.pass(shortest - MS, false, false), []);
+    assert_discards_and_claims(&bench.pass(MS, false, false));
+}
+
+#[test]
+fn a_primary_that_stood_still_for_a_while_has_longer_and_time_that_this_side_slept_is_not_its() {
+    let mut bench = Bench::torn();
+    assert_eq!(bench.pass(400 * MS, false, true), []);
+    bench.now += 60 * MS;
+    bench.pass(MS, false, true);
+    let shortest = Policy::default().shortest_timeout();
+    assert_eq!(bench.core.silence_timeout(), shortest, "it was this side");
+    bench.pass(60 * MS, false, false);
+    bench.pass(MS, false, true);
+    assert_eq!(bench.core.silence_timeout(), 122 * MS);
+    assert_eq!(bench.pass(121 * MS, false, false), []);
     assert_discards_and_claims(&bench.pass(MS, false, false));
 }
 
@@ -175,10 +199,11 @@ fn heartbeats_of_other_sessions_are_no_sign_of_life() {
 #[test]
 fn heartbeats_are_sent_once_welcomed() {
     let mut bench = Bench::syncing();
-    bench.now += 20 * MS;
+    let interval = Policy::default().heartbeat_interval;
+    bench.now += interval;
     assert_eq!(bench.give(Input::Tick), [Effect::Send(Message::Heartbeat)]);
     assert_eq!(bench.give(Input::Tick), []);
-    assert_eq!(bench.core.next_wakeup(), Some(bench.now + 20 * MS));
+    assert_eq!(bench.core.next_wakeup(), Some(bench.now + interval));
 }
 
 #[test]

@@ -92,6 +92,17 @@ fn silence_on_every_path_loses_the_backup_and_one_living_path_does_not() {
 }
 
 #[test]
+fn a_backup_whose_heartbeats_came_in_time_counts_as_lost_earlier() {
+    let shortest = Policy::default().shortest_timeout();
+    let mut bench = Bench::protected();
+    bench.give(Input::CheckpointWanted);
+    bench.pass(400 * MS, false, true);
+    assert_eq!(bench.core.silence_timeout(), shortest);
+    assert_eq!(bench.pass(shortest - MS, false, false), []);
+    assert!(claims(&bench.pass(MS, false, false)));
+}
+
+#[test]
 fn an_epoch_in_flight_needs_life_on_the_link_itself() {
     let mut bench = Bench::protected();
     bench.give(Input::CheckpointWanted);

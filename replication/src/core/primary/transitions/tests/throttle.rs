@@ -171,7 +171,7 @@ fn the_time_of_the_first_copy_is_none_of_the_first_epochs() {
         "{effects:?}"
     );
     // So it says something of the guest.
-    bench.now += 10 * MS;
+    bench.now += 9 * MS;
     bench.ship(1);
     bench.ack(1);
     epoch(&mut bench, 2, 300 * MS);
