@@ -21,8 +21,8 @@ use crate::network::Side;
 use crate::run::{await_some, protect};
 use crate::{Place, write_json};
 
-/// How long the guest works undisturbed before each disturbance.
-const LEAD_MS: std::ops::Range<u64> = 100..300;
+/// How much longer than it must the guest may work undisturbed before each disturbance.
+const LEAD_MS: std::ops::Range<u64> = 0..200;
 /// After it, whoever was about to act has asked the arbiter.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Within which a pair that acted is one again.
@@ -54,6 +54,10 @@ pub(crate) struct Options {
     /// How often each process stands still for each of these.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=15))]
     rounds: u64,
+    /// How long the guest works undisturbed before each of them at least. After three seconds, both hosts have heard enough
+    /// heartbeats to know how they come.
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    lead_ms: u64,
     /// How long the processors are wanted by others, and how long memory is scarce.
     #[arg(long, value_name = "S", default_value_t = 20)]
     seconds: u64,
@@ -171,7 +175,7 @@ fn one(
     for _ in 0..rounds {
         let primary = await_some(&mut world, REPAIR, World::primary)?
             .with_context(|| format!("not protected again within {REPAIR:?}"))?;
-        let lead = Duration::from_millis(random.random_range(LEAD_MS));
+        let lead = Duration::from_millis(options.lead_ms + random.random_range(LEAD_MS));
         await_some(&mut world, lead, |_| None::<()>)?;
         disturb(&mut world, disturbance, primary, options.seconds)?;
         await_some(&mut world, SETTLE, |_| None::<()>)?;

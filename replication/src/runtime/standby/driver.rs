@@ -455,6 +455,11 @@ impl<M: Machine> Driver<M> {
         Ok(self.memory.clear()?)
     }
 
+    /// Whether a promotion has anything to do with disks.
+    pub(super) fn has_disks(&self) -> bool {
+        self.all_disks.has_replicated() || self.all_disks.has_shared()
+    }
+
     /// Asks the other side what it has of the guest.
     fn inquire(&self) {
         let reign = &self.setup.reign;

@@ -138,6 +138,10 @@ impl<M: Machine> Driver<M> {
         generation: Generation,
         epoch: EpochId,
     ) -> Result<bool, RuntimeError> {
+        if !self.has_disks() {
+            // Nothing can hang, and on a busy host a thread may take milliseconds to begin.
+            return Ok(true);
+        }
         self.disks
             .disks
             .learn(&self.setup.reign.history(generation));
