@@ -134,11 +134,11 @@ fn storage_has_more_time_where_silence_has() {
 
 #[test]
 fn time_outs_leave_room_for_lost_packets() {
-    let error = refused(r#"{"replication": {"timeout_ms": 30}}"#);
+    let error = refused(r#"{"replication": {"timeout_ms": 20}}"#);
     for part in [
-        "replication.timeout_ms: 30 ms",
+        "replication.timeout_ms: 20 ms",
         "three heartbeats",
-        "at least 60",
+        "at least 30",
     ] {
         assert!(error.contains(part), "{error}");
     }
