@@ -35,7 +35,7 @@ const PLAIN: [&str; 4] = ["--priority", "normal", "--lock-memory", "off"];
 /// Counts failovers that nobody needed: of hosts that stand still for a while, are busy, or short of memory.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Time-outs to try (`replication.timeout_ms`), of 60 ms at least: three heartbeats.
+    /// Time-outs to try (`replication.timeout_ms`), of three heartbeats (30 ms) at least.
     #[arg(
         long,
         value_name = "MS",

@@ -292,6 +292,8 @@ impl BackupCore {
 
     fn primary_is_silent(&mut self, out: &mut Vec<Effect>) {
         let silence = self.silence_patience();
+        // If the primary had only stalled, and keeps the guest, it has longer from now on.
+        self.patience.heard(silence, self.now);
         let silent = format!("no sign of life for {silence:?}");
         match &self.phase {
             Phase::Syncing => self.reset(silent, out),

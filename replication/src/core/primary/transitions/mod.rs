@@ -253,6 +253,8 @@ impl PrimaryCore {
             }
             Timer::Silence => {
                 let silence = self.patience.timeout();
+                // If the backup had only stalled, the next one of that host has longer.
+                self.patience.heard(silence, self.now);
                 self.lose_backup(format!("no sign of life for {silence:?}"), out);
             }
             Timer::Unacked => {

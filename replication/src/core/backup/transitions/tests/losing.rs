@@ -71,6 +71,8 @@ fn a_primary_whose_heartbeats_came_in_time_counts_as_lost_earlier() {
     assert_eq!(bench.core.silence_timeout(), shortest);
     assert_eq!(bench.pass(shortest - MS, false, false), []);
     assert_discards_and_claims(&bench.pass(MS, false, false));
+    let longer = bench.core.silence_timeout();
+    assert_eq!(longer, 2 * shortest, "the next time, if the primary lives");
 }
 
 #[test]

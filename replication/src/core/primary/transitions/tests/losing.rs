@@ -100,6 +100,8 @@ fn a_backup_whose_heartbeats_came_in_time_counts_as_lost_earlier() {
     assert_eq!(bench.core.silence_timeout(), shortest);
     assert_eq!(bench.pass(shortest - MS, false, false), []);
     assert!(claims(&bench.pass(MS, false, false)));
+    let longer = bench.core.silence_timeout();
+    assert_eq!(longer, 2 * shortest, "the next time");
 }
 
 #[test]
