@@ -160,6 +160,8 @@ fn messages() -> impl Strategy<Value = Message> {
                 durable: EpochId(durable),
             }
         }),
+        prop_oneof![4 => 1u64..4, 1 => any::<u64>()]
+            .prop_map(|epoch| Message::Flushed(EpochId(epoch))),
         prop_oneof![3 => Just(1), 1 => 0usize..3, 1 => Just(5000)].prop_map(plan),
         proptest::collection::vec(any::<u8>(), 0..40)
             .prop_map(|bytes| Message::SyncDisk(bytes.into())),
@@ -342,6 +344,7 @@ proptest! {
                     PrimaryEffect::Release(through) => {
                         prop_assert!(through <= shipped && through <= acked, "{} of {} acked", through, acked);
                     }
+                    PrimaryEffect::Flushed(epoch) => prop_assert!(epoch <= acked, "{} of {} acked", epoch, acked),
                     PrimaryEffect::Confirm { .. } => confirms = true,
                     PrimaryEffect::Claim { .. } => confirms = false,
                     // R10: only the arbiter fences.
@@ -463,6 +466,11 @@ proptest! {
                             inputs.push_front(BackupInput::Persisted { ticket, outcome: Ok(()) });
                         }
                     }
+                    BackupEffect::FlushJournal { ticket, epoch } => {
+                        prop_assert!(epoch <= acked);
+                        inputs.push_front(BackupInput::Flushed { ticket, outcome: Ok(()) });
+                    }
+                    BackupEffect::Send(Message::Flushed(epoch)) => prop_assert!(epoch <= acked),
                     BackupEffect::Rehearse => inputs.push_front(BackupInput::Rehearsed(Record {
                         generation: Generation(GENERATION).max(core.generation()),
                         mark: Mark { session: SESSION, beat: 2 },

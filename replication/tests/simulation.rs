@@ -298,8 +298,9 @@ fn what_hangs_for_a_while_loses_nothing_and_moves_nothing() {
         (What::Ship, 200),
         (What::SharedDisk, 200),
         (What::Journal, 60),
+        (What::Flush, 60),
     ] {
-        let host = usize::from(what == What::Journal);
+        let host = usize::from(matches!(what, What::Journal | What::Flush));
         let hang = Fault::Hang(host, what, Some(ms(time)));
         let report = scenario(2, &[(60, hang), (270, Fault::Heal)]);
         report.assert(&[("promotions", 0), ("fenced", 0), ("went alone", 0)]);
@@ -307,13 +308,15 @@ fn what_hangs_for_a_while_loses_nothing_and_moves_nothing() {
     }
 }
 
-/// The guest's output must not wait for it.
+/// The guest's output must not wait for it, nor the guest.
 #[test]
 fn a_backup_whose_storage_hangs_is_given_up_until_it_is_back() {
-    let hang = Fault::Hang(1, What::Journal, Some(ms(300)));
-    let report = scenario(2, &[(60, hang), (370, Fault::Heal)]);
-    report.assert(&[("promotions", 0), ("fenced", 0), ("solo grants", 1)]);
-    assert!(report.counts["releases"] > 20, "{report:#?}");
+    for what in [What::Journal, What::Flush] {
+        let hang = Fault::Hang(1, what, Some(ms(300)));
+        let report = scenario(2, &[(60, hang), (370, Fault::Heal)]);
+        report.assert(&[("promotions", 0), ("fenced", 0), ("solo grants", 1)]);
+        assert!(report.counts["releases"] > 20, "{what:?}: {report:#?}");
+    }
 }
 
 #[test]

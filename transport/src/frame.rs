@@ -17,7 +17,7 @@ use crate::error::LinkError;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"USTY");
 
 /// Version of the framing and of all messages in it. Both peers must have the same.
-pub const PROTOCOL_VERSION: u16 = 9;
+pub const PROTOCOL_VERSION: u16 = 10;
 
 /// Size of the frame header in bytes.
 pub const HEADER_BYTES: usize = 48;

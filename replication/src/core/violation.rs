@@ -34,6 +34,16 @@ pub enum ProtocolViolation {
         /// The epoch said to be durable before.
         before: EpochId,
     },
+    /// The peer says that an epoch is flushed that it has not acknowledged, or no more than it said before.
+    #[error("{flushed} is said to be flushed, acknowledged is {acked}, flushed was {before}")]
+    Flushed {
+        /// The epoch said to be flushed.
+        flushed: EpochId,
+        /// The epoch acknowledged.
+        acked: EpochId,
+        /// The epoch said to be flushed before.
+        before: EpochId,
+    },
     /// A statement about disks that does not match the actual disks.
     #[error("disks: {0}")]
     Disks(String),

@@ -25,7 +25,7 @@ mod thread;
 mod verify;
 
 pub use image::{Changed, DiskMode, Storage};
-pub use primary::Disk;
+pub use primary::{Disk, GuestFlush};
 pub use set::{DiskSet, history};
 pub use verify::{Differing, VERIFY_RANGES_MAX, Verified, VerifyOptions};
 

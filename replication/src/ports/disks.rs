@@ -15,9 +15,10 @@
 //! | [`seal`](PrimaryDisks::seal) | capture, the guest paused: must not wait for storage | once an epoch |
 //! | [`shipped`](PrimaryDisks::shipped) | capture | after `seal` |
 //! | [`detach`](PrimaryDisks::detach), [`go_alone`](PrimaryDisks::go_alone) | capture | when the backup is lost; when the arbiter has granted this side to run alone |
-//! | [`release`](PrimaryDisks::release), [`durable`](PrimaryDisks::durable), [`compared`](PrimaryDisks::compared), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
+//! | [`release`](PrimaryDisks::release), [`flushed`](PrimaryDisks::flushed), [`durable`](PrimaryDisks::durable), [`compared`](PrimaryDisks::compared), [`shut`](PrimaryDisks::shut) | driver, in tokio: must not block | once the backup has the epoch; when another side runs the guest |
 //! | [`describe`](BackupDisks::describe), [`learn`](BackupDisks::learn), [`begin_copy`](BackupDisks::begin_copy), [`apply_sync`](BackupDisks::apply_sync) | disks | for each primary |
 //! | [`persist`](BackupDisks::persist) | disks | for each epoch, the next one after `done` of this one |
+//! | [`flush`](BackupDisks::flush) | disks | after `done` of an epoch, the next one after `done` of this one |
 //! | [`committed`](BackupDisks::committed), [`durable_epoch`](BackupDisks::durable_epoch), [`take_compared`](BackupDisks::take_compared) | driver, in tokio: must not block | for each epoch |
 //! | [`promote`](BackupDisks::promote) or [`abandon`](BackupDisks::abandon) | driver, not in tokio; disks | last |
 
@@ -92,8 +93,8 @@ pub struct SyncStep {
 pub struct SealedDisks {
     /// The writes, in the order in which the guest did them.
     pub writes: Vec<DiskWrite>,
-    /// The guest flushed: the backup may acknowledge the epoch only once it holds the epoch
-    /// durably.
+    /// The guest flushed: it waits until the backup holds the epoch durably
+    /// ([`PrimaryDisks::flushed`]).
     pub flush: bool,
     /// Writes of all epochs up to this one are durable on the shared images. The backup may forget
     /// them.
@@ -199,6 +200,15 @@ pub trait PrimaryDisks: Send + Sync {
     /// Sets who is told, once per epoch, that the log is half full and the epoch should end soon.
     fn set_listener(&self, listener: Callback);
 
+    /// Sets who is told that a flush of the guest waits for the backup, so that its epoch should end.
+    /// Nobody by default.
+    fn set_flush_listener(&self, _listener: Callback) {}
+
+    /// Whether a flush of the guest waits for the backup whose epoch has not ended.
+    fn flush_waits(&self) -> bool {
+        false
+    }
+
     /// Begins to bring a backup's images up to date while the guest runs. Writes are logged from
     /// now on. May wait for the host's storage.
     ///
@@ -237,13 +247,18 @@ pub trait PrimaryDisks: Send + Sync {
     /// next release tries again.
     fn release(&self, epoch: EpochId, done: Completion);
 
+    /// The backup holds the writes of all epochs up to `epoch` durably. From the first
+    /// [`seal`](Self::seal) of a session until [`go_alone`](Self::go_alone), the guest is told of a
+    /// flush only after that has been said of the epoch in which it flushed.
+    fn flushed(&self, epoch: EpochId);
+
     /// All epochs up to `epoch` are durable on the backup's images.
     fn durable(&self, epoch: EpochId);
 
     /// There is no backup any more. Nothing is logged from now on. Held writes stay held.
     fn detach(&self);
 
-    /// This side runs alone under a grant. Detaches, writes what is held to the images on another
+    /// This side runs alone under a grant. Detaches, lets the guest know of its flushes, writes what is held to the images on another
     /// thread, and then lets writes pass at once. `done` is called at the end, or at once if writes
     /// are not held. After an error the writes are still held, and it may be called again.
     fn go_alone(&self, done: Completion);
@@ -261,8 +276,6 @@ pub struct EpochToPersist {
     pub epoch: EpochId,
     /// The writes as received.
     pub batches: Vec<Bytes>,
-    /// Whether they must survive a loss of power before the epoch is acknowledged.
-    pub flush: bool,
     /// See [`SealedDisks::written_through`].
     pub written_through: EpochId,
 }
@@ -297,8 +310,13 @@ pub trait BackupDisks: Send + Sync {
     fn apply_sync(&self, batch: &Bytes) -> Result<bool, DiskError>;
 
     /// Keeps the disk writes of a whole epoch, on another thread. `done` is called at the end. The
-    /// epoch may be acknowledged only after that. Called for epochs that have batches or `flush`.
+    /// epoch may be acknowledged only after that. Called for epochs that have batches, or in which
+    /// the guest flushed.
     fn persist(&self, epoch: EpochToPersist, done: Completion);
+
+    /// Makes everything that was persisted up to `epoch` survive a loss of power, on another thread:
+    /// further epochs are persisted meanwhile. `done` is called at the end.
+    fn flush(&self, epoch: EpochId, done: Completion);
 
     /// Memory is at `epoch`, or certainly will be, so the images may advance to it. Called for
     /// every epoch, with or without disk writes, at the latest when the epoch is acknowledged.
@@ -426,6 +444,8 @@ impl PrimaryDisks for NoDisks {
         done(Ok(()));
     }
 
+    fn flushed(&self, _epoch: EpochId) {}
+
     fn durable(&self, _epoch: EpochId) {}
 
     fn detach(&self) {}
@@ -452,6 +472,10 @@ impl BackupDisks for NoDisks {
 
     fn persist(&self, epoch: EpochToPersist, done: Completion) {
         done(Self::only_none(epoch.batches.len()));
+    }
+
+    fn flush(&self, _epoch: EpochId, done: Completion) {
+        done(Ok(()));
     }
 
     fn committed(&self, _epoch: EpochId) {}

@@ -42,8 +42,14 @@ pub struct Persisting {
     copy: u64,
     epoch: EpochId,
     writes: Vec<Write>,
-    flush: bool,
     written_through: EpochId,
+}
+
+/// The journal on its way to the disk.
+pub struct Flushing {
+    ticket: u64,
+    copy: u64,
+    epoch: EpochId,
 }
 
 impl BackupHost {
@@ -123,6 +129,9 @@ impl World {
                 if let (Message::Ack { epoch, .. }, Some(link)) = (&message, link) {
                     self.check_ack(host, *epoch, link, persisted);
                 }
+                if let (Message::Flushed(epoch), Some(link)) = (&message, link) {
+                    self.check_flushed(host, *epoch, link);
+                }
                 self.send(host, generation, &message);
             }
             BackupEffect::Welcome { session } => self.welcome(host, session, link),
@@ -134,7 +143,6 @@ impl World {
                 ticket,
                 epoch,
                 batches,
-                flush,
                 written_through,
             } => {
                 node.persisting = true;
@@ -143,11 +151,20 @@ impl World {
                     copy: node.copy,
                     epoch,
                     writes: batches.iter().flat_map(decode).collect(),
-                    flush,
                     written_through,
                 };
                 let process = self.process(host);
                 self.soon(50, 4_000, Event::Persisted(process, persisting));
+            }
+            BackupEffect::FlushJournal { ticket, epoch } => {
+                let copy = node.copy;
+                let flushing = Flushing {
+                    ticket,
+                    copy,
+                    epoch,
+                };
+                let process = self.process(host);
+                self.soon(50, 12_000, Event::Flushed(process, flushing));
             }
             BackupEffect::TryRestore { ticket, .. } => self.try_restore(host, ticket),
             BackupEffect::CloseLink => self.close_link(host),
@@ -253,22 +270,26 @@ impl World {
         self.send(host, generation, &welcome);
     }
 
-    /// R1: an epoch with disk writes is acknowledged only once they are safe.
+    /// R1: an epoch is said to be flushed only once it would survive a loss of power.
+    fn check_flushed(&mut self, host: usize, epoch: EpochId, link: usize) {
+        if !self.hosts[host].disk.is_safe(epoch) {
+            self.violate(format!(
+                "R1: host {host} says that {epoch} is flushed, which would not survive a loss of power"
+            ));
+        }
+        self.flushed.insert(link, epoch);
+        self.count("epochs flushed");
+    }
+
+    /// R1: an epoch with disk writes is acknowledged only once they are in the journal.
     fn check_ack(&mut self, host: usize, epoch: EpochId, link: usize, persisted: EpochId) {
         let Some(snapshot) = self.snapshots.get(&(link, epoch)) else {
             return;
         };
         if snapshot.wrote && persisted != epoch {
             self.violate(format!(
-                "R1: host {host} acks {epoch} before its disk writes are safe"
+                "R1: host {host} acks {epoch} before its disk writes are in the journal"
             ));
-        } else if snapshot.flushed && !self.hosts[host].disk.is_safe(epoch) {
-            self.violate(format!(
-                "R1: host {host} acks {epoch}, which was flushed and would not survive a loss of power"
-            ));
-        }
-        if self.snapshots[&(link, epoch)].flushed {
-            self.flushed.insert(link, epoch);
         }
         self.acked.insert(link, epoch);
     }
@@ -345,7 +366,6 @@ impl World {
             copy,
             epoch,
             writes,
-            flush,
             written_through,
         } = persisting;
         let is_present = node.copy == copy;
@@ -355,7 +375,7 @@ impl World {
         if node.core.phase() == BackupPhase::Claiming {
             self.count("persisting when promoted");
         }
-        if is_present && !self.put_down(host, epoch, &writes, flush) {
+        if is_present && !self.put_down(host, epoch, &writes) {
             let outcome = Err("simulated".into());
             return self.backup(host, BackupInput::Persisted { ticket, outcome });
         }
@@ -368,11 +388,31 @@ impl World {
         self.backup(host, BackupInput::Persisted { ticket, outcome });
     }
 
+    /// The journal is on the disk, or cannot be.
+    pub fn flushed(&mut self, host: usize, flushing: Flushing) {
+        let Side::Backup(node) = &self.hosts[host].side else {
+            return;
+        };
+        let Flushing {
+            ticket,
+            copy,
+            epoch,
+        } = flushing;
+        let is_present = node.copy == copy;
+        let works = !self.rng.chance(self.settings.sync_failures_permille);
+        let disk = &mut self.hosts[host].disk;
+        let mut outcome = Ok(());
+        if is_present && (disk.failed || !disk.sync_journal(epoch, works)) {
+            self.count("syncs failed");
+            outcome = Err("simulated".into());
+        }
+        self.backup(host, BackupInput::Flushed { ticket, outcome });
+    }
+
     /// The journal takes an epoch. After a failure it takes nothing more: what was written before a
     /// sync that failed may be gone, though the next one succeeds.
-    fn put_down(&mut self, host: usize, epoch: EpochId, writes: &[Write], flush: bool) -> bool {
+    fn put_down(&mut self, host: usize, epoch: EpochId, writes: &[Write]) -> bool {
         let cannot_write = self.rng.chance(self.settings.persist_failures_permille);
-        let cannot_sync = self.rng.chance(self.settings.sync_failures_permille);
         let disk = &mut self.hosts[host].disk;
         if cannot_write || disk.failed {
             disk.failed = true;
@@ -380,15 +420,11 @@ impl World {
             return false;
         }
         disk.append(epoch, writes.to_vec());
-        if flush && !disk.sync_journal(!cannot_sync) {
-            self.count("syncs failed");
-            return false;
-        }
         true
     }
 
     /// A process ends: what a restart would make of the journal is one epoch's, and if power is
-    /// lost, not an earlier one than the last that was acked with a flush.
+    /// lost, not an earlier one than the last that was said to be flushed.
     pub fn check_crash(&mut self, host: usize, power_lost: bool) {
         if power_lost {
             self.hosts[host].disk.lose_power(&mut self.rng);
@@ -412,7 +448,7 @@ impl World {
             ));
         } else if epoch < flushed {
             self.violate(format!(
-                "R1: host {host} loses power and has {epoch}; {flushed} was flushed and acked"
+                "R1: host {host} loses power and has {epoch}; {flushed} was said to be flushed"
             ));
         }
         self.count("crashes of a backup checked");

@@ -14,6 +14,8 @@ use super::world::{Side, World};
 pub const CALM: Duration = ms(900);
 /// How long everything must stay well, with epochs that advance.
 const WELL: Duration = ms(100);
+/// No flush takes more epochs than this while all is well.
+const FLUSH_EPOCHS: u64 = 20;
 /// How often that is looked at.
 pub const CHECKS: Duration = ms(20);
 
@@ -156,7 +158,10 @@ impl World {
                 if phase != PrimaryPhase::Protected || !node.core.is_protected() {
                     return Some(format!("no progress: holder {holder:?} is {phase:?}"));
                 }
-                None
+                let awaited = node.disks.awaits()?;
+                let latest = EpochId(awaited.0 + FLUSH_EPOCHS);
+                (node.core.acked() > Some(latest))
+                    .then(|| format!("no progress: the guest still waits for a flush in {awaited}"))
             }
             _ => Some(format!(
                 "no progress: holder {holder:?} does not run the guest"

@@ -77,6 +77,8 @@ pub struct PrimaryDisks {
     bucket: Vec<Write>,
     held: VecDeque<(EpochId, Vec<Write>)>,
     pub flush: bool,
+    /// Epochs with flushes that the guest is to be told of.
+    awaited: VecDeque<EpochId>,
     /// Everything through this epoch is on the shared disk.
     pub written_through: EpochId,
 }
@@ -140,7 +142,19 @@ impl PrimaryDisks {
         self.held
             .push_back((epoch, std::mem::take(&mut self.bucket)));
         let writes = self.log.as_mut().map(std::mem::take).unwrap_or_default();
-        (writes, std::mem::take(&mut self.flush))
+        let flush = std::mem::take(&mut self.flush);
+        self.awaited.extend(flush.then_some(epoch));
+        (writes, flush)
+    }
+
+    /// The guest is told of its flushes.
+    pub fn flushed(&mut self, epoch: EpochId) {
+        self.awaited.retain(|awaited| *awaited > epoch);
+    }
+
+    /// The oldest epoch with a flush that the guest waits for.
+    pub fn awaits(&self) -> Option<EpochId> {
+        self.awaited.front().copied()
     }
 
     /// Takes what is held through `epoch`, to be written.
@@ -168,6 +182,7 @@ impl PrimaryDisks {
     /// Takes all that is held, to be written; nothing is held from now on.
     pub fn go_alone(&mut self) -> Vec<Write> {
         self.detach();
+        self.awaited.clear();
         self.holding = false;
         let held = std::mem::take(&mut self.held);
         let bucket = std::mem::take(&mut self.bucket);

@@ -9,7 +9,7 @@ use understudy_replication::core::message::Message;
 use understudy_replication::ids::Generation;
 use understudy_replication::output::SealedOutput;
 
-use super::backup_host::Persisting;
+use super::backup_host::{Flushing, Persisting};
 use super::faults::Fault;
 use super::outside::{Answer, Process, Question};
 use super::primary_host::Work;
@@ -31,6 +31,8 @@ pub enum Event {
     Run(Process),
     /// The journal has taken an epoch's disk writes, or cannot.
     Persisted(Process, Persisting),
+    /// The journal is on the disk, or cannot be.
+    Flushed(Process, Flushing),
     /// A state was loaded on trial, or cannot be.
     RestoreTried(Process, u64, bool),
     /// The journal goes to the image.
@@ -61,6 +63,7 @@ impl Event {
             | Self::Answer(who, _)
             | Self::Repeat(who, _)
             | Self::Persisted(who, _)
+            | Self::Flushed(who, _)
             | Self::Destage(who)
             | Self::RestoreTried(who, ..)
             | Self::Lock(who, _)

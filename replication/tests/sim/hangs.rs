@@ -18,6 +18,7 @@ pub enum What {
     Ship,
     SharedDisk,
     Journal,
+    Flush,
     Destage,
     /// A question on its way to the arbiter, and an answer on its way back: the arbiter decides
     /// late, or has decided long ago.
@@ -26,12 +27,13 @@ pub enum What {
     Restore,
 }
 
-const ALL: [What; 9] = [
+const ALL: [What; 10] = [
     What::Capture,
     What::Copy,
     What::Ship,
     What::SharedDisk,
     What::Journal,
+    What::Flush,
     What::Destage,
     What::Question,
     What::Answer,
@@ -40,7 +42,7 @@ const ALL: [What; 9] = [
 
 impl What {
     fn is_storage(self) -> bool {
-        matches!(self, Self::Copy | Self::Journal | Self::Destage)
+        matches!(self, Self::Copy | Self::Journal | Self::Flush | Self::Destage)
     }
 
     pub fn any(rng: &mut Rng) -> Self {
@@ -79,6 +81,7 @@ impl Event {
                 (who, what)
             }
             Self::Persisted(who, _) => (who, What::Journal),
+            Self::Flushed(who, _) => (who, What::Flush),
             Self::Destage(who) => (who, What::Destage),
             Self::Ask(who, _) => (who, What::Question),
             Self::Answer(who, _) => (who, What::Answer),

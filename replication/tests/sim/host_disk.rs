@@ -63,9 +63,9 @@ impl HostDisk {
         });
     }
 
-    /// Returns whether it works, as it was told.
-    pub fn sync_journal(&mut self, works: bool) -> bool {
-        for record in &mut self.journal {
+    /// What was appended later than `through` may be lost. Returns whether it works, as it was told.
+    pub fn sync_journal(&mut self, through: EpochId, works: bool) -> bool {
+        for record in self.journal.iter_mut().filter(|it| it.epoch <= through) {
             if record.fate == Fate::InCache {
                 record.fate = if works { Fate::OnDisk } else { Fate::Dropped };
             }
@@ -104,7 +104,7 @@ impl HostDisk {
 
     /// Brings the image to `epoch`: first the journal is synced, last the image.
     pub fn destage(&mut self, epoch: EpochId, works: [bool; 2], rng: &mut Rng) -> bool {
-        if !self.sync_journal(works[0]) {
+        if !self.sync_journal(EpochId(u64::MAX), works[0]) {
             return false;
         }
         self.apply(epoch);

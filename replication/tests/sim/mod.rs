@@ -6,8 +6,8 @@
 //! - R1: what a primary releases is acked by the backup of that session, or it runs under its own grant;
 //! - R1 for disks: what reaches the shared disk is acked, or its writer runs under its own grant, and has the
 //!   lock; frames of an epoch do not leave before its writes to the shared disk; no epoch with disk writes is
-//!   acked before they are in the journal, none with a flush before it would survive a loss of power; what is
-//!   said to be durable is on the image;
+//!   acked before they are in the journal; the guest is told of a flush only once its backup's epoch would
+//!   survive a loss of power; what is said to be durable is on the image;
 //! - R2: a committed epoch on a backup is exactly the primary's snapshot: memory, machine state, disks; so
 //!   are the disks of a promoted side, and those of a backup that crashes or loses power, after replaying its
 //!   journal; nobody is promoted whose disks failed before their copy was whole;

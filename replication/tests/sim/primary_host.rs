@@ -287,6 +287,10 @@ impl World {
             }
             PrimaryEffect::WriteDisks(epoch) => self.begin_work(host, Work::WriteShared(epoch)),
             PrimaryEffect::Durable(epoch) => self.check_durable(host, epoch),
+            PrimaryEffect::Flushed(epoch) => {
+                node.disks.flushed(epoch);
+                self.check_told(host, epoch);
+            }
             // No images are compared here, and nothing comes in.
             PrimaryEffect::Compared(_)
             | PrimaryEffect::KeepArrivals
@@ -502,6 +506,18 @@ impl World {
         self.count("durable epochs");
     }
 
+    /// The guest is told of its flushes in `epoch`.
+    fn check_told(&mut self, host: usize, epoch: EpochId) {
+        let Some(link) = self.hosts[host].link else {
+            return;
+        };
+        if self.flushed.get(&link) < Some(&epoch) {
+            self.violate(format!(
+                "R1: host {host} tells its guest of a flush in {epoch} that its backup has not done"
+            ));
+        }
+    }
+
     /// Disks first, then all of memory, then what became dirty.
     fn sync_round(&mut self, host: usize) {
         let image = self.hosts[host].disk.image;
@@ -554,7 +570,6 @@ impl World {
             state: state.clone(),
             disks: [image, node.disks.shared],
             wrote: !writes.is_empty(),
-            flushed: flush,
         };
         let mut messages = Vec::new();
         let mut assembler = EpochAssembler::new(epoch, BATCHES, &mut messages);

@@ -116,9 +116,8 @@ pub struct Snapshot {
     pub state: Bytes,
     /// What the guest sees of its disks.
     pub disks: [Image; 2],
-    /// Whether it wrote to them in this epoch, and flushed them.
+    /// Whether it wrote to them in this epoch.
     pub wrote: bool,
-    pub flushed: bool,
 }
 
 pub struct World {
@@ -140,7 +139,7 @@ pub struct World {
     /// Last epoch of a link's session that was durable on the backup's image. It stays so when the
     /// copy is given up.
     pub durable: HashMap<usize, EpochId>,
-    /// Last epoch with a flush that was acked over a link.
+    /// Last epoch that was said over a link to be flushed.
     pub flushed: HashMap<usize, EpochId>,
     /// When a host last saw the arbiter's record as it is, and could have claimed.
     pub rehearsed: HashMap<usize, Duration>,
@@ -335,6 +334,7 @@ impl World {
             }
             Event::Run(who) => self.run_promoted(who),
             Event::Persisted((host, _), persisting) => self.persisted(host, persisting),
+            Event::Flushed((host, _), flushing) => self.flushed(host, flushing),
             Event::Destage((host, _)) => self.destage(host),
             Event::RestoreTried((host, _), ticket, works) => {
                 self.restore_tried(host, ticket, works);

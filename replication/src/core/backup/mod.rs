@@ -53,6 +53,10 @@
 //! alone; the copy is kept until the arbiter names another side. A trial has the machine that would
 //! take over, so while one is open, a claim waits and no other copy begins.
 //!
+//! If the guest flushed in an epoch, the journal is made durable once that is acked, and the primary is
+//! told. Further epochs are taken meanwhile, and a promotion does not wait for it: it makes the journal
+//! durable itself. One flush is under way at a time, and the next one covers all that came meanwhile.
+//!
 //! An epoch that wrote to disks is acked, and committed to memory, only once those writes are in
 //! the journal. A claim in the meantime waits for that. If the journal write succeeds, the epoch is
 //! committed, although it may no longer be acked; otherwise it is discarded. So memory and disks
@@ -106,6 +110,13 @@ pub enum BackupInput {
     },
     /// What [`BackupEffect::Persist`] asked for has been done, or cannot be done.
     Persisted {
+        /// The effect's ticket. Tickets of effects that were given up meanwhile are ignored.
+        ticket: u64,
+        /// Why it cannot be done.
+        outcome: Result<(), String>,
+    },
+    /// What [`BackupEffect::FlushJournal`] asked for has been done, or cannot be done.
+    Flushed {
         /// The effect's ticket. Tickets of effects that were given up meanwhile are ignored.
         ticket: u64,
         /// Why it cannot be done.
@@ -185,8 +196,7 @@ pub enum BackupEffect {
     /// Write this valid batch, a part of the copy, to the images. Report the checks in it by
     /// `Compared`.
     SyncDisk(Bytes),
-    /// Write an epoch's disk writes to the journal, durably if `flush`, and report `Persisted`.
-    /// They must not reach the images before that report. Report the checks among them by
+    /// Write an epoch's disk writes to the journal, and report `Persisted`. They must not reach the images before that report. Report the checks among them by
     /// `Compared`, once everything before them is on the images.
     Persist {
         /// The ticket for the report.
@@ -195,11 +205,17 @@ pub enum BackupEffect {
         epoch: EpochId,
         /// Batches of disk writes, in order.
         batches: Vec<Bytes>,
-        /// Whether they must survive a loss of power.
-        flush: bool,
         /// The epoch through which the primary itself wrote to shared disks: those writes need not
         /// be kept.
         written_through: EpochId,
+    },
+    /// Make the journal durable through this epoch, which was persisted, while others may be persisted,
+    /// and report `Flushed`. Emitted only while no other one is under way.
+    FlushJournal {
+        /// The ticket for the report.
+        ticket: u64,
+        /// The epoch.
+        epoch: EpochId,
     },
     /// Load this state into the machine on trial, undo that, and report `RestoreTried`. Memory is
     /// not that of the state yet. Nobody outside may notice anything. Emitted only while no other

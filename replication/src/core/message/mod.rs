@@ -34,8 +34,8 @@ pub const ANSWERS_MAX: usize = 4096;
 /// One message. The order in a session is: `Hello`, `Welcome` or `Refuse`; the first `Marked` and
 /// its `Seen`; then `SyncDisks` if there are disks, `SyncDisk` and `SyncPages` while the guest runs;
 /// then for each epoch
-/// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`.
-/// Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
+/// `EpochPages`…, `EpochDisk`…, `EpochState`, `EpochOutput`, `EpochEnd`, answered by `Ack`, and after
+/// a flush by `Flushed` later. Checks among the disk writes are answered by `Compared`, some time later. `Heartbeat`, `Marked`,
 /// answered by `Seen`, and `NoArbiter` come at any time after `Welcome`, `Health` once the backup has a
 /// whole epoch, `TakeOver`, `Arrived` and `Bye` last. An
 /// `Inquiry` and its answer are a session of their own.
@@ -90,13 +90,16 @@ pub enum Message {
         summary: EpochSummary,
     },
     /// The backup has verified the whole epoch and can always commit it (step ⑧). Its disk writes
-    /// are in the backup's journal, durably if the epoch had a flush.
+    /// are in the backup's journal.
     Ack {
         /// The epoch.
         epoch: EpochId,
         /// The last epoch of this session whose disk writes are durable on the backup's images.
         durable: EpochId,
     },
+    /// The backup's journal holds all disk writes of an acknowledged epoch, and of those before it,
+    /// durably. Said of epochs in which the guest flushed; one for several is enough.
+    Flushed(EpochId),
     /// The backup has done the next checks, in the order in which they came: whether each found
     /// other content than the primary's. At most [`ANSWERS_MAX`].
     Compared(Vec<bool>),
@@ -273,8 +276,8 @@ pub struct EpochSummary {
     pub batches: u32,
     /// `EpochDisk` messages shipped.
     pub disk_batches: u32,
-    /// Whether the guest flushed a disk in this epoch. If so, the epoch may be acknowledged only
-    /// once its disk writes survive a loss of power.
+    /// Whether the guest flushed a disk in this epoch. If so, it waits until the backup has said
+    /// that its disk writes survive a loss of power.
     pub flush: bool,
     /// The last epoch whose writes to shared disks the primary knows to be durable on their images.
     pub written_through: EpochId,
@@ -319,6 +322,7 @@ impl Message {
             Self::EpochOutput { .. } => "EpochOutput",
             Self::EpochEnd { .. } => "EpochEnd",
             Self::Ack { .. } => "Ack",
+            Self::Flushed(_) => "Flushed",
             Self::Compared(_) => "Compared",
             Self::Heartbeat => "Heartbeat",
             Self::Marked(_) => "Marked",

@@ -101,6 +101,12 @@ impl World {
                 self.check_acked(session, epoch);
                 self.hosts[host].work = Some(Work::WriteShared(epoch.0));
             }
+            PrimaryEffect::Flushed(epoch) => {
+                self.told = (session, epoch.0);
+                if self.told > self.flushed {
+                    self.breaks(Rule::KeepsFlushes);
+                }
+            }
             PrimaryEffect::Durable(_) | PrimaryEffect::Compared(_) | PrimaryEffect::Throttle(_) => {
             }
             PrimaryEffect::TakeOver { .. } => self.send_wire(host, generation, Wire::TakeOver),
@@ -208,7 +214,9 @@ impl World {
                 message: Message::Bye(Bye::GuestStopped),
                 ..
             } => Cause::GuestStopped,
-            BackupInput::Persisted { outcome, .. } if outcome.is_err() && !core.has_disks() => {
+            BackupInput::Persisted { outcome, .. } | BackupInput::Flushed { outcome, .. }
+                if outcome.is_err() && !core.has_disks() =>
+            {
                 Cause::DisksFailed
             }
             BackupInput::Tick if core.storage_has_hung() && !core.has_disks() => Cause::DisksFailed,
@@ -267,6 +275,9 @@ impl World {
                 }
             }
             BackupEffect::Persist { ticket, .. } => self.hosts[host].persisting = Some(ticket),
+            BackupEffect::FlushJournal { ticket, epoch } => {
+                self.hosts[host].flushing = Some((ticket, (self.session, epoch.0)));
+            }
             BackupEffect::TryRestore { ticket, .. } => self.hosts[host].trying = Some(ticket),
             BackupEffect::CloseLink => match std::mem::take(&mut self.hosts[host].stranger) {
                 true => {}

@@ -63,6 +63,8 @@ impl World {
             Action::Persisted(host) => self.persisted(host, Ok(())),
             Action::Destaged(host) => self.destaged(host),
             Action::PersistFails(host) => self.persisted(host, Err(String::new())),
+            Action::Flushed(host) => self.journal_flushed(host, Ok(())),
+            Action::FlushFails(host) => self.journal_flushed(host, Err(String::new())),
             Action::RestoreTried(host) => self.restore_tried(host, Ok(())),
             Action::RestoreFails(host) => self.restore_tried(host, Err(String::new())),
             Action::Breaks(host) => self.machine_breaks(host),
@@ -158,6 +160,7 @@ impl World {
             Action::LinkMalformed(_) | Action::Sever => &mut left.breaks,
             Action::CaptureFails(_)
             | Action::PersistFails(_)
+            | Action::FlushFails(_)
             | Action::RestoreFails(_)
             | Action::Breaks(_) => &mut left.failures,
             Action::AnswerLost(_) => &mut left.lost,
@@ -421,6 +424,15 @@ impl World {
     pub(super) fn persisted(&mut self, host: usize, outcome: Result<(), String>) {
         if let Some(ticket) = self.hosts[host].persisting.take() {
             self.backup(host, BackupInput::Persisted { ticket, outcome });
+        }
+    }
+
+    pub(super) fn journal_flushed(&mut self, host: usize, outcome: Result<(), String>) {
+        if let Some((ticket, until)) = self.hosts[host].flushing.take() {
+            if outcome.is_ok() {
+                self.flushed = self.flushed.max(until);
+            }
+            self.backup(host, BackupInput::Flushed { ticket, outcome });
         }
     }
 

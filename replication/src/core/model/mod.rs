@@ -49,6 +49,8 @@ enum Rule {
     GivesWay,
     /// Nobody claims the guest while its machine is away.
     CanTakeOver,
+    /// The guest is told of a flush only if the backup's host holds it durably, or without a backup.
+    KeepsFlushes,
     /// Nobody whose machine cannot load the guest's state takes it from a primary that can go on.
     LeavesIt,
 }
@@ -135,6 +137,10 @@ impl stateright::Model for Model {
             Property::always(
                 "who cannot load the guest's state takes it from nobody who can go on",
                 |_, world: &World| world.keeps(Rule::LeavesIt),
+            ),
+            Property::always(
+                "nothing is flushed for the guest before the backup has done so",
+                |_, world: &World| world.keeps(Rule::KeepsFlushes),
             ),
             Property::always(
                 "who works and reaches the arbiter speaks in the end",

@@ -1,5 +1,5 @@
 //! A run from any state in which nothing more goes wrong: messages arrive, calls come back, what
-//! hangs goes on. Whoever may still run the guest must speak in the end.
+//! hangs goes on. Whoever may still run the guest must speak in the end, and its guest be told of its flushes.
 //!
 //! Must not be done here: hiding a fault that a host would have to live with, such as a dead peer.
 
@@ -21,9 +21,9 @@ impl World {
         world.left = Default::default();
         world.bounds.epochs = u64::MAX;
         world.arbiter.put_right();
-        let before = world.said;
+        let (before, told) = (world.said, world.told);
         for _ in 0..ROUNDS_MAX {
-            if world.speaks(&before) || world.ended {
+            if world.speaks(&before) && world.flushes(told) || world.ended {
                 return true;
             }
             let moved = world.round();
@@ -57,6 +57,11 @@ impl World {
         self.said != *before || self.hosts.iter().any(|host| host.gate_open)
     }
 
+    /// Without a backup, a flush waits for nobody else.
+    fn flushes(&self, before: Moment) -> bool {
+        !self.bounds.disks || self.told != before || self.hosts.iter().any(|host| host.gate_open)
+    }
+
     /// Everything that is under way happens. Returns whether anything did.
     fn round(&mut self) -> bool {
         let mut moved = false;
@@ -79,6 +84,10 @@ impl World {
             if self.hosts[host].persisting.is_some() {
                 moved = true;
                 self.persisted(host, Ok(()));
+            }
+            if self.hosts[host].flushing.is_some() {
+                moved = true;
+                self.journal_flushed(host, Ok(()));
             }
             while self
                 .link

@@ -55,6 +55,8 @@ pub(super) struct Node {
     pub(super) work: Option<Work>,
     /// The journal is being written, for this ticket.
     pub(super) persisting: Option<u64>,
+    /// The journal is being flushed, for this ticket and through this epoch.
+    pub(super) flushing: Option<(u64, Moment)>,
     /// A state is being tried, for this ticket.
     pub(super) trying: Option<u64>,
     /// Whether output leaves at once.
@@ -103,7 +105,7 @@ pub(super) struct Left {
     pub(super) lost: u8,
     /// Links that break while both sides live.
     pub(super) breaks: u8,
-    /// Captures, journal writes and trials that fail, and machines that break.
+    /// Captures, journal writes, flushes and trials that fail, and machines that break.
     pub(super) failures: u8,
     /// What a stranger says.
     pub(super) lies: u8,
@@ -129,6 +131,8 @@ pub(super) enum Action {
     CaptureFails(usize),
     Persisted(usize),
     PersistFails(usize),
+    Flushed(usize),
+    FlushFails(usize),
     RestoreTried(usize),
     RestoreFails(usize),
     /// The machine that runs the guest breaks.
@@ -171,6 +175,10 @@ pub(super) struct World {
     pub(super) said: [Option<Moment>; GENERATIONS],
     /// The last epoch that a backup acknowledged.
     pub(super) acked: Moment,
+    /// The last epoch whose disk writes a backup holds durably.
+    pub(super) flushed: Moment,
+    /// The last epoch whose flushes the guest was told of.
+    pub(super) told: Moment,
     /// Number of the last session.
     pub(super) session: u64,
     pub(super) left: Left,
@@ -189,13 +197,15 @@ impl Hash for World {
             reigns,
             said,
             acked,
+            flushed,
+            told,
             session,
             left,
             broken,
             ended,
         } = self;
         (hosts, link, arbiter, reigns, said).hash(state);
-        (acked, session, left, broken, ended).hash(state);
+        (acked, flushed, told, session, left, broken, ended).hash(state);
     }
 }
 
@@ -252,6 +262,7 @@ impl Node {
             call: None,
             work: None,
             persisting: None,
+            flushing: None,
             trying: None,
             gate_open,
             stalled: false,
@@ -289,6 +300,8 @@ impl World {
             reigns: Vec::new(),
             said: [None; GENERATIONS],
             acked: (0, 0),
+            flushed: (0, 0),
+            told: (0, 0),
             session: 0,
             left,
             broken: None,
@@ -502,6 +515,12 @@ impl World {
             out.push(Action::Persisted(host));
             if self.left.failures > 0 {
                 out.push(Action::PersistFails(host));
+            }
+        }
+        if it.flushing.is_some() {
+            out.push(Action::Flushed(host));
+            if self.left.failures > 0 {
+                out.push(Action::FlushFails(host));
             }
         }
         if self.left.stalls > 0 && !it.stalled {

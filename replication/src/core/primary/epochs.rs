@@ -27,6 +27,8 @@ pub(super) struct Epochs {
     written: EpochId,
     /// The last one that is durable on the backup's images.
     durable: EpochId,
+    /// The last one whose disk writes the backup's host is known to hold durably.
+    flushed: EpochId,
     boundary: Boundary,
     /// What the last one that was shipped needed on the wire.
     bytes: u64,
@@ -82,6 +84,7 @@ impl Epochs {
             writing: EpochId(0),
             written: EpochId(0),
             durable: EpochId(0),
+            flushed: EpochId(0),
             boundary: Boundary::Passed,
             bytes: 0,
             just_acked: false,
@@ -282,6 +285,27 @@ impl Epochs {
                 in_flight,
             }),
         }
+    }
+
+    /// Takes the word that the backup holds the disk writes of an epoch durably.
+    pub(super) fn flushed(&mut self, flushed: EpochId) -> Result<(), ProtocolViolation> {
+        // The report that an epoch is shipped may come after what the backup says of it.
+        let acked = match self.boundary {
+            Boundary::InFlight {
+                epoch, acked: true, ..
+            } => epoch,
+            _ => self.acked,
+        };
+        let before = self.flushed;
+        if flushed > acked || flushed <= before {
+            return Err(ProtocolViolation::Flushed {
+                flushed,
+                acked,
+                before,
+            });
+        }
+        self.flushed = flushed;
+        Ok(())
     }
 
     /// An epoch counts as acked once it is both shipped and acknowledged, in whichever order the

@@ -22,6 +22,10 @@
 //! | Claiming | held | – |
 //! | Fenced, Stopped | dropped | – |
 //!
+//! A guest's flush is done once both hosts hold durably what was written before it. No output waits
+//! for that: the guest is told of the flush only then, so what it says of it belongs to a later epoch.
+//! The backup flushes while this side does. When this side goes alone, only its own part counts.
+//!
 //! If there are shared disks, an acked epoch's writes to them go first, then its other output. The
 //! next epoch does not end before both are done, because the backup repeats those of one epoch
 //! only.
@@ -168,8 +172,9 @@ pub enum PrimaryInput {
         /// What failed, for people.
         why: String,
     },
-    /// The gate holds output that is not sealed yet. To be said when it begins to, and after
-    /// [`PrimaryInput::Captured`] if it holds some already.
+    /// The gate holds output that is not sealed yet, or a flush of the guest waits for the backup
+    /// whose epoch has not ended. To be said when that begins, and after [`PrimaryInput::Captured`]
+    /// if it is so already.
     OutputWaiting,
     /// End the epoch as soon as possible: the gate, the dirty-page pool or the log of disk writes
     /// is nearly full, or a checkpoint was requested.
@@ -225,6 +230,10 @@ pub enum PrimaryEffect {
     WriteDisks(EpochId),
     /// Everything through this epoch is durable on the backup's images.
     Durable(EpochId),
+    /// The backup's host holds the disk writes of all epochs through this one durably: as far as it
+    /// is concerned, the guest's flushes in them are done. Emitted only for epochs that it has
+    /// acknowledged.
+    Flushed(EpochId),
     /// The backup has done the next checks of its disks: whether each found a difference. If there
     /// are not so many, report `DisksMisreported`.
     Compared(Vec<bool>),

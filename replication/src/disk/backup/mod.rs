@@ -1,10 +1,11 @@
 //! The backup: an epoch's writes go to the journal, and from there to the images.
 //!
-//! There are two threads. One appends to the journal (`persist`), the other applies a file of it to the images
-//! (`destage`). What must not be done here: writing to an image what is not durable in the
+//! There are three threads. One appends to the journal (`persist`), one makes that durable (`flush`), and one applies a
+//! file of it to the images (`destage`). What must not be done here: writing to an image what is not durable in the
 //! journal, or is not committed in memory.
 
 mod destage;
+mod flush;
 pub(super) mod journal;
 mod persist;
 pub(super) mod replay;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use journal::{FILE_HEADER_BYTES, JournalFile};
 use parking_lot::Mutex;
-use replica::{Replica, SYNC_FLUSH_BYTES, State, given_up};
+use replica::{Replica, SYNC_FLUSH_BYTES, State};
 
 use super::digest::DigestKey;
 use super::image::{Drive, Drives, shared};
@@ -39,7 +40,7 @@ const SHARED_RETRY: Duration = Duration::from_millis(200);
 /// What a backup does with its images: the replica and its threads.
 pub(super) struct BackupImages {
     replica: Arc<Replica>,
-    threads: [Thread; 2],
+    threads: [Thread; 3],
     /// What has not reached the images, when it was last looked at.
     waiting: Mutex<(u64, u64)>,
 }
@@ -61,7 +62,7 @@ impl BackupImages {
     ) -> Self {
         Self {
             replica: Arc::new(Replica::new(drives, limits, journal_path, files)),
-            threads: ["disk-journal", "disk-destage"].map(Thread::new),
+            threads: ["disk-journal", "disk-flush", "disk-destage"].map(Thread::new),
             waiting: Mutex::default(),
         }
     }
@@ -108,7 +109,11 @@ impl BackupImages {
     }
 
     fn start_threads(&self) {
-        let works = [Replica::journal_work as fn(&Replica), Replica::destage_work];
+        let works = [
+            Replica::journal_work as fn(&Replica),
+            Replica::flush_work,
+            Replica::destage_work,
+        ];
         for (thread, work) in self.threads.iter().zip(works) {
             let replica = self.replica.clone();
             thread.start(move || work(&replica));
@@ -258,19 +263,26 @@ impl BackupDisks for BackupImages {
 
     fn persist(&self, epoch: EpochToPersist, done: Completion) {
         let mut state = self.replica.state.lock();
-        let refused = match &state.failed {
-            Some(failed) => Some(DiskError::Failed(failed.clone())),
-            None if !state.session => Some(given_up()),
-            None if state.job.is_some() || state.persisting => Some(DiskError::Failed(
-                "the epoch before is not persisted yet".into(),
-            )),
-            None => None,
-        };
-        if let Some(refused) = refused {
+        let too_early = (state.job.is_some() || state.persisting)
+            .then(|| DiskError::Failed("the epoch before is not persisted yet".into()));
+        if let Some(refused) = state.refusal().or(too_early) {
             drop(state);
             return done(Err(refused));
         }
         state.job = Some((epoch, done));
+        self.replica.bell.notify_all();
+    }
+
+    /// The journal is made durable as far as it goes.
+    fn flush(&self, _epoch: EpochId, done: Completion) {
+        let mut state = self.replica.state.lock();
+        let too_early = (state.flush.is_some() || state.flushing)
+            .then(|| DiskError::Failed("the flush before is not over yet".into()));
+        if let Some(refused) = state.refusal().or(too_early) {
+            drop(state);
+            return done(Err(refused));
+        }
+        state.flush = Some(done);
         self.replica.bell.notify_all();
     }
 

@@ -29,10 +29,7 @@ impl Replica {
             let done = self.put_down(epoch);
             let mut now = self.state.lock();
             now.persisting = false;
-            // A copy that was given up has not failed: whoever asks for more of it is told why there is none.
-            if let (Err(error), true) = (&done, now.session) {
-                now.failed.get_or_insert(error.to_string());
-            }
+            now.note_failure(&done);
             drop(now);
             self.bell.notify_all();
             told(done);
@@ -56,30 +53,6 @@ impl Replica {
         if journal {
             self.append(place, epoch.batches)?;
         }
-        if epoch.flush {
-            self.sync_journal()?;
-        }
-        Ok(())
-    }
-
-    /// Makes what this thread has appended survive a loss of power. An earlier epoch's writes may be in the other file. What
-    /// is on the images already, or was synced, is not synced again: that may take long.
-    fn sync_journal(&self) -> Result<(), DiskError> {
-        let mut state = self.state.lock();
-        let last = state.last;
-        for number in 0..state.slots.len() {
-            let files = state.journal.as_ref();
-            let Some(file) = files.filter(|_| state.slots[number].is_unsynced) else {
-                continue;
-            };
-            let file = file[number].clone();
-            drop(state);
-            file.sync()?;
-            state = self.state.lock();
-            // Only this thread appends. If it was emptied meanwhile, it has none.
-            state.slots[number].is_unsynced = false;
-        }
-        state.synced = last;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The state that both threads of a backup share, and operations on the journal and the images.
+//! The state that the threads of a backup share, and operations on the journal and the images.
 //!
 //! What must not be done here: writing to an image what is not durable in the journal, or is not
 //! committed in memory.
@@ -53,6 +53,9 @@ pub(super) struct State {
     pub(super) committed: EpochId,
     pub(super) job: Option<(EpochToPersist, Completion)>,
     pub(super) persisting: bool,
+    /// The journal is to be made durable.
+    pub(super) flush: Option<Completion>,
+    pub(super) flushing: bool,
     pub(super) journal: Option<[JournalFile; 2]>,
     pub(super) slots: [Slot; 2],
     /// The file that collects records.
@@ -75,6 +78,30 @@ pub(super) struct State {
     pub(super) keys: Vec<DigestKey>,
     /// What checks have found, in order, and nobody has taken: whether each found a difference.
     pub(super) compared: VecDeque<bool>,
+}
+
+impl State {
+    /// Whether a thread has something to do, or is at it.
+    fn is_busy(&self) -> bool {
+        let persists = self.job.is_some() || self.persisting;
+        persists || self.flush.is_some() || self.flushing || self.destaging
+    }
+
+    /// Why nothing more can be kept.
+    pub(super) fn refusal(&self) -> Option<DiskError> {
+        match &self.failed {
+            Some(failed) => Some(DiskError::Failed(failed.clone())),
+            None if !self.session => Some(given_up()),
+            None => None,
+        }
+    }
+
+    /// A copy that was given up has not failed: whoever asks for more of it is told why there is none.
+    pub(super) fn note_failure(&mut self, done: &Result<(), DiskError>) {
+        if let (Err(error), true) = (done, self.session) {
+            self.failed.get_or_insert(error.to_string());
+        }
+    }
 }
 
 pub(super) struct Replica {
@@ -122,12 +149,12 @@ impl Replica {
         }
     }
 
-    /// Waits until both threads are idle and returns the state. They stay idle while the guard is
+    /// Waits until all threads are idle and returns the state. They stay idle while the guard is
     /// held. Checks that they still have to do are not done.
     pub(super) fn idle(&self) -> MutexGuard<'_, State> {
         self.hurry.store(true, Ordering::Relaxed);
         let mut state = self.state.lock();
-        while state.job.is_some() || state.persisting || state.destaging {
+        while state.is_busy() {
             self.bell.wait(&mut state);
         }
         state

@@ -1,7 +1,8 @@
 //! A disk as its device sees it.
 //!
-//! A write of a replicated disk marks its blocks durably, writes the image, and then logs. What must not be
-//! done here: using another order, or waiting for the network.
+//! A write of a replicated disk marks its blocks durably, writes the image, and then logs. A flush is noted in the log
+//! before the image is flushed, so that the backup flushes at the same time. What must not be done here: using another
+//! order, or waiting for the network.
 
 use std::io;
 use std::sync::Arc;
@@ -33,6 +34,16 @@ impl std::fmt::Debug for Disk {
         } = &*self.drive;
         write!(f, "Disk({number}: {name}, {mode})")
     }
+}
+
+/// A flush that this host has done its part of. The guest may be told of it once [`Disk::may_answer`] says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "the guest is to wait for the backup"]
+pub struct GuestFlush(u64);
+
+impl GuestFlush {
+    /// One that waits for nobody.
+    pub const DONE: Self = Self(0);
 }
 
 fn not_shut(log: &mut Log) -> io::Result<&mut Log> {
@@ -193,6 +204,42 @@ impl Disk {
         self.drive.mode
     }
 
+    /// Makes earlier writes survive a loss of power of this host, as the guest has asked for. What that
+    /// needs of the backup is on its way when this returns; the guest is told only once it is done.
+    ///
+    /// # Errors
+    /// Any error of the host's storage.
+    pub fn flush_for_guest(&self) -> io::Result<GuestFlush> {
+        let drive = &self.drive;
+        let (flush, pass) = self.log.with_log(|log| {
+            let log = not_shut(log)?;
+            if !drive.is_shared() {
+                // Earlier writes are logged already, so this epoch or an earlier one has them.
+                return Ok::<_, io::Error>((log.begin_flush(), true));
+            }
+            let hold = log.held.is_holding();
+            if hold {
+                log.held.flushed();
+            }
+            Ok((0, !hold))
+        })?;
+        if pass {
+            drive.flush_storage()?;
+            if drive.flush_failed.swap(false, Ordering::AcqRel) {
+                return Err(io::Error::other(
+                    "an earlier flush of the host's storage failed",
+                ));
+            }
+        }
+        Ok(GuestFlush(flush))
+    }
+
+    /// Whether the guest may be told of this flush. If not, the room listener will be called.
+    #[must_use]
+    pub fn may_answer(&self, flush: GuestFlush) -> bool {
+        flush == GuestFlush::DONE || self.log.lock().may_answer(flush.0)
+    }
+
     /// Whether another request may be taken from the guest. If not, the room listener will be
     /// called.
     #[must_use]
@@ -200,8 +247,8 @@ impl Disk {
         self.log.lock().has_room()
     }
 
-    /// Sets who is told that there is room again after [`Disk::has_room`] returned false. It must
-    /// not call the disk itself.
+    /// Sets who is told that there is room again after [`Disk::has_room`] returned false, or that a
+    /// flush may be answered. It must not call the disk itself.
     pub fn set_room_listener(&self, listener: Callback) {
         self.log.set_room_listener(self.drive.number, listener);
     }
@@ -233,29 +280,9 @@ impl Storage for Disk {
         )
     }
 
+    /// This host's part: a guest is to wait for more, see [`Disk::flush_for_guest`].
     fn flush(&self) -> io::Result<()> {
-        let drive = &self.drive;
-        let pass = self.log.with_log(|log| {
-            let held = &mut not_shut(log)?.held;
-            let hold = drive.is_shared() && held.is_holding();
-            if hold {
-                held.flushed();
-            }
-            Ok::<_, io::Error>(!hold)
-        })?;
-        if pass {
-            drive.flush_storage()?;
-            if drive.flush_failed.swap(false, Ordering::AcqRel) {
-                return Err(io::Error::other(
-                    "an earlier flush of the host's storage failed",
-                ));
-            }
-        }
-        if !drive.is_shared() {
-            // Earlier writes are logged already, so this epoch or an earlier one has them.
-            self.log.with_log(Log::flushed);
-        }
-        Ok(())
+        self.flush_for_guest().map(|_| ())
     }
 
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {

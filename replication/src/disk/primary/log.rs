@@ -2,6 +2,8 @@
 //!
 //! Bounded: [`Log::has_room`] says when devices must wait. What must not be done here: I/O.
 
+use std::collections::VecDeque;
+
 use super::checks::{Check, Checks, Pace};
 use super::overlay::Held;
 use crate::core::disk::{Digest, DiskWrite, What};
@@ -10,6 +12,9 @@ use crate::disk::epoch_writes::EpochWrites;
 use crate::disk::image::BitSet;
 use crate::epoch_queue::{Bucket, EpochQueue};
 use crate::ids::EpochId;
+
+/// So many epochs with flushes are told apart. A flush in further ones waits for the last of them.
+const UNFLUSHED_MAX: usize = 64;
 
 /// The blocks of a disk that are still to be copied.
 pub(crate) struct ToCopy {
@@ -64,6 +69,16 @@ pub(crate) struct Log {
     watched: Option<(Check, bool)>,
     /// Writes of shared disks that are not on the image.
     pub(crate) held: Held,
+    /// Number of the last flush of the guest that began while there was a backup.
+    flushes: u64,
+    /// The backup holds durably what the flushes up to this one are to make safe.
+    flushed: u64,
+    /// Epochs with flushes that the backup may not hold durably, and the last flush in each.
+    unflushed: VecDeque<(EpochId, u64)>,
+    /// The guest is told of a flush only once the backup has its part.
+    awaits_flushes: bool,
+    /// A flush has begun, and a flush may be answered, since it was last looked at.
+    flush_news: (bool, bool),
     pub(crate) shut: bool,
     /// The listener was told in this epoch.
     told: bool,
@@ -86,6 +101,11 @@ impl Log {
             session: 0,
             watched: None,
             held: Held::new(disks),
+            flushes: 0,
+            flushed: 0,
+            unflushed: VecDeque::new(),
+            awaits_flushes: false,
+            flush_news: (false, false),
             shut: false,
             told: false,
             waiting: false,
@@ -150,6 +170,7 @@ impl Log {
         self.to_copy.fill_with(|| None);
         (self.checks, self.pace) = (Checks::default(), Pace::default());
         self.keys.clear();
+        self.unflushed.clear();
     }
 
     /// The present session, if the backup's copy is whole in it.
@@ -260,9 +281,46 @@ impl Log {
         }
     }
 
-    /// A replicated disk was flushed.
-    pub(crate) fn flushed(&mut self) {
+    /// The guest begins to flush a replicated disk. Returns the number of this flush, or 0 if there is
+    /// no backup to wait for.
+    pub(crate) fn begin_flush(&mut self) -> u64 {
+        if !self.logging && !self.awaits_flushes {
+            return 0;
+        }
         self.epochs.current_mut().flush |= self.logging;
+        self.flushes += 1;
+        self.flush_news.0 |= self.flush_waits();
+        self.flushes
+    }
+
+    /// Whether a flush waits for the backup whose epoch has not ended.
+    pub(crate) fn flush_waits(&self) -> bool {
+        self.awaits_flushes && self.epochs.current().flush
+    }
+
+    /// Whether the guest may be told of this flush, as far as the backup is concerned.
+    pub(crate) fn may_answer(&self, flush: u64) -> bool {
+        !self.awaits_flushes || flush <= self.flushed
+    }
+
+    /// The backup holds everything up to `epoch` durably.
+    pub(crate) fn backup_flushed(&mut self, epoch: EpochId) {
+        while let Some((_, flush)) = self.unflushed.pop_front_if(|(of, _)| *of <= epoch) {
+            self.flushed = flush;
+            self.flush_news.1 = true;
+        }
+    }
+
+    /// No backup is waited for any more.
+    pub(crate) fn let_flushes_go(&mut self) {
+        self.awaits_flushes = false;
+        self.flush_news.1 = true;
+    }
+
+    /// Whether a flush has begun that waits for its epoch's end, and whether one may be answered, if
+    /// that is news.
+    pub(crate) fn take_flush_news(&mut self) -> (bool, bool) {
+        std::mem::take(&mut self.flush_news)
     }
 
     /// During synchronisation, takes what was written to replicated disks since the last call. Held
@@ -297,8 +355,13 @@ impl Log {
         let sealed = (current.writes.clone(), current.flush);
         self.held.seal(epoch);
         if self.logging {
+            if sealed.1 {
+                self.unflushed.truncate(UNFLUSHED_MAX - 1);
+                self.unflushed.push_back((epoch, self.flushes));
+            }
             self.epochs.seal(epoch);
             self.whole = true;
+            self.awaits_flushes = true;
         }
         self.told = false;
         sealed

@@ -15,12 +15,13 @@ mod sync;
 mod verify;
 mod write_log;
 
-pub use device::Disk;
+pub use device::{Disk, GuestFlush};
 pub(super) use verify::ANSWER_PATIENCE;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use log::Log;
 use marks::Marks;
 use parking_lot::Mutex;
 use release::Releaser;
@@ -103,6 +104,14 @@ impl PrimaryDisks for PrimaryImages {
         self.log.set_listener(listener);
     }
 
+    fn set_flush_listener(&self, listener: Callback) {
+        self.log.set_flush_listener(listener);
+    }
+
+    fn flush_waits(&self) -> bool {
+        self.log.lock().flush_waits()
+    }
+
     fn begin_sync(&self, peer: &[PeerDisk]) -> Result<SyncPlan, DiskError> {
         self.begin(peer)
     }
@@ -140,6 +149,10 @@ impl PrimaryDisks for PrimaryImages {
         }
     }
 
+    fn flushed(&self, epoch: EpochId) {
+        self.log.with_log(|log| log.backup_flushed(epoch));
+    }
+
     fn durable(&self, epoch: EpochId) {
         if self.drives.iter().any(|drive| drive.map.is_some()) {
             self.marks.durable(epoch);
@@ -152,6 +165,7 @@ impl PrimaryDisks for PrimaryImages {
 
     fn go_alone(&self, done: Completion) {
         self.detach();
+        self.log.with_log(Log::let_flushes_go);
         if self.is_holding() {
             self.releaser.go_alone(done);
         } else {

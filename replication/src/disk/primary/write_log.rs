@@ -14,6 +14,7 @@ use crate::ports::disks::Callback;
 pub(crate) struct WriteLog {
     log: Mutex<Log>,
     listener: Mutex<Option<Callback>>,
+    flush_listener: Mutex<Option<Callback>>,
     rooms: Mutex<Vec<Option<Callback>>>,
     /// Rings when the backup has answered checks, and when a session ends.
     answers: Condvar,
@@ -24,6 +25,7 @@ impl WriteLog {
         Self {
             log: Mutex::new(Log::new(disks, log_bytes_max)),
             listener: Mutex::new(None),
+            flush_listener: Mutex::new(None),
             rooms: Mutex::new((0..disks).map(|_| None).collect()),
             answers: Condvar::new(),
         }
@@ -33,17 +35,26 @@ impl WriteLog {
         *self.listener.lock() = Some(listener);
     }
 
+    pub(crate) fn set_flush_listener(&self, listener: Callback) {
+        *self.flush_listener.lock() = Some(listener);
+    }
+
     /// Does `work` on the log, and then calls the listeners if necessary.
     pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> T {
         let mut log = self.log.lock();
         let result = work(&mut log);
         let (half_full, room) = (log.take_half_full(), log.take_wakeup());
+        let (flush_began, flush_done) = log.take_flush_news();
         drop(log);
+        if flush_began {
+            let listener = self.flush_listener.lock().clone();
+            listener.iter().for_each(|tell| tell());
+        }
         if half_full {
             let listener = self.listener.lock().clone();
             listener.iter().for_each(|tell| tell());
         }
-        if room {
+        if room || flush_done {
             let rooms = self.rooms.lock().clone();
             rooms.iter().flatten().for_each(|tell| tell());
         }
@@ -72,7 +83,7 @@ impl WriteLog {
         self.log.lock()
     }
 
-    /// Sets who is told that the disk has room again.
+    /// Sets who is told that the disk has room again, or that a flush may be answered.
     pub(crate) fn set_room_listener(&self, disk: u16, listener: Callback) {
         self.rooms.lock()[usize::from(disk)] = Some(listener);
     }

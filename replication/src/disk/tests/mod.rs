@@ -4,6 +4,7 @@ mod comparison;
 mod crashes;
 mod end;
 mod faults;
+mod flushes;
 mod host;
 mod identity;
 mod in_use;

@@ -163,31 +163,6 @@ fn a_promoted_side_stands_at_exactly_the_committed_epoch() {
 }
 
 #[test]
-fn a_flush_is_acknowledged_only_once_the_journal_is_durable() {
-    let (a, b, primary, _) = hosts(4);
-    let backup = b.open(MODES, lazy());
-    let mut session = Session::protect(&primary, &backup, 1);
-    primary.disks()[0].write_at(4096, &[7; 512]).unwrap();
-    session.epoch();
-    b.take_events();
-    a.take_events();
-    // Nothing is written in this epoch: the flush is for what the one before has written.
-    primary.disks()[0].flush().unwrap();
-    assert!(a.take_events().contains(&Event::Sync {
-        name: "disk0".into()
-    }));
-    session.epoch();
-    let synced =
-        |event: &Event| matches!(event, Event::Sync { name } if name.starts_with("journal"));
-    assert!(b.take_events().iter().any(synced));
-    // And really: what is left after a loss of power has it.
-    let left = b.after_power_loss(&mut seeded(4));
-    let restarted = left.open(MODES, limits());
-    restarted.claim_images().unwrap();
-    assert_eq!(images(&left)[0][4096..4608], [7; 512]);
-}
-
-#[test]
 fn who_is_shut_writes_nothing_any_more() {
     let (a, _, primary, backup) = hosts(5);
     let _session = Session::protect(&primary, &backup, 1);

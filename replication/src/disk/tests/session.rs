@@ -162,7 +162,7 @@ impl Session {
     }
 }
 
-/// Has a backup persist an epoch, and gives what it says.
+/// Has a backup persist an epoch, durably if the guest flushed, and gives what it says.
 pub(super) fn persist(
     backup: &DiskSet,
     generation: u64,
@@ -174,11 +174,22 @@ pub(super) fn persist(
         generation: Generation(generation),
         epoch,
         batches: batches(&sealed.writes),
-        flush: sealed.flush,
         written_through: sealed.written_through,
     };
+    let number = epoch.epoch;
     backup.backup().persist(epoch, told);
-    persisted.recv_timeout(DEADLINE).unwrap()
+    persisted.recv_timeout(DEADLINE).unwrap()?;
+    match sealed.flush {
+        true => flush(backup, number),
+        false => Ok(()),
+    }
+}
+
+/// Has a backup make its journal durable, and gives what it says.
+pub(super) fn flush(backup: &DiskSet, epoch: EpochId) -> Result<(), DiskError> {
+    let (told, flushed) = done();
+    backup.backup().flush(epoch, told);
+    flushed.recv_timeout(DEADLINE).unwrap()
 }
 
 /// What an epoch of these writes alone is.

@@ -127,6 +127,11 @@ impl SimulatedFiles {
         self.process().before_write = Some(Box::new(hook));
     }
 
+    /// Does something in the middle of the next sync.
+    pub(crate) fn before_sync(&self, hook: impl FnOnce() + Send + 'static) {
+        self.process().before_sync = Some(Box::new(hook));
+    }
+
     /// From now on, it waits for its turn before each call that others can notice, or that notices others: of files
     /// that get a name only when they are complete, and of which those in `same` are the same all the time.
     pub(crate) fn take_turns(
@@ -222,10 +227,12 @@ impl SimulatedFiles {
         {
             turns.before_call(process);
         }
-        if matches!(call, Call::Write { .. }) {
-            let hook = self.process().before_write.take();
-            hook.into_iter().for_each(|hook| hook());
-        }
+        let hook = match call {
+            Call::Write { .. } => self.process().before_write.take(),
+            Call::Sync { .. } => self.process().before_sync.take(),
+            _ => None,
+        };
+        hook.into_iter().for_each(|hook| hook());
         let mut process = self.process();
         let fate = process.fate(&call);
         if process.has_ended {

@@ -139,6 +139,8 @@ pub(super) struct Process {
     pub(super) failing: Option<(String, u64, io::ErrorKind)>,
     /// Is done before the next write.
     pub(super) before_write: Option<Hook>,
+    /// Is done before the next sync.
+    pub(super) before_sync: Option<Hook>,
     pub(super) turns: Option<(Arc<Turns>, usize, &'static [&'static str])>,
     pub(super) remembered: Option<Remembered>,
 }

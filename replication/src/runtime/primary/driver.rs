@@ -113,6 +113,10 @@ impl Driver {
         setup
             .disks
             .set_listener(Arc::new(move || log(OutputEvent::Full)));
+        let flush = output.listener();
+        setup
+            .disks
+            .set_flush_listener(Arc::new(move || flush(OutputEvent::Waiting)));
         let patience = setup.reign.settings.policy.storage_timeout;
         let shared_disks = SharedDisks::new(setup.disks.clone(), patience);
         let mut policy = setup.reign.settings.policy.clone();
@@ -348,11 +352,11 @@ impl Driver {
         }
     }
 
-    /// Whether output has come since the last seal. What comes later wakes the driver.
+    /// Whether output, or a flush of the guest, has come since the last seal. What comes later wakes the driver.
     fn output_waits(&self) -> bool {
-        // First the mark, then the gate: what comes in between is marked again.
+        // First the mark, then gate and disks: what comes in between is marked again.
         self.output.clear_fresh();
-        self.setup.gate.is_collecting()
+        self.setup.gate.is_collecting() || self.setup.disks.flush_waits()
     }
 
     /// Whether a report of this session still matters.
@@ -463,6 +467,7 @@ impl Driver {
                 self.setup.disks.durable(epoch);
                 self.metrics.durable(epoch);
             }
+            PrimaryEffect::Flushed(epoch) => self.setup.disks.flushed(epoch),
             PrimaryEffect::Compared(differ) => {
                 let what = self.setup.disks.compared(&differ).err()?.to_string();
                 return Some(PrimaryInput::DisksMisreported { what });

@@ -14,7 +14,7 @@ use crate::causes::causes;
 use crate::core::disk::{DiskSyncPlan, PeerDisk};
 use crate::core::message::ANSWERS_MAX;
 use crate::ids::EpochId;
-use crate::ports::disks::{EpochToPersist, History};
+use crate::ports::disks::{Completion, EpochToPersist, History};
 use crate::ports::{BackupDisks, DiskError};
 use crate::runtime::RuntimeError;
 
@@ -35,6 +35,7 @@ enum DiskJob {
     BeginCopy(Vec<DiskSyncPlan>, History),
     Sync(Bytes),
     Persist(u64, EpochToPersist),
+    Flush(u64, EpochId),
 }
 
 /// What the thread tells the driver.
@@ -44,6 +45,10 @@ pub(super) enum DiskEvent {
     /// The copy has begun. From now on, what is durable belongs to this session.
     Copying,
     Persisted {
+        ticket: u64,
+        outcome: Result<(), String>,
+    },
+    Flushed {
         ticket: u64,
         outcome: Result<(), String>,
     },
@@ -139,6 +144,10 @@ impl DiskThread {
 
     pub(super) fn persist(&self, ticket: u64, epoch: EpochToPersist) {
         self.queue(DiskJob::Persist(ticket, epoch));
+    }
+
+    pub(super) fn flush(&self, ticket: u64, epoch: EpochId) {
+        self.queue(DiskJob::Flush(ticket, epoch));
     }
 
     /// Whether so much waits that no more may be read from the link.
@@ -253,18 +262,29 @@ impl Worker {
                     self.tell(copy, DiskEvent::Compared);
                 }
             }
-            DiskJob::Persist(ticket, epoch) => self.persist(copy, ticket, epoch),
+            DiskJob::Persist(ticket, epoch) => {
+                let tell = move |outcome| DiskEvent::Persisted { ticket, outcome };
+                self.disks.persist(epoch, self.told_by(copy, tell));
+            }
+            DiskJob::Flush(ticket, epoch) => {
+                let tell = move |outcome| DiskEvent::Flushed { ticket, outcome };
+                self.disks.flush(epoch, self.told_by(copy, tell));
+            }
         }
         Ok(())
     }
 
-    fn persist(&self, copy: u64, ticket: u64, epoch: EpochToPersist) {
+    /// Tells the driver how something ended.
+    fn told_by(
+        &self,
+        copy: u64,
+        event: impl FnOnce(Result<(), String>) -> DiskEvent + Send + 'static,
+    ) -> Completion {
         let events = self.events.clone();
-        let done = move |outcome: Result<(), DiskError>| {
+        Box::new(move |outcome| {
             let outcome = outcome.map_err(|error| causes(&error));
             // Fails only if the driver is gone.
-            let _ = events.send((copy, DiskEvent::Persisted { ticket, outcome }));
-        };
-        self.disks.persist(epoch, Box::new(done));
+            let _ = events.send((copy, event(outcome)));
+        })
     }
 }

@@ -369,17 +369,26 @@ impl<M: Machine> Driver<M> {
             DiskEvent::Idle | DiskEvent::Compared => {}
             DiskEvent::Persisted { ticket, outcome } => {
                 if let Err(error) = &outcome {
-                    let what = format!("the copy cannot be kept: {error}");
-                    self.metrics.alarm(Topic::Disks, what);
+                    self.copy_fails(error);
                 }
                 inputs.push_back(BackupInput::Persisted { ticket, outcome });
             }
+            DiskEvent::Flushed { ticket, outcome } => {
+                if let Err(error) = &outcome {
+                    self.copy_fails(error);
+                }
+                inputs.push_back(BackupInput::Flushed { ticket, outcome });
+            }
             DiskEvent::Failed(error) => {
-                let what = format!("the copy cannot be kept: {error}");
-                self.metrics.alarm(Topic::Disks, what);
+                self.copy_fails(&error);
                 inputs.push_back(BackupInput::DisksFailed { error });
             }
         }
+    }
+
+    fn copy_fails(&self, error: &str) {
+        let what = format!("the copy cannot be kept: {error}");
+        self.metrics.alarm(Topic::Disks, what);
     }
 
     /// Serves one primary at a time. Another one is told so, and nothing else.
@@ -498,18 +507,17 @@ impl<M: Machine> Driver<M> {
                 ticket,
                 epoch,
                 batches,
-                flush,
                 written_through,
             } => {
                 let epoch = EpochToPersist {
                     generation: self.core.generation(),
                     epoch,
                     batches,
-                    flush,
                     written_through,
                 };
                 self.disks.persist(ticket, epoch);
             }
+            BackupEffect::FlushJournal { ticket, epoch } => self.disks.flush(ticket, epoch),
             BackupEffect::TryRestore { ticket, state } => self.trials.begin(ticket, state),
             BackupEffect::Discarded { epoch, why } => {
                 let what = format!("discarded {epoch} whole: {why}");

@@ -25,10 +25,23 @@ pub(super) struct Disks {
     persisting_since: Duration,
     /// It was said that a claim waits for it.
     claim_waits: bool,
+    /// The flush of the journal that is under way.
+    flushing: Option<Flushing>,
+    /// The last epoch that the guest flushed in, if the journal is still to be flushed for it.
+    flush_wanted: Option<EpochId>,
     /// Since when nothing is read from the link because the storage takes no more.
     full_since: Option<Duration>,
     /// The last epoch that is durable on the images.
     durable: EpochId,
+}
+
+/// A flush of the journal.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
+struct Flushing {
+    ticket: u64,
+    epoch: EpochId,
+    since: Duration,
 }
 
 #[cfg(test)]
@@ -41,6 +54,9 @@ impl Disks {
     /// For the model.
     pub(super) fn forget_time(&mut self, at: Duration) {
         self.persisting_since = at;
+        if let Some(flushing) = &mut self.flushing {
+            flushing.since = at;
+        }
         if let Some(since) = &mut self.full_since {
             *since = at;
         }
@@ -53,26 +69,47 @@ impl BackupCore {
         self.disks.persisting.is_some()
     }
 
-    /// Since when the storage keeps something waiting, and how long it may.
-    fn storage_waits(&self) -> Option<(Duration, Duration)> {
-        let patience = self.policy.storage_timeout;
-        let copying = patience * FIRST_STORAGE_TIMEOUTS;
-        let is_copying = matches!(self.phase, Phase::Syncing);
-        let patience = if is_copying { copying } else { patience };
-        let persisted = (self.is_persisting()).then_some((self.disks.persisting_since, patience));
-        persisted.or(self.disks.full_since.map(|since| (since, copying)))
+    /// Since when an epoch waits for the storage to take it, and how long it may.
+    fn persisting_waits(&self) -> Option<(Duration, Duration)> {
+        let patience = self.storage_patience(matches!(self.phase, Phase::Syncing));
+        self.is_persisting()
+            .then_some((self.disks.persisting_since, patience))
     }
 
-    /// When the storage counts as failed. An epoch that waits for it keeps the guest's output: the
-    /// primary must not wait for that longer than for a host that is gone.
+    /// Since when the storage keeps something waiting, and how long it may: of several, what will
+    /// have waited too long first.
+    fn storage_waits(&self) -> Option<(Duration, Duration)> {
+        // What the first flush makes safe may be much of the copy.
+        let flush = self.disks.flushing.map(|flushing| {
+            let is_first = flushing.epoch == EpochId(1);
+            (flushing.since, self.storage_patience(is_first))
+        });
+        let full = self.disks.full_since;
+        let full = full.map(|since| (since, self.storage_patience(true)));
+        let waits = [self.persisting_waits(), flush, full].into_iter().flatten();
+        waits.min_by_key(|(since, patience)| *since + *patience)
+    }
+
+    fn storage_patience(&self, is_copying: bool) -> Duration {
+        let patience = self.policy.storage_timeout;
+        match is_copying {
+            true => patience * FIRST_STORAGE_TIMEOUTS,
+            false => patience,
+        }
+    }
+
+    /// When the storage counts as failed. An epoch that waits for it keeps the guest's output, and a
+    /// flush the guest itself: the primary must not wait for that longer than for a host that is gone.
     ///
     /// Not while claiming: whether the epoch that waits is the guest's last state, only the storage
     /// can tell. Then a person should know.
     pub(super) fn storage_hangs_at(&self) -> Option<Duration> {
         let keeps_claim = self.is_claim_kept() && !self.disks.claim_waits;
-        let (since, patience) = (self.storage_waits())
-            .filter(|_| self.sends_beats() || (keeps_claim && self.is_persisting()))?;
-        Some(since + patience)
+        let waits = match self.sends_beats() {
+            true => self.storage_waits(),
+            false => self.persisting_waits().filter(|_| keeps_claim),
+        };
+        waits.map(|(since, patience)| since + patience)
     }
 
     /// Whether this side is to claim the guest, and has not asked for it.
@@ -108,6 +145,9 @@ impl BackupCore {
     /// This process slept: that was not the storage.
     pub(super) fn disks_slept(&mut self, time: Duration) {
         self.disks.persisting_since += time;
+        if let Some(flushing) = &mut self.disks.flushing {
+            flushing.since += time;
+        }
         if let Some(since) = &mut self.disks.full_since {
             *since += time;
         }
@@ -188,6 +228,9 @@ impl BackupCore {
             return Err(ProtocolViolation::Disks(text));
         }
         self.staging.end(epoch, summary)?;
+        if summary.flush {
+            self.disks.flush_wanted = Some(epoch);
+        }
         let batches = self.staging.take_disk_batches();
         if epoch == EpochId(1) {
             self.try_first(out);
@@ -208,15 +251,58 @@ impl BackupCore {
             ticket: self.ticket,
             epoch,
             batches,
-            flush: summary.flush,
             written_through: summary.written_through,
         });
         Ok(())
     }
 
-    pub(super) fn acknowledge(&self, epoch: EpochId, out: &mut Vec<Effect>) {
+    /// The guest's output waits for this, so it comes before a flush.
+    pub(super) fn acknowledge(&mut self, epoch: EpochId, out: &mut Vec<Effect>) {
         let durable = self.disks.durable.min(epoch);
         out.push(Effect::Send(Message::Ack { epoch, durable }));
+        self.begin_flush(out);
+    }
+
+    /// Begins the next flush of the journal, if one is wanted and none is under way. The last epoch
+    /// that has arrived is acknowledged.
+    fn begin_flush(&mut self, out: &mut Vec<Effect>) {
+        if self.disks.flushing.is_some() {
+            return;
+        }
+        let Some(epoch) = self.disks.flush_wanted.take() else {
+            return;
+        };
+        self.ticket += 1;
+        let ticket = self.ticket;
+        self.disks.flushing = Some(Flushing {
+            ticket,
+            epoch,
+            since: self.now,
+        });
+        out.push(Effect::FlushJournal { ticket, epoch });
+    }
+
+    /// From the claim on, nothing is said any more, as with acknowledgements.
+    pub(super) fn flushed(
+        &mut self,
+        ticket: u64,
+        outcome: Result<(), String>,
+        out: &mut Vec<Effect>,
+    ) {
+        let is_this = |flushing: &mut Flushing| flushing.ticket == ticket;
+        let Some(Flushing { epoch, .. }) = self.disks.flushing.take_if(is_this) else {
+            return;
+        };
+        if let Err(error) = outcome {
+            return self.disks_failed(error, out);
+        }
+        if !self.sends_beats() {
+            return;
+        }
+        out.push(Effect::Send(Message::Flushed(epoch)));
+        if !self.is_persisting() && !self.is_trying_first() {
+            self.begin_flush(out);
+        }
     }
 
     pub(super) fn persisted(

@@ -133,7 +133,7 @@ pub struct BackupCore {
     committed: Option<Committed>,
     disks: Disks,
     restorable: Restorable,
-    /// The last ticket given to `Persist`.
+    /// The last ticket given to `Persist`, `FlushJournal` or `TryRestore`.
     ticket: u64,
     /// Output of committed epochs that the primary has not reported as really out.
     kept: KeptOutput,
@@ -368,6 +368,7 @@ impl BackupCore {
                 }
             }
             Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),
+            Input::Flushed { ticket, outcome } => self.flushed(ticket, outcome, out),
             Input::RestoreTried { ticket, outcome } => self.restore_tried(ticket, outcome, out),
             Input::DisksDurable { epoch } => self.disks_durable(epoch),
             Input::Compared(differ) => self.compared(differ, out),

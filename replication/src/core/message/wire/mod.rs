@@ -54,6 +54,7 @@ const INQUIRY: u16 = 19;
 const HOLDINGS: u16 = 20;
 const HEALTH: u16 = 22;
 const ARRIVED: u16 = 23;
+const FLUSHED: u16 = 24;
 
 /// Most frames that fit into what follows a guest.
 const ARRIVALS_MAX: usize = ARRIVALS_BYTES_MAX / FRAME_OVERHEAD_BYTES;
@@ -134,6 +135,7 @@ fn properties(kind: u16) -> Option<(&'static str, bool, usize)> {
         HOLDINGS => ("Holdings", false, SMALL_BODY_BYTES_MAX),
         ARRIVED => ("Arrived", false, ARRIVALS_BYTES_MAX),
         HEALTH => ("Health", false, SMALL_BODY_BYTES_MAX),
+        FLUSHED => ("Flushed", true, 0),
         _ => return None,
     })
 }
@@ -201,6 +203,7 @@ impl Message {
             Self::EpochOutput { epoch, output } => (EPOCH_OUTPUT, epoch.0, small(output)),
             Self::EpochEnd { epoch, summary } => (EPOCH_END, epoch.0, small(summary)),
             Self::Ack { epoch, durable } => (ACK, epoch.0, small(durable)),
+            Self::Flushed(epoch) => (FLUSHED, epoch.0, Bytes::new()),
             Self::Heartbeat => (HEARTBEAT, 0, Bytes::new()),
             Self::Bye(bye) => (BYE, 0, small(bye)),
             Self::SyncDisks(plan) => (SYNC_DISKS, 0, small(plan)),
@@ -277,6 +280,7 @@ impl Message {
                 epoch,
                 durable: parse(name, &body)?,
             },
+            FLUSHED => Self::Flushed(epoch),
             HEARTBEAT => Self::Heartbeat,
             BYE => Self::Bye(parse(name, &body)?),
             SYNC_DISKS => Self::SyncDisks(parse::<Plans>(name, &body)?.0),

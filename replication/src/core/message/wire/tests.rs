@@ -264,6 +264,7 @@ fn golden_epoch(epoch: EpochId) -> Vec<Golden> {
             9,
             "09",
         ),
+        (Message::Flushed(epoch), 24, 9, ""),
     ]
 }
 
@@ -377,13 +378,13 @@ fn epoch_numbers_must_be_where_they_belong_and_nowhere_else() {
 
 #[test]
 fn unknown_kinds_and_oversized_bodies_are_named() {
-    for kind in [0, 24, 0xffff] {
+    for kind in [0, 25, 0xffff] {
         assert_eq!(
             Message::decode(kind, 0, Bytes::new()),
             Err(MessageError::UnknownKind(kind))
         );
     }
-    for kind in 1..=23 {
+    for kind in 1..=24 {
         let (name, has_epoch, limit) = properties(kind).expect("known");
         let body = Bytes::from(vec![0; limit + 1]);
         assert_eq!(

@@ -459,6 +459,10 @@ impl PrimaryCore {
                     Err(violation) => self.violated(&violation, out),
                 }
             }
+            (Phase::Protected(epochs), Message::Flushed(epoch)) => match epochs.flushed(epoch) {
+                Ok(()) => out.push(Effect::Flushed(epoch)),
+                Err(violation) => self.violated(&violation, out),
+            },
             (Phase::Syncing { .. } | Phase::Protected(_), Message::Compared(differ)) => {
                 out.push(Effect::Compared(differ));
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use understudy_replication::disk::GuestFlush;
 use vm_memory::GuestAddress;
 
 use super::request::{QUEUE_SIZE, Segments};
@@ -75,6 +76,8 @@ pub(super) struct Flight {
     /// Heads of chains that were in flight on the other host. They are yet to be given to the storage of this one.
     again: VecDeque<u16>,
     held: Vec<Held>,
+    /// The storage of this host has done them. The guest waits for the other one.
+    awaiting: Vec<(Answer, GuestFlush)>,
     /// When a request of each kind was answered last.
     moved: [Option<Instant>; 3],
     bytes: usize,
@@ -87,7 +90,7 @@ impl Flight {
     pub(super) fn has_room(&self) -> bool {
         // What a driver asked for before its reset must not happen after something that it asks for now.
         let is_clear = self.requests.iter().all(|request| request.answer.is_some());
-        let count = self.requests.len() + self.held.len();
+        let count = self.requests.len() + self.held.len() + self.awaiting.len();
         is_clear && count < usize::from(QUEUE_SIZE) && self.bytes < BYTES_MAX
     }
 
@@ -102,8 +105,10 @@ impl Flight {
             .iter()
             .filter_map(|request| request.answer.as_ref());
         let held = self.held.iter().map(|held| &held.place);
+        let awaiting = self.awaiting.iter().map(|(place, _)| place);
         answers
             .chain(held)
+            .chain(awaiting)
             .map(|answer| answer.head)
             .chain(self.again.iter().copied())
     }
@@ -137,6 +142,7 @@ impl Flight {
     pub(super) fn disown(&mut self, cancelled: &[Ticket]) {
         self.again.clear();
         self.held.clear();
+        self.awaiting.clear();
         for request in &mut self.requests {
             request.answer = None;
         }
@@ -158,6 +164,17 @@ impl Flight {
     /// The storage has failed it.
     pub(super) fn hold(&mut self, place: Answer, failure: Failure) {
         self.held.push(Held { place, failure });
+    }
+
+    /// The guest waits for this flush on the other host.
+    pub(super) fn wait_for(&mut self, place: Answer, flush: GuestFlush) {
+        self.awaiting.push((place, flush));
+    }
+
+    /// Takes those whose flush is done.
+    pub(super) fn take_flushed(&mut self, is_done: impl Fn(GuestFlush) -> bool) -> Vec<Answer> {
+        let done = self.awaiting.extract_if(.., |(_, flush)| is_done(*flush));
+        done.map(|(place, _)| place).collect()
     }
 
     pub(super) fn has_held(&self) -> bool {
@@ -192,7 +209,7 @@ impl Flight {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.requests.len() + self.held.len() + self.again.len()
+        self.requests.len() + self.held.len() + self.awaiting.len() + self.again.len()
     }
 
     pub(super) fn waiting(&self) -> &Waiting {

@@ -3,8 +3,9 @@
 //! [`image`] is the host's side, `request` what the guest asks for. The device takes requests from the ring
 //! and answers them, `workers` are the threads that call the storage in between, and `flight` knows what is
 //! there meanwhile. A thread that has done something has the device answer, if that is free: this saves a guest that does
-//! one request after the other a way between threads. Of replication the room knows one thing: that a request is left in
-//! the ring while the medium has no room.
+//! one request after the other a way between threads. Of replication the room knows two things: that a request is left in
+//! the ring while the medium has no room, and that a flush which this host has done is answered once the other host has, too.
+//! Until then it is in flight; it is no sign of this host's storage hanging.
 //!
 //! # Storage may hang, a pause may not
 //!
@@ -64,9 +65,10 @@ mod work;
 mod workers;
 
 pub use counters::BlkCounters;
-pub use device::{ANSWER_EVENT, Alarm, BlkDevice, DiskNews, ID_BYTES_MAX, Medium};
+pub use device::{ANSWER_EVENT, Alarm, BlkDevice, DiskNews, ID_BYTES_MAX};
 pub use held::FailedRequests;
 pub use image::{Image, ImageError};
+pub use work::Medium;
 
 /// How long a request may wait before the host's storage is said to hang.
 pub const STALLED_AFTER: std::time::Duration = stall::PATIENCE;

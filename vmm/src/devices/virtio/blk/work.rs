@@ -4,7 +4,36 @@
 
 use std::io;
 
-use understudy_replication::disk::Storage;
+use understudy_replication::disk::{Disk, GuestFlush, Storage};
+
+/// What requests go to.
+pub enum Medium {
+    /// An image without a second copy, or one that is only read.
+    Plain(Box<dyn Storage>),
+    /// A disk with a second copy.
+    Copied(Disk),
+}
+
+impl Medium {
+    /// A plain disk of `storage`.
+    pub fn plain(storage: impl Storage + 'static) -> Self {
+        Self::Plain(Box::new(storage))
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        match self {
+            Self::Plain(storage) => &**storage,
+            Self::Copied(disk) => disk,
+        }
+    }
+
+    fn flush(&self) -> io::Result<GuestFlush> {
+        match self {
+            Self::Plain(storage) => storage.flush().map(|()| GuestFlush::DONE),
+            Self::Copied(disk) => disk.flush_for_guest(),
+        }
+    }
+}
 
 /// What to do. Positions are in bytes and within the disk.
 pub(super) enum Work {
@@ -29,8 +58,16 @@ pub(super) enum Work {
     },
 }
 
-/// What became of it: the data of a read, nothing for others.
-pub(super) type Outcome = Result<Vec<u8>, Failure>;
+/// What became of it.
+pub(super) type Outcome = Result<Done, Failure>;
+
+/// The storage has done its part.
+pub(super) struct Done {
+    /// Of a read; nothing for others.
+    pub(super) data: Vec<u8>,
+    /// What the guest is to wait for.
+    pub(super) flush: GuestFlush,
+}
 
 /// The host's disk refused.
 pub(super) struct Failure {
@@ -68,7 +105,9 @@ impl Work {
     }
 
     /// Does it. What changes the disk is made safe before this returns, if `is_safe`.
-    pub(super) fn perform(self, storage: &dyn Storage, is_safe: bool) -> Outcome {
+    pub(super) fn perform(self, medium: &Medium, is_safe: bool) -> Outcome {
+        let storage = medium.storage();
+        let mut flush = GuestFlush::DONE;
         let failed = |what, offset| {
             move |error| Failure {
                 what,
@@ -79,7 +118,8 @@ impl Work {
         match self {
             Self::Read { offset, mut data } => {
                 let read = storage.read_at(offset, &mut data);
-                return read.map(|()| data).map_err(failed("read", offset));
+                let read = read.map(|()| Done { data, flush });
+                return read.map_err(failed("read", offset));
             }
             Self::Flush => {}
             Self::Write { offset, data } => {
@@ -100,8 +140,9 @@ impl Work {
             }
         }
         if is_safe {
-            storage.flush().map_err(failed("flush", 0))?;
+            flush = medium.flush().map_err(failed("flush", 0))?;
         }
-        Ok(Vec::new())
+        let data = Vec::new();
+        Ok(Done { data, flush })
     }
 }

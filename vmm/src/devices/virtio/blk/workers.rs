@@ -11,10 +11,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use understudy_replication::disk::Storage;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::work::{Outcome, Work};
+use super::work::{Medium, Outcome, Work};
 
 /// Most threads of a disk. One request that hangs keeps no other one waiting, unless the disk does them in turn, as a copied
 /// one does with what changes it.
@@ -46,7 +45,7 @@ struct Queues {
 }
 
 struct Pool {
-    storage: Arc<dyn Storage>,
+    medium: Medium,
     queues: Mutex<Queues>,
     /// Rings when there is work, when all is over, and when a thread has ended.
     changed: Condvar,
@@ -65,11 +64,11 @@ pub(super) struct Workers {
 
 impl Workers {
     /// Threads for the disk `name`; `done` is signalled when something is done.
-    pub(super) fn new(name: &str, storage: Arc<dyn Storage>, done: Arc<EventFd>) -> Self {
+    pub(super) fn new(name: &str, medium: Medium, done: Arc<EventFd>) -> Self {
         Self {
             name: name.into(),
             pool: Arc::new(Pool {
-                storage,
+                medium,
                 queues: Mutex::default(),
                 changed: Condvar::new(),
                 answer: Mutex::new(None),
@@ -187,7 +186,7 @@ impl Pool {
     fn serve(&self) {
         let _ended = Ended(self);
         while let Some(job) = self.next() {
-            let outcome = job.work.perform(&*self.storage, job.is_safe);
+            let outcome = job.work.perform(&self.medium, job.is_safe);
             self.queues.lock().done.push_back((job.ticket, outcome));
             let answer = self.answer.lock().clone();
             if !answer.is_some_and(|answer| answer()) {

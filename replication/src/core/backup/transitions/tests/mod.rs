@@ -3,6 +3,7 @@
 
 mod disks;
 mod epochs;
+mod flushes;
 mod health;
 mod inquiry;
 mod introduction;

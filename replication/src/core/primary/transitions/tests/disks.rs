@@ -162,3 +162,46 @@ fn what_the_backup_found_goes_to_the_disks_and_must_be_possible() {
         ]
     ));
 }
+
+/// The guest is told only of what the backup has said and acknowledged.
+#[test]
+fn what_is_flushed_moves_on_and_never_beyond_what_is_acked() {
+    let flushed = |epoch| Message::Flushed(EpochId(epoch));
+    let mut bench = Bench::protected();
+    bench.pass(25 * MS, true, false);
+    bench.ship(2);
+    assert_eq!(bench.hear(flushed(1)), [Effect::Flushed(EpochId(1))]);
+    bench.ack(2);
+    assert_eq!(bench.hear(flushed(2)), [Effect::Flushed(EpochId(2))]);
+    // Said before it is acked, again, or of one before.
+    for epoch in [1, 2, 3, u64::MAX] {
+        let mut bench = Bench::protected();
+        bench.pass(25 * MS, true, false);
+        bench.ship(2);
+        bench.ack(2);
+        bench.hear(flushed(2));
+        bench.pass(25 * MS, true, false);
+        bench.ship(3);
+        let effects = bench.hear(flushed(epoch));
+        assert!(claims(&effects[1..]), "{epoch}: {effects:?}");
+    }
+    let effects = Bench::welcomed().hear(flushed(1));
+    assert!(
+        matches!(&effects[..], [Effect::Send(Message::Bye(Bye::Protocol(_))), ..]),
+        "{effects:?}"
+    );
+}
+
+/// What the backup says may be read before the report that the epoch is shipped.
+#[test]
+fn an_epoch_may_be_flushed_before_it_is_reported_as_shipped() {
+    let mut bench = Bench::protected();
+    bench.pass(25 * MS, true, false);
+    let epoch = EpochId(2);
+    bench.give(Input::Captured {
+        epoch,
+        pause: Pause::default(),
+    });
+    assert_eq!(bench.ack(2), []);
+    assert_eq!(bench.hear(Message::Flushed(epoch)), [Effect::Flushed(epoch)]);
+}

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_replication::disk::{Disk, DiskError, Storage};
+use understudy_replication::disk::{Disk, DiskError, GuestFlush};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -29,7 +29,7 @@ use crate::devices::virtio::blk::request::{
 };
 use crate::devices::virtio::blk::stall::{Limit, PATIENCE, StallTimer};
 use crate::devices::virtio::blk::state::{BlkState, VERSION};
-use crate::devices::virtio::blk::work::{Failure, Outcome, Work};
+use crate::devices::virtio::blk::work::{Done, Failure, Medium, Outcome, Work};
 use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::{Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
@@ -66,23 +66,15 @@ pub enum DiskNews {
 /// Called with news of the host's disk; not at every one of many failures.
 pub type Alarm = Box<dyn Fn(DiskNews) + Send>;
 
-/// What requests go to.
-pub enum Medium {
-    /// An image without a second copy, or one that is only read.
-    Plain(Box<dyn Storage>),
-    /// A disk with a second copy.
-    Copied(Disk),
-}
-
 /// A disk.
 pub struct BlkDevice {
     name: String,
-    /// If it has a second copy: asked whether there is room for another request.
+    /// If it has a second copy: asked whether there is room for another request, and whether a flush is done there, too.
     copied: Option<Disk>,
     workers: Workers,
     bounds: Bounds,
     alarm: Alarm,
-    /// Signalled by the medium's threads when it has room again.
+    /// Signalled by the medium's threads when it has room again, or a flush is done on the other host.
     room: Arc<EventFd>,
     /// Signalled when the storage has answered.
     done: Arc<EventFd>,
@@ -109,13 +101,6 @@ const STALLS: usize = 3;
 /// The number, behind the one queue, of the event that the storage has answered.
 pub const ANSWER_EVENT: usize = 1 + DONE;
 
-impl Medium {
-    /// A plain disk of `storage`.
-    pub fn plain(storage: impl Storage + 'static) -> Self {
-        Self::Plain(Box::new(storage))
-    }
-}
-
 impl BlkDevice {
     /// A disk named `name` of `capacity_sectors`.
     ///
@@ -131,9 +116,9 @@ impl BlkDevice {
         let name = name.into();
         let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
         let (room, done) = (event()?, event()?);
-        let (storage, copied): (Arc<dyn Storage>, _) = match medium {
-            Medium::Plain(storage) => (storage.into(), None),
-            Medium::Copied(disk) => (Arc::new(disk.clone()), Some(disk)),
+        let copied = match &medium {
+            Medium::Plain(_) => None,
+            Medium::Copied(disk) => Some(disk.clone()),
         };
         if let Some(disk) = &copied {
             let room = Arc::clone(&room);
@@ -141,7 +126,7 @@ impl BlkDevice {
             disk.set_room_listener(Arc::new(move || drop(room.write(1))));
         }
         Ok(Self {
-            workers: Workers::new(&name, storage, Arc::clone(&done)),
+            workers: Workers::new(&name, medium, Arc::clone(&done)),
             name,
             copied,
             bounds: Bounds {
@@ -342,7 +327,7 @@ impl BlkDevice {
             let Some((ticket, outcome)) = self.workers.take_done() else {
                 return Ok(());
             };
-            bytes += outcome.as_ref().map_or(0, Vec::len);
+            bytes += outcome.as_ref().map_or(0, |done| done.data.len());
             result = self.end(ticket, outcome, rings.as_deref_mut());
         }
         // More may be done. Fails only if the counter is full: then another call is pending anyhow.
@@ -368,14 +353,34 @@ impl BlkDevice {
         let Some((place, outcome)) = self.hold_if_failed(place, outcome) else {
             return Ok(());
         };
+        if let Ok(Done { flush, .. }) = outcome
+            && !is_flushed(self.copied.as_ref(), flush)
+        {
+            self.flight.wait_for(place, flush);
+            return Ok(());
+        }
         let done = self.judge(&place.to, outcome, rings.memory);
         answer(place.head, place.status_at, done, rings)
+    }
+
+    /// Answers what has waited for the other host.
+    fn answer_flushed(&mut self, rings: Option<&mut Rings<'_>>) -> Result<(), RingFault> {
+        let Some(rings) = rings.filter(|rings| rings.is_ready(QUEUE)) else {
+            return Ok(());
+        };
+        let copied = self.copied.as_ref();
+        for place in (self.flight).take_flushed(|flush| is_flushed(copied, flush)) {
+            let (data, flush) = (Vec::new(), GuestFlush::DONE);
+            let done = self.judge(&place.to, Ok(Done { data, flush }), rings.memory);
+            answer(place.head, place.status_at, done, rings)?;
+        }
+        Ok(())
     }
 
     /// The status for a request that the storage is done with, or how many bytes were filled before it.
     fn judge(&mut self, asked: &Asked, outcome: Outcome, memory: &GuestRam) -> Result<u32, Status> {
         let data = match outcome {
-            Ok(data) => data,
+            Ok(done) => done.data,
             // Another host runs this guest. What becomes of it here matters to nobody, and the disk is all right.
             Err(failure) if DiskError::is_shut(&failure.error) => return Err(Status::IoError),
             Err(failure) if failing::is_no_failure(asked, &failure) => {
@@ -407,6 +412,11 @@ impl BlkDevice {
         let cancelled = self.workers.cancel();
         self.flight.disown(&cancelled);
     }
+}
+
+/// Whether the other host has done its part of a flush.
+fn is_flushed(copied: Option<&Disk>, flush: GuestFlush) -> bool {
+    copied.is_none_or(|disk| disk.may_answer(flush))
 }
 
 /// What follows from a request.
@@ -525,7 +535,10 @@ impl VirtioDevice for BlkDevice {
     ) -> Result<Progress, RingFault> {
         // Reading an event fails only if there is nothing to read; an earlier call has seen it then.
         match source {
-            ROOM => drop(self.room.read()),
+            ROOM => {
+                let _ = self.room.read();
+                self.answer_flushed(rings.as_deref_mut())?;
+            }
             DONE => {
                 let _ = self.done.read();
                 if self.workers.has_panicked() {
