@@ -2,8 +2,8 @@
 //! storage is slow to flush. A client counts over the local cluster's network while the guest rewrites memory and, with a disk,
 //! writes that, with a flush after every few writes.
 //!
-//! Storage is made slow by strace: each fsync and fdatasync of both processes, whatever it is for, takes that much longer. Both
-//! processes are traced in all rows, also where nothing is delayed, as that alone costs time.
+//! Storage is made slow by a small library that is loaded into both processes: each fsync and fdatasync, whatever it is for,
+//! takes that much longer. (strace can delay calls, too, but stops every thread at every signal: pauses were longer for that alone.)
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -64,11 +64,6 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
-    let strace = Command::new("strace").arg("--version").output();
-    ensure!(
-        strace.is_ok_and(|it| it.status.success()),
-        "strace delays the flushes: install it (package strace)"
-    );
     let binaries = guest::binaries(&arguments.binary)?;
     let progress = Progress::start()?;
     let mut table = Table::default();
@@ -85,14 +80,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Table> {
     Ok(table)
 }
 
+/// Makes flushes slow in every process that it is loaded into.
+const SLOW_FLUSHES: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+static int slow(const char *name, int fd) {
+    int done = ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+    long ms = atol(getenv("SLOW_FLUSHES_MS"));
+    struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+    nanosleep(&time, 0);
+    return done;
+}
+int fsync(int fd) { return slow("fsync", fd); }
+int fdatasync(int fd) { return slow("fdatasync", fd); }
+"#;
+
 /// A program that is `vmm`, whose flushes take so much longer.
 fn slow(directory: &Path, binary: &Path, flush_ms: u32) -> Result<PathBuf> {
-    let path = directory.join("vmm.sh");
-    // With `-D` the process is the one that was started, and strace one that goes with it.
+    let [source, library, path] = ["slow.c", "slow.so", "vmm.sh"].map(|name| directory.join(name));
+    std::fs::write(&source, SLOW_FLUSHES)?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O2", "-o"]);
+    let compiled = compiler.args([&library, &source]).arg("-ldl").status();
+    let compiled = compiled.context("cc makes the library that delays the flushes")?;
+    ensure!(compiled.success(), "cc cannot compile {}", source.display());
     let script = format!(
-        "#!/bin/sh\nexec strace -D -f --seccomp-bpf -qq -o /dev/null -e trace=fsync,fdatasync \
-         -e inject=fsync,fdatasync:delay_exit={} \"{}\" \"$@\"\n",
-        flush_ms * 1000,
+        "#!/bin/sh\nSLOW_FLUSHES_MS={flush_ms} LD_PRELOAD=\"{}\" exec \"{}\" \"$@\"\n",
+        library.display(),
         binary.display()
     );
     std::fs::write(&path, script)?;

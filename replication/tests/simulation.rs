@@ -286,6 +286,7 @@ fn pages_of_failed_captures_come_with_the_next_epoch() {
     // Rarely five in a row, at which a primary gives its backup up.
     settings.capture_failures_permille = 250;
     settings.persist_failures_permille = 0;
+    settings.sync_failures_permille = 0;
     let report = World::new(settings).run().unwrap();
     assert!(report.counts["captures failed"] > 10, "{report:#?}");
     assert!(report.counts["commits"] > 15, "{report:#?}");

@@ -97,6 +97,7 @@ impl DiskSet {
                 storage: spec.storage,
                 map_path: spec.map_path,
                 map: map.map(Mutex::new),
+                wanted: Mutex::default(),
                 turn: Mutex::new(()),
                 flush_failed: AtomicBool::new(false),
                 replace: AtomicBool::new(false),

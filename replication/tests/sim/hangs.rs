@@ -42,7 +42,10 @@ const ALL: [What; 10] = [
 
 impl What {
     fn is_storage(self) -> bool {
-        matches!(self, Self::Copy | Self::Journal | Self::Flush | Self::Destage)
+        matches!(
+            self,
+            Self::Copy | Self::Journal | Self::Flush | Self::Destage
+        )
     }
 
     pub fn any(rng: &mut Rng) -> Self {

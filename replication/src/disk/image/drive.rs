@@ -2,6 +2,7 @@
 //!
 //! What must not be done here: knowing of a log, a journal, or which side this host is.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use super::storage::{DiskMode, Storage};
 use crate::core::disk::{DiskWrite, What};
 use crate::disk::DiskError;
 
+/// So many requests that wait are known. Of more, the oldest are forgotten, which costs a flush each.
+const WANTED_MAX: usize = 256;
+
 /// A disk of a set.
 pub(crate) struct Drive {
     pub(crate) number: u16,
@@ -23,6 +27,8 @@ pub(crate) struct Drive {
     pub(crate) map_path: PathBuf,
     /// None for shared disks.
     pub(crate) map: Option<Mutex<DirtyMap>>,
+    /// Where the guest is going to write: requests that wait for their turn. The map marks them all by one flush.
+    pub(crate) wanted: Mutex<VecDeque<(u64, u64)>>,
     /// Held during a write, so that the image and the log get writes in the same order.
     pub(crate) turn: Mutex<()>,
     /// A flush failed that the guest did not ask for. The host reports a loss only once, so the
@@ -35,6 +41,22 @@ pub(crate) struct Drive {
 impl Drive {
     pub(crate) fn is_shared(&self) -> bool {
         self.mode == DiskMode::Shared
+    }
+
+    /// The guest is going to write there.
+    pub(crate) fn want(&self, offset: u64, bytes: u64) {
+        let mut wanted = self.wanted.lock();
+        if wanted.len() == WANTED_MAX {
+            wanted.pop_front();
+        }
+        wanted.push_back((offset, bytes));
+    }
+
+    /// The guest writes there now, or does not any more.
+    pub(crate) fn want_no_more(&self, offset: u64, bytes: u64) {
+        let mut wanted = self.wanted.lock();
+        let at = wanted.iter().position(|it| *it == (offset, bytes));
+        at.map(|at| wanted.remove(at));
     }
 
     /// An error of its storage.

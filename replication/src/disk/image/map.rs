@@ -3,6 +3,9 @@
 //! A block is marked durably before it is written. The whole resynchronisation relies on that. A mark is
 //! cleared once the block is durable on the other side. Clearing a mark need not be durable.
 //!
+//! The guest waits while a mark is made durable. So one flush marks what other writes are waiting for, too, and, where
+//! flushes are slow, what lies around it: as much as can be copied in the time of a flush. And it keeps marks for longer there.
+//!
 //! A map belongs to one image, and knows whether that was changed by anybody else (`stamp.rs`). A map whose image
 //! was replaced or changed says nothing about it any more, so all of it will be copied.
 //!
@@ -28,6 +31,12 @@ use crate::ports::disks::History;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
 const AHEAD_BLOCKS: u64 = 16;
+/// At most so much is marked around a block where flushes are slow.
+const REACH_BYTES_MAX: u64 = 16 << 20;
+/// What a resynchronisation copies in a second, roughly: what is marked needlessly costs that much time.
+const COPY_BYTES_PER_S: u64 = 125_000_000;
+/// Marks are kept for so many times what a flush takes.
+const KEPT_FLUSHES: u32 = 100;
 /// The map of one image.
 pub(crate) struct DirtyMap {
     path: PathBuf,
@@ -61,6 +70,8 @@ pub(crate) struct DirtyMap {
     /// The backup has taken the candidate.
     joined: bool,
     rotated_at: Option<Instant>,
+    /// How long it takes to make a mark durable, of late.
+    flush_ns: u64,
     /// The block after the last write.
     next: u64,
 }
@@ -95,6 +106,7 @@ impl DirtyMap {
             session: 0,
             joined: false,
             rotated_at: None,
+            flush_ns: 0,
             next: u64::MAX,
         };
         let identity = image.identity();
@@ -318,8 +330,14 @@ impl DirtyMap {
         offset / block..(offset + bytes).div_ceil(block)
     }
 
-    /// Marks what is about to be written. The mark is durable when this returns.
-    pub(crate) fn mark(&mut self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+    /// Marks what is about to be written. The mark is durable when this returns. If that takes a flush, `later` says what
+    /// else will be written soon.
+    pub(crate) fn mark(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        later: impl FnOnce() -> Vec<(u64, u64)>,
+    ) -> Result<(), DiskError> {
         if self.ids().is_empty() {
             return Ok(()); // Nobody is to be compared with.
         }
@@ -330,22 +348,46 @@ impl DirtyMap {
         if self.bits.contains_all(touched.clone()) {
             return Ok(());
         }
-        let end = if goes_on {
-            (touched.end + AHEAD_BLOCKS).min(self.bits.len())
-        } else {
-            touched.end
-        };
+        let ahead = if goes_on { AHEAD_BLOCKS } else { 0 };
+        let mut ranges = vec![touched.start..touched.end + ahead];
+        ranges.extend(
+            later()
+                .into_iter()
+                .map(|(at, bytes)| self.blocks(at, bytes)),
+        );
         let before = self.bits.clone();
-        self.bits.insert(touched.start..end);
-        // Otherwise, blocks marked ahead would needlessly lose their marks soon.
-        self.fresh.insert(touched.end..end);
-        let written = self
-            .write_bits(touched.start..end)
-            .and_then(|()| self.opened()?.sync());
-        written.map_err(|error| {
+        let marked = self.mark_around(ranges);
+        marked.map_err(|error| {
             self.bits = before;
             self.failed("mark blocks in", error)
         })
+    }
+
+    /// Marks these blocks, and what lies around them, by one flush.
+    fn mark_around(&mut self, ranges: Vec<Range<u64>>) -> io::Result<()> {
+        let reach = self.reach();
+        for range in ranges {
+            let start = range.start - range.start % reach;
+            let blocks = start..range.end.next_multiple_of(reach).min(self.bits.len());
+            if self.bits.contains_all(blocks.clone()) {
+                continue;
+            }
+            self.bits.insert(blocks.clone());
+            // Otherwise, blocks marked ahead would needlessly lose their marks soon.
+            self.fresh.insert(blocks.clone());
+            self.write_bits(blocks)?;
+        }
+        let began_ns = self.files.now_ns();
+        self.opened()?.sync()?;
+        let took_ns = self.files.now_ns().saturating_sub(began_ns);
+        self.flush_ns = (self.flush_ns + took_ns) / 2;
+        Ok(())
+    }
+
+    /// How many blocks are marked at once, at least.
+    fn reach(&self) -> u64 {
+        let in_time = self.flush_ns.saturating_mul(COPY_BYTES_PER_S) / 1_000_000_000;
+        (in_time.min(REACH_BYTES_MAX) / self.header.block_bytes).max(1)
     }
 
     /// The content of these blocks is unknown, so they stay marked.
@@ -386,7 +428,7 @@ impl DirtyMap {
     }
 
     /// `epoch` ends. A write that is `under_way`, at an offset and of so many bytes, belongs to a later one.
-    /// Rotations are at least `kept` apart.
+    /// Rotations are at least `kept` apart, and further if flushes are slow.
     pub(crate) fn rotate(
         &mut self,
         epoch: EpochId,
@@ -394,6 +436,7 @@ impl DirtyMap {
         now: Instant,
         kept: Duration,
     ) {
+        let kept = kept.max(Duration::from_nanos(self.flush_ns) * KEPT_FLUSHES);
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at

@@ -137,7 +137,9 @@ impl Disk {
     /// Marks what is about to be written.
     fn mark(&self, map: &Mutex<DirtyMap>, offset: u64, bytes: u64) -> io::Result<()> {
         let mut map = map.lock();
-        map.mark(offset, bytes).map_err(DiskError::into_io)?;
+        self.drive.want_no_more(offset, bytes);
+        let later = || self.drive.wanted.lock().iter().copied().collect();
+        map.mark(offset, bytes, later).map_err(DiskError::into_io)?;
         map.about_to_write(&*self.drive.storage);
         Ok(())
     }
@@ -238,6 +240,14 @@ impl Disk {
     #[must_use]
     pub fn may_answer(&self, flush: GuestFlush) -> bool {
         flush == GuestFlush::DONE || self.log.lock().may_answer(flush.0)
+    }
+
+    /// The guest has asked for a write there (or a discard, or zeros), which is going to be done soon: what that takes
+    /// may be prepared for many at once. A hint, of a range of the disk.
+    pub fn will_write(&self, offset: u64, bytes: u64) {
+        if self.drive.map.is_some() && bytes > 0 && self.check(offset, bytes).is_ok() {
+            self.drive.want(offset, bytes);
+        }
     }
 
     /// Whether another request may be taken from the guest. If not, the room listener will be

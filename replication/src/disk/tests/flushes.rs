@@ -143,9 +143,15 @@ fn many_epochs_with_flushes_need_little_memory_and_none_is_answered_early() {
         .collect();
     for (at, (_, epoch)) in flushes.iter().enumerate() {
         images.flushed(*epoch);
-        let answered = flushes.iter().filter(|(it, _)| disk.may_answer(*it)).count();
+        let answered = flushes
+            .iter()
+            .filter(|(it, _)| disk.may_answer(*it))
+            .count();
         assert!(answered <= at + 1, "{answered} of {at}");
-        assert!(at < 63 - 1 && answered == at + 1 || at >= 62, "{answered} of {at}");
+        assert!(
+            at < 63 - 1 && answered == at + 1 || at >= 62,
+            "{answered} of {at}"
+        );
     }
     assert!(flushes.iter().all(|(it, _)| disk.may_answer(*it)));
 }

@@ -88,7 +88,7 @@ fn each_mark_of_a_large_image_has_its_place_in_the_map() {
         3 * SECTOR_BLOCKS + 99,
     ];
     for block in first {
-        map.mark(block * BLOCK, 512).unwrap();
+        map.mark(block * BLOCK, 512, Vec::new).unwrap();
     }
     first.sort_unstable();
     assert_eq!(marked(&map), first);
@@ -104,7 +104,7 @@ fn each_mark_of_a_large_image_has_its_place_in_the_map() {
     for block in later {
         map.unsure(block * BLOCK, 512);
     }
-    map.mark(SECTOR_BLOCKS * BLOCK, 512).unwrap();
+    map.mark(SECTOR_BLOCKS * BLOCK, 512, Vec::new).unwrap();
     map.rotate(EpochId(1), None, Instant::now(), Duration::ZERO);
     host.take_events();
     map.durable(1, EpochId(1)).unwrap();

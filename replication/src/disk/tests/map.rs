@@ -74,7 +74,7 @@ fn marks_survive_a_loss_of_power_at_any_moment() {
         let mut written = Vec::new();
         for _ in 0..30 {
             let block = random.random_range(0..BYTES / BLOCK);
-            map.mark(block * BLOCK + 512, 512).unwrap();
+            map.mark(block * BLOCK + 512, 512, Vec::new).unwrap();
             written.push(block);
             let left = host.after_power_loss(&mut random);
             let now = marked(&open(&left));
@@ -119,7 +119,7 @@ fn writes_in_a_row_are_marked_ahead() {
     let (host, mut map) = marked_host();
     host.take_events();
     for sector in 0..BYTES / 4096 {
-        map.mark(sector * 4096, 4096).unwrap();
+        map.mark(sector * 4096, 4096, Vec::new).unwrap();
     }
     let syncs = host
         .take_events()
@@ -130,15 +130,121 @@ fn writes_in_a_row_are_marked_ahead() {
     assert!(syncs <= 10, "{syncs} flushes for {} blocks", BYTES / BLOCK);
 }
 
+/// Marks this, where each flush takes so long. Returns how many it took.
+fn mark_slowly(
+    host: &Host,
+    map: &mut DirtyMap,
+    block: u64,
+    later: &[u64],
+    takes: Duration,
+) -> usize {
+    let (files, clock) = (host.files().clone(), host.files().clone());
+    files.before_sync(move || clock.pass(takes));
+    host.take_events();
+    let range = |block: &u64| (block * BLOCK, 512);
+    let later = || later.iter().map(range).collect();
+    map.mark(block * BLOCK, 512, later).unwrap();
+    let is_sync = |event: &&Event| matches!(event, Event::Sync { .. });
+    host.take_events().iter().filter(is_sync).count()
+}
+
+/// The guest waits for it.
+#[test]
+fn one_flush_marks_what_other_writes_wait_for() {
+    let (host, mut map) = marked_host();
+    let later = [9, 17, 90];
+    assert_eq!(mark_slowly(&host, &mut map, 40, &later, Duration::ZERO), 1);
+    assert_eq!(marked(&map), [9, 17, 40, 90]);
+    let left = marked(&open(&host.after_power_loss(&mut seeded(1))));
+    assert_eq!(left, [9, 17, 40, 90], "durably");
+    for block in later {
+        assert_eq!(mark_slowly(&host, &mut map, block, &[], Duration::ZERO), 0);
+    }
+}
+
+#[test]
+fn where_flushes_are_slow_one_marks_what_is_copied_in_its_time() {
+    let (host, mut map) = marked_host();
+    let takes = Duration::from_millis(20);
+    // Nothing is known before the first one.
+    assert_eq!(mark_slowly(&host, &mut map, 40, &[], takes), 1);
+    assert_eq!(marked(&map), [40]);
+    let flushes: usize = (0..BYTES / BLOCK)
+        .map(|block| mark_slowly(&host, &mut map, block * 37 % (BYTES / BLOCK), &[], takes))
+        .sum();
+    // In 10 ms, then up to 20 ms, a gigabit network has copied 19 blocks, then up to 38.
+    assert!((4..=7).contains(&flushes), "{flushes}");
+    assert_eq!(marked(&map).len() as u64, BYTES / BLOCK);
+    // Where they are fast again, marks are exact again.
+    let (host, mut map) = marked_host();
+    assert_eq!(
+        mark_slowly(&host, &mut map, 0, &[], Duration::from_micros(200)),
+        1
+    );
+    assert_eq!(
+        mark_slowly(&host, &mut map, 64, &[], Duration::from_micros(200)),
+        1
+    );
+    assert_eq!(marked(&map), [0, 64]);
+}
+
+#[test]
+fn where_flushes_are_slow_marks_are_kept_for_longer() {
+    let (host, mut map) = marked_host();
+    let (now, kept) = (Instant::now(), Duration::from_secs(1));
+    map.begin_session(7, &[PairId(1)], PairId(2)).unwrap();
+    mark_slowly(&host, &mut map, 5, &[], Duration::from_millis(80));
+    // Half of it counts yet: it may have been an exception.
+    let flushes = Duration::from_millis(40 * 100);
+    map.rotate(EpochId(1), None, now, kept);
+    map.durable(7, EpochId(1)).unwrap();
+    assert!(marked(&map).is_empty());
+    mark_slowly(&host, &mut map, 5, &[], Duration::from_millis(40));
+    map.rotate(EpochId(2), None, now + flushes - kept / 1000, kept);
+    map.durable(7, EpochId(2)).unwrap();
+    assert!(!marked(&map).is_empty());
+    map.rotate(EpochId(3), None, now + flushes, kept);
+    map.durable(7, EpochId(3)).unwrap();
+    assert!(marked(&map).is_empty());
+}
+
+#[test]
+fn what_the_guest_has_asked_for_is_marked_with_what_it_writes() {
+    let (a, b) = (Host::new("a"), Host::new("b"));
+    for (host, seed) in [(&a, 2), (&b, 3)] {
+        host.make_image("disk0", BYTES, &mut seeded(seed));
+    }
+    let sets = [&a, &b].map(|host| host.open(&[Replicated], lazy()));
+    sets[0].claim_images().unwrap();
+    let _session = Session::protect(&sets[0], &sets[1], 1);
+    until("the marks are cleared", || {
+        sets[0].counts().marked_bytes == 0
+    });
+    let disk = &sets[0].disks()[0];
+    for block in [3, 50, 100] {
+        disk.will_write(block * BLOCK, 512);
+    }
+    a.take_events();
+    for block in [50, 3, 100] {
+        disk.write_at(block * BLOCK, &[1; 512]).unwrap();
+    }
+    let syncs_map = |event: &&Event| matches!(event, Event::Sync { name } if name == MAP);
+    assert_eq!(a.take_events().iter().filter(syncs_map).count(), 1);
+    // What is done is not wanted any more, and what is beyond the disk never was.
+    disk.will_write(u64::MAX - 511, 1024);
+    disk.write_at(20 * BLOCK, &[1; 512]).unwrap();
+    assert_eq!(sets[0].counts().marked_bytes, 4 * BLOCK);
+}
+
 #[test]
 fn only_what_is_durable_is_cleared() {
     let (_host, mut map) = marked_host();
     let now = Instant::now();
     let kept = Duration::from_secs(1);
     map.begin_session(7, &[PairId(1)], PairId(2)).unwrap();
-    map.mark(0, 512).unwrap();
+    map.mark(0, 512, Vec::new).unwrap();
     map.rotate(EpochId(1), None, now, kept);
-    map.mark(20 * BLOCK, 512).unwrap();
+    map.mark(20 * BLOCK, 512, Vec::new).unwrap();
     // Another session's word does not count, nor does epoch 0.
     map.durable(6, EpochId(9)).unwrap();
     map.durable(7, EpochId(0)).unwrap();
@@ -153,8 +259,8 @@ fn only_what_is_durable_is_cleared() {
     map.durable(7, EpochId(2)).unwrap();
     assert_eq!(marked(&map), [20]);
     map.rotate(EpochId(3), None, now + kept, kept);
-    map.mark(20 * BLOCK, 512).unwrap();
-    map.mark(40 * BLOCK, 512).unwrap();
+    map.mark(20 * BLOCK, 512, Vec::new).unwrap();
+    map.mark(40 * BLOCK, 512, Vec::new).unwrap();
     map.durable(7, EpochId(2)).unwrap();
     assert_eq!(marked(&map), [20, 40]);
     // Written again since then: it stays.
@@ -169,7 +275,7 @@ fn only_what_is_durable_is_cleared() {
 #[test]
 fn what_a_pair_is_survives_a_torn_header() {
     let (host, mut map) = marked_host();
-    map.mark(3 * BLOCK, 512).unwrap();
+    map.mark(3 * BLOCK, 512, Vec::new).unwrap();
     let before = host.content(MAP);
     map.begin_session(1, &[PairId(1)], PairId(2)).unwrap();
     let after = host.content(MAP);
@@ -359,7 +465,7 @@ fn a_damaged_or_missing_map_means_that_everything_is_compared() {
 #[test]
 fn damaged_bits_of_a_map_count_as_marks() {
     let (host, mut map) = marked_host();
-    map.mark(3 * BLOCK, 512).unwrap();
+    map.mark(3 * BLOCK, 512, Vec::new).unwrap();
     let content = host.content(MAP);
     let blocks = BYTES / BLOCK;
     let all: Vec<u64> = (0..blocks).collect();
@@ -418,7 +524,7 @@ fn a_guest_without_its_backup_goes_on_marking_also_after_a_restart() {
 #[test]
 fn marks_stay_for_as_long_as_the_file_names_the_old_pair() {
     let (host, mut map) = marked_host();
-    map.mark(0, 512).unwrap();
+    map.mark(0, 512, Vec::new).unwrap();
     map.begin_session(1, &[], PairId(2)).unwrap();
     host.fail(MAP, 0, std::io::ErrorKind::StorageFull);
     map.durable(1, EpochId(1)).unwrap_err();

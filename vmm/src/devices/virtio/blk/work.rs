@@ -96,6 +96,17 @@ impl Work {
         matches!(self, Self::Flush)
     }
 
+    /// Where it changes the disk, and how many bytes.
+    pub(super) fn changes(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Read { .. } | Self::Flush => None,
+            Self::Write { offset, data } => Some((*offset, data.len() as u64)),
+            Self::Discard { offset, bytes } | Self::WriteZeroes { offset, bytes, .. } => {
+                Some((*offset, *bytes))
+            }
+        }
+    }
+
     /// Memory that it holds.
     pub(super) fn bytes(&self) -> usize {
         match self {

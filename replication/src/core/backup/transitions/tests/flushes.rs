@@ -90,7 +90,10 @@ fn one_flush_is_under_way_and_the_next_covers_all_that_came_meanwhile() {
 fn a_flush_that_hangs_or_fails_ends_the_session_and_keeps_what_was_acked() {
     let mut bench = Bench::standby_with_disk();
     let ticket = bench.flushing(2);
-    assert_eq!(bench.pass(599 * MS, true, false), [Effect::Committed(EpochId(2))]);
+    assert_eq!(
+        bench.pass(599 * MS, true, false),
+        [Effect::Committed(EpochId(2))]
+    );
     let effects = bench.pass(2 * MS, true, false);
     assert!(gives_up(&effects), "{effects:?}");
     assert_eq!(bench.core.committed_epoch(), Some(EpochId(2)));
@@ -128,7 +131,9 @@ fn the_first_flush_may_take_as_long_as_a_copy_and_sleep_does_not_count() {
     bench.give(Input::Tick);
     assert_eq!(bench.pass(59_999 * MS, true, false), []);
     let effects = bench.pass(2 * MS, true, false);
-    let told = effects.iter().any(|it| matches!(it, Effect::Send(Message::Bye(Bye::Unable(_)))));
+    let told = effects
+        .iter()
+        .any(|it| matches!(it, Effect::Send(Message::Bye(Bye::Unable(_)))));
     assert!(told, "{effects:?}");
     let mut bench = Bench::standby_with_disk();
     let ticket = bench.flushing(2);
@@ -149,7 +154,11 @@ fn a_claim_waits_for_no_flush_and_says_nothing_of_it() {
     assert_eq!(bench.flushed(ticket, Ok(())), []);
     let granted = Input::Verdict(Verdict::Granted(Generation(4)));
     let effects = bench.give(granted);
-    assert!(effects.iter().any(|it| matches!(it, Effect::Promote { epoch, .. } if epoch.0 == 2)));
+    assert!(
+        effects
+            .iter()
+            .any(|it| matches!(it, Effect::Promote { epoch, .. } if epoch.0 == 2))
+    );
 }
 
 #[test]

@@ -187,7 +187,10 @@ fn what_is_flushed_moves_on_and_never_beyond_what_is_acked() {
     }
     let effects = Bench::welcomed().hear(flushed(1));
     assert!(
-        matches!(&effects[..], [Effect::Send(Message::Bye(Bye::Protocol(_))), ..]),
+        matches!(
+            &effects[..],
+            [Effect::Send(Message::Bye(Bye::Protocol(_))), ..]
+        ),
         "{effects:?}"
     );
 }
@@ -203,5 +206,8 @@ fn an_epoch_may_be_flushed_before_it_is_reported_as_shipped() {
         pause: Pause::default(),
     });
     assert_eq!(bench.ack(2), []);
-    assert_eq!(bench.hear(Message::Flushed(epoch)), [Effect::Flushed(epoch)]);
+    assert_eq!(
+        bench.hear(Message::Flushed(epoch)),
+        [Effect::Flushed(epoch)]
+    );
 }

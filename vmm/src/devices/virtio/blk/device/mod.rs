@@ -257,6 +257,9 @@ impl BlkDevice {
         self.stalls.began();
         self.hangs.began();
         let is_safe = self.write_through || work.is_flush();
+        if let (Some(disk), Some((offset, bytes))) = (&self.copied, work.changes()) {
+            disk.will_write(offset, bytes);
+        }
         if let Err(error) = self.workers.submit(ticket, work, is_safe) {
             let what = "start a thread to serve the disk, for a request";
             let failure = Failure {

@@ -16,6 +16,7 @@ use crate::devices::virtio::testing::*;
 use crate::devices::{BusDevice, Device, DeviceError, Irq, Snapshot};
 use crate::memory::GuestRam;
 
+mod flushes;
 mod hangs;
 mod held;
 mod identity;

@@ -11,7 +11,7 @@ use super::*;
 pub(super) const ROOM: usize = 1;
 
 /// A set with one replicated disk, whose log is full after a few writes; its copy is whole.
-fn small_set(directory: &Path) -> DiskSet {
+pub(super) fn small_set(directory: &Path) -> DiskSet {
     let path = image_of(directory, "disk", SECTORS * SECTOR_BYTES);
     let spec = DiskSpec {
         name: "disk0".into(),
