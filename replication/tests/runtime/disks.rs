@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use understudy_replication::core::policy::Policy;
-use understudy_replication::disk::{DiskLimits, DiskSet};
+use understudy_replication::disk::{DiskLimits, DiskSet, Storage};
 use understudy_replication::ports::{Disks, Machine};
 use understudy_replication::runtime::{
     Ended, Origin, Outcome, Primary, PrimaryBuilder, Promoted, Protection, RuntimeError,
@@ -78,6 +78,37 @@ fn a_promoted_standby_has_exactly_the_disks_of_its_epoch_and_shared_ones_have_on
     );
     promoted.machine.stop();
     promoted.machine.assert_consistent();
+}
+
+/// It waits for no timer, and for nothing else that the guest does.
+#[test]
+fn a_flush_ends_its_epoch_and_is_answered_once_the_standby_has_done_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (a, b) = (open(directory, "a", false), open(directory, "b", false));
+    let _standby = standby(directory, Fake::new().with_disks(&b))
+        .start()
+        .unwrap();
+    let guest = Fake::new().with_disks(&a);
+    guest.disk_use.rests.store(true, Ordering::Release);
+    let policy = Policy {
+        epoch_interval: Duration::from_secs(3600),
+        overhead_percent: 100,
+        ..very_patient()
+    };
+    let primary = crate::primary(directory, guest)
+        .policy(policy)
+        .protect()
+        .unwrap();
+    let handle = primary.handle();
+    let is_protected = |status: &Status| status.protected && status.epochs > 0;
+    wait_for("protected", || handle.status(), is_protected);
+    let disk = a.set.disks()[0].clone();
+    for _ in 0..3 {
+        disk.write_at(0, &[7; 512]).unwrap();
+        let flush = disk.flush_for_guest().unwrap();
+        wait_for("flushed", || handle.status(), |_| disk.may_answer(flush));
+    }
 }
 
 /// Lets the primary die without a word, and the standby take over.
