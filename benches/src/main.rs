@@ -40,7 +40,7 @@ enum Bench {
     Epochs(epochs::Arguments),
     /// Streaming and counting clients under several shortest epochs (sync on output).
     Stream(stream::Arguments),
-    /// A replicated disk, also one that is slow to flush, against no disk. Needs strace.
+    /// A replicated disk, also one that is slow to flush, against no disk. Needs cc.
     Disk(disk::Arguments),
     /// Guests that lose their host, over and over, while clients stream and count.
     Outage(outage::Arguments),
