@@ -282,7 +282,7 @@ fn a_guest_that_ended_ends_wherever_it_is_taken_over() {
 #[test]
 fn pages_of_failed_captures_come_with_the_next_epoch() {
     let mut settings = settings(1, false);
-    settings.faults = vec![(Duration::from_millis(300), Fault::Checkpoint(0))];
+    settings.faults = vec![(Duration::from_millis(600), Fault::Checkpoint(0))];
     // Rarely five in a row, at which a primary gives its backup up.
     settings.capture_failures_permille = 250;
     settings.persist_failures_permille = 0;
