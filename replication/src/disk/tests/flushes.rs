@@ -147,13 +147,10 @@ fn many_epochs_with_flushes_need_little_memory_and_none_is_answered_early() {
             .iter()
             .filter(|(it, _)| disk.may_answer(*it))
             .count();
-        assert!(answered <= at + 1, "{answered} of {at}");
-        assert!(
-            at < 63 - 1 && answered == at + 1 || at >= 62,
-            "{answered} of {at}"
-        );
+        // Further ones wait for the last of them.
+        let expected = if at == 99 { 100 } else { (at + 1).min(63) };
+        assert_eq!(answered, expected, "{at}");
     }
-    assert!(flushes.iter().all(|(it, _)| disk.may_answer(*it)));
 }
 
 /// Acknowledgements wait for the journal to be written, and must not wait for it to be flushed.
