@@ -349,12 +349,10 @@ impl DirtyMap {
             return Ok(());
         }
         let ahead = if goes_on { AHEAD_BLOCKS } else { 0 };
-        let mut ranges = vec![touched.start..touched.end + ahead];
-        ranges.extend(
-            later()
-                .into_iter()
-                .map(|(at, bytes)| self.blocks(at, bytes)),
-        );
+        let first = touched.start..touched.end + ahead;
+        let later = later().into_iter();
+        let later = later.map(|(at, bytes)| self.blocks(at, bytes));
+        let ranges = std::iter::once(first).chain(later).collect();
         let before = self.bits.clone();
         let marked = self.mark_around(ranges);
         marked.map_err(|error| {
