@@ -124,16 +124,7 @@ impl World {
             return;
         };
         match effect {
-            BackupEffect::Send(message) => {
-                let (generation, persisted) = (node.core.generation(), node.persisted);
-                if let (Message::Ack { epoch, .. }, Some(link)) = (&message, link) {
-                    self.check_ack(host, *epoch, link, persisted);
-                }
-                if let (Message::Flushed(epoch), Some(link)) = (&message, link) {
-                    self.check_flushed(host, *epoch, link);
-                }
-                self.send(host, generation, &message);
-            }
+            BackupEffect::Send(message) => self.say(host, &message, link),
             BackupEffect::Welcome { session } => self.welcome(host, session, link),
             BackupEffect::BeginCopy(_) => self.begin_copy(host, link),
             BackupEffect::SyncDisk(batch) => {
@@ -156,16 +147,7 @@ impl World {
                 let process = self.process(host);
                 self.soon(50, 4_000, Event::Persisted(process, persisting));
             }
-            BackupEffect::FlushJournal { ticket, epoch } => {
-                let copy = node.copy;
-                let flushing = Flushing {
-                    ticket,
-                    copy,
-                    epoch,
-                };
-                let process = self.process(host);
-                self.soon(50, 12_000, Event::Flushed(process, flushing));
-            }
+            BackupEffect::FlushJournal { ticket, epoch } => self.begin_flush(host, ticket, epoch),
             BackupEffect::TryRestore { ticket, .. } => self.try_restore(host, ticket),
             BackupEffect::CloseLink => self.close_link(host),
             BackupEffect::Committed(epoch) => self.check_commit(host, epoch),
@@ -209,6 +191,35 @@ impl World {
             }
             BackupEffect::Reset { reason } => self.reset_backup(host, &reason),
         }
+    }
+
+    fn begin_flush(&mut self, host: usize, ticket: u64, epoch: EpochId) {
+        let Side::Backup(node) = &self.hosts[host].side else {
+            return;
+        };
+        let flushing = Flushing {
+            ticket,
+            copy: node.copy,
+            epoch,
+        };
+        let process = self.process(host);
+        self.soon(50, 12_000, Event::Flushed(process, flushing));
+    }
+
+    /// What is said over a link is checked before it is sent.
+    fn say(&mut self, host: usize, message: &Message, link: Option<usize>) {
+        let Side::Backup(node) = &mut self.hosts[host].side else {
+            return;
+        };
+        let (generation, persisted) = (node.core.generation(), node.persisted);
+        match (message, link) {
+            (Message::Ack { epoch, .. }, Some(link)) => {
+                self.check_ack(host, *epoch, link, persisted);
+            }
+            (Message::Flushed(epoch), Some(link)) => self.check_flushed(host, *epoch, link),
+            _ => {}
+        }
+        self.send(host, generation, message);
     }
 
     fn reset_backup(&mut self, host: usize, reason: &str) {

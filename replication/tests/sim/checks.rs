@@ -61,6 +61,18 @@ impl World {
         }
     }
 
+    /// The guest is told of its flushes in `epoch`.
+    pub fn check_told(&mut self, host: usize, epoch: EpochId) {
+        let Some(link) = self.hosts[host].link else {
+            return;
+        };
+        if self.flushed.get(&link) < Some(&epoch) {
+            self.violate(format!(
+                "R1: host {host} tells its guest of a flush in {epoch} that its backup has not done"
+            ));
+        }
+    }
+
     /// R10: nobody is fenced, and no copy is given up, unless another one was granted the guest.
     pub fn check_fenced(&mut self, host: usize, generation: Generation) {
         if self.arbiter.current <= generation {

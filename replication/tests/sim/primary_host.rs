@@ -506,18 +506,6 @@ impl World {
         self.count("durable epochs");
     }
 
-    /// The guest is told of its flushes in `epoch`.
-    fn check_told(&mut self, host: usize, epoch: EpochId) {
-        let Some(link) = self.hosts[host].link else {
-            return;
-        };
-        if self.flushed.get(&link) < Some(&epoch) {
-            self.violate(format!(
-                "R1: host {host} tells its guest of a flush in {epoch} that its backup has not done"
-            ));
-        }
-    }
-
     /// Disks first, then all of memory, then what became dirty.
     fn sync_round(&mut self, host: usize) {
         let image = self.hosts[host].disk.image;

@@ -180,6 +180,16 @@ impl Wire {
     }
 }
 
+/// What a stranger may say that speaks the whole protocol.
+pub(super) fn whole_session(generation: u64) -> [Frame; 4] {
+    let mark = Mark {
+        session: STRANGERS_SESSION,
+        beat: 1,
+    };
+    let all = [Wire::Marked(mark), Wire::Plan, Wire::Head(1), Wire::End(1)];
+    all.map(|wire| Frame { generation, wire })
+}
+
 pub(super) fn layout() -> MemoryLayout {
     MemoryLayout::new(vec![Region {
         first: PAGE,

@@ -9,9 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::arbiter::{Answer, Arbiter, Call, Kind, Process, Stage};
-use super::link::{Frame, Link, STRANGERS_SESSION, Wire};
+use super::link::{Frame, Link, Wire, whole_session};
 use super::{Bounds, Rule};
-use crate::arbiter::Mark;
 use crate::core::backup::transitions::for_model::Timer as BackupTimer;
 use crate::core::backup::{BackupCore, BackupPhase};
 use crate::core::primary::transitions::for_model::Timer as PrimaryTimer;
@@ -230,16 +229,6 @@ impl fmt::Debug for World {
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }
-}
-
-/// What a stranger may say that speaks the whole protocol.
-fn whole_session(generation: u64) -> [Frame; 4] {
-    let mark = Mark {
-        session: STRANGERS_SESSION,
-        beat: 1,
-    };
-    let all = [Wire::Marked(mark), Wire::Plan, Wire::Head(1), Wire::End(1)];
-    all.map(|wire| Frame { generation, wire })
 }
 
 /// For the checker's reports only.

@@ -3,8 +3,7 @@
 //! A block is marked durably before it is written. The whole resynchronisation relies on that. A mark is
 //! cleared once the block is durable on the other side. Clearing a mark need not be durable.
 //!
-//! The guest waits while a mark is made durable. So one flush marks what other writes are waiting for, too, and, where
-//! flushes are slow, what lies around it: as much as can be copied in the time of a flush. And it keeps marks for longer there.
+//! The guest waits while a mark is made durable, so one flush marks what other writes wait for, too (and see `thrift.rs`).
 //!
 //! A map belongs to one image, and knows whether that was changed by anybody else (`stamp.rs`). A map whose image
 //! was replaced or changed says nothing about it any more, so all of it will be copied.
@@ -22,6 +21,7 @@ use super::header::{BITS_AT, HEADER_BYTES, Header, SLOTS, kept_history, kept_ide
 use super::sectors::{self, SECTOR_BLOCKS};
 use super::stamp::{LEASE, STAMP_AT, STAMP_BYTES, SYNC_EVERY, Stamp};
 use super::storage::Storage;
+use super::thrift::Thrift;
 use crate::core::disk::PairId;
 use crate::disk::DiskError;
 use crate::disk::place::{JournalId, Place, START};
@@ -31,12 +31,6 @@ use crate::ports::disks::History;
 
 /// How many blocks are marked ahead of a write that continues the one before it.
 const AHEAD_BLOCKS: u64 = 16;
-/// At most so much is marked around a block where flushes are slow.
-const REACH_BYTES_MAX: u64 = 16 << 20;
-/// What a resynchronisation copies in a second, roughly: what is marked needlessly costs that much time.
-const COPY_BYTES_PER_S: u64 = 125_000_000;
-/// Marks are kept for so many times what a flush takes.
-const KEPT_FLUSHES: u32 = 100;
 /// The map of one image.
 pub(crate) struct DirtyMap {
     path: PathBuf,
@@ -70,8 +64,7 @@ pub(crate) struct DirtyMap {
     /// The backup has taken the candidate.
     joined: bool,
     rotated_at: Option<Instant>,
-    /// How long it takes to make a mark durable, of late.
-    flush_ns: u64,
+    thrift: Thrift,
     /// The block after the last write.
     next: u64,
 }
@@ -106,7 +99,7 @@ impl DirtyMap {
             session: 0,
             joined: false,
             rotated_at: None,
-            flush_ns: 0,
+            thrift: Thrift::default(),
             next: u64::MAX,
         };
         let identity = image.identity();
@@ -349,12 +342,8 @@ impl DirtyMap {
             return Ok(());
         }
         let ahead = if goes_on { AHEAD_BLOCKS } else { 0 };
-        let first = touched.start..touched.end + ahead;
-        let later = later().into_iter();
-        let later = later.map(|(at, bytes)| self.blocks(at, bytes));
-        let ranges = std::iter::once(first).chain(later).collect();
         let before = self.bits.clone();
-        let marked = self.mark_around(ranges);
+        let marked = self.mark_around(touched.start..touched.end + ahead, &later());
         marked.map_err(|error| {
             self.bits = before;
             self.failed("mark blocks in", error)
@@ -362,8 +351,10 @@ impl DirtyMap {
     }
 
     /// Marks these blocks, and what lies around them, by one flush.
-    fn mark_around(&mut self, ranges: Vec<Range<u64>>) -> io::Result<()> {
-        let reach = self.reach();
+    fn mark_around(&mut self, first: Range<u64>, later: &[(u64, u64)]) -> io::Result<()> {
+        let reach = self.thrift.reach(self.header.block_bytes);
+        let later = later.iter().map(|(at, bytes)| self.blocks(*at, *bytes));
+        let ranges: Vec<_> = std::iter::once(first).chain(later).collect();
         for range in ranges {
             let start = range.start - range.start % reach;
             let blocks = start..range.end.next_multiple_of(reach).min(self.bits.len());
@@ -377,15 +368,8 @@ impl DirtyMap {
         }
         let began_ns = self.files.now_ns();
         self.opened()?.sync()?;
-        let took_ns = self.files.now_ns().saturating_sub(began_ns);
-        self.flush_ns = (self.flush_ns + took_ns) / 2;
+        (self.thrift).flushed(self.files.now_ns().saturating_sub(began_ns));
         Ok(())
-    }
-
-    /// How many blocks are marked at once, at least.
-    fn reach(&self) -> u64 {
-        let in_time = self.flush_ns.saturating_mul(COPY_BYTES_PER_S) / 1_000_000_000;
-        (in_time.min(REACH_BYTES_MAX) / self.header.block_bytes).max(1)
     }
 
     /// The content of these blocks is unknown, so they stay marked.
@@ -434,7 +418,7 @@ impl DirtyMap {
         now: Instant,
         kept: Duration,
     ) {
-        let kept = kept.max(Duration::from_nanos(self.flush_ns) * KEPT_FLUSHES);
+        let kept = kept.max(self.thrift.kept());
         let waits = self.old_epoch.is_some();
         let early = self
             .rotated_at

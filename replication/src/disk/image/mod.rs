@@ -9,6 +9,7 @@ pub(super) mod map;
 mod sectors;
 pub(super) mod stamp;
 mod storage;
+mod thrift;
 
 pub(super) use bits::BitSet;
 pub(super) use drive::{Drive, Drives, all_turns, shared};

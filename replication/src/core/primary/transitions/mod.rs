@@ -452,17 +452,12 @@ impl PrimaryCore {
             (Phase::Protected(_), Message::Health(troubles)) => {
                 self.backup_troubles = Some(troubles);
             }
-            (Phase::Protected(epochs), Message::Ack { epoch, durable }) => {
-                match epochs.ack(epoch, durable) {
-                    Ok(true) => out.push(Effect::Durable(durable)),
-                    Ok(false) => {}
+            (Phase::Protected(epochs), message @ (Message::Ack { .. } | Message::Flushed(_))) => {
+                match what_is_safe(epochs, message) {
+                    Ok(effect) => out.extend(effect),
                     Err(violation) => self.violated(&violation, out),
                 }
             }
-            (Phase::Protected(epochs), Message::Flushed(epoch)) => match epochs.flushed(epoch) {
-                Ok(()) => out.push(Effect::Flushed(epoch)),
-                Err(violation) => self.violated(&violation, out),
-            },
             (Phase::Syncing { .. } | Phase::Protected(_), Message::Compared(differ)) => {
                 out.push(Effect::Compared(differ));
             }
@@ -563,6 +558,24 @@ impl PrimaryCore {
             ),
         });
         self.end_session(Phase::Fenced);
+    }
+}
+
+/// What the backup says that it has; what follows from that at once.
+fn what_is_safe(
+    epochs: &mut Epochs,
+    message: Message,
+) -> Result<Option<Effect>, ProtocolViolation> {
+    match message {
+        Message::Ack { epoch, durable } => {
+            let is_news = epochs.ack(epoch, durable)?;
+            Ok(is_news.then_some(Effect::Durable(durable)))
+        }
+        Message::Flushed(epoch) => {
+            epochs.flushed(epoch)?;
+            Ok(Some(Effect::Flushed(epoch)))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -59,10 +59,10 @@ pub(super) enum Work {
 }
 
 /// What became of it.
-pub(super) type Outcome = Result<Done, Failure>;
+pub(super) type Outcome = Result<Served, Failure>;
 
 /// The storage has done its part.
-pub(super) struct Done {
+pub(super) struct Served {
     /// Of a read; nothing for others.
     pub(super) data: Vec<u8>,
     /// What the guest is to wait for.
@@ -129,7 +129,7 @@ impl Work {
         match self {
             Self::Read { offset, mut data } => {
                 let read = storage.read_at(offset, &mut data);
-                let read = read.map(|()| Done { data, flush });
+                let read = read.map(|()| Served { data, flush });
                 return read.map_err(failed("read", offset));
             }
             Self::Flush => {}
@@ -154,6 +154,6 @@ impl Work {
             flush = medium.flush().map_err(failed("flush", 0))?;
         }
         let data = Vec::new();
-        Ok(Done { data, flush })
+        Ok(Served { data, flush })
     }
 }

@@ -4,13 +4,14 @@
 //! guest lives on. What must not be done here: call the storage, or wait for it; the room's top comment says why.
 
 mod failing;
+mod flushes;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use understudy_replication::disk::{Disk, DiskError, GuestFlush};
+use understudy_replication::disk::{Disk, DiskError};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -29,7 +30,7 @@ use crate::devices::virtio::blk::request::{
 };
 use crate::devices::virtio::blk::stall::{Limit, PATIENCE, StallTimer};
 use crate::devices::virtio::blk::state::{BlkState, VERSION};
-use crate::devices::virtio::blk::work::{Done, Failure, Medium, Outcome, Work};
+use crate::devices::virtio::blk::work::{Failure, Medium, Outcome, Served, Work};
 use crate::devices::virtio::blk::workers::Workers;
 use crate::devices::virtio::{Progress, RingFault, Rings, VirtioDevice, read_space};
 use crate::devices::{DeviceError, DeviceState, EventSource};
@@ -356,28 +357,14 @@ impl BlkDevice {
         let Some((place, outcome)) = self.hold_if_failed(place, outcome) else {
             return Ok(());
         };
-        if let Ok(Done { flush, .. }) = outcome
-            && !is_flushed(self.copied.as_ref(), flush)
+        if let Ok(Served { flush, .. }) = outcome
+            && !flushes::is_done(self.copied.as_ref(), flush)
         {
             self.flight.wait_for(place, flush);
             return Ok(());
         }
         let done = self.judge(&place.to, outcome, rings.memory);
         answer(place.head, place.status_at, done, rings)
-    }
-
-    /// Answers what has waited for the other host.
-    fn answer_flushed(&mut self, rings: Option<&mut Rings<'_>>) -> Result<(), RingFault> {
-        let Some(rings) = rings.filter(|rings| rings.is_ready(QUEUE)) else {
-            return Ok(());
-        };
-        let copied = self.copied.as_ref();
-        for place in (self.flight).take_flushed(|flush| is_flushed(copied, flush)) {
-            let (data, flush) = (Vec::new(), GuestFlush::DONE);
-            let done = self.judge(&place.to, Ok(Done { data, flush }), rings.memory);
-            answer(place.head, place.status_at, done, rings)?;
-        }
-        Ok(())
     }
 
     /// The status for a request that the storage is done with, or how many bytes were filled before it.
@@ -415,11 +402,6 @@ impl BlkDevice {
         let cancelled = self.workers.cancel();
         self.flight.disown(&cancelled);
     }
-}
-
-/// Whether the other host has done its part of a flush.
-fn is_flushed(copied: Option<&Disk>, flush: GuestFlush) -> bool {
-    copied.is_none_or(|disk| disk.may_answer(flush))
 }
 
 /// What follows from a request.
