@@ -79,7 +79,10 @@ const MARGIN: u32 = 2;
 pub struct Patience {
     shortest: Duration,
     longest: Duration,
+    /// Heartbeats on the path of their own, in a row.
     heartbeats: u32,
+    /// When the last of them came.
+    beat_at: Duration,
     /// The largest gaps of the last minutes, the present one first.
     largest: [Duration; MINUTES],
     minute_began: Duration,
@@ -93,6 +96,7 @@ impl Patience {
             shortest: policy.shortest_timeout(),
             longest: policy.heartbeat_timeout,
             heartbeats: 0,
+            beat_at: now,
             largest: [Duration::ZERO; MINUTES],
             minute_began: now,
         }
@@ -106,12 +110,16 @@ impl Patience {
             self.minute_began = now;
         }
         self.largest[0] = self.largest[0].max(gap);
+        if now.saturating_sub(self.beat_at) > self.longest {
+            self.heartbeats = 0;
+        }
     }
 
-    /// It was a heartbeat on the path of their own. Without that path, a long frame on a slow link is silence, too:
-    /// nothing is concluded from what is heard on the link alone.
-    pub fn heartbeat(&mut self) {
+    /// It was a heartbeat on the path of their own. Without that path, also if it was there before, a long frame on a slow
+    /// link is silence, too: nothing is concluded from what is heard on the link alone.
+    pub fn heartbeat(&mut self, now: Duration) {
         self.heartbeats = self.heartbeats.saturating_add(1);
+        self.beat_at = now;
     }
 
     /// The silence that is allowed now.
@@ -149,7 +157,7 @@ mod tests {
             assert_eq!(patience.timeout(), Policy::default().heartbeat_timeout);
             now += gap;
             patience.heard(gap, now);
-            patience.heartbeat();
+            patience.heartbeat(now);
         }
         (patience, now)
     }
@@ -175,6 +183,7 @@ mod tests {
             assert_eq!(patience.timeout(), policy.heartbeat_timeout);
             now += MINUTE;
             patience.heard(10 * MS, now);
+            (0..ENOUGH).for_each(|_| patience.heartbeat(now));
         }
         assert_eq!(patience.timeout(), policy.shortest_timeout());
     }
@@ -186,6 +195,23 @@ mod tests {
         for _ in 0..10 * ENOUGH {
             patience.heard(10 * MS, MINUTE);
         }
+        assert_eq!(patience.timeout(), policy.heartbeat_timeout);
+    }
+
+    #[test]
+    fn without_heartbeats_of_their_own_the_longest_time_is_allowed_again() {
+        let policy = Policy::default();
+        let (mut patience, mut now) = patience(10 * MS);
+        let end = now + policy.heartbeat_timeout;
+        while now < end {
+            assert_eq!(patience.timeout(), policy.shortest_timeout());
+            now += 10 * MS;
+            patience.heard(10 * MS, now);
+        }
+        now += 10 * MS;
+        patience.heard(10 * MS, now);
+        assert_eq!(patience.timeout(), policy.heartbeat_timeout);
+        patience.heartbeat(now);
         assert_eq!(patience.timeout(), policy.heartbeat_timeout);
     }
 

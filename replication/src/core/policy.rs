@@ -148,16 +148,46 @@ const SHORTEST_TIMEOUT: Duration = Duration::from_millis(70);
 
 impl Policy {
     /// The least time of silence after which the peer may count as lost: 70 ms, or two fifths of
-    /// [`heartbeat_timeout`](Self::heartbeat_timeout) if that is more.
+    /// [`heartbeat_timeout`](Self::heartbeat_timeout) or three heartbeats if that is more.
     #[must_use]
     pub fn shortest_timeout(&self) -> Duration {
         let longest = self.heartbeat_timeout;
-        SHORTEST_TIMEOUT.max(longest * 2 / 5).min(longest)
+        let shortest = SHORTEST_TIMEOUT.max(longest * 2 / 5);
+        shortest.max(self.heartbeat_interval * 3).min(longest)
     }
 
     /// Whoever did nothing for longer than this may have been replaced meanwhile, or has not read yet what came: a peer
     /// with the same policy waits twice as long before it acts.
     pub(crate) fn stalls_after(&self) -> Duration {
         self.shortest_timeout() / 2
+    }
+
+    /// While a timer runs, a core is called at least so often: often enough to be told from a side that did nothing.
+    pub(crate) fn looks_every(&self) -> Duration {
+        self.heartbeat_interval.min(self.stalls_after() / 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For all time-outs and heartbeats that a configuration may have.
+    #[test]
+    fn whoever_is_called_in_time_is_told_from_who_slept() {
+        for timeout_ms in [10, 70, 150, 1000, 600_000] {
+            for parts in [3, 4, 15, 600] {
+                let timeout = Duration::from_millis(timeout_ms);
+                let policy = Policy {
+                    heartbeat_timeout: timeout,
+                    heartbeat_interval: (timeout / parts).max(Duration::from_millis(1)),
+                    ..Policy::default()
+                };
+                let shortest = policy.shortest_timeout();
+                assert!(shortest <= timeout && shortest >= policy.heartbeat_interval * 3);
+                assert!(policy.looks_every() * 2 <= policy.stalls_after());
+                assert!(policy.stalls_after() * 2 <= shortest);
+            }
+        }
     }
 }

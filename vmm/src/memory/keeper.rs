@@ -20,8 +20,6 @@ use nix::unistd::Pid;
 const NAME: &std::ffi::CStr = c"vmm-keeper";
 /// Far more than a few system calls need, in words of 16 bytes, as the stack of a function begins at a multiple of that.
 const STACK: usize = 4096;
-/// Everything else goes first, above all closing the sockets.
-const NICE: c_int = 19;
 
 /// A keeper of this process's memory.
 #[derive(Debug)]
@@ -64,9 +62,14 @@ impl Keeper {
                 _stack: stack,
             }),
         };
-        signals.thread_set_mask()?;
-        let mut keeper = cloned?;
+        let unmasked = signals.thread_set_mask();
         drop(theirs);
+        let mut keeper = cloned?;
+        if let Err(error) = unmasked {
+            // It waits for this.
+            drop(end);
+            return Err(error.into());
+        }
         end.read_exact(&mut [0]).map_err(|_| {
             io::Error::other("the kernel does not close files by ranges (Linux 5.9 does)")
         })?;
@@ -110,7 +113,6 @@ extern "C" fn keep(end: *mut c_void) -> c_int {
         libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME, NAME.as_ptr());
         // What is sent to a terminal's group is not for it.
         libc::syscall(libc::SYS_setsid);
-        libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, NICE);
         let one: c_long = 1;
         libc::syscall(libc::SYS_write, end, &raw const byte, one);
         libc::syscall(libc::SYS_read, end, &raw mut byte, one);
@@ -146,7 +148,14 @@ mod tests {
             .unwrap();
         assert!(has_kib >= later.len() >> 10, "{has_kib} KiB");
         kill(process, Signal::SIGTERM).unwrap();
-        assert_eq!(field(process, "State"), "S (sleeping)");
+        // As soon as it waits for the end of this process.
+        loop {
+            match &*field(process, "State") {
+                "S (sleeping)" => break,
+                "R (running)" => std::thread::yield_now(),
+                other => panic!("the keeper's state is {other}"),
+            }
+        }
         drop(keeper);
         assert!(!fs::exists(format!("/proc/{process}")).unwrap());
     }

@@ -36,7 +36,11 @@ impl Written {
             while rest != 0 {
                 let number = at * 64 + rest.trailing_zeros() as usize;
                 rest &= rest - 1;
-                each(number, self.pages[number].swap(0, Ordering::SeqCst));
+                let bits = self.pages[number].swap(0, Ordering::SeqCst);
+                // Its bits may have been taken before it was named.
+                if bits != 0 {
+                    each(number, bits);
+                }
             }
         }
     }

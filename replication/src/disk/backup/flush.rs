@@ -48,6 +48,10 @@ impl Replica {
             slot.is_unsynced &= !is_covered;
         }
         let mut state = self.state.lock();
+        if let Some(failed) = &state.failed {
+            // An error is reported once for a file: whoever else synced it may have got this one's.
+            return Err(DiskError::Failed(failed.clone()));
+        }
         state.synced = state.synced.max(last);
         Ok(())
     }

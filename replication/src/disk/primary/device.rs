@@ -250,6 +250,11 @@ impl Disk {
         }
     }
 
+    /// Nothing of what [`Disk::will_write`] told of is going to be done.
+    pub fn will_write_no_more(&self) {
+        self.drive.wanted.lock().clear();
+    }
+
     /// Whether another request may be taken from the guest. If not, the room listener will be
     /// called.
     #[must_use]

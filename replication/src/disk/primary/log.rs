@@ -351,11 +351,18 @@ impl Log {
 
     /// Ends the epoch. Returns its writes, and whether the guest flushed.
     pub(crate) fn seal(&mut self, epoch: EpochId) -> (Vec<DiskWrite>, bool) {
+        // The first one always: it has the copy made safe, which may take long, before the guest waits for that. And what
+        // the guest flushes when nobody is waited for may end when this backup is.
+        let is_first = self.logging && !self.awaits_flushes;
+        let has_copy = self.to_copy.iter().any(Option::is_some);
         let current = self.epochs.current();
-        let sealed = (current.writes.clone(), current.flush);
+        let sealed = (
+            current.writes.clone(),
+            current.flush || (is_first && has_copy),
+        );
         self.held.seal(epoch);
         if self.logging {
-            if sealed.1 {
+            if self.flushes > self.flushed && sealed.1 {
                 self.unflushed.truncate(UNFLUSHED_MAX - 1);
                 self.unflushed.push_back((epoch, self.flushes));
             }

@@ -121,6 +121,28 @@ fn flushes_wait_from_the_first_epoch_on_and_until_this_side_goes_alone() {
     assert!(disk.may_answer(flush(&disk, 6)));
 }
 
+/// A flush may take longer here than it takes to lose a backup and to get another one.
+#[test]
+fn a_flush_that_outlasts_its_backup_is_answered_by_the_next_one_and_not_before() {
+    let (_a, _b, primary, backup, mut session) = protected(8);
+    let (disk, images) = (primary.disks()[0].clone(), primary.primary());
+    let flushes = [flush(&disk, 1), {
+        session.ship();
+        images.detach();
+        flush(&disk, 2)
+    }];
+    let (done, is_alone) = done();
+    images.go_alone(done);
+    is_alone.recv_timeout(DEADLINE).unwrap().unwrap();
+    drop(session);
+    let mut session = Session::begin(&primary, &backup, 2);
+    session.sync();
+    let epoch = session.ship();
+    assert!(!flushes.iter().any(|flush| disk.may_answer(*flush)));
+    images.flushed(epoch);
+    assert!(flushes.iter().all(|flush| disk.may_answer(*flush)));
+}
+
 /// What the guest wrote to a shared disk is on no image yet: its output waits for that.
 #[test]
 fn a_flush_of_a_shared_disk_waits_for_nobody() {

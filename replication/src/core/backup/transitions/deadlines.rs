@@ -79,7 +79,7 @@ impl BackupCore {
     /// stalled.
     #[must_use]
     pub fn next_wakeup(&self) -> Option<Duration> {
-        let latest = self.now + self.policy.heartbeat_interval;
+        let latest = self.now + self.policy.looks_every();
         self.timers.next().map(|deadline| deadline.min(latest))
     }
 }

@@ -364,7 +364,7 @@ impl BackupCore {
                 // a later one, ours falls silent and the arbiter tells us.
                 if (session, generation) == (self.told.session, self.generation) {
                     self.heard();
-                    self.patience.heartbeat();
+                    self.patience.heartbeat(self.now);
                 }
             }
             Input::Persisted { ticket, outcome } => self.persisted(ticket, outcome, out),

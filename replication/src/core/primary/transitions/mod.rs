@@ -253,7 +253,7 @@ impl PrimaryCore {
             }
             Timer::Silence => {
                 let silence = self.patience.timeout();
-                // If the backup had only stalled, the next one of that host has longer.
+                // If the backup had only stalled, it has longer when it is back.
                 self.patience.heard(silence, self.now);
                 self.lose_backup(format!("no sign of life for {silence:?}"), out);
             }
@@ -326,7 +326,7 @@ impl PrimaryCore {
                     self.hear_of_later();
                 } else if generation == self.generation {
                     self.heard();
-                    self.patience.heartbeat();
+                    self.patience.heartbeat(self.now);
                     self.beat_heard_at = self.now;
                 }
             }

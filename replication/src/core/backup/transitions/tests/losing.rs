@@ -219,7 +219,11 @@ fn deadlines_are_met_by_wakeups_alone() {
     let mut claiming = Bench::standby();
     claiming.give(Input::LinkClosed);
     claiming.give(unavailable());
+    // The longest heartbeats that a time-out allows.
+    let mut slow = Bench::standby();
+    slow.core.policy.heartbeat_interval = slow.core.policy.heartbeat_timeout / 3;
     for (mut bench, time, expected) in [
+        (slow, 150, claim()),
         (stranger, 1500, Effect::CloseLink),
         (Bench::standby(), 150, claim()),
         (cut, 150, claim()),

@@ -227,7 +227,11 @@ fn deadlines_are_met_by_wakeups_alone() {
         cause: "gone".into(),
     });
     claiming.give(unavailable());
+    // The longest heartbeats that a time-out allows.
+    let mut slow = Bench::protected();
+    slow.core.policy.heartbeat_interval = slow.core.policy.heartbeat_timeout / 3;
     for (mut bench, time, what) in [
+        (slow, 150, "claims"),
         (handshaking, 1500, "goes alone"),
         (Bench::welcomed(), 150, "goes alone"),
         (Bench::protected(), 150, "claims"),

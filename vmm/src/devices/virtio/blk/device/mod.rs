@@ -401,6 +401,9 @@ impl BlkDevice {
     fn disown(&mut self) {
         let cancelled = self.workers.cancel();
         self.flight.disown(&cancelled);
+        if let Some(disk) = &self.copied {
+            disk.will_write_no_more();
+        }
     }
 }
 
