@@ -140,12 +140,12 @@ pub(crate) const SUITES: [Suite; 7] = [
                epochs at a fixed interval, protect every page again and send it as it is, after the guest runs again or before.",
         runs: &[
             Run::new(
-                "epochs --rate 0 --pages 100,1000,10000 --mode word,page --epoch-ms 20,50 --seconds 3 --repeat 3",
+                "epochs --rate 0 --pages 100,1000,10000 --mode word,page --epoch-ms 20,50 --seconds 3",
             )
             .three_ways()
             .and_colo(),
             Run::new(
-                "epochs --rate 0 --pages 1000,10000 --pattern random,hotcold --epoch-ms 20 --seconds 3 --repeat 3",
+                "epochs --rate 0 --pages 1000,10000 --pattern random,hotcold --epoch-ms 20 --seconds 3",
             )
             .three_ways()
             .and_colo(),
@@ -278,8 +278,8 @@ pub(crate) const SUITES: [Suite; 7] = [
                knows; `gap` is the longest wait of a client for a byte. COLO detects nothing by itself: a program sends its \
                secondary the command as soon as it has killed the primary, and there are no clients.",
         runs: &[
-            Run::new("outage --fault kill --runs 100").and_colo(),
-            Run::new("outage --fault kill --runs 20 --memory-mib 4096").with(&["", "--lock-memory all"]),
+            Run::new("outage --fault kill --runs 50").and_colo(),
+            Run::new("outage --fault kill --runs 15 --memory-mib 4096").with(&["", "--lock-memory all"]),
             Run::new("outage --fault freeze --runs 20"),
         ],
         columns: &[

@@ -72,7 +72,7 @@ enum Task {
     Simulate(simulate::Options),
     /// Measure, beside QEMU's COLO, Remus' way and stop and send, and write docs/BENCHMARKS.md with its charts.
     ///
-    /// Takes about an hour, and a quiet machine: it says how busy that was. Downloads QEMU 7.2 from Debian, and installs
+    /// Takes about half an hour, and a quiet machine: it says how busy that was. Downloads QEMU 7.2 from Debian, and installs
     /// nothing of it.
     Bench(bench::Options),
     /// Let hosts, networks, storage and arbiter of a protected guest fail, and check what its clients see.
