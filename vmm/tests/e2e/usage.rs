@@ -163,7 +163,7 @@ fn missing_and_malformed_settings_are_named_with_what_to_write() {
     );
     fails(
         1,
-        &["primary", "--arbiter", &arbiter, "--timeout-ms", "30"],
+        &["primary", "--arbiter", &arbiter, "--timeout-ms", "20"],
         &["timeout_ms", "three heartbeats"],
     );
     fails(
