@@ -274,7 +274,8 @@ pub trait PausedMachine {
     fn harvest(&mut self, into: &mut PageSet) -> Result<(), MachineError>;
 
     /// Whether no vCPU had anything to do when the guest was paused: all of them had halted. Then the pause costs
-    /// the guest nothing, and output need not wait until one is affordable. No by default.
+    /// the guest nothing, and output need not wait until one is affordable. Asked after [`PausedMachine::save`], which
+    /// reads what tells it anyway. No by default.
     fn is_idle(&self) -> bool {
         false
     }

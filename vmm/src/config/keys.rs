@@ -331,7 +331,7 @@ keys! {
     TIMEOUT: "replication.timeout_ms", Some("--timeout-ms"), Values::number(10, 600_000, "ms"),
         Unset::Value(|| ms(Policy::default().heartbeat_timeout)),
         "Silence after which the other side counts as lost, in milliseconds; at least three heartbeats. If its heartbeats on \
-         their own path have always come in time, two fifths of it are enough, but not less than 70";
+         their own path have always come in time, two fifths of it are enough, but not less than 70, nor less than three heartbeats";
     STORAGE_TIMEOUT: "replication.storage_timeout_ms", Some("--storage-timeout-ms"), Values::number(10, 600_000, "ms"),
         Unset::Value(|| {
             format!("{}, or four times `timeout_ms` if that is more", ms(Policy::default().storage_timeout))

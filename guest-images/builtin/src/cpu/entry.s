@@ -10,13 +10,9 @@
     .asciz "Xen"
     .long pvh_start
 
-.section .text.entry, "ax", @progbits
-.code32
-pvh_start:
-    mov esi, ebx                 # start info
-    mov esp, 0x8ff0
-    lgdt [gdt_pointer]
-    mov eax, 0x20                # PAE
+# To long mode, from real mode or from protected mode without paging. A far jump must follow.
+.macro enter_long_mode cr4
+    mov eax, \cr4
     mov cr4, eax
     mov eax, PML4
     mov cr3, eax
@@ -26,15 +22,28 @@ pvh_start:
     wrmsr
     mov eax, 0x80000033          # paging, numeric errors, extension type, monitor, protection
     mov cr0, eax
+.endm
+
+.macro load_data_segments
+    mov eax, 0x18
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+.endm
+
+.section .text.entry, "ax", @progbits
+.code32
+pvh_start:
+    mov esi, ebx                 # start info
+    mov esp, 0x8ff0
+    lgdt [gdt_pointer]
+    enter_long_mode 0x20         # PAE
     .byte 0xea                   # ljmp 0x10:pvh_long
     .long pvh_long
     .word 0x10
 .code64
 pvh_long:
-    mov eax, 0x18
-    mov ds, eax
-    mov es, eax
-    mov ss, eax
+    load_data_segments
 
 .global _start
 _start:
@@ -123,26 +132,14 @@ trampoline_begin:
     mov ax, cs
     mov ds, ax
     lgdt [8]
-    mov eax, 0x620               # PAE, OSFXSR, OSXMMEXCPT
-    mov cr4, eax
-    mov eax, PML4
-    mov cr3, eax
-    mov ecx, 0xc0000080
-    mov eax, 0x100               # long mode
-    xor edx, edx
-    wrmsr
-    mov eax, 0x80000033          # paging, numeric errors, extension type, monitor, protection
-    mov cr0, eax
+    enter_long_mode 0x620        # PAE, OSFXSR, OSXMMEXCPT
     .byte 0x66, 0xea             # ljmp 0x10:ap_entry_stack
     .long ap_entry_stack
     .word 0x10
 trampoline_end:
 .code64
 ap_entry_stack:
-    mov eax, 0x18
-    mov ds, eax
-    mov es, eax
-    mov ss, eax
+    load_data_segments
     mov eax, 0xfee00020
     mov esp, [rax]
     shr esp, 24
